@@ -1,0 +1,136 @@
+"""What the scripts in `jobs/` share: arguments, the walk, errors in one line.
+
+Exit codes: 0 done; 1 the run stopped (data, leaks, storage) and can go on later; 2 the study, the profile
+or the command line is wrong and nothing was computed; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from engine.core.errors import EngineError, StudyError
+from engine.core.progress import say
+from engine.core.step import Step
+from engine.core.store import Store
+from engine.execute import discard, execute, inspect
+from engine.plan import named, plan, until
+from engine.runtime.base import Runtime
+from engine.runtime.inline import InlineRuntime
+from engine.study import Profile, Study, apply_sets, load_profile, load_study, validate
+
+
+def run_study(argv: Sequence[str] | None = None, *, until_step: str | None = None, dry_run: bool = False) -> int:
+    """Run a study, or as much of it as the arguments say; returns the exit code."""
+    arguments = _parser(until_step, dry_run).parse_args(argv)
+    try:
+        return _run(arguments, arguments.until or until_step, arguments.dry_run or dry_run)
+    except EngineError as error:
+        say(f"error: {' '.join(str(error).split())}")
+        return error.exit_code
+    except KeyboardInterrupt:
+        say("interrupted: the same command goes on from what is committed")
+        return 130
+
+
+def _parser(until_step: str | None, dry_run: bool) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Run a study: from labelled images to synthetic ones.")
+    parser.add_argument("study", type=Path, help="the study file (YAML)")
+    parser.add_argument("--profile", type=Path, help="where and how to compute (YAML); default: this machine")
+    parser.add_argument(
+        "--set", dest="sets", action="append", default=[], metavar="A.B=C",
+        help="change a field of the study, or of the profile by profile.a=b; repeatable",
+    )  # fmt: skip
+    parser.add_argument("--until", metavar="STEP", default=None, help=f"stop after this step (default: {until_step or 'the last'})")
+    parser.add_argument("--dry-run", action="store_true", default=dry_run, help="print the plan, what is there and why not")
+    parser.add_argument("--preview", type=int, metavar="N", help="make N images per class on one page, with the cost of all")
+    parser.add_argument(
+        "--discard", action="append", default=[], metavar="STEP",
+        help="throw away what this step has committed, then go on; repeatable",
+    )  # fmt: skip
+    return parser
+
+
+def _run(arguments: argparse.Namespace, last: str | None, dry_run: bool) -> int:
+    study, profile = read(arguments.study, arguments.profile, arguments.sets)
+    steps = plan(study)
+    if last:
+        steps = until(steps, last)
+    if arguments.preview is not None and not 1 <= arguments.preview <= 1000:
+        raise StudyError(f"--preview {arguments.preview}: must be between 1 and 1000 images per class")
+    store = Store(profile.storage)
+    if dry_run:
+        print_plan(study, steps, store)
+        return 0
+    store.probe()
+    for name in arguments.discard:
+        for step in named(plan(study), name):
+            say(f"{step.label:<20} {step.key}  discarded {discard(step, store)} shards and its result")
+    say(f"study {study.name}: {len(steps)} steps, storage {store.url}")
+    started = time.monotonic()
+    runtime = make_runtime(profile)
+    try:
+        if arguments.preview is not None:
+            from engine.preview import preview
+
+            preview(study, steps, store, runtime, profile, arguments.preview)
+        else:
+            manifests = execute(steps, store, runtime, profile)
+            for step in steps:
+                show_sheet(study, step, store, manifests[step.key].keys(file="sheet.png"))
+    finally:
+        runtime.close()
+    say(f"done in {time.monotonic() - started:.1f} s")
+    return 0
+
+
+def read(study: Path, profile: Path | None, sets: Sequence[str]) -> tuple[Study, Profile]:
+    """The study and the profile with settings laid over both. Raises `StudyError`."""
+    for_profile = [setting.removeprefix("profile.") for setting in sets if setting.startswith("profile.")]
+    for_study = [setting for setting in sets if not setting.startswith("profile.")]
+    if profile is not None:
+        return load_study(study, for_study), load_profile(profile, for_profile)
+    return load_study(study, for_study), validate(Profile, apply_sets({}, for_profile), "profile")
+
+
+def make_runtime(profile: Profile) -> Runtime:
+    """The runtime that the profile asks for; nothing is started yet."""
+    if profile.runtime == "inline":
+        return InlineRuntime()
+    from engine.runtime.cluster import RayRuntime
+
+    # Under `ray job submit` the head says where it is; a profile that says `local` is meant.
+    return RayRuntime(profile.address, profile.num_cpus, warn=say)
+
+
+def print_plan(study: Study, steps: Sequence[Step], store: Store) -> None:
+    """The plan with what is there and, for the rest, why not."""
+    print(f"study {study.name}, storage {store.url}")
+    for status in inspect(steps, store):
+        why = f": {status.why}" if status.why else ""
+        print(f"  {status.step.label:<20} {status.step.key}  {status.state}{why}")
+
+
+def show_sheet(study: Study, step: Step, store: Store, keys: Sequence[str]) -> None:
+    """Copy a step's picture sheet to where a person finds it, and say where."""
+    for key in keys:
+        page = store.page(study.name, f"{step.label}.png")
+        store.put(page, store.read(key))
+        say(f"picture sheet: {store.location(page)}")
+
+
+def main(**options: str | bool) -> None:
+    """Entry of a script in `jobs/`."""
+    # A closed pipe (`… | head`) is no error worth a traceback.
+    try:
+        code = run_study(**options)  # type: ignore[arg-type]
+    except BrokenPipeError:
+        code = 0
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Threads of libraries that wait on dead sockets must not keep a finished run alive.
+    os._exit(code)

@@ -1,0 +1,139 @@
+"""What `execute` hands to a step: its inputs, the store, and the runtime behind two verbs."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from engine.core.fit import FitContext, read_progress, read_result
+from engine.core.manifest import Manifest, Part
+from engine.core.progress import Bar, say
+from engine.core.resources import FitResources, StageResources
+from engine.core.shards import Commit, Shard, ShardSet, ShardWorker
+from engine.core.spec import digest
+from engine.core.stage import Place, Stage
+from engine.core.step import Step
+from engine.core.store import Store, attempt_name
+from engine.runtime.base import Runtime
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a step's `run` returns; `execute` makes the manifest of it."""
+
+    parts: Sequence[Part]
+    rows: int
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Context:
+    """The world as one step sees it. `inputs` are the manifests of the steps that this one needs."""
+
+    step: Step
+    inputs: Mapping[str, Manifest]
+    store: Store
+    runtime: Runtime
+    stage_resources: Callable[[str], StageResources]
+    fit_resources: FitResources
+    device: str
+    interval: float = 10.0
+
+    @property
+    def prefix(self) -> str:
+        """Where this step's data lies."""
+        return self.store.step(self.step.kind, self.step.key)
+
+    def progress(self, total: int, unit: str, done: int = 0) -> Bar:
+        return Bar(self.step.label, total, unit, done=done, interval=self.interval)
+
+    def say(self, text: str) -> None:
+        say(f"  {self.step.label}: {text}")
+
+    def table(self, name: str, rows: pa.Table, /, *, row_group_size: int | None = None, **tags: str) -> Part:
+        """Write a table of this step; `row_group_size` rows are read at once by workers."""
+        sink = pa.BufferOutputStream()
+        pq.write_table(rows, sink, compression="zstd", row_group_size=row_group_size)
+        return self._write(name, "parquet", memoryview(sink.getvalue()), rows.num_rows, tags)
+
+    def file(self, name: str, suffix: str, data: bytes, /, **tags: str) -> Part:
+        return self._write(name, suffix, memoryview(data), 0, tags)
+
+    def _write(self, name: str, suffix: str, data: memoryview, rows: int, tags: dict[str, str]) -> Part:
+        key = self.store.part(self.prefix, name, suffix)
+        self.store.put_new(key, data)
+        sha256 = hashlib.sha256(data).hexdigest()
+        return Part(key=key, rows=rows, bytes=data.nbytes, sha256=sha256, tags=tags)
+
+    def compute(
+        self,
+        stage_name: str,
+        shards: Sequence[Shard],
+        *,
+        rows_of: Callable[[Store, Mapping[str, Any]], pa.Table],
+        stages: Sequence[Stage],
+        schema: pa.Schema | Callable[[], pa.Schema],
+        fingerprint: Mapping[str, Any],
+        prefix: str | None = None,
+        unit: str = "images",
+    ) -> list[Commit]:
+        """Stream the shards that have no commit yet through a pool of workers; returns all commits, in order."""
+        shard_set = ShardSet(self.store, prefix or self.prefix)
+        shard_set.claim(fingerprint, discard=f"--discard {self.step.label}")
+        standing = shard_set.committed()
+        missing = [shard for shard in shards if shard.name not in standing]
+        total = sum(shard.rows for shard in shards)
+        resources = self.stage_resources(stage_name)
+        reasons: dict[str, int] = {}
+        done = total - sum(shard.rows for shard in missing)
+        if done and missing:
+            self.say(f"{len(shards) - len(missing)} of {len(shards)} shards are committed already")
+        if missing:
+            place = Place(self.device, resources.threads, resources.batch_size)
+            worker = ShardWorker(shard_set, rows_of, stages, schema, place)
+            with self.progress(total, unit, done) as bar:
+                for summary in self.runtime.stream(worker, missing, resources):
+                    for reason, count in summary["reasons"].items():
+                        reasons[reason] = reasons.get(reason, 0) + count
+                    quarantined = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+                    bar.advance(summary["rows"], f"quarantined: {quarantined}" if reasons else "")
+        return shard_set.collect(shards)
+
+    def fit(self, train: Callable[[FitContext], None], unit: str) -> tuple[list[Part], dict[str, Any]]:
+        """Fit on the runtime's workers, from the newest checkpoint if there is one; returns weights and figures."""
+        attempt, work = attempt_name(), self.store.work(self.step.key)
+        inputs = digest({name: manifest.digest for name, manifest in self.inputs.items()})
+        output = self.store.join(self.prefix, "weights", attempt)
+        context = FitContext(self.store, work, attempt=attempt, output=output, inputs=inputs,
+                             checkpoint_every=self.fit_resources.checkpoint_every)  # fmt: skip
+        ended = threading.Event()
+
+        def watch() -> None:
+            bar = None
+            while not ended.wait(1.0):
+                state = read_progress(self.store, work, attempt)
+                if state is None:
+                    continue
+                if bar is None:
+                    bar = self.progress(state.total, unit, state.done)
+                    bar.__enter__()
+                note = ", ".join(f"{name} {value:.4g}" for name, value in state.metrics.items())
+                bar.advance(state.done - bar.done, note)
+            if bar is not None:
+                bar.__exit__(None, None, None)
+
+        watcher = threading.Thread(target=watch, daemon=True, name="progress")
+        watcher.start()
+        try:
+            self.runtime.fit(train, context, self.fit_resources)
+        finally:
+            ended.set()
+            watcher.join()
+        return read_result(self.store, work, attempt)

@@ -1,0 +1,43 @@
+"""Stored images as one array in memory, or mapped from a file where they are many."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pyarrow.compute as pc
+
+from engine.core import rows
+from engine.core.images import decode_own
+from engine.core.store import Store
+
+_IN_MEMORY_BYTES = 2 * 2**30
+
+
+def read_pixels(
+    store: Store, keys: Sequence[str], shape: tuple[int, int, int], threads: int = 4
+) -> tuple[np.ndarray, list[str]]:
+    """Pixels uint8 (n, height, width, channels) and ids of all images of these parts, in order.
+
+    Beyond 2 GiB the array lies in an unnamed temporary file, so that memory stays bounded by the page cache.
+    """
+    count = 0
+    for key in keys:
+        with store.parquet(key) as file:
+            count += file.metadata.num_rows
+    whole = (count, *shape)
+    if int(np.prod(whole)) <= _IN_MEMORY_BYTES:
+        pixels = np.empty(whole, dtype=np.uint8)
+    else:
+        pixels = np.memmap(tempfile.TemporaryFile(), dtype=np.uint8, mode="w+", shape=whole)
+    ids: list[str] = []
+    with ThreadPoolExecutor(threads) as pool:
+        for table in store.tables(list(keys), [rows.IMAGE_ID, rows.IMAGE]):
+            encoded = pc.struct_field(table[rows.IMAGE], "bytes").to_pylist()
+            for image in pool.map(decode_own, encoded):
+                pixels[len(ids)] = image
+                ids.append("")
+            ids[len(ids) - len(encoded) :] = table[rows.IMAGE_ID].to_pylist()
+    return pixels, ids

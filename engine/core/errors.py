@@ -1,0 +1,29 @@
+"""The errors that a person sees: one line each that says what is wrong, where, and what to change."""
+
+
+class EngineError(Exception):
+    """A run cannot go on. The command line prints its text alone and exits with `exit_code`."""
+
+    exit_code = 1
+
+
+class StudyError(EngineError):
+    """The study, the profile or the command line is wrong; nothing was computed."""
+
+    exit_code = 2
+
+
+class DataError(EngineError):
+    """The images or their labels cannot be used as they are."""
+
+
+class LeakError(DataError):
+    """Images or groups stand in more than one split."""
+
+
+class StorageError(EngineError):
+    """Storage refused, failed or holds what this engine did not write."""
+
+
+class ResumeError(EngineError):
+    """What lies in storage was made under other settings, code or weights."""

@@ -1,0 +1,128 @@
+"""What a plugin's `fit` is given: its place among the workers, checkpoints, and where weights go.
+
+A fit knows nothing of Ray. Every worker of one fit runs the same function; rank 0 writes. Checkpoints are
+flattened safetensors and JSON in the store, so that any later attempt, on any machine, adopts the newest
+complete one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.core.manifest import Part
+from engine.core.store import Store
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_KEEP = 2
+
+
+@dataclass
+class FitContext:
+    """One worker's view of a fit.
+
+    work: prefix in the store of checkpoints and progress, shared by all attempts at this fit.
+    output: prefix for this attempt's weights.
+    inputs: digest of what the fit reads; a checkpoint of other inputs is not adopted.
+    attempt: names this attempt; the result is published under it.
+    """
+
+    store: Store
+    work: str
+    output: str
+    attempt: str
+    inputs: str
+    rank: int = 0
+    world_size: int = 1
+    device: str = "cpu"
+    checkpoint_every: int = 500
+    on_report: Callable[[dict[str, Any]], None] | None = None
+
+    def report(self, done: int, total: int, **metrics: float) -> None:
+        """Tell how far the fit is. All ranks call it at the same step; rank 0 is heard."""
+        if self.rank == 0:
+            message = {"done": done, "total": total, "metrics": metrics, "time": time.time()}
+            self.store.put(self.store.join(self.work, self.attempt, "progress.json"), json.dumps(message).encode())
+        if self.on_report is not None:
+            self.on_report({"done": done, **metrics})
+
+    def save_checkpoint(self, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Write a checkpoint of rank 0 and drop all but the newest two."""
+        if self.rank != 0:
+            return
+        from safetensors.torch import save
+
+        data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+        key = self.store.join(self.work, self.attempt, f"checkpoint-{step:08d}.safetensors")
+        # A new attempt may pass the same step again: data first, then the record that vouches for it.
+        self.store.put(key, data)
+        record = {
+            "step": step, "data": key, "sha256": hashlib.sha256(data).hexdigest(), "state": state, "inputs": self.inputs,
+        }  # fmt: skip
+        self.store.put(key.removesuffix("safetensors") + "json", json.dumps(record).encode())
+        for _, old in self._records()[:-_KEEP]:
+            self.store.delete(old)
+            self.store.delete(old.removesuffix("json") + "safetensors")
+
+    def latest_checkpoint(self) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
+        """Step, tensors and state of the newest complete checkpoint of any attempt, or None."""
+        from safetensors.torch import load
+
+        for _, key in reversed(self._records()):
+            try:
+                record = json.loads(self.store.read(key))
+                data = self.store.read(record["data"])
+            except (ValueError, KeyError, FileNotFoundError):
+                continue  # torn by a kill, or pruned by another attempt meanwhile
+            if record.get("inputs") == self.inputs and hashlib.sha256(data).hexdigest() == record["sha256"]:
+                return int(record["step"]), load(data), record["state"]
+        return None
+
+    def publish(self, folder: Path, metrics: dict[str, Any]) -> None:
+        """Hand the trained weights (all files below `folder`) and figures to the step that asked for the fit."""
+        if self.rank != 0:
+            return
+        parts = []
+        for path in sorted(item for item in folder.rglob("*") if item.is_file()):
+            data = path.read_bytes()
+            relative = path.relative_to(folder).as_posix()
+            key = self.store.join(self.output, relative)
+            self.store.put_new(key, data)
+            part = Part(key=key, bytes=len(data), sha256=hashlib.sha256(data).hexdigest(), tags={"file": relative})
+            parts.append(part.model_dump())
+        result = {"parts": parts, "metrics": metrics}
+        self.store.put(self.store.join(self.work, self.attempt, "result.json"), json.dumps(result).encode())
+
+    def _records(self) -> list[tuple[str, str]]:
+        keys = (key for key in self.store.list(self.work) if key.endswith(".json") and "/checkpoint-" in key)
+        return sorted((key.rpartition("/")[2], key) for key in keys)
+
+
+@dataclass(frozen=True)
+class FitProgress:
+    """What `report` last said."""
+
+    done: int
+    total: int
+    metrics: dict[str, float]
+
+
+def read_progress(store: Store, work: str, attempt: str) -> FitProgress | None:
+    try:
+        message = json.loads(store.read(store.join(work, attempt, "progress.json")))
+    except (FileNotFoundError, ValueError):
+        return None
+    return FitProgress(message["done"], message["total"], message["metrics"])
+
+
+def read_result(store: Store, work: str, attempt: str) -> tuple[list[Part], dict[str, Any]]:
+    """Parts and metrics that `publish` left. Raises `FileNotFoundError` where the fit did not end."""
+    result = json.loads(store.read(store.join(work, attempt, "result.json")))
+    return [Part.model_validate(part) for part in result["parts"]], result["metrics"]

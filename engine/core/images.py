@@ -1,0 +1,184 @@
+"""Images: safe decoding, the one preprocessing, and the codec.
+
+Real and synthetic images pass the same `Preprocess`; otherwise "blurry" or "JPEG" would come to mean
+"minority class". What a file is converted to:
+
+    CMYK, YCbCr, LAB       to RGB by Pillow
+    palette, any alpha     composited over white
+    16-bit integers        the upper 8 bits (no windowing)
+    floats                 0..1 times 255; anything outside is refused, as are NaN and infinity
+    EXIF orientation       applied; EXIF, GPS, profiles and text are dropped
+    animations, pages      the first frame
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import warnings
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image, ImageOps, PngImagePlugin
+from pydantic import Field
+
+from engine.core.spec import Spec
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+EXTENSIONS = {
+    ".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP",
+    ".tif": "TIFF", ".tiff": "TIFF", ".gif": "GIF",
+}  # fmt: skip
+MAX_PIXELS = 50_000_000
+MAX_BYTES = 256 * 2**20
+
+# Formats that Pillow or a browser may read and that have no business in a dataset: programs, vectors, stacks.
+_REFUSED_HEADS = {
+    b"%!PS": "EPS", b"\xc5\xd0\xd3\xc6": "EPS", b"%PDF": "PDF", b"8BPS": "PSD", b"SIMPLE": "FITS", b"<svg": "SVG",
+}  # fmt: skip
+
+Codec = Literal["png", "jpeg", "webp"]
+
+
+class Rejected(Exception):
+    """An image that is not used; `reason` is a word for tables, the text says more."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+
+
+class Preprocess(Spec):
+    """What every image goes through, real or synthetic. `size` is the side of the square in pixels."""
+
+    size: int = Field(ge=8, le=2048)
+    channels: Literal["L", "RGB"] = "RGB"
+    # crop: the centre square; pad: the whole picture on black; stretch: the aspect is lost.
+    fit: Literal["crop", "pad", "stretch"] = "crop"
+    resampling: Literal["bicubic", "lanczos", "bilinear", "nearest"] = "bicubic"
+    codec: Codec = "png"
+    quality: int = Field(default=95, ge=1, le=100)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Height, width, channels of every image in the study."""
+        return (self.size, self.size, 1 if self.channels == "L" else 3)
+
+
+def decode(data: bytes, uri: str = "", *, check_extension: bool = True) -> Image.Image:
+    """Decode foreign bytes to mode L or RGB. Raises `Rejected` with a reason; run it in a `Sandbox`."""
+    if not data:
+        raise Rejected("empty")
+    if len(data) > MAX_BYTES:
+        raise Rejected("too_large", f"{len(data):,} bytes")
+    head = data[:512].lstrip()
+    for magic, name in _REFUSED_HEADS.items():
+        if head.startswith(magic) or (name == "SVG" and b"<svg" in head):
+            raise Rejected("format_not_allowed", name)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+            image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+            claimed = EXTENSIONS.get(PurePosixPath(uri).suffix.lower())
+            if check_extension and claimed and image.format != claimed:
+                raise Rejected("wrong_extension", f"{image.format} named {PurePosixPath(uri).suffix}")
+            frames = getattr(image, "n_frames", 1)
+            if image.width * image.height * frames > MAX_PIXELS:
+                raise Rejected("too_large", f"{image.width} x {image.height} x {frames}")
+            image.load()
+            image = ImageOps.exif_transpose(image)
+            return _to_eight_bits(image)
+    except Rejected:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError) as error:
+        raise Rejected("too_large", str(error)) from None
+    except Exception as error:  # Pillow's decoders raise nearly every kind of exception on broken input
+        reason = "too_large" if "too large" in str(error).lower() else "not_decodable"
+        raise Rejected(reason, f"{type(error).__name__}: {error}"[:200]) from None
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    if image.mode in ("L", "RGB"):
+        return image
+    if image.mode == "1":
+        return image.convert("L")
+    if image.mode.startswith("I;16") or image.mode == "I":
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise Rejected("range", f"integers from {values.min()} to {values.max()}")
+        return Image.fromarray((values >> 8).astype(np.uint8))
+    if image.mode == "F":
+        floats = np.asarray(image)
+        if not np.isfinite(floats).all():
+            raise Rejected("not_finite")
+        if floats.min() < 0 or floats.max() > 1:
+            raise Rejected("range", f"floats from {floats.min():g} to {floats.max():g}, not 0 to 1")
+        return Image.fromarray(np.round(floats * 255).astype(np.uint8))
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def pixel_sha256(image: Image.Image) -> str:
+    """Digest of the decoded pixels: equal for files that differ in metadata or packing alone."""
+    hasher = hashlib.sha256(f"{image.mode} {image.width} {image.height}".encode())
+    hasher.update(image.tobytes())
+    return hasher.hexdigest()
+
+
+def preprocess(image: Image.Image, spec: Preprocess) -> np.ndarray:
+    """Bring a decoded image to the study's size and channels: uint8 of shape (size, size, channels)."""
+    image = image.convert(spec.channels)
+    resampling = Image.Resampling[spec.resampling.upper()]
+    side = (spec.size, spec.size)
+    if image.size != side:
+        if spec.fit == "stretch":
+            image = image.resize(side, resampling)
+        elif spec.fit == "pad":
+            image = ImageOps.pad(image, side, resampling)
+        else:
+            image = ImageOps.fit(image, side, resampling)
+    return np.asarray(image).reshape(spec.shape)
+
+
+def encode(pixels: np.ndarray, spec: Preprocess, metadata: Mapping[str, str] | None = None) -> bytes:
+    """Encode uint8 pixels (height, width, channels) by the study's codec.
+
+    `metadata` marks generated files: PNG text chunks; the entry `xmp` is written as XMP in every codec.
+    """
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    target = io.BytesIO()
+    entries = dict(metadata or {})
+    xmp = entries.pop("xmp", None)
+    if spec.codec == "png":
+        info = PngImagePlugin.PngInfo()
+        for name, text in entries.items():
+            info.add_text(name, text) if text.isascii() else info.add_itxt(name, text)
+        if xmp:
+            info.add_itxt("XML:com.adobe.xmp", xmp)
+        image.save(target, "PNG", compress_level=1 if spec.size > 64 else 6, pnginfo=info)
+    else:
+        options: dict[str, Any] = {"xmp": xmp.encode()} if xmp else {}
+        if spec.codec == "jpeg":
+            subsampling = {"subsampling": 0} if spec.channels == "RGB" else {}
+            options |= {"quality": spec.quality, **subsampling}
+            if entries:
+                options["comment"] = "\n".join(f"{name}={text}" for name, text in entries.items())
+            image.save(target, "JPEG", **options)
+        else:
+            image.save(target, "WEBP", lossless=True, method=0, **options)
+    return target.getvalue()
+
+
+def decode_own(data: bytes) -> np.ndarray:
+    """Decode an image that `encode` made: uint8 (height, width, channels)."""
+    pixels = np.asarray(Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")))
+    return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def extension(spec: Preprocess) -> str:
+    return {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}[spec.codec]

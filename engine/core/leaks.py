@@ -1,0 +1,116 @@
+"""Leaks between splits: exact duplicates, groups that cross, and near duplicates.
+
+A near duplicate needs two independent signals, the perceptual hash and the embedding. Fixed thresholds
+fail (what is rare among photographs is common among X-rays), so both are set from the data: a small
+quantile of nearest-neighbour distances between images of *different groups* within train, which are known
+to be different pictures.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from engine.core import rows
+
+_NEIGHBOURS = 10
+_SAMPLE = 5_000
+_BLOCK = 1024
+
+
+@dataclass(frozen=True)
+class Leak:
+    """`kind` is `exact`, `group` or `near`."""
+
+    kind: str
+    first: str
+    first_uri: str
+    first_split: str
+    second: str
+    second_uri: str
+    second_split: str
+    detail: str = ""
+
+
+def find_leaks(
+    index: pa.Table, vectors: np.ndarray | None, quantile: float
+) -> tuple[list[Leak], dict[str, Any]]:
+    """All leaks among the images of `index`, and the thresholds used for near duplicates.
+
+    vectors: float32 (n, width), rows of NaN for images without; None looks for no near duplicates.
+    """
+    ids, uris = index[rows.IMAGE_ID].to_pylist(), index[rows.URI].to_pylist()
+    splits = np.asarray(index[rows.SPLIT].to_pylist(), dtype=object)
+
+    def leak(kind: str, a: int, b: int, detail: str = "") -> Leak:
+        return Leak(kind, ids[a], uris[a], splits[a], ids[b], uris[b], splits[b], detail)
+
+    leaks = []
+    for kind, column in (("exact", rows.PIXEL_SHA256), ("group", rows.GROUP_ID)):
+        first: dict[tuple[str, str], int] = {}
+        by_value: dict[str, list[int]] = {}
+        for row, value in enumerate(index[column].to_pylist()):
+            if first.setdefault((value, splits[row]), row) == row:
+                by_value.setdefault(value, []).append(row)
+        for value, found in by_value.items():
+            detail = value if kind == "group" else ""
+            leaks += [leak(kind, a, b, detail) for a, b in combinations(found, 2)]
+    if vectors is None:
+        return leaks, {}
+    known = {(found.first, found.second) for found in leaks} | {(found.second, found.first) for found in leaks}
+    near, thresholds = _near_pairs(index, vectors, splits, quantile)
+    for a, b, bits, distance in near:
+        if (ids[a], ids[b]) not in known:
+            leaks.append(leak("near", a, b, f"hash {bits} bits apart, embedding {distance:.4f}"))
+    return leaks, thresholds
+
+
+def _near_pairs(
+    index: pa.Table, vectors: np.ndarray, splits: np.ndarray, quantile: float
+) -> tuple[list[tuple[int, int, int, float]], dict[str, Any]]:
+    import faiss
+
+    norms = np.linalg.norm(vectors, axis=1)
+    usable = np.isfinite(norms) & (norms > 0)
+    unit = np.ascontiguousarray(vectors / np.where(usable, norms, 1)[:, None], dtype=np.float32)
+    hashes = np.asarray([int(value, 16) for value in index[rows.PHASH].to_pylist()], dtype=np.uint64)
+    groups = np.asarray(index[rows.GROUP_ID].to_pylist(), dtype=object)
+
+    def neighbours(queries: np.ndarray, among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        flat = faiss.IndexFlatIP(unit.shape[1])
+        flat.add(unit[among])
+        similarity, found = flat.search(unit[queries], min(_NEIGHBOURS, len(among)))
+        return 1 - similarity, among[found]
+
+    train = np.flatnonzero((splits == "train") & usable)
+    if len(train) < 20:
+        return [], {}
+    sample = train[:: max(1, len(train) // _SAMPLE)]
+    distance, found = neighbours(sample, train)
+    other_group = groups[found] != groups[sample][:, None]
+    nearest = np.where(other_group, distance, np.inf).min(axis=1)
+    distance_limit = float(np.quantile(nearest[np.isfinite(nearest)], quantile)) if np.isfinite(nearest).any() else 0.0
+    nearest_bits = np.full(len(sample), 64)
+    for start in range(0, len(sample), _BLOCK):
+        queries = sample[start : start + _BLOCK]
+        bits = np.bitwise_count(hashes[queries][:, None] ^ hashes[train][None, :]).astype(np.int64)
+        bits[groups[queries][:, None] == groups[train][None, :]] = 64
+        nearest_bits[start : start + _BLOCK] = bits.min(axis=1)
+    bits_limit = int(np.quantile(nearest_bits, quantile))
+
+    pairs: dict[tuple[int, int], tuple[int, float]] = {}
+    for earlier, later in (("train", "val"), ("train", "test"), ("val", "test")):
+        among, queries = (np.flatnonzero((splits == name) & usable) for name in (earlier, later))
+        if not len(among) or not len(queries):
+            continue
+        distance, found = neighbours(queries, among)
+        bits = np.bitwise_count(hashes[found] ^ hashes[queries][:, None])
+        for row, column in zip(*np.nonzero((distance <= distance_limit) & (bits <= bits_limit)), strict=True):
+            pair = (int(found[row, column]), int(queries[row]))
+            pairs[pair] = (int(bits[row, column]), float(distance[row, column]))
+    near = [(a, b, bits, distance) for (a, b), (bits, distance) in sorted(pairs.items())]
+    return near, {"hash_bits": bits_limit, "embedding_distance": round(distance_limit, 6)}

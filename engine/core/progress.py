@@ -1,0 +1,96 @@
+"""Progress of long work: what is done, n of N, rate, time left.
+
+A live bar where a terminal is there (rich); elsewhere, a plain line at most every `interval` seconds, so
+that a cluster's log stays readable.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class Bar:
+    """One piece of work. `advance` counts `unit`s done; what was found done at the start is no part of the rate."""
+
+    def __init__(
+        self, label: str, total: int, unit: str, *, done: int = 0, stream: TextIO | None = None, interval: float = 10.0
+    ) -> None:
+        self.label, self.total, self.unit = label, total, unit
+        self.done, self.initial, self.interval = done, done, interval
+        self.note = ""
+        self.stream = stream or sys.stderr
+        self.started = self.printed = time.monotonic()
+        self.live: Progress | None = None
+        if self.stream.isatty():
+            self.live = Progress(
+                TextColumn("  {task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[unit]} · {task.fields[rate]}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=Console(file=self.stream),
+                transient=True,
+            )
+            self.task = self.live.add_task(label, total=total, completed=done, unit=unit, rate="", note="")
+
+    def rate(self) -> float:
+        """Units per second since the start, of this run alone."""
+        return (self.done - self.initial) / max(time.monotonic() - self.started, 1e-9)
+
+    def line(self) -> str:
+        """The state in one line."""
+        rate, left = self.rate(), self.total - self.done
+        text = f"{self.label}: {self.done:,} of {self.total:,} {self.unit}"
+        if rate > 0:
+            text += f" · {rate:,.1f}/s · {_clock(left / rate)} left" if left else f" · {rate:,.1f}/s"
+        return f"{text} · {self.note}" if self.note else text
+
+    def advance(self, count: int, note: str = "") -> None:
+        """Count `count` more units as done and show `note` beside the bar."""
+        self.done += count
+        self.note = note or self.note
+        if self.live is not None:
+            self.live.update(self.task, completed=self.done, rate=f"{self.rate():,.1f}/s", note=self.note)
+            return
+        now = time.monotonic()
+        if now - self.printed >= self.interval:
+            self.printed = now
+            print(f"  {self.line()}", file=self.stream, flush=True)
+
+    def __enter__(self) -> Bar:
+        if self.live is not None:
+            self.live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.live is not None:
+            self.live.stop()
+
+
+def say(text: str, **options: Any) -> None:
+    """Print one line about the run for a person to read (stderr; results go to stdout)."""
+    print(text, file=options.get("stream") or sys.stderr, flush=True)

@@ -1,0 +1,87 @@
+"""Plugins, found by convention.
+
+The plugin `name` of a `family` is the class `CamelCase(name)` of the module `engine.<family>.<name>`, or
+an entry point `name` in the group `engine.<family>` of any installed distribution. Nothing is listed
+here: adding a generator is adding one file. Plugin modules import nothing heavy at module level, so that
+a study can be read, checked and planned without torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import re
+from importlib.metadata import entry_points
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import PydanticCustomError
+
+from engine.core.errors import StudyError
+from engine.core.spec import Spec
+
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+def resolve(family: str, name: str) -> Any:
+    """Return the class of the plugin. Raises `StudyError` that lists what there is."""
+    if _NAME.fullmatch(name):
+        module_name = f"engine.{family}.{name}"
+        try:
+            module = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            if error.name != module_name:  # the plugin exists; one of its own imports does not
+                raise
+        else:
+            return getattr(module, "".join(part.capitalize() for part in name.split("_")))
+        for point in entry_points(group=f"engine.{family}", name=name):
+            return point.load()
+    raise StudyError(f"no {family} plugin named {name!r}; there are: {', '.join(available(family))}")
+
+
+def available(family: str) -> list[str]:
+    """Names of all plugins of a family, sorted."""
+    package = importlib.import_module(f"engine.{family}")
+    found = {module.name for module in pkgutil.iter_modules(package.__path__)}
+    found |= {point.name for point in entry_points(group=f"engine.{family}")}
+    return sorted(found)
+
+
+class PluginField:
+    """Validates `{name: x, …}` by the spec of plugin x of a family, and keeps the place of an error.
+
+    Used as `Annotated[SerializeAsAny[Spec], BeforeValidator(PluginField("readers"))]`.
+    """
+
+    def __init__(self, family: str) -> None:
+        self.family = family
+
+    def __call__(self, value: Any) -> Any:
+        if isinstance(value, Spec):
+            return value
+        if isinstance(value, str):
+            value = {"name": value}
+        if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+            raise PydanticCustomError("explained", "must name its plugin: {{name: …}}")
+        try:
+            return resolve(self.family, value["name"]).Spec.model_validate(value)
+        except StudyError as error:
+            raise PydanticCustomError("explained", "{text}", {"text": str(error)}) from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise PydanticCustomError("explained", "{text}", {"text": explain(first), "place": place}) from None
+
+
+def explain(error: Any) -> str:
+    """One of pydantic's errors in words: what must be, and what is."""
+    text = str(error["msg"])
+    if error["type"] == "explained":
+        return text
+    if error["type"] == "extra_forbidden":
+        return "no such field"
+    if error["type"] == "missing":
+        return "is missing"
+    shown = repr(error.get("input"))
+    text = text.removeprefix("Value error, ").removeprefix("Input should be ")
+    return f"must be {text[:1].lower()}{text[1:]}, is {shown if len(shown) < 60 else shown[:57] + '...'}"

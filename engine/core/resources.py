@@ -1,0 +1,31 @@
+"""What a profile grants: no part of any identity."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from engine.core.spec import Spec
+
+
+class StageResources(Spec):
+    """One pool of actors. `batch_size` is the micro-batch; pixels of generated images may depend on it."""
+
+    actors: Annotated[int, Field(ge=1)] = 1
+    cpus: Annotated[float, Field(gt=0)] = 1.0
+    gpus: Annotated[float, Field(ge=0)] = 0.0
+    batch_size: Annotated[int, Field(ge=1, le=65536)] = 32
+    # Threads of each stage that decodes or encodes.
+    threads: Annotated[int, Field(ge=1, le=256)] = 1
+    shards_per_call: Annotated[int, Field(ge=1, le=64)] = 4
+
+
+class FitResources(Spec):
+    workers: Annotated[int, Field(ge=1)] = 1
+    cpus: Annotated[float, Field(gt=0)] = 1.0
+    gpus: Annotated[float, Field(ge=0)] = 0.0
+    # How often a lost worker is replaced before the run stops.
+    max_failures: Annotated[int, Field(ge=0)] = 3
+    # Optimizer steps between two checkpoints: what a kill can cost.
+    checkpoint_every: Annotated[int, Field(ge=1)] = 500

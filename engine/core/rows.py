@@ -1,0 +1,147 @@
+"""Rows: every table of the engine, every column named once.
+
+Labels stand in one column per task, `label.<task>`: a string, or a list of strings for a task with several
+labels at once; null means unlabelled. Images are the struct {bytes, path} of the Hugging Face `Image`
+feature, and the schema says so, so that `datasets.load_dataset("parquet", …)` shows pictures.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Literal
+
+import pyarrow as pa
+
+TaskKind = Literal["single", "multi"]
+SPLITS = ("train", "val", "test")
+
+IMAGE_ID = "image_id"
+IMAGE = "image"
+SPLIT = "split"
+GROUP_ID = "group_id"
+URI = "uri"
+SOURCE = "source"
+WIDTH = "width"
+HEIGHT = "height"
+PIXEL_SHA256 = "pixel_sha256"
+PHASH = "phash"
+STATUS = "status"
+EMBEDDING = "embedding"
+CLUSTER = "cluster"
+DISTANCE = "distance"
+RANK = "rank"
+PROMPT = "prompt"
+NEGATIVE_PROMPT = "negative_prompt"
+SEED = "seed"
+PARENT_ID = "parent_id"
+STRENGTH = "strength"
+INDEX = "index"
+GENERATOR_KEY = "generator_key"
+
+IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+HUGGING_FACE = {
+    b"huggingface": json.dumps({"info": {"features": {IMAGE: {"_type": "Image"}}}}).encode()
+}
+
+
+def label_column(task: str) -> str:
+    return f"label.{task}"
+
+
+def label_fields(tasks: Mapping[str, TaskKind]) -> list[pa.Field]:
+    return [
+        pa.field(label_column(task), pa.string() if kind == "single" else pa.list_(pa.string()))
+        for task, kind in tasks.items()
+    ]
+
+
+def records_schema(tasks: Mapping[str, TaskKind]) -> pa.Schema:
+    """What a reader lists: one row per image, nothing decoded yet. `split` and `group_id` may be null."""
+    return pa.schema(
+        [
+            pa.field(IMAGE_ID, pa.string()),
+            pa.field(URI, pa.string()),
+            *label_fields(tasks),
+            pa.field(SPLIT, pa.string()),
+            pa.field(GROUP_ID, pa.string()),
+        ]
+    )
+
+
+def images_schema(tasks: Mapping[str, TaskKind]) -> pa.Schema:
+    """Real images after ingest. `width` and `height` are those of the original, in pixels."""
+    return pa.schema(
+        [
+            pa.field(IMAGE_ID, pa.string()),
+            pa.field(IMAGE, IMAGE_TYPE),
+            *label_fields(tasks),
+            pa.field(SPLIT, pa.string()),
+            pa.field(GROUP_ID, pa.string()),
+            pa.field(WIDTH, pa.int32()),
+            pa.field(HEIGHT, pa.int32()),
+            pa.field(SOURCE, pa.string()),
+            pa.field(URI, pa.string()),
+            pa.field(PIXEL_SHA256, pa.string()),
+            pa.field(PHASH, pa.string()),
+        ],
+        metadata=HUGGING_FACE,
+    )
+
+
+def embeddings_schema(width: int) -> pa.Schema:
+    return pa.schema(
+        [pa.field(IMAGE_ID, pa.string()), pa.field(EMBEDDING, pa.list_(pa.float32(), width))]
+    )
+
+
+def clusters_schema(tasks: Mapping[str, TaskKind]) -> pa.Schema:
+    """One row per training image: its cluster within its class, and the Euclidean distance to the centroid."""
+    return pa.schema(
+        [
+            pa.field(IMAGE_ID, pa.string()),
+            *label_fields(tasks),
+            pa.field(CLUSTER, pa.int32()),
+            pa.field(DISTANCE, pa.float32()),
+        ]
+    )
+
+
+def representatives_schema(tasks: Mapping[str, TaskKind]) -> pa.Schema:
+    """`rank` 0 is nearest to the centroid."""
+    return pa.schema([*clusters_schema(tasks), pa.field(RANK, pa.int32())])
+
+
+def request_fields(tasks: Mapping[str, TaskKind]) -> list[pa.Field]:
+    return [
+        pa.field(IMAGE_ID, pa.string()),
+        *label_fields(tasks),
+        pa.field(INDEX, pa.int64()),
+        pa.field(CLUSTER, pa.int32()),
+        pa.field(PROMPT, pa.string()),
+        pa.field(NEGATIVE_PROMPT, pa.string()),
+        pa.field(SEED, pa.int64()),
+        pa.field(PARENT_ID, pa.string()),
+        pa.field(STRENGTH, pa.float32()),
+        pa.field(URI, pa.string()),
+    ]
+
+
+def requests_schema(tasks: Mapping[str, TaskKind]) -> pa.Schema:
+    """What to generate. `uri` names an image that exists already (generator `folder`)."""
+    return pa.schema(request_fields(tasks))
+
+
+def synthetic_schema(tasks: Mapping[str, TaskKind]) -> pa.Schema:
+    """Generated images with all columns of their request."""
+    fields = request_fields(tasks)
+    return pa.schema(
+        [
+            fields[0],
+            pa.field(IMAGE, IMAGE_TYPE),
+            *fields[1:],
+            pa.field(SOURCE, pa.string()),
+            pa.field(GENERATOR_KEY, pa.string()),
+        ],
+        metadata=HUGGING_FACE,
+    )

@@ -1,0 +1,322 @@
+"""Shards: the unit of work and of commit.
+
+What is to be computed is planned first, as shards of fixed membership. A worker computes a shard, writes
+its data under a name unique to the attempt, and commits by one put-if-absent of a small record. Whoever
+loses that race deletes its own data. Readers trust commit records alone, and a restart runs the plan
+minus the commits, so that a kill at any moment loses at most the shards in flight and doubles nothing.
+
+    <prefix>/fingerprint.json               settings, code and weights that all shards share (put if absent)
+    <prefix>/commits/<name>.<n>.json        the commit of generation n: data, and one row for each planned id
+    <prefix>/commits/<name>.<n>.tombstone   generation n is void; the shard is to be made again as n + 1
+    <prefix>/parts/<name>-<attempt>.parquet data
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from engine.core import rows
+from engine.core.errors import ResumeError, StorageError
+from engine.core.manifest import Part
+from engine.core.spec import digest
+from engine.core.stage import Batch, Place, Stage, pipeline
+from engine.core.store import Store
+
+OK = "ok"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Shard:
+    """`name` is unique in its set and safe in a file name; `task` (JSON) says where its rows come from."""
+
+    name: str
+    rows: int
+    task: dict[str, Any]
+    tags: dict[str, str]
+
+    def to_json(self) -> str:
+        return json.dumps({"name": self.name, "rows": self.rows, "task": self.task, "tags": self.tags})
+
+    @classmethod
+    def from_json(cls, text: str) -> Shard:
+        return cls(**json.loads(text))
+
+
+def ids_digest(ids: Iterable[str]) -> str:
+    """Digest of an ordered list of ids: what a shard is a commitment to."""
+    return hashlib.sha256("\n".join(ids).encode()).hexdigest()[:24]
+
+
+@dataclass(frozen=True)
+class Commit:
+    """A valid commit record. `status` is `ok` or the reason for quarantine, one for each planned row."""
+
+    shard: str
+    data: Part | None
+    image_id: tuple[str, ...]
+    status: tuple[str, ...]
+    sha256: tuple[str, ...]
+    provenance: dict[str, Any]
+
+    @property
+    def kept(self) -> int:
+        return sum(status == OK for status in self.status)
+
+
+class ShardSet:
+    """The shards under one prefix of a store. Picklable."""
+
+    def __init__(self, store: Store, prefix: str) -> None:
+        self.store, self.prefix = store, prefix
+
+    def claim(self, fingerprint: Mapping[str, Any], discard: str) -> None:
+        """Bind the set to a fingerprint. Raises `ResumeError` that names every difference from what lies there.
+
+        `discard` tells the person what to type to throw away what lies there.
+        """
+        key = self.store.join(self.prefix, "fingerprint.json")
+        data = json.dumps(fingerprint, sort_keys=True, indent=1).encode()
+        if self.store.put_if_absent(key, data):
+            return
+        try:
+            found = json.loads(self.store.read(key))
+        except ValueError as error:
+            raise StorageError(f"{self.store.location(key)} is no fingerprint; move it away") from error
+        changed = [
+            f"{name} was {found.get(name)!r}, is {fingerprint.get(name)!r}"
+            for name in sorted({*found, *fingerprint})
+            if found.get(name) != fingerprint.get(name)
+        ]
+        if changed:
+            raise ResumeError(
+                f"{self.store.location(self.prefix)} holds shards made otherwise: {'; '.join(changed)}."
+                f" Bring that back, or throw the shards away with {discard}"
+            )
+
+    def committed(self) -> dict[str, int]:
+        """Names of shards with a commit that stands, and its generation. One listing, whatever the size."""
+        commits: dict[str, int] = {}
+        void: set[tuple[str, int]] = set()
+        start = len(self.prefix) + len("/commits/")
+        for key in self.store.list(self.store.join(self.prefix, "commits")):
+            name, _, rest = key[start:].rpartition(".")
+            name, _, generation = name.rpartition(".")
+            if not generation.isdigit():
+                continue  # a temporary file that a kill left behind
+            if rest == "tombstone":
+                void.add((name, int(generation)))
+            elif rest == "json":
+                commits[name] = max(commits.get(name, 0), int(generation))
+        return {name: number for name, number in commits.items() if (name, number) not in void}
+
+    def read(self, name: str, generation: int) -> Commit:
+        """Read and check one commit record. Raises `StorageError` on a foreign or damaged one."""
+        key = self._commit_key(name, generation)
+        try:
+            record = json.loads(self.store.read(key))
+            body = {field: record[field] for field in ("format", "shard", "data", "rows", "provenance")}
+            if record["self"] != digest(body) or record["format"] != _FORMAT or record["shard"] != name:
+                raise ValueError("its digest does not match")
+            columns = record["rows"]
+            return Commit(
+                shard=name,
+                data=Part.model_validate(record["data"]) if record["data"] else None,
+                image_id=tuple(columns[rows.IMAGE_ID]),
+                status=tuple(columns[rows.STATUS]),
+                sha256=tuple(columns["sha256"]),
+                provenance=record["provenance"],
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise StorageError(
+                f"{self.store.location(key)} is damaged or not this engine's ({error}); move it away and run again"
+            ) from error
+
+    def commit(
+        self, shard: Shard, table: pa.Table, status: Sequence[str], provenance: dict[str, Any]
+    ) -> bool:
+        """Write the rows of a shard and commit them; False where another attempt was first.
+
+        `table` holds every planned row in order; only rows whose status is `ok` are stored.
+        """
+        generation = self._next_generation(shard.name)
+        kept = table.filter(pa.array([entry == OK for entry in status]))
+        hashes = _row_digests(table)
+        part = None
+        if kept.num_rows:
+            sink = pa.BufferOutputStream()
+            pq.write_table(kept, sink, compression="none" if rows.IMAGE in table.column_names else "zstd")
+            data = sink.getvalue()
+            part = Part(
+                key=self.store.part(self.prefix, shard.name),
+                rows=kept.num_rows,
+                bytes=data.size,
+                sha256=hashlib.sha256(data).hexdigest(),
+                tags=shard.tags,
+            )
+            self.store.put_new(part.key, data)
+        body = {
+            "format": _FORMAT,
+            "shard": shard.name,
+            "data": part.model_dump() if part else None,
+            "rows": {
+                rows.IMAGE_ID: table[rows.IMAGE_ID].to_pylist(),
+                rows.STATUS: list(status),
+                "sha256": hashes,
+            },
+            "provenance": provenance,
+        }
+        record = json.dumps({**body, "self": digest(body)}).encode()
+        won = self.store.put_if_absent(self._commit_key(shard.name, generation), record)
+        if not won and part:
+            self.store.delete(part.key)
+        return won
+
+    def discard(self, names: Iterable[str] | None = None) -> int:
+        """Void the commits of these shards (all by default) and forget the fingerprint; returns how many."""
+        standing = self.committed()
+        chosen = set(standing) if names is None else set(names) & set(standing)
+        for name in chosen:
+            tombstone = self._commit_key(name, standing[name]).removesuffix("json") + "tombstone"
+            self.store.put_if_absent(tombstone, b"")
+        if names is None:
+            self.store.delete(self.store.join(self.prefix, "fingerprint.json"))
+        return len(chosen)
+
+    def collect(self, shards: Sequence[Shard]) -> list[Commit]:
+        """The commits of a whole plan, in its order. Raises `StorageError` unless every planned row is there once."""
+        standing = self.committed()
+        missing = [shard.name for shard in shards if shard.name not in standing]
+        if missing:
+            raise StorageError(f"{len(missing)} of {len(shards)} shards have no commit (first: {missing[0]})")
+        commits = [self.read(shard.name, standing[shard.name]) for shard in shards]
+        for shard, commit in zip(shards, commits, strict=True):
+            planned = shard.task.get("ids_digest")
+            if len(commit.image_id) != shard.rows or (planned and ids_digest(commit.image_id) != planned):
+                raise StorageError(f"shard {shard.name} holds other rows than planned; run fsck on the storage")
+        return commits
+
+    def _next_generation(self, name: str) -> int:
+        prefix = self.store.join(self.prefix, "commits")
+        generation = 0
+        while self.store.exists(f"{prefix}/{name}.{generation}.tombstone"):
+            generation += 1
+        return generation
+
+    def _commit_key(self, name: str, generation: int) -> str:
+        return self.store.join(self.prefix, "commits", f"{name}.{generation}.json")
+
+
+def _row_digests(table: pa.Table) -> list[str]:
+    """SHA-256 of the encoded bytes of each image; empty where a row or the table has none."""
+    if rows.IMAGE not in table.column_names:
+        return [""] * table.num_rows
+    digests = []
+    for chunk in table[rows.IMAGE].chunks:
+        for value in chunk.field("bytes"):
+            buffer = value.as_buffer()
+            digests.append(hashlib.sha256(buffer).hexdigest()[:32] if buffer is not None else "")
+    return digests
+
+
+def column(values: Any, kind: pa.DataType) -> pa.Array:
+    """One column of a batch as an Arrow array of type `kind`; two-dimensional arrays become fixed-size lists."""
+    if isinstance(values, pa.ChunkedArray):
+        values = values.combine_chunks()
+    if isinstance(values, pa.Array):
+        return values if values.type == kind else values.cast(kind)
+    if isinstance(values, np.ndarray) and values.ndim == 2:
+        flat = pa.array(np.ascontiguousarray(values).ravel(), type=kind.value_type)
+        return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+    return pa.array(values, type=kind)
+
+
+def image_column(encoded: Sequence[bytes | None], names: Sequence[str], suffix: str) -> pa.Array:
+    """The Hugging Face `Image` struct for encoded images; `names` are ids, never text of a user."""
+    return pa.StructArray.from_arrays(
+        [pa.array(encoded, pa.binary()), pa.array([f"{name}{suffix}" for name in names], pa.string())],
+        names=["bytes", "path"],
+    )
+
+
+@dataclass
+class ShardWorker:
+    """Computes and commits shards: built once in each actor, called with a few shards at a time.
+
+    rows_of: from a store and a shard's task to the table of its rows (every planned row, in order).
+    stages: run in a thread each; `status` may be set by any of them.
+    schema: of the data that is written, or a function that gives it once the stages are loaded. Micro-batches never span shards.
+    """
+
+    shards: ShardSet
+    rows_of: Callable[[Store, Mapping[str, Any]], pa.Table]
+    stages: Sequence[Stage]
+    schema: pa.Schema | Callable[[], pa.Schema]
+    place: Place
+
+    def load(self) -> None:
+        for stage in self.stages:
+            stage.load(self.place if stage.device == "accelerator" else self.place._replace(device="cpu"))
+        self._schema = self.schema if isinstance(self.schema, pa.Schema) else self.schema()
+
+    def __call__(self, tasks: Sequence[Shard]) -> Iterator[dict[str, Any]]:
+        """Compute `tasks`; yields a summary of each as soon as it is committed."""
+        ends: list[tuple[Shard, int, int]] = []
+
+        def batches() -> Iterator[Batch]:
+            for shard in tasks:
+                table = self.rows_of(self.shards.store, shard.task)
+                if table.num_rows != shard.rows:
+                    raise StorageError(f"shard {shard.name}: {table.num_rows} rows where {shard.rows} were planned")
+                ends.append((shard, -(-shard.rows // self.place.batch_size), shard.rows))
+                for start in range(0, shard.rows, self.place.batch_size):
+                    piece = table.slice(start, self.place.batch_size)
+                    yield {name: piece[name] for name in piece.column_names}
+
+        collected: list[Batch] = []
+        finished = 0
+        clock = time.monotonic()
+        for batch in pipeline(self.stages, batches()):
+            collected.append(batch)
+            shard, count, _ = ends[finished]
+            if len(collected) == count:
+                yield self._commit(shard, collected, time.monotonic() - clock)
+                collected, finished, clock = [], finished + 1, time.monotonic()
+
+    def _commit(self, shard: Shard, batches: list[Batch], seconds: float) -> dict[str, Any]:
+        table = pa.concat_tables(
+            pa.table([column(batch[field.name], field.type) for field in self._schema], schema=self._schema)
+            for batch in batches
+        ).combine_chunks()
+        status = [entry for batch in batches for entry in _statuses(batch, self._schema.names[0])]
+        provenance = {
+            "batch_size": self.place.batch_size,
+            "device": self.place.device,
+            "machine": platform.machine(),
+            "seconds": round(seconds, 3),
+        }
+        won = self.shards.commit(shard, table, status, provenance)
+        reasons = Counter(entry for entry in status if entry != OK)
+        return {"shard": shard.name, "rows": shard.rows, "won": won, "reasons": dict(reasons)}
+
+
+def _statuses(batch: Batch, first: str) -> list[str]:
+    status = batch.get(rows.STATUS)
+    return list(status) if status is not None else [OK] * len(batch[first])
+
+
+def parquet_rows(store: Store, task: Mapping[str, Any]) -> pa.Table:
+    """Rows of a task that names one row group of a Parquet file: {"part": key, "row_group": n}."""
+    with store.parquet(task["part"]) as file:
+        return file.read_row_group(task["row_group"])

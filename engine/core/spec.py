@@ -1,0 +1,57 @@
+"""Specs and their identity.
+
+A `Spec` is a frozen section of a study. What a step computes is a function of its spec, its code version
+and its inputs, so the identity of a step is a digest of the canonical JSON of those. The encoder knows
+exactly the types of JSON and `Spec`, and raises on everything else: a type whose text changes between
+two library versions must never leak into a key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Spec(BaseModel):
+    """A frozen section of a study. Unknown fields, NaN and infinity are refused."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True, protected_namespaces=()
+    )
+
+
+def canonical(value: Any) -> Any:
+    """Reduce `value` to JSON types, or raise `TypeError` on a type without one fixed encoding."""
+    if value is None or isinstance(value, bool | int | str):
+        # Enums and numpy scalars subclass these; only the exact types have one encoding.
+        if type(value) not in (bool, int, str, type(None)):
+            raise TypeError(f"no canonical encoding for {type(value).__name__}: convert it first")
+        return value
+    if type(value) is float:
+        if not math.isfinite(value):
+            raise TypeError(f"no canonical encoding for {value}")
+        return value
+    if isinstance(value, Spec):
+        return {name: canonical(getattr(value, name)) for name in type(value).model_fields}
+    if isinstance(value, Mapping):
+        if not all(type(key) is str for key in value):
+            raise TypeError("no canonical encoding for a mapping whose keys are not strings")
+        return {key: canonical(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [canonical(item) for item in value]
+    raise TypeError(f"no canonical encoding for {type(value).__name__}")
+
+
+def canonical_json(value: Any) -> str:
+    """Encode `value` as JSON with sorted keys and no spaces; equal values give equal text."""
+    return json.dumps(canonical(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def digest(value: Any, length: int = 16) -> str:
+    """Return the first `length` hex digits of the SHA-256 of `value`'s canonical JSON."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:length]

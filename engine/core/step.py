@@ -1,0 +1,59 @@
+"""A step: one unit of a plan, identified by what it computes and from what.
+
+The key holds the kind, the hand-bumped versions of the code (the step's own and each plugin's that it
+names), the spec and the keys of the inputs. Where and how a step runs (the profile) is no part of it, so
+a laptop and a cluster find each other's results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from engine.core.spec import Spec, digest
+
+
+@dataclass(frozen=True)
+class Step:
+    """`label` is for people (`generate.ddpm`) and no part of the identity."""
+
+    kind: str
+    label: str
+    spec: Spec
+    code: Mapping[str, int]
+    inputs: Mapping[str, Step] = field(default_factory=dict)
+
+    @cached_property
+    def key(self) -> str:
+        """16 hex digits: equal for everybody who computes the same thing."""
+        return digest(
+            {
+                "kind": self.kind,
+                "code": dict(self.code),
+                "spec": self.spec,
+                "inputs": {name: step.key for name, step in self.inputs.items()},
+            }
+        )
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Step) and other.key == self.key
+
+
+def upstream(steps: list[Step]) -> list[Step]:
+    """Return `steps` and all that they need, each once, inputs before what uses them."""
+    ordered: dict[str, Step] = {}
+
+    def visit(step: Step) -> None:
+        if step.key in ordered:
+            return
+        for needed in step.inputs.values():
+            visit(needed)
+        ordered[step.key] = step
+
+    for step in steps:
+        visit(step)
+    return list(ordered.values())

@@ -1,0 +1,37 @@
+"""The pixels themselves, made small, grey and free of brightness and contrast: a baseline that needs no weights."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from engine.embedders import Embedder, EmbedderSpec
+
+
+class PixelsSpec(EmbedderSpec):
+    name: Literal["pixels"] = "pixels"
+    side: Annotated[int, Field(ge=4, le=64)] = 16
+
+
+class Pixels(Embedder):
+    version: ClassVar[int] = 1
+    Spec: ClassVar[type[EmbedderSpec]] = PixelsSpec
+    spec: PixelsSpec
+
+    def load(self, device: str) -> None:
+        self.width = self.spec.side**2
+
+    def embed(self, pixels: np.ndarray) -> np.ndarray:
+        from PIL import Image
+
+        side = (self.spec.side, self.spec.side)
+        grey = pixels.astype(np.float32).mean(axis=-1)
+        small = np.stack(
+            [np.asarray(Image.fromarray(image).resize(side, Image.Resampling.BOX)).ravel() for image in grey]
+        )
+        small = small - small.mean(axis=1, keepdims=True)
+        norm = np.linalg.norm(small, axis=1, keepdims=True)
+        # A picture of one colour has no shape to compare: it stays the zero vector.
+        return (small / np.where(norm > 1e-6, norm, np.inf)).astype(np.float32)

@@ -1,0 +1,156 @@
+"""The walk over a plan: skip what is done, run the rest, commit a manifest for each.
+
+A step is done while its manifest exists and the manifests of its inputs are those that it read.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Literal
+
+from engine.context import Context
+from engine.core.errors import EngineError
+from engine.core.manifest import Manifest, read_manifest, write_manifest
+from engine.core.progress import say
+from engine.core.registry import resolve
+from engine.core.shards import ShardSet
+from engine.core.spec import canonical
+from engine.core.step import Step
+from engine.core.store import Store
+from engine.runtime.base import Runtime
+from engine.study import Profile
+
+State = Literal["done", "missing", "out of date", "waits"]
+_PACKAGES = ("ray", "torch", "diffusers", "transformers", "faiss-cpu", "faiss-gpu", "numpy", "pillow", "pyarrow")
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where a step stands, and why it is not done."""
+
+    step: Step
+    state: State
+    why: str
+    manifest: Manifest | None = None
+
+
+def inspect(steps: Sequence[Step], store: Store) -> list[Status]:
+    """Where each step of a plan stands; reads manifests and nothing else."""
+    statuses: dict[str, Status] = {}
+    for step in steps:
+        statuses[step.key] = _inspect(step, store, statuses)
+    return [statuses[step.key] for step in steps]
+
+
+def _inspect(step: Step, store: Store, known: dict[str, Status]) -> Status:
+    inputs = {name: known[needed.key] for name, needed in step.inputs.items()}
+    manifest = read_manifest(store, step)
+    waiting = [status.step.label for status in inputs.values() if status.state != "done"]
+    if manifest is None:
+        shards = len(ShardSet(store, store.step(step.kind, step.key)).committed())
+        for prefix in resolve("steps", step.kind)().shard_prefixes(store, step):
+            shards += len(ShardSet(store, prefix).committed())
+        partly = f"; {shards} shards are committed" if shards else ""
+        if waiting:
+            return Status(step, "waits", f"needs {', '.join(waiting)}{partly}")
+        return Status(step, "missing", f"not computed yet{partly}")
+    if waiting:
+        return Status(step, "waits", f"needs {', '.join(waiting)}")
+    changed = [
+        status.step.label
+        for name, status in inputs.items()
+        if status.manifest is None or manifest.inputs.get(name) != status.manifest.digest
+    ]
+    if changed:
+        return Status(step, "out of date", f"{', '.join(changed)} changed since", manifest)
+    if reason := resolve("steps", step.kind)().outdated(step, manifest):
+        return Status(step, "out of date", reason, manifest)
+    return Status(step, "done", "", manifest)
+
+
+def execute(
+    steps: Sequence[Step], store: Store, runtime: Runtime, profile: Profile
+) -> dict[str, Manifest]:
+    """Run what is not done, inputs first; returns the manifests by step key."""
+    known: dict[str, Status] = {}
+    for step in steps:
+        status = _inspect(step, store, known)
+        if status.state == "done":
+            assert status.manifest is not None
+            say(f"{step.label:<20} {step.key}  done: {_headline(status.manifest)}")
+        else:
+            say(f"{step.label:<20} {step.key}  {resolve('steps', step.kind).summary}")
+            if status.manifest is not None:
+                say(f"  {step.label}: again, for {status.why}")
+                store.delete(store.manifest(step.kind, step.key))
+            inputs = {name: known[needed.key].manifest for name, needed in step.inputs.items()}
+            manifest = run_step(step, inputs, store, runtime, profile)
+            say(f"  {step.label}: {_headline(manifest)}, {manifest.provenance['seconds']:.1f} s")
+            status = Status(step, "done", "", manifest)
+        known[step.key] = status
+    return {key: status.manifest for key, status in known.items() if status.manifest is not None}
+
+
+def run_step(
+    step: Step, inputs: dict[str, Manifest | None], store: Store, runtime: Runtime, profile: Profile
+) -> Manifest:
+    """Run one step whose inputs are done, and commit its manifest."""
+    present = {name: manifest for name, manifest in inputs.items() if manifest is not None}
+    if len(present) != len(inputs):
+        raise EngineError(f"{step.label}: inputs are missing: {', '.join(sorted(set(inputs) - set(present)))}")
+    started = time.time()
+    context = Context(
+        step=step,
+        inputs=present,
+        store=store,
+        runtime=runtime,
+        stage_resources=profile.stage,
+        fit_resources=profile.fit,
+        device=profile.device,
+    )
+    result = resolve("steps", step.kind)().run(context)
+    manifest = Manifest(
+        kind=step.kind,
+        key=step.key,
+        label=step.label,
+        spec=canonical(step.spec),
+        inputs={name: found.digest for name, found in present.items()},
+        parts=tuple(result.parts),
+        rows=result.rows,
+        metrics=dict(result.metrics),
+        provenance={
+            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+            "seconds": round(time.time() - started, 3),
+            "python": platform.python_version(),
+            "versions": installed_versions(),
+            **result.notes,
+        },
+    )
+    return write_manifest(store, manifest)
+
+
+def installed_versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def discard(step: Step, store: Store) -> int:
+    """Throw away what a step left: its manifest, and its shards' commits by tombstone. Returns the shards."""
+    prefixes = [store.step(step.kind, step.key), *resolve("steps", step.kind)().shard_prefixes(store, step)]
+    store.delete(store.manifest(step.kind, step.key))
+    for key in store.list(store.work(step.key)):
+        store.delete(key)
+    return sum(ShardSet(store, prefix).discard() for prefix in prefixes)
+
+
+def _headline(manifest: Manifest) -> str:
+    return str(manifest.metrics.get("headline") or f"{manifest.rows:,} rows")

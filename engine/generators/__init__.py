@@ -1,0 +1,142 @@
+"""Generators: one contract `fit / load / sample` for all ways of making images.
+
+To add one, write `engine/generators/<name>.py` with a class `<Name>(Generator)`; nothing else has to know.
+Heavy libraries are imported inside the methods that need them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from engine.core.fit import FitContext
+from engine.core.images import Preprocess
+from engine.core.rng import generator as random_generator
+from engine.core.spec import Spec
+
+
+class GeneratorSpec(Spec):
+    name: str
+
+
+@dataclass(frozen=True)
+class TrainingImages:
+    """The train split, decoded. `pixels` is uint8 (n, height, width, channels), perhaps mapped from disk."""
+
+    pixels: np.ndarray
+    image_ids: Sequence[str]
+    labels: Sequence[str]
+    # Cluster of each image within its class; all 0 unless the generator asks for clusters.
+    clusters: Sequence[int]
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """The training images of one class, in a fixed order, without their pixels."""
+
+    image_ids: Sequence[str]
+    clusters: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One image to make; the step adds its id and seed. `index` counts within the class."""
+
+    label: str
+    index: int
+    cluster: int | None = None
+    prompt: str | None = None
+    negative_prompt: str | None = None
+    parent_id: str | None = None
+    strength: float | None = None
+    uri: str | None = None
+
+
+@dataclass(frozen=True)
+class SampleBatch:
+    """A micro-batch of requests. `seeds` belong to the images: draw everything for row i from `seeds[i]`.
+
+    parents: uint8 (n, height, width, channels) of the training images named by the requests, or None.
+    """
+
+    labels: Sequence[str]
+    clusters: Sequence[int | None]
+    prompts: Sequence[str | None]
+    negative_prompts: Sequence[str | None]
+    strengths: Sequence[float | None]
+    uris: Sequence[str | None]
+    seeds: Sequence[int]
+    parents: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+
+class Generator:
+    """What makes images. trainable: `fit` must run before `load`."""
+
+    version: ClassVar[int]
+    Spec: ClassVar[type[GeneratorSpec]]
+    trainable: ClassVar[bool] = False
+    # Fields of the spec that only sampling reads: changing them trains nothing anew.
+    sampling_fields: ClassVar[tuple[str, ...]] = ()
+    # What the pictures are, in IPTC's vocabulary of digital source types (cv.iptc.org/newscodes/digitalsourcetype).
+    digital_source_type: ClassVar[str] = "trainedAlgorithmicMedia"
+
+    def __init__(self, spec: Any, preprocess: Preprocess) -> None:
+        self.spec, self.preprocess = spec, preprocess
+
+    def uses_clusters(self) -> bool:
+        """Whether images are made for each cluster of a class."""
+        return False
+
+    def parents(self) -> Literal["train", "representatives"] | None:
+        """Which training images requests start from, if any."""
+        return None
+
+    def available(self) -> Mapping[str, int] | None:
+        """Images of each class that exist already, or None where any number can be made."""
+        return None
+
+    def plan(self, label: str, count: int, train: TrainingRows, seed: int) -> Iterator[Request]:
+        """The first `count` requests of a class. Request i never depends on `count`: a larger plan extends it."""
+        order = random_generator(seed, "parents", label).permutation(len(train.image_ids))
+        clusters = proportional(train.clusters) if self.uses_clusters() else None
+        for index in range(count):
+            parent = int(order[index % len(order)]) if self.parents() else None
+            yield Request(
+                label=label,
+                index=index,
+                cluster=next(clusters) if clusters is not None else None,
+                parent_id=None if parent is None else train.image_ids[parent],
+            )
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Settings of sampling that change pixels, for the record of what was made how."""
+        return {"spec": self.spec.model_dump()}
+
+    def fit(self, context: FitContext, data: TrainingImages, seed: int) -> None:
+        """Train, from the newest checkpoint if there is one, and `context.publish` the weights."""
+        raise NotImplementedError
+
+    def load(self, weights: Path | None, device: str) -> None:
+        """Get ready to sample; `weights` is the folder that `fit` published."""
+        raise NotImplementedError
+
+    def sample(self, batch: SampleBatch) -> list[np.ndarray | str]:
+        """One uint8 array (height, width, channels) for each request, or the reason why there is none."""
+        raise NotImplementedError
+
+
+def proportional(clusters: Sequence[int]) -> Iterator[int]:
+    """Endless cluster numbers whose every prefix follows the clusters' sizes as closely as whole numbers can."""
+    names, counts = np.unique(np.asarray(clusters), return_counts=True)
+    share, given = counts / counts.sum(), np.zeros(len(names))
+    while True:
+        chosen = int(np.argmax(share * (given.sum() + 1) - given))
+        given[chosen] += 1
+        yield int(names[chosen])

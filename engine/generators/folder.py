@@ -1,0 +1,77 @@
+"""Images that exist already, made elsewhere, with the labels that they were meant to have.
+
+They enter curation and comparison like any other generator's. Any reader can list them; they pass the
+study's preprocessing like every image.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import BeforeValidator, SerializeAsAny
+
+from engine.core import rows
+from engine.core.errors import DataError
+from engine.core.images import Rejected, decode_own
+from engine.core.registry import PluginField, resolve
+from engine.core.sandbox import Sandbox
+from engine.core.spec import Spec
+from engine.generators import Generator, GeneratorSpec, Request, SampleBatch, TrainingRows
+
+
+class FolderSpec(GeneratorSpec):
+    name: Literal["folder"] = "folder"
+    reader: Annotated[SerializeAsAny[Spec], BeforeValidator(PluginField("readers"))]
+    # The labelling task of that reader; None where it has one alone.
+    task: str | None = None
+    # What the images are, in IPTC's vocabulary of digital source types.
+    digital_source_type: str = "trainedAlgorithmicMedia"
+
+
+class Folder(Generator):
+    version: ClassVar[int] = 1
+    Spec: ClassVar[type[GeneratorSpec]] = FolderSpec
+    spec: FolderSpec
+
+    def __init__(self, spec: FolderSpec, preprocess: Any) -> None:
+        super().__init__(spec, preprocess)
+        self.digital_source_type = spec.digital_source_type  # type: ignore[misc]
+
+    @cached_property
+    def _by_label(self) -> dict[str, list[str]]:
+        reader = resolve("readers", self.spec.reader.name)(self.spec.reader)
+        tasks = list(reader.tasks())
+        task = self.spec.task or tasks[0]
+        if task not in tasks or (self.spec.task is None and len(tasks) > 1):
+            raise DataError(f"generators: folder: choose its task among {', '.join(tasks)}")
+        records = reader.records()
+        found: dict[str, list[str]] = {}
+        labels = records[rows.label_column(task)].to_pylist()
+        for uri, label in zip(records[rows.URI].to_pylist(), labels, strict=True):
+            found.setdefault(label, []).append(uri)
+        return found
+
+    def available(self) -> Mapping[str, int]:
+        return Counter({label: len(uris) for label, uris in self._by_label.items()})
+
+    def plan(self, label: str, count: int, train: TrainingRows, seed: int) -> Iterator[Request]:
+        for index, uri in enumerate(self._by_label.get(label, [])[:count]):
+            yield Request(label=label, index=index, uri=uri)
+
+    def load(self, weights: Path | None, device: str) -> None:
+        self.source = resolve("readers", self.spec.reader.name)(self.spec.reader).bytes()
+        self.sandbox = Sandbox(self.preprocess)
+
+    def sample(self, batch: SampleBatch) -> list[np.ndarray | str]:
+        found: list[np.ndarray | str] = []
+        for uri in batch.uris:
+            try:
+                found.append(decode_own(self.sandbox.decode(self.source.read(str(uri)), str(uri)).encoded))
+            except Rejected as rejected:
+                found.append(rejected.reason)
+        return found

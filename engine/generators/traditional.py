@@ -1,0 +1,80 @@
+"""Traditional augmentation as a generator: small moves and changes of light of training images, by kornia.
+
+It makes images like every other generator, so that every arm of a comparison goes through one path.
+Flips and rotations are off unless the study allows them: digits and left and right eyes change meaning.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from engine.generators import Generator, GeneratorSpec, SampleBatch
+
+
+class TraditionalSpec(GeneratorSpec):
+    name: Literal["traditional"] = "traditional"
+    parents: Literal["train", "representatives"] = "train"
+    # Shares of the side by which an image moves at most.
+    translate: Annotated[float, Field(ge=0, le=0.5)] = 0.08
+    # Scales between 1 - scale and 1 + scale.
+    scale: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    # Degrees, to either side.
+    rotate: Annotated[float, Field(ge=0, le=180)] = 0.0
+    horizontal_flip: bool = False
+    vertical_flip: bool = False
+    # Factors between 1 - x and 1 + x.
+    brightness: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    contrast: Annotated[float, Field(ge=0, lt=1)] = 0.15
+    saturation: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class Traditional(Generator):
+    version: ClassVar[int] = 1
+    Spec: ClassVar[type[GeneratorSpec]] = TraditionalSpec
+    digital_source_type: ClassVar[str] = "algorithmicallyEnhanced"
+    spec: TraditionalSpec
+
+    def parents(self) -> Literal["train", "representatives"] | None:
+        return self.spec.parents
+
+    def load(self, weights: Path | None, device: str) -> None:
+        self.device = device
+
+    def sample(self, batch: SampleBatch) -> list[np.ndarray | str]:
+        import torch
+        from kornia.enhance import adjust_contrast, adjust_saturation
+        from kornia.geometry.transform import get_affine_matrix2d, warp_affine
+
+        assert batch.parents is not None
+        spec, side = self.spec, self.preprocess.size
+        # Nine draws for each image, always all of them: switching one off changes no other.
+        draws = torch.stack(
+            [torch.rand(9, generator=torch.Generator().manual_seed(seed)) for seed in batch.seeds]
+        ).to(self.device)
+        signed = draws * 2 - 1
+        images = torch.from_numpy(np.ascontiguousarray(batch.parents)).to(self.device)
+        images = images.permute(0, 3, 1, 2).float() / 255
+        flips = ((spec.horizontal_flip, 3, 3), (spec.vertical_flip, 4, 2))
+        for allowed, draw, axis in flips:
+            if allowed:
+                chosen = draws[:, draw] < 0.5
+                images[chosen] = images[chosen].flip(axis)
+        count = len(batch)
+        matrix = get_affine_matrix2d(
+            translations=signed[:, :2] * spec.translate * side,
+            center=torch.full((count, 2), (side - 1) / 2, device=self.device),
+            scale=(1 + signed[:, 2:3] * spec.scale).expand(-1, 2),
+            angle=signed[:, 5] * spec.rotate,
+        )[:, :2]
+        images = warp_affine(images, matrix, (side, side), padding_mode="border", align_corners=True)
+        images = (images * (1 + signed[:, 6] * spec.brightness).view(-1, 1, 1, 1)).clamp(0, 1)
+        images = adjust_contrast(images, 1 + signed[:, 7] * spec.contrast)
+        if spec.saturation and images.shape[1] == 3:
+            images = adjust_saturation(images, 1 + signed[:, 8] * spec.saturation)
+        images = images.clamp(0, 1)
+        pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        return list(pixels)

@@ -1,0 +1,121 @@
+"""The loop that every fit shares: resume, update, checkpoint, report.
+
+What is trained brings its own update; the loop knows nothing of losses. Everything random in an update
+must be a function of the step (and of image ids), so that a resumed fit goes on as if nothing had been.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from engine.core.errors import EngineError, StudyError
+from engine.core.fit import FitContext
+from engine.core.rng import generator
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+class Trainable(Protocol):
+    """One training in progress."""
+
+    def update(self, step: int) -> dict[str, float]:
+        """Take optimizer step number `step` (from 0) and return figures such as the loss."""
+        ...
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that the next update depends on, as named tensors."""
+        ...
+
+    def restore(self, tensors: dict[str, Tensor]) -> None: ...
+
+
+def run(
+    context: FitContext, trainable: Trainable, steps: int, *, checkpoint_every: int, report_every: int
+) -> list[dict[str, float]]:
+    """Train to `steps` from the newest checkpoint, if there is one; returns the reported history.
+
+    Raises `EngineError` when the loss is no longer finite.
+    """
+    start, history = 0, []
+    if found := context.latest_checkpoint():
+        start, tensors, state = found
+        trainable.restore(tensors)
+        history = list(state["history"])
+    told = 0.0
+    sums: dict[str, float] = {}
+    for step in range(start, steps):
+        figures = trainable.update(step)
+        for name, value in figures.items():
+            sums[name] = sums.get(name, 0.0) + value
+        done = step + 1
+        if done % report_every == 0 or done == steps:
+            count = (done - 1) % report_every + 1
+            means = {name: value / count for name, value in sums.items()}
+            sums = {}
+            if not all(np.isfinite(value) for value in means.values()):
+                raise EngineError(f"training diverged at step {done}: {means}; lower the learning rate")
+            history.append({"step": done, **means})
+            if context.rank == 0 and (time.monotonic() - told > 0.5 or done == steps):
+                told = time.monotonic()
+                context.report(done, steps, **means)
+        # Never at the very end: the weights themselves are written there.
+        if done % checkpoint_every == 0 and done < steps:
+            context.save_checkpoint(done, trainable.tensors(), {"history": history})
+    return history
+
+
+def share_of_batch(batch_size: int, rank: int, world_size: int, accumulation: int) -> list[slice]:
+    """The slices of a global batch that this rank computes, one for each micro-step."""
+    if batch_size % (world_size * accumulation):
+        raise StudyError(
+            f"batch_size: {batch_size} cannot be shared among {world_size} workers x {accumulation} accumulation steps;"
+            f" make it a multiple of {world_size * accumulation}"
+        )
+    size = batch_size // (world_size * accumulation)
+    first = rank * accumulation * size
+    return [slice(first + part * size, first + (part + 1) * size) for part in range(accumulation)]
+
+
+class BatchSampler:
+    """Rows of each step's global batch, drawn with replacement: f(seed, step) alone.
+
+    balance: an image's weight is n^-balance, where n is the size of its class: 0 draws images evenly,
+    1 draws classes evenly, 0.5 (square-root sampling) lies between.
+    """
+
+    def __init__(self, labels: Sequence[str], batch_size: int, balance: float, seed: int) -> None:
+        _, inverse, counts = np.unique(np.asarray(labels, dtype=str), return_inverse=True, return_counts=True)
+        weights = counts[inverse].astype(float) ** -balance
+        self.cumulative = np.cumsum(weights / weights.sum())
+        self.batch_size, self.seed = batch_size, seed
+
+    def rows(self, step: int) -> np.ndarray:
+        draws = generator(self.seed, "batch", step).random(self.batch_size)
+        return np.minimum(np.searchsorted(self.cumulative, draws, side="right"), len(self.cumulative) - 1)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:
+    """An optimizer's state as flat named tensors, for safetensors."""
+    import torch
+
+    return {
+        f"{prefix}{index}.{name}": value if isinstance(value, torch.Tensor) else torch.tensor(value)
+        for index, state in optimizer.state_dict()["state"].items()
+        for name, value in state.items()
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, prefix: str, tensors: dict[str, Tensor]) -> None:
+    """Bring back what `optimizer_tensors` gave."""
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in tensors.items():
+        if key.startswith(prefix):
+            index, name = key.removeprefix(prefix).split(".", 1)
+            state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,138 @@
+"""A study to its steps: pure and cheap, without a look at any data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from engine.core.errors import StudyError
+from engine.core.registry import resolve
+from engine.core.spec import Spec, digest
+from engine.core.step import Step
+from engine.study import Study
+
+
+def plan(study: Study) -> list[Step]:
+    """The steps of a study, inputs before what uses them. Raises `StudyError`."""
+    tasks = dict(resolve("readers", study.reader.name)(study.reader).tasks())  # type: ignore[attr-defined]
+    task = choose_task(study, tasks)
+    common = {"task": task, "tasks": tasks}
+    ingest = _step(
+        "ingest", "ingest",
+        {
+            "reader": study.reader, **common, "preprocess": study.preprocess, "split": study.split,
+            "audit": study.audit, "seed": study.seed,
+        },
+        plugins=[("readers", study.reader), ("embedders", study.audit.embedder)],
+    )  # fmt: skip
+    embed = _step(
+        "embed", "embed", {"embedder": study.embedder}, {"ingest": ingest},
+        plugins=[("embedders", study.embedder)],
+    )  # fmt: skip
+    cluster = _step(
+        "cluster", "cluster", {"settings": study.cluster, **common, "seed": study.seed},
+        {"ingest": ingest, "embed": embed},
+    )  # fmt: skip
+    select = _step(
+        "select", "select", {"task": task, "per_cluster": study.select.per_cluster}, {"cluster": cluster}
+    )
+    steps = [ingest, embed, cluster, select]
+    for label, generator in study.generators.items():
+        steps += _generator_steps(study, label, generator, common, ingest, cluster, select)
+    return steps
+
+
+def _generator_steps(
+    study: Study, label: str, spec: Any, common: dict[str, Any], ingest: Step, cluster: Step, select: Step
+) -> list[Step]:
+    """finetune (of what is trained), request and generate of one generator."""
+    kind = resolve("generators", spec.name)
+    generator = kind(spec, study.preprocess)
+    inputs = {"ingest": ingest}
+    if generator.uses_clusters():
+        inputs["cluster"] = cluster
+    plugins = [("generators", spec)]
+    steps = []
+    finetune = None
+    if kind.trainable:
+        finetune = _step(
+            "finetune", f"finetune.{label}",
+            {
+                "generator": without_sampling(spec, kind.sampling_fields), "preprocess": study.preprocess,
+                "task": common["task"], "seed": study.seed,
+            },
+            inputs, plugins,
+        )  # fmt: skip
+        steps.append(finetune)
+    generator_key = digest(
+        {
+            "code": kind.version, "spec": spec, "preprocess": study.preprocess, "task": common["task"],
+            "ingest": ingest.key, "finetune": finetune.key if finetune else None,
+        }
+    )  # fmt: skip
+    if generator.parents() == "representatives":
+        inputs = {**inputs, "select": select}
+    request = _step(
+        "request", f"request.{label}",
+        {
+            "request": study.request, "generator": spec, "generator_key": generator_key,
+            "preprocess": study.preprocess, **common, "seed": study.seed,
+        },
+        inputs, plugins,
+    )  # fmt: skip
+    generate_inputs = {"ingest": ingest, "request": request, **({"finetune": finetune} if finetune else {})}
+    generate = _step(
+        "generate", f"generate.{label}",
+        {"generator": spec, "generator_key": generator_key, "preprocess": study.preprocess, **common},
+        generate_inputs, plugins,
+    )  # fmt: skip
+    return [*steps, request, generate]
+
+
+def without_sampling(spec: Any, fields: tuple[str, ...]) -> Any:
+    """The spec with the fields that training never reads at their defaults."""
+    return spec.model_copy(update={name: type(spec).model_fields[name].default for name in fields})
+
+
+def choose_task(study: Study, tasks: dict[str, Any]) -> str:
+    """The task that the study is about. Raises `StudyError` where that is not clear."""
+    if study.task is None:
+        if len(tasks) == 1:
+            return next(iter(tasks))
+        raise StudyError(f"task: the data has several; choose one of {', '.join(tasks)}")
+    if study.task not in tasks:
+        raise StudyError(f"task: the data has no task {study.task!r}; it has {', '.join(tasks)}")
+    return study.task
+
+
+def until(steps: list[Step], name: str) -> list[Step]:
+    """The steps up to and including those named: a kind (`generate`) or a label (`generate.ddpm`)."""
+    from engine.core.step import upstream
+
+    chosen = named(steps, name)
+    kept = {step.key for step in upstream(chosen)}
+    last = max(index for index, step in enumerate(steps) if step in chosen)
+    # Steps that stand before the last one in the plan belong to "up to", used by it or not.
+    return [step for index, step in enumerate(steps) if step.key in kept or (index <= last and step.kind != chosen[0].kind)]
+
+
+def named(steps: list[Step], name: str) -> list[Step]:
+    """All steps of this kind or label. Raises `StudyError`."""
+    chosen = [step for step in steps if name in (step.kind, step.label)]
+    if not chosen:
+        labels = dict.fromkeys([step.kind for step in steps] + [step.label for step in steps])
+        raise StudyError(f"there is no step {name!r} in this study; there are {', '.join(labels)}")
+    return chosen
+
+
+def _step(
+    kind: str,
+    label: str,
+    spec: dict[str, Any],
+    inputs: dict[str, Step] | None = None,
+    plugins: list[tuple[str, Spec]] | None = None,
+) -> Step:
+    step_kind = resolve("steps", kind)
+    code = {kind: step_kind.version}
+    for family, plugin in plugins or []:
+        code[f"{family}.{plugin.name}"] = resolve(family, plugin.name).version  # type: ignore[attr-defined]
+    return Step(kind, label, step_kind.Spec(**spec), code, inputs or {})

@@ -1,0 +1,123 @@
+"""A look before the expense: a few images of each class beside real ones, and what all of them will cost."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from engine.context import Context
+from engine.core import rows
+from engine.core.errors import StudyError
+from engine.core.images import Preprocess, encode
+from engine.core.manifest import Manifest
+from engine.core.names import slug
+from engine.core.progress import say
+from engine.core.registry import resolve
+from engine.core.shards import OK, Shard, ids_digest, parquet_rows
+from engine.core.step import Step
+from engine.core.store import Store
+from engine.execute import execute
+from engine.report.page import render
+from engine.runtime.base import Runtime
+from engine.steps.generate import GenerateSpec, fingerprint, first_images, sampling_stages
+from engine.steps.request import RequestSpec, count_per_class, request_table, training_rows
+from engine.study import Profile, Study
+
+
+def preview(
+    study: Study, steps: Sequence[Step], store: Store, runtime: Runtime, profile: Profile, count: int
+) -> None:
+    """Run what generation needs, make `count` images per class, and write one page. No shard is committed."""
+    manifests = execute(
+        [step for step in steps if step.kind not in ("request", "generate")], store, runtime, profile
+    )
+    sections = [
+        _section(step, manifests, store, runtime, profile, count) for step in steps if step.kind == "generate"
+    ]
+    if not sections:
+        raise StudyError("--preview: the study names no generator up to this step")
+    page = store.page(study.name, "preview.html")
+    store.put(page, render("preview.html", study=study, sections=sections, count=count).encode())
+    say(f"preview: {store.location(page)}")
+
+
+def _section(
+    step: Step,
+    manifests: dict[str, Manifest],
+    store: Store,
+    runtime: Runtime,
+    profile: Profile,
+    count: int,
+) -> dict[str, Any]:
+    asked: RequestSpec = step.inputs["request"].spec  # type: ignore[assignment]
+    spec: GenerateSpec = step.spec  # type: ignore[assignment]
+    needed = {**step.inputs["request"].inputs, **step.inputs}
+    context = Context(
+        step=step,
+        inputs={name: manifests[found.key] for name, found in needed.items() if found.key in manifests},
+        store=store, runtime=runtime, stage_resources=profile.stage, fit_resources=profile.fit,
+        device=profile.device,
+    )  # fmt: skip
+    generator = resolve("generators", spec.generator.name)(spec.generator, spec.preprocess)
+    train = training_rows(context, spec.task, generator)
+    full = count_per_class(asked.request, context.inputs["ingest"].metrics["counts"]["train"])
+    prefix = store.work(f"preview-{spec.generator_key}-{count}")
+    shards = []
+    for label, wanted in full.items():
+        if not wanted:
+            continue
+        table = request_table(asked, generator, label, min(count, wanted), train[label])
+        key = store.part(prefix, slug(label))
+        sink = pa.BufferOutputStream()
+        pa.parquet.write_table(table, sink)
+        store.put_new(key, sink.getvalue())
+        ids = table[rows.IMAGE_ID].to_pylist()
+        task = {"part": key, "row_group": 0, "ids_digest": ids_digest(ids)}
+        shards.append(Shard(f"{slug(label)}-{ids_digest(ids)}", len(ids), task, {"label": label}))
+    commits = context.compute(
+        "generate", shards, rows_of=parquet_rows, stages=sampling_stages(context, spec),
+        schema=rows.synthetic_schema(spec.tasks), fingerprint=fingerprint(context, spec), prefix=prefix,
+    )  # fmt: skip
+    real = first_images(store, context.inputs["ingest"].keys(split="train"), spec.task, count)
+    classes = []
+    for shard, commit in zip(shards, commits, strict=True):
+        label = shard.tags["label"]
+        made = first_images(store, [commit.data.key], spec.task, count) if commit.data else {}
+        classes.append(
+            {
+                "label": label,
+                "real": [_tile(image, spec.preprocess) for image in real.get(label, [])],
+                "made": [_tile(image, spec.preprocess) for image in made.get(label, [])],
+                "quarantined": [status for status in commit.status if status != OK],
+                "train": context.inputs["ingest"].metrics["counts"]["train"].get(label, 0),
+                "full": full[label],
+            }
+        )
+    resources = profile.stage("generate")
+    # A shard of a few images still costs whole batches of the planned shape.
+    batches = sum(math.ceil(shard.rows / resources.batch_size) for shard in shards)
+    seconds = sum(float(commit.provenance["seconds"]) for commit in commits) / batches / resources.batch_size
+    bytes_each = sum(c.data.bytes for c in commits if c.data) / max(1, sum(c.kept for c in commits))
+    total = sum(full.values())
+    return {
+        "label": step.label,
+        "classes": classes,
+        "total": total,
+        "per_second": 1 / seconds if seconds else 0.0,
+        "actors": resources.actors,
+        "batch_size": resources.batch_size,
+        "device": profile.device,
+        "hours": total * seconds / resources.actors / 3600,
+        "megabytes": total * bytes_each / 2**20,
+    }
+
+
+def _tile(image: np.ndarray, preprocess: Preprocess) -> str:
+    """An image as a data URL."""
+    data = encode(image, preprocess.model_copy(update={"codec": "png"}))
+    return f"data:image/png;base64,{base64.b64encode(data).decode()}"

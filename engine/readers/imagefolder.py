@@ -1,0 +1,94 @@
+"""A folder with one folder of images for each class, with or without split folders above them.
+
+    root/<class>/*.jpg            splits are carved by the study's `split`
+    root/<split>/<class>/*.jpg    train, val (or validation, valid, dev) and test are kept
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import ClassVar, Literal
+
+import pyarrow as pa
+from pydantic import Field
+
+from engine.core import rows
+from engine.core.errors import DataError
+from engine.core.images import EXTENSIONS
+from engine.core.rows import TaskKind
+from engine.core.source import Source
+from engine.readers import Reader, ReaderSpec, image_ids
+
+SPLIT_NAMES = {
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+
+
+class ImagefolderSpec(ReaderSpec):
+    name: Literal["imagefolder"] = "imagefolder"
+    # A local folder (relative to the current one) or a URL such as s3://bucket/folder.
+    root: str
+    # auto: split folders where all folders below the root bear names of splits.
+    splits: Literal["auto", "folders", "none"] = "auto"
+    # A group from the file's name: text before this separator (patient_001.png with "_" gives patient).
+    group_separator: str | None = Field(default=None, min_length=1)
+
+
+class Imagefolder(Reader):
+    version: ClassVar[int] = 1
+    Spec: ClassVar[type[ReaderSpec]] = ImagefolderSpec
+
+    def __init__(self, spec: ImagefolderSpec) -> None:
+        self.spec = spec
+
+    def tasks(self) -> Mapping[str, TaskKind]:
+        return {"class": "single"}
+
+    def records(self) -> pa.Table:
+        source = Source(self.spec.root)
+        folders = source.folders()
+        with_splits = self.spec.splits == "folders" or (
+            self.spec.splits == "auto" and bool(folders) and all(name.lower() in SPLIT_NAMES for name in folders)
+        )
+        depth = 2 if with_splits else 1
+        uris, labels, splits, groups = [], [], [], []
+        for uri in source.files(tuple(EXTENSIONS)):
+            parts = PurePosixPath(uri).parts
+            if len(parts) <= depth:
+                place = "<split>/<class>/" if with_splits else "<class>/"
+                raise DataError(f"reader.root: {uri} lies outside the layout {place}image; move it into a class folder")
+            if with_splits and parts[0].lower() not in SPLIT_NAMES:
+                raise DataError(f"reader.root: {parts[0]} is no name of a split; use train, val and test")
+            uris.append(uri)
+            labels.append(parts[depth - 1])
+            splits.append(SPLIT_NAMES[parts[0].lower()] if with_splits else None)
+            separator = self.spec.group_separator
+            groups.append(PurePosixPath(uri).stem.split(separator)[0] if separator else None)
+        if not uris:
+            raise DataError(f"reader.root: no image below {self.spec.root} ({', '.join(sorted(EXTENSIONS))})")
+        self._refuse_empty_classes(source, folders, with_splits, set(labels))
+        return pa.table([image_ids(uris), uris, labels, splits, groups], schema=rows.records_schema(self.tasks()))
+
+    def _refuse_empty_classes(
+        self, source: Source, folders: list[str], with_splits: bool, found: set[str]
+    ) -> None:
+        if with_splits:
+            train = [name for name in folders if SPLIT_NAMES.get(name.lower()) == "train"]
+            folders = Source(f"{self.spec.root.rstrip('/')}/{train[0]}").folders() if train else []
+        empty = [name for name in folders if name not in found]
+        if empty:
+            raise DataError(
+                f"reader.root: the class {empty[0]!r} has no image; add images or remove its folder"
+                + (f" (and {len(empty) - 1} more)" if len(empty) > 1 else "")
+            )
+
+    def bytes(self) -> Source:
+        return Source(self.spec.root)
+
+    def fingerprint(self) -> Mapping[str, str]:
+        source = Source(self.spec.root)
+        listing = "\n".join(source.files(tuple(EXTENSIONS)))
+        return {"listing": hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()}

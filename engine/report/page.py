@@ -1,0 +1,24 @@
+"""HTML pages from the templates of this package: escaped by default, self-contained, no network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def duration(hours: float) -> str:
+    """A time for people: seconds below two minutes, minutes below two hours."""
+    if hours < 1 / 30:
+        return f"{hours * 3600:.0f} s"
+    return f"{hours * 60:.0f} min" if hours < 2 else f"{hours:,.1f} h"
+
+
+def render(template: str, **values: Any) -> str:
+    """Render a template of `engine/report/templates` with autoescaping."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("engine.report"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters["duration"] = duration
+    return environment.get_template(template).render(**values)

@@ -1,0 +1,126 @@
+"""The connection to Ray: the only place that calls `ray.init`, and one of the few that read the environment."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from engine.core.errors import EngineError, StudyError
+from engine.core.fit import FitContext
+from engine.core.resources import FitResources, StageResources
+from engine.core.shards import Shard
+from engine.runtime.base import Worker
+
+_TEMP_PREFIX = "engine-ray-"
+# Passed on to workers of a remote cluster where the driver has them: credentials come from the environment alone.
+_PASSED_ON = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION")  # fmt: skip
+
+
+class RayRuntime:
+    """Ray Data for `stream`, Ray Train for `fit`. Connects when there is work, not before.
+
+    address: `local` for a private Ray of this process, else the cluster's (`auto` under `ray job submit`).
+    """
+
+    def __init__(self, address: str, num_cpus: int | None, *, warn: Callable[[str], None]) -> None:
+        self.address, self.num_cpus, self.warn = address, num_cpus, warn
+        self._temporary: Path | None = None
+        self._connected = False
+
+    def stream(
+        self, worker: Worker, shards: Sequence[Shard], resources: StageResources
+    ) -> Iterator[dict[str, Any]]:
+        self._connect()
+        from engine.runtime.stream import stream
+
+        return stream(worker, shards, resources)
+
+    def fit(
+        self, train: Callable[[FitContext], None], context: FitContext, resources: FitResources
+    ) -> None:
+        self._connect()
+        from engine.runtime.fit import fit
+
+        # Ray Train insists on a folder of its own; nothing of ours lies there.
+        with tempfile.TemporaryDirectory(prefix=_TEMP_PREFIX) as folder:
+            fit(train, context, resources, folder)
+
+    def _connect(self) -> None:
+        if self._connected:
+            return
+        local = self.address == "local"
+        if local:
+            self._prepare_local()
+        elif os.environ.get("RAY_AUTH_MODE") != "token":
+            self.warn(
+                "warning: this Ray cluster takes jobs from anybody who reaches its ports;"
+                " set RAY_AUTH_MODE=token on the head and for the submitter"
+            )
+        # Train asks its workers whether they live every 2 s by default, and waits as long for the first answer.
+        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        import ray
+
+        env = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+        if local:
+            path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
+            env["PYTHONPATH"] = path
+        options: dict[str, Any] = {"runtime_env": {"env_vars": env}} if env else {}
+        if local:
+            options |= {"num_cpus": self.num_cpus or max(4, os.cpu_count() or 1), "include_dashboard": False}
+        try:
+            ray.init(
+                address=self.address, log_to_driver=False, logging_level=logging.WARNING, configure_logging=True, **options
+            )
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            text = " ".join(str(error).split())[:300]
+            raise StudyError(f"profile: address: cannot reach Ray at {self.address!r}: {text}") from None
+        self._connected = True
+
+    def _prepare_local(self) -> None:
+        """Give this run a Ray of its own: an address left by another one costs 10 to 20 s for each fit."""
+        _remove_stale()
+        os.environ.pop("RAY_ADDRESS", None)
+        # Short: Ray puts sockets below, and a socket's path has 107 characters at most.
+        self._temporary = Path(tempfile.mkdtemp(prefix=f"{_TEMP_PREFIX}{os.getpid()}-"))
+        os.environ["RAY_TMPDIR"] = str(self._temporary)
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+    def close(self) -> None:
+        """Leave Ray; a private one ends, and its folder goes."""
+        if self._connected:
+            import ray
+
+            ray.shutdown()
+            self._connected = False
+        if self._temporary is not None:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+            self._temporary = None
+            os.environ.pop("RAY_TMPDIR", None)
+
+
+def _remove_stale() -> None:
+    """Remove folders of private Rays whose driver was killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_TEMP_PREFIX}*-*"):
+        pid = folder.name.removeprefix(_TEMP_PREFIX).partition("-")[0]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists() and Path("/proc").exists():
+            with suppress(OSError):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def ray_error_text(error: BaseException) -> EngineError | None:
+    """The engine's own error inside an error of Ray, or None."""
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        if isinstance(current, EngineError):
+            return current
+        current = getattr(current, "cause", None) or current.__cause__ or current.__context__
+    return None

@@ -1,0 +1,53 @@
+"""Fits on Ray Train workers.
+
+Checkpoints and weights go through the store (`engine.core.fit`), not through Ray: they outlive the
+cluster, and any later run adopts them. Ray Train brings the workers up, joins them in one process group
+and replaces those that die.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import ray.train
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from engine.core.fit import FitContext
+from engine.core.resources import FitResources
+from engine.runtime.cluster import ray_error_text
+
+
+def fit(
+    train: Callable[[FitContext], None], context: FitContext, resources: FitResources, folder: str
+) -> None:
+    """Run `train` on `resources.workers` workers until it ends on all of them."""
+
+    def loop(_: dict[str, object]) -> None:
+        place = ray.train.get_context()
+        device = "cuda" if resources.gpus else "cpu"
+        train(
+            replace(context, rank=place.get_world_rank(), world_size=place.get_world_size(), device=device)
+        )
+
+    trainer = TorchTrainer(
+        loop,
+        train_loop_config={},
+        scaling_config=ScalingConfig(
+            num_workers=resources.workers,
+            use_gpu=resources.gpus > 0,
+            resources_per_worker={"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})},
+        ),
+        run_config=RunConfig(
+            name=context.attempt,
+            storage_path=folder,
+            failure_config=FailureConfig(max_failures=resources.max_failures),
+        ),
+    )
+    try:
+        trainer.fit()
+    except Exception as error:
+        if (own := ray_error_text(error)) is not None:
+            raise own from None
+        raise

@@ -1,0 +1,113 @@
+"""Embed: a vector for each image of train and val. Test is not looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from engine.context import Context, Result
+from engine.core import rows
+from engine.core.images import decode_own
+from engine.core.registry import resolve
+from engine.core.shards import OK, Shard, ids_digest, parquet_rows
+from engine.core.spec import Spec
+from engine.core.stage import Batch, Device, Place, Stage
+from engine.steps import StepKind
+from engine.study import EmbedderField
+
+SPLITS = ("train", "val")
+
+
+class EmbedSpec(Spec):
+    embedder: EmbedderField
+
+
+class DecodeOwn:
+    """Stage: the study's own encoded images to pixels, uint8 (n, height, width, channels)."""
+
+    reads: ClassVar[tuple[str, ...]] = (rows.IMAGE,)
+    writes: ClassVar[tuple[str, ...]] = ("pixels",)
+    device: ClassVar[Device] = "cpu"
+
+    def load(self, place: Place) -> None:
+        self.threads = ThreadPoolExecutor(place.threads)
+
+    def __call__(self, batch: Batch) -> Batch:
+        images = batch[rows.IMAGE].combine_chunks().field("bytes")
+        decoded = self.threads.map(decode_own, [value.as_buffer() for value in images])
+        return {**batch, "pixels": np.stack(list(decoded))}
+
+
+class EmbedImages:
+    """Stage: pixels to vectors. A vector of zeros or with NaN is no position: the row is quarantined."""
+
+    reads: ClassVar[tuple[str, ...]] = ("pixels",)
+    writes: ClassVar[tuple[str, ...]] = (rows.EMBEDDING, rows.STATUS)
+    device: ClassVar[Device] = "accelerator"
+
+    def __init__(self, spec: Any) -> None:
+        self.spec = spec
+
+    @classmethod
+    def stages(cls, spec: Any) -> tuple[list[Stage], Callable[[], pa.Schema]]:
+        """The stages from stored images to vectors, and the schema, known once they are loaded."""
+        stage = cls(spec)
+        return [DecodeOwn(), stage], partial(_schema, stage)
+
+    def load(self, place: Place) -> None:
+        self.embedder = resolve("embedders", self.spec.name)(self.spec)
+        self.embedder.load(place.device)
+
+    def __call__(self, batch: Batch) -> Batch:
+        vectors = self.embedder.embed(batch["pixels"])
+        finite, moved = np.isfinite(vectors).all(axis=1), np.abs(vectors).max(axis=1) > 0
+        status = [
+            OK if good and some else "embedding_zero" if good else "embedding_not_finite"
+            for good, some in zip(finite, moved, strict=True)
+        ]
+        return {**batch, rows.EMBEDDING: vectors, rows.STATUS: status}
+
+
+def _schema(stage: EmbedImages) -> pa.Schema:
+    return rows.embeddings_schema(stage.embedder.width)
+
+
+class Embed(StepKind):
+    version: ClassVar[int] = 1
+    Spec: ClassVar[type[Spec]] = EmbedSpec
+    summary: ClassVar[str] = "turn train and val images into vectors"
+
+    def run(self, context: Context) -> Result:
+        spec: EmbedSpec = context.step.spec  # type: ignore[assignment]
+        shards = image_shards(context, SPLITS)
+        stages, schema = EmbedImages.stages(spec.embedder)
+        commits = context.compute(
+            "embed", shards, rows_of=parquet_rows, stages=stages, schema=schema,
+            fingerprint={"embedder": spec.embedder.model_dump(), "images": context.inputs["ingest"].digest},
+        )  # fmt: skip
+        parts = [commit.data for commit in commits if commit.data]
+        kept, planned = sum(commit.kept for commit in commits), sum(shard.rows for shard in shards)
+        with context.store.parquet(parts[0].key) as file:
+            width = file.schema_arrow.field(rows.EMBEDDING).type.list_size
+        headline = f"{kept:,} vectors of {width}"
+        if kept < planned:
+            headline += f"; {planned - kept:,} quarantined"
+        return Result(parts, kept, {"headline": headline, "width": width, "quarantined": planned - kept})
+
+
+def image_shards(context: Context, splits: tuple[str, ...]) -> list[Shard]:
+    """A shard for each row group of the ingested images of these splits."""
+    shards = []
+    for split in splits:
+        for key in context.inputs["ingest"].keys(split=split):
+            with context.store.parquet(key) as file:
+                for number in range(file.num_row_groups):
+                    ids = file.read_row_group(number, columns=[rows.IMAGE_ID])[rows.IMAGE_ID].to_pylist()
+                    task = {"part": key, "row_group": number, "ids_digest": ids_digest(ids)}
+                    shards.append(Shard(f"{split}-{task['ids_digest']}", len(ids), task, {"split": split}))
+    return shards

@@ -1,0 +1,86 @@
+"""Finetune: train a generator on the train split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pyarrow as pa
+
+from engine.context import Context, Result
+from engine.core import rows
+from engine.core.arrays import read_pixels
+from engine.core.fit import FitContext
+from engine.core.images import Preprocess
+from engine.core.registry import resolve
+from engine.core.rng import derive_seed
+from engine.core.spec import Spec
+from engine.core.store import Store
+from engine.generators import TrainingImages
+from engine.steps import StepKind
+from engine.steps.ingest import read_train_index
+from engine.study import GeneratorField
+
+
+class FinetuneSpec(Spec):
+    """`generator` has its sampling fields at their defaults, so that those change no key here."""
+
+    generator: GeneratorField
+    preprocess: Preprocess
+    task: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class TrainGenerator:
+    """What each worker of the fit runs: decode the train split, and train."""
+
+    store: Store
+    spec: FinetuneSpec
+    images: list[str]
+    label_of: dict[str, str]
+    cluster_of: dict[str, int]
+
+    def __call__(self, fit: FitContext) -> None:
+        spec = self.spec
+        pixels, ids = read_pixels(self.store, self.images, spec.preprocess.shape)
+        data = TrainingImages(
+            pixels=pixels,
+            image_ids=ids,
+            labels=[self.label_of[image_id] for image_id in ids],
+            clusters=[self.cluster_of.get(image_id, 0) for image_id in ids],
+        )
+        generator = resolve("generators", spec.generator.name)(spec.generator, spec.preprocess)
+        generator.fit(fit, data, derive_seed(spec.seed, "finetune"))
+
+
+class Finetune(StepKind):
+    version: ClassVar[int] = 1
+    Spec: ClassVar[type[Spec]] = FinetuneSpec
+    summary: ClassVar[str] = "train the generator on train"
+
+    def run(self, context: Context) -> Result:
+        spec: FinetuneSpec = context.step.spec  # type: ignore[assignment]
+        ingest = context.inputs["ingest"]
+        index = read_train_index(context.store, ingest, spec.task)
+        labels = index[rows.label_column(spec.task)].to_pylist()
+        train = TrainGenerator(
+            store=context.store,
+            spec=spec,
+            images=ingest.keys(split="train"),
+            label_of=dict(zip(index[rows.IMAGE_ID].to_pylist(), labels, strict=True)),
+            cluster_of=read_clusters(context),
+        )
+        parts, metrics = context.fit(train, "steps")
+        size = sum(part.bytes for part in parts) / 2**20
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        return Result(parts, len(labels), {"headline": f"{figures}; weights {size:.1f} MiB", **metrics})
+
+
+def read_clusters(context: Context) -> dict[str, int]:
+    """Cluster of each training image, where the step has clusters among its inputs."""
+    if "cluster" not in context.inputs:
+        return {}
+    table = pa.concat_tables(context.store.tables(context.inputs["cluster"].keys(table="clusters")))
+    columns: list[list[Any]] = [table[name].to_pylist() for name in (rows.IMAGE_ID, rows.CLUSTER)]
+    return dict(zip(*columns, strict=True))

@@ -1,0 +1,309 @@
+"""Generate: make every requested image that no commit holds yet.
+
+Images leave a worker encoded and marked: PNG text (or a comment) with the request that made them, and XMP
+with IPTC's digital source type. A black, blank or NaN image is tried again with a derived seed at most
+twice, then quarantined with its reason.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow.compute as pc
+
+from engine.context import Context, Result
+from engine.core import rows
+from engine.core.images import Preprocess, decode_own, encode, extension
+from engine.core.manifest import Manifest, Part
+from engine.core.registry import resolve
+from engine.core.rng import derive_seed
+from engine.core.rows import TaskKind
+from engine.core.shards import OK, Commit, image_column, parquet_rows
+from engine.core.spec import Spec, digest
+from engine.core.stage import Batch, Device, Place, Stage
+from engine.core.step import Step
+from engine.core.store import Store
+from engine.generators import SampleBatch
+from engine.report.sheet import contact_sheet
+from engine.steps import StepKind
+from engine.steps.request import planned_shards
+from engine.study import GeneratorField
+
+TRIES = 3
+_XMP = (
+    '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    '<rdf:Description xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" Iptc4xmpExt:DigitalSourceType='
+    '"http://cv.iptc.org/newscodes/digitalsourcetype/{kind}"/></rdf:RDF></x:xmpmeta>'
+)
+
+
+class GenerateSpec(Spec):
+    generator: GeneratorField
+    generator_key: str
+    preprocess: Preprocess
+    task: str
+    tasks: dict[str, TaskKind]
+
+
+class Parents:
+    """Stage: the training images that requests start from, decoded."""
+
+    reads: ClassVar[tuple[str, ...]] = (rows.PARENT_ID,)
+    writes: ClassVar[tuple[str, ...]] = ("parents",)
+    device: ClassVar[Device] = "cpu"
+
+    def __init__(self, store: Store, images: Sequence[str]) -> None:
+        self.store, self.images = store, list(images)
+
+    def load(self, place: Place) -> None:
+        # Encoded, the train split is small enough for every actor; decoded it would not be.
+        self.encoded: dict[str, bytes] = {}
+        for table in self.store.tables(self.images, [rows.IMAGE_ID, rows.IMAGE]):
+            held = pc.struct_field(table[rows.IMAGE], "bytes").to_pylist()
+            self.encoded.update(zip(table[rows.IMAGE_ID].to_pylist(), held, strict=True))
+
+    def __call__(self, batch: Batch) -> Batch:
+        pixels = [decode_own(self.encoded[parent]) for parent in batch[rows.PARENT_ID].to_pylist()]
+        return {**batch, "parents": np.stack(pixels)}
+
+
+class Sample:
+    """Stage: requests to pixels, always in batches of the planned shape."""
+
+    reads: ClassVar[tuple[str, ...]] = (rows.IMAGE_ID, rows.SEED)
+    writes: ClassVar[tuple[str, ...]] = ("pixels", rows.STATUS, "attempt")
+    device: ClassVar[Device] = "accelerator"
+
+    def __init__(self, store: Store, spec: GenerateSpec, weights: Sequence[Part]) -> None:
+        self.store, self.spec, self.weights = store, spec, list(weights)
+
+    def load(self, place: Place) -> None:
+        self.generator = resolve("generators", self.spec.generator.name)(self.spec.generator, self.spec.preprocess)
+        self.batch_size = place.batch_size
+        if not self.weights:
+            self.generator.load(None, place.device)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            for part in self.weights:
+                target = Path(folder, part.tags["file"])
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(self.store.read(part.key))
+            self.generator.load(Path(folder), place.device)
+
+    def __call__(self, batch: Batch) -> Batch:
+        columns = {
+            "labels": batch[rows.label_column(self.spec.task)].to_pylist(),
+            "clusters": batch[rows.CLUSTER].to_pylist(),
+            "prompts": batch[rows.PROMPT].to_pylist(),
+            "negative_prompts": batch[rows.NEGATIVE_PROMPT].to_pylist(),
+            "strengths": batch[rows.STRENGTH].to_pylist(),
+            "uris": batch[rows.URI].to_pylist(),
+            "seeds": batch[rows.SEED].to_pylist(),
+        }
+        parents = batch.get("parents")
+        count = len(columns["seeds"])
+        seeds, attempts = list(columns["seeds"]), [0] * count
+        made = self._sample(columns, parents, list(range(count)), seeds)
+        for attempt in range(1, TRIES):
+            # An existing image is what it is: sampling it again changes nothing.
+            failed = [row for row in range(count) if _fault(made[row]) and columns["uris"][row] is None]
+            if not failed:
+                break
+            for row in failed:
+                seeds[row], attempts[row] = derive_seed(columns["seeds"][row], "again", attempt), attempt
+            for row, image in zip(failed, self._sample(columns, parents, failed, seeds), strict=True):
+                made[row] = image
+        status = [_fault(image) or OK for image in made]
+        return {**batch, "pixels": made, rows.STATUS: status, rows.SEED: seeds, "attempt": attempts}
+
+    def _sample(
+        self, columns: dict[str, list[Any]], parents: np.ndarray | None, chosen: list[int], seeds: list[int]
+    ) -> list[np.ndarray | str]:
+        """Sample the chosen rows, padded by repetition to the planned shape: pixels depend on the shape."""
+        padded = chosen + [chosen[-1]] * (self.batch_size - len(chosen))
+        made = self._in_memory(columns, parents, padded, seeds)
+        return made[: len(chosen)]
+
+    def _in_memory(
+        self, columns: dict[str, list[Any]], parents: np.ndarray | None, held: list[int], seeds: list[int]
+    ) -> list[np.ndarray | str]:
+        """Sample, in halves where the accelerator's memory does not suffice."""
+        picked = {name: [values[row] for row in held] for name, values in columns.items()}
+        picked["seeds"] = [seeds[row] for row in held]
+        try:
+            return self.generator.sample(
+                SampleBatch(**picked, parents=None if parents is None else parents[held])
+            )
+        except RuntimeError as error:
+            # torch.cuda.OutOfMemoryError is a RuntimeError; named by its text, torch need not be imported.
+            if "out of memory" not in str(error).lower() or len(held) == 1:
+                raise
+        half = len(held) // 2
+        return self._in_memory(columns, parents, held[:half], seeds) + self._in_memory(
+            columns, parents, held[half:], seeds
+        )
+
+
+def _fault(image: np.ndarray | str) -> str | None:
+    """Why an image cannot be used, or None."""
+    if isinstance(image, str):
+        return image
+    low, high = int(image.min()), int(image.max())
+    if high < 8:
+        return "black"
+    return "blank" if high - low < 4 else None
+
+
+class Encode:
+    """Stage: pixels to the study's codec, with the request written into the file."""
+
+    reads: ClassVar[tuple[str, ...]] = ("pixels", rows.STATUS, rows.IMAGE_ID)
+    writes: ClassVar[tuple[str, ...]] = (rows.IMAGE, rows.SOURCE, rows.GENERATOR_KEY)
+    device: ClassVar[Device] = "cpu"
+
+    def __init__(self, spec: GenerateSpec, digital_source_type: str) -> None:
+        self.spec = spec
+        self.xmp = _XMP.format(kind=digital_source_type)
+
+    def load(self, place: Place) -> None:
+        self.threads = ThreadPoolExecutor(place.threads)
+
+    def __call__(self, batch: Batch) -> Batch:
+        ids = batch[rows.IMAGE_ID].to_pylist()
+        count = len(ids)
+        label = batch[rows.label_column(self.spec.task)].to_pylist()
+        cluster, prompt, parent = (
+            batch[name].to_pylist() for name in (rows.CLUSTER, rows.PROMPT, rows.PARENT_ID)
+        )
+
+        def encoded(row: int) -> bytes | None:
+            if batch[rows.STATUS][row] != OK:
+                return None
+            made_from = {
+                "image_id": ids[row], "generator_key": self.spec.generator_key, "seed": batch[rows.SEED][row],
+                "label": label[row], "cluster": cluster[row], "prompt": prompt[row], "parent_id": parent[row],
+                "attempt": batch["attempt"][row],
+            }  # fmt: skip
+            text = json.dumps({name: value for name, value in made_from.items() if value is not None})
+            return encode(batch["pixels"][row], self.spec.preprocess, {"synthetic": text, "xmp": self.xmp})
+
+        images = list(self.threads.map(encoded, range(count)))
+        return {
+            **batch,
+            rows.IMAGE: image_column(images, ids, extension(self.spec.preprocess)),
+            rows.SOURCE: [self.spec.generator.name] * count,  # type: ignore[attr-defined]
+            rows.GENERATOR_KEY: [self.spec.generator_key] * count,
+        }
+
+
+class Generate(StepKind):
+    version: ClassVar[int] = 1
+    Spec: ClassVar[type[Spec]] = GenerateSpec
+    summary: ClassVar[str] = "make the images"
+
+    def run(self, context: Context) -> Result:
+        spec: GenerateSpec = context.step.spec  # type: ignore[assignment]
+        shards = list(planned_shards(context))
+        commits = context.compute(
+            "generate",
+            shards,
+            rows_of=parquet_rows,
+            stages=sampling_stages(context, spec),
+            schema=rows.synthetic_schema(spec.tasks),
+            fingerprint=fingerprint(context, spec),
+            prefix=context.store.generated(spec.generator_key),
+        )
+        warn_of_mixed_places(context, commits)
+        parts = [commit.data for commit in commits if commit.data]
+        kept = sum(commit.kept for commit in commits)
+        if not parts:
+            raise_nothing_usable(commits)
+        reasons = Counter(status for commit in commits for status in commit.status if status != OK)
+        made = Counter(shard.tags["label"] for shard in shards for _ in range(shard.rows))
+        sheet = context.file("sheet", "png", draw_sheet(context, spec, parts), file="sheet.png")
+        headline = f"{kept:,} images of {len(made)} classes"
+        if reasons:
+            headline += "; quarantined: " + ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+        return Result(
+            [*parts, sheet], kept,
+            {"headline": headline, "requested": dict(made), "quarantined": dict(sorted(reasons.items()))},
+        )  # fmt: skip
+
+    def shard_prefixes(self, store: Store, step: Step) -> list[str]:
+        return [store.generated(step.spec.generator_key)]  # type: ignore[attr-defined]
+
+
+def sampling_stages(context: Context, spec: GenerateSpec) -> list[Stage]:
+    """The stages from requests to encoded images."""
+    generator = resolve("generators", spec.generator.name)(spec.generator, spec.preprocess)
+    stages: list[Stage] = []
+    if generator.parents():
+        stages.append(Parents(context.store, context.inputs["ingest"].keys(split="train")))
+    stages.append(Sample(context.store, spec, weights(context.inputs)))
+    stages.append(Encode(spec, generator.digital_source_type))
+    return stages
+
+
+def weights(inputs: Any) -> Sequence[Part]:
+    finetune: Manifest | None = inputs.get("finetune")
+    return finetune.parts if finetune else ()
+
+
+def fingerprint(context: Context, spec: GenerateSpec) -> dict[str, Any]:
+    """All that pixels depend on beside the request, for the record and for the refusal to mix."""
+    generator = resolve("generators", spec.generator.name)(spec.generator, spec.preprocess)
+    found = {part.tags["file"]: part.sha256 for part in weights(context.inputs)}
+    return {
+        "generator_key": spec.generator_key,
+        "weights": digest(found) if found else None,
+        "train_images": context.inputs["ingest"].digest if generator.parents() else None,
+        **generator.fingerprint(),
+        "preprocess": spec.preprocess.model_dump(),
+    }
+
+
+def warn_of_mixed_places(context: Context, commits: Sequence[Commit]) -> None:
+    """Pixels are bitwise reproducible for one device and one batch shape; say so where shards differ."""
+    places = {tuple(commit.provenance[name] for name in ("device", "machine", "batch_size")) for commit in commits}
+    if len(places) > 1:
+        shown = "; ".join(f"{device} {machine}, batches of {size}" for device, machine, size in sorted(places))
+        context.say(f"warning: the shards were made in different places ({shown}): close, not bitwise equal")
+
+
+def raise_nothing_usable(commits: Sequence[Commit]) -> None:
+    from engine.core.errors import DataError
+
+    reasons = Counter(status for commit in commits for status in commit.status)
+    raise DataError(f"generate: no usable image was made ({dict(reasons)}); look at the generator with --preview 4")
+
+
+def draw_sheet(context: Context, spec: GenerateSpec, parts: Sequence[Part], per_class: int = 8) -> bytes:
+    """Real and synthetic images of each class side by side, as PNG."""
+    real = first_images(context.store, context.inputs["ingest"].keys(split="train"), spec.task, per_class)
+    made: dict[str, list[np.ndarray]] = {}
+    for part in parts:
+        label = part.tags["label"]
+        if len(made.get(label, [])) < per_class:
+            found = first_images(context.store, [part.key], spec.task, per_class - len(made.get(label, [])))
+            made.setdefault(label, []).extend(found.get(label, []))
+    return contact_sheet({label: (real.get(label, []), made[label]) for label in sorted(made)})
+
+
+def first_images(store: Store, keys: Sequence[str], task: str, count: int) -> dict[str, list[np.ndarray]]:
+    """The first `count` images of each class in these parts."""
+    found: dict[str, list[np.ndarray]] = {}
+    for table in store.tables(list(keys), [rows.IMAGE, rows.label_column(task)]):
+        labels = table[rows.label_column(task)].to_pylist()
+        images = pc.struct_field(table[rows.IMAGE], "bytes")
+        for row, label in enumerate(labels):
+            held = found.setdefault(label, [])
+            if len(held) < count:
+                held.append(decode_own(images[row].as_py()))
+    return found

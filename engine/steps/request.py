@@ -1,0 +1,172 @@
+"""Request: every image to make, as a row, before any is made.
+
+Ids and seeds belong to rows; shards have a fixed membership and are laid out per class and index, so that
+a larger request finds the full shards of a smaller one made already. The manifest's parts bear the tags
+`table: requests` (one file per class, a row group for each shard) and `table: shards`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from typing import Any, ClassVar
+
+import pyarrow as pa
+
+from engine.context import Context, Result
+from engine.core import rows
+from engine.core.errors import DataError, StudyError
+from engine.core.images import Preprocess
+from engine.core.names import slug
+from engine.core.registry import resolve
+from engine.core.rng import derive_seed
+from engine.core.rows import TaskKind
+from engine.core.shards import Shard, ids_digest
+from engine.core.spec import Spec, digest
+from engine.generators import Generator, TrainingRows
+from engine.generators import Request as Wanted
+from engine.steps import StepKind
+from engine.steps.finetune import read_clusters
+from engine.steps.ingest import read_train_index
+from engine.study import MAX_IMAGES, GeneratorField
+from engine.study import Request as RequestSettings
+
+
+class RequestSpec(Spec):
+    request: RequestSettings
+    generator: GeneratorField
+    # Identity of the generator with its settings of sampling and, where it is trained, its training.
+    generator_key: str
+    preprocess: Preprocess
+    task: str
+    tasks: dict[str, TaskKind]
+    seed: int
+
+
+class Request(StepKind):
+    version: ClassVar[int] = 1
+    Spec: ClassVar[type[Spec]] = RequestSpec
+    summary: ClassVar[str] = "plan every image to make"
+
+    def run(self, context: Context) -> Result:
+        spec: RequestSpec = context.step.spec  # type: ignore[assignment]
+        generator = resolve("generators", spec.generator.name)(spec.generator, spec.preprocess)
+        train = training_rows(context, spec.task, generator)
+        counts = count_per_class(spec.request, context.inputs["ingest"].metrics["counts"]["train"])
+        refuse_what_is_not_there(generator, counts)
+        parts, shards = [], []
+        with context.progress(sum(counts.values()), "requests") as bar:
+            for label, count in counts.items():
+                if not count:
+                    continue
+                table = request_table(spec, generator, label, count, train[label])
+                name = slug(label)
+                size = spec.request.shard_size
+                part = context.table(f"requests-{name}", table, row_group_size=size, table="requests")
+                parts.append(part)
+                ids = table[rows.IMAGE_ID].to_pylist()
+                for number, start in enumerate(range(0, count, size)):
+                    held = ids[start : start + size]
+                    address = ids_digest([spec.generator_key, *held])
+                    task = {"part": part.key, "row_group": number, "ids_digest": ids_digest(held)}
+                    shards.append(Shard(f"{name}-{number:06d}-{address}", len(held), task, {"label": label}))
+                bar.advance(count)
+        if not shards:
+            raise DataError("request: no image is asked for: every class has balance_to images already")
+        table = pa.table({"shard": [shard.to_json() for shard in shards]})
+        parts.append(context.table("shards", table, table="shards"))
+        total = sum(counts.values())
+        made = {label: count for label, count in counts.items() if count}
+        return Result(
+            parts, total,
+            {"headline": f"{total:,} images of {len(made)} classes in {len(shards):,} shards", "counts": made},
+        )  # fmt: skip
+
+
+def count_per_class(request: RequestSettings, train: Mapping[str, int]) -> dict[str, int]:
+    """Images to make of each target class, from its real training images. Raises `StudyError`."""
+    classes = sorted(train) if request.classes == "all" else list(request.classes)
+    unknown = [name for name in classes if name not in train]
+    if unknown:
+        raise StudyError(f"request.classes: there is no class {unknown[0]!r}; there are {', '.join(sorted(train))[:200]}")
+    counts = {}
+    for name in classes:
+        if request.ratio is not None:
+            counts[name] = round(request.ratio * train[name])
+        elif request.balance_to is not None:
+            counts[name] = max(0, request.balance_to - train[name])
+        else:
+            counts[name] = int(request.per_class or 0)
+    if sum(counts.values()) > MAX_IMAGES:
+        raise StudyError(f"request: {sum(counts.values()):,} images are more than {MAX_IMAGES:,}; ask for fewer")
+    return counts
+
+
+def refuse_what_is_not_there(generator: Generator, counts: Mapping[str, int]) -> None:
+    """A smaller set never bears a larger ratio's name: existing images must suffice."""
+    available = generator.available()
+    for label, count in counts.items():
+        if available is not None and available.get(label, 0) < count:
+            raise DataError(
+                f"request: {count:,} images of {label!r} are asked for, the folder has {available.get(label, 0):,};"
+                " lower the request or leave the class out of request.classes"
+            )
+
+
+def training_rows(context: Context, task: str, generator: Generator) -> dict[str, TrainingRows]:
+    """The images of each class that requests may start from, with their clusters."""
+    index = read_train_index(context.store, context.inputs["ingest"], task)
+    allowed = None
+    if generator.parents() == "representatives":
+        table = pa.concat_tables(context.store.tables(context.inputs["select"].keys(table="representatives")))
+        allowed = set(table[rows.IMAGE_ID].to_pylist())
+    cluster_of = read_clusters(context)
+    found: dict[str, tuple[list[str], list[int]]] = {}
+    labels = index[rows.label_column(task)].to_pylist()
+    for image_id, label in zip(index[rows.IMAGE_ID].to_pylist(), labels, strict=True):
+        ids, clusters = found.setdefault(label, ([], []))
+        if allowed is None or image_id in allowed:
+            ids.append(image_id)
+            clusters.append(cluster_of.get(image_id, 0))
+    return {label: TrainingRows(*held) for label, held in found.items()}
+
+
+def request_table(
+    spec: RequestSpec, generator: Generator, label: str, count: int, train: TrainingRows, start: int = 0
+) -> pa.Table:
+    """The requests of one class from index `start` up to `count`, with their ids and seeds."""
+    wanted = list(islice(generator.plan(label, count, train, spec.seed), start, count))
+    ids = [request_id(spec.generator_key, entry) for entry in wanted]
+    columns: dict[str, Any] = {
+        rows.IMAGE_ID: ids,
+        rows.label_column(spec.task): [entry.label for entry in wanted],
+        rows.INDEX: [entry.index for entry in wanted],
+        rows.CLUSTER: [entry.cluster for entry in wanted],
+        rows.PROMPT: [entry.prompt for entry in wanted],
+        rows.NEGATIVE_PROMPT: [entry.negative_prompt for entry in wanted],
+        rows.SEED: [derive_seed(spec.seed, image_id) for image_id in ids],
+        rows.PARENT_ID: [entry.parent_id for entry in wanted],
+        rows.STRENGTH: [entry.strength for entry in wanted],
+        rows.URI: [entry.uri for entry in wanted],
+    }
+    schema = rows.requests_schema(spec.tasks)
+    return pa.table(
+        [pa.array(columns.get(field.name, [None] * len(ids)), field.type) for field in schema], schema=schema
+    )
+
+
+def request_id(generator_key: str, wanted: Wanted) -> str:
+    """24 hex digits from all that says what is asked for; the seed is no part of it."""
+    return digest(
+        [
+            generator_key, wanted.label, wanted.cluster, wanted.prompt, wanted.negative_prompt,
+            wanted.parent_id, wanted.strength, wanted.index,
+        ],
+        24,
+    )  # fmt: skip
+
+
+def planned_shards(context: Context) -> Iterator[Shard]:
+    """The shards that a request step planned, in order."""
+    for table in context.store.tables(context.inputs["request"].keys(table="shards")):
+        yield from (Shard.from_json(text) for text in table["shard"].to_pylist())

@@ -1,0 +1,242 @@
+"""The study (what to compute) and the profile (where and how), from YAML.
+
+    base: other.yaml      a file to start from, relative to this one; what stands here is laid over it
+    --set a.b=c           laid over both; the value is read as YAML
+
+Two people with the same study and the same data get the same step keys, whatever their profiles.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from engine.core.errors import StudyError
+from engine.core.images import Preprocess
+from engine.core.registry import PluginField, explain
+from engine.core.resources import FitResources, StageResources
+from engine.core.spec import Spec
+
+S = TypeVar("S", bound=Spec)
+MAX_IMAGES = 100_000_000
+
+
+ReaderField = Annotated[SerializeAsAny[Spec], BeforeValidator(PluginField("readers"))]
+EmbedderField = Annotated[SerializeAsAny[Spec], BeforeValidator(PluginField("embedders"))]
+GeneratorField = Annotated[SerializeAsAny[Spec], BeforeValidator(PluginField("generators"))]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Split(Spec):
+    """Made once and frozen. Splits that the data gives are kept; a missing one is carved out of train by group."""
+
+    val: Fraction = 0.15
+    test: Fraction = 0.2
+    # column: the reader says which images belong together. none: every image stands for itself (say so knowingly).
+    group: Literal["column", "none"] = "column"
+    # At most so many training images of a class, chosen by the seed: makes a long tail for an experiment.
+    train_limit: dict[str, Annotated[int, Field(ge=2)]] = {}
+
+    @model_validator(mode="after")
+    def _leaves_train(self) -> Split:
+        if self.val + self.test >= 0.9:
+            raise PydanticCustomError("explained", "val + test must leave at least a tenth for train")
+        return self
+
+
+class Audit(Spec):
+    """What is done about leaks between splits and about files that cannot be used."""
+
+    # fail: stop with the list. drop: remove the image from the earlier split (train before val before test).
+    # move: bring the whole group to the later split.
+    on_leak: Literal["fail", "drop", "move"] = "fail"
+    # Near duplicates need both signals: perceptual hash and embedding.
+    embedder: EmbedderField = Field(default={"name": "pixels"}, validate_default=True)
+    # The threshold: this quantile of nearest-neighbour distances between different groups of train.
+    near_quantile: Annotated[float, Field(ge=0, le=0.2)] = 0.001
+    # Share of quarantined files above which the run stops.
+    max_quarantined: Annotated[float, Field(ge=0, le=1)] = 0.01
+    wrong_extension: Literal["quarantine", "accept"] = "quarantine"
+    # Seconds after which a decoder counts as hung.
+    decode_timeout: Annotated[float, Field(gt=0, le=600)] = 20.0
+
+
+class Cluster(Spec):
+    """k-means per class on the train split. `auto` is the root of half the class's images, at least 1."""
+
+    k: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = "auto"
+    iterations: Annotated[int, Field(ge=1, le=1000)] = 25
+    spherical: bool = False
+
+
+class Select(Spec):
+    """Representatives: the images nearest to each centroid."""
+
+    per_cluster: Annotated[int, Field(ge=1, le=10_000)] = 3
+
+
+class Request(Spec):
+    """How many images to make for each target class. Exactly one of the three counts.
+
+    ratio: round(ratio * n) where n is the class's real training images. balance_to: max(0, balance_to - n).
+    per_class: the same number for each.
+    """
+
+    ratio: Annotated[float, Field(gt=0, le=1000)] | None = None
+    balance_to: Annotated[int, Field(ge=1, le=MAX_IMAGES)] | None = None
+    per_class: Annotated[int, Field(ge=1, le=MAX_IMAGES)] | None = None
+    classes: Literal["all"] | tuple[str, ...] = "all"
+    # Images of one shard: the unit that a kill can cost.
+    shard_size: Annotated[int, Field(ge=1, le=4096)] = 256
+
+    @model_validator(mode="after")
+    def _one_count(self) -> Request:
+        given = [name for name in ("ratio", "balance_to", "per_class") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise PydanticCustomError(
+                "explained", "needs exactly one of ratio, balance_to and per_class; has {given}",
+                {"given": ", ".join(given) or "none"},
+            )  # fmt: skip
+        return self
+
+
+_LABEL = re.compile(r"[a-z][a-z0-9_]{0,31}")
+
+
+class Study(Spec):
+    """What to compute. `docs/study.md` explains every field."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    reader: ReaderField
+    task: str | None = None
+    preprocess: Preprocess
+    split: Split = Split()
+    audit: Audit = Audit()
+    embedder: EmbedderField = Field(default={"name": "pixels"}, validate_default=True)
+    cluster: Cluster = Cluster()
+    select: Select = Select()
+    generators: dict[str, GeneratorField] = {}
+    request: Request = Request(ratio=1.0)
+
+    @model_validator(mode="after")
+    def _labels(self) -> Study:
+        for label in self.generators:
+            if not _LABEL.fullmatch(label):
+                raise PydanticCustomError(
+                    "explained", "generators.{label}: use small letters, digits and _", {"label": label}
+                )
+        return self
+
+
+class Profile(Spec):
+    """Where and how to compute: never part of any identity."""
+
+    storage: str = "runs"
+    # ray: everything that has work runs on Ray. inline: in this process, for tests and debugging.
+    runtime: Literal["ray", "inline"] = "ray"
+    # local: a private Ray of this run. auto: the cluster that this job was submitted to.
+    address: str = "local"
+    # Logical CPUs of a local Ray; None: as many as the machine has, at least 4.
+    num_cpus: Annotated[int, Field(ge=1)] | None = None
+    device: Literal["cpu", "cuda"] = "cpu"
+    # Of the stages decode, embed and generate; `default` stands for those that are not named.
+    stages: dict[str, StageResources] = {
+        "decode": StageResources(actors=2, cpus=0.5, batch_size=64),
+        "embed": StageResources(cpus=2, batch_size=64),
+        "generate": StageResources(cpus=2, batch_size=32),
+    }
+    fit: FitResources = FitResources(cpus=2, checkpoint_every=100)
+
+    def stage(self, name: str) -> StageResources:
+        """Resources of a stage, or the entry `default`."""
+        return self.stages.get(name) or self.stages.get("default") or StageResources()
+
+
+def validate(model: type[S], values: Any, where: str) -> S:
+    """Build `model` from plain values. Raises `StudyError`, one line that names file, field and remedy."""
+    if not isinstance(values, dict):
+        raise StudyError(f"{where}: must be a mapping of fields, is {type(values).__name__}")
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = [str(part) for part in first["loc"]]
+        if inner := (first.get("ctx") or {}).get("place"):
+            place.append(inner)
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        name = ".".join(place) or "study"
+        raise StudyError(_one_line(f"{where}: {name}: {explain(first)}{more}")) from None
+    except RecursionError:
+        raise StudyError(f"{where}: nested too deeply") from None
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise StudyError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyError(_one_line(f"{path}: cannot be read: {error}")) from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise StudyError(_one_line(f"{path}: no valid YAML: {error}")) from None
+    if not isinstance(values, dict):
+        raise StudyError(f"{path}: must be a mapping of fields")
+    return values
+
+
+def _overlay(below: Any, above: Any) -> Any:
+    if not (isinstance(below, dict) and isinstance(above, dict)):
+        return above
+    if "name" in above and "name" in below and above["name"] != below["name"]:
+        return above  # another plugin: the fields of the one below mean nothing to it
+    return {**below, **{key: _overlay(below.get(key), value) for key, value in above.items()}}
+
+
+def _load(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    path = path.resolve()
+    if path in seen:
+        raise StudyError(f"{path}: base: leads back to itself")
+    values = _read_yaml(path)
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise StudyError(f"{path}: base: must be the path of a file")
+    return dict(_overlay(_load(path.parent / base, (*seen, path)), values))
+
+
+def apply_sets(values: dict[str, Any], sets: Sequence[str]) -> dict[str, Any]:
+    """Lay `a.b=c` settings over `values`; c is read as YAML."""
+    for setting in sets:
+        name, found, text = setting.partition("=")
+        if not found or not all(name.split(".")):
+            raise StudyError(f"--set {setting}: write it as field.subfield=value")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise StudyError(_one_line(f"--set {setting}: no valid YAML: {error}")) from None
+        for part in reversed(name.split(".")):
+            value = {part: value}
+        values = _overlay(values, value)
+    return values
+
+
+def load_study(path: Path, sets: Sequence[str] = ()) -> Study:
+    """Read a study. Raises `StudyError`."""
+    return validate(Study, apply_sets(_load(path), sets), str(path))
+
+
+def load_profile(path: Path, sets: Sequence[str] = ()) -> Profile:
+    """Read a profile. Raises `StudyError`."""
+    return validate(Profile, apply_sets(_load(path), sets), str(path))
