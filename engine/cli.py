@@ -1,7 +1,7 @@
 """What the scripts in `jobs/` share: arguments, the walk, errors in one line.
 
-Exit codes: 0 done; 1 the run stopped (data, leaks, storage) and can go on later; 2 the study, the profile
-or the command line is wrong and nothing was computed; 130 interrupted.
+Exit codes: 0 done; 1 the run stopped (data, leaks, storage) and can go on later; 2 the study, the
+profile or the command line is wrong and nothing was computed; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from engine.runtime.inline import InlineRuntime
 from engine.study import Profile, Study, apply_sets, load_profile, load_study, validate
 
 
-def run_study(argv: Sequence[str] | None = None, *, until_step: str | None = None, dry_run: bool = False) -> int:
+def run_study(
+    argv: Sequence[str] | None = None, *, until_step: str | None = None, dry_run: bool = False
+) -> int:
     """Run a study, or as much of it as the arguments say; returns the exit code."""
     arguments = _parser(until_step, dry_run).parse_args(argv)
     try:
@@ -38,16 +40,35 @@ def run_study(argv: Sequence[str] | None = None, *, until_step: str | None = Non
 
 
 def _parser(until_step: str | None, dry_run: bool) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Run a study: from labelled images to synthetic ones.")
+    parser = argparse.ArgumentParser(
+        description="Run a study: from labelled images to synthetic ones."
+    )
     parser.add_argument("study", type=Path, help="the study file (YAML)")
-    parser.add_argument("--profile", type=Path, help="where and how to compute (YAML); default: this machine")
+    parser.add_argument(
+        "--profile", type=Path, help="where and how to compute (YAML); default: this machine"
+    )
     parser.add_argument(
         "--set", dest="sets", action="append", default=[], metavar="A.B=C",
         help="change a field of the study, or of the profile by profile.a=b; repeatable",
     )  # fmt: skip
-    parser.add_argument("--until", metavar="STEP", default=None, help=f"stop after this step (default: {until_step or 'the last'})")
-    parser.add_argument("--dry-run", action="store_true", default=dry_run, help="print the plan, what is there and why not")
-    parser.add_argument("--preview", type=int, metavar="N", help="make N images per class on one page, with the cost of all")
+    parser.add_argument(
+        "--until",
+        metavar="STEP",
+        default=None,
+        help=f"stop after this step (default: {until_step or 'the last'})",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        default=dry_run,
+        help="print the plan, what is there and why not",
+    )
+    parser.add_argument(
+        "--preview",
+        type=int,
+        metavar="N",
+        help="make N images per class on one page, with the cost of all",
+    )
     parser.add_argument(
         "--discard", action="append", default=[], metavar="STEP",
         help="throw away what this step has committed, then go on; repeatable",
@@ -61,7 +82,9 @@ def _run(arguments: argparse.Namespace, last: str | None, dry_run: bool) -> int:
     if last:
         steps = until(steps, last)
     if arguments.preview is not None and not 1 <= arguments.preview <= 1000:
-        raise StudyError(f"--preview {arguments.preview}: must be between 1 and 1000 images per class")
+        raise StudyError(
+            f"--preview {arguments.preview}: must be between 1 and 1000 images per class"
+        )
     store = Store(profile.storage)
     if dry_run:
         print_plan(study, steps, store)
@@ -69,7 +92,10 @@ def _run(arguments: argparse.Namespace, last: str | None, dry_run: bool) -> int:
     store.probe()
     for name in arguments.discard:
         for step in named(plan(study), name):
-            say(f"{step.label:<20} {step.key}  discarded {discard(step, store)} shards and its result")
+            say(
+                f"{step.label:<20} {step.key}  discarded {discard(step, store)} shards and its"
+                " result"
+            )
     say(f"study {study.name}: {len(steps)} steps, storage {store.url}")
     started = time.monotonic()
     runtime = make_runtime(profile)
@@ -90,7 +116,9 @@ def _run(arguments: argparse.Namespace, last: str | None, dry_run: bool) -> int:
 
 def read(study: Path, profile: Path | None, sets: Sequence[str]) -> tuple[Study, Profile]:
     """The study and the profile with settings laid over both. Raises `StudyError`."""
-    for_profile = [setting.removeprefix("profile.") for setting in sets if setting.startswith("profile.")]
+    for_profile = [
+        setting.removeprefix("profile.") for setting in sets if setting.startswith("profile.")
+    ]
     for_study = [setting for setting in sets if not setting.startswith("profile.")]
     if profile is not None:
         return load_study(study, for_study), load_profile(profile, for_profile)

@@ -35,7 +35,8 @@ class Result:
 
 @dataclass
 class Context:
-    """The world as one step sees it. `inputs` are the manifests of the steps that this one needs."""
+    """The world as one step sees it. `inputs` are the manifests of the steps that this one
+    needs."""
 
     step: Step
     inputs: Mapping[str, Manifest]
@@ -57,7 +58,9 @@ class Context:
     def say(self, text: str) -> None:
         say(f"  {self.step.label}: {text}")
 
-    def table(self, name: str, rows: pa.Table, /, *, row_group_size: int | None = None, **tags: str) -> Part:
+    def table(
+        self, name: str, rows: pa.Table, /, *, row_group_size: int | None = None, **tags: str
+    ) -> Part:
         """Write a table of this step; `row_group_size` rows are read at once by workers."""
         sink = pa.BufferOutputStream()
         pq.write_table(rows, sink, compression="zstd", row_group_size=row_group_size)
@@ -66,7 +69,9 @@ class Context:
     def file(self, name: str, suffix: str, data: bytes, /, **tags: str) -> Part:
         return self._write(name, suffix, memoryview(data), 0, tags)
 
-    def _write(self, name: str, suffix: str, data: memoryview, rows: int, tags: dict[str, str]) -> Part:
+    def _write(
+        self, name: str, suffix: str, data: memoryview, rows: int, tags: dict[str, str]
+    ) -> Part:
         key = self.store.part(self.prefix, name, suffix)
         self.store.put_new(key, data)
         sha256 = hashlib.sha256(data).hexdigest()
@@ -84,7 +89,8 @@ class Context:
         prefix: str | None = None,
         unit: str = "images",
     ) -> list[Commit]:
-        """Stream the shards that have no commit yet through a pool of workers; returns all commits, in order."""
+        """Stream the shards that have no commit yet through a pool of workers; returns all commits,
+        in order."""
         shard_set = ShardSet(self.store, prefix or self.prefix)
         shard_set.claim(fingerprint, discard=f"--discard {self.step.label}")
         standing = shard_set.committed()
@@ -102,12 +108,17 @@ class Context:
                 for summary in self.runtime.stream(worker, missing, resources):
                     for reason, count in summary["reasons"].items():
                         reasons[reason] = reasons.get(reason, 0) + count
-                    quarantined = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+                    quarantined = ", ".join(
+                        f"{count} {reason}" for reason, count in reasons.items()
+                    )
                     bar.advance(summary["rows"], f"quarantined: {quarantined}" if reasons else "")
         return shard_set.collect(shards)
 
-    def fit(self, train: Callable[[FitContext], None], unit: str) -> tuple[list[Part], dict[str, Any]]:
-        """Fit on the runtime's workers, from the newest checkpoint if there is one; returns weights and figures."""
+    def fit(
+        self, train: Callable[[FitContext], None], unit: str
+    ) -> tuple[list[Part], dict[str, Any]]:
+        """Fit on the runtime's workers, from the newest checkpoint if there is one; returns weights
+        and figures."""
         attempt, work = attempt_name(), self.store.work(self.step.key)
         inputs = digest({name: manifest.digest for name, manifest in self.inputs.items()})
         output = self.store.join(self.prefix, "weights", attempt)

@@ -25,7 +25,17 @@ from engine.runtime.base import Runtime
 from engine.study import Profile
 
 State = Literal["done", "missing", "out of date", "waits"]
-_PACKAGES = ("ray", "torch", "diffusers", "transformers", "faiss-cpu", "faiss-gpu", "numpy", "pillow", "pyarrow")
+_PACKAGES = (
+    "ray",
+    "torch",
+    "diffusers",
+    "transformers",
+    "faiss-cpu",
+    "faiss-gpu",
+    "numpy",
+    "pillow",
+    "pyarrow",
+)
 
 
 @dataclass(frozen=True)
@@ -101,7 +111,9 @@ def run_step(
     """Run one step whose inputs are done, and commit its manifest."""
     present = {name: manifest for name, manifest in inputs.items() if manifest is not None}
     if len(present) != len(inputs):
-        raise EngineError(f"{step.label}: inputs are missing: {', '.join(sorted(set(inputs) - set(present)))}")
+        raise EngineError(
+            f"{step.label}: inputs are missing: {', '.join(sorted(set(inputs) - set(present)))}"
+        )
     started = time.time()
     context = Context(
         step=step,
@@ -144,10 +156,14 @@ def installed_versions() -> dict[str, str]:
 
 
 def discard(step: Step, store: Store) -> int:
-    """Throw away what a step left: its manifest, and its shards' commits by tombstone. Returns the shards."""
-    prefixes = [store.step(step.kind, step.key), *resolve("steps", step.kind)().shard_prefixes(store, step)]
+    """Throw away what a step left: its manifest, and its shards' commits by tombstone. Returns the
+    shards."""
+    prefixes = [
+        store.step(step.kind, step.key),
+        *resolve("steps", step.kind)().shard_prefixes(store, step),
+    ]
     store.delete(store.manifest(step.kind, step.key))
-    for key in store.list(store.work(step.key)):
+    for key in store.listing(store.work(step.key)):
         store.delete(key)
     return sum(ShardSet(store, prefix).discard() for prefix in prefixes)
 

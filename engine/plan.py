@@ -33,7 +33,10 @@ def plan(study: Study) -> list[Step]:
         {"ingest": ingest, "embed": embed},
     )  # fmt: skip
     select = _step(
-        "select", "select", {"task": task, "per_cluster": study.select.per_cluster}, {"cluster": cluster}
+        "select",
+        "select",
+        {"task": task, "per_cluster": study.select.per_cluster},
+        {"cluster": cluster},
     )
     steps = [ingest, embed, cluster, select]
     for label, generator in study.generators.items():
@@ -42,7 +45,13 @@ def plan(study: Study) -> list[Step]:
 
 
 def _generator_steps(
-    study: Study, label: str, spec: Any, common: dict[str, Any], ingest: Step, cluster: Step, select: Step
+    study: Study,
+    label: str,
+    spec: Any,
+    common: dict[str, Any],
+    ingest: Step,
+    cluster: Step,
+    select: Step,
 ) -> list[Step]:
     """finetune (of what is trained), request and generate of one generator."""
     kind = resolve("generators", spec.name)
@@ -57,7 +66,8 @@ def _generator_steps(
         finetune = _step(
             "finetune", f"finetune.{label}",
             {
-                "generator": without_sampling(spec, kind.sampling_fields), "preprocess": study.preprocess,
+                "generator": without_sampling(spec, kind.sampling_fields),
+                "preprocess": study.preprocess,
                 "task": common["task"], "seed": study.seed,
             },
             inputs, plugins,
@@ -65,7 +75,10 @@ def _generator_steps(
         steps.append(finetune)
     generator_key = digest(
         {
-            "code": kind.version, "spec": spec, "preprocess": study.preprocess, "task": common["task"],
+            "code": kind.version,
+            "spec": spec,
+            "preprocess": study.preprocess,
+            "task": common["task"],
             "ingest": ingest.key, "finetune": finetune.key if finetune else None,
         }
     )  # fmt: skip
@@ -79,10 +92,19 @@ def _generator_steps(
         },
         inputs, plugins,
     )  # fmt: skip
-    generate_inputs = {"ingest": ingest, "request": request, **({"finetune": finetune} if finetune else {})}
+    generate_inputs = {
+        "ingest": ingest,
+        "request": request,
+        **({"finetune": finetune} if finetune else {}),
+    }
     generate = _step(
         "generate", f"generate.{label}",
-        {"generator": spec, "generator_key": generator_key, "preprocess": study.preprocess, **common},
+        {
+            "generator": spec,
+            "generator_key": generator_key,
+            "preprocess": study.preprocess,
+            **common,
+        },
         generate_inputs, plugins,
     )  # fmt: skip
     return [*steps, request, generate]
@@ -105,14 +127,19 @@ def choose_task(study: Study, tasks: dict[str, Any]) -> str:
 
 
 def until(steps: list[Step], name: str) -> list[Step]:
-    """The steps up to and including those named: a kind (`generate`) or a label (`generate.ddpm`)."""
+    """The steps up to and including those named: a kind (`generate`) or a label
+    (`generate.ddpm`)."""
     from engine.core.step import upstream
 
     chosen = named(steps, name)
     kept = {step.key for step in upstream(chosen)}
     last = max(index for index, step in enumerate(steps) if step in chosen)
     # Steps that stand before the last one in the plan belong to "up to", used by it or not.
-    return [step for index, step in enumerate(steps) if step.key in kept or (index <= last and step.kind != chosen[0].kind)]
+    return [
+        step
+        for index, step in enumerate(steps)
+        if step.key in kept or (index <= last and step.kind != chosen[0].kind)
+    ]
 
 
 def named(steps: list[Step], name: str) -> list[Step]:

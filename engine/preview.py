@@ -1,4 +1,5 @@
-"""A look before the expense: a few images of each class beside real ones, and what all of them will cost."""
+"""A look before the expense: a few images of each class beside real ones, and what all of them will
+cost."""
 
 from __future__ import annotations
 
@@ -30,14 +31,25 @@ from engine.study import Profile, Study
 
 
 def preview(
-    study: Study, steps: Sequence[Step], store: Store, runtime: Runtime, profile: Profile, count: int
+    study: Study,
+    steps: Sequence[Step],
+    store: Store,
+    runtime: Runtime,
+    profile: Profile,
+    count: int,
 ) -> None:
-    """Run what generation needs, make `count` images per class, and write one page. No shard is committed."""
+    """Run what generation needs, make `count` images per class, and write one page. No shard is
+    committed."""
     manifests = execute(
-        [step for step in steps if step.kind not in ("request", "generate")], store, runtime, profile
+        [step for step in steps if step.kind not in ("request", "generate")],
+        store,
+        runtime,
+        profile,
     )
     sections = [
-        _section(step, manifests, store, runtime, profile, count) for step in steps if step.kind == "generate"
+        _section(step, manifests, store, runtime, profile, count)
+        for step in steps
+        if step.kind == "generate"
     ]
     if not sections:
         raise StudyError("--preview: the study names no generator up to this step")
@@ -59,9 +71,9 @@ def _section(
     needed = {**step.inputs["request"].inputs, **step.inputs}
     context = Context(
         step=step,
-        inputs={name: manifests[found.key] for name, found in needed.items() if found.key in manifests},
-        store=store, runtime=runtime, stage_resources=profile.stage, fit_resources=profile.fit,
-        device=profile.device,
+        inputs={name: manifests[found.key] for name, found in needed.items() if found.key in
+        manifests}, store=store, runtime=runtime, stage_resources=profile.stage,
+        fit_resources=profile.fit, device=profile.device,
     )  # fmt: skip
     generator = resolve("generators", spec.generator.name)(spec.generator, spec.preprocess)
     train = training_rows(context, spec.task, generator)
@@ -81,7 +93,8 @@ def _section(
         shards.append(Shard(f"{slug(label)}-{ids_digest(ids)}", len(ids), task, {"label": label}))
     commits = context.compute(
         "generate", shards, rows_of=parquet_rows, stages=sampling_stages(context, spec),
-        schema=rows.synthetic_schema(spec.tasks), fingerprint=fingerprint(context, spec), prefix=prefix,
+        schema=rows.synthetic_schema(spec.tasks), fingerprint=fingerprint(context, spec),
+        prefix=prefix,
     )  # fmt: skip
     real = first_images(store, context.inputs["ingest"].keys(split="train"), spec.task, count)
     classes = []
@@ -101,7 +114,11 @@ def _section(
     resources = profile.stage("generate")
     # A shard of a few images still costs whole batches of the planned shape.
     batches = sum(math.ceil(shard.rows / resources.batch_size) for shard in shards)
-    seconds = sum(float(commit.provenance["seconds"]) for commit in commits) / batches / resources.batch_size
+    seconds = (
+        sum(float(commit.provenance["seconds"]) for commit in commits)
+        / batches
+        / resources.batch_size
+    )
     bytes_each = sum(c.data.bytes for c in commits if c.data) / max(1, sum(c.kept for c in commits))
     total = sum(full.values())
     return {

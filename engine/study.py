@@ -1,6 +1,7 @@
 """The study (what to compute) and the profile (where and how), from YAML.
 
-    base: other.yaml      a file to start from, relative to this one; what stands here is laid over it
+    base: other.yaml      a file to start from, relative to this one; what stands here is laid over
+                          it
     --set a.b=c           laid over both; the value is read as YAML
 
 Two people with the same study and the same data get the same step keys, whatever their profiles.
@@ -34,26 +35,32 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
 class Split(Spec):
-    """Made once and frozen. Splits that the data gives are kept; a missing one is carved out of train by group."""
+    """Made once and frozen. Splits that the data gives are kept; a missing one is carved out of
+    train by group."""
 
     val: Fraction = 0.15
     test: Fraction = 0.2
-    # column: the reader says which images belong together. none: every image stands for itself (say so knowingly).
+    # column: the reader says which images belong together. none: every image stands for itself
+    # (say so knowingly).
     group: Literal["column", "none"] = "column"
-    # At most so many training images of a class, chosen by the seed: makes a long tail for an experiment.
+    # At most so many training images of a class, chosen by the seed: makes a long tail for an
+    # experiment.
     train_limit: dict[str, Annotated[int, Field(ge=2)]] = {}
 
     @model_validator(mode="after")
     def _leaves_train(self) -> Split:
         if self.val + self.test >= 0.9:
-            raise PydanticCustomError("explained", "val + test must leave at least a tenth for train")
+            raise PydanticCustomError(
+                "explained", "val + test must leave at least a tenth for train"
+            )
         return self
 
 
 class Audit(Spec):
     """What is done about leaks between splits and about files that cannot be used."""
 
-    # fail: stop with the list. drop: remove the image from the earlier split (train before val before test).
+    # fail: stop with the list. drop: remove the image from the earlier split (train before val
+    # before test).
     # move: bring the whole group to the later split.
     on_leak: Literal["fail", "drop", "move"] = "fail"
     # Near duplicates need both signals: perceptual hash and embedding.
@@ -68,7 +75,8 @@ class Audit(Spec):
 
 
 class Cluster(Spec):
-    """k-means per class on the train split. `auto` is the root of half the class's images, at least 1."""
+    """k-means per class on the train split. `auto` is the root of half the class's images, at least
+    1."""
 
     k: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = "auto"
     iterations: Annotated[int, Field(ge=1, le=1000)] = 25
@@ -84,7 +92,8 @@ class Select(Spec):
 class Request(Spec):
     """How many images to make for each target class. Exactly one of the three counts.
 
-    ratio: round(ratio * n) where n is the class's real training images. balance_to: max(0, balance_to - n).
+    ratio: round(ratio * n) where n is the class's real training images. balance_to: max(0,
+    balance_to - n).
     per_class: the same number for each.
     """
 
@@ -97,7 +106,9 @@ class Request(Spec):
 
     @model_validator(mode="after")
     def _one_count(self) -> Request:
-        given = [name for name in ("ratio", "balance_to", "per_class") if getattr(self, name) is not None]
+        given = [
+            name for name in ("ratio", "balance_to", "per_class") if getattr(self, name) is not None
+        ]
         if len(given) != 1:
             raise PydanticCustomError(
                 "explained", "needs exactly one of ratio, balance_to and per_class; has {given}",
@@ -130,7 +141,9 @@ class Study(Spec):
         for label in self.generators:
             if not _LABEL.fullmatch(label):
                 raise PydanticCustomError(
-                    "explained", "generators.{label}: use small letters, digits and _", {"label": label}
+                    "explained",
+                    "generators.{label}: use small letters, digits and _",
+                    {"label": label},
                 )
         return self
 
@@ -160,7 +173,8 @@ class Profile(Spec):
 
 
 def validate(model: type[S], values: Any, where: str) -> S:
-    """Build `model` from plain values. Raises `StudyError`, one line that names file, field and remedy."""
+    """Build `model` from plain values. Raises `StudyError`, one line that names file, field and
+    remedy."""
     if not isinstance(values, dict):
         raise StudyError(f"{where}: must be a mapping of fields, is {type(values).__name__}")
     try:

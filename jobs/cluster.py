@@ -1,6 +1,6 @@
 """Up to the clusters and the representatives.
 
-    python jobs/cluster.py configs/digits.yaml [--profile FILE] [--set a.b=c]
+python jobs/cluster.py configs/digits.yaml [--profile FILE] [--set a.b=c]
 """
 
 import sys
@@ -9,7 +9,7 @@ from pathlib import Path
 # Under `ray job submit` the package lies beside this folder and is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.cli import main  # noqa: E402 (after the path is set)
+from engine.cli import main
 
 if __name__ == "__main__":
     main(until_step="select")

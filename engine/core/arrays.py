@@ -21,7 +21,8 @@ def read_pixels(
 ) -> tuple[np.ndarray, list[str]]:
     """Pixels uint8 (n, height, width, channels) and ids of all images of these parts, in order.
 
-    Beyond 2 GiB the array lies in an unnamed temporary file, so that memory stays bounded by the page cache.
+    Beyond 2 GiB the array lies in an unnamed temporary file, so that memory stays bounded by the
+    page cache.
     """
     count = 0
     for key in keys:

@@ -1,4 +1,5 @@
-"""The errors that a person sees: one line each that says what is wrong, where, and what to change."""
+"""The errors that a person sees: one line each that says what is wrong, where, and what to
+change."""
 
 
 class EngineError(Exception):

@@ -1,8 +1,8 @@
 """What a plugin's `fit` is given: its place among the workers, checkpoints, and where weights go.
 
-A fit knows nothing of Ray. Every worker of one fit runs the same function; rank 0 writes. Checkpoints are
-flattened safetensors and JSON in the store, so that any later attempt, on any machine, adopts the newest
-complete one.
+A fit knows nothing of Ray. Every worker of one fit runs the same function; rank 0 writes.
+Checkpoints are flattened safetensors and JSON in the store, so that any later attempt, on any
+machine, adopts the newest complete one.
 """
 
 from __future__ import annotations
@@ -49,7 +49,10 @@ class FitContext:
         """Tell how far the fit is. All ranks call it at the same step; rank 0 is heard."""
         if self.rank == 0:
             message = {"done": done, "total": total, "metrics": metrics, "time": time.time()}
-            self.store.put(self.store.join(self.work, self.attempt, "progress.json"), json.dumps(message).encode())
+            self.store.put(
+                self.store.join(self.work, self.attempt, "progress.json"),
+                json.dumps(message).encode(),
+            )
         if self.on_report is not None:
             self.on_report({"done": done, **metrics})
 
@@ -61,10 +64,15 @@ class FitContext:
 
         data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
         key = self.store.join(self.work, self.attempt, f"checkpoint-{step:08d}.safetensors")
-        # A new attempt may pass the same step again: data first, then the record that vouches for it.
+        # A new attempt may pass the same step again: data first, then the record that vouches for
+        # it.
         self.store.put(key, data)
         record = {
-            "step": step, "data": key, "sha256": hashlib.sha256(data).hexdigest(), "state": state, "inputs": self.inputs,
+            "step": step,
+            "data": key,
+            "sha256": hashlib.sha256(data).hexdigest(),
+            "state": state,
+            "inputs": self.inputs,
         }  # fmt: skip
         self.store.put(key.removesuffix("safetensors") + "json", json.dumps(record).encode())
         for _, old in self._records()[:-_KEEP]:
@@ -81,12 +89,16 @@ class FitContext:
                 data = self.store.read(record["data"])
             except (ValueError, KeyError, FileNotFoundError):
                 continue  # torn by a kill, or pruned by another attempt meanwhile
-            if record.get("inputs") == self.inputs and hashlib.sha256(data).hexdigest() == record["sha256"]:
+            if (
+                record.get("inputs") == self.inputs
+                and hashlib.sha256(data).hexdigest() == record["sha256"]
+            ):
                 return int(record["step"]), load(data), record["state"]
         return None
 
     def publish(self, folder: Path, metrics: dict[str, Any]) -> None:
-        """Hand the trained weights (all files below `folder`) and figures to the step that asked for the fit."""
+        """Hand the trained weights (all files below `folder`) and figures to the step that asked
+        for the fit."""
         if self.rank != 0:
             return
         parts = []
@@ -95,13 +107,24 @@ class FitContext:
             relative = path.relative_to(folder).as_posix()
             key = self.store.join(self.output, relative)
             self.store.put_new(key, data)
-            part = Part(key=key, bytes=len(data), sha256=hashlib.sha256(data).hexdigest(), tags={"file": relative})
+            part = Part(
+                key=key,
+                bytes=len(data),
+                sha256=hashlib.sha256(data).hexdigest(),
+                tags={"file": relative},
+            )
             parts.append(part.model_dump())
         result = {"parts": parts, "metrics": metrics}
-        self.store.put(self.store.join(self.work, self.attempt, "result.json"), json.dumps(result).encode())
+        self.store.put(
+            self.store.join(self.work, self.attempt, "result.json"), json.dumps(result).encode()
+        )
 
     def _records(self) -> list[tuple[str, str]]:
-        keys = (key for key in self.store.list(self.work) if key.endswith(".json") and "/checkpoint-" in key)
+        keys = (
+            key
+            for key in self.store.listing(self.work)
+            if key.endswith(".json") and "/checkpoint-" in key
+        )
         return sorted((key.rpartition("/")[2], key) for key in keys)
 
 
@@ -123,6 +146,7 @@ def read_progress(store: Store, work: str, attempt: str) -> FitProgress | None:
 
 
 def read_result(store: Store, work: str, attempt: str) -> tuple[list[Part], dict[str, Any]]:
-    """Parts and metrics that `publish` left. Raises `FileNotFoundError` where the fit did not end."""
+    """Parts and metrics that `publish` left. Raises `FileNotFoundError` where the fit did not
+    end."""
     result = json.loads(store.read(store.join(work, attempt, "result.json")))
     return [Part.model_validate(part) for part in result["parts"]], result["metrics"]

@@ -1,6 +1,7 @@
 """Images: safe decoding, the one preprocessing, and the codec.
 
-Real and synthetic images pass the same `Preprocess`; otherwise "blurry" or "JPEG" would come to mean
+Real and synthetic images pass the same `Preprocess`; otherwise "blurry" or "JPEG" would come to
+mean
 "minority class". What a file is converted to:
 
     CMYK, YCbCr, LAB       to RGB by Pillow
@@ -34,9 +35,11 @@ EXTENSIONS = {
 MAX_PIXELS = 50_000_000
 MAX_BYTES = 256 * 2**20
 
-# Formats that Pillow or a browser may read and that have no business in a dataset: programs, vectors, stacks.
+# Formats that Pillow or a browser may read and that have no business in a dataset: programs,
+# vectors, stacks.
 _REFUSED_HEADS = {
-    b"%!PS": "EPS", b"\xc5\xd0\xd3\xc6": "EPS", b"%PDF": "PDF", b"8BPS": "PSD", b"SIMPLE": "FITS", b"<svg": "SVG",
+    b"%!PS": "EPS", b"\xc5\xd0\xd3\xc6": "EPS", b"%PDF": "PDF", b"8BPS": "PSD",
+    b"SIMPLE": "FITS", b"<svg": "SVG",
 }  # fmt: skip
 
 Codec = Literal["png", "jpeg", "webp"]
@@ -51,7 +54,8 @@ class Rejected(Exception):
 
 
 class Preprocess(Spec):
-    """What every image goes through, real or synthetic. `size` is the side of the square in pixels."""
+    """What every image goes through, real or synthetic. `size` is the side of the square in
+    pixels."""
 
     size: int = Field(ge=8, le=2048)
     channels: Literal["L", "RGB"] = "RGB"
@@ -68,7 +72,8 @@ class Preprocess(Spec):
 
 
 def decode(data: bytes, uri: str = "", *, check_extension: bool = True) -> Image.Image:
-    """Decode foreign bytes to mode L or RGB. Raises `Rejected` with a reason; run it in a `Sandbox`."""
+    """Decode foreign bytes to mode L or RGB. Raises `Rejected` with a reason; run it in a
+    `Sandbox`."""
     if not data:
         raise Rejected("empty")
     if len(data) > MAX_BYTES:
@@ -84,7 +89,9 @@ def decode(data: bytes, uri: str = "", *, check_extension: bool = True) -> Image
             image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
             claimed = EXTENSIONS.get(PurePosixPath(uri).suffix.lower())
             if check_extension and claimed and image.format != claimed:
-                raise Rejected("wrong_extension", f"{image.format} named {PurePosixPath(uri).suffix}")
+                raise Rejected(
+                    "wrong_extension", f"{image.format} named {PurePosixPath(uri).suffix}"
+                )
             frames = getattr(image, "n_frames", 1)
             if image.width * image.height * frames > MAX_PIXELS:
                 raise Rejected("too_large", f"{image.width} x {image.height} x {frames}")
@@ -95,7 +102,9 @@ def decode(data: bytes, uri: str = "", *, check_extension: bool = True) -> Image
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError) as error:
         raise Rejected("too_large", str(error)) from None
-    except Exception as error:  # Pillow's decoders raise nearly every kind of exception on broken input
+    except (
+        Exception
+    ) as error:  # Pillow's decoders raise nearly every kind of exception on broken input
         reason = "too_large" if "too large" in str(error).lower() else "not_decodable"
         raise Rejected(reason, f"{type(error).__name__}: {error}"[:200]) from None
 
@@ -131,7 +140,8 @@ def pixel_sha256(image: Image.Image) -> str:
 
 
 def preprocess(image: Image.Image, spec: Preprocess) -> np.ndarray:
-    """Bring a decoded image to the study's size and channels: uint8 of shape (size, size, channels)."""
+    """Bring a decoded image to the study's size and channels: uint8 of shape (size, size,
+    channels)."""
     image = image.convert(spec.channels)
     resampling = Image.Resampling[spec.resampling.upper()]
     side = (spec.size, spec.size)
@@ -145,10 +155,13 @@ def preprocess(image: Image.Image, spec: Preprocess) -> np.ndarray:
     return np.asarray(image).reshape(spec.shape)
 
 
-def encode(pixels: np.ndarray, spec: Preprocess, metadata: Mapping[str, str] | None = None) -> bytes:
+def encode(
+    pixels: np.ndarray, spec: Preprocess, metadata: Mapping[str, str] | None = None
+) -> bytes:
     """Encode uint8 pixels (height, width, channels) by the study's codec.
 
-    `metadata` marks generated files: PNG text chunks; the entry `xmp` is written as XMP in every codec.
+    `metadata` marks generated files: PNG text chunks; the entry `xmp` is written as XMP in every
+    codec.
     """
     image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
     target = io.BytesIO()

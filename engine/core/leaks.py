@@ -1,9 +1,9 @@
 """Leaks between splits: exact duplicates, groups that cross, and near duplicates.
 
-A near duplicate needs two independent signals, the perceptual hash and the embedding. Fixed thresholds
-fail (what is rare among photographs is common among X-rays), so both are set from the data: a small
-quantile of nearest-neighbour distances between images of *different groups* within train, which are known
-to be different pictures.
+A near duplicate needs two independent signals, the perceptual hash and the embedding. Fixed
+thresholds fail (what is rare among photographs is common among X-rays), so both are set from the
+data: a small quantile of nearest-neighbour distances between images of *different groups* within
+train, which are known to be different pictures.
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ def find_leaks(
             leaks += [leak(kind, a, b, detail) for a, b in combinations(found, 2)]
     if vectors is None:
         return leaks, {}
-    known = {(found.first, found.second) for found in leaks} | {(found.second, found.first) for found in leaks}
+    known = {(found.first, found.second) for found in leaks} | {
+        (found.second, found.first) for found in leaks
+    }
     near, thresholds = _near_pairs(index, vectors, splits, quantile)
     for a, b, bits, distance in near:
         if (ids[a], ids[b]) not in known:
@@ -77,7 +79,9 @@ def _near_pairs(
     norms = np.linalg.norm(vectors, axis=1)
     usable = np.isfinite(norms) & (norms > 0)
     unit = np.ascontiguousarray(vectors / np.where(usable, norms, 1)[:, None], dtype=np.float32)
-    hashes = np.asarray([int(value, 16) for value in index[rows.PHASH].to_pylist()], dtype=np.uint64)
+    hashes = np.asarray(
+        [int(value, 16) for value in index[rows.PHASH].to_pylist()], dtype=np.uint64
+    )
     groups = np.asarray(index[rows.GROUP_ID].to_pylist(), dtype=object)
 
     def neighbours(queries: np.ndarray, among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -93,7 +97,11 @@ def _near_pairs(
     distance, found = neighbours(sample, train)
     other_group = groups[found] != groups[sample][:, None]
     nearest = np.where(other_group, distance, np.inf).min(axis=1)
-    distance_limit = float(np.quantile(nearest[np.isfinite(nearest)], quantile)) if np.isfinite(nearest).any() else 0.0
+    distance_limit = (
+        float(np.quantile(nearest[np.isfinite(nearest)], quantile))
+        if np.isfinite(nearest).any()
+        else 0.0
+    )
     nearest_bits = np.full(len(sample), 64)
     for start in range(0, len(sample), _BLOCK):
         queries = sample[start : start + _BLOCK]
@@ -109,7 +117,9 @@ def _near_pairs(
             continue
         distance, found = neighbours(queries, among)
         bits = np.bitwise_count(hashes[found] ^ hashes[queries][:, None])
-        for row, column in zip(*np.nonzero((distance <= distance_limit) & (bits <= bits_limit)), strict=True):
+        for row, column in zip(
+            *np.nonzero((distance <= distance_limit) & (bits <= bits_limit)), strict=True
+        ):
             pair = (int(found[row, column]), int(queries[row]))
             pairs[pair] = (int(bits[row, column]), float(distance[row, column]))
     near = [(a, b, bits, distance) for (a, b), (bits, distance) in sorted(pairs.items())]

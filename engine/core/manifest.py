@@ -1,8 +1,8 @@
 """Manifests: what a finished step leaves behind, written last and once.
 
-A step is done while its manifest exists and the manifests of its inputs are the ones that it read. A
-retrained model changes no key (nobody asked for something else) but its manifest has another digest, and
-so everything that was computed from the old one is seen to be out of date.
+A step is done while its manifest exists and the manifests of its inputs are the ones that it read.
+A retrained model changes no key (nobody asked for something else) but its manifest has another
+digest, and so everything that was computed from the old one is seen to be out of date.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ class Part(Spec):
 
 
 class Manifest(Spec):
-    """`metrics` are figures of the result and part of its identity; `provenance` (times, versions, hosts) is not."""
+    """`metrics` are figures of the result and part of its identity; `provenance` (times, versions,
+    hosts) is not."""
 
     kind: str
     key: str
@@ -62,7 +63,8 @@ class Manifest(Spec):
 
 
 def read_manifest(store: Store, step: Step) -> Manifest | None:
-    """The manifest of a step, or None where it is not done. Raises `StorageError` on a foreign record."""
+    """The manifest of a step, or None where it is not done. Raises `StorageError` on a foreign
+    record."""
     key = store.manifest(step.kind, step.key)
     try:
         text = store.read(key)
@@ -76,7 +78,8 @@ def read_manifest(store: Store, step: Step) -> Manifest | None:
         ) from error
     if (manifest.kind, manifest.key) != (step.kind, step.key):
         raise StorageError(
-            f"{store.location(key)} belongs to {manifest.kind} {manifest.key}; move it away and run again"
+            f"{store.location(key)} belongs to {manifest.kind} {manifest.key}; move it away and"
+            " run again"
         )
     return manifest
 

@@ -11,25 +11,33 @@ from engine.core.errors import DataError
 
 
 def slug(text: str) -> str:
-    """A name for files: at most 40 of [a-z0-9-] from `text`, and a hash that keeps different texts apart."""
+    """A name for files: at most 40 of [a-z0-9-] from `text`, and a hash that keeps different texts
+    apart."""
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
     words = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:40].strip("-")
     return f"{words or 'x'}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def check_class_names(names: Iterable[str], task: str) -> None:
-    """Raise `DataError` where two class names differ in case, spaces or Unicode form alone, or one cannot be shown."""
+    """Raise `DataError` where two class names differ in case, spaces or Unicode form alone, or one
+    cannot be shown."""
     seen: dict[str, str] = {}
     for name in sorted(set(names)):
-        if not name.strip() or len(name) > 200 or any(unicodedata.category(char) in ("Cc", "Cf", "Cs") for char in name):
+        if (
+            not name.strip()
+            or len(name) > 200
+            or any(unicodedata.category(char) in ("Cc", "Cf", "Cs") for char in name)
+        ):
             raise DataError(
-                f"label.{task}: the class name {name[:60]!r} is empty, longer than 200 characters or holds invisible"
+                f"label.{task}: the class name {name[:60]!r} is empty, longer than 200 characters"
+                " or holds invisible"
                 " characters; rename it"
             )
         folded = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
         if folded in seen:
             raise DataError(
-                f"label.{task}: the class names {seen[folded]!r} and {name!r} differ in case, spaces or Unicode form"
+                f"label.{task}: the class names {seen[folded]!r} and {name!r} differ in case,"
+                " spaces or Unicode form"
                 " alone; make them one name or two"
             )
         seen[folded] = name

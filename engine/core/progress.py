@@ -1,7 +1,7 @@
 """Progress of long work: what is done, n of N, rate, time left.
 
-A live bar where a terminal is there (rich); elsewhere, a plain line at most every `interval` seconds, so
-that a cluster's log stays readable.
+A live bar where a terminal is there (rich); elsewhere, a plain line at most every `interval`
+seconds, so that a cluster's log stays readable.
 """
 
 from __future__ import annotations
@@ -29,10 +29,18 @@ def _clock(seconds: float) -> str:
 
 
 class Bar:
-    """One piece of work. `advance` counts `unit`s done; what was found done at the start is no part of the rate."""
+    """One piece of work. `advance` counts `unit`s done; what was found done at the start is no part
+    of the rate."""
 
     def __init__(
-        self, label: str, total: int, unit: str, *, done: int = 0, stream: TextIO | None = None, interval: float = 10.0
+        self,
+        label: str,
+        total: int,
+        unit: str,
+        *,
+        done: int = 0,
+        stream: TextIO | None = None,
+        interval: float = 10.0,
     ) -> None:
         self.label, self.total, self.unit = label, total, unit
         self.done, self.initial, self.interval = done, done, interval
@@ -53,7 +61,9 @@ class Bar:
                 console=Console(file=self.stream),
                 transient=True,
             )
-            self.task = self.live.add_task(label, total=total, completed=done, unit=unit, rate="", note="")
+            self.task = self.live.add_task(
+                label, total=total, completed=done, unit=unit, rate="", note=""
+            )
 
     def rate(self) -> float:
         """Units per second since the start, of this run alone."""
@@ -64,7 +74,9 @@ class Bar:
         rate, left = self.rate(), self.total - self.done
         text = f"{self.label}: {self.done:,} of {self.total:,} {self.unit}"
         if rate > 0:
-            text += f" · {rate:,.1f}/s · {_clock(left / rate)} left" if left else f" · {rate:,.1f}/s"
+            text += (
+                f" · {rate:,.1f}/s · {_clock(left / rate)} left" if left else f" · {rate:,.1f}/s"
+            )
         return f"{text} · {self.note}" if self.note else text
 
     def advance(self, count: int, note: str = "") -> None:
@@ -72,7 +84,9 @@ class Bar:
         self.done += count
         self.note = note or self.note
         if self.live is not None:
-            self.live.update(self.task, completed=self.done, rate=f"{self.rate():,.1f}/s", note=self.note)
+            self.live.update(
+                self.task, completed=self.done, rate=f"{self.rate():,.1f}/s", note=self.note
+            )
             return
         now = time.monotonic()
         if now - self.printed >= self.interval:
@@ -85,7 +99,10 @@ class Bar:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self.live is not None:
             self.live.stop()

@@ -1,9 +1,10 @@
 """Plugins, found by convention.
 
-The plugin `name` of a `family` is the class `CamelCase(name)` of the module `engine.<family>.<name>`, or
-an entry point `name` in the group `engine.<family>` of any installed distribution. Nothing is listed
-here: adding a generator is adding one file. Plugin modules import nothing heavy at module level, so that
-a study can be read, checked and planned without torch.
+The plugin `name` of a `family` is the class `CamelCase(name)` of the module
+`engine.<family>.<name>`, or an entry point `name` in the group `engine.<family>` of any installed
+distribution. Nothing is listed
+here: adding a generator is adding one file. Plugin modules import nothing heavy at module level, so
+that a study can be read, checked and planned without torch.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ def resolve(family: str, name: str) -> Any:
             return getattr(module, "".join(part.capitalize() for part in name.split("_")))
         for point in entry_points(group=f"engine.{family}", name=name):
             return point.load()
-    raise StudyError(f"no {family} plugin named {name!r}; there are: {', '.join(available(family))}")
+    raise StudyError(
+        f"no {family} plugin named {name!r}; there are: {', '.join(available(family))}"
+    )
 
 
 def available(family: str) -> list[str]:
@@ -48,7 +51,8 @@ def available(family: str) -> list[str]:
 
 
 class PluginField:
-    """Validates `{name: x, …}` by the spec of plugin x of a family, and keeps the place of an error.
+    """Validates `{name: x, …}` by the spec of plugin x of a family, and keeps the place of an
+    error.
 
     Used as `Annotated[SerializeAsAny[Spec], BeforeValidator(PluginField("readers"))]`.
     """
@@ -70,7 +74,9 @@ class PluginField:
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"])
-            raise PydanticCustomError("explained", "{text}", {"text": explain(first), "place": place}) from None
+            raise PydanticCustomError(
+                "explained", "{text}", {"text": explain(first), "place": place}
+            ) from None
 
 
 def explain(error: Any) -> str:
@@ -84,4 +90,5 @@ def explain(error: Any) -> str:
         return "is missing"
     shown = repr(error.get("input"))
     text = text.removeprefix("Value error, ").removeprefix("Input should be ")
-    return f"must be {text[:1].lower()}{text[1:]}, is {shown if len(shown) < 60 else shown[:57] + '...'}"
+    shown = shown if len(shown) < 60 else shown[:57] + "..."
+    return f"must be {text[:1].lower()}{text[1:]}, is {shown}"

@@ -10,7 +10,8 @@ from engine.core.spec import Spec
 
 
 class StageResources(Spec):
-    """One pool of actors. `batch_size` is the micro-batch; pixels of generated images may depend on it."""
+    """One pool of actors. `batch_size` is the micro-batch; pixels of generated images may depend on
+    it."""
 
     actors: Annotated[int, Field(ge=1)] = 1
     cpus: Annotated[float, Field(gt=0)] = 1.0

@@ -1,7 +1,7 @@
 """Random numbers that belong to rows, not to processes.
 
-Every draw is a function of a study's seed and of names (an image's id, a purpose, a step). Batch size,
-number of workers, order, a kill and a resume therefore change no draw.
+Every draw is a function of a study's seed and of names (an image's id, a purpose, a step). Batch
+size, number of workers, order, a kill and a resume therefore change no draw.
 """
 
 from __future__ import annotations

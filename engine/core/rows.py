@@ -1,8 +1,9 @@
 """Rows: every table of the engine, every column named once.
 
-Labels stand in one column per task, `label.<task>`: a string, or a list of strings for a task with several
-labels at once; null means unlabelled. Images are the struct {bytes, path} of the Hugging Face `Image`
-feature, and the schema says so, so that `datasets.load_dataset("parquet", …)` shows pictures.
+Labels stand in one column per task, `label.<task>`: a string, or a list of strings for a task with
+several labels at once; null means unlabelled. Images are the struct {bytes, path} of the Hugging
+Face `Image` feature, and the schema says so, so that `datasets.load_dataset("parquet", …)` shows
+pictures.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ def label_fields(tasks: Mapping[str, TaskKind]) -> list[pa.Field]:
 
 
 def records_schema(tasks: Mapping[str, TaskKind]) -> pa.Schema:
-    """What a reader lists: one row per image, nothing decoded yet. `split` and `group_id` may be null."""
+    """What a reader lists: one row per image, nothing decoded yet. `split` and `group_id` may be
+    null."""
     return pa.schema(
         [
             pa.field(IMAGE_ID, pa.string()),
@@ -96,7 +98,8 @@ def embeddings_schema(width: int) -> pa.Schema:
 
 
 def clusters_schema(tasks: Mapping[str, TaskKind]) -> pa.Schema:
-    """One row per training image: its cluster within its class, and the Euclidean distance to the centroid."""
+    """One row per training image: its cluster within its class, and the Euclidean distance to the
+    centroid."""
     return pa.schema(
         [
             pa.field(IMAGE_ID, pa.string()),

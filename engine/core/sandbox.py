@@ -1,11 +1,11 @@
 """Decoding of foreign images in a process that may be killed.
 
-A file that crashes or hangs a decoder costs its own row and nothing else: the child is ended, the row is
-quarantined, the next row gets a new child. One child serves thousands of images; the exchange costs some
-tens of microseconds each.
+A file that crashes or hangs a decoder costs its own row and nothing else: the child is ended, the
+row is quarantined, the next row gets a new child. One child serves thousands of images; the
+exchange costs some tens of microseconds each.
 
-The frames on the pipes are `<length of header> <length of body>` as two 32-bit integers, a JSON header
-and a body. The child is `python -m engine.core.sandbox`.
+The frames on the pipes are `<length of header> <length of body>` as two 32-bit integers, a JSON
+header and a body. The child is `python -m engine.core.sandbox`.
 """
 
 from __future__ import annotations
@@ -45,13 +45,16 @@ def _package_root() -> str:
 class Sandbox:
     """A child process that decodes, hashes, preprocesses and encodes one image at a time."""
 
-    def __init__(self, preprocess: Preprocess, *, timeout: float = 20.0, check_extension: bool = True) -> None:
+    def __init__(
+        self, preprocess: Preprocess, *, timeout: float = 20.0, check_extension: bool = True
+    ) -> None:
         self.settings = {"preprocess": preprocess.model_dump(), "check_extension": check_extension}
         self.timeout = timeout
         self._child: subprocess.Popen[bytes] | None = None
 
     def decode(self, data: bytes, uri: str) -> Decoded:
-        """Decode one image. Raises `Rejected`, also where the decoder crashed or ran past `timeout` seconds."""
+        """Decode one image. Raises `Rejected`, also where the decoder crashed or ran past `timeout`
+        seconds."""
         try:
             header, body = self._exchange({"uri": uri}, data)
         except TimeoutError:
@@ -80,7 +83,8 @@ class Sandbox:
         return self._receive(time.monotonic() + self.timeout)
 
     def _receive(self, deadline: float) -> tuple[dict[str, Any], bytes]:
-        assert self._child is not None and self._child.stdout is not None
+        assert self._child is not None
+        assert self._child.stdout is not None
         handle = self._child.stdout.fileno()
 
         def exactly(count: int) -> bytes:
@@ -115,7 +119,10 @@ class Sandbox:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -139,14 +146,17 @@ def serve(settings: dict[str, Any], requests: BinaryIO, replies: BinaryIO) -> No
     from engine.core import images
 
     spec = Preprocess.model_validate(settings["preprocess"])
-    # Memory is bounded here because a decoder's bomb must not take the machine's other work with it.
+    # Memory is bounded here because a decoder's bomb must not take the machine's other work with
+    # it.
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
     _send(replies, {"ready": True}, b"")
     while sizes := requests.read(_SIZES.size):
         head, body = _SIZES.unpack(sizes)
         uri = json.loads(requests.read(head))["uri"]
         try:
-            image = images.decode(requests.read(body), uri, check_extension=settings["check_extension"])
+            image = images.decode(
+                requests.read(body), uri, check_extension=settings["check_extension"]
+            )
             header = {
                 "width": image.width,
                 "height": image.height,

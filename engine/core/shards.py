@@ -1,13 +1,17 @@
 """Shards: the unit of work and of commit.
 
-What is to be computed is planned first, as shards of fixed membership. A worker computes a shard, writes
-its data under a name unique to the attempt, and commits by one put-if-absent of a small record. Whoever
-loses that race deletes its own data. Readers trust commit records alone, and a restart runs the plan
-minus the commits, so that a kill at any moment loses at most the shards in flight and doubles nothing.
+What is to be computed is planned first, as shards of fixed membership. A worker computes a shard,
+writes its data under a name unique to the attempt, and commits by one put-if-absent of a small
+record. Whoever loses that race deletes its own data. Readers trust commit records alone, and a
+restart runs the plan minus the commits, so that a kill at any moment loses at most the shards in
+flight and doubles nothing.
 
-    <prefix>/fingerprint.json               settings, code and weights that all shards share (put if absent)
-    <prefix>/commits/<name>.<n>.json        the commit of generation n: data, and one row for each planned id
-    <prefix>/commits/<name>.<n>.tombstone   generation n is void; the shard is to be made again as n + 1
+    <prefix>/fingerprint.json               settings, code and weights that all shards share (put if
+                                            absent)
+    <prefix>/commits/<name>.<n>.json        the commit of generation n: data, and one row for each
+                                            planned id
+    <prefix>/commits/<name>.<n>.tombstone   generation n is void; the shard is to be made again as n
+                                            + 1
     <prefix>/parts/<name>-<attempt>.parquet data
 """
 
@@ -39,7 +43,8 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class Shard:
-    """`name` is unique in its set and safe in a file name; `task` (JSON) says where its rows come from."""
+    """`name` is unique in its set and safe in a file name; `task` (JSON) says where its rows come
+    from."""
 
     name: str
     rows: int
@@ -47,7 +52,9 @@ class Shard:
     tags: dict[str, str]
 
     def to_json(self) -> str:
-        return json.dumps({"name": self.name, "rows": self.rows, "task": self.task, "tags": self.tags})
+        return json.dumps(
+            {"name": self.name, "rows": self.rows, "task": self.task, "tags": self.tags}
+        )
 
     @classmethod
     def from_json(cls, text: str) -> Shard:
@@ -61,7 +68,8 @@ def ids_digest(ids: Iterable[str]) -> str:
 
 @dataclass(frozen=True)
 class Commit:
-    """A valid commit record. `status` is `ok` or the reason for quarantine, one for each planned row."""
+    """A valid commit record. `status` is `ok` or the reason for quarantine, one for each planned
+    row."""
 
     shard: str
     data: Part | None
@@ -82,7 +90,8 @@ class ShardSet:
         self.store, self.prefix = store, prefix
 
     def claim(self, fingerprint: Mapping[str, Any], discard: str) -> None:
-        """Bind the set to a fingerprint. Raises `ResumeError` that names every difference from what lies there.
+        """Bind the set to a fingerprint. Raises `ResumeError` that names every difference from what
+        lies there.
 
         `discard` tells the person what to type to throw away what lies there.
         """
@@ -93,7 +102,9 @@ class ShardSet:
         try:
             found = json.loads(self.store.read(key))
         except ValueError as error:
-            raise StorageError(f"{self.store.location(key)} is no fingerprint; move it away") from error
+            raise StorageError(
+                f"{self.store.location(key)} is no fingerprint; move it away"
+            ) from error
         changed = [
             f"{name} was {found.get(name)!r}, is {fingerprint.get(name)!r}"
             for name in sorted({*found, *fingerprint})
@@ -101,16 +112,18 @@ class ShardSet:
         ]
         if changed:
             raise ResumeError(
-                f"{self.store.location(self.prefix)} holds shards made otherwise: {'; '.join(changed)}."
+                f"{self.store.location(self.prefix)} holds shards made otherwise:"
+                f" {'; '.join(changed)}."
                 f" Bring that back, or throw the shards away with {discard}"
             )
 
     def committed(self) -> dict[str, int]:
-        """Names of shards with a commit that stands, and its generation. One listing, whatever the size."""
+        """Names of shards with a commit that stands, and its generation. One listing, whatever the
+        size."""
         commits: dict[str, int] = {}
         void: set[tuple[str, int]] = set()
         start = len(self.prefix) + len("/commits/")
-        for key in self.store.list(self.store.join(self.prefix, "commits")):
+        for key in self.store.listing(self.store.join(self.prefix, "commits")):
             name, _, rest = key[start:].rpartition(".")
             name, _, generation = name.rpartition(".")
             if not generation.isdigit():
@@ -126,8 +139,14 @@ class ShardSet:
         key = self._commit_key(name, generation)
         try:
             record = json.loads(self.store.read(key))
-            body = {field: record[field] for field in ("format", "shard", "data", "rows", "provenance")}
-            if record["self"] != digest(body) or record["format"] != _FORMAT or record["shard"] != name:
+            body = {
+                field: record[field] for field in ("format", "shard", "data", "rows", "provenance")
+            }
+            if (
+                record["self"] != digest(body)
+                or record["format"] != _FORMAT
+                or record["shard"] != name
+            ):
                 raise ValueError("its digest does not match")
             columns = record["rows"]
             return Commit(
@@ -140,7 +159,8 @@ class ShardSet:
             )
         except (ValueError, KeyError, TypeError) as error:
             raise StorageError(
-                f"{self.store.location(key)} is damaged or not this engine's ({error}); move it away and run again"
+                f"{self.store.location(key)} is damaged or not this engine's ({error}); move it"
+                " away and run again"
             ) from error
 
     def commit(
@@ -156,7 +176,9 @@ class ShardSet:
         part = None
         if kept.num_rows:
             sink = pa.BufferOutputStream()
-            pq.write_table(kept, sink, compression="none" if rows.IMAGE in table.column_names else "zstd")
+            pq.write_table(
+                kept, sink, compression="none" if rows.IMAGE in table.column_names else "zstd"
+            )
             data = sink.getvalue()
             part = Part(
                 key=self.store.part(self.prefix, shard.name),
@@ -184,7 +206,8 @@ class ShardSet:
         return won
 
     def discard(self, names: Iterable[str] | None = None) -> int:
-        """Void the commits of these shards (all by default) and forget the fingerprint; returns how many."""
+        """Void the commits of these shards (all by default) and forget the fingerprint; returns how
+        many."""
         standing = self.committed()
         chosen = set(standing) if names is None else set(names) & set(standing)
         for name in chosen:
@@ -195,16 +218,23 @@ class ShardSet:
         return len(chosen)
 
     def collect(self, shards: Sequence[Shard]) -> list[Commit]:
-        """The commits of a whole plan, in its order. Raises `StorageError` unless every planned row is there once."""
+        """The commits of a whole plan, in its order. Raises `StorageError` unless every planned row
+        is there once."""
         standing = self.committed()
         missing = [shard.name for shard in shards if shard.name not in standing]
         if missing:
-            raise StorageError(f"{len(missing)} of {len(shards)} shards have no commit (first: {missing[0]})")
+            raise StorageError(
+                f"{len(missing)} of {len(shards)} shards have no commit (first: {missing[0]})"
+            )
         commits = [self.read(shard.name, standing[shard.name]) for shard in shards]
         for shard, commit in zip(shards, commits, strict=True):
             planned = shard.task.get("ids_digest")
-            if len(commit.image_id) != shard.rows or (planned and ids_digest(commit.image_id) != planned):
-                raise StorageError(f"shard {shard.name} holds other rows than planned; run fsck on the storage")
+            if len(commit.image_id) != shard.rows or (
+                planned and ids_digest(commit.image_id) != planned
+            ):
+                raise StorageError(
+                    f"shard {shard.name} holds other rows than planned; run fsck on the storage"
+                )
         return commits
 
     def _next_generation(self, name: str) -> int:
@@ -231,7 +261,8 @@ def _row_digests(table: pa.Table) -> list[str]:
 
 
 def column(values: Any, kind: pa.DataType) -> pa.Array:
-    """One column of a batch as an Arrow array of type `kind`; two-dimensional arrays become fixed-size lists."""
+    """One column of a batch as an Arrow array of type `kind`; two-dimensional arrays become
+    fixed-size lists."""
     if isinstance(values, pa.ChunkedArray):
         values = values.combine_chunks()
     if isinstance(values, pa.Array):
@@ -245,7 +276,10 @@ def column(values: Any, kind: pa.DataType) -> pa.Array:
 def image_column(encoded: Sequence[bytes | None], names: Sequence[str], suffix: str) -> pa.Array:
     """The Hugging Face `Image` struct for encoded images; `names` are ids, never text of a user."""
     return pa.StructArray.from_arrays(
-        [pa.array(encoded, pa.binary()), pa.array([f"{name}{suffix}" for name in names], pa.string())],
+        [
+            pa.array(encoded, pa.binary()),
+            pa.array([f"{name}{suffix}" for name in names], pa.string()),
+        ],
         names=["bytes", "path"],
     )
 
@@ -256,7 +290,8 @@ class ShardWorker:
 
     rows_of: from a store and a shard's task to the table of its rows (every planned row, in order).
     stages: run in a thread each; `status` may be set by any of them.
-    schema: of the data that is written, or a function that gives it once the stages are loaded. Micro-batches never span shards.
+    schema: of the data that is written, or a function that gives it once the stages are loaded.
+    Micro-batches never span shards.
     """
 
     shards: ShardSet
@@ -267,7 +302,9 @@ class ShardWorker:
 
     def load(self) -> None:
         for stage in self.stages:
-            stage.load(self.place if stage.device == "accelerator" else self.place._replace(device="cpu"))
+            stage.load(
+                self.place if stage.device == "accelerator" else self.place._replace(device="cpu")
+            )
         self._schema = self.schema if isinstance(self.schema, pa.Schema) else self.schema()
 
     def __call__(self, tasks: Sequence[Shard]) -> Iterator[dict[str, Any]]:
@@ -278,7 +315,9 @@ class ShardWorker:
             for shard in tasks:
                 table = self.rows_of(self.shards.store, shard.task)
                 if table.num_rows != shard.rows:
-                    raise StorageError(f"shard {shard.name}: {table.num_rows} rows where {shard.rows} were planned")
+                    raise StorageError(
+                        f"shard {shard.name}: {table.num_rows} rows where {shard.rows} were planned"
+                    )
                 ends.append((shard, -(-shard.rows // self.place.batch_size), shard.rows))
                 for start in range(0, shard.rows, self.place.batch_size):
                     piece = table.slice(start, self.place.batch_size)
@@ -296,7 +335,10 @@ class ShardWorker:
 
     def _commit(self, shard: Shard, batches: list[Batch], seconds: float) -> dict[str, Any]:
         table = pa.concat_tables(
-            pa.table([column(batch[field.name], field.type) for field in self._schema], schema=self._schema)
+            pa.table(
+                [column(batch[field.name], field.type) for field in self._schema],
+                schema=self._schema,
+            )
             for batch in batches
         ).combine_chunks()
         status = [entry for batch in batches for entry in _statuses(batch, self._schema.names[0])]

@@ -1,7 +1,7 @@
 """The user's own files, read only: a folder on local disk or on S3-compatible storage.
 
-Nothing outside the folder is ever read: names with `..`, absolute names and symlinks that lead out are
-refused, as are pipes and devices.
+Nothing outside the folder is ever read: names with `..`, absolute names and symlinks that lead out
+are refused, as are pipes and devices.
 """
 
 from __future__ import annotations
@@ -24,10 +24,14 @@ class Source:
     def __init__(self, root: str) -> None:
         protocol = fsspec.utils.get_protocol(root)
         self.local = protocol in ("file", "local")
-        self.root = os.path.realpath(root.removeprefix("file://")) if self.local else root.rstrip("/")
+        self.root = (
+            os.path.realpath(root.removeprefix("file://")) if self.local else root.rstrip("/")
+        )
         self._open()
         if not self._fs.exists(self._root):
-            raise DataError(f"data.root: {root} does not exist (relative paths start at the current folder)")
+            raise DataError(
+                f"data.root: {root} does not exist (relative paths start at the current folder)"
+            )
 
     def _open(self) -> None:
         self._fs, self._root = fsspec.core.url_to_fs(self.root, use_listings_cache=False)
@@ -40,7 +44,8 @@ class Source:
         self._open()
 
     def files(self, extensions: tuple[str, ...]) -> Iterator[str]:
-        """Relative paths of all files with one of these extensions, sorted; links out are listed, never read."""
+        """Relative paths of all files with one of these extensions, sorted; links out are listed,
+        never read."""
         if self.local:
             found = (
                 os.path.relpath(f"{folder}/{name}", self.root).replace(os.sep, "/")
@@ -50,7 +55,9 @@ class Source:
         else:
             start = len(self._root) + 1
             found = (path[start:] for path in self._fs.find(self._root))
-        yield from sorted(name for name in found if PurePosixPath(name).suffix.lower() in extensions)
+        yield from sorted(
+            name for name in found if PurePosixPath(name).suffix.lower() in extensions
+        )
 
     def folders(self) -> list[str]:
         """Names of the folders directly below the root, sorted."""

@@ -1,9 +1,9 @@
 """Specs and their identity.
 
-A `Spec` is a frozen section of a study. What a step computes is a function of its spec, its code version
-and its inputs, so the identity of a step is a digest of the canonical JSON of those. The encoder knows
-exactly the types of JSON and `Spec`, and raises on everything else: a type whose text changes between
-two library versions must never leak into a key.
+A `Spec` is a frozen section of a study. What a step computes is a function of its spec, its code
+version and its inputs, so the identity of a step is a digest of the canonical JSON of those. The
+encoder knows exactly the types of JSON and `Spec`, and raises on everything else: a type whose text
+changes between two library versions must never leak into a key.
 """
 
 from __future__ import annotations
@@ -21,7 +21,11 @@ class Spec(BaseModel):
     """A frozen section of a study. Unknown fields, NaN and infinity are refused."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True, protected_namespaces=()
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        validate_default=True,
+        protected_namespaces=(),
     )
 
 

@@ -14,10 +14,10 @@ def stratified_group_split(
 ) -> np.ndarray:
     """Assign every group to one split so that each class comes close to `fractions` in each.
 
-    labels, groups: of n images. fractions: share of each split, the first takes what the others leave.
-    Returns n names of splits. Greedy: larger groups first, each to the split that is furthest from its
-    targets in the classes of the group; ties fall by the seed. With one image per group every class is
-    split exactly, up to rounding.
+    labels, groups: of n images. fractions: share of each split, the first takes what the others
+    leave. Returns n names of splits. Greedy: larger groups first, each to the split that is
+    furthest from its targets in the classes of the group; ties fall by the seed. With one image per
+    group every class is split exactly, up to rounding.
     """
     names = list(fractions)
     classes, class_of = np.unique(np.asarray(labels, dtype=str), return_inverse=True)
@@ -28,7 +28,8 @@ def stratified_group_split(
     totals = counts.sum(axis=0)
     targets = np.stack([np.round(totals * fractions[name]) for name in names])
     targets[0] = totals - targets[1:].sum(axis=0)
-    # Small classes: a split that is due at least a third of an image gets one, as long as train keeps two.
+    # Small classes: a split that is due at least a third of an image gets one, as long as train
+    # keeps two.
     for index in range(1, len(names)):
         due = (targets[index] == 0) & (targets[0] > 2) & (totals * fractions[names[index]] > 1 / 3)
         targets[index][due] += 1
@@ -41,7 +42,8 @@ def stratified_group_split(
     assigned = np.zeros(len(unique_groups), dtype=np.int64)
     for group in order:
         held = counts[group].nonzero()[0]
-        # How much of the group would fill a gap, less what would overshoot, in shares of each class.
+        # How much of the group would fill a gap, less what would overshoot, in shares of each
+        # class.
         need = np.minimum(missing[:, held], counts[group][held]) / scale[held]
         over = np.maximum(counts[group][held] - np.maximum(missing[:, held], 0), 0) / scale[held]
         relative = np.maximum(missing[:, held], 0) / np.maximum(targets[:, held], 1)

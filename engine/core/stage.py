@@ -1,8 +1,8 @@
 """Stages: transforms of row batches, without knowledge of Ray or of storage.
 
-A batch is a dict of equally long columns (lists or arrays). Stages of one worker run in a thread each
-and hand batches on, so that decoding, the accelerator's work and encoding overlap; the libraries that do
-the work release the GIL.
+A batch is a dict of equally long columns (lists or arrays). Stages of one worker run in a thread
+each and hand batches on, so that decoding, the accelerator's work and encoding overlap; the
+libraries that do the work release the GIL.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ Device = Literal["cpu", "accelerator"]
 
 
 class Place(NamedTuple):
-    """Where a stage runs. batch_size: the planned rows of a micro-batch; the last one of a shard may be smaller."""
+    """Where a stage runs. batch_size: the planned rows of a micro-batch; the last one of a shard
+    may be smaller."""
 
     device: str
     threads: int
@@ -26,11 +27,12 @@ class Place(NamedTuple):
 
 @runtime_checkable
 class Stage(Protocol):
-    """One transform. `load` runs once in each worker, then the stage is called with batch after batch.
+    """One transform. `load` runs once in each worker, then the stage is called with batch after
+    batch.
 
-    A stage reads the columns `reads`, returns all columns that it was given plus `writes`, and keeps the
-    number and order of rows. A row that it cannot use gets a reason in the column `status` instead of an
-    exception, so that one bad row costs no other.
+    A stage reads the columns `reads`, returns all columns that it was given plus `writes`, and
+    keeps the number and order of rows. A row that it cannot use gets a reason in the column
+    `status` instead of an exception, so that one bad row costs no other.
     """
 
     reads: ClassVar[tuple[str, ...]]
@@ -50,9 +52,11 @@ class _Stop:
 
 
 def pipeline(stages: Sequence[Stage], batches: Iterable[Batch], depth: int = 2) -> Iterator[Batch]:
-    """Run `batches` through `stages` in order, one thread per stage, at most `depth` batches in wait between.
+    """Run `batches` through `stages` in order, one thread per stage, at most `depth` batches in
+    wait between.
 
-    An exception in a stage ends the pipeline and is raised here; leaving the iterator early ends its threads.
+    An exception in a stage ends the pipeline and is raised here; leaving the iterator early ends
+    its threads.
     """
     queues: list[queue.Queue[Batch | _Stop]] = [queue.Queue(depth) for _ in range(len(stages) + 1)]
     abandoned = threading.Event()

@@ -1,8 +1,8 @@
 """A step: one unit of a plan, identified by what it computes and from what.
 
-The key holds the kind, the hand-bumped versions of the code (the step's own and each plugin's that it
-names), the spec and the keys of the inputs. Where and how a step runs (the profile) is no part of it, so
-a laptop and a cluster find each other's results.
+The key holds the kind, the hand-bumped versions of the code (the step's own and each plugin's that
+it names), the spec and the keys of the inputs. Where and how a step runs (the profile) is no part
+of it, so a laptop and a cluster find each other's results.
 """
 
 from __future__ import annotations

@@ -2,15 +2,19 @@
 
 Layout under the storage root:
 
-    steps/<kind>/<key>/manifest.json       what a finished step leaves behind (put if absent, written last)
+    steps/<kind>/<key>/manifest.json       what a finished step leaves behind (put if absent,
+                                           written last)
     steps/<kind>/<key>/parts/…             data of a step, under names unique to the attempt
     steps/<kind>/<key>/commits/…           one record per committed shard (`engine.core.shards`)
-    generated/<generator key>/…            shards of generated images, shared by requests of every size
-    work/<key>/…                           checkpoints and progress of a fit; may be deleted when it is done
+    generated/<generator key>/…            shards of generated images, shared by requests of every
+                                           size
+    work/<key>/…                           checkpoints and progress of a fit; may be deleted when it
+                                           is done
     pages/<study>/…                        pages and sheets for people; may be deleted at any time
 
-Two operations carry all promises: `put_if_absent` (exactly one of many racing writers wins, and what it
-wrote is whole) and `put_new` (data under a name that nobody else uses, size checked). Neither "it exists"
+Two operations carry all promises: `put_if_absent` (exactly one of many racing writers wins, and
+what it wrote is whole) and `put_new` (data under a name that nobody else uses, size checked).
+Neither "it exists"
 nor "it opens" is ever taken for "it is complete": readers start from a commit record or a manifest.
 """
 
@@ -40,12 +44,14 @@ _TRANSIENT = (errno.EIO, errno.EBUSY, errno.ETIMEDOUT, errno.ECONNRESET, errno.E
 
 
 def _transient(error: OSError) -> bool:
-    """Time-outs, dropped connections and 5xx replies may pass; full disks, 403 and missing buckets will not."""
+    """Time-outs, dropped connections and 5xx replies may pass; full disks, 403 and missing buckets
+    will not."""
     return isinstance(error, TimeoutError | ConnectionError) or error.errno in _TRANSIENT
 
 
 def _guarded(operation: Callable[P, T]) -> Callable[P, T]:
-    """Retry what may pass, with backoff and jitter; turn the rest into one line that names the place."""
+    """Retry what may pass, with backoff and jitter; turn the rest into one line that names the
+    place."""
 
     @functools.wraps(operation)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -61,7 +67,8 @@ def _guarded(operation: Callable[P, T]) -> Callable[P, T]:
                 store, key = args[0], args[1] if len(args) > 1 else ""
                 reason = error.strerror or str(error) or type(error).__name__
                 raise StorageError(
-                    f"storage {getattr(store, 'url', '')}: cannot {operation.__name__.replace('_', ' ')}"
+                    f"storage {getattr(store, 'url', '')}: cannot"
+                    f" {operation.__name__.replace('_', ' ')}"
                     f" {key!s}: {reason}; nothing is half-committed, run again when it is mended"
                 ) from error
         raise AssertionError("unreachable")
@@ -75,7 +82,8 @@ def attempt_name() -> str:
 
 
 class Store:
-    """Files under one root. Keys are relative, with forward slashes. Picklable: workers open their own."""
+    """Files under one root. Keys are relative, with forward slashes. Picklable: workers open their
+    own."""
 
     def __init__(self, url: str) -> None:
         protocol = fsspec.utils.get_protocol(url)
@@ -147,7 +155,7 @@ class Store:
         return int(self._fs.size(f"{self._root}/{key}"))
 
     @_guarded
-    def list(self, prefix: str) -> list[str]:
+    def listing(self, prefix: str) -> list[str]:
         """All keys below `prefix`, sorted; none where there is no such prefix."""
         if self.local:
             base = f"{self._root}/{prefix}"
@@ -174,7 +182,7 @@ class Store:
     @_guarded
     def download(self, prefix: str, folder: Path) -> Path:
         """Copy all below `prefix` into a local folder; returns the folder."""
-        for key in self.list(prefix):
+        for key in self.listing(prefix):
             target = folder / key[len(prefix) + 1 :]
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(self.read(key))
@@ -207,9 +215,11 @@ class Store:
 
     @_guarded
     def put_if_absent(self, key: str, data: bytes) -> bool:
-        """Write `key` unless it exists: of racing writers one wins, and readers see all of it or nothing.
+        """Write `key` unless it exists: of racing writers one wins, and readers see all of it or
+        nothing.
 
-        Returns whether `key` now holds `data`: also when an earlier try of ours got through unnoticed.
+        Returns whether `key` now holds `data`: also when an earlier try of ours got through
+        unnoticed.
         """
         path = f"{self._root}/{key}"
         if self.local:
@@ -246,7 +256,8 @@ class Store:
             self.delete(key)
         if not first or second:
             raise StorageError(
-                f"storage {self.url} overwrites where it must refuse (put-if-absent): two runs could mix;"
+                f"storage {self.url} overwrites where it must refuse (put-if-absent): two runs"
+                " could mix;"
                 " choose a local disk or S3-compatible storage with conditional writes"
             )
 

@@ -1,4 +1,5 @@
-"""Embedders: images to vectors. To add one, write `engine/embedders/<name>.py` with `<Name>(Embedder)`."""
+"""Embedders: images to vectors. To add one, write `engine/embedders/<name>.py` with
+`<Name>(Embedder)`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""CLIP's image encoder with its projection (Radford et al., 2021): vectors of length 1 in the space shared with text."""
+"""CLIP's image encoder with its projection (Radford et al., 2021): vectors of length 1 in the space
+shared with text."""
 
 from __future__ import annotations
 
@@ -32,14 +33,21 @@ class Clip(Embedder):
         from transformers import CLIPVisionModelWithProjection
 
         self.torch, self.device = torch, device
-        self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.spec.precision]
+        self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[
+            self.spec.precision
+        ]
         processor = image_processor_settings(self.spec.model, self.spec.revision)
         try:
             model = CLIPVisionModelWithProjection.from_pretrained(
-                self.spec.model, revision=self.spec.revision, use_safetensors=True, trust_remote_code=False
+                self.spec.model,
+                revision=self.spec.revision,
+                use_safetensors=True,
+                trust_remote_code=False,
             )
         except (OSError, ValueError, KeyError) as error:
-            raise StudyError(f"embedder.model: {self.spec.model}: {' '.join(str(error).split())[:200]}") from None
+            raise StudyError(
+                f"embedder.model: {self.spec.model}: {' '.join(str(error).split())[:200]}"
+            ) from None
         side = self.spec.input_size
         self.size = (side, side) if side else processor["size"]
         self.mean, self.std = processor["mean"], processor["std"]
@@ -49,6 +57,8 @@ class Clip(Embedder):
     def embed(self, pixels: np.ndarray) -> np.ndarray:
         torch = self.torch
         with torch.inference_mode():
-            images = to_model_input(pixels, self.size, self.mean, self.std, self.device).to(self.dtype)
+            images = to_model_input(pixels, self.size, self.mean, self.std, self.device).to(
+                self.dtype
+            )
             vectors = self.model(images).image_embeds.float()
             return np.asarray(torch.nn.functional.normalize(vectors, dim=-1).cpu().numpy())

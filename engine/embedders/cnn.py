@@ -1,7 +1,8 @@
-"""Pooled features of any vision checkpoint of transformers (ResNet, MobileNet, EfficientNet, ViT, DINOv2 …) or timm.
+"""Pooled features of any vision checkpoint of transformers (ResNet, MobileNet, EfficientNet, ViT,
+DINOv2 …) or timm.
 
-`model` is a hub id or a local folder; `timm/<name>` asks timm where it is installed. Images are resized
-and normalised as the checkpoint's own preprocessor file says, on tensors.
+`model` is a hub id or a local folder; `timm/<name>` asks timm where it is installed. Images are
+resized and normalised as the checkpoint's own preprocessor file says, on tensors.
 """
 
 from __future__ import annotations
@@ -34,14 +35,20 @@ class Cnn(Embedder):
         import torch
 
         self.torch, self.device = torch, device
-        self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.spec.precision]
+        self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[
+            self.spec.precision
+        ]
         if self.spec.model.startswith("timm/"):
             self._load_timm()
         else:
             self._load_transformers()
         self.model.to(device=device, dtype=self.dtype).eval().requires_grad_(False)
         with torch.inference_mode():
-            self.width = int(self._features(torch.zeros(1, 3, *self.size, device=device, dtype=self.dtype)).shape[1])
+            self.width = int(
+                self._features(
+                    torch.zeros(1, 3, *self.size, device=device, dtype=self.dtype)
+                ).shape[1]
+            )
 
     def _load_transformers(self) -> None:
         from transformers import AutoModel
@@ -49,10 +56,15 @@ class Cnn(Embedder):
         processor = image_processor_settings(self.spec.model, self.spec.revision)
         try:
             self.model = AutoModel.from_pretrained(
-                self.spec.model, revision=self.spec.revision, use_safetensors=True, trust_remote_code=False
+                self.spec.model,
+                revision=self.spec.revision,
+                use_safetensors=True,
+                trust_remote_code=False,
             )
         except (OSError, ValueError, KeyError) as error:
-            raise StudyError(f"embedder.model: {self.spec.model}: {' '.join(str(error).split())[:200]}") from None
+            raise StudyError(
+                f"embedder.model: {self.spec.model}: {' '.join(str(error).split())[:200]}"
+            ) from None
         self.size, self.mean, self.std = processor["size"], processor["mean"], processor["std"]
         if self.spec.input_size:
             self.size = (self.spec.input_size, self.spec.input_size)
@@ -63,7 +75,8 @@ class Cnn(Embedder):
         pooled = getattr(output, "pooler_output", None)
         if pooled is None:
             hidden = output.last_hidden_state
-            # Convolutional maps are averaged over space; of token sequences the class token stands first.
+            # Convolutional maps are averaged over space; of token sequences the class token stands
+            # first.
             pooled = hidden.mean(dim=(2, 3)) if hidden.ndim == 4 else hidden[:, 0]
         return pooled.flatten(1)
 
@@ -72,9 +85,12 @@ class Cnn(Embedder):
             import timm
         except ImportError:
             raise StudyError(
-                f"embedder.model: {self.spec.model} needs timm, which is not installed; pip install timm"
+                f"embedder.model: {self.spec.model} needs timm, which is not installed; pip"
+                " install timm"
             ) from None
-        self.model = timm.create_model(self.spec.model.removeprefix("timm/"), pretrained=True, num_classes=0)
+        self.model = timm.create_model(
+            self.spec.model.removeprefix("timm/"), pretrained=True, num_classes=0
+        )
         settings = timm.data.resolve_model_data_config(self.model)
         side = self.spec.input_size
         self.size = (side, side) if side else tuple(settings["input_size"][1:])
@@ -84,7 +100,9 @@ class Cnn(Embedder):
     def embed(self, pixels: np.ndarray) -> np.ndarray:
         torch = self.torch
         with torch.inference_mode():
-            images = to_model_input(pixels, self.size, self.mean, self.std, self.device).to(self.dtype)
+            images = to_model_input(pixels, self.size, self.mean, self.std, self.device).to(
+                self.dtype
+            )
             return np.asarray(self._features(images).float().cpu().numpy())
 
 
@@ -103,7 +121,11 @@ def image_processor_settings(model: str, revision: str | None) -> dict[str, Any]
         values = json.loads(Path(str(path)).read_text())
     except (OSError, ValueError) as error:
         raise StudyError(f"embedder.model: {model}: {' '.join(str(error).split())[:200]}") from None
-    size = values.get("crop_size") if values.get("do_center_crop", "crop_size" in values) else values.get("size")
+    size = (
+        values.get("crop_size")
+        if values.get("do_center_crop", "crop_size" in values)
+        else values.get("size")
+    )
     size = size or values.get("size") or 224
     if isinstance(size, dict):
         edge = size.get("shortest_edge", 224)

@@ -1,4 +1,5 @@
-"""The pixels themselves, made small, grey and free of brightness and contrast: a baseline that needs no weights."""
+"""The pixels themselves, made small, grey and free of brightness and contrast: a baseline that
+needs no weights."""
 
 from __future__ import annotations
 
@@ -29,7 +30,10 @@ class Pixels(Embedder):
         side = (self.spec.side, self.spec.side)
         grey = pixels.astype(np.float32).mean(axis=-1)
         small = np.stack(
-            [np.asarray(Image.fromarray(image).resize(side, Image.Resampling.BOX)).ravel() for image in grey]
+            [
+                np.asarray(Image.fromarray(image).resize(side, Image.Resampling.BOX)).ravel()
+                for image in grey
+            ]
         )
         small = small - small.mean(axis=1, keepdims=True)
         norm = np.linalg.norm(small, axis=1, keepdims=True)

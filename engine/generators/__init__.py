@@ -1,7 +1,7 @@
 """Generators: one contract `fit / load / sample` for all ways of making images.
 
-To add one, write `engine/generators/<name>.py` with a class `<Name>(Generator)`; nothing else has to know.
-Heavy libraries are imported inside the methods that need them.
+To add one, write `engine/generators/<name>.py` with a class `<Name>(Generator)`; nothing else has
+to know. Heavy libraries are imported inside the methods that need them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ class GeneratorSpec(Spec):
 
 @dataclass(frozen=True)
 class TrainingImages:
-    """The train split, decoded. `pixels` is uint8 (n, height, width, channels), perhaps mapped from disk."""
+    """The train split, decoded. `pixels` is uint8 (n, height, width, channels), perhaps mapped from
+    disk."""
 
     pixels: np.ndarray
     image_ids: Sequence[str]
@@ -58,9 +59,11 @@ class Request:
 
 @dataclass(frozen=True)
 class SampleBatch:
-    """A micro-batch of requests. `seeds` belong to the images: draw everything for row i from `seeds[i]`.
+    """A micro-batch of requests. `seeds` belong to the images: draw everything for row i from
+    `seeds[i]`.
 
-    parents: uint8 (n, height, width, channels) of the training images named by the requests, or None.
+    parents: uint8 (n, height, width, channels) of the training images named by the requests, or
+    None.
     """
 
     labels: Sequence[str]
@@ -84,7 +87,8 @@ class Generator:
     trainable: ClassVar[bool] = False
     # Fields of the spec that only sampling reads: changing them trains nothing anew.
     sampling_fields: ClassVar[tuple[str, ...]] = ()
-    # What the pictures are, in IPTC's vocabulary of digital source types (cv.iptc.org/newscodes/digitalsourcetype).
+    # What the pictures are, in IPTC's vocabulary of digital source types
+    # (cv.iptc.org/newscodes/digitalsourcetype).
     digital_source_type: ClassVar[str] = "trainedAlgorithmicMedia"
 
     def __init__(self, spec: Any, preprocess: Preprocess) -> None:
@@ -103,7 +107,8 @@ class Generator:
         return None
 
     def plan(self, label: str, count: int, train: TrainingRows, seed: int) -> Iterator[Request]:
-        """The first `count` requests of a class. Request i never depends on `count`: a larger plan extends it."""
+        """The first `count` requests of a class. Request i never depends on `count`: a larger plan
+        extends it."""
         order = random_generator(seed, "parents", label).permutation(len(train.image_ids))
         clusters = proportional(train.clusters) if self.uses_clusters() else None
         for index in range(count):
@@ -128,12 +133,14 @@ class Generator:
         raise NotImplementedError
 
     def sample(self, batch: SampleBatch) -> list[np.ndarray | str]:
-        """One uint8 array (height, width, channels) for each request, or the reason why there is none."""
+        """One uint8 array (height, width, channels) for each request, or the reason why there is
+        none."""
         raise NotImplementedError
 
 
 def proportional(clusters: Sequence[int]) -> Iterator[int]:
-    """Endless cluster numbers whose every prefix follows the clusters' sizes as closely as whole numbers can."""
+    """Endless cluster numbers whose every prefix follows the clusters' sizes as closely as whole
+    numbers can."""
     names, counts = np.unique(np.asarray(clusters), return_counts=True)
     share, given = counts / counts.sum(), np.zeros(len(names))
     while True:

@@ -1,7 +1,9 @@
-"""Class-conditional pixel diffusion (Ho et al., 2020) with classifier-free guidance (Ho & Salimans, 2022).
+"""Class-conditional pixel diffusion (Ho et al., 2020) with classifier-free guidance (Ho & Salimans,
+2022).
 
-The UNet and the samplers are diffusers'. An image is conditioned on its class, or on its cluster within
-the class; one more embedding stands for "no condition". What is saved is a diffusers `UNet2DModel` folder
+The UNet and the samplers are diffusers'. An image is conditioned on its class, or on its cluster
+within the class; one more embedding stands for "no condition". What is saved is a diffusers
+`UNet2DModel` folder
 of the averaged weights.
 """
 
@@ -37,7 +39,11 @@ class DdpmSpec(GeneratorSpec):
     # class: one embedding for each class. cluster: one for each cluster of each class.
     condition: Literal["class", "cluster"] = "class"
     # The network, in diffusers' names.
-    block_out_channels: Annotated[tuple[int, ...], Field(min_length=1, max_length=6)] = (64, 128, 256)
+    block_out_channels: Annotated[tuple[int, ...], Field(min_length=1, max_length=6)] = (
+        64,
+        128,
+        256,
+    )
     layers_per_block: Annotated[int, Field(ge=1, le=4)] = 2
     # Self-attention at the levels whose feature maps are at most so wide.
     attention_resolution: Annotated[int, Field(ge=0)] = 8
@@ -68,9 +74,13 @@ class DdpmSpec(GeneratorSpec):
         if any(width % 8 for width in self.block_out_channels):
             raise PydanticCustomError("explained", "block_out_channels must be multiples of 8")
         if self.num_inference_steps > self.num_train_timesteps:
-            raise PydanticCustomError("explained", "num_inference_steps exceeds num_train_timesteps")
+            raise PydanticCustomError(
+                "explained", "num_inference_steps exceeds num_train_timesteps"
+            )
         if self.guidance_scale != 1 and self.condition_dropout == 0:
-            raise PydanticCustomError("explained", "guidance needs condition_dropout > 0, or guidance_scale 1")
+            raise PydanticCustomError(
+                "explained", "guidance needs condition_dropout > 0, or guidance_scale 1"
+            )
         return self
 
 
@@ -78,7 +88,11 @@ class Ddpm(Generator):
     version: ClassVar[int] = 1
     Spec: ClassVar[type[GeneratorSpec]] = DdpmSpec
     trainable: ClassVar[bool] = True
-    sampling_fields: ClassVar[tuple[str, ...]] = ("scheduler", "num_inference_steps", "guidance_scale")
+    sampling_fields: ClassVar[tuple[str, ...]] = (
+        "scheduler",
+        "num_inference_steps",
+        "guidance_scale",
+    )
     spec: DdpmSpec
 
     def uses_clusters(self) -> bool:
@@ -97,7 +111,9 @@ class Ddpm(Generator):
         with tempfile.TemporaryDirectory() as folder:
             training.save(Path(folder))
             (Path(folder) / "history.json").write_text(json.dumps(history))
-            context.publish(Path(folder), {"loss": history[-1]["loss"], "steps": self.spec.train_steps})
+            context.publish(
+                Path(folder), {"loss": history[-1]["loss"], "steps": self.spec.train_steps}
+            )
 
     def load(self, weights: Path | None, device: str) -> None:
         import torch
@@ -106,50 +122,85 @@ class Ddpm(Generator):
         if weights is None:
             raise StudyError("ddpm has no weights to load; train it first")
         self.device = device
-        self.unet = UNet2DModel.from_pretrained(weights / "unet", use_safetensors=True).to(device).eval()
+        self.unet = (
+            UNet2DModel.from_pretrained(weights / "unet", use_safetensors=True).to(device).eval()
+        )
         if device == "cuda":
             self.unet.to(memory_format=torch.channels_last)
-        self.conditions = {tuple(entry): number for number, entry in enumerate(_read_conditions(weights))}
-        kind = {"ddim": DDIMScheduler, "dpmsolver++": DPMSolverMultistepScheduler}[self.spec.scheduler]
+        self.conditions = {
+            tuple(entry): number for number, entry in enumerate(_read_conditions(weights))
+        }
+        kind = {"ddim": DDIMScheduler, "dpmsolver++": DPMSolverMultistepScheduler}[
+            self.spec.scheduler
+        ]
         settings = json.loads((weights / "scheduler" / "scheduler_config.json").read_text())
-        names = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "prediction_type")
+        names = (
+            "num_train_timesteps",
+            "beta_schedule",
+            "beta_start",
+            "beta_end",
+            "prediction_type",
+        )
         kept = {name: settings[name] for name in names}
         if self.spec.scheduler == "ddim":
-            # Pixels live in [-1, 1]; clipping the predicted clean image keeps guidance from burning it out.
+            # Pixels live in [-1, 1]; clipping the predicted clean image keeps guidance from
+            # burning it out.
             kept |= {"clip_sample": True, "set_alpha_to_one": True, "timestep_spacing": "trailing"}
         else:
-            kept |= {"algorithm_type": "dpmsolver++", "use_karras_sigmas": False, "final_sigmas_type": "zero"}
+            kept |= {
+                "algorithm_type": "dpmsolver++",
+                "use_karras_sigmas": False,
+                "final_sigmas_type": "zero",
+            }
         self.scheduler = kind(**kept)
 
     def sample(self, batch: SampleBatch) -> list[np.ndarray | str]:
         import torch
 
         conditions = torch.tensor(
-            [self.conditions[_condition(label, cluster, self.spec)] for label, cluster in zip(batch.labels, batch.clusters, strict=True)],
-            device=self.device,
+            [self.conditions[_condition(label, cluster, self.spec)] for label, cluster in
+            zip(batch.labels, batch.clusters, strict=True)], device=self.device,
         )  # fmt: skip
         height, width, channels = self.preprocess.shape
-        # On the CPU, one generator for each image: neighbours, batch size and device change no draw.
+        # On the CPU, one generator for each image: neighbours, batch size and device change no
+        # draw.
         noise = torch.stack(
-            [torch.randn(channels, height, width, generator=torch.Generator().manual_seed(seed)) for seed in batch.seeds]
+            [
+                torch.randn(channels, height, width, generator=torch.Generator().manual_seed(seed))
+                for seed in batch.seeds
+            ]
         )
         images = noise.to(self.device) * self.scheduler.init_noise_sigma
         guided = self.spec.guidance_scale != 1
         nobody = torch.full_like(conditions, len(self.conditions))
         self.scheduler.set_timesteps(self.spec.num_inference_steps, device=self.device)
-        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.spec.precision]
-        with torch.inference_mode(), torch.autocast(self.device, dtype, enabled=dtype != torch.float32):
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[
+            self.spec.precision
+        ]
+        with (
+            torch.inference_mode(),
+            torch.autocast(self.device, dtype, enabled=dtype != torch.float32),
+        ):
             for timestep in self.scheduler.timesteps:
                 inputs = self.scheduler.scale_model_input(images, timestep)
                 if guided:
-                    both = self.unet(torch.cat([inputs, inputs]), timestep, torch.cat([conditions, nobody])).sample
+                    both = self.unet(
+                        torch.cat([inputs, inputs]), timestep, torch.cat([conditions, nobody])
+                    ).sample
                     with_condition, without = both.float().chunk(2)
                     predicted = without + self.spec.guidance_scale * (with_condition - without)
                 else:
                     predicted = self.unet(inputs, timestep, conditions).sample.float()
                 images = self.scheduler.step(predicted, timestep, images).prev_sample
         finite = images.isfinite().flatten(1).all(dim=1).tolist()
-        pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        pixels = (
+            ((images.clamp(-1, 1) + 1) * 127.5)
+            .round()
+            .to(torch.uint8)
+            .permute(0, 2, 3, 1)
+            .cpu()
+            .numpy()
+        )
         return [image if good else "not_finite" for image, good in zip(pixels, finite, strict=True)]
 
 
@@ -165,7 +216,12 @@ class _Training:
     """The state of one training: network, averaged network, optimizer."""
 
     def __init__(
-        self, context: FitContext, spec: DdpmSpec, shape: tuple[int, int, int], data: TrainingImages, seed: int
+        self,
+        context: FitContext,
+        spec: DdpmSpec,
+        shape: tuple[int, int, int],
+        data: TrainingImages,
+        seed: int,
     ) -> None:
         import torch
         from accelerate import Accelerator
@@ -177,14 +233,18 @@ class _Training:
         size, _, channels = shape
         if size % 2 ** (len(spec.block_out_channels) - 1):
             raise StudyError(
-                f"generators: ddpm halves the image {len(spec.block_out_channels) - 1} times, which {size} px does"
+                f"generators: ddpm halves the image {len(spec.block_out_channels) - 1} times,"
+                f" which {size} px does"
                 " not allow; change preprocess.size or block_out_channels"
             )
         self.slices = share_of_batch(
             spec.batch_size, context.rank, context.world_size, spec.gradient_accumulation_steps
         )
         self.sampler = BatchSampler(data.labels, spec.batch_size, spec.class_balance, seed)
-        pairs = [_condition(label, cluster, spec) for label, cluster in zip(data.labels, data.clusters, strict=True)]
+        pairs = [
+            _condition(label, cluster, spec)
+            for label, cluster in zip(data.labels, data.clusters, strict=True)
+        ]
         self.conditions = sorted(set(pairs))
         number = {pair: index for index, pair in enumerate(self.conditions)}
         self.condition_of = np.asarray([number[pair] for pair in pairs])
@@ -199,13 +259,15 @@ class _Training:
             block_out_channels=spec.block_out_channels,
             layers_per_block=spec.layers_per_block,
             down_block_types=["AttnDownBlock2D" if attend else "DownBlock2D" for attend in attends],
-            up_block_types=["AttnUpBlock2D" if attend else "UpBlock2D" for attend in reversed(attends)],
+            up_block_types=[
+                "AttnUpBlock2D" if attend else "UpBlock2D" for attend in reversed(attends)
+            ],
             num_class_embeds=len(self.conditions) + 1,
             norm_num_groups=8,
             attention_head_dim=8 if any(attends) else None,
             add_attention=any(attends),
             dropout=spec.dropout,
-        )
+        ).to(memory_format=torch.channels_last)
         self.accelerator = Accelerator(
             mixed_precision={"fp32": "no"}.get(spec.precision, spec.precision),
             gradient_accumulation_steps=spec.gradient_accumulation_steps,
@@ -214,13 +276,18 @@ class _Training:
         optimizer = torch.optim.AdamW(unet.parameters(), lr=spec.learning_rate, foreach=True)
         self.model, self.optimizer = self.accelerator.prepare(unet, optimizer)
         self.unet = self.accelerator.unwrap_model(self.model)
-        self.ema = EMAModel(self.unet.parameters(), decay=spec.ema_decay)
+        self.ema = EMAModel(self.unet.parameters(), decay=spec.ema_decay, foreach=True)
         self.ema.to(self.accelerator.device)
         # Stepped by hand: accelerate's own wrapper multiplies steps by the number of workers.
         self.lr_scheduler = get_scheduler(
-            spec.lr_scheduler, optimizer, num_warmup_steps=spec.lr_warmup_steps, num_training_steps=spec.train_steps
+            spec.lr_scheduler,
+            optimizer,
+            num_warmup_steps=spec.lr_warmup_steps,
+            num_training_steps=spec.train_steps,
         )
-        self.noise_scheduler = DDPMScheduler(spec.num_train_timesteps, beta_schedule=spec.beta_schedule)
+        self.noise_scheduler = DDPMScheduler(
+            spec.num_train_timesteps, beta_schedule=spec.beta_schedule
+        )
 
     def update(self, step: int) -> dict[str, float]:
         torch, total = self.torch, 0.0
@@ -234,7 +301,9 @@ class _Training:
                 loss = torch.nn.functional.mse_loss(predicted.float(), noise)
                 self.accelerator.backward(loss)
                 if self.accelerator.sync_gradients:
-                    self.accelerator.clip_grad_norm_(self.model.parameters(), self.spec.max_grad_norm)
+                    self.accelerator.clip_grad_norm_(
+                        self.model.parameters(), self.spec.max_grad_norm
+                    )
                 self.optimizer.step()
                 self.optimizer.zero_grad()
             total += float(self.accelerator.reduce(loss.detach(), "mean")) / len(self.slices)
@@ -242,8 +311,11 @@ class _Training:
         self.ema.step(self.unet.parameters())
         return {"loss": total}
 
-    def _batch(self, step: int, rows: np.ndarray, piece: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Images, noise, timesteps and conditions; every draw belongs to (image, place in the batch, step)."""
+    def _batch(
+        self, step: int, rows: np.ndarray, piece: slice
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Images, noise, timesteps and conditions; every draw belongs to (image, place in the
+        batch, step)."""
         torch, device = self.torch, self.accelerator.device
         held = rows[piece]
         pixels = torch.from_numpy(np.ascontiguousarray(self.data.pixels[held])).permute(0, 3, 1, 2)
@@ -254,7 +326,9 @@ class _Training:
                 derive_seed(self.seed, "noise", self.data.image_ids[row], place, step)
             )
             noise.append(torch.randn(clean.shape[1:], generator=draw))
-            timesteps.append(int(torch.randint(self.spec.num_train_timesteps, (1,), generator=draw)))
+            timesteps.append(
+                int(torch.randint(self.spec.num_train_timesteps, (1,), generator=draw))
+            )
             dropped = float(torch.rand(1, generator=draw)) < self.spec.condition_dropout
             conditions.append(len(self.conditions) if dropped else int(self.condition_of[row]))
         return (
@@ -271,10 +345,15 @@ class _Training:
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         self.unet.load_state_dict(
-            {name.removeprefix("unet."): value for name, value in tensors.items() if name.startswith("unet.")}
+            {
+                name.removeprefix("unet."): value
+                for name, value in tensors.items()
+                if name.startswith("unet.")
+            }
         )
         self.ema.shadow_params = [
-            tensors[f"ema.{index}"].to(self.accelerator.device) for index in range(len(self.ema.shadow_params))
+            tensors[f"ema.{index}"].to(self.accelerator.device)
+            for index in range(len(self.ema.shadow_params))
         ]
         self.ema.optimization_step = int(tensors["ema_step"])
         restore_optimizer(self.optimizer, "optimizer.", tensors)
@@ -282,7 +361,8 @@ class _Training:
             self.lr_scheduler.step()
 
     def save(self, folder: Path) -> None:
-        """Write the averaged network as a diffusers folder, the noise schedule and the conditions."""
+        """Write the averaged network as a diffusers folder, the noise schedule and the
+        conditions."""
         self.ema.copy_to(self.unet.parameters())
         self.unet.save_pretrained(folder / "unet", safe_serialization=True)
         self.noise_scheduler.save_pretrained(folder / "scheduler")

@@ -1,7 +1,7 @@
 """Images that exist already, made elsewhere, with the labels that they were meant to have.
 
-They enter curation and comparison like any other generator's. Any reader can list them; they pass the
-study's preprocessing like every image.
+They enter curation and comparison like any other generator's. Any reader can list them; they pass
+the study's preprocessing like every image.
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ class Folder(Generator):
         found: list[np.ndarray | str] = []
         for uri in batch.uris:
             try:
-                found.append(decode_own(self.sandbox.decode(self.source.read(str(uri)), str(uri)).encoded))
+                found.append(
+                    decode_own(self.sandbox.decode(self.source.read(str(uri)), str(uri)).encoded)
+                )
             except Rejected as rejected:
                 found.append(rejected.reason)
         return found

@@ -1,7 +1,9 @@
-"""Traditional augmentation as a generator: small moves and changes of light of training images, by kornia.
+"""Traditional augmentation as a generator: small moves and changes of light of training images, by
+kornia.
 
 It makes images like every other generator, so that every arm of a comparison goes through one path.
-Flips and rotations are off unless the study allows them: digits and left and right eyes change meaning.
+Flips and rotations are off unless the study allows them: digits and left and right eyes change
+meaning.
 """
 
 from __future__ import annotations
@@ -70,7 +72,9 @@ class Traditional(Generator):
             scale=(1 + signed[:, 2:3] * spec.scale).expand(-1, 2),
             angle=signed[:, 5] * spec.rotate,
         )[:, :2]
-        images = warp_affine(images, matrix, (side, side), padding_mode="border", align_corners=True)
+        images = warp_affine(
+            images, matrix, (side, side), padding_mode="border", align_corners=True
+        )
         images = (images * (1 + signed[:, 6] * spec.brightness).view(-1, 1, 1, 1)).clamp(0, 1)
         images = adjust_contrast(images, 1 + signed[:, 7] * spec.contrast)
         if spec.saturation and images.shape[1] == 3:

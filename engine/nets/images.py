@@ -12,9 +12,14 @@ if TYPE_CHECKING:
 
 
 def to_model_input(
-    pixels: np.ndarray, size: tuple[int, int], mean: Sequence[float], std: Sequence[float], device: str
+    pixels: np.ndarray,
+    size: tuple[int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    device: str,
 ) -> Tensor:
-    """uint8 (n, height, width, 1 or 3) to float32 (n, 3, *size), resized (bicubic, antialiased) and normalised.
+    """uint8 (n, height, width, 1 or 3) to float32 (n, 3, *size), resized (bicubic, antialiased) and
+    normalised.
 
     Bytes cross to the device, floats do not: a quarter of the traffic.
     """
@@ -28,5 +33,7 @@ def to_model_input(
         images = torch.nn.functional.interpolate(
             images, size=size, mode="bicubic", antialias=True, align_corners=False
         ).clamp_(0, 1)
-    center, scale = (torch.tensor(list(v), device=images.device).view(1, 3, 1, 1) for v in (mean, std))
+    center, scale = (
+        torch.tensor(list(v), device=images.device).view(1, 3, 1, 1) for v in (mean, std)
+    )
     return ((images - center) / scale).to(memory_format=torch.channels_last)

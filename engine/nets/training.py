@@ -1,7 +1,8 @@
 """The loop that every fit shares: resume, update, checkpoint, report.
 
-What is trained brings its own update; the loop knows nothing of losses. Everything random in an update
-must be a function of the step (and of image ids), so that a resumed fit goes on as if nothing had been.
+What is trained brings its own update; the loop knows nothing of losses. Everything random in an
+update must be a function of the step (and of image ids), so that a resumed fit goes on as if
+nothing had been.
 """
 
 from __future__ import annotations
@@ -36,7 +37,12 @@ class Trainable(Protocol):
 
 
 def run(
-    context: FitContext, trainable: Trainable, steps: int, *, checkpoint_every: int, report_every: int
+    context: FitContext,
+    trainable: Trainable,
+    steps: int,
+    *,
+    checkpoint_every: int,
+    report_every: int,
 ) -> list[dict[str, float]]:
     """Train to `steps` from the newest checkpoint, if there is one; returns the reported history.
 
@@ -59,7 +65,9 @@ def run(
             means = {name: value / count for name, value in sums.items()}
             sums = {}
             if not all(np.isfinite(value) for value in means.values()):
-                raise EngineError(f"training diverged at step {done}: {means}; lower the learning rate")
+                raise EngineError(
+                    f"training diverged at step {done}: {means}; lower the learning rate"
+                )
             history.append({"step": done, **means})
             if context.rank == 0 and (time.monotonic() - told > 0.5 or done == steps):
                 told = time.monotonic()
@@ -74,7 +82,8 @@ def share_of_batch(batch_size: int, rank: int, world_size: int, accumulation: in
     """The slices of a global batch that this rank computes, one for each micro-step."""
     if batch_size % (world_size * accumulation):
         raise StudyError(
-            f"batch_size: {batch_size} cannot be shared among {world_size} workers x {accumulation} accumulation steps;"
+            f"batch_size: {batch_size} cannot be shared among {world_size} workers x"
+            f" {accumulation} accumulation steps;"
             f" make it a multiple of {world_size * accumulation}"
         )
     size = batch_size // (world_size * accumulation)
@@ -85,19 +94,23 @@ def share_of_batch(batch_size: int, rank: int, world_size: int, accumulation: in
 class BatchSampler:
     """Rows of each step's global batch, drawn with replacement: f(seed, step) alone.
 
-    balance: an image's weight is n^-balance, where n is the size of its class: 0 draws images evenly,
-    1 draws classes evenly, 0.5 (square-root sampling) lies between.
+    balance: an image's weight is n^-balance, where n is the size of its class: 0 draws images
+    evenly, 1 draws classes evenly, 0.5 (square-root sampling) lies between.
     """
 
     def __init__(self, labels: Sequence[str], batch_size: int, balance: float, seed: int) -> None:
-        _, inverse, counts = np.unique(np.asarray(labels, dtype=str), return_inverse=True, return_counts=True)
+        _, inverse, counts = np.unique(
+            np.asarray(labels, dtype=str), return_inverse=True, return_counts=True
+        )
         weights = counts[inverse].astype(float) ** -balance
         self.cumulative = np.cumsum(weights / weights.sum())
         self.batch_size, self.seed = batch_size, seed
 
     def rows(self, step: int) -> np.ndarray:
         draws = generator(self.seed, "batch", step).random(self.batch_size)
-        return np.minimum(np.searchsorted(self.cumulative, draws, side="right"), len(self.cumulative) - 1)
+        return np.minimum(
+            np.searchsorted(self.cumulative, draws, side="right"), len(self.cumulative) - 1
+        )
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:
@@ -111,11 +124,15 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str
     }
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, prefix: str, tensors: dict[str, Tensor]) -> None:
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, prefix: str, tensors: dict[str, Tensor]
+) -> None:
     """Bring back what `optimizer_tensors` gave."""
     state: dict[int, dict[str, Any]] = {}
     for key, value in tensors.items():
         if key.startswith(prefix):
             index, name = key.removeprefix(prefix).split(".", 1)
             state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    optimizer.load_state_dict(
+        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+    )

@@ -19,7 +19,8 @@ class Bytes(Protocol):
     """Where the bytes of an image come from; picklable, opened in each worker."""
 
     def read(self, uri: str) -> bytes:
-        """The encoded image. Raises `engine.core.images.Rejected` for what must not or cannot be read."""
+        """The encoded image. Raises `engine.core.images.Rejected` for what must not or cannot be
+        read."""
         ...
 
 
@@ -34,18 +35,21 @@ class Reader:
     Spec: ClassVar[type[ReaderSpec]]
 
     def tasks(self) -> Mapping[str, TaskKind]:
-        """Names of the labelling tasks and whether each is `single` or `multi`; may read the table's head."""
+        """Names of the labelling tasks and whether each is `single` or `multi`; may read the
+        table's head."""
         raise NotImplementedError
 
     def records(self) -> pa.Table:
-        """All images in a fixed order, by `rows.records_schema`. Raises `DataError` on what cannot be used."""
+        """All images in a fixed order, by `rows.records_schema`. Raises `DataError` on what cannot
+        be used."""
         raise NotImplementedError
 
     def bytes(self) -> Bytes:
         raise NotImplementedError
 
     def fingerprint(self) -> Mapping[str, str]:
-        """What the data is, beyond the spec, as far as it is cheap to tell: digest of the listing and labels."""
+        """What the data is, beyond the spec, as far as it is cheap to tell: digest of the listing
+        and labels."""
         raise NotImplementedError
 
 

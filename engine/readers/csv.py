@@ -46,7 +46,9 @@ class CsvSpec(ReaderSpec):
     def _multi_are_tasks(self) -> CsvSpec:
         unknown = sorted(set(self.multi) - set(self.labels))
         if unknown:
-            raise PydanticCustomError("explained", "multi names {task}, which is no task of labels", {"task": unknown[0]})
+            raise PydanticCustomError(
+                "explained", "multi names {task}, which is no task of labels", {"task": unknown[0]}
+            )
         return self
 
 
@@ -71,24 +73,35 @@ class Csv(Reader):
         delimiter = spec.delimiter or ("\t" if spec.file.lower().endswith(".tsv") else ",")
         text = self._text()
         try:
-            header = next(csv.reader(io.StringIO(text.decode("utf-8-sig")), delimiter=delimiter), [])
+            header = next(
+                csv.reader(io.StringIO(text.decode("utf-8-sig")), delimiter=delimiter), []
+            )
             table = pa.csv.read_csv(
                 io.BytesIO(text),
                 parse_options=pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
                 # Everything is text: an id of 007 stays 007.
                 convert_options=pa.csv.ConvertOptions(
                     column_types=dict.fromkeys(header, pa.string()),
-                    strings_can_be_null=False, quoted_strings_can_be_null=False
+                    strings_can_be_null=False,
+                    quoted_strings_can_be_null=False,
                 ),
             )
         except (pa.ArrowInvalid, pa.ArrowKeyError, UnicodeDecodeError, csv.Error) as error:
-            raise DataError(f"reader.file: {spec.file}: {' '.join(str(error).split())[:200]}") from None
-        wanted = {"path": spec.path, **{f"labels.{task}": name for task, name in spec.labels.items()}}
-        wanted |= {field: name for field in ("group", "split", "id") if (name := getattr(spec, field))}
+            raise DataError(
+                f"reader.file: {spec.file}: {' '.join(str(error).split())[:200]}"
+            ) from None
+        wanted = {
+            "path": spec.path,
+            **{f"labels.{task}": name for task, name in spec.labels.items()},
+        }
+        wanted |= {
+            field: name for field in ("group", "split", "id") if (name := getattr(spec, field))
+        }
         for field, name in wanted.items():
             if name not in table.column_names:
                 raise DataError(
-                    f"reader.{field}: {spec.file} has no column {name!r}; it has {', '.join(table.column_names)[:200]}"
+                    f"reader.{field}: {spec.file} has no column {name!r}; it has"
+                    f" {', '.join(table.column_names)[:200]}"
                 )
         if not table.num_rows:
             raise DataError(f"reader.file: {spec.file} has no rows")
@@ -101,19 +114,30 @@ class Csv(Reader):
         for task, name in spec.labels.items():
             cells = texts(name)
             if separator := spec.multi.get(task):
-                columns.append([[part.strip() for part in cell.split(separator)] if cell else None for cell in cells])
+                columns.append(
+                    [
+                        [part.strip() for part in cell.split(separator)] if cell else None
+                        for cell in cells
+                    ]
+                )
             else:
                 columns.append([cell or None for cell in cells])
         columns.append(self._splits(texts(spec.split)) if spec.split else [None] * table.num_rows)
-        columns.append([cell or None for cell in texts(spec.group)] if spec.group else [None] * table.num_rows)
+        columns.append(
+            [cell or None for cell in texts(spec.group)] if spec.group else [None] * table.num_rows
+        )
         schema = rows.records_schema(self.tasks())
-        return pa.table([pa.array(values, field.type) for values, field in zip(columns, schema, strict=True)], schema=schema)
+        return pa.table(
+            [pa.array(values, field.type) for values, field in zip(columns, schema, strict=True)],
+            schema=schema,
+        )
 
     def _splits(self, cells: list[str]) -> list[str | None]:
         unknown = sorted({cell for cell in cells if cell and cell.lower() not in SPLIT_NAMES})
         if unknown:
             raise DataError(
-                f"reader.split: {unknown[0][:60]!r} in column {self.spec.split!r} is no name of a split;"
+                f"reader.split: {unknown[0][:60]!r} in column {self.spec.split!r} is no name of a"
+                " split;"
                 " use train, val and test, or leave the cell empty"
             )
         return [SPLIT_NAMES[cell.lower()] if cell else None for cell in cells]
@@ -123,4 +147,3 @@ class Csv(Reader):
 
     def fingerprint(self) -> Mapping[str, str]:
         return {"table": hashlib.sha256(self._text()).hexdigest()}
-

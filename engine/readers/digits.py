@@ -1,4 +1,5 @@
-"""scikit-learn's digits: 1,797 real scans of handwritten digits at 8 x 8, 16 grey levels (UCI, E. Alpaydin).
+"""scikit-learn's digits: 1,797 real scans of handwritten digits at 8 x 8, 16 grey levels (UCI, E.
+Alpaydin).
 
 They come with scikit-learn, so that a study runs without any data at hand. The study's `preprocess`
 enlarges them. No writer is recorded: say `split.group: none`.

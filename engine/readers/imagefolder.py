@@ -1,7 +1,7 @@
 """A folder with one folder of images for each class, with or without split folders above them.
 
-    root/<class>/*.jpg            splits are carved by the study's `split`
-    root/<split>/<class>/*.jpg    train, val (or validation, valid, dev) and test are kept
+root/<class>/*.jpg            splits are carved by the study's `split`
+root/<split>/<class>/*.jpg    train, val (or validation, valid, dev) and test are kept
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from engine.core.source import Source
 from engine.readers import Reader, ReaderSpec, image_ids
 
 SPLIT_NAMES = {
-    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
-    "test": "test", "testing": "test",
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
+    "dev": "val", "test": "test", "testing": "test",
 }  # fmt: skip
 
 
@@ -33,7 +33,8 @@ class ImagefolderSpec(ReaderSpec):
     root: str
     # auto: split folders where all folders below the root bear names of splits.
     splits: Literal["auto", "folders", "none"] = "auto"
-    # A group from the file's name: text before this separator (patient_001.png with "_" gives patient).
+    # A group from the file's name: text before this separator (patient_001.png with "_" gives
+    # patient).
     group_separator: str | None = Field(default=None, min_length=1)
 
 
@@ -51,7 +52,9 @@ class Imagefolder(Reader):
         source = Source(self.spec.root)
         folders = source.folders()
         with_splits = self.spec.splits == "folders" or (
-            self.spec.splits == "auto" and bool(folders) and all(name.lower() in SPLIT_NAMES for name in folders)
+            self.spec.splits == "auto"
+            and bool(folders)
+            and all(name.lower() in SPLIT_NAMES for name in folders)
         )
         depth = 2 if with_splits else 1
         uris, labels, splits, groups = [], [], [], []
@@ -59,18 +62,28 @@ class Imagefolder(Reader):
             parts = PurePosixPath(uri).parts
             if len(parts) <= depth:
                 place = "<split>/<class>/" if with_splits else "<class>/"
-                raise DataError(f"reader.root: {uri} lies outside the layout {place}image; move it into a class folder")
+                raise DataError(
+                    f"reader.root: {uri} lies outside the layout {place}image; move it into a"
+                    " class folder"
+                )
             if with_splits and parts[0].lower() not in SPLIT_NAMES:
-                raise DataError(f"reader.root: {parts[0]} is no name of a split; use train, val and test")
+                raise DataError(
+                    f"reader.root: {parts[0]} is no name of a split; use train, val and test"
+                )
             uris.append(uri)
             labels.append(parts[depth - 1])
             splits.append(SPLIT_NAMES[parts[0].lower()] if with_splits else None)
             separator = self.spec.group_separator
             groups.append(PurePosixPath(uri).stem.split(separator)[0] if separator else None)
         if not uris:
-            raise DataError(f"reader.root: no image below {self.spec.root} ({', '.join(sorted(EXTENSIONS))})")
+            raise DataError(
+                f"reader.root: no image below {self.spec.root} ({', '.join(sorted(EXTENSIONS))})"
+            )
         self._refuse_empty_classes(source, folders, with_splits, set(labels))
-        return pa.table([image_ids(uris), uris, labels, splits, groups], schema=rows.records_schema(self.tasks()))
+        return pa.table(
+            [image_ids(uris), uris, labels, splits, groups],
+            schema=rows.records_schema(self.tasks()),
+        )
 
     def _refuse_empty_classes(
         self, source: Source, folders: list[str], with_splits: bool, found: set[str]

@@ -13,8 +13,11 @@ _INK, _FAINT, _PAPER = "#1d2733", "#6b7787", "#ffffff"
 _MOST_CLASSES = 40
 
 
-def contact_sheet(classes: Mapping[str, tuple[Sequence[np.ndarray], Sequence[np.ndarray]]]) -> bytes:
-    """A PNG with a row for each class: its name, real images, synthetic images (uint8 height, width, channels).
+def contact_sheet(
+    classes: Mapping[str, tuple[Sequence[np.ndarray], Sequence[np.ndarray]]],
+) -> bytes:
+    """A PNG with a row for each class: its name, real images, synthetic images (uint8 height,
+    width, channels).
 
     Small images are enlarged by whole numbers, without smoothing, to at least 48 px.
     """
@@ -55,4 +58,6 @@ def _tile(image: np.ndarray, side: int) -> Image.Image:
     if picture.width == side:
         return picture
     enlarge = picture.width < side
-    return picture.resize((side, side), Image.Resampling.NEAREST if enlarge else Image.Resampling.LANCZOS)
+    return picture.resize(
+        (side, side), Image.Resampling.NEAREST if enlarge else Image.Resampling.LANCZOS
+    )

@@ -1,4 +1,5 @@
-"""What a runtime is: somewhere to stream shards and to fit models. It receives callables and knows no step."""
+"""What a runtime is: somewhere to stream shards and to fit models. It receives callables and knows
+no step."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ class Runtime(Protocol):
     def fit(
         self, train: Callable[[FitContext], None], context: FitContext, resources: FitResources
     ) -> None:
-        """Run `train` on every worker; a worker that dies is replaced and goes on from the last checkpoint."""
+        """Run `train` on every worker; a worker that dies is replaced and goes on from the last
+        checkpoint."""
         ...
 
     def close(self) -> None: ...

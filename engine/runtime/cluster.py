@@ -1,4 +1,5 @@
-"""The connection to Ray: the only place that calls `ray.init`, and one of the few that read the environment."""
+"""The connection to Ray: the only place that calls `ray.init`, and one of the few that read the
+environment."""
 
 from __future__ import annotations
 
@@ -18,14 +19,22 @@ from engine.core.shards import Shard
 from engine.runtime.base import Worker
 
 _TEMP_PREFIX = "engine-ray-"
-# Passed on to workers of a remote cluster where the driver has them: credentials come from the environment alone.
-_PASSED_ON = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION")  # fmt: skip
+# Passed on to workers of a remote cluster where the driver has them: credentials come from the
+# environment alone.
+_PASSED_ON = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_ENDPOINT_URL",
+    "AWS_DEFAULT_REGION",
+)
 
 
 class RayRuntime:
     """Ray Data for `stream`, Ray Train for `fit`. Connects when there is work, not before.
 
-    address: `local` for a private Ray of this process, else the cluster's (`auto` under `ray job submit`).
+    address: `local` for a private Ray of this process, else the cluster's (`auto` under `ray job
+    submit`).
     """
 
     def __init__(self, address: str, num_cpus: int | None, *, warn: Callable[[str], None]) -> None:
@@ -62,35 +71,47 @@ class RayRuntime:
                 "warning: this Ray cluster takes jobs from anybody who reaches its ports;"
                 " set RAY_AUTH_MODE=token on the head and for the submitter"
             )
-        # Train asks its workers whether they live every 2 s by default, and waits as long for the first answer.
+        # Train asks its workers whether they live every 2 s by default, and waits as long for the
+        # first answer.
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         import ray
 
         env = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
         if local:
-            path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
+            path = os.pathsep.join(
+                [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+            )
             env["PYTHONPATH"] = path
         options: dict[str, Any] = {"runtime_env": {"env_vars": env}} if env else {}
         if local:
-            options |= {"num_cpus": self.num_cpus or max(4, os.cpu_count() or 1), "include_dashboard": False}
+            options |= {
+                "num_cpus": self.num_cpus or max(4, os.cpu_count() or 1),
+                "include_dashboard": False,
+            }
         try:
             ray.init(
-                address=self.address, log_to_driver=False, logging_level=logging.WARNING, configure_logging=True, **options
+                address=self.address, log_to_driver=False, logging_level=logging.ERROR, **options
             )
         except (ConnectionError, RuntimeError, ValueError) as error:
             text = " ".join(str(error).split())[:300]
-            raise StudyError(f"profile: address: cannot reach Ray at {self.address!r}: {text}") from None
+            raise StudyError(
+                f"profile: address: cannot reach Ray at {self.address!r}: {text}"
+            ) from None
         self._connected = True
 
     def _prepare_local(self) -> None:
-        """Give this run a Ray of its own: an address left by another one costs 10 to 20 s for each fit."""
+        """Give this run a Ray of its own: an address left by another one costs 10 to 20 s for each
+        fit."""
         _remove_stale()
         os.environ.pop("RAY_ADDRESS", None)
         # Short: Ray puts sockets below, and a socket's path has 107 characters at most.
         self._temporary = Path(tempfile.mkdtemp(prefix=f"{_TEMP_PREFIX}{os.getpid()}-"))
         os.environ["RAY_TMPDIR"] = str(self._temporary)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # Ray's own core writes a harmless error for each pool of actors to the terminal (ray
+        # #53727).
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
     def close(self) -> None:
         """Leave Ray; a private one ends, and its folder goes."""

@@ -1,8 +1,8 @@
 """Fits on Ray Train workers.
 
 Checkpoints and weights go through the store (`engine.core.fit`), not through Ray: they outlive the
-cluster, and any later run adopts them. Ray Train brings the workers up, joins them in one process group
-and replaces those that die.
+cluster, and any later run adopts them. Ray Train brings the workers up, joins them in one process
+group and replaces those that die.
 """
 
 from __future__ import annotations
@@ -28,7 +28,12 @@ def fit(
         place = ray.train.get_context()
         device = "cuda" if resources.gpus else "cpu"
         train(
-            replace(context, rank=place.get_world_rank(), world_size=place.get_world_size(), device=device)
+            replace(
+                context,
+                rank=place.get_world_rank(),
+                world_size=place.get_world_size(),
+                device=device,
+            )
         )
 
     trainer = TorchTrainer(
@@ -37,7 +42,10 @@ def fit(
         scaling_config=ScalingConfig(
             num_workers=resources.workers,
             use_gpu=resources.gpus > 0,
-            resources_per_worker={"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})},
+            resources_per_worker={
+                "CPU": resources.cpus,
+                **({"GPU": resources.gpus} if resources.gpus else {}),
+            },
         ),
         run_config=RunConfig(
             name=context.attempt,

@@ -1,12 +1,15 @@
 """Shards through pools of Ray Data actors.
 
-What flows through Ray are descriptions of shards and their summaries. Pixels stay inside the actor that
-reads, computes, encodes and writes them: through the object store they would cost four times as much
-(`python -m benchmarks.scale` measures it).
+What flows through Ray are descriptions of shards and their summaries. Pixels stay inside the actor
+that
+reads, computes, encodes and writes them: through the object store they would cost four times as
+much (`python -m benchmarks.scale` measures it).
 """
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -35,8 +38,6 @@ class _Actor:
 
 
 def _dump(summary: dict[str, Any]) -> str:
-    import json
-
     return json.dumps(summary)
 
 
@@ -44,20 +45,27 @@ def stream(
     worker: Worker, shards: Sequence[Shard], resources: StageResources
 ) -> Iterator[dict[str, Any]]:
     """Compute `shards` by a pool of fixed size; yields summaries as calls finish."""
-    import json
-
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     # An exception of ours is a fault of the program or of storage, never bad data: stop and say so.
     context.max_errored_blocks = 0
-    # No more in one call than leaves every actor something to do, and nothing waits behind a busy actor.
+    # No more in one call than leaves every actor something to do, and nothing waits behind a busy
+    # actor.
     actors = min(resources.actors, len(shards))
     per_call = max(1, min(resources.shards_per_call, len(shards) // (2 * actors)))
     calls = -(-len(shards) // per_call)
     dataset = ray.data.from_arrow(
         [
-            pa.table({"shard": [shard.to_json() for shard in shards[index * per_call : (index + 1) * per_call]]})
+            pa.table(
+                {
+                    "shard": [
+                        shard.to_json()
+                        for shard in shards[index * per_call : (index + 1) * per_call]
+                    ]
+                }
+            )
             for index in range(calls)
         ]
     ).map_batches(
@@ -70,7 +78,9 @@ def stream(
         num_gpus=resources.gpus,
     )
     try:
-        for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        for batch in dataset.iter_batches(
+            batch_size=None, batch_format="pyarrow", prefetch_batches=0
+        ):
             for text in batch["summary"].to_pylist():
                 yield json.loads(text)
     except Exception as error:

@@ -1,4 +1,5 @@
-"""Steps: the kinds of work a study is made of. The step `x` is the class `X(StepKind)` of `engine/steps/x.py`."""
+"""Steps: the kinds of work a study is made of. The step `x` is the class `X(StepKind)` of
+`engine/steps/x.py`."""
 
 from __future__ import annotations
 

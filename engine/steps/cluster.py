@@ -35,8 +35,12 @@ class Cluster(StepKind):
         spec: ClusterSpec = context.step.spec  # type: ignore[assignment]
         column = rows.label_column(spec.task)
         index = read_train_index(context.store, context.inputs["ingest"], spec.task)
-        label_of = dict(zip(index[rows.IMAGE_ID].to_pylist(), index[column].to_pylist(), strict=True))
-        embedded = pa.concat_tables(context.store.tables(context.inputs["embed"].keys(split="train")))
+        label_of = dict(
+            zip(index[rows.IMAGE_ID].to_pylist(), index[column].to_pylist(), strict=True)
+        )
+        embedded = pa.concat_tables(
+            context.store.tables(context.inputs["embed"].keys(split="train"))
+        )
         ids = np.asarray(embedded[rows.IMAGE_ID].to_pylist(), dtype=object)
         labels = np.asarray([label_of[image_id] for image_id in ids], dtype=object)
         vectors = vectors_of(embedded)
@@ -50,12 +54,21 @@ class Cluster(StepKind):
                 held = np.flatnonzero(labels == name)
                 seed = derive_seed(spec.seed, "cluster", name) % 2**31
                 centers, assigned, distance = k_means(
-                    vectors[held], k_of[name], spec.settings.iterations, seed, spec.settings.spherical
+                    vectors[held],
+                    k_of[name],
+                    spec.settings.iterations,
+                    seed,
+                    spec.settings.spherical,
                 )
                 count = len(held)
                 tables.append(
                     pa.table(
-                        [ids[held].tolist(), [name] * count, assigned.astype(np.int32), distance.astype(np.float32)],
+                        [
+                            ids[held].tolist(),
+                            [name] * count,
+                            assigned.astype(np.int32),
+                            distance.astype(np.float32),
+                        ],
                         names=[rows.IMAGE_ID, column, rows.CLUSTER, rows.DISTANCE],
                     )
                 )
@@ -70,7 +83,9 @@ class Cluster(StepKind):
                         }
                     )
                 )
-                found[name] = sorted(np.bincount(assigned, minlength=len(centers)).tolist(), reverse=True)
+                found[name] = sorted(
+                    np.bincount(assigned, minlength=len(centers)).tolist(), reverse=True
+                )
                 bar.advance(1)
         parts = [
             context.table("clusters", pa.concat_tables(tables), table="clusters"),
@@ -88,7 +103,8 @@ def number_of_clusters(k: int | str, sizes: dict[str, int], name: str) -> int:
     smallest = min(sizes, key=lambda other: sizes[other])
     if int(k) > sizes[smallest]:
         raise DataError(
-            f"cluster.k: {k} clusters are more than the {sizes[smallest]} images of the class {smallest!r};"
+            f"cluster.k: {k} clusters are more than the {sizes[smallest]} images of the class"
+            f" {smallest!r};"
             f" the largest k for this data is {sizes[smallest]}, or say auto"
         )
     return int(k)
@@ -99,7 +115,8 @@ def k_means(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Centroids (k, width), the cluster of each row, and its Euclidean distance to the centroid.
 
-    Deterministic for a seed and a number of threads of one. spherical: rows and centroids have length 1.
+    Deterministic for a seed and a number of threads of one. spherical: rows and centroids have
+    length 1.
     """
     import faiss
 

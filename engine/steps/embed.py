@@ -44,7 +44,8 @@ class DecodeOwn:
 
 
 class EmbedImages:
-    """Stage: pixels to vectors. A vector of zeros or with NaN is no position: the row is quarantined."""
+    """Stage: pixels to vectors. A vector of zeros or with NaN is no position: the row is
+    quarantined."""
 
     reads: ClassVar[tuple[str, ...]] = ("pixels",)
     writes: ClassVar[tuple[str, ...]] = (rows.EMBEDDING, rows.STATUS)
@@ -88,7 +89,10 @@ class Embed(StepKind):
         stages, schema = EmbedImages.stages(spec.embedder)
         commits = context.compute(
             "embed", shards, rows_of=parquet_rows, stages=stages, schema=schema,
-            fingerprint={"embedder": spec.embedder.model_dump(), "images": context.inputs["ingest"].digest},
+            fingerprint={
+                "embedder": spec.embedder.model_dump(),
+                "images": context.inputs["ingest"].digest,
+            },
         )  # fmt: skip
         parts = [commit.data for commit in commits if commit.data]
         kept, planned = sum(commit.kept for commit in commits), sum(shard.rows for shard in shards)
@@ -97,7 +101,9 @@ class Embed(StepKind):
         headline = f"{kept:,} vectors of {width}"
         if kept < planned:
             headline += f"; {planned - kept:,} quarantined"
-        return Result(parts, kept, {"headline": headline, "width": width, "quarantined": planned - kept})
+        return Result(
+            parts, kept, {"headline": headline, "width": width, "quarantined": planned - kept}
+        )
 
 
 def image_shards(context: Context, splits: tuple[str, ...]) -> list[Shard]:
@@ -107,7 +113,11 @@ def image_shards(context: Context, splits: tuple[str, ...]) -> list[Shard]:
         for key in context.inputs["ingest"].keys(split=split):
             with context.store.parquet(key) as file:
                 for number in range(file.num_row_groups):
-                    ids = file.read_row_group(number, columns=[rows.IMAGE_ID])[rows.IMAGE_ID].to_pylist()
+                    ids = file.read_row_group(number, columns=[rows.IMAGE_ID])[
+                        rows.IMAGE_ID
+                    ].to_pylist()
                     task = {"part": key, "row_group": number, "ids_digest": ids_digest(ids)}
-                    shards.append(Shard(f"{split}-{task['ids_digest']}", len(ids), task, {"split": split}))
+                    shards.append(
+                        Shard(f"{split}-{task['ids_digest']}", len(ids), task, {"split": split})
+                    )
     return shards

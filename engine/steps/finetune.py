@@ -74,7 +74,9 @@ class Finetune(StepKind):
         parts, metrics = context.fit(train, "steps")
         size = sum(part.bytes for part in parts) / 2**20
         figures = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-        return Result(parts, len(labels), {"headline": f"{figures}; weights {size:.1f} MiB", **metrics})
+        return Result(
+            parts, len(labels), {"headline": f"{figures}; weights {size:.1f} MiB", **metrics}
+        )
 
 
 def read_clusters(context: Context) -> dict[str, int]:

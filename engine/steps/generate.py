@@ -1,8 +1,8 @@
 """Generate: make every requested image that no commit holds yet.
 
-Images leave a worker encoded and marked: PNG text (or a comment) with the request that made them, and XMP
-with IPTC's digital source type. A black, blank or NaN image is tried again with a derived seed at most
-twice, then quarantined with its reason.
+Images leave a worker encoded and marked: PNG text (or a comment) with the request that made them,
+and XMP with IPTC's digital source type. A black, blank or NaN image is tried again with a derived
+seed at most twice, then quarantined with its reason.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ from engine.study import GeneratorField
 TRIES = 3
 _XMP = (
     '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
-    '<rdf:Description xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" Iptc4xmpExt:DigitalSourceType='
+    '<rdf:Description xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" '
+    "Iptc4xmpExt:DigitalSourceType="
     '"http://cv.iptc.org/newscodes/digitalsourcetype/{kind}"/></rdf:RDF></x:xmpmeta>'
 )
 
@@ -85,7 +86,9 @@ class Sample:
         self.store, self.spec, self.weights = store, spec, list(weights)
 
     def load(self, place: Place) -> None:
-        self.generator = resolve("generators", self.spec.generator.name)(self.spec.generator, self.spec.preprocess)
+        self.generator = resolve("generators", self.spec.generator.name)(
+            self.spec.generator, self.spec.preprocess
+        )
         self.batch_size = place.batch_size
         if not self.weights:
             self.generator.load(None, place.device)
@@ -113,26 +116,42 @@ class Sample:
         made = self._sample(columns, parents, list(range(count)), seeds)
         for attempt in range(1, TRIES):
             # An existing image is what it is: sampling it again changes nothing.
-            failed = [row for row in range(count) if _fault(made[row]) and columns["uris"][row] is None]
+            failed = [
+                row for row in range(count) if _fault(made[row]) and columns["uris"][row] is None
+            ]
             if not failed:
                 break
             for row in failed:
-                seeds[row], attempts[row] = derive_seed(columns["seeds"][row], "again", attempt), attempt
-            for row, image in zip(failed, self._sample(columns, parents, failed, seeds), strict=True):
+                seeds[row], attempts[row] = (
+                    derive_seed(columns["seeds"][row], "again", attempt),
+                    attempt,
+                )
+            for row, image in zip(
+                failed, self._sample(columns, parents, failed, seeds), strict=True
+            ):
                 made[row] = image
         status = [_fault(image) or OK for image in made]
         return {**batch, "pixels": made, rows.STATUS: status, rows.SEED: seeds, "attempt": attempts}
 
     def _sample(
-        self, columns: dict[str, list[Any]], parents: np.ndarray | None, chosen: list[int], seeds: list[int]
+        self,
+        columns: dict[str, list[Any]],
+        parents: np.ndarray | None,
+        chosen: list[int],
+        seeds: list[int],
     ) -> list[np.ndarray | str]:
-        """Sample the chosen rows, padded by repetition to the planned shape: pixels depend on the shape."""
+        """Sample the chosen rows, padded by repetition to the planned shape: pixels depend on the
+        shape."""
         padded = chosen + [chosen[-1]] * (self.batch_size - len(chosen))
         made = self._in_memory(columns, parents, padded, seeds)
         return made[: len(chosen)]
 
     def _in_memory(
-        self, columns: dict[str, list[Any]], parents: np.ndarray | None, held: list[int], seeds: list[int]
+        self,
+        columns: dict[str, list[Any]],
+        parents: np.ndarray | None,
+        held: list[int],
+        seeds: list[int],
     ) -> list[np.ndarray | str]:
         """Sample, in halves where the accelerator's memory does not suffice."""
         picked = {name: [values[row] for row in held] for name, values in columns.items()}
@@ -142,7 +161,8 @@ class Sample:
                 SampleBatch(**picked, parents=None if parents is None else parents[held])
             )
         except RuntimeError as error:
-            # torch.cuda.OutOfMemoryError is a RuntimeError; named by its text, torch need not be imported.
+            # torch.cuda.OutOfMemoryError is a RuntimeError; named by its text, torch need not be
+            # imported.
             if "out of memory" not in str(error).lower() or len(held) == 1:
                 raise
         half = len(held) // 2
@@ -187,12 +207,21 @@ class Encode:
             if batch[rows.STATUS][row] != OK:
                 return None
             made_from = {
-                "image_id": ids[row], "generator_key": self.spec.generator_key, "seed": batch[rows.SEED][row],
-                "label": label[row], "cluster": cluster[row], "prompt": prompt[row], "parent_id": parent[row],
+                "image_id": ids[row],
+                "generator_key": self.spec.generator_key,
+                "seed": batch[rows.SEED][row],
+                "label": label[row],
+                "cluster": cluster[row],
+                "prompt": prompt[row],
+                "parent_id": parent[row],
                 "attempt": batch["attempt"][row],
             }  # fmt: skip
-            text = json.dumps({name: value for name, value in made_from.items() if value is not None})
-            return encode(batch["pixels"][row], self.spec.preprocess, {"synthetic": text, "xmp": self.xmp})
+            text = json.dumps(
+                {name: value for name, value in made_from.items() if value is not None}
+            )
+            return encode(
+                batch["pixels"][row], self.spec.preprocess, {"synthetic": text, "xmp": self.xmp}
+            )
 
         images = list(self.threads.map(encoded, range(count)))
         return {
@@ -230,10 +259,16 @@ class Generate(StepKind):
         sheet = context.file("sheet", "png", draw_sheet(context, spec, parts), file="sheet.png")
         headline = f"{kept:,} images of {len(made)} classes"
         if reasons:
-            headline += "; quarantined: " + ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+            headline += "; quarantined: " + ", ".join(
+                f"{count} {reason}" for reason, count in reasons.items()
+            )
         return Result(
             [*parts, sheet], kept,
-            {"headline": headline, "requested": dict(made), "quarantined": dict(sorted(reasons.items()))},
+            {
+                "headline": headline,
+                "requested": dict(made),
+                "quarantined": dict(sorted(reasons.items())),
+            },
         )  # fmt: skip
 
     def shard_prefixes(self, store: Store, step: Step) -> list[str]:
@@ -270,33 +305,52 @@ def fingerprint(context: Context, spec: GenerateSpec) -> dict[str, Any]:
 
 
 def warn_of_mixed_places(context: Context, commits: Sequence[Commit]) -> None:
-    """Pixels are bitwise reproducible for one device and one batch shape; say so where shards differ."""
-    places = {tuple(commit.provenance[name] for name in ("device", "machine", "batch_size")) for commit in commits}
+    """Pixels are bitwise reproducible for one device and one batch shape; say so where shards
+    differ."""
+    places = {
+        tuple(commit.provenance[name] for name in ("device", "machine", "batch_size"))
+        for commit in commits
+    }
     if len(places) > 1:
-        shown = "; ".join(f"{device} {machine}, batches of {size}" for device, machine, size in sorted(places))
-        context.say(f"warning: the shards were made in different places ({shown}): close, not bitwise equal")
+        shown = "; ".join(
+            f"{device} {machine}, batches of {size}" for device, machine, size in sorted(places)
+        )
+        context.say(
+            f"warning: the shards were made in different places ({shown}): close, not bitwise equal"
+        )
 
 
 def raise_nothing_usable(commits: Sequence[Commit]) -> None:
     from engine.core.errors import DataError
 
     reasons = Counter(status for commit in commits for status in commit.status)
-    raise DataError(f"generate: no usable image was made ({dict(reasons)}); look at the generator with --preview 4")
+    raise DataError(
+        f"generate: no usable image was made ({dict(reasons)}); look at the generator with"
+        " --preview 4"
+    )
 
 
-def draw_sheet(context: Context, spec: GenerateSpec, parts: Sequence[Part], per_class: int = 8) -> bytes:
+def draw_sheet(
+    context: Context, spec: GenerateSpec, parts: Sequence[Part], per_class: int = 8
+) -> bytes:
     """Real and synthetic images of each class side by side, as PNG."""
-    real = first_images(context.store, context.inputs["ingest"].keys(split="train"), spec.task, per_class)
+    real = first_images(
+        context.store, context.inputs["ingest"].keys(split="train"), spec.task, per_class
+    )
     made: dict[str, list[np.ndarray]] = {}
     for part in parts:
         label = part.tags["label"]
         if len(made.get(label, [])) < per_class:
-            found = first_images(context.store, [part.key], spec.task, per_class - len(made.get(label, [])))
+            found = first_images(
+                context.store, [part.key], spec.task, per_class - len(made.get(label, []))
+            )
             made.setdefault(label, []).extend(found.get(label, []))
     return contact_sheet({label: (real.get(label, []), made[label]) for label in sorted(made)})
 
 
-def first_images(store: Store, keys: Sequence[str], task: str, count: int) -> dict[str, list[np.ndarray]]:
+def first_images(
+    store: Store, keys: Sequence[str], task: str, count: int
+) -> dict[str, list[np.ndarray]]:
     """The first `count` images of each class in these parts."""
     found: dict[str, list[np.ndarray]] = {}
     for table in store.tables(list(keys), [rows.IMAGE, rows.label_column(task)]):

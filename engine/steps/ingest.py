@@ -1,19 +1,19 @@
 """Ingest: the user's files become one frozen dataset with splits, audited for leaks.
 
-    list       the reader's records; ids, class names and class counts are checked before any compute
+    list       the reader's records; ids, class names and class counts are checked before any
+               compute
     decode     each file in a sandbox: hash, perceptual hash, the study's preprocessing and codec
     audit      exact duplicates, contradictory labels, the split, leaks between splits
     write      one set of parts per split, so that a step that may not see test opens no file of it
 
-The manifest's parts bear the tags `split` (images) and `table` (`records`: every record with its fate;
-`leaks`: pairs found).
+The manifest's parts bear the tags `split` (images) and `table` (`records`: every record with its
+fate; `leaks`: pairs found).
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -32,19 +32,20 @@ from engine.core.rng import generator
 from engine.core.rows import TaskKind
 from engine.core.sandbox import Sandbox
 from engine.core.shards import OK, Shard, ShardSet, ids_digest, image_column, parquet_rows
-from engine.core.spec import Spec, digest
+from engine.core.spec import Spec
 from engine.core.splits import stratified_group_split
 from engine.core.stage import Batch, Device, Place
 from engine.core.step import Step
 from engine.core.store import Store
 from engine.readers import Bytes
 from engine.steps import StepKind
-from engine.steps.embed import Embed, EmbedImages
-from engine.study import Audit, EmbedderField, ReaderField, Split
+from engine.steps.embed import EmbedImages
+from engine.study import Audit, ReaderField, Split
 
 SHARD_ROWS = 256
 ROW_GROUP = 512
-# At or below this side, perceptual hashes of different pictures collide so often that near duplicates only warn.
+# At or below this side, perceptual hashes of different pictures collide so often that near
+# duplicates only warn.
 SMALL_SIDE = 32
 
 
@@ -67,12 +68,16 @@ class Decode:
     )  # fmt: skip
     device: ClassVar[Device] = "cpu"
 
-    def __init__(self, source: Bytes, preprocess: Preprocess, timeout: float, check_extension: bool) -> None:
+    def __init__(
+        self, source: Bytes, preprocess: Preprocess, timeout: float, check_extension: bool
+    ) -> None:
         self.source, self.preprocess = source, preprocess
         self.timeout, self.check_extension = timeout, check_extension
 
     def load(self, place: Place) -> None:
-        self.sandbox = Sandbox(self.preprocess, timeout=self.timeout, check_extension=self.check_extension)
+        self.sandbox = Sandbox(
+            self.preprocess, timeout=self.timeout, check_extension=self.check_extension
+        )
 
     def __call__(self, batch: Batch) -> Batch:
         ids, uris = batch[rows.IMAGE_ID].to_pylist(), batch[rows.URI].to_pylist()
@@ -126,7 +131,13 @@ class Ingest(StepKind):
             fingerprint={"data": dict(reader.fingerprint()), "code": dict(context.step.code)},
             prefix=decoded_prefix(context.store, context.step),
         )  # fmt: skip
-        fate = dict(zip((i for c in commits for i in c.image_id), (s for c in commits for s in c.status), strict=True))
+        fate = dict(
+            zip(
+                (i for c in commits for i in c.image_id),
+                (s for c in commits for s in c.status),
+                strict=True,
+            )
+        )
         refuse_many_quarantined(fate, records, spec)
 
         decoded_keys = [commit.data.key for commit in commits if commit.data]
@@ -178,7 +189,8 @@ class Ingest(StepKind):
         leaks, thresholds = find_leaks(index, vectors, spec.audit.near_quantile)
         if spec.preprocess.size <= SMALL_SIDE:
             warnings.append(
-                f"at {spec.preprocess.size} px near duplicates between splits cannot be told from alike pictures;"
+                f"at {spec.preprocess.size} px near duplicates between splits cannot be told from"
+                " alike pictures;"
                 " only exact ones were looked for"
             )
         if spec.split.group == "none":
@@ -187,7 +199,9 @@ class Ingest(StepKind):
             raise LeakError(self._leak_text(context, leaks))
         if leaks:
             index = mend_leaks(index, leaks, spec.audit.on_leak, fate)
-            warnings.append(f"{len(leaks)} leaks between splits: on_leak: {spec.audit.on_leak} was applied")
+            warnings.append(
+                f"{len(leaks)} leaks between splits: on_leak: {spec.audit.on_leak} was applied"
+            )
         index = limit_train(index, spec, fate)
         return index, leaks, {"warnings": warnings, "carved": carved, "near_thresholds": thresholds,
                               "leaks": dict(Counter(leak.kind for leak in leaks))}  # fmt: skip
@@ -224,12 +238,22 @@ class Ingest(StepKind):
         key = context.store.join(context.prefix, "leaks.csv")
         lines = ["kind,first,first_split,second,second_split,detail"]
         for leak in leaks:
-            cells = (leak.kind, leak.first_uri, leak.first_split, leak.second_uri, leak.second_split, leak.detail)
+            cells = (
+                leak.kind,
+                leak.first_uri,
+                leak.first_split,
+                leak.second_uri,
+                leak.second_split,
+                leak.detail,
+            )
             lines.append(",".join('"' + csv_cell(cell).replace('"', '""') + '"' for cell in cells))
         context.store.put(key, "\n".join(lines).encode())
-        kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(leak.kind for leak in leaks).items())
+        kinds = ", ".join(
+            f"{count} {kind}" for kind, count in Counter(leak.kind for leak in leaks).items()
+        )
         some = "; ".join(
-            f"{leak.kind}: {leak.first_uri} ({leak.first_split}) and {leak.second_uri} ({leak.second_split})"
+            f"{leak.kind}: {leak.first_uri} ({leak.first_split}) and {leak.second_uri}"
+            f" ({leak.second_split})"
             for leak in leaks[:3]
         )
         return (
@@ -245,7 +269,8 @@ class Ingest(StepKind):
             return None  # the originals have gone; what was taken in stands
         if dict(found) != manifest.metrics["data"]:
             raise DataError(
-                f"ingest {step.key}: the data changed since it was taken in and split; bring it back, or take it in"
+                f"ingest {step.key}: the data changed since it was taken in and split; bring it"
+                " back, or take it in"
                 " anew with --discard ingest (everything that follows is computed again)"
             )
         return None
@@ -263,31 +288,52 @@ def check_records(records: pa.Table, spec: IngestSpec) -> None:
     ids = records[rows.IMAGE_ID].to_pylist()
     if len(set(ids)) < len(ids):
         twice = Counter(ids).most_common(1)[0]
-        places = [uri for uri, i in zip(records[rows.URI].to_pylist(), ids, strict=True) if i == twice[0]]
-        raise DataError(f"the id {twice[0]!r} stands {twice[1]} times (first: {places[0]}, {places[1]}); ids must be unique")
+        places = [
+            uri for uri, i in zip(records[rows.URI].to_pylist(), ids, strict=True) if i == twice[0]
+        ]
+        raise DataError(
+            f"the id {twice[0]!r} stands {twice[1]} times (first: {places[0]}, {places[1]}); ids"
+            " must be unique"
+        )
     if spec.split.group == "column" and records[rows.GROUP_ID].null_count:
         raise DataError(
-            f"split.group: {records[rows.GROUP_ID].null_count:,} images have no group; name the reader's group column,"
+            f"split.group: {records[rows.GROUP_ID].null_count:,} images have no group; name the"
+            " reader's group column,"
             " or say split.group: none if every image is independent of the others"
         )
     labels = records[rows.label_column(spec.task)]
     if spec.tasks[spec.task] == "multi":
-        raise DataError(f"task: {spec.task} has several labels per image; studies with one label per image run today")
+        raise DataError(
+            f"task: {spec.task} has several labels per image; studies with one label per image"
+            " run today"
+        )
     if labels.null_count:
-        raise DataError(f"label.{spec.task}: {labels.null_count:,} images have no label; fill it in or leave them out")
+        raise DataError(
+            f"label.{spec.task}: {labels.null_count:,} images have no label; fill it in or leave"
+            " them out"
+        )
     for task in spec.tasks:
         values = records[rows.label_column(task)]
         flat = pc.list_flatten(values) if spec.tasks[task] == "multi" else values
         check_class_names((name for name in pc.unique(flat).to_pylist() if name is not None), task)
     counts = Counter(labels.to_pylist())
     if len(counts) < 2:
-        raise DataError(f"label.{spec.task}: there is one class alone ({next(iter(counts))!r}); a study needs two")
+        raise DataError(
+            f"label.{spec.task}: there is one class alone ({next(iter(counts))!r}); a study needs"
+            " two"
+        )
     name, least = min(counts.items(), key=lambda item: item[1])
     if least < 2:
-        raise DataError(f"label.{spec.task}: the class {name!r} has one image; it cannot be split, add images or leave it out")
+        raise DataError(
+            f"label.{spec.task}: the class {name!r} has one image; it cannot be split, add images"
+            " or leave it out"
+        )
     unknown = sorted(set(spec.split.train_limit) - set(counts))
     if unknown:
-        raise DataError(f"split.train_limit: there is no class {unknown[0]!r}; there are {', '.join(sorted(counts))[:200]}")
+        raise DataError(
+            f"split.train_limit: there is no class {unknown[0]!r}; there are"
+            f" {', '.join(sorted(counts))[:200]}"
+        )
 
 
 def plan_shards(context: Context, records: pa.Table) -> tuple[list[Shard], Part]:
@@ -308,7 +354,9 @@ def refuse_many_quarantined(fate: Mapping[str, str], records: pa.Table, spec: In
         return
     uris = dict(zip(records[rows.IMAGE_ID].to_pylist(), records[rows.URI].to_pylist(), strict=True))
     kinds = ", ".join(f"{count} {reason}" for reason, count in Counter(bad.values()).most_common())
-    some = "; ".join(f"{uris[image_id][:80]}: {reason}" for image_id, reason in list(bad.items())[:3])
+    some = "; ".join(
+        f"{uris[image_id][:80]}: {reason}" for image_id, reason in list(bad.items())[:3]
+    )
     raise DataError(
         f"{len(bad):,} of {len(fate):,} files cannot be used ({kinds}): {some}."
         f" Mend or remove them, or raise audit.max_quarantined (now {spec.audit.max_quarantined:g})"
@@ -328,14 +376,19 @@ def _replace(table: pa.Table, name: str, values: Any) -> pa.Table:
 def _without(table: pa.Table, removed: Mapping[str, str]) -> pa.Table:
     if not removed:
         return table
-    return table.filter(pc.invert(pc.is_in(table[rows.IMAGE_ID], pa.array(list(removed), pa.string()))))
+    return table.filter(
+        pc.invert(pc.is_in(table[rows.IMAGE_ID], pa.array(list(removed), pa.string())))
+    )
 
 
 def remove_duplicates(index: pa.Table, spec: IngestSpec, fate: dict[str, str]) -> pa.Table:
-    """Keep the first of equal pictures within a split. Raises `DataError` where their labels contradict."""
+    """Keep the first of equal pictures within a split. Raises `DataError` where their labels
+    contradict."""
     ids, uris = index[rows.IMAGE_ID].to_pylist(), index[rows.URI].to_pylist()
     splits = index[rows.SPLIT].to_pylist()
-    labels = list(zip(*(index[rows.label_column(task)].to_pylist() for task in spec.tasks), strict=True))
+    labels = list(
+        zip(*(index[rows.label_column(task)].to_pylist() for task in spec.tasks), strict=True)
+    )
     first: dict[str, int] = {}
     kept: dict[tuple[str, str | None], int] = {}
     contradictory: list[tuple[int, int]] = []
@@ -348,9 +401,12 @@ def remove_duplicates(index: pa.Table, spec: IngestSpec, fate: dict[str, str]) -
             removed[ids[row]] = "duplicate"
     if contradictory:
         some = "; ".join(
-            f"{uris[a]} is {labels[a][0]!r} and {uris[b]} is {labels[b][0]!r}" for a, b in contradictory[:5]
+            f"{uris[a]} is {labels[a][0]!r} and {uris[b]} is {labels[b][0]!r}"
+            for a, b in contradictory[:5]
         )
-        raise DataError(f"{len(contradictory)} pictures stand under two labels: {some}; keep one of each")
+        raise DataError(
+            f"{len(contradictory)} pictures stand under two labels: {some}; keep one of each"
+        )
     fate.update(removed)
     return _without(index, removed)
 
@@ -389,7 +445,9 @@ def mend_leaks(index: pa.Table, leaks: Sequence[Leak], how: str, fate: dict[str,
     removed: dict[str, str] = {}
     if how == "drop":
         for leak in leaks:
-            earlier, later = sorted((leak.first, leak.second), key=lambda image_id: order[splits[image_id]])
+            earlier, _ = sorted(
+                (leak.first, leak.second), key=lambda image_id: order[splits[image_id]]
+            )
             if leak.kind == "group":
                 members = (i for i in ids if groups[i] == groups[earlier])
                 removed |= {i: "leak" for i in members if splits[i] == splits[earlier]}
@@ -408,12 +466,16 @@ def mend_leaks(index: pa.Table, leaks: Sequence[Leak], how: str, fate: dict[str,
         for image_id in ids:
             if groups[image_id] in parent:
                 top = root(groups[image_id])
-                latest[top] = max(latest.get(top, "train"), splits[image_id], key=lambda split: order[split])
+                latest[top] = max(
+                    latest.get(top, "train"), splits[image_id], key=lambda split: order[split]
+                )
         new = [latest[root(groups[i])] if groups[i] in parent else splits[i] for i in ids]
         index = _replace(index, rows.SPLIT, new)
         # Equal pictures that now share a split: one is enough.
         seen: set[tuple[str, str]] = set()
-        for image_id, pixels, split in zip(ids, index[rows.PIXEL_SHA256].to_pylist(), new, strict=True):
+        for image_id, pixels, split in zip(
+            ids, index[rows.PIXEL_SHA256].to_pylist(), new, strict=True
+        ):
             if (pixels, split) in seen:
                 removed[image_id] = "duplicate"
             seen.add((pixels, split))
@@ -438,12 +500,16 @@ def limit_train(index: pa.Table, spec: IngestSpec, fate: dict[str, str]) -> pa.T
 def write_splits(
     context: Context, spec: IngestSpec, index: pa.Table, decoded_keys: list[str]
 ) -> tuple[list[Part], dict[str, dict[str, int]]]:
-    """Write the images of each split; one pass over the decoded data, memory bounded by one part."""
+    """Write the images of each split; one pass over the decoded data, memory bounded by one
+    part."""
     schema = rows.images_schema(spec.tasks)
     fates = {
         image_id: (split, group)
         for image_id, split, group in zip(
-            index[rows.IMAGE_ID].to_pylist(), index[rows.SPLIT].to_pylist(), index[rows.GROUP_ID].to_pylist(), strict=True
+            index[rows.IMAGE_ID].to_pylist(),
+            index[rows.SPLIT].to_pylist(),
+            index[rows.GROUP_ID].to_pylist(),
+            strict=True,
         )
     }
     pending: dict[str, list[pa.Table]] = {split: [] for split in rows.SPLITS}
@@ -465,7 +531,9 @@ def write_splits(
                 continue
             held = table.filter(pa.array(mask))
             held = _replace(held, rows.SPLIT, [split] * held.num_rows)
-            held = _replace(held, rows.GROUP_ID, [entry[1] for entry in found if entry and entry[0] == split])
+            held = _replace(
+                held, rows.GROUP_ID, [entry[1] for entry in found if entry and entry[0] == split]
+            )
             counts[split].update(held[rows.label_column(spec.task)].to_pylist())
             pending[split].append(held.cast(schema))
             if sum(piece.nbytes for piece in pending[split]) > 256 * 2**20:
@@ -482,7 +550,8 @@ def refuse_thin_classes(counts: Mapping[str, Mapping[str, int]], spec: IngestSpe
             found, needed = counts[split].get(name, 0), 2 if split == "train" else 1
             if found < needed:
                 raise DataError(
-                    f"the class {name!r} has {found} images in {split}, it needs {needed}: add images,"
+                    f"the class {name!r} has {found} images in {split}, it needs {needed}: add"
+                    " images,"
                     " leave the class out, or change the split"
                 )
 
@@ -492,12 +561,16 @@ def fates_table(records: pa.Table, fate: Mapping[str, str], index: pa.Table) -> 
     split = dict(zip(index[rows.IMAGE_ID].to_pylist(), index[rows.SPLIT].to_pylist(), strict=True))
     ids = records[rows.IMAGE_ID].to_pylist()
     records = _replace(records, rows.SPLIT, [split.get(image_id) for image_id in ids])
-    return records.append_column(rows.STATUS, pa.array([fate[image_id] for image_id in ids], pa.string()))
+    return records.append_column(
+        rows.STATUS, pa.array([fate[image_id] for image_id in ids], pa.string())
+    )
 
 
 def leaks_table(leaks: Sequence[Leak]) -> pa.Table:
     names = ("kind", "first", "first_split", "second", "second_split", "detail")
-    return pa.table({name: pa.array([getattr(leak, name) for leak in leaks], pa.string()) for name in names})
+    return pa.table(
+        {name: pa.array([getattr(leak, name) for leak in leaks], pa.string()) for name in names}
+    )
 
 
 def vectors_of(table: pa.Table) -> np.ndarray:

@@ -1,8 +1,9 @@
 """Request: every image to make, as a row, before any is made.
 
-Ids and seeds belong to rows; shards have a fixed membership and are laid out per class and index, so that
-a larger request finds the full shards of a smaller one made already. The manifest's parts bear the tags
-`table: requests` (one file per class, a row group for each shard) and `table: shards`.
+Ids and seeds belong to rows; shards have a fixed membership and are laid out per class and index,
+so that a larger request finds the full shards of a smaller one made already. The manifest's parts
+bear the tags `table: requests` (one file per class, a row group for each shard) and `table:
+shards`.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ from engine.study import Request as RequestSettings
 class RequestSpec(Spec):
     request: RequestSettings
     generator: GeneratorField
-    # Identity of the generator with its settings of sampling and, where it is trained, its training.
+    # Identity of the generator with its settings of sampling and, where it is trained, its
+    # training.
     generator_key: str
     preprocess: Preprocess
     task: str
@@ -62,24 +64,33 @@ class Request(StepKind):
                 table = request_table(spec, generator, label, count, train[label])
                 name = slug(label)
                 size = spec.request.shard_size
-                part = context.table(f"requests-{name}", table, row_group_size=size, table="requests")
+                part = context.table(
+                    f"requests-{name}", table, row_group_size=size, table="requests"
+                )
                 parts.append(part)
                 ids = table[rows.IMAGE_ID].to_pylist()
                 for number, start in enumerate(range(0, count, size)):
                     held = ids[start : start + size]
                     address = ids_digest([spec.generator_key, *held])
                     task = {"part": part.key, "row_group": number, "ids_digest": ids_digest(held)}
-                    shards.append(Shard(f"{name}-{number:06d}-{address}", len(held), task, {"label": label}))
+                    shards.append(
+                        Shard(f"{name}-{number:06d}-{address}", len(held), task, {"label": label})
+                    )
                 bar.advance(count)
         if not shards:
-            raise DataError("request: no image is asked for: every class has balance_to images already")
+            raise DataError(
+                "request: no image is asked for: every class has balance_to images already"
+            )
         table = pa.table({"shard": [shard.to_json() for shard in shards]})
         parts.append(context.table("shards", table, table="shards"))
         total = sum(counts.values())
         made = {label: count for label, count in counts.items() if count}
         return Result(
             parts, total,
-            {"headline": f"{total:,} images of {len(made)} classes in {len(shards):,} shards", "counts": made},
+            {
+                "headline": f"{total:,} images of {len(made)} classes in {len(shards):,} shards",
+                "counts": made,
+            },
         )  # fmt: skip
 
 
@@ -88,7 +99,10 @@ def count_per_class(request: RequestSettings, train: Mapping[str, int]) -> dict[
     classes = sorted(train) if request.classes == "all" else list(request.classes)
     unknown = [name for name in classes if name not in train]
     if unknown:
-        raise StudyError(f"request.classes: there is no class {unknown[0]!r}; there are {', '.join(sorted(train))[:200]}")
+        raise StudyError(
+            f"request.classes: there is no class {unknown[0]!r}; there are"
+            f" {', '.join(sorted(train))[:200]}"
+        )
     counts = {}
     for name in classes:
         if request.ratio is not None:
@@ -98,7 +112,9 @@ def count_per_class(request: RequestSettings, train: Mapping[str, int]) -> dict[
         else:
             counts[name] = int(request.per_class or 0)
     if sum(counts.values()) > MAX_IMAGES:
-        raise StudyError(f"request: {sum(counts.values()):,} images are more than {MAX_IMAGES:,}; ask for fewer")
+        raise StudyError(
+            f"request: {sum(counts.values()):,} images are more than {MAX_IMAGES:,}; ask for fewer"
+        )
     return counts
 
 
@@ -108,7 +124,8 @@ def refuse_what_is_not_there(generator: Generator, counts: Mapping[str, int]) ->
     for label, count in counts.items():
         if available is not None and available.get(label, 0) < count:
             raise DataError(
-                f"request: {count:,} images of {label!r} are asked for, the folder has {available.get(label, 0):,};"
+                f"request: {count:,} images of {label!r} are asked for, the folder has"
+                f" {available.get(label, 0):,};"
                 " lower the request or leave the class out of request.classes"
             )
 
@@ -118,7 +135,9 @@ def training_rows(context: Context, task: str, generator: Generator) -> dict[str
     index = read_train_index(context.store, context.inputs["ingest"], task)
     allowed = None
     if generator.parents() == "representatives":
-        table = pa.concat_tables(context.store.tables(context.inputs["select"].keys(table="representatives")))
+        table = pa.concat_tables(
+            context.store.tables(context.inputs["select"].keys(table="representatives"))
+        )
         allowed = set(table[rows.IMAGE_ID].to_pylist())
     cluster_of = read_clusters(context)
     found: dict[str, tuple[list[str], list[int]]] = {}
@@ -132,7 +151,12 @@ def training_rows(context: Context, task: str, generator: Generator) -> dict[str
 
 
 def request_table(
-    spec: RequestSpec, generator: Generator, label: str, count: int, train: TrainingRows, start: int = 0
+    spec: RequestSpec,
+    generator: Generator,
+    label: str,
+    count: int,
+    train: TrainingRows,
+    start: int = 0,
 ) -> pa.Table:
     """The requests of one class from index `start` up to `count`, with their ids and seeds."""
     wanted = list(islice(generator.plan(label, count, train, spec.seed), start, count))
@@ -151,7 +175,8 @@ def request_table(
     }
     schema = rows.requests_schema(spec.tasks)
     return pa.table(
-        [pa.array(columns.get(field.name, [None] * len(ids)), field.type) for field in schema], schema=schema
+        [pa.array(columns.get(field.name, [None] * len(ids)), field.type) for field in schema],
+        schema=schema,
     )
 
 

@@ -25,13 +25,22 @@ class Select(StepKind):
     def run(self, context: Context) -> Result:
         spec: SelectSpec = context.step.spec  # type: ignore[assignment]
         column = rows.label_column(spec.task)
-        clusters = pa.concat_tables(context.store.tables(context.inputs["cluster"].keys(table="clusters")))
+        clusters = pa.concat_tables(
+            context.store.tables(context.inputs["cluster"].keys(table="clusters"))
+        )
         # Equal distances fall by id, so that the choice does not depend on the order of rows.
         ordered = clusters.sort_by(
-            [(column, "ascending"), (rows.CLUSTER, "ascending"), (rows.DISTANCE, "ascending"), (rows.IMAGE_ID, "ascending")]
+            [
+                (column, "ascending"),
+                (rows.CLUSTER, "ascending"),
+                (rows.DISTANCE, "ascending"),
+                (rows.IMAGE_ID, "ascending"),
+            ]
         )
         rank, ranks, previous = 0, [], None
-        for place in zip(ordered[column].to_pylist(), ordered[rows.CLUSTER].to_pylist(), strict=True):
+        for place in zip(
+            ordered[column].to_pylist(), ordered[rows.CLUSTER].to_pylist(), strict=True
+        ):
             rank = rank + 1 if place == previous else 0
             ranks.append(rank)
             previous = place
