@@ -30,7 +30,6 @@ class Result:
     parts: Sequence[Part]
     rows: int
     metrics: Mapping[str, Any] = field(default_factory=dict)
-    notes: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -46,6 +45,8 @@ class Context:
     fit_resources: FitResources
     device: str
     interval: float = 10.0
+    # What the manifest's provenance says of how this run went.
+    notes: dict[str, Any] = field(default_factory=dict)
 
     @property
     def prefix(self) -> str:
@@ -99,6 +100,10 @@ class Context:
         resources = self.stage_resources(stage_name)
         reasons: dict[str, int] = {}
         done = total - sum(shard.rows for shard in missing)
+        self.notes[f"shards.{stage_name}"] = {
+            "found": len(shards) - len(missing),
+            "made": len(missing),
+        }
         if done and missing:
             self.say(f"{len(shards) - len(missing)} of {len(shards)} shards are committed already")
         if missing:

@@ -139,7 +139,7 @@ def run_step(
             "seconds": round(time.time() - started, 3),
             "python": platform.python_version(),
             "versions": installed_versions(),
-            **result.notes,
+            **context.notes,
         },
     )
     return write_manifest(store, manifest)

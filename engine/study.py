@@ -2,6 +2,7 @@
 
     base: other.yaml      a file to start from, relative to this one; what stands here is laid over
                           it
+    a: null               takes away what the file below says of a
     --set a.b=c           laid over both; the value is read as YAML
 
 Two people with the same study and the same data get the same step keys, whatever their profiles.
@@ -176,7 +177,9 @@ def validate(model: type[S], values: Any, where: str) -> S:
     """Build `model` from plain values. Raises `StudyError`, one line that names file, field and
     remedy."""
     if not isinstance(values, dict):
-        raise StudyError(f"{where}: must be a mapping of fields, is {type(values).__name__}")
+        raise StudyError(
+            _one_line(f"{where}: must be a mapping of fields, is {type(values).__name__}")
+        )
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -188,7 +191,7 @@ def validate(model: type[S], values: Any, where: str) -> S:
         name = ".".join(place) or "study"
         raise StudyError(_one_line(f"{where}: {name}: {explain(first)}{more}")) from None
     except RecursionError:
-        raise StudyError(f"{where}: nested too deeply") from None
+        raise StudyError(_one_line(f"{where}: nested too deeply")) from None
 
 
 def _one_line(text: str) -> str:
@@ -197,37 +200,64 @@ def _one_line(text: str) -> str:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text("utf-8"))
+        text = path.read_text("utf-8")
     except FileNotFoundError:
-        raise StudyError(f"{path}: no such file") from None
+        raise StudyError(_one_line(f"{path}: no such file")) from None
     except (OSError, UnicodeDecodeError) as error:
         raise StudyError(_one_line(f"{path}: cannot be read: {error}")) from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise StudyError(_one_line(f"{path}: no valid YAML: {error}")) from None
+    values = _parse_yaml(text, str(path))
     if not isinstance(values, dict):
-        raise StudyError(f"{path}: must be a mapping of fields")
+        raise StudyError(_one_line(f"{path}: must be a mapping of fields"))
     return values
 
 
-def _overlay(below: Any, above: Any) -> Any:
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, which also refuses text without a UTF-8 form (`"\\ud800"`): it has no
+    digest."""
+
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        value = super().construct_scalar(node)
+        if isinstance(value, str):
+            value.encode()
+        return value
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except Exception as error:  # PyYAML lets KeyError, IndexError and more out of `!!bool x`
+        raise StudyError(_one_line(f"{where}: no valid YAML: {error}")) from None
+
+
+def _overlay(below: dict[Any, Any], above: dict[Any, Any]) -> dict[Any, Any]:
+    laid = {**below, **{key: _overlaid(below.get(key), value) for key, value in above.items()}}
+    return {key: value for key, value in laid.items() if value is not None}
+
+
+def _overlaid(below: Any, above: Any) -> Any:
     if not (isinstance(below, dict) and isinstance(above, dict)):
         return above
+    # Another plugin: the fields of the one below mean nothing to it. (A study's own name is none.)
     if "name" in above and "name" in below and above["name"] != below["name"]:
-        return above  # another plugin: the fields of the one below mean nothing to it
-    return {**below, **{key: _overlay(below.get(key), value) for key, value in above.items()}}
+        return above
+    return _overlay(below, above)
 
 
 def _load(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     path = path.resolve()
     if path in seen:
-        raise StudyError(f"{path}: base: leads back to itself")
+        raise StudyError(_one_line(f"{path}: base: leads back to itself"))
     values = _read_yaml(path)
     base = values.pop("base", None)
     if base is None:
         return values
-    if not isinstance(base, str):
-        raise StudyError(f"{path}: base: must be the path of a file")
-    return dict(_overlay(_load(path.parent / base, (*seen, path)), values))
+    if not isinstance(base, str) or not base.isprintable():
+        raise StudyError(_one_line(f"{path}: base: must be the path of a file"))
+    below = _load(path.parent / base, (*seen, path))
+    try:
+        return _overlay(below, values)
+    except RecursionError:
+        raise StudyError(_one_line(f"{path}: nested too deeply")) from None
 
 
 def apply_sets(values: dict[str, Any], sets: Sequence[str]) -> dict[str, Any]:
@@ -235,14 +265,14 @@ def apply_sets(values: dict[str, Any], sets: Sequence[str]) -> dict[str, Any]:
     for setting in sets:
         name, found, text = setting.partition("=")
         if not found or not all(name.split(".")):
-            raise StudyError(f"--set {setting}: write it as field.subfield=value")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise StudyError(_one_line(f"--set {setting}: no valid YAML: {error}")) from None
+            raise StudyError(_one_line(f"--set {setting}: write it as field.subfield=value"))
+        value = _parse_yaml(text, f"--set {setting}")
         for part in reversed(name.split(".")):
             value = {part: value}
-        values = _overlay(values, value)
+        try:
+            values = _overlay(values, value)
+        except RecursionError:
+            raise StudyError(_one_line(f"--set {setting}: nested too deeply")) from None
     return values
 
 

@@ -88,10 +88,10 @@ def decode(data: bytes, uri: str = "", *, check_extension: bool = True) -> Image
             Image.MAX_IMAGE_PIXELS = MAX_PIXELS
             image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
             claimed = EXTENSIONS.get(PurePosixPath(uri).suffix.lower())
-            if check_extension and claimed and image.format != claimed:
-                raise Rejected(
-                    "wrong_extension", f"{image.format} named {PurePosixPath(uri).suffix}"
-                )
+            # Many cameras write MPO: a JPEG with a second picture behind it.
+            found = "JPEG" if image.format == "MPO" else image.format
+            if check_extension and claimed and found != claimed:
+                raise Rejected("wrong_extension", f"{found} named {PurePosixPath(uri).suffix}")
             frames = getattr(image, "n_frames", 1)
             if image.width * image.height * frames > MAX_PIXELS:
                 raise Rejected("too_large", f"{image.width} x {image.height} x {frames}")
@@ -105,15 +105,15 @@ def decode(data: bytes, uri: str = "", *, check_extension: bool = True) -> Image
     except (
         Exception
     ) as error:  # Pillow's decoders raise nearly every kind of exception on broken input
-        reason = "too_large" if "too large" in str(error).lower() else "not_decodable"
+        bomb = any(words in str(error).lower() for words in ("too large", "too much memory"))
+        reason = "too_large" if bomb else "not_decodable"
         raise Rejected(reason, f"{type(error).__name__}: {error}"[:200]) from None
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
-    if image.mode in ("L", "RGB"):
-        return image
-    if image.mode == "1":
-        return image.convert("L")
+    # A PNG may name one of its colours or greys transparent.
+    if image.mode in ("L", "RGB", "1") and "transparency" not in image.info:
+        return image.convert("L") if image.mode == "1" else image
     if image.mode.startswith("I;16") or image.mode == "I":
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import re
+import reprlib
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -66,7 +67,7 @@ class PluginField:
         if isinstance(value, str):
             value = {"name": value}
         if not isinstance(value, dict) or not isinstance(value.get("name"), str):
-            raise PydanticCustomError("explained", "must name its plugin: {{name: …}}")
+            raise PydanticCustomError("explained", "must name its plugin, as in name: x")
         try:
             return resolve(self.family, value["name"]).Spec.model_validate(value)
         except StudyError as error:
@@ -88,7 +89,10 @@ def explain(error: Any) -> str:
         return "no such field"
     if error["type"] == "missing":
         return "is missing"
-    shown = repr(error.get("input"))
+    try:
+        shown = reprlib.repr(error.get("input"))  # bounded: YAML's aliases make exponential values
+    except ValueError:
+        shown = "a number of thousands of digits"
     text = text.removeprefix("Value error, ").removeprefix("Input should be ")
     shown = shown if len(shown) < 60 else shown[:57] + "..."
     return f"must be {text[:1].lower()}{text[1:]}, is {shown}"

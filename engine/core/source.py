@@ -24,13 +24,17 @@ class Source:
     def __init__(self, root: str) -> None:
         protocol = fsspec.utils.get_protocol(root)
         self.local = protocol in ("file", "local")
-        self.root = (
-            os.path.realpath(root.removeprefix("file://")) if self.local else root.rstrip("/")
-        )
-        self._open()
-        if not self._fs.exists(self._root):
+        try:
+            self.root = (
+                os.path.realpath(root.removeprefix("file://")) if self.local else root.rstrip("/")
+            )
+            self._open()
+            found = self._fs.exists(self._root)
+        except Exception as error:  # every storage library has its own: credentials, protocols, NUL
+            raise DataError(f"reader.root: {root!r} cannot be opened: {error}") from error
+        if not found:
             raise DataError(
-                f"data.root: {root} does not exist (relative paths start at the current folder)"
+                f"reader.root: {root} does not exist (relative paths start at the current folder)"
             )
 
     def _open(self) -> None:

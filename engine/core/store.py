@@ -58,9 +58,13 @@ def _guarded(operation: Callable[P, T]) -> Callable[P, T]:
         for attempt in range(_ATTEMPTS):
             try:
                 return operation(*args, **kwargs)
-            except (FileNotFoundError, FileExistsError):
-                raise
             except OSError as error:
+                # Absence is an answer to a reader; a writer that gets it has no bucket or folder.
+                reading = not operation.__name__.startswith("put")
+                if isinstance(error, FileExistsError) or (
+                    reading and isinstance(error, FileNotFoundError)
+                ):
+                    raise
                 if _transient(error) and attempt + 1 < _ATTEMPTS:
                     time.sleep(random.uniform(0.5, 1.0) * 0.2 * 2**attempt)
                     continue

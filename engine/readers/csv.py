@@ -40,7 +40,7 @@ class CsvSpec(ReaderSpec):
     # A column with unique ids; by default the path is the id.
     id: str | None = None
     # None: a tab for .tsv, a comma for all else.
-    delimiter: str | None = Field(default=None, min_length=1, max_length=1)
+    delimiter: str | None = Field(default=None, pattern=r"^[\t -~]$")
 
     @model_validator(mode="after")
     def _multi_are_tasks(self) -> CsvSpec:
@@ -102,6 +102,10 @@ class Csv(Reader):
                 raise DataError(
                     f"reader.{field}: {spec.file} has no column {name!r}; it has"
                     f" {', '.join(table.column_names)[:200]}"
+                )
+            if table.column_names.count(name) > 1:
+                raise DataError(
+                    f"reader.{field}: {spec.file} has several columns {name!r}; rename them"
                 )
         if not table.num_rows:
             raise DataError(f"reader.file: {spec.file} has no rows")

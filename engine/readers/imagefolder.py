@@ -59,6 +59,8 @@ class Imagefolder(Reader):
         depth = 2 if with_splits else 1
         uris, labels, splits, groups = [], [], [], []
         for uri in source.files(tuple(EXTENSIONS)):
+            if any("\udc80" <= char <= "\udcff" for char in uri):
+                raise DataError(f"reader.root: the name {uri!r} is no UTF-8 text; rename the file")
             parts = PurePosixPath(uri).parts
             if len(parts) <= depth:
                 place = "<split>/<class>/" if with_splits else "<class>/"

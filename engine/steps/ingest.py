@@ -390,19 +390,24 @@ def remove_duplicates(index: pa.Table, spec: IngestSpec, fate: dict[str, str]) -
         zip(*(index[rows.label_column(task)].to_pylist() for task in spec.tasks), strict=True)
     )
     first: dict[str, int] = {}
-    kept: dict[tuple[str, str | None], int] = {}
+    kept: dict[tuple[str, str], int] = {}
     contradictory: list[tuple[int, int]] = []
     removed: dict[str, str] = {}
     for row, pixels in enumerate(index[rows.PIXEL_SHA256].to_pylist()):
         known = first.setdefault(pixels, row)
         if labels[known] != labels[row]:
             contradictory.append((known, row))
-        elif kept.setdefault((pixels, splits[row]), row) != row:
+        elif kept.setdefault((pixels, splits[row] or "train"), row) != row:
             removed[ids[row]] = "duplicate"
     if contradictory:
-        some = "; ".join(
-            f"{uris[a]} is {labels[a][0]!r} and {uris[b]} is {labels[b][0]!r}"
+        differing = (
+            (uris[a], uris[b], next(pair for pair in zip(labels[a], labels[b], strict=True)
+                                    if pair[0] != pair[1]))
             for a, b in contradictory[:5]
+        )  # fmt: skip
+        some = "; ".join(
+            f"{first} is {one!r} and {second} is {other!r}"
+            for first, second, (one, other) in differing
         )
         raise DataError(
             f"{len(contradictory)} pictures stand under two labels: {some}; keep one of each"

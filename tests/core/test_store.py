@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+import threading
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from engine.core.errors import StorageError
+from engine.core.store import Store
+
+
+def test_what_is_put_is_read_back(store: Store) -> None:
+    store.put_new("a/b", b"data")
+    assert store.read("a/b") == b"data"
+    assert store.exists("a/b")
+    assert store.size("a/b") == 4
+    assert store.listing("a") == ["a/b"]
+
+
+def test_a_missing_key_is_told_from_a_failure(store: Store) -> None:
+    with pytest.raises(FileNotFoundError):
+        store.read("nothing/here")
+    assert not store.exists("nothing/here")
+    assert store.listing("nothing") == []
+
+
+def test_put_if_absent_keeps_the_first(store: Store) -> None:
+    assert store.put_if_absent("record", b"first")
+    assert not store.put_if_absent("record", b"second")
+    assert store.read("record") == b"first"
+
+
+def test_put_if_absent_recognises_its_own_earlier_try(store: Store) -> None:
+    assert store.put_if_absent("record", b"mine")
+    assert store.put_if_absent("record", b"mine")
+
+
+def test_of_sixteen_racers_one_wins(store: Store) -> None:
+    wins: list[int] = []
+    start = threading.Barrier(16)
+
+    def race(number: int) -> None:
+        mine = Store(store.url)
+        start.wait()
+        if mine.put_if_absent("race", f"{number}".encode()):
+            wins.append(number)
+
+    threads = [threading.Thread(target=race, args=(number,)) for number in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(wins) == 1
+    assert store.read("race") == str(wins[0]).encode()
+
+
+def test_put_replaces_as_a_whole(store: Store) -> None:
+    store.put("page", b"old and long")
+    store.put("page", b"new")
+    assert store.read("page") == b"new"
+    assert store.listing("") == ["page"] or store.listing("page") or store.exists("page")
+
+
+def test_delete_is_quiet_about_what_is_not_there(store: Store) -> None:
+    store.put_new("x", b"1")
+    store.delete("x")
+    store.delete("x")
+    assert not store.exists("x")
+
+
+def test_parquet_round_trip(store: Store) -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"n": list(range(10))}), sink, row_group_size=4)
+    store.put_new("t.parquet", sink.getvalue())
+    with store.parquet("t.parquet") as file:
+        assert file.num_row_groups == 3
+        assert file.read_row_group(1)["n"].to_pylist() == [4, 5, 6, 7]
+    assert [table.num_rows for table in store.tables(["t.parquet"])] == [4, 4, 2]
+
+
+def test_download_copies_the_tree(store: Store, tmp_path) -> None:
+    store.put_new("weights/unet/config.json", b"{}")
+    store.put_new("weights/model.safetensors", b"w")
+    folder = store.download("weights", tmp_path / "copy")
+    assert (folder / "unet" / "config.json").read_bytes() == b"{}"
+    assert (folder / "model.safetensors").read_bytes() == b"w"
+
+
+def test_a_pickled_store_opens_the_same_place(store: Store) -> None:
+    store.put_new("k", b"v")
+    assert pickle.loads(pickle.dumps(store)).read("k") == b"v"
+
+
+def test_probe_leaves_nothing_behind(store: Store) -> None:
+    store.probe()
+    assert store.listing("probe") == []
+
+
+class Overwriting(Store):
+    """Storage without put-if-absent."""
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        self.put(key, data)
+        return True
+
+
+def test_probe_refuses_storage_that_overwrites(tmp_path) -> None:
+    with pytest.raises(StorageError, match="put-if-absent"):
+        Overwriting(str(tmp_path)).probe()
+
+
+def test_a_read_only_folder_is_one_line_that_names_the_place(tmp_path, monkeypatch) -> None:
+    if os.geteuid() == 0:  # root writes everywhere: let the folder be a file instead
+        (tmp_path / "root").write_bytes(b"")
+    else:
+        (tmp_path / "root").mkdir(mode=0o500)
+    with pytest.raises(StorageError) as caught:
+        Store(str(tmp_path / "root")).probe()
+    assert str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+class Full(Store):
+    """A disk that is full after some bytes."""
+
+    def _write_local(self, path: str, view: memoryview) -> None:
+        super()._write_local(path, view[:3])
+        os.unlink(path)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_stops_cleanly(tmp_path) -> None:
+    full = Full(str(tmp_path))
+    with pytest.raises(StorageError, match="No space left on device"):
+        full.put_if_absent("record", b"long data")
+    assert full.listing("") == []
+
+
+class Flaky(Store):
+    """Fails twice as a network does, then works."""
+
+    failures = 2
+
+    def _write_local(self, path: str, view: memoryview) -> None:
+        if self.failures:
+            self.failures -= 1
+            raise TimeoutError("timed out")
+        super()._write_local(path, view)
+
+
+def test_a_time_out_is_tried_again(tmp_path) -> None:
+    flaky = Flaky(str(tmp_path))
+    flaky.put_new("k", b"v")
+    assert flaky.read("k") == b"v"
+
+
+def test_refused_credentials_are_one_line(s3_endpoint: str) -> None:
+    with pytest.raises(StorageError) as caught:
+        Store("s3://no-such-bucket-of-ours/x").probe()
+    assert "no-such-bucket-of-ours" in str(caught.value)
+    assert "\n" not in str(caught.value)
