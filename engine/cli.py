@@ -1,7 +1,7 @@
 """What the scripts in `jobs/` share: arguments, the walk, errors in one line.
 
 Exit codes: 0 done; 1 the run stopped (data, leaks, storage) and can go on later; 2 the study, the
-profile or the command line is wrong and nothing was computed; 130 interrupted.
+profile or the command line is wrong; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -86,6 +86,10 @@ def _run(arguments: argparse.Namespace, last: str | None, dry_run: bool) -> int:
             f"--preview {arguments.preview}: must be between 1 and 1000 images per class"
         )
     store = Store(profile.storage)
+    if dry_run and arguments.discard:
+        raise StudyError("--discard changes storage and --dry-run must not: choose one of them")
+    if arguments.preview is not None and not any(step.kind == "generate" for step in steps):
+        raise StudyError("--preview: the study names no generator up to this step")
     if dry_run:
         print_plan(study, steps, store)
         return 0
@@ -122,7 +126,8 @@ def read(study: Path, profile: Path | None, sets: Sequence[str]) -> tuple[Study,
     for_study = [setting for setting in sets if not setting.startswith("profile.")]
     if profile is not None:
         return load_study(study, for_study), load_profile(profile, for_profile)
-    return load_study(study, for_study), validate(Profile, apply_sets({}, for_profile), "profile")
+    values = apply_sets(Profile().model_dump(), for_profile)
+    return load_study(study, for_study), validate(Profile, values, "profile")
 
 
 def make_runtime(profile: Profile) -> Runtime:

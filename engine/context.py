@@ -127,8 +127,15 @@ class Context:
         attempt, work = attempt_name(), self.store.work(self.step.key)
         inputs = digest({name: manifest.digest for name, manifest in self.inputs.items()})
         output = self.store.join(self.prefix, "weights", attempt)
-        context = FitContext(self.store, work, attempt=attempt, output=output, inputs=inputs,
-                             checkpoint_every=self.fit_resources.checkpoint_every)  # fmt: skip
+        context = FitContext(
+            self.store,
+            work,
+            attempt=attempt,
+            output=output,
+            inputs=inputs,
+            device=self.device,
+            checkpoint_every=self.fit_resources.checkpoint_every,
+        )
         ended = threading.Event()
 
         def watch() -> None:

@@ -64,7 +64,7 @@ def _inspect(step: Step, store: Store, known: dict[str, Status]) -> Status:
         shards = len(ShardSet(store, store.step(step.kind, step.key)).committed())
         for prefix in resolve("steps", step.kind)().shard_prefixes(store, step):
             shards += len(ShardSet(store, prefix).committed())
-        partly = f"; {shards} shards are committed" if shards else ""
+        partly = f"; {shards} shards lie committed" if shards else ""
         if waiting:
             return Status(step, "waits", f"needs {', '.join(waiting)}{partly}")
         return Status(step, "missing", f"not computed yet{partly}")

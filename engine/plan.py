@@ -7,7 +7,7 @@ from typing import Any
 from engine.core.errors import StudyError
 from engine.core.registry import resolve
 from engine.core.spec import Spec, digest
-from engine.core.step import Step
+from engine.core.step import Step, upstream
 from engine.study import Study
 
 
@@ -56,6 +56,7 @@ def _generator_steps(
     """finetune (of what is trained), request and generate of one generator."""
     kind = resolve("generators", spec.name)
     generator = kind(spec, study.preprocess)
+    generator.check()
     inputs = {"ingest": ingest}
     if generator.uses_clusters():
         inputs["cluster"] = cluster
@@ -127,18 +128,17 @@ def choose_task(study: Study, tasks: dict[str, Any]) -> str:
 
 
 def until(steps: list[Step], name: str) -> list[Step]:
-    """The steps up to and including those named: a kind (`generate`) or a label
-    (`generate.ddpm`)."""
-    from engine.core.step import upstream
+    """The steps up to those named, by kind (`generate`) or label (`generate.ddpm`).
 
+    Of generators, only what the named steps need; of the rest, all that stands before them.
+    """
     chosen = named(steps, name)
-    kept = {step.key for step in upstream(chosen)}
+    needed = {step.key for step in upstream(chosen)}
     last = max(index for index, step in enumerate(steps) if step in chosen)
-    # Steps that stand before the last one in the plan belong to "up to", used by it or not.
     return [
         step
         for index, step in enumerate(steps)
-        if step.key in kept or (index <= last and step.kind != chosen[0].kind)
+        if step.key in needed or (index <= last and "." not in step.label)
     ]
 
 

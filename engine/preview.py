@@ -13,7 +13,6 @@ import pyarrow as pa
 
 from engine.context import Context
 from engine.core import rows
-from engine.core.errors import StudyError
 from engine.core.images import Preprocess, encode
 from engine.core.manifest import Manifest
 from engine.core.names import slug
@@ -51,8 +50,6 @@ def preview(
         for step in steps
         if step.kind == "generate"
     ]
-    if not sections:
-        raise StudyError("--preview: the study names no generator up to this step")
     page = store.page(study.name, "preview.html")
     store.put(page, render("preview.html", study=study, sections=sections, count=count).encode())
     say(f"preview: {store.location(page)}")

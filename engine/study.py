@@ -32,6 +32,14 @@ MAX_IMAGES = 100_000_000
 ReaderField = Annotated[SerializeAsAny[Spec], BeforeValidator(PluginField("readers"))]
 EmbedderField = Annotated[SerializeAsAny[Spec], BeforeValidator(PluginField("embedders"))]
 GeneratorField = Annotated[SerializeAsAny[Spec], BeforeValidator(PluginField("generators"))]
+
+
+def _text(value: Any) -> Any:
+    """Class names are text; YAML reads 3 as a number."""
+    return str(value) if type(value) is int else value
+
+
+ClassName = Annotated[str, BeforeValidator(_text)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -46,7 +54,7 @@ class Split(Spec):
     group: Literal["column", "none"] = "column"
     # At most so many training images of a class, chosen by the seed: makes a long tail for an
     # experiment.
-    train_limit: dict[str, Annotated[int, Field(ge=2)]] = {}
+    train_limit: dict[ClassName, Annotated[int, Field(ge=2)]] = {}
 
     @model_validator(mode="after")
     def _leaves_train(self) -> Split:
@@ -101,7 +109,7 @@ class Request(Spec):
     ratio: Annotated[float, Field(gt=0, le=1000)] | None = None
     balance_to: Annotated[int, Field(ge=1, le=MAX_IMAGES)] | None = None
     per_class: Annotated[int, Field(ge=1, le=MAX_IMAGES)] | None = None
-    classes: Literal["all"] | tuple[str, ...] = "all"
+    classes: Literal["all"] | tuple[ClassName, ...] = "all"
     # Images of one shard: the unit that a kill can cost.
     shard_size: Annotated[int, Field(ge=1, le=4096)] = 256
 
@@ -167,6 +175,21 @@ class Profile(Spec):
         "generate": StageResources(cpus=2, batch_size=32),
     }
     fit: FitResources = FitResources(cpus=2, checkpoint_every=100)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Profile:
+        gpus = {f"stages.{name}": stage.gpus for name, stage in self.stages.items()}
+        gpus["fit"] = self.fit.gpus
+        if self.device == "cpu" and (with_gpu := [name for name, count in gpus.items() if count]):
+            text = "{place}.gpus asks for a GPU, device: cpu uses none; say device: cuda"
+            raise PydanticCustomError("explained", text, {"place": with_gpu[0]})
+        if self.device == "cuda" and not self.fit.gpus and self.runtime == "ray":
+            raise PydanticCustomError("explained", "device: cuda needs fit.gpus of at least 1")
+        relative = "://" not in self.storage and not self.storage.startswith(("/", "~"))
+        if self.address != "local" and relative:
+            text = "storage: {storage} lies in the job's own folder; name a URL or a full path"
+            raise PydanticCustomError("explained", text, {"storage": self.storage})
+        return self
 
     def stage(self, name: str) -> StageResources:
         """Resources of a stage, or the entry `default`."""

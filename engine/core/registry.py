@@ -39,7 +39,7 @@ def resolve(family: str, name: str) -> Any:
         for point in entry_points(group=f"engine.{family}", name=name):
             return point.load()
     raise StudyError(
-        f"no {family} plugin named {name!r}; there are: {', '.join(available(family))}"
+        f"no {family.removesuffix('s')} named {name!r}; there are: {', '.join(available(family))}"
     )
 
 

@@ -38,6 +38,13 @@ class Decoded:
     phash: str
 
 
+def _plain_environment() -> dict[str, str]:
+    """What a Python needs to start. Secrets have no business in a process that reads hostile
+    files."""
+    names = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "HOME", "TMPDIR")
+    return {name: os.environ[name] for name in names if name in os.environ}
+
+
 def _package_root() -> str:
     return os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -74,7 +81,7 @@ class Sandbox:
                 [sys.executable, "-m", "engine.core.sandbox", json.dumps(self.settings)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                env={**os.environ, "PYTHONPATH": _package_root(), "OMP_NUM_THREADS": "1"},
+                env={**_plain_environment(), "PYTHONPATH": _package_root(), "OMP_NUM_THREADS": "1"},
             )
             # Importing the decoders is no part of the first image's time.
             self._receive(time.monotonic() + 120)

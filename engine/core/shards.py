@@ -233,7 +233,8 @@ class ShardSet:
                 planned and ids_digest(commit.image_id) != planned
             ):
                 raise StorageError(
-                    f"shard {shard.name} holds other rows than planned; run fsck on the storage"
+                    f"shard {shard.name} holds other rows than planned; throw it away with"
+                    " --discard"
                 )
         return commits
 

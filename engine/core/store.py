@@ -92,7 +92,11 @@ class Store:
     def __init__(self, url: str) -> None:
         protocol = fsspec.utils.get_protocol(url)
         self.local = protocol in ("file", "local")
-        self.url = os.path.abspath(url.removeprefix("file://")) if self.local else url.rstrip("/")
+        self.url = (
+            os.path.abspath(os.path.expanduser(url.removeprefix("file://")))
+            if self.local
+            else url.rstrip("/")
+        )
         self._open()
 
     def _open(self) -> None:

@@ -94,6 +94,10 @@ class Generator:
     def __init__(self, spec: Any, preprocess: Preprocess) -> None:
         self.spec, self.preprocess = spec, preprocess
 
+    def check(self) -> None:
+        """Refuse what cannot work, when the study is read. Raises `StudyError`."""
+        return
+
     def uses_clusters(self) -> bool:
         """Whether images are made for each cluster of a class."""
         return False

@@ -95,6 +95,15 @@ class Ddpm(Generator):
     )
     spec: DdpmSpec
 
+    def check(self) -> None:
+        halvings = len(self.spec.block_out_channels) - 1
+        if self.preprocess.size % 2**halvings:
+            raise StudyError(
+                f"generators: ddpm halves the image {halvings} times, which"
+                f" {self.preprocess.size} px"
+                " does not allow; change preprocess.size or block_out_channels"
+            )
+
     def uses_clusters(self) -> bool:
         return self.spec.condition == "cluster"
 
@@ -231,12 +240,6 @@ class _Training:
 
         self.spec, self.data, self.seed, self.torch = spec, data, seed, torch
         size, _, channels = shape
-        if size % 2 ** (len(spec.block_out_channels) - 1):
-            raise StudyError(
-                f"generators: ddpm halves the image {len(spec.block_out_channels) - 1} times,"
-                f" which {size} px does"
-                " not allow; change preprocess.size or block_out_channels"
-            )
         self.slices = share_of_batch(
             spec.batch_size, context.rank, context.world_size, spec.gradient_accumulation_steps
         )

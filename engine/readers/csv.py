@@ -114,6 +114,8 @@ class Csv(Reader):
             return [(cell or "").strip() for cell in table[name].cast(pa.string()).to_pylist()]
 
         uris = texts(spec.path)
+        if spec.id and not all(texts(spec.id)):
+            raise DataError(f"reader.id: column {spec.id!r} of {spec.file} has an empty cell")
         columns: list[object] = [texts(spec.id) if spec.id else image_ids(uris), uris]
         for task, name in spec.labels.items():
             cells = texts(name)

@@ -6,9 +6,10 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,6 @@ from engine.core.shards import Shard
 from engine.runtime.base import Worker
 
 _TEMP_PREFIX = "engine-ray-"
-# Passed on to workers of a remote cluster where the driver has them: credentials come from the
-# environment alone.
-_PASSED_ON = (
-    "AWS_ACCESS_KEY_ID",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN",
-    "AWS_ENDPOINT_URL",
-    "AWS_DEFAULT_REGION",
-)
 
 
 class RayRuntime:
@@ -77,22 +69,18 @@ class RayRuntime:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         import ray
 
-        env = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+        options: dict[str, Any] = {}
         if local:
-            path = os.pathsep.join(
-                [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
-            )
-            env["PYTHONPATH"] = path
-        options: dict[str, Any] = {"runtime_env": {"env_vars": env}} if env else {}
-        if local:
-            options |= {
-                "num_cpus": self.num_cpus or max(4, os.cpu_count() or 1),
-                "include_dashboard": False,
-            }
+            cpus = self.num_cpus or max(4, os.cpu_count() or 1)
+            options = {"num_cpus": cpus, "include_dashboard": False}
         try:
-            ray.init(
-                address=self.address, log_to_driver=False, logging_level=logging.ERROR, **options
-            )
+            with _without_stderr() if local else nullcontext():
+                ray.init(
+                    address=self.address,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    **options,
+                )
         except (ConnectionError, RuntimeError, ValueError) as error:
             text = " ".join(str(error).split())[:300]
             raise StudyError(
@@ -108,6 +96,10 @@ class RayRuntime:
         # Short: Ray puts sockets below, and a socket's path has 107 characters at most.
         self._temporary = Path(tempfile.mkdtemp(prefix=f"{_TEMP_PREFIX}{os.getpid()}-"))
         os.environ["RAY_TMPDIR"] = str(self._temporary)
+        # Workers inherit the environment, credentials with it; on a cluster they have their nodes'
+        # own.
+        path = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        os.environ["PYTHONPATH"] = os.pathsep.join(path)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         # Ray's own core writes a harmless error for each pool of actors to the terminal (ray
         # #53727).
@@ -124,6 +116,21 @@ class RayRuntime:
             shutil.rmtree(self._temporary, ignore_errors=True)
             self._temporary = None
             os.environ.pop("RAY_TMPDIR", None)
+
+
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Ray's core announces its log level on the terminal while it starts; its errors come as
+    exceptions."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _remove_stale() -> None:

@@ -48,7 +48,7 @@ def stream(
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     # An exception of ours is a fault of the program or of storage, never bad data: stop and say so.
     context.max_errored_blocks = 0
     # No more in one call than leaves every actor something to do, and nothing waits behind a busy

@@ -38,6 +38,7 @@ from engine.core.stage import Batch, Device, Place
 from engine.core.step import Step
 from engine.core.store import Store
 from engine.readers import Bytes
+from engine.readers import image_ids as image_names
 from engine.steps import StepKind
 from engine.steps.embed import EmbedImages
 from engine.study import Audit, ReaderField, Split
@@ -81,6 +82,8 @@ class Decode:
 
     def __call__(self, batch: Batch) -> Batch:
         ids, uris = batch[rows.IMAGE_ID].to_pylist(), batch[rows.URI].to_pylist()
+        # An id may come from a user's table; what is offered as a file's name never does.
+        names = image_names(ids)
         decoded: list[Any] = []
         status = []
         for uri in uris:
@@ -96,7 +99,7 @@ class Decode:
 
         return {
             **batch,
-            rows.IMAGE: image_column(values("encoded"), ids, extension(self.preprocess)),
+            rows.IMAGE: image_column(values("encoded"), names, extension(self.preprocess)),
             rows.WIDTH: values("width"),
             rows.HEIGHT: values("height"),
             rows.SOURCE: ["real"] * len(ids),

@@ -1,4 +1,5 @@
-"""Stores of both kinds: every test that takes `store` runs on local disk and on S3 (moto, in this process)."""
+"""Stores of both kinds: every test that takes `store` runs on local disk and on S3 (moto, in this
+process)."""
 
 from __future__ import annotations
 

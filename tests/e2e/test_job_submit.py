@@ -1,4 +1,5 @@
-"""`ray start --head`, then `ray job submit`, exactly as README says, with token authentication on."""
+"""`ray start --head`, then `ray job submit`, exactly as README says, with token authentication
+on."""
 
 from __future__ import annotations
 

@@ -1,0 +1,509 @@
+"""Overhead of the engine around a model that is loaded and warm (figure 1 of PERFORMANCE).
+
+`embed` (MobileNetV2 on photographs of 128 px that lie in the engine's image parts) and `generate`
+(a small class-conditional UNet with random weights, 16 px) run as the very `ShardWorker` that a Ray
+actor runs: it reads requests or images from Parquet, runs the stages, and commits every shard to
+local disk, with fsync. The bare loop has the same encoded bytes or seeds in memory and does what
+anybody would write: decode by Pillow, model, encode; no Parquet read, no pipeline, no commit. For
+`embed`, encoding is a Parquet buffer of ids and vectors; for `generate`, a PNG without the engine's
+marks for each image. Both run the same batches with the same weights and the same number of
+PyTorch threads, in turn, each in a thread of its own; one call of the worker is what an actor is
+called with: a few shards.
+
+How to read it. The ratio is bare time / engine time: 1 means that the engine is free, 0.97 that 3%
+went elsewhere, more than 1 that it hid decoding or encoding behind the model, for it has a thread
+for each stage where the bare loop has one in all. CPU time knows nothing of hiding: its ratio is
+what the engine burns. The lines `actor` are the same worker in a warm Ray actor in another process,
+where CPU time is that of the actor and of the driver together. Before any timing, vectors must be
+close and pixels identical.
+
+`python -m benchmarks.gen_overhead [--quick] [--pairs N] [--threads N]`
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+
+from benchmarks.timing import (
+    Cost,
+    Quartiles,
+    in_turn,
+    machine,
+    print_table,
+    quartiles,
+    ratios,
+)
+from engine.context import Context
+from engine.core import rows
+from engine.core.images import Preprocess, decode, encode, preprocess
+from engine.core.manifest import Manifest, Part
+from engine.core.shards import Shard, ShardSet, ShardWorker, parquet_rows
+from engine.core.spec import Spec
+from engine.core.stage import Place
+from engine.core.step import Step
+from engine.core.store import Store
+from engine.embedders.cnn import CnnSpec
+from engine.generators.ddpm import Ddpm, DdpmSpec
+from engine.runtime.cluster import RayRuntime
+from engine.steps.embed import EmbedImages, image_shards
+from engine.steps.generate import Encode, GenerateSpec, Sample
+from engine.steps.request import Request, RequestSpec, planned_shards
+from engine.study import Profile
+from engine.study import Request as RequestSettings
+
+SHARED = Path(__file__).parents[2] / "shared"
+WEIGHTS = SHARED / "weights" / "mobilenet_v2"
+PHOTOGRAPHS = SHARED / "data" / "clothing"
+TASKS: dict[str, Any] = {"kind": "single"}
+CLASSES = ("circle", "square")
+PHOTOGRAPH = Preprocess(size=128)
+PICTURE = Preprocess(size=16)
+KEY = "0" * 16
+GUIDANCE_SCALE = 1.5
+
+
+@dataclass
+class Workload:
+    """One step's worker and shards, and the bare loop over the same rows.
+
+    bare: returns vectors (n, width), or pixels (n, height, width, channels).
+    read: the same from a commit of the engine.
+    """
+
+    name: str
+    worker: ShardWorker
+    shards: list[Shard]
+    bare: Callable[[], np.ndarray]
+    read: Callable[[pa.Table], np.ndarray]
+    equal: Callable[[np.ndarray, np.ndarray], bool]
+
+    @property
+    def images(self) -> int:
+        return sum(shard.rows for shard in self.shards)
+
+
+# The engine's side -------------------------------------------------------------------------------
+
+
+def compute(worker: ShardWorker, shards: Sequence[Shard]) -> list[dict[str, Any]]:
+    """One call of an actor: compute and commit `shards` under names never used before."""
+    stamp = time.monotonic_ns()
+    fresh = [replace(shard, name=f"{shard.name}-{stamp}") for shard in shards]
+    summaries = list(worker(fresh))
+    if not all(summary["won"] and not summary["reasons"] for summary in summaries):
+        raise SystemExit(f"the engine refused rows: {summaries}")
+    return summaries
+
+
+def outputs(workload: Workload, summaries: Sequence[dict[str, Any]]) -> np.ndarray:
+    """What the engine committed for these summaries, in order."""
+    found = []
+    for summary in summaries:
+        commit = workload.worker.shards.read(summary["shard"], 0)
+        assert commit.data is not None
+        with workload.worker.shards.store.parquet(commit.data.key) as file:
+            found.append(workload.read(file.read()))
+    return np.concatenate(found)
+
+
+class Actor:
+    """A worker in a process of its own, as Ray Data's pool holds it."""
+
+    def __init__(self, worker: ShardWorker, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.worker = worker
+        self.worker.load()
+
+    def compute(self, shards: Sequence[Shard]) -> list[dict[str, Any]]:
+        return compute(self.worker, shards)
+
+    def cpu(self) -> float:
+        return time.process_time()
+
+
+def make_context(store: Store, inputs: dict[str, Manifest], spec: Spec) -> Context:
+    profile = Profile()
+    return Context(
+        step=Step("generate", "generate", spec, {}), inputs=inputs, store=store,
+        runtime=None,  # type: ignore[arg-type]
+        stage_resources=profile.stage, fit_resources=profile.fit, device="cpu",
+    )  # fmt: skip
+
+
+def make_manifest(parts: Sequence[Part], metrics: dict[str, Any]) -> Manifest:
+    return Manifest(
+        kind="benchmark", key=KEY, label="benchmark", spec={}, inputs={}, parts=tuple(parts),
+        rows=0, metrics=metrics, provenance={},
+    )  # fmt: skip
+
+
+# Embed -------------------------------------------------------------------------------------------
+
+
+def embed_workload(store: Store, shard_count: int, shard_rows: int, batch_size: int) -> Workload:
+    """Photographs in image parts as ingest writes them, MobileNetV2 at their own 128 px."""
+    spec = CnnSpec(model=str(WEIGHTS), input_size=PHOTOGRAPH.size)
+    context = make_context(store, {}, spec)
+    table = image_table(shard_count * shard_rows)
+    part = context.table("images-train", table, row_group_size=shard_rows, split="train")
+    context = make_context(store, {"ingest": make_manifest([part], {})}, spec)
+    shards = image_shards(context, ("train",))
+    stages, schema = EmbedImages.stages(spec)
+    worker = ShardWorker(
+        ShardSet(store, "embed"), parquet_rows, stages, schema, Place("cpu", 1, batch_size)
+    )
+    return Workload(
+        "embed",
+        worker,
+        shards,
+        bare_embed(table, shard_rows, batch_size),
+        lambda found: np.stack(found[rows.EMBEDDING].to_numpy()),
+        lambda first, second: np.allclose(first, second, rtol=1e-4, atol=1e-5),
+    )
+
+
+def image_table(count: int) -> pa.Table:
+    """The first `count` training photographs, preprocessed and encoded as ingest does it."""
+    paths = sorted((PHOTOGRAPHS / "train").rglob("*.jpg"))[:: 3000 // count or 1][:count]
+    encoded = [
+        encode(preprocess(decode(path.read_bytes()), PHOTOGRAPH), PHOTOGRAPH) for path in paths
+    ]
+    columns: dict[str, Any] = {
+        rows.IMAGE_ID: [f"image-{number:06d}" for number in range(len(paths))],
+        rows.IMAGE: [{"bytes": data, "path": None} for data in encoded],
+        rows.label_column("kind"): [path.parent.name for path in paths],
+        rows.SPLIT: ["train"] * len(paths),
+    }
+    schema = rows.images_schema(TASKS)
+    return pa.table(
+        [pa.array(columns.get(field.name, [None] * len(paths)), field.type) for field in schema],
+        schema=schema,
+    )
+
+
+def bare_embed(table: pa.Table, shard_rows: int, batch_size: int) -> Callable[[], np.ndarray]:
+    """transformers' own model over the same bytes, and a Parquet buffer for each shard."""
+    from transformers import AutoModel
+
+    model = AutoModel.from_pretrained(WEIGHTS).eval()
+    ids = table[rows.IMAGE_ID].to_pylist()
+    encoded = pc.struct_field(table[rows.IMAGE].combine_chunks(), "bytes").to_pylist()
+
+    def run() -> np.ndarray:
+        shards = []
+        for start in range(0, len(ids), shard_rows):
+            stop = min(start + shard_rows, len(ids))
+            vectors = []
+            for first in range(start, stop, batch_size):
+                held = encoded[first : min(first + batch_size, stop)]
+                pixels = np.stack([np.asarray(Image.open(io.BytesIO(data))) for data in held])
+                with torch.inference_mode():
+                    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+                    images = ((images - 0.5) / 0.5).to(memory_format=torch.channels_last)
+                    vectors.append(model(images).pooler_output.flatten(1).numpy())
+            shards.append(np.concatenate(vectors))
+            flat = pa.array(shards[-1].ravel())
+            column = pa.FixedSizeListArray.from_arrays(flat, shards[-1].shape[1])
+            columns = {rows.IMAGE_ID: ids[start:stop], rows.EMBEDDING: column}
+            pq.write_table(pa.table(columns), pa.BufferOutputStream(), compression="zstd")
+        return np.concatenate(shards)
+
+    return run
+
+
+# Generate ----------------------------------------------------------------------------------------
+
+
+def generate_workload(
+    store: Store, shard_count: int, shard_rows: int, batch_size: int, steps: int
+) -> Workload:
+    """Requests planned by the request step, and a UNet of 16 px that was never trained."""
+    generator = DdpmSpec(
+        block_out_channels=(32, 64, 64), layers_per_block=1, num_inference_steps=steps,
+        guidance_scale=GUIDANCE_SCALE,
+    )  # fmt: skip
+    common: dict[str, Any] = {
+        "generator": generator, "generator_key": KEY, "preprocess": PICTURE, "task": "kind",
+        "tasks": TASKS,
+    }  # fmt: skip
+    per_class = shard_count * shard_rows // len(CLASSES)
+    request_spec = RequestSpec(
+        request=RequestSettings(per_class=per_class, shard_size=shard_rows), seed=0, **common
+    )
+    ingest = ingest_of_labels(store, request_spec)
+    request = Request().run(make_context(store, {"ingest": ingest}, request_spec))
+    context = make_context(store, {"request": make_manifest(request.parts, {})}, request_spec)
+    shards = list(planned_shards(context))
+    spec = GenerateSpec(**common)
+    parts = random_weights(context, generator)
+    stages = [Sample(store, spec, parts), Encode(spec, Ddpm.digital_source_type)]
+    worker = ShardWorker(
+        ShardSet(store, "generate"), parquet_rows, stages, rows.synthetic_schema(TASKS),
+        Place("cpu", 1, batch_size),
+    )  # fmt: skip
+    requests = pa.concat_tables(parquet_rows(store, shard.task) for shard in shards)
+    return Workload(
+        "generate",
+        worker,
+        shards,
+        bare_generate(store, parts, requests, batch_size, steps),
+        read_pixels,
+        np.array_equal,
+    )
+
+
+def ingest_of_labels(store: Store, spec: Spec) -> Manifest:
+    """An ingest step's manifest with a train split of ids and labels: all that requests need."""
+    index = pa.table(
+        {
+            rows.IMAGE_ID: [f"real-{row}" for row in range(20)],
+            rows.label_column("kind"): [CLASSES[row % 2] for row in range(20)],
+            rows.GROUP_ID: [str(row) for row in range(20)],
+        }
+    )
+    part = make_context(store, {}, spec).table("index", index, split="train")
+    return make_manifest([part], {"counts": {"train": dict.fromkeys(CLASSES, 10)}})
+
+
+def random_weights(context: Context, spec: DdpmSpec) -> list[Part]:
+    """What `Ddpm.fit` publishes, without the fit."""
+    from diffusers import DDPMScheduler, UNet2DModel
+
+    torch.manual_seed(0)
+    unet = UNet2DModel(
+        sample_size=PICTURE.size, in_channels=3, out_channels=3,
+        block_out_channels=spec.block_out_channels, layers_per_block=spec.layers_per_block,
+        down_block_types=["DownBlock2D", "DownBlock2D", "AttnDownBlock2D"],
+        up_block_types=["AttnUpBlock2D", "UpBlock2D", "UpBlock2D"],
+        num_class_embeds=len(CLASSES) + 1, norm_num_groups=8, attention_head_dim=8,
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        unet.save_pretrained(folder / "unet", safe_serialization=True)
+        schedule = DDPMScheduler(spec.num_train_timesteps, beta_schedule=spec.beta_schedule)
+        schedule.save_pretrained(folder / "scheduler")
+        conditions = [[label, 0] for label in CLASSES]
+        (folder / "conditions.json").write_text(json.dumps(conditions))
+        return [
+            context.file(path.stem, path.suffix[1:], path.read_bytes(),
+                         file=str(path.relative_to(folder)))
+            for path in sorted(folder.rglob("*")) if path.is_file()
+        ]  # fmt: skip
+
+
+def bare_generate(
+    store: Store, parts: Sequence[Part], requests: pa.Table, batch_size: int, steps: int
+) -> Callable[[], np.ndarray]:
+    """DDIM with guidance, written down plainly over diffusers' model and scheduler; then a PNG."""
+    from diffusers import DDIMScheduler, UNet2DModel
+
+    with tempfile.TemporaryDirectory() as name:
+        for part in parts:
+            target = Path(name, part.tags["file"])
+            target.parent.mkdir(exist_ok=True)
+            target.write_bytes(store.read(part.key))
+        unet = UNet2DModel.from_pretrained(Path(name, "unet")).eval()
+        scheduler = DDIMScheduler.from_pretrained(
+            Path(name, "scheduler"), clip_sample=True, set_alpha_to_one=True,
+            timestep_spacing="trailing",
+        )  # fmt: skip
+    seeds = requests[rows.SEED].to_pylist()
+    classes = [CLASSES.index(label) for label in requests[rows.label_column("kind")].to_pylist()]
+    shape = (3, PICTURE.size, PICTURE.size)
+
+    def batches() -> Iterator[np.ndarray]:
+        for start in range(0, len(seeds), batch_size):
+            noise = [
+                torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+                for seed in seeds[start : start + batch_size]
+            ]
+            images = torch.stack(noise)
+            wanted = torch.tensor(classes[start : start + batch_size])
+            both = torch.cat([wanted, torch.full_like(wanted, len(CLASSES))])
+            scheduler.set_timesteps(steps)
+            for timestep in scheduler.timesteps:
+                predicted = unet(torch.cat([images, images]), timestep, both).sample
+                with_class, without = predicted.chunk(2)
+                guided = without + GUIDANCE_SCALE * (with_class - without)
+                images = scheduler.step(guided, timestep, images).prev_sample
+            pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+            yield pixels.permute(0, 2, 3, 1).numpy()
+
+    def run() -> np.ndarray:
+        made = []
+        with torch.inference_mode():
+            for pixels in batches():
+                for image in pixels:
+                    Image.fromarray(image).save(io.BytesIO(), "PNG", compress_level=6)
+                made.append(pixels)
+        return np.concatenate(made)
+
+    return run
+
+
+def read_pixels(table: pa.Table) -> np.ndarray:
+    encoded = pc.struct_field(table[rows.IMAGE].combine_chunks(), "bytes").to_pylist()
+    return np.stack([np.asarray(Image.open(io.BytesIO(data))) for data in encoded])
+
+
+# Measuring ---------------------------------------------------------------------------------------
+
+
+def measure(workload: Workload, pairs: int) -> dict[str, list[Cost]]:
+    """The worker in this process against the bare loop."""
+    workload.worker.load()
+    committed = outputs(workload, compute(workload.worker, workload.shards))
+    check(workload, committed)
+    return in_turn(
+        {
+            "bare": in_thread(workload.bare),
+            "engine": lambda: compute(workload.worker, workload.shards),
+        },
+        pairs,
+    )
+
+
+def measure_actor(workload: Workload, pairs: int, threads: int) -> dict[str, list[Cost]]:
+    """A worker that was never loaded here, in a warm Ray actor, against the bare loop here."""
+    import ray
+
+    actor = ray.remote(num_cpus=threads)(Actor).remote(workload.worker, threads)
+    check(workload, outputs(workload, ray.get(actor.compute.remote(workload.shards))))
+    seen = [0.0]
+
+    def cpu_clock() -> float:
+        # The question costs a call, but outside of what is timed on the wall.
+        seen[0] = time.process_time() + ray.get(actor.cpu.remote())
+        return seen[0]
+
+    costs = in_turn(
+        {
+            "bare": in_thread(workload.bare),
+            "engine": lambda: ray.get(actor.compute.remote(workload.shards)),
+        },
+        pairs,
+        cpu_clock,
+    )
+    ray.kill(actor)
+    return costs
+
+
+def in_thread(work: Callable[[], Any]) -> Callable[[], None]:
+    """Run in a thread of its own, as the engine's stages do: OpenMP then has the same to do."""
+
+    def run() -> None:
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+
+    return run
+
+
+def quieten() -> None:
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def sleep_in_openmp() -> None:
+    """Start this program again with OpenMP's idle threads asleep.
+
+    Each thread that computes has a pool of OpenMP threads, and libgomp lets the first pool spin and
+    puts later ones to sleep where there are more threads than cores: up to 2.5 times the CPU time
+    for the same work, by who came first [measured on 2 cores that others used].
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        os.execv(sys.executable, [sys.executable, "-m", "benchmarks.gen_overhead", *sys.argv[1:]])
+
+
+def check(workload: Workload, committed: np.ndarray) -> None:
+    expected = workload.bare()
+    if committed.shape != expected.shape or not workload.equal(committed, expected):
+        raise SystemExit(f"{workload.name}: engine and bare loop differ; nothing was timed")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="engine around a warm model / bare loop")
+    parser.add_argument("--quick", action="store_true", help="fewer images and steps, no Ray")
+    parser.add_argument("--pairs", type=int, default=8, help="pairs of runs")
+    parser.add_argument("--threads", type=int, default=2, help="PyTorch threads on both sides")
+    arguments = parser.parse_args()
+    sleep_in_openmp()
+    quieten()
+    torch.set_num_threads(arguments.threads)
+    # Shards are smaller than by default (256 and 512 rows), so that there is time for many pairs; a
+    # commit costs the same and weighs more.
+    shards, rows_each, steps = (2, 16, 4) if arguments.quick else (4, 32, 10)
+    makers = [
+        partial(embed_workload, shard_count=shards, shard_rows=2 * rows_each, batch_size=32),
+        partial(
+            generate_workload,
+            shard_count=shards,
+            shard_rows=rows_each,
+            batch_size=rows_each,
+            steps=steps,
+        ),
+    ]
+    if not (WEIGHTS.is_dir() and PHOTOGRAPHS.is_dir()):
+        print(f"embed: skipped, for {WEIGHTS} or {PHOTOGRAPHS} is not there")
+        makers = makers[1:]
+    print(machine("torch", "transformers", "diffusers"))
+    print(f"PyTorch threads: {arguments.threads}, pairs: {arguments.pairs}", flush=True)
+    lines: list[list[str]] = []
+    runtime = RayRuntime("local", 4, warn=print)
+    with tempfile.TemporaryDirectory(prefix="engine-overhead-") as name:
+        store = Store(name)
+        made = [make(store) for make in makers]
+        try:
+            for workload in made:
+                lines.append(line_of(workload, "worker", measure(workload, arguments.pairs)))
+            if not arguments.quick:
+                # Connected by hand, for its settings of a private Ray: a stream would start a pool.
+                runtime._connect()
+                for workload in [make(store) for make in makers]:
+                    costs = measure_actor(workload, arguments.pairs, arguments.threads)
+                    lines.append(line_of(workload, "actor", costs))
+        finally:
+            runtime.close()
+    header = [
+        "bare / engine", "images", "bare image/s", "engine image/s", "wall", "CPU", "to reach",
+    ]  # fmt: skip
+    print_table("Warm, pairs in turn (median [quartiles])", header, lines)
+
+
+def line_of(workload: Workload, where: str, costs: dict[str, list[Cost]]) -> list[str]:
+    wall, cpu = ratios(costs["bare"], costs["engine"])
+    rates = [rate(workload, costs[name]).show(0) for name in ("bare", "engine")]
+    return [
+        f"{workload.name}, {where}", str(workload.images), *rates, wall.show(), cpu.show(),
+        "≥ 0.97 (0.99)",
+    ]  # fmt: skip
+
+
+def rate(workload: Workload, costs: Sequence[Cost]) -> Quartiles:
+    return quartiles([workload.images / cost.wall for cost in costs])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""What tests of every folder share: toy images, a profile without Ray, the walk over a study."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from engine.core.manifest import Manifest
+from engine.core.store import Store
+from engine.execute import execute
+from engine.plan import plan, until
+from engine.runtime.inline import InlineRuntime
+from engine.study import Profile, Study, validate
+
+Classes = Mapping[str, int]
+
+
+def toy_picture(number: int, side: int = 24) -> Image.Image:
+    """A smooth picture that is like no other: coarse noise, enlarged."""
+    coarse = np.random.default_rng(number).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Callable[..., Path]:
+    """A function that writes `count` pictures of each class; returns the folder of the classes."""
+    written = 0
+
+    def write(classes: Classes, below: str = "data", side: int = 24) -> Path:
+        nonlocal written
+        root = tmp_path / below
+        for name, count in classes.items():
+            (root / name).mkdir(parents=True, exist_ok=True)
+            for number in range(count):
+                toy_picture(written, side).save(root / name / f"{number:03d}.png")
+                written += 1
+        return root
+
+    return write
+
+
+@pytest.fixture
+def profile(tmp_path: Path) -> Profile:
+    return Profile(storage=str(tmp_path / "runs"), runtime="inline")
+
+
+@pytest.fixture
+def store(profile: Profile) -> Store:
+    return Store(profile.storage)
+
+
+@pytest.fixture
+def toy_study() -> Callable[..., Study]:
+    """A function that makes a study of small images; fields given are laid over its own."""
+
+    def make(reader: Mapping[str, Any] | Path, **fields: Any) -> Study:
+        if isinstance(reader, Path):
+            reader = {"name": "imagefolder", "root": str(reader)}
+        values = {
+            "name": "toy", "seed": 3, "reader": dict(reader),
+            "preprocess": {"size": 16}, "split": {"group": "none"},
+        }  # fmt: skip
+        return validate(Study, {**values, **fields}, "toy study")
+
+    return make
+
+
+@pytest.fixture
+def run_until(profile: Profile, store: Store) -> Callable[[Study, str], Manifest]:
+    """A function that really runs a study up to a step, in this process; returns its manifest."""
+
+    def run(study: Study, last: str) -> Manifest:
+        steps = until(plan(study), last)
+        return execute(steps, store, InlineRuntime(), profile)[steps[-1].key]
+
+    return run

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from engine.core import rows
+from engine.core.errors import DataError
+from engine.readers.csv import Csv, CsvSpec
+
+Read = Callable[..., list[dict[str, Any]]]
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Read:
+    """A function from the text of a table to the records of the reader."""
+
+    def read(text: str | bytes, file: str = "t.csv", **fields: Any) -> list[dict[str, Any]]:
+        (tmp_path / file).write_bytes(text if isinstance(text, bytes) else text.encode())
+        reader = Csv(CsvSpec(root=str(tmp_path), file=file, **fields))
+        found = reader.records()
+        assert found.schema == rows.records_schema(reader.tasks())
+        return list(found.to_pylist())
+
+    return read
+
+
+def test_paths_and_labels_are_read_as_text(read: Read) -> None:
+    found = read("path,label\na.png,007\nb.png,NA\nc.png,null\nd.png,1.50\ne.png,true\n")
+    assert [row["label.class"] for row in found] == ["007", "NA", "null", "1.50", "true"]
+    assert [row[rows.URI] for row in found] == ["a.png", "b.png", "c.png", "d.png", "e.png"]
+    assert len({row[rows.IMAGE_ID] for row in found}) == 5
+
+
+def test_columns_of_any_name_serve(read: Read) -> None:
+    found = read(
+        "file\tgrade\tpatient\tset\tkey\na.png\t2\tp1\tVALID\tk1\nb.png\t3\tp2\t\tk2\n",
+        "t.tsv", path="file", labels={"grade": "grade"}, group="patient", split="set", id="key",
+    )  # fmt: skip
+    assert found == [
+        {"image_id": "k1", "uri": "a.png", "label.grade": "2", "split": "val", "group_id": "p1"},
+        {"image_id": "k2", "uri": "b.png", "label.grade": "3", "split": None, "group_id": "p2"},
+    ]
+
+
+def test_several_label_columns_are_several_tasks(read: Read) -> None:
+    found = read(
+        "path,grade,signs\na.png,2,drusen| bleeding\nb.png,,\n",
+        labels={"grade": "grade", "signs": "signs"},
+        multi={"signs": "|"},
+    )
+    assert found[0]["label.grade"] == "2"
+    assert found[0]["label.signs"] == ["drusen", "bleeding"]
+    assert found[1]["label.grade"] is None
+    assert found[1]["label.signs"] is None
+
+
+def test_quoted_cells_a_byte_order_mark_and_line_ends_of_windows_are_understood(
+    read: Read,
+) -> None:
+    found = read('\ufeffpath,label\r\n"a,b.png"," cat "\r\n"two\nlines.png",dog\r\n')
+    assert [row[rows.URI] for row in found] == ["a,b.png", "two\nlines.png"]
+    assert [row["label.class"] for row in found] == ["cat", "dog"]
+
+
+def test_the_delimiter_may_be_named(read: Read) -> None:
+    assert read("path;label\na.png;x\n", delimiter=";")[0]["label.class"] == "x"
+
+
+@pytest.mark.parametrize("delimiter", ["", ";;", "\n", "é", "\0"])
+def test_a_delimiter_that_is_none_is_refused_with_the_study(delimiter: str) -> None:
+    with pytest.raises(ValidationError, match="delimiter"):
+        CsvSpec(root="x", file="y", delimiter=delimiter)
+
+
+def test_a_task_of_multi_must_be_one_of_labels() -> None:
+    with pytest.raises(ValidationError, match="multi names signs, which is no task of labels"):
+        CsvSpec(root="x", file="y", multi={"signs": "|"})
+
+
+@pytest.mark.parametrize(
+    ("text", "fields", "message"),
+    [
+        ("", {}, r"reader\.file: t\.csv: Empty CSV"),
+        ("path,label\n", {}, r"reader\.file: t\.csv has no rows"),
+        ("file,label\na,b\n", {}, r"reader\.path: t\.csv has no column 'path'; it has file, label"),
+        ("path,grade\na,b\n", {}, r"reader\.labels\.class: t\.csv has no column 'label'"),
+        ("path,label\na,b\n", {"group": "g"}, r"reader\.group: t\.csv has no column 'g'"),
+        ("path,label\na,b\n", {"id": "key"}, r"reader\.id: t\.csv has no column 'key'"),
+        ("path,label,label\na,b,c\n", {}, r"reader\.labels\.class: .* several columns 'label'"),
+        ("path,label\na,b,c\n", {}, r"reader\.file: t\.csv: CSV parse error: Expected 2 columns"),
+        (b"path,label\n\xff,b\n", {}, r"reader\.file: t\.csv: .*utf-8"),
+        ("path,label," + "x" * 200_000 + "\na,b,c\n", {}, r"reader\.file: t\.csv: field larger"),
+        ("path,label,s\na,b,holdout\n", {"split": "s"}, r"reader\.split: 'holdout' in column 's'"),
+    ],
+)
+def test_a_table_that_cannot_be_used_is_one_line_that_names_the_field(
+    read: Read, text: str | bytes, fields: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        read(text, **fields)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("file", ["no.csv", "../t.csv", "/etc/passwd", "folder"])
+def test_a_table_outside_the_root_or_missing_is_refused(tmp_path: Path, file: str) -> None:
+    (tmp_path / "t.csv").write_text("path,label\na,b\n")
+    (tmp_path / "root" / "folder").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"reader\.file: (missing|path_not_allowed|not_readable)"):
+        Csv(CsvSpec(root=str(tmp_path / "root"), file=file)).records()
+
+
+def test_the_fingerprint_is_that_of_the_table(read: Read, tmp_path: Path) -> None:
+    reader = Csv(CsvSpec(root=str(tmp_path), file="t.csv"))
+    read("path,label\na.png,x\n")
+    before = reader.fingerprint()
+    read("path,label\na.png,y\n")
+    assert reader.fingerprint() != before

@@ -1,0 +1,561 @@
+"""The real ingest on toy folders: what gets in, what is set aside and why, what stops the run."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from engine.core import rows
+from engine.core.errors import DataError, LeakError
+from engine.core.images import Preprocess, decode_own
+from engine.core.manifest import Manifest
+from engine.core.sandbox import Sandbox
+from engine.core.stage import Place
+from engine.core.store import Store
+from engine.execute import execute, inspect
+from engine.plan import plan, until
+from engine.runtime.inline import InlineRuntime
+from engine.steps.ingest import Decode
+from engine.study import Profile, Study
+
+Folder = Callable[..., Path]
+MakeStudy = Callable[..., Study]
+Run = Callable[[Study], Manifest]
+
+
+@pytest.fixture
+def ingest(run_until: Callable[[Study, str], Manifest]) -> Run:
+    return lambda study: run_until(study, "ingest")
+
+
+def images(store: Store, manifest: Manifest) -> list[dict[str, Any]]:
+    """All rows that got in, each part holding rows of its own split alone."""
+    found = []
+    for split in rows.SPLITS:
+        for table in store.tables(manifest.keys(split=split)):
+            assert set(table[rows.SPLIT].to_pylist()) == {split}
+            found += table.to_pylist()
+    return found
+
+
+def fates(store: Store, manifest: Manifest) -> dict[str, str]:
+    """The status of every record by its path."""
+    table = pa.concat_tables(store.tables(manifest.keys(table="records")))
+    return dict(zip(table[rows.URI].to_pylist(), table[rows.STATUS].to_pylist(), strict=True))
+
+
+def splits_of(store: Store, manifest: Manifest) -> dict[str, str]:
+    return {row[rows.URI]: row[rows.SPLIT] for row in images(store, manifest)}
+
+
+def write_table(root: Path, lines: list[str]) -> dict[str, Any]:
+    (root / "t.csv").write_text("\n".join(lines) + "\n")
+    return {"name": "csv", "root": str(root), "file": "t.csv"}
+
+
+def refused(ingest: Run, study: Study, match: str, kind: type[Exception] = DataError) -> str:
+    with pytest.raises(kind, match=match) as caught:
+        ingest(study)
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+# What gets in -----------------------------------------------------------------------------------
+
+
+def test_a_clean_folder_becomes_three_splits_that_datasets_shows_as_pictures(
+    image_folder: Folder, toy_study: MakeStudy, ingest: Run, store: Store, tmp_path: Path
+) -> None:
+    root = image_folder({"cat": 20, "dog": 20})
+    manifest = ingest(toy_study(root))
+    found = images(store, manifest)
+    assert len(found) == manifest.rows == 40
+    assert len({row[rows.IMAGE_ID] for row in found}) == 40
+    assert manifest.metrics["counts"] == {
+        "train": {"cat": 13, "dog": 13}, "val": {"cat": 3, "dog": 3}, "test": {"cat": 4, "dog": 4}
+    }  # fmt: skip
+    assert manifest.metrics["carved"] == ["val", "test"]
+    assert set(fates(store, manifest).values()) == {"ok"}
+    for row in found:
+        assert row[rows.URI].startswith(row["label.class"])
+        assert (row[rows.WIDTH], row[rows.HEIGHT], row[rows.SOURCE]) == (24, 24, "real")
+        assert decode_own(row[rows.IMAGE]["bytes"]).shape == (16, 16, 3)
+
+    import datasets
+
+    parts = [store.location(key) for key in manifest.keys(split="train")]
+    loaded = datasets.load_dataset(
+        "parquet", data_files=parts, split="train", cache_dir=str(tmp_path / "cache")
+    )
+    assert isinstance(loaded.features["image"], datasets.Image)
+    assert loaded[0]["image"].size == (16, 16)
+    assert len(loaded) == 26
+
+
+def test_the_same_data_and_study_give_the_same_result_in_another_store(
+    image_folder: Folder, toy_study: MakeStudy, tmp_path: Path
+) -> None:
+    study = toy_study(image_folder({"a": 10, "b": 10}))
+    found = []
+    for name in ("one", "two"):
+        profile = Profile(storage=str(tmp_path / name), runtime="inline")
+        profile = profile.model_copy(
+            update={"stages": {"decode": profile.stage("decode").model_copy(
+                update={"batch_size": {"one": 3, "two": 64}[name]})}}
+        )  # fmt: skip
+        steps = until(plan(study), "ingest")
+        store = Store(profile.storage)
+        found.append(execute(steps, store, InlineRuntime(), profile)[steps[0].key])
+        assert [status.state for status in inspect(steps, store)] == ["done"]
+        # Nothing of the way there is left behind.
+        left = [key for key in store.listing("steps") if "/parts/" in key]
+        assert sorted(left) == sorted(part.key for part in found[-1].parts)
+    assert found[0].digest == found[1].digest
+
+
+def test_data_that_changes_after_it_was_taken_in_stops_the_next_run(
+    image_folder: Folder, toy_study: MakeStudy, ingest: Run
+) -> None:
+    root = image_folder({"a": 10, "b": 10})
+    ingest(toy_study(root))
+    shutil.copy(root / "a" / "000.png", root / "a" / "new.png")
+    refused(ingest, toy_study(root), "the data changed since.*--discard ingest")
+    shutil.rmtree(root)
+    assert ingest(toy_study(root)).rows == 20  # what was taken in stands without the originals
+
+
+def test_class_names_that_look_like_code_are_only_names(
+    image_folder: Folder, toy_study: MakeStudy, run_until: Any, store: Store
+) -> None:
+    names = ["<script>", "=CMD()", "糖尿病 (2)"]
+    root = image_folder(dict.fromkeys(names, 12))
+    manifest = run_until(
+        toy_study(root, generators={"flip": {"name": "traditional"}}, cluster={"k": 1}), "request"
+    )
+    assert set(manifest.metrics["counts"]) == set(names)
+    for part in manifest.parts:
+        assert part.key.isascii()
+        assert not set("<>=() ") & set(part.key)
+
+
+def test_several_label_columns_travel_together(
+    image_folder: Folder, toy_study: MakeStudy, ingest: Run, store: Store
+) -> None:
+    root = image_folder({"x": 24})
+    lines = ["path,grade,signs"]
+    lines += [f"x/{n:03d}.png,{'ab'[n % 2]},{('', 'p|q', 'q')[n % 3]}" for n in range(24)]
+    reader = write_table(root, lines)
+    labels = {"labels": {"grade": "grade", "signs": "signs"}, "multi": {"signs": "|"}}
+    manifest = ingest(toy_study({**reader, **labels}, task="grade"))
+    for row in images(store, manifest):
+        number = int(row[rows.URI][2:5])
+        assert row["label.grade"] == "ab"[number % 2]
+        assert row["label.signs"] == (None, ["p", "q"], ["q"])[number % 3]
+    refused(ingest, toy_study({**reader, **labels}, task="signs"), "several labels per image")
+
+
+# Files that cannot be used ----------------------------------------------------------------------
+
+
+def hostile_files(root: Path, outside: Path) -> dict[str, str]:
+    """Write one of each kind into the class folder `root`; returns what each must get."""
+    good = (root / "000.png").read_bytes()
+    (root / "empty.png").write_bytes(b"")
+    (root / "truncated.png").write_bytes(good[: len(good) // 2])
+    (root / "page.jpg").write_bytes(b"<html>not found</html>")
+    (root / "renamed.jpg").write_bytes(good)
+    (root / "script.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n")
+    Image.new("1", (8000, 8000)).save(root / "huge.png")
+    nan = Image.fromarray(np.full((9, 9), np.nan, np.float32))
+    nan.save(root / "nan.tif")
+    (root / "out.png").symlink_to(outside)
+    (root / "broken.png").symlink_to(root / "nowhere.png")
+    os.mkfifo(root / "pipe.png")
+    Image.fromarray(np.full((9, 9), 30_000, np.uint16)).save(root / "deep.png")
+    Image.new("CMYK", (9, 9), (0, 90, 0, 0)).save(root / "print.jpg")
+    return {
+        "empty.png": "empty", "truncated.png": "not_decodable", "page.jpg": "not_decodable",
+        "renamed.jpg": "wrong_extension", "script.png": "format_not_allowed",
+        "huge.png": "too_large", "nan.tif": "not_finite", "out.png": "path_not_allowed",
+        "broken.png": "missing", "pipe.png": "path_not_allowed", "deep.png": "ok",
+        "print.jpg": "ok",
+    }  # fmt: skip
+
+
+def test_every_bad_file_is_set_aside_with_its_reason_and_no_other_row_is_lost(
+    image_folder: Folder, toy_study: MakeStudy, ingest: Run, store: Store, tmp_path: Path
+) -> None:
+    root = image_folder({"a": 20, "b": 20})
+    outside = image_folder({"secret": 1}, "elsewhere") / "secret" / "000.png"
+    expected = hostile_files(root / "a", outside)
+    manifest = ingest(toy_study(root, audit={"max_quarantined": 0.5}))
+    found = fates(store, manifest)
+    assert {name: found[f"a/{name}"] for name in expected} == expected
+    assert Counter(found.values())["ok"] == 42 == manifest.rows
+    bad = Counter(reason for reason in expected.values() if reason != "ok")
+    assert manifest.metrics["set_aside"] == dict(bad)
+    assert {row[rows.URI] for row in images(store, manifest)} == {
+        uri for uri, status in found.items() if status == "ok"
+    }
+
+
+def test_hostile_paths_in_a_table_are_set_aside(
+    image_folder: Folder, toy_study: MakeStudy, ingest: Run, store: Store
+) -> None:
+    root = image_folder({"x": 30})
+    hostile = ["../elsewhere.png", "/etc/passwd", "x/\0.png", "y" * 300 + ".png", "", "x"]
+    lines = ["path,label"] + [f"x/{n:03d}.png,{'ab'[n % 2]}" for n in range(30)]
+    reader = write_table(root, lines + [f"{uri},a" for uri in hostile])
+    found = fates(store, ingest(toy_study(reader, audit={"max_quarantined": 0.5})))
+    assert [found[uri] for uri in hostile] == ["path_not_allowed"] * 5 + ["not_readable"]
+    assert Counter(found.values())["ok"] == 30
+
+
+def test_more_bad_files_than_the_setting_allows_stop_the_run(
+    image_folder: Folder, toy_study: MakeStudy, ingest: Run, store: Store
+) -> None:
+    root = image_folder({"a": 30, "b": 30})
+    (root / "a" / "000.png").write_bytes(b"")
+    text = refused(ingest, toy_study(root), r"1 of 60 files cannot be used \(1 empty\)")
+    assert "a/000.png: empty" in text
+    assert "audit.max_quarantined (now 0.01)" in text
+    assert not [key for key in store.listing("steps") if key.endswith("manifest.json")]
+
+
+class Files:
+    """Bytes by name, in place of a folder."""
+
+    def read(self, uri: str) -> bytes:
+        target = io.BytesIO()
+        Image.new("RGB", (20, 20), "red").save(target, "PNG")
+        return target.getvalue()
+
+
+class BrittleSandbox(Sandbox):
+    """The real sandbox, whose child dies or stops at files of certain names."""
+
+    def _exchange(self, header: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
+        if self._child is not None and header["uri"] == "crash.png":
+            self._child.kill()
+            self._child.wait()
+        if header["uri"] == "hang.png":
+            assert self._child is not None
+            os.kill(self._child.pid, 19)  # SIGSTOP: the child lives and never answers
+            self.timeout = 0.2
+        try:
+            return super()._exchange(header, body)
+        finally:
+            self.timeout = 20.0
+
+
+def test_a_crash_and_a_hang_cost_their_own_rows_of_a_batch() -> None:
+    stage = Decode(Files(), Preprocess(size=16), 20.0, True)
+    stage.load(Place("cpu", 1, 8))
+    stage.sandbox = BrittleSandbox(Preprocess(size=16))
+    uris = ["a.png", "crash.png", "b.png", "hang.png", "c.png"]
+    batch = stage({rows.IMAGE_ID: pa.array(uris), rows.URI: pa.array(uris)})
+    stage.sandbox.close()
+    assert batch[rows.STATUS] == ["ok", "decoder_crash", "ok", "decoder_hang", "ok"]
+    assert batch[rows.WIDTH] == [20, None, 20, None, 20]
+
+
+# Labels and ids ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("lines", "fields", "message"),
+    [
+        (["x,a,1", "y,b,1", "z,b,2"], {"id": "key"}, r"the id '1' stands 2 times \(first: x, y\)"),
+        (["x,a,1", "x,b,2"], {}, "ids must be unique"),
+        (["x,a,1", "y,a,2"], {}, r"one class alone \('a'\)"),
+        (["x,a,1", "y,a,2", "z,b,3"], {}, "the class 'b' has one image"),
+        (["x,a,1", "y,,2"], {}, "1 images have no label"),
+        (["x,cat,1", "y,Cat,2"], {}, "'Cat' and 'cat' differ in case"),
+        (["x,caf\u00e9,1", "y,cafe\u0301,2"], {}, "differ in case, spaces or Unicode form"),
+        (["x,a,1", "y,a\u202eb,2"], {}, "invisible characters"),
+    ],
+)
+def test_labels_and_ids_are_checked_before_any_image_is_opened(
+    tmp_path: Path, toy_study: MakeStudy, ingest: Run, store: Store, lines: list[str],
+    fields: dict[str, str], message: str,
+) -> None:  # fmt: skip
+    reader = write_table(tmp_path, ["path,label,key", *lines])
+    refused(ingest, toy_study({**reader, **fields}), message)
+    assert store.listing("steps") == []
+
+
+def test_a_limit_on_a_class_that_does_not_exist_names_those_that_do(
+    image_folder: Folder, toy_study: MakeStudy, ingest: Run
+) -> None:
+    split = {"group": "none", "train_limit": {"c": 5}}
+    refused(ingest, toy_study(image_folder({"a": 5, "b": 5}), split=split), "no class 'c'.*a, b")
+
+
+def test_an_empty_class_folder_stops_the_run(
+    image_folder: Folder, toy_study: MakeStudy, ingest: Run
+) -> None:
+    root = image_folder({"a": 5, "b": 5})
+    (root / "c").mkdir()
+    refused(ingest, toy_study(root), "the class 'c' has no image")
+
+
+def test_images_without_a_group_must_be_called_independent(
+    image_folder: Folder, toy_study: MakeStudy, ingest: Run
+) -> None:
+    study = toy_study(image_folder({"a": 5, "b": 5}), split={"group": "column"})
+    refused(ingest, study, r"split\.group: 10 images have no group.*say split\.group: none")
+
+
+def test_a_class_that_does_not_reach_every_split_stops_the_run(
+    image_folder: Folder, toy_study: MakeStudy, ingest: Run
+) -> None:
+    study = toy_study(image_folder({"a": 20, "b": 2}))
+    refused(ingest, study, "the class 'b' has 0 images in val, it needs 1")
+
+
+def test_one_picture_twice_is_kept_once_and_reported(
+    image_folder: Folder, toy_study: MakeStudy, ingest: Run, store: Store
+) -> None:
+    root = image_folder({"a": 20, "b": 20})
+    Image.open(root / "a" / "003.png").save(root / "a" / "again.bmp")
+    manifest = ingest(toy_study(root))
+    found = fates(store, manifest)
+    assert found["a/again.bmp"] == "duplicate"
+    assert Counter(found.values()) == {"ok": 40, "duplicate": 1}
+    assert manifest.metrics["headline"].endswith("1 of 41 set aside")
+
+
+def test_one_picture_under_two_labels_stops_the_run_and_both_are_named(
+    image_folder: Folder, toy_study: MakeStudy, ingest: Run
+) -> None:
+    root = image_folder({"a": 10, "b": 10})
+    shutil.copy(root / "a" / "003.png", root / "b" / "same.png")
+    text = refused(ingest, toy_study(root), "1 pictures stand under two labels")
+    assert "a/003.png is 'a' and b/same.png is 'b'" in text
+
+
+def test_a_contradiction_in_a_second_task_names_the_labels_that_differ(
+    image_folder: Folder, toy_study: MakeStudy, ingest: Run
+) -> None:
+    root = image_folder({"x": 10})
+    shutil.copy(root / "x" / "003.png", root / "x" / "same.png")
+    lines = ["path,one,two", *(f"x/{n:03d}.png,{'ab'[n % 2]},left" for n in range(10))]
+    reader = write_table(root, [*lines, "x/same.png,b,right"])
+    study = toy_study({**reader, "labels": {"one": "one", "two": "two"}}, task="one")
+    assert "x/003.png is 'left' and x/same.png is 'right'" in refused(ingest, study, "two labels")
+
+
+# Splits -----------------------------------------------------------------------------------------
+
+
+def grouped(root: Path, count: int, extra: str = "", cells: Any = None) -> dict[str, Any]:
+    """A table over `x/000.png …`: two images per group, classes alternate by group."""
+    lines = [f"path,label,patient{extra}"]
+    for number in range(count):
+        cell = f",{cells(number)}" if cells else ""
+        lines.append(f"x/{number:03d}.png,{'ab'[number // 2 % 2]},p{number // 2}{cell}")
+    reader = write_table(root, lines)
+    return {**reader, "group": "patient"} | ({"split": extra[1:]} if extra else {})
+
+
+def test_a_group_lies_in_one_split(
+    image_folder: Folder, toy_study: MakeStudy, ingest: Run, store: Store
+) -> None:
+    root = image_folder({"x": 80})
+    manifest = ingest(toy_study(grouped(root, 80), split={"group": "column"}))
+    found = images(store, manifest)
+    assert len(found) == 80
+    assert len({(row[rows.GROUP_ID], row[rows.SPLIT]) for row in found}) == 40
+    assert {row[rows.SPLIT] for row in found} == set(rows.SPLITS)
+    assert manifest.metrics["leaks"] == {}
+
+
+def test_given_splits_are_kept_and_a_missing_val_is_carved_out_of_train_by_group(
+    image_folder: Folder, toy_study: MakeStudy, ingest: Run, store: Store
+) -> None:
+    root = image_folder({"x": 80})
+    reader = grouped(root, 80, ",set", lambda number: "test" if number < 20 else "train")
+    manifest = ingest(toy_study(reader, split={"group": "column", "val": 0.2}))
+    found = splits_of(store, manifest)
+    assert {uri for uri, split in found.items() if split == "test"} == {
+        f"x/{number:03d}.png" for number in range(20)
+    }
+    assert Counter(found.values()) == {"test": 20, "val": 12, "train": 48}
+    assert all(found[f"x/{n:03d}.png"] == found[f"x/{n + 1:03d}.png"] for n in range(20, 80, 2))
+    assert manifest.metrics["carved"] == ["val"]
+
+
+def test_three_given_splits_stay_as_they_are(
+    image_folder: Folder, toy_study: MakeStudy, ingest: Run, store: Store
+) -> None:
+    counts = {"train": 6, "val": 3, "test": 2}
+    root = image_folder({f"{split}/{c}": n for split, n in counts.items() for c in "ab"})
+    manifest = ingest(toy_study(root))
+    assert all(uri.startswith(split) for uri, split in splits_of(store, manifest).items())
+    assert manifest.metrics["counts"]["val"] == {"a": 3, "b": 3}
+    assert manifest.metrics["carved"] == []
+
+
+def test_a_picture_twice_is_found_where_one_of_the_two_has_no_split(
+    image_folder: Folder, toy_study: MakeStudy, ingest: Run, store: Store
+) -> None:
+    root = image_folder({"x": 40})
+    for number in range(4):  # both of a pair are train in the end
+        shutil.copy(root / "x" / f"{number:03d}.png", root / "x" / f"{number + 20:03d}.png")
+    places = ["train"] * 20 + [""] * 10 + ["val"] * 4 + ["test"] * 6
+    lines = ["path,label,set"]
+    lines += [f"x/{n:03d}.png,{'ab'[n % 2]},{place}" for n, place in enumerate(places)]
+    manifest = ingest(toy_study({**write_table(root, lines), "split": "set"}))
+    assert Counter(fates(store, manifest).values()) == {"ok": 36, "duplicate": 4}
+
+
+def test_a_limit_keeps_the_same_few_training_images_and_leaves_the_other_splits_alone(
+    image_folder: Folder, toy_study: MakeStudy, ingest: Run, store: Store
+) -> None:
+    study = toy_study(
+        image_folder({"a": 40, "b": 40}), split={"group": "none", "train_limit": {"a": 5}}
+    )
+    manifest = ingest(study)
+    assert manifest.metrics["counts"]["train"] == {"a": 5, "b": 26}
+    assert manifest.metrics["counts"]["test"] == {"a": 8, "b": 8}
+    left_out = {u for u, status in fates(store, manifest).items() if status == "train_limit"}
+    assert len(left_out) == 21
+    kept = sorted(u for u, s in splits_of(store, manifest).items() if (s, u[0]) == ("train", "a"))
+    # Which five is a function of the seed.
+    assert kept == ["a/001.png", "a/021.png", "a/026.png", "a/034.png", "a/035.png"]
+
+
+# Leaks ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def leaky(image_folder: Folder) -> Path:
+    """Given splits with one picture of train in test again, and one of val in test."""
+    counts = {"train": 8, "val": 4, "test": 4}
+    root = image_folder({f"{split}/{c}": n for split, n in counts.items() for c in ("=a", "b")})
+    shutil.copy(root / "train/=a/000.png", root / "test/=a/=cmd.png")
+    shutil.copy(root / "val/b/001.png", root / "test/b/copy.png")
+    return root
+
+
+def test_leaks_stop_the_run_with_a_list_that_a_spreadsheet_cannot_run(
+    leaky: Path, toy_study: MakeStudy, ingest: Run, store: Store
+) -> None:
+    study = toy_study({"name": "imagefolder", "root": str(leaky)})
+    text = refused(ingest, study, r"leaks between splits \(2 exact\)", LeakError)
+    place = next(key for key in store.listing("steps") if key.endswith("leaks.csv"))
+    assert store.location(place) in text
+    found = list(csv.DictReader(io.StringIO(store.read(place).decode())))
+    assert {(row["kind"], row["first"], row["second"]) for row in found} == {
+        ("exact", "test/=a/=cmd.png", "train/=a/000.png"),
+        ("exact", "test/b/copy.png", "val/b/001.png"),
+    }
+
+
+def test_a_name_like_a_formula_is_quoted_in_the_list_of_leaks(
+    image_folder: Folder, toy_study: MakeStudy, ingest: Run, store: Store
+) -> None:
+    root = image_folder({"=x": 20})
+    shutil.copy(root / "=x" / "000.png", root / "=x" / "019.png")
+    places = ["train"] * 10 + ["val"] * 4 + ["test"] * 6
+    lines = ["path,label,set"]
+    lines += [f"=x/{n:03d}.png,{'ab'[n in (0, 19) or n % 2]},{s}" for n, s in enumerate(places)]
+    study = toy_study({**write_table(root, lines), "split": "set"})
+    refused(ingest, study, "1 exact", LeakError)
+    place = next(key for key in store.listing("steps") if key.endswith("leaks.csv"))
+    found = list(csv.reader(io.StringIO(store.read(place).decode())))
+    assert found[1][:5] == ["exact", "'=x/000.png", "train", "'=x/019.png", "test"]
+    assert not [cell for row in found for cell in row if cell[:1] in tuple("=+-@")]
+
+
+def test_drop_takes_the_image_out_of_the_earlier_split(
+    leaky: Path, toy_study: MakeStudy, ingest: Run, store: Store
+) -> None:
+    manifest = ingest(toy_study(leaky, audit={"on_leak": "drop"}))
+    found = {u: status for u, status in fates(store, manifest).items() if status != "ok"}
+    assert found == {"train/=a/000.png": "leak", "val/b/001.png": "leak"}
+    assert manifest.metrics["leaks"] == {"exact": 2}
+    assert all(uri.startswith(split) for uri, split in splits_of(store, manifest).items())
+    assert any("on_leak: drop" in warning for warning in manifest.metrics["warnings"])
+    listed = pa.concat_tables(store.tables(manifest.keys(table="leaks")))
+    assert listed.num_rows == 2
+
+
+@pytest.mark.parametrize("how", ["drop", "move"])
+def test_a_group_that_crosses_is_mended_as_a_whole(
+    image_folder: Folder, toy_study: MakeStudy, ingest: Run, store: Store, how: str
+) -> None:
+    root = image_folder({"x": 60})
+    places = ["train"] * 40 + ["val"] * 8 + ["test"] * 12
+
+    def cell(number: int) -> str:
+        return "test" if number == 1 else places[number]  # patient p0: 000 train, 001 test
+
+    lines = ["path,label,set,patient"]
+    for number in range(60):
+        patient = "p0" if number in (0, 1, 2, 3) else f"p{number // 2}"
+        label = "ab"[number // 4 % 2]
+        lines.append(f"x/{number:03d}.png,{label},{cell(number)},{patient}")
+    reader = {**write_table(root, lines), "split": "set", "group": "patient"}
+    refused(ingest, toy_study(reader, split={"group": "column"}), r"\(1 group\)", LeakError)
+    manifest = ingest(toy_study(reader, split={"group": "column"}, audit={"on_leak": how}))
+    found = splits_of(store, manifest)
+    patient = ["x/000.png", "x/001.png", "x/002.png", "x/003.png"]
+    if how == "drop":
+        assert [found.get(uri) for uri in patient] == [None, "test", None, None]
+        assert Counter(fates(store, manifest).values()) == {"ok": 57, "leak": 3}
+    else:
+        assert [found.get(uri) for uri in patient] == ["test"] * 4
+        assert len(found) == 60
+
+
+def test_move_brings_groups_that_share_a_picture_together_and_keeps_it_once(
+    leaky: Path, toy_study: MakeStudy, ingest: Run, store: Store
+) -> None:
+    manifest = ingest(toy_study(leaky, audit={"on_leak": "move"}))
+    found = splits_of(store, manifest)
+    for pair in (("train/=a/000.png", "test/=a/=cmd.png"), ("val/b/001.png", "test/b/copy.png")):
+        assert [found[uri] for uri in pair if uri in found] == ["test"]
+    assert Counter(fates(store, manifest).values()) == {"ok": 32, "duplicate": 2}
+
+
+@pytest.fixture
+def folder_with_copies(image_folder: Folder) -> Path:
+    """64 px pictures in given splits; three of test are train's, encoded again."""
+    counts = {"train": 60, "val": 12, "test": 12}
+    root = image_folder({f"{s}/{c}": n for s, n in counts.items() for c in "ab"}, side=80)
+    for number in range(3):
+        picture = Image.open(root / f"train/a/{number:03d}.png")
+        picture.resize((72, 72)).save(root / f"test/a/copy{number}.jpg", quality=70)
+    return root
+
+
+def test_planted_near_duplicates_stop_the_run_and_no_clean_image_is_accused(
+    folder_with_copies: Path, toy_study: MakeStudy, ingest: Run, store: Store
+) -> None:
+    study = toy_study(folder_with_copies, preprocess={"size": 64})
+    refused(ingest, study, r"leaks between splits \(3 near\)", LeakError)
+    mended = toy_study(folder_with_copies, preprocess={"size": 64}, audit={"on_leak": "drop"})
+    manifest = ingest(mended)
+    gone = {uri for uri, status in fates(store, manifest).items() if status == "leak"}
+    assert gone == {f"train/a/{number:03d}.png" for number in range(3)}
+    assert manifest.metrics["leaks"] == {"near": 3}
+
+
+def test_at_32_pixels_near_duplicates_are_not_looked_for_and_that_is_said(
+    folder_with_copies: Path, toy_study: MakeStudy, ingest: Run
+) -> None:
+    manifest = ingest(toy_study(folder_with_copies, preprocess={"size": 32}))
+    assert manifest.metrics["leaks"] == {}
+    assert any("only exact ones were looked for" in text for text in manifest.metrics["warnings"])

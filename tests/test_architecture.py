@@ -1,0 +1,242 @@
+"""Who may know whom: the seven rules of the design, held by the source and by `sys.modules`."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ENGINE = ROOT / "engine"
+FILES = sorted(path.relative_to(ENGINE).as_posix() for path in ENGINE.rglob("*.py"))
+JOBS = sorted((ROOT / "jobs").glob("*.py"))
+PLUGINS = ("readers", "embedders", "generators", "classifiers", "labelers", "filters", "captioners")
+HEAVY = ("torch", "diffusers", "transformers", "faiss", "ray")
+
+
+@cache
+def tree(file: str) -> ast.Module:
+    return ast.parse((ENGINE / file).read_text("utf-8"))
+
+
+def below(file: str, *families: str) -> bool:
+    return file.split("/")[0] in families
+
+
+def imports(file: str, *, at_load: bool = False) -> Iterator[str]:
+    """Full names of all that a file imports; `at_load`: only what importing the file runs."""
+
+    def walk(node: ast.AST) -> Iterator[str]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                yield from (alias.name for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                assert child.level == 0, f"{file}: imports are absolute"
+                # `from engine.core import rows` imports engine.core.rows.
+                yield from (f"{child.module}.{alias.name}" for alias in child.names)
+            elif at_load and isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+                continue
+            elif at_load and isinstance(child, ast.If) and _type_checking(child):
+                continue
+            else:
+                yield from walk(child)
+
+    yield from walk(tree(file))
+
+
+def _type_checking(node: ast.If) -> bool:
+    return isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def within(name: str, *packages: str) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def importers(package: str, *, at_load: bool = False) -> set[str]:
+    return {
+        file
+        for file in FILES
+        if any(within(name, package) for name in imports(file, at_load=at_load))
+    }
+
+
+def strangers(file: str, *allowed: str) -> set[str]:
+    """What a file imports of the engine beyond `allowed`."""
+    return {
+        name
+        for name in imports(file)
+        if within(name, "engine") and not within(name, *(f"engine.{part}" for part in allowed))
+    }
+
+
+def test_the_walk_sees_what_it_must() -> None:
+    assert "engine.core.rows" in set(imports("steps/ingest.py"))
+    assert "torch" in set(imports("embedders/clip.py"))
+    assert "torch" not in set(imports("embedders/clip.py", at_load=True))
+    assert len(FILES) > 30
+
+
+# 1
+def test_ray_and_mlflow_have_their_files() -> None:
+    allowed = {f"runtime/{name}.py" for name in ("cluster", "stream", "fit", "search")}
+    assert importers("ray") <= allowed
+    assert importers("mlflow") <= {"tracking.py"}
+
+
+# 2
+@pytest.mark.parametrize("file", [file for file in FILES if below(file, "core")])
+def test_core_knows_core_alone_and_loads_nothing_heavy(file: str) -> None:
+    assert not strangers(file, "core")
+    assert not [name for name in imports(file, at_load=True) if within(name, *HEAVY)]
+
+
+def test_the_registry_lists_no_plugin() -> None:
+    names = {Path(file).stem for file in FILES if below(file, *PLUGINS)} - {"__init__"}
+    texts = {node.value for node in ast.walk(tree("core/registry.py"))
+             if isinstance(node, ast.Constant) and isinstance(node.value, str)}  # fmt: skip
+    assert not names & texts
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if below(file, "nets", "metrics")])
+def test_nets_and_metrics_know_core_and_themselves(file: str) -> None:
+    assert not strangers(file, "core", file.split("/")[0])
+
+
+# 3
+@pytest.mark.parametrize("file", [file for file in FILES if below(file, "runtime")])
+def test_a_runtime_knows_core_and_no_step(file: str) -> None:
+    assert not strangers(file, "core", "runtime")
+
+
+# 4
+@pytest.mark.parametrize("file", [file for file in FILES if below(file, "steps")])
+def test_a_step_knows_no_concrete_plugin_and_no_runtime(file: str) -> None:
+    for name in imports(file):
+        assert not within(name, "engine.runtime", "engine.execute", "engine.cli", "engine.plan")
+        family = name.split(".")[1] if within(name, "engine") and "." in name else ""
+        if family in PLUGINS:
+            # Of a family its Protocol alone (`from engine.readers import Bytes`), never a plugin.
+            assert not (ENGINE / family / f"{name.split('.')[2]}.py").exists(), name
+
+
+def test_only_the_command_line_chooses_a_runtime() -> None:
+    concrete = {"inline", "cluster", "stream", "fit", "search"}
+    for file in FILES:
+        if not below(file, "runtime") and file != "cli.py":
+            runtimes = {name for name in imports(file) if within(name, "engine.runtime")}
+            assert not {name for name in runtimes if name.split(".")[2] in concrete}, file
+
+
+# 5
+@pytest.mark.parametrize("file", [file for file in FILES if below(file, *PLUGINS)])
+def test_a_plugin_knows_no_step_no_runtime_and_no_other_family(file: str) -> None:
+    assert not strangers(file, "core", "nets", "metrics", "clients", file.split("/")[0])
+
+
+# 6
+@pytest.mark.parametrize("file", [file for file in FILES if not below(file, "runtime")])
+def test_nothing_heavy_is_imported_by_importing_a_file(file: str) -> None:
+    assert not [name for name in imports(file, at_load=True) if within(name, *HEAVY)]
+
+
+def loaded_by(code: str) -> set[str]:
+    """Top-level modules in `sys.modules` of a new process after `code`."""
+    tail = "\nimport sys as _s; print('\\nLOADED', *{n.split('.')[0] for n in _s.modules})"
+    ran = subprocess.run(
+        [sys.executable, "-c", code + tail], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert ran.returncode == 0, ran.stderr
+    return set(ran.stdout.rsplit("LOADED", 1)[1].split())
+
+
+HELP = """
+import runpy, sys
+sys.argv = ["jobs/run_study.py", "--help"]
+from engine import cli
+try:
+    cli.run_study(["--help"])
+except SystemExit as stopped:
+    assert stopped.code == 0
+"""
+PLAN = """
+from pathlib import Path
+from engine.plan import plan
+from engine.study import load_study
+assert plan(load_study(Path("configs/digits.yaml")))
+"""
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["import engine.study", "import engine.plan", HELP, PLAN],
+    ids=["study", "plan", "help", "a plan of digits"],
+)
+def test_reading_and_planning_a_study_loads_nothing_heavy(code: str) -> None:
+    assert not loaded_by(code) & set(HEAVY)
+
+
+@pytest.mark.parametrize("job", JOBS, ids=lambda path: path.name)
+def test_a_job_s_help_loads_nothing_heavy(job: Path) -> None:
+    # The script ends by os._exit, so each module that it imports is told as it comes.
+    ran = subprocess.run(
+        [sys.executable, "-X", "importtime", str(job), "--help"],
+        cwd=ROOT, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    assert "usage:" in ran.stdout
+    loaded = {line.rsplit("|", 1)[-1].strip() for line in ran.stderr.splitlines() if "|" in line}
+    assert "engine.cli" in loaded
+    assert not {name for name in loaded if within(name, *HEAVY)}
+
+
+# 7
+def test_the_environment_is_read_in_its_files_alone() -> None:
+    # core/sandbox.py reads no setting from it: it passes it on to its child, which must find
+    # the same Python, libraries and locale as its parent.
+    allowed = {"runtime/cluster.py", "cli.py", "tracking.py", "core/secrets.py", "core/sandbox.py"}
+    for file in set(FILES) - allowed:
+        for node in ast.walk(tree(file)):
+            name = node.attr if isinstance(node, ast.Attribute) else ""
+            name = node.name if isinstance(node, ast.alias) else name
+            assert name not in ("environ", "getenv", "putenv", "environb"), file
+
+
+def test_storage_is_opened_in_two_files() -> None:
+    # core/store.py owns the paths of storage, core/source.py those of the user's data.
+    assert importers("fsspec") <= {"core/store.py", "core/source.py"}
+    assert importers("s3fs") == importers("boto3") == set()
+
+
+def test_keys_of_storage_are_made_in_the_store_alone() -> None:
+    layout = ("steps/", "generated/", "work/", "pages/", "commits/", "parts/", "claims/")
+    for file in set(FILES) - {"core/store.py", "core/shards.py"}:
+        documents = {
+            id(node.body[0].value)
+            for node in ast.walk(tree(file))
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+            and node.body
+            and isinstance(node.body[0], ast.Expr)
+        }
+        for node in ast.walk(tree(file)):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                said = id(node) in documents
+                assert said or not node.value.startswith(layout), f"{file}: {node.value!r}"
+
+
+def test_no_path_is_joined_by_hand_outside_their_two_files() -> None:
+    for file in set(FILES) - {"core/store.py", "core/source.py"}:
+        for node in ast.walk(tree(file)):
+            if isinstance(node, ast.Call):
+                assert ast.unparse(node.func) not in ("os.path.join", "posixpath.join"), file
+
+
+def test_jobs_are_short_and_hide_no_module_of_python() -> None:
+    assert JOBS
+    for job in JOBS:
+        assert job.stem not in sys.stdlib_module_names
+        assert len(job.read_text("utf-8").splitlines()) <= 60
