@@ -470,25 +470,35 @@ def main() -> None:
         makers = makers[1:]
     print(machine("torch", "transformers", "diffusers"))
     print(f"PyTorch threads: {arguments.threads}, pairs: {arguments.pairs}", flush=True)
-    lines: list[list[str]] = []
-    runtime = RayRuntime("local", 4, warn=print)
     with tempfile.TemporaryDirectory(prefix="engine-overhead-") as name:
         store = Store(name)
-        made = [make(store) for make in makers]
+        report("worker", [(made, measure(made, arguments.pairs)) for made in make(store, makers)])
+        if arguments.quick:
+            return
+        # Connected by hand, for its settings of a private Ray: a stream would start a pool.
+        runtime = RayRuntime("local", 4, warn=print)
         try:
-            for workload in made:
-                lines.append(line_of(workload, "worker", measure(workload, arguments.pairs)))
-            if not arguments.quick:
-                # Connected by hand, for its settings of a private Ray: a stream would start a pool.
-                runtime._connect()
-                for workload in [make(store) for make in makers]:
-                    costs = measure_actor(workload, arguments.pairs, arguments.threads)
-                    lines.append(line_of(workload, "actor", costs))
+            runtime._connect()
+            report(
+                "actor",
+                [
+                    (made, measure_actor(made, arguments.pairs, arguments.threads))
+                    for made in make(store, makers)
+                ],
+            )
         finally:
             runtime.close()
+
+
+def make(store: Store, makers: Sequence[Callable[[Store], Workload]]) -> Iterator[Workload]:
+    return (maker(store) for maker in makers)
+
+
+def report(where: str, measured: Sequence[tuple[Workload, dict[str, list[Cost]]]]) -> None:
     header = [
         "bare / engine", "images", "bare image/s", "engine image/s", "wall", "CPU", "to reach",
     ]  # fmt: skip
+    lines = [line_of(workload, where, costs) for workload, costs in measured]
     print_table("Warm, pairs in turn (median [quartiles])", header, lines)
 
 

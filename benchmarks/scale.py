@@ -11,8 +11,9 @@ Arrow, commit records, Ray. Beside it run, in turn,
                   store, and `Dataset.write_parquet` writes them (no fsync either)
 
 How to read it. The marginal cost is (t100k - t10k) / 90k, so that the start of Ray and of the pool
-drops out; `in the stream` is the same from one summary to the last, without any start. CPU counts
-all processes of the private Ray. Every size runs in a process of its own, so that the driver's
+drops out, as far as it took equally long both times: it is printed, and one second more moves the
+marginal cost by 11 µs. `in the stream` is the same from the first summary to the last, without any
+start. CPU counts all processes of the private Ray. Every size runs in a process of its own, so that the driver's
 resident memory is that of one run; the requests are planned in yet another. The images are small
 drawings (about 1 kB) because hashing and the disk are no orchestration; `--photo` takes pictures of
 about 7 kB, where SHA-256 (twice over every byte) and fsync weigh more than all else on a machine
@@ -161,15 +162,20 @@ class Watched:
     """The runtime, with a note of how many shards it was given and when each was reported."""
 
     def __init__(self, runtime: RayRuntime) -> None:
-        self.runtime, self.shards, self.times = runtime, 0, list[tuple[float, int]]()
+        self.runtime, self.shards, self.began = runtime, 0, 0.0
+        self.times: list[tuple[float, int]] = []
 
     def stream(
         self, worker: Worker, shards: Sequence[Shard], resources: StageResources
     ) -> Iterator[dict[str, Any]]:
-        self.shards, self.times = len(shards), []
+        self.shards, self.times, self.began = len(shards), [], time.perf_counter()
         for summary in self.runtime.stream(worker, shards, resources):
             self.times.append((time.perf_counter(), summary["rows"]))
             yield summary
+
+    def start(self) -> float:
+        """Seconds until the first summary: the pool starts, and the first shards are made."""
+        return self.times[0][0] - self.began
 
     def in_stream(self) -> float | None:
         """Seconds per image from the first summary to the last."""
@@ -332,7 +338,7 @@ def measure_ways(
     rounds: int,
 ) -> dict[str, Any]:
     """Costs of each way, the driver's memory in the first run of the engine, and resume."""
-    result: dict[str, Any] = {name: [] for name in WAYS} | {"in_stream": []}
+    result: dict[str, Any] = {name: [] for name in WAYS} | {"in_stream": [], "start": []}
     for number in range(rounds):
         for name, way in ways.items():
             kept: list[Any] = []
@@ -347,6 +353,7 @@ def measure_ways(
             result[name].append(cost)
             if name == "engine":
                 result["in_stream"].append(watched.in_stream())
+                result["start"].append(watched.start())
             if first:
                 result["memory"] = memory_mib()
             if name != "engine" or number + 1 < rounds:
@@ -468,6 +475,9 @@ def report_marginal(found: dict[int, Any], planned: dict[int, Any], image_bytes:
     inside = [value * 1e6 for value in found[large]["in_stream"] if value is not None]
     if inside:
         lines.append([f"engine, in the stream of {large:,}", quartiles(inside).show(1), ""])
+    for size in (small, large):
+        starts = quartiles(found[size]["start"])
+        lines.append([f"(start of the pool, {size:,}: {starts.show(2)} s)", "", ""])
     floor = 2 * image_bytes / sha256_rate()
     lines.append(["hash floor: SHA-256 of every byte, twice", f"{floor:.1f}", ""])
     requests = [planned[size]["cost"][0] for size in (small, large)]

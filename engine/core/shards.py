@@ -28,17 +28,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from engine.core import rows
 from engine.core.errors import ResumeError, StorageError
 from engine.core.manifest import Part
-from engine.core.spec import digest
 from engine.core.stage import Batch, Place, Stage, pipeline
 from engine.core.store import Store
 
 OK = "ok"
 _FORMAT = 1
+_ROW_DIGEST = 32
 
 
 @dataclass(frozen=True)
@@ -138,16 +139,9 @@ class ShardSet:
         """Read and check one commit record. Raises `StorageError` on a foreign or damaged one."""
         key = self._commit_key(name, generation)
         try:
-            record = json.loads(self.store.read(key))
-            body = {
-                field: record[field] for field in ("format", "shard", "data", "rows", "provenance")
-            }
-            if (
-                record["self"] != digest(body)
-                or record["format"] != _FORMAT
-                or record["shard"] != name
-            ):
-                raise ValueError("its digest does not match")
+            record = _unseal(self.store.read(key))
+            if record["format"] != _FORMAT or record["shard"] != name:
+                raise ValueError("it is another shard's")
             columns = record["rows"]
             return Commit(
                 shard=name,
@@ -171,7 +165,8 @@ class ShardSet:
         `table` holds every planned row in order; only rows whose status is `ok` are stored.
         """
         generation = self._next_generation(shard.name)
-        kept = table.filter(pa.array([entry == OK for entry in status]))
+        mask = [entry == OK for entry in status]
+        kept = table if all(mask) else table.filter(pa.array(mask))
         hashes = _row_digests(table)
         part = None
         if kept.num_rows:
@@ -199,8 +194,8 @@ class ShardSet:
             },
             "provenance": provenance,
         }
-        record = json.dumps({**body, "self": digest(body)}).encode()
-        won = self.store.put_if_absent(self._commit_key(shard.name, generation), record)
+        key = self._commit_key(shard.name, generation)
+        won = self.store.put_if_absent(key, _seal(body))
         if not won and part:
             self.store.delete(part.key)
         return won
@@ -249,16 +244,32 @@ class ShardSet:
         return self.store.join(self.prefix, "commits", f"{name}.{generation}.json")
 
 
+_HEAD, _TAIL = b'{"sha256":"', b'","record":'
+
+
+def _seal(record: Mapping[str, Any]) -> bytes:
+    """JSON of a record with the digest of its own bytes in front."""
+    text = json.dumps(record).encode()
+    return _HEAD + hashlib.sha256(text).hexdigest().encode() + _TAIL + text + b"}"
+
+
+def _unseal(data: bytes) -> dict[str, Any]:
+    """The record in sealed bytes. Raises `ValueError` where a bit of it has changed."""
+    start = len(_HEAD) + 64 + len(_TAIL)
+    text = data[start:-1]
+    if data != _HEAD + hashlib.sha256(text).hexdigest().encode() + _TAIL + text + b"}":
+        raise ValueError("its digest does not match")
+    return dict(json.loads(text))
+
+
 def _row_digests(table: pa.Table) -> list[str]:
     """SHA-256 of the encoded bytes of each image; empty where a row or the table has none."""
     if rows.IMAGE not in table.column_names:
         return [""] * table.num_rows
-    digests = []
-    for chunk in table[rows.IMAGE].chunks:
-        for value in chunk.field("bytes"):
-            buffer = value.as_buffer()
-            digests.append(hashlib.sha256(buffer).hexdigest()[:32] if buffer is not None else "")
-    return digests
+    encoded = pc.struct_field(table[rows.IMAGE], "bytes").to_pylist()
+    return [
+        "" if data is None else hashlib.sha256(data).hexdigest()[:_ROW_DIGEST] for data in encoded
+    ]
 
 
 def column(values: Any, kind: pa.DataType) -> pa.Array:

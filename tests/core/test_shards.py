@@ -104,7 +104,8 @@ def test_after_a_discard_another_fingerprint_is_welcome(store: Store) -> None:
         b"not json",
         b"[]",
         b'{"format": 1}',
-        b'{"format": 1, "shard": "s1", "data": null, "rows": {}, "provenance": {}, "self": "0"}',
+        b'{"format": 1, "shard": "s1", "data": null, "rows": {}, "provenance": {}}',
+        b'{"sha256":"' + b"0" * 64 + b'","record":{"format": 1, "shard": "s1"}}',
     ],
 )
 def test_a_foreign_commit_record_stops_with_its_place(store: Store, record: bytes) -> None:
@@ -112,6 +113,20 @@ def test_a_foreign_commit_record_stops_with_its_place(store: Store, record: byte
     store.put_new("set/commits/s1.0.json", record)
     with pytest.raises(StorageError, match=r"s1\.0\.json"):
         shards.collect([shard(1)])
+
+
+def test_a_flipped_bit_in_a_commit_record_is_noticed(tmp_path) -> None:
+    store = Store(str(tmp_path))
+    shards = ShardSet(store, "set")
+    shards.commit(shard(1), table(1), [OK] * 5, {})
+    path = tmp_path / "set" / "commits" / "s1.0.json"
+    data = bytearray(path.read_bytes())
+    for place in range(0, len(data), 17):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
+        with pytest.raises(StorageError, match="damaged"):
+            shards.read("s1", 0)
+    path.write_bytes(data)
+    assert shards.read("s1", 0).kept == 5
 
 
 def test_a_commit_of_other_rows_than_planned_is_refused(store: Store) -> None:

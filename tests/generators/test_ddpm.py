@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engine.core.errors import StudyError
+from engine.core.fit import FitContext, read_result
+from engine.core.images import Preprocess
+from engine.core.store import Store
+from engine.generators import SampleBatch, TrainingImages
+from engine.generators.ddpm import Ddpm, DdpmSpec
+
+PREPROCESS = Preprocess(size=8, channels="L")
+
+
+def spec(**fields: Any) -> DdpmSpec:
+    small = {
+        "block_out_channels": (8, 16), "layers_per_block": 1, "train_steps": 6, "batch_size": 8,
+        "learning_rate": 1e-2, "ema_decay": 0.5, "num_inference_steps": 4, "lr_warmup_steps": 1,
+        "attention_resolution": 4,
+    }  # fmt: skip
+    return DdpmSpec(**{**small, **fields})
+
+
+def images() -> TrainingImages:
+    """Two classes that differ in their bright half."""
+    pixels = np.zeros((12, 8, 8, 1), dtype=np.uint8)
+    pixels[:6, :4], pixels[6:, 4:] = 255, 255
+    return TrainingImages(
+        pixels, [str(n) for n in range(12)], ["top"] * 6 + ["bottom"] * 6, [0, 1] * 6
+    )
+
+
+def context(store: Store, attempt: str = "one", **fields: Any) -> FitContext:
+    return FitContext(store, "work/x", f"weights/{attempt}", attempt, "inputs", **fields)
+
+
+def fit(store: Store, made: DdpmSpec, attempt: str = "one", **fields: Any) -> dict[str, str]:
+    """Train; returns the digests of the published files."""
+    Ddpm(made, PREPROCESS).fit(context(store, attempt, **fields), images(), seed=5)
+    parts, _ = read_result(store, "work/x", attempt)
+    return {part.tags["file"]: part.sha256 for part in parts}
+
+
+def batch(labels: list[str], seeds: list[int], clusters: list[int | None] | None = None) -> Any:
+    nothing = [None] * len(labels)
+    return SampleBatch(labels, clusters or nothing, nothing, nothing, nothing, nothing, seeds)
+
+
+def loaded(store: Store, made: DdpmSpec, folder: Path) -> Ddpm:
+    generator = Ddpm(made, PREPROCESS)
+    generator.load(store.download("weights/one", folder), "cpu")
+    return generator
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_killed_training_goes_on_to_bitwise_equal_weights(tmp_path: Path) -> None:
+    whole = fit(Store(str(tmp_path / "whole")), spec(), checkpoint_every=2)
+    store = Store(str(tmp_path / "killed"))
+
+    def die(message: dict[str, Any]) -> None:
+        if message["done"] >= 5:
+            raise Killed
+
+    with pytest.raises(Killed):
+        fit(store, spec(), "one", checkpoint_every=2, on_report=die)
+    assert [key for key in store.listing("work/x") if "checkpoint-00000004" in key]
+    resumed = fit(store, spec(), "two", checkpoint_every=2)
+    assert {name: resumed[name] for name in whole if name.startswith("unet/")} == {
+        name: digest for name, digest in whole.items() if name.startswith("unet/")
+    }
+
+
+def test_a_checkpoint_of_other_inputs_is_not_adopted(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    fit(store, spec(), "one", checkpoint_every=2)
+    assert context(store).latest_checkpoint() is not None
+    other = context(store)
+    other.inputs = "retaken images"
+    assert other.latest_checkpoint() is None
+
+
+def test_the_newest_torn_checkpoint_gives_way_to_the_one_before(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    fit(store, spec(), "one", checkpoint_every=2)
+    (newest,) = [key for key in store.listing("work/x") if key.endswith("00000004.safetensors")]
+    store.put(newest, store.read(newest)[:-7])
+    found = context(store).latest_checkpoint()
+    assert found is not None
+    assert found[0] == 2
+
+
+def test_the_loss_falls(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    made = spec(train_steps=60)
+    Ddpm(made, PREPROCESS).fit(context(store), images(), seed=5)
+    import json
+
+    history = json.loads(store.read("weights/one/history.json"))
+    assert history[-1]["loss"] < 0.5 * history[0]["loss"]
+    assert history[-1]["step"] == 60
+
+
+def test_neighbours_order_and_place_in_the_batch_change_no_pixel(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    fit(store, spec())
+    generator = loaded(store, spec(), tmp_path / "weights")
+    together = generator.sample(batch(["top", "bottom", "top", "top"], [1, 2, 3, 4]))
+    shuffled = generator.sample(batch(["top", "top", "bottom", "bottom"], [3, 1, 9, 2]))
+    assert np.array_equal(together[0], shuffled[1])
+    assert np.array_equal(together[1], shuffled[3])
+    assert np.array_equal(together[2], shuffled[0])
+    assert not np.array_equal(together[0], together[2])
+
+
+def test_the_class_is_seen_in_what_is_made(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    made = spec(train_steps=250, num_inference_steps=10, block_out_channels=(16, 32))
+    fit(store, made)
+    generator = loaded(store, made, tmp_path / "weights")
+    labels = ["top"] * 8 + ["bottom"] * 8
+    pixels = np.stack(generator.sample(batch(labels, list(range(16))))).astype(float)
+    brighter_above = pixels[:, :4].mean(axis=(1, 2, 3)) > pixels[:, 4:].mean(axis=(1, 2, 3))
+    assert brighter_above[:8].sum() >= 7
+    assert (~brighter_above[8:]).sum() >= 7
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "dpmsolver++"])
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_samplers_give_pixels_of_the_study_s_shape(
+    tmp_path: Path, scheduler: Any, guidance_scale: float
+) -> None:
+    store = Store(str(tmp_path))
+    fit(store, spec(train_steps=2))
+    made = spec(train_steps=2, scheduler=scheduler, guidance_scale=guidance_scale)
+    found = loaded(store, made, tmp_path / "weights").sample(batch(["top"], [1]))
+    assert found[0].shape == (8, 8, 1)
+    assert found[0].dtype == np.uint8
+
+
+def test_broken_weights_give_reasons_not_pictures(tmp_path: Path) -> None:
+    import torch
+
+    store = Store(str(tmp_path))
+    fit(store, spec(train_steps=2))
+    generator = loaded(store, spec(), tmp_path / "weights")
+    with torch.no_grad():
+        generator.unet.conv_out.bias.fill_(float("nan"))
+    assert generator.sample(batch(["top", "bottom"], [1, 2])) == ["not_finite", "not_finite"]
+
+
+def test_each_cluster_of_a_class_has_a_condition_of_its_own(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    made = spec(condition="cluster", train_steps=2)
+    fit(store, made)
+    generator = loaded(store, made, tmp_path / "weights")
+    assert sorted(generator.conditions) == [("bottom", 0), ("bottom", 1), ("top", 0), ("top", 1)]
+    first, second = generator.sample(batch(["top", "top"], [7, 7], [0, 1]))
+    assert not np.array_equal(first, second)
+
+
+def test_plain_diffusers_opens_the_weights(tmp_path: Path) -> None:
+    from diffusers import DDPMScheduler, UNet2DModel
+
+    store = Store(str(tmp_path))
+    fit(store, spec(train_steps=2))
+    folder = store.download("weights/one", tmp_path / "weights")
+    assert not list(folder.rglob("*.bin"))
+    assert UNet2DModel.from_pretrained(folder / "unet").config.num_class_embeds == 3
+    assert DDPMScheduler.from_pretrained(folder / "scheduler").config.num_train_timesteps == 1000
+
+
+def test_a_size_that_cannot_be_halved_is_refused_when_the_study_is_read() -> None:
+    with pytest.raises(StudyError, match="halves the image 2 times, which 10 px"):
+        Ddpm(spec(block_out_channels=(8, 8, 8)), Preprocess(size=10)).check()
+
+
+def test_a_batch_that_cannot_be_shared_names_the_multiple(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="make it a multiple of 3"):
+        fit(Store(str(tmp_path)), spec(), world_size=3)
+
+
+def test_a_diverging_training_says_so(tmp_path: Path) -> None:
+    from engine.core.errors import EngineError
+
+    with pytest.raises(EngineError, match="lower the learning rate"):
+        fit(Store(str(tmp_path)), spec(learning_rate=1e30, max_grad_norm=1e30, train_steps=20))

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from engine.core.images import Preprocess
+from engine.generators import SampleBatch, TrainingRows
+from engine.generators.traditional import Traditional, TraditionalSpec
+
+PREPROCESS = Preprocess(size=16)
+STILL = {"translate": 0.0, "scale": 0.0, "brightness": 0.0, "contrast": 0.0}
+
+
+def parents(count: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(40, 200, (count, 16, 16, 3), dtype=np.uint8)
+
+
+def sample(pixels: np.ndarray, seeds: list[int], **fields: Any) -> np.ndarray:
+    generator = Traditional(TraditionalSpec(**fields), PREPROCESS)
+    generator.load(None, "cpu")
+    nothing = [None] * len(seeds)
+    made = SampleBatch(["a"] * len(seeds), nothing, nothing, nothing, nothing, nothing, seeds, pixels)
+    return np.stack(generator.sample(made))
+
+
+def test_with_all_switched_off_the_parent_comes_back() -> None:
+    pixels = parents(3)
+    assert np.abs(sample(pixels, [1, 2, 3], **STILL).astype(int) - pixels).max() <= 1
+
+
+def test_the_defaults_change_every_image_a_little_and_flip_none() -> None:
+    pixels = np.repeat(np.linspace(40, 200, 16, dtype=np.uint8)[None, None, :, None], 16, 1)
+    pixels = np.repeat(np.repeat(pixels, 3, 3), 20, 0)
+    made = sample(pixels, list(range(20)))
+    assert all(not np.array_equal(image, pixels[0]) for image in made)
+    # Bright on the right before and after: nothing was mirrored.
+    assert (made[:, :, 12:].mean(axis=(1, 2, 3)) > made[:, :, :4].mean(axis=(1, 2, 3))).all()
+
+
+def test_flips_happen_about_half_the_time_where_they_are_allowed() -> None:
+    pixels = np.repeat(parents(1), 60, axis=0)
+    made = sample(pixels, list(range(60)), horizontal_flip=True, **STILL)
+    mirrored = [np.abs(image.astype(int) - pixels[0][:, ::-1]).max() <= 1 for image in made]
+    assert 15 <= sum(mirrored) <= 45
+
+
+def test_a_row_is_a_function_of_its_seed_and_parent() -> None:
+    pixels = parents(4)
+    together = sample(pixels, [5, 6, 7, 8], rotate=20)
+    alone = sample(pixels[2:3], [7], rotate=20)
+    assert np.array_equal(together[2], alone[0])
+
+
+def test_brightness_changes_no_place() -> None:
+    pixels = parents(2)
+    plain = sample(pixels, [1, 2], **{**STILL, "translate": 0.2})
+    bright = sample(pixels, [1, 2], **{**STILL, "translate": 0.2, "brightness": 0.3})
+    same = [np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in zip(plain, bright, strict=True)]
+    assert min(same) > 0.99
+
+
+def test_a_larger_plan_extends_a_smaller_one_and_uses_each_parent_alike() -> None:
+    generator = Traditional(TraditionalSpec(), PREPROCESS)
+    train = TrainingRows([f"p{n}" for n in range(7)], [0] * 7)
+    small = list(generator.plan("a", 5, train, seed=1))
+    large = list(generator.plan("a", 21, train, seed=1))
+    assert large[:5] == small
+    uses = [entry.parent_id for entry in large]
+    assert all(uses.count(parent) == 3 for parent in train.image_ids)
