@@ -13,11 +13,11 @@ Arrow, commit records, Ray. Beside it run, in turn,
 How to read it. The marginal cost is (t100k - t10k) / 90k, so that the start of Ray and of the pool
 drops out, as far as it took equally long both times: it is printed, and one second more moves the
 marginal cost by 11 µs. `in the stream` is the same from the first summary to the last, without any
-start. CPU counts all processes of the private Ray. Every size runs in a process of its own, so that the driver's
-resident memory is that of one run; the requests are planned in yet another. The images are small
-drawings (about 1 kB) because hashing and the disk are no orchestration; `--photo` takes pictures of
-about 7 kB, where SHA-256 (twice over every byte) and fsync weigh more than all else on a machine
-without SHA instructions: the line `hash floor` says how much.
+start. CPU counts all processes of the private Ray. Every size runs in a process of its own, so that
+the driver's resident memory is that of one run; the requests are planned in yet another. The images
+are small drawings (about 1 kB) because hashing and the disk are no orchestration; `--photo` takes
+pictures of about 7 kB, where SHA-256 and fsync weigh more than all else on a machine without SHA
+instructions: the line `hash floor` says how much.
 
 `python -m benchmarks.scale [--quick] [--photo] [--rounds N]`
 """

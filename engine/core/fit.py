@@ -42,6 +42,8 @@ class FitContext:
     rank: int = 0
     world_size: int = 1
     device: str = "cpu"
+    # CPU threads of this worker; None: as many as its libraries take.
+    threads: int | None = None
     checkpoint_every: int = 500
     on_report: Callable[[dict[str, Any]], None] | None = None
 

@@ -321,7 +321,7 @@ class ShardWorker:
 
     def __call__(self, tasks: Sequence[Shard]) -> Iterator[dict[str, Any]]:
         """Compute `tasks`; yields a summary of each as soon as it is committed."""
-        ends: list[tuple[Shard, int, int]] = []
+        planned: list[tuple[Shard, pa.Table]] = []
 
         def batches() -> Iterator[Batch]:
             for shard in tasks:
@@ -330,29 +330,34 @@ class ShardWorker:
                     raise StorageError(
                         f"shard {shard.name}: {table.num_rows} rows where {shard.rows} were planned"
                     )
-                ends.append((shard, -(-shard.rows // self.place.batch_size), shard.rows))
+                planned.append((shard, table))
                 for start in range(0, shard.rows, self.place.batch_size):
                     piece = table.slice(start, self.place.batch_size)
                     yield {name: piece[name] for name in piece.column_names}
 
         collected: list[Batch] = []
-        finished = 0
         clock = time.monotonic()
+        finished = 0
         for batch in pipeline(self.stages, batches()):
             collected.append(batch)
-            shard, count, _ = ends[finished]
-            if len(collected) == count:
-                yield self._commit(shard, collected, time.monotonic() - clock)
+            shard, table = planned[finished]
+            if len(collected) * self.place.batch_size >= shard.rows:
+                yield self._commit(shard, table, collected, time.monotonic() - clock)
+                planned[finished] = (shard, table.slice(0, 0))
                 collected, finished, clock = [], finished + 1, time.monotonic()
 
-    def _commit(self, shard: Shard, batches: list[Batch], seconds: float) -> dict[str, Any]:
-        table = pa.concat_tables(
-            pa.table(
-                [column(batch[field.name], field.type) for field in self._schema],
-                schema=self._schema,
-            )
-            for batch in batches
-        ).combine_chunks()
+    def _commit(
+        self, shard: Shard, table: pa.Table, batches: list[Batch], seconds: float
+    ) -> dict[str, Any]:
+        # What no stage writes is as it was planned: taken as a whole, not batch by batch.
+        written = {name for stage in self.stages for name in stage.writes}
+
+        def whole(field: pa.Field) -> pa.ChunkedArray:
+            if field.name in written or field.name not in table.column_names:
+                return pa.chunked_array([column(b[field.name], field.type) for b in batches])
+            return table[field.name].cast(field.type)
+
+        made = pa.table([whole(field) for field in self._schema], schema=self._schema)
         status = [entry for batch in batches for entry in _statuses(batch, self._schema.names[0])]
         provenance = {
             "batch_size": self.place.batch_size,
@@ -360,7 +365,7 @@ class ShardWorker:
             "machine": platform.machine(),
             "seconds": round(seconds, 3),
         }
-        won = self.shards.commit(shard, table, status, provenance)
+        won = self.shards.commit(shard, made.combine_chunks(), status, provenance)
         reasons = Counter(entry for entry in status if entry != OK)
         return {"shard": shard.name, "rows": shard.rows, "won": won, "reasons": dict(reasons)}
 

@@ -26,15 +26,14 @@ def fit(
 
     def loop(_: dict[str, object]) -> None:
         place = ray.train.get_context()
-        device = "cuda" if resources.gpus else "cpu"
-        train(
-            replace(
-                context,
-                rank=place.get_world_rank(),
-                world_size=place.get_world_size(),
-                device=device,
-            )
+        mine = replace(
+            context,
+            rank=place.get_world_rank(),
+            world_size=place.get_world_size(),
+            device="cuda" if resources.gpus else "cpu",
+            threads=max(1, int(resources.cpus)),
         )
+        train(mine)
 
     trainer = TorchTrainer(
         loop,

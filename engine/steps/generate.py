@@ -79,7 +79,7 @@ class Sample:
     """Stage: requests to pixels, always in batches of the planned shape."""
 
     reads: ClassVar[tuple[str, ...]] = (rows.IMAGE_ID, rows.SEED)
-    writes: ClassVar[tuple[str, ...]] = ("pixels", rows.STATUS, "attempt")
+    writes: ClassVar[tuple[str, ...]] = ("pixels", rows.STATUS, rows.SEED, "attempt")
     device: ClassVar[Device] = "accelerator"
 
     def __init__(self, store: Store, spec: GenerateSpec, weights: Sequence[Part]) -> None:

@@ -65,7 +65,8 @@ class Decode:
 
     reads: ClassVar[tuple[str, ...]] = (rows.IMAGE_ID, rows.URI)
     writes: ClassVar[tuple[str, ...]] = (
-        rows.IMAGE, rows.WIDTH, rows.HEIGHT, rows.PIXEL_SHA256, rows.PHASH, rows.STATUS,
+        rows.IMAGE, rows.WIDTH, rows.HEIGHT, rows.SOURCE, rows.PIXEL_SHA256, rows.PHASH,
+        rows.STATUS,
     )  # fmt: skip
     device: ClassVar[Device] = "cpu"
 

@@ -35,17 +35,19 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     torch.manual_seed(0)
     vision = {
-        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 4,
         "image_size": 32, "patch_size": 8, "projection_dim": 16,
     }  # fmt: skip
     text = {
-        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4,
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
+        "num_attention_heads": 4,
         "vocab_size": 99, "projection_dim": 16,
     }  # fmt: skip
     folder = tmp_path_factory.mktemp("clip")
-    CLIPModel(CLIPConfig(vision_config=vision, text_config=text, projection_dim=16)).save_pretrained(
-        folder
-    )
+    CLIPModel(
+        CLIPConfig(vision_config=vision, text_config=text, projection_dim=16)
+    ).save_pretrained(folder)
     save_preprocessor(folder, 32, CLIP_MEAN, CLIP_STD)
     return folder
 

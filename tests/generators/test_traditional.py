@@ -20,7 +20,9 @@ def sample(pixels: np.ndarray, seeds: list[int], **fields: Any) -> np.ndarray:
     generator = Traditional(TraditionalSpec(**fields), PREPROCESS)
     generator.load(None, "cpu")
     nothing = [None] * len(seeds)
-    made = SampleBatch(["a"] * len(seeds), nothing, nothing, nothing, nothing, nothing, seeds, pixels)
+    made = SampleBatch(
+        ["a"] * len(seeds), nothing, nothing, nothing, nothing, nothing, seeds, pixels
+    )
     return np.stack(generator.sample(made))
 
 
