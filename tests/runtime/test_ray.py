@@ -1,0 +1,122 @@
+"""What only a real Ray can show: workers in other processes, and errors that come back."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from engine.core import rows
+from engine.core.errors import DataError
+from engine.core.fit import FitContext, read_result
+from engine.core.images import Preprocess
+from engine.core.resources import FitResources, StageResources
+from engine.core.shards import Shard, ShardSet, ShardWorker
+from engine.core.stage import Batch, Device, Place
+from engine.core.store import Store
+from engine.generators import TrainingImages
+from engine.generators.ddpm import Ddpm, DdpmSpec
+from engine.runtime.cluster import RayRuntime
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def runtime() -> Iterator[RayRuntime]:
+    found = RayRuntime("local", 4, warn=print)
+    yield found
+    found.close()
+
+
+@dataclass(frozen=True)
+class TrainDdpm:
+    """What a worker runs: a few steps of a small network on made-up images."""
+
+    spec: DdpmSpec
+
+    def __call__(self, context: FitContext) -> None:
+        pixels = np.random.default_rng(0).integers(0, 256, (24, 8, 8, 1), dtype=np.uint8)
+        labels = ["a", "b", "c"] * 8
+        data = TrainingImages(pixels, [str(n) for n in range(24)], labels, [0] * 24)
+        Ddpm(self.spec, Preprocess(size=8, channels="L")).fit(context, data, seed=4)
+
+
+def losses(runtime: RayRuntime, store: Store, workers: int) -> list[float]:
+    """The loss of each of 20 steps, trained by so many workers at the same global batch."""
+    spec = DdpmSpec(
+        block_out_channels=(8, 16), layers_per_block=1, attention_resolution=4, train_steps=20,
+        batch_size=8, learning_rate=1e-3, lr_warmup_steps=1, ema_decay=0.9,
+    )  # fmt: skip
+    name = f"{workers}-workers"
+    context = FitContext(store, f"work/{name}", f"weights/{name}", name, "inputs")
+    runtime.fit(TrainDdpm(spec), context, FitResources(workers=workers, cpus=1))
+    parts, _ = read_result(store, context.work, name)
+    (history,) = [part.key for part in parts if part.tags["file"] == "history.json"]
+    return [entry["loss"] for entry in json.loads(store.read(history))]
+
+
+@pytest.mark.ray
+def test_two_workers_train_as_one_does(runtime: RayRuntime, tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    one, two = losses(runtime, store, 1), losses(runtime, store, 2)
+    assert len(one) == 20
+    assert np.abs(np.array(one) - np.array(two)).max() <= 1e-4
+
+
+class Refuse:
+    """A stage that meets data which no run can use."""
+
+    reads: ClassVar[tuple[str, ...]] = (rows.IMAGE_ID,)
+    writes: ClassVar[tuple[str, ...]] = ()
+    device: ClassVar[Device] = "cpu"
+
+    def load(self, place: Place) -> None:
+        return
+
+    def __call__(self, batch: Batch) -> Batch:
+        raise DataError("one line that says what to change")
+
+
+def rows_of(store: Store, task: Mapping[str, Any]) -> pa.Table:
+    return pa.table({rows.IMAGE_ID: ["a", "b"]})
+
+
+@pytest.mark.ray
+def test_an_error_of_ours_comes_back_from_an_actor_as_itself(
+    runtime: RayRuntime, tmp_path: Path
+) -> None:
+    shards = ShardSet(Store(str(tmp_path)), "set")
+    schema = pa.schema([(rows.IMAGE_ID, pa.string())])
+    worker = ShardWorker(shards, rows_of, [Refuse()], schema, Place("cpu", 1, 2))
+    with pytest.raises(DataError, match="one line that says what to change"):
+        list(runtime.stream(worker, [Shard("s", 2, {}, {})], StageResources(cpus=0.5)))
+    assert shards.committed() == {}
+
+
+def test_ray_is_not_even_imported_where_nothing_is_to_do(image_folder: Any, tmp_path: Path) -> None:
+    root = image_folder({"cat": 8, "dog": 8})
+    study = tmp_path / "study.yaml"
+    study.write_text(
+        f"name: toy\nreader: {{name: imagefolder, root: {root}}}\npreprocess: {{size: 16}}\n"
+        "split: {group: none}\n"
+    )
+    script = (
+        "import sys; from engine.cli import run_study; code = run_study(sys.argv[1:]);"
+        "print(code, any(name.partition('.')[0] == 'ray' for name in sys.modules))"
+    )
+    storage = ["--set", f"profile.storage={tmp_path}/runs"]
+
+    def run(*more: str) -> str:
+        command = [sys.executable, "-c", script, str(study), *storage, *more]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+
+    assert run("--set", "profile.runtime=inline") == "0 False"
+    assert run("--set", "profile.runtime=ray") == "0 False"
