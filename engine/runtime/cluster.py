@@ -100,8 +100,6 @@ class RayRuntime:
         # own.
         path = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
         os.environ["PYTHONPATH"] = os.pathsep.join(path)
-        # Threads that wait for each other must sleep where processes outnumber cores.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         # Ray's own core writes a harmless error for each pool of actors to the terminal (ray
         # #53727).
