@@ -156,8 +156,8 @@ class Ddpm(Generator):
             # burning it out.
             kept |= {"clip_sample": True, "set_alpha_to_one": True, "timestep_spacing": "trailing"}
         else:
-            # Near pure noise the clean image is a small difference divided by almost nothing: start a
-            # little later on the cosine schedule, and clip, as the authors advise for pixels.
+            # Near pure noise the clean image is a small difference divided by almost nothing:
+            # start a little later on the cosine schedule, and clip, as is advised for pixels.
             kept |= {
                 "algorithm_type": "dpmsolver++",
                 "final_sigmas_type": "zero",
