@@ -89,7 +89,7 @@ class Generator:
     sampling_fields: ClassVar[tuple[str, ...]] = ()
     # What the pictures are, in IPTC's vocabulary of digital source types
     # (cv.iptc.org/newscodes/digitalsourcetype).
-    digital_source_type: ClassVar[str] = "trainedAlgorithmicMedia"
+    digital_source_type: str = "trainedAlgorithmicMedia"
 
     def __init__(self, spec: Any, preprocess: Preprocess) -> None:
         self.spec, self.preprocess = spec, preprocess

@@ -40,7 +40,7 @@ class Folder(Generator):
 
     def __init__(self, spec: FolderSpec, preprocess: Any) -> None:
         super().__init__(spec, preprocess)
-        self.digital_source_type = spec.digital_source_type  # type: ignore[misc]
+        self.digital_source_type = spec.digital_source_type
 
     @cached_property
     def _by_label(self) -> dict[str, list[str]]:

@@ -37,7 +37,7 @@ class TraditionalSpec(GeneratorSpec):
 class Traditional(Generator):
     version: ClassVar[int] = 1
     Spec: ClassVar[type[GeneratorSpec]] = TraditionalSpec
-    digital_source_type: ClassVar[str] = "algorithmicallyEnhanced"
+    digital_source_type = "algorithmicallyEnhanced"
     spec: TraditionalSpec
 
     def parents(self) -> Literal["train", "representatives"] | None:
