@@ -19,7 +19,7 @@ class StageResources(Spec):
     batch_size: Annotated[int, Field(ge=1, le=65536)] = 32
     # Threads of each stage that decodes or encodes.
     threads: Annotated[int, Field(ge=1, le=256)] = 1
-    shards_per_call: Annotated[int, Field(ge=1, le=64)] = 4
+    shards_per_call: Annotated[int, Field(ge=1, le=64)] = 8
 
 
 class FitResources(Spec):

@@ -135,6 +135,13 @@ class ShardSet:
                 commits[name] = max(commits.get(name, 0), int(generation))
         return {name: number for name, number in commits.items() if (name, number) not in void}
 
+    def standing(self, name: str) -> Commit | None:
+        """The commit of one shard that stands, if any, without a listing."""
+        generation = self._next_generation(name)
+        if not self.store.exists(self._commit_key(name, generation)):
+            return None
+        return self.read(name, generation)
+
     def read(self, name: str, generation: int) -> Commit:
         """Read and check one commit record. Raises `StorageError` on a foreign or damaged one."""
         key = self._commit_key(name, generation)
@@ -320,7 +327,20 @@ class ShardWorker:
         self._schema = self.schema if isinstance(self.schema, pa.Schema) else self.schema()
 
     def __call__(self, tasks: Sequence[Shard]) -> Iterator[dict[str, Any]]:
-        """Compute `tasks`; yields a summary of each as soon as it is committed."""
+        """Compute `tasks`; yields a summary of each as soon as it is committed.
+
+        What an attempt before this one has committed is told and not computed again.
+        """
+        missing: list[Shard] = []
+        for shard in tasks:
+            if (commit := self.shards.standing(shard.name)) is None:
+                missing.append(shard)
+            else:
+                yield _summary(shard, commit.status, won=False)
+        if missing:
+            yield from self._compute(missing)
+
+    def _compute(self, tasks: Sequence[Shard]) -> Iterator[dict[str, Any]]:
         planned: list[tuple[Shard, pa.Table]] = []
 
         def batches() -> Iterator[Batch]:
@@ -338,7 +358,9 @@ class ShardWorker:
         collected: list[Batch] = []
         clock = time.monotonic()
         finished = 0
-        for batch in pipeline(self.stages, batches()):
+        # While a shard is hashed, synced or uploaded here, the stages go on with the next one.
+        ahead = -(-max(shard.rows for shard in tasks) // self.place.batch_size)
+        for batch in pipeline(self.stages, batches(), ahead=ahead):
             collected.append(batch)
             shard, table = planned[finished]
             if len(collected) * self.place.batch_size >= shard.rows:
@@ -366,8 +388,12 @@ class ShardWorker:
             "seconds": round(seconds, 3),
         }
         won = self.shards.commit(shard, made.combine_chunks(), status, provenance)
-        reasons = Counter(entry for entry in status if entry != OK)
-        return {"shard": shard.name, "rows": shard.rows, "won": won, "reasons": dict(reasons)}
+        return _summary(shard, status, won)
+
+
+def _summary(shard: Shard, status: Sequence[str], won: bool) -> dict[str, Any]:
+    reasons = Counter(entry for entry in status if entry != OK)
+    return {"shard": shard.name, "rows": shard.rows, "won": won, "reasons": dict(reasons)}
 
 
 def _statuses(batch: Batch, first: str) -> list[str]:

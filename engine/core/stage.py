@@ -51,14 +51,17 @@ class _Stop:
         self.error = error
 
 
-def pipeline(stages: Sequence[Stage], batches: Iterable[Batch], depth: int = 2) -> Iterator[Batch]:
-    """Run `batches` through `stages` in order, one thread per stage, at most `depth` batches in
-    wait between.
+def pipeline(
+    stages: Sequence[Stage], batches: Iterable[Batch], depth: int = 2, ahead: int = 2
+) -> Iterator[Batch]:
+    """Run `batches` through `stages` in order, one thread per stage: at most `depth` batches wait
+    before each, and `ahead` finished ones for whoever iterates.
 
     An exception in a stage ends the pipeline and is raised here; leaving the iterator early ends
     its threads.
     """
-    queues: list[queue.Queue[Batch | _Stop]] = [queue.Queue(depth) for _ in range(len(stages) + 1)]
+    depths = [depth] * len(stages) + [ahead]
+    queues: list[queue.Queue[Batch | _Stop]] = [queue.Queue(size) for size in depths]
     abandoned = threading.Event()
 
     def put(target: queue.Queue[Batch | _Stop], item: Batch | _Stop) -> bool:

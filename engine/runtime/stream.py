@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
 import ray
-from ray.data import ActorPoolStrategy, DataContext
+from ray.data import ActorPoolStrategy
 
 from engine.core.resources import StageResources
 from engine.core.shards import Shard
 from engine.runtime.base import Worker
 from engine.runtime.cluster import ray_error_text
+
+TELL_EVERY = 0.5  # seconds
 
 
 class _Actor:
@@ -31,47 +34,51 @@ class _Actor:
         self.worker.load()
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
-        shards = [Shard.from_json(text) for text in batch["shard"].to_pylist()]
+        shards = [Shard.from_json(text) for call in batch["item"] for text in json.loads(str(call))]
+        # A block costs Ray 20 ms, so that quick shards are told together and slow ones at once.
+        told, last = [], time.monotonic()
         for summary in self.worker(shards):
-            # JSON text rather than nested columns: an empty `reasons` has no Arrow type.
-            yield pa.table({"summary": [_dump(summary)]})
+            told.append(summary)
+            if time.monotonic() - last >= TELL_EVERY:
+                yield _told(told)
+                told, last = [], time.monotonic()
+        if told:
+            yield _told(told)
 
 
-def _dump(summary: dict[str, Any]) -> str:
-    return json.dumps(summary)
+def _told(summaries: list[dict[str, Any]]) -> pa.Table:
+    # JSON text rather than nested columns: an empty `reasons` has no Arrow type.
+    return pa.table({"summaries": [json.dumps(summaries)]})
 
 
 def stream(
     worker: Worker, shards: Sequence[Shard], resources: StageResources
 ) -> Iterator[dict[str, Any]]:
     """Compute `shards` by a pool of fixed size; yields summaries as calls finish."""
-    context = DataContext.get_current()
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # Few enough in one call that the pool's last calls end at about the same time.
+    actors = min(resources.actors, len(shards))
+    per_call = max(1, min(resources.shards_per_call, len(shards) // (4 * actors)))
+    calls = [
+        json.dumps([shard.to_json() for shard in shards[start : start + per_call]])
+        for start in range(0, len(shards), per_call)
+    ]
+    # One block per call. Of Ray's sources this one alone counts its rows here: from_arrow starts a
+    # task for each block, 30 ms apiece on two cores.
+    source = ray.data.from_items(calls, override_num_blocks=len(calls))
+    # The dataset's own context: that of the process is for others to set.
+    context = source.context
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # What an actor yields is a block at once; gathered into larger ones it would be seen at the end
+    # of a call, and the bar of slow shards would stand still.
+    context.target_max_block_size = 1
     # An exception of ours is a fault of the program or of storage, never bad data: stop and say so.
     context.max_errored_blocks = 0
-    # No more in one call than leaves every actor something to do, and nothing waits behind a busy
-    # actor.
-    actors = min(resources.actors, len(shards))
-    per_call = max(1, min(resources.shards_per_call, len(shards) // (2 * actors)))
-    calls = -(-len(shards) // per_call)
-    dataset = ray.data.from_arrow(
-        [
-            pa.table(
-                {
-                    "shard": [
-                        shard.to_json()
-                        for shard in shards[index * per_call : (index + 1) * per_call]
-                    ]
-                }
-            )
-            for index in range(calls)
-        ]
-    ).map_batches(
+    dataset = source.map_batches(
         _Actor,
         fn_constructor_args=(worker,),
-        batch_size=per_call,
+        batch_size=1,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=2),
         num_cpus=resources.cpus,
@@ -81,8 +88,8 @@ def stream(
         for batch in dataset.iter_batches(
             batch_size=None, batch_format="pyarrow", prefetch_batches=0
         ):
-            for text in batch["summary"].to_pylist():
-                yield json.loads(text)
+            for text in batch["summaries"].to_pylist():
+                yield from json.loads(text)
     except Exception as error:
         # Ray wraps what an actor raised several times over; the person needs the one line inside.
         if (own := ray_error_text(error)) is not None:

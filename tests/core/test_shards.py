@@ -188,6 +188,15 @@ def test_the_worker_commits_each_shard_in_batches_that_never_span_shards(store: 
     assert [commit.kept for commit in commits] == [5, 4]
 
 
+def test_a_repeated_call_tells_what_stands_and_computes_the_rest(store: Store) -> None:
+    run(store, Paint(refused=("0-1",)), [shard(0)])
+    again = Paint()
+    summaries = run(store, again, [shard(0), shard(1)])
+    assert [(told["shard"], told["won"]) for told in summaries] == [("s0", False), ("s1", True)]
+    assert summaries[0]["reasons"] == {"refused": 1}
+    assert again.sizes == [2, 2, 1]
+
+
 def test_the_batch_size_changes_no_byte(tmp_path) -> None:
     digests = []
     for batch_size in (1, 2, 5, 64):
