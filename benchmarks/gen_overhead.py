@@ -17,7 +17,7 @@ what the engine burns. The lines `actor` are the same worker in a warm Ray actor
 where CPU time is that of the actor and of the driver together. Before any timing, vectors must be
 close and pixels identical.
 
-`python -m benchmarks.gen_overhead [--quick] [--pairs N] [--threads N]`
+`python -m benchmarks.gen_overhead [--quick] [--pairs N] [--threads N] [--only NAME …]`
 """
 
 from __future__ import annotations
@@ -448,31 +448,33 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer images and steps, no Ray")
     parser.add_argument("--pairs", type=int, default=8, help="pairs of runs")
     parser.add_argument("--threads", type=int, default=2, help="PyTorch threads on both sides")
+    parser.add_argument("--only", nargs="+", choices=["embed", "generate"], help="not all of them")
     arguments = parser.parse_args()
     sleep_in_openmp()
     quieten()
     torch.set_num_threads(arguments.threads)
-    # Shards are smaller than by default (256 and 512 rows), so that there is time for many pairs; a
+    # Shards are smaller than by default (512 and 256 rows), so that there is time for many pairs; a
     # commit costs the same and weighs more.
-    shards, rows_each, steps = (2, 16, 4) if arguments.quick else (4, 32, 10)
-    makers = [
-        partial(embed_workload, shard_count=shards, shard_rows=2 * rows_each, batch_size=32),
-        partial(
-            generate_workload,
-            shard_count=shards,
-            shard_rows=rows_each,
-            batch_size=rows_each,
+    shards, rows_each, steps = (2, 16, 4) if arguments.quick else (2, 128, 10)
+    batch_size = min(rows_each, 32)
+    makers = {
+        "embed": partial(
+            embed_workload, shard_count=shards, shard_rows=rows_each, batch_size=batch_size
+        ),
+        "generate": partial(
+            generate_workload, shard_count=shards, shard_rows=rows_each, batch_size=batch_size,
             steps=steps,
         ),
-    ]
+    }  # fmt: skip
     if not (WEIGHTS.is_dir() and PHOTOGRAPHS.is_dir()):
         print(f"embed: skipped, for {WEIGHTS} or {PHOTOGRAPHS} is not there")
-        makers = makers[1:]
+        del makers["embed"]
+    chosen = [makers[name] for name in arguments.only or makers if name in makers]
     print(machine("torch", "transformers", "diffusers"))
     print(f"PyTorch threads: {arguments.threads}, pairs: {arguments.pairs}", flush=True)
     with tempfile.TemporaryDirectory(prefix="engine-overhead-") as name:
         store = Store(name)
-        report("worker", [(made, measure(made, arguments.pairs)) for made in make(store, makers)])
+        report("worker", [(made, measure(made, arguments.pairs)) for made in make(store, chosen)])
         if arguments.quick:
             return
         # Connected by hand, for its settings of a private Ray: a stream would start a pool.
@@ -483,7 +485,7 @@ def main() -> None:
                 "actor",
                 [
                     (made, measure_actor(made, arguments.pairs, arguments.threads))
-                    for made in make(store, makers)
+                    for made in make(store, chosen)
                 ],
             )
         finally:
