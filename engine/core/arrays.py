@@ -1,4 +1,4 @@
-"""Stored images as one array in memory, or mapped from a file where they are many."""
+"""Stored columns as arrays: pixels (mapped from a file where they are many) and vectors."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from engine.core import rows
@@ -42,3 +43,10 @@ def read_pixels(
                 ids.append("")
             ids[len(ids) - len(encoded) :] = table[rows.IMAGE_ID].to_pylist()
     return pixels, ids
+
+
+def vectors_of(table: pa.Table) -> np.ndarray:
+    """The column of embeddings as float32 (n, width)."""
+    values = table[rows.EMBEDDING].combine_chunks()
+    width = values.type.list_size
+    return np.asarray(values.flatten()).reshape(len(values), width)

@@ -10,12 +10,13 @@ import pyarrow as pa
 
 from engine.context import Context, Result
 from engine.core import rows
+from engine.core.arrays import vectors_of
+from engine.core.dataset import split_index
 from engine.core.errors import DataError
 from engine.core.rng import derive_seed
 from engine.core.rows import TaskKind
 from engine.core.spec import Spec
 from engine.steps import StepKind
-from engine.steps.ingest import read_train_index, vectors_of
 from engine.study import Cluster as ClusterSettings
 
 
@@ -34,7 +35,7 @@ class Cluster(StepKind):
     def run(self, context: Context) -> Result:
         spec: ClusterSpec = context.step.spec  # type: ignore[assignment]
         column = rows.label_column(spec.task)
-        index = read_train_index(context.store, context.inputs["ingest"], spec.task)
+        index = split_index(context.store, context.inputs["ingest"], spec.task, "train")
         label_of = dict(
             zip(index[rows.IMAGE_ID].to_pylist(), index[column].to_pylist(), strict=True)
         )

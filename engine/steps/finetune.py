@@ -10,6 +10,7 @@ import pyarrow as pa
 from engine.context import Context, Result
 from engine.core import rows
 from engine.core.arrays import read_pixels
+from engine.core.dataset import split_index
 from engine.core.fit import FitContext
 from engine.core.images import Preprocess
 from engine.core.registry import resolve
@@ -18,7 +19,6 @@ from engine.core.spec import Spec
 from engine.core.store import Store
 from engine.generators import TrainingImages
 from engine.steps import StepKind
-from engine.steps.ingest import read_train_index
 from engine.study import GeneratorField
 
 
@@ -62,7 +62,7 @@ class Finetune(StepKind):
     def run(self, context: Context) -> Result:
         spec: FinetuneSpec = context.step.spec  # type: ignore[assignment]
         ingest = context.inputs["ingest"]
-        index = read_train_index(context.store, ingest, spec.task)
+        index = split_index(context.store, ingest, spec.task, "train")
         labels = index[rows.label_column(spec.task)].to_pylist()
         train = TrainGenerator(
             store=context.store,

@@ -22,18 +22,24 @@ import pyarrow.compute as pc
 
 from engine.context import Context, Result
 from engine.core import rows
+from engine.core.arrays import vectors_of
+from engine.core.dataset import (
+    assign_splits,
+    limit_train,
+    mend_leaks,
+    remove_duplicates,
+    replace_column,
+)  # fmt: skip
 from engine.core.errors import DataError, LeakError
 from engine.core.images import Preprocess, Rejected, extension
 from engine.core.leaks import Leak, find_leaks
 from engine.core.manifest import Manifest, Part
 from engine.core.names import check_class_names, csv_cell
 from engine.core.registry import resolve
-from engine.core.rng import generator
 from engine.core.rows import TaskKind
 from engine.core.sandbox import Sandbox
 from engine.core.shards import OK, Shard, ShardSet, ids_digest, image_column, parquet_rows
 from engine.core.spec import Spec
-from engine.core.splits import stratified_group_split
 from engine.core.stage import Batch, Device, Place
 from engine.core.step import Step
 from engine.core.store import Store
@@ -184,8 +190,11 @@ class Ingest(StepKind):
         decoded_keys: list[str],
     ) -> tuple[pa.Table, list[Leak], dict[str, Any]]:
         """Remove duplicates, split, look for leaks; sets the fate of what is removed."""
-        index = remove_duplicates(index, spec, fate)
-        index, carved = assign_splits(index, spec)
+        index = remove_duplicates(index, spec.tasks, fate)
+        index, carved = assign_splits(
+            index, spec.task, {"val": spec.split.val, "test": spec.split.test},
+            spec.split.group == "column", spec.seed,
+        )  # fmt: skip
         warnings = []
         vectors = None
         if spec.preprocess.size > SMALL_SIDE:
@@ -206,7 +215,7 @@ class Ingest(StepKind):
             warnings.append(
                 f"{len(leaks)} leaks between splits: on_leak: {spec.audit.on_leak} was applied"
             )
-        index = limit_train(index, spec, fate)
+        index = limit_train(index, spec.task, spec.split.train_limit, spec.seed, fate)
         return index, leaks, {"warnings": warnings, "carved": carved, "near_thresholds": thresholds,
                               "leaks": dict(Counter(leak.kind for leak in leaks))}  # fmt: skip
 
@@ -373,139 +382,6 @@ def read_index(store: Store, keys: list[str], spec: IngestSpec) -> pa.Table:
     return pa.concat_tables(store.tables(keys, columns)).combine_chunks()
 
 
-def _replace(table: pa.Table, name: str, values: Any) -> pa.Table:
-    return table.set_column(table.schema.get_field_index(name), name, pa.array(values, pa.string()))
-
-
-def _without(table: pa.Table, removed: Mapping[str, str]) -> pa.Table:
-    if not removed:
-        return table
-    return table.filter(
-        pc.invert(pc.is_in(table[rows.IMAGE_ID], pa.array(list(removed), pa.string())))
-    )
-
-
-def remove_duplicates(index: pa.Table, spec: IngestSpec, fate: dict[str, str]) -> pa.Table:
-    """Keep the first of equal pictures within a split. Raises `DataError` where their labels
-    contradict."""
-    ids, uris = index[rows.IMAGE_ID].to_pylist(), index[rows.URI].to_pylist()
-    splits = index[rows.SPLIT].to_pylist()
-    labels = list(
-        zip(*(index[rows.label_column(task)].to_pylist() for task in spec.tasks), strict=True)
-    )
-    first: dict[str, int] = {}
-    kept: dict[tuple[str, str], int] = {}
-    contradictory: list[tuple[int, int]] = []
-    removed: dict[str, str] = {}
-    for row, pixels in enumerate(index[rows.PIXEL_SHA256].to_pylist()):
-        known = first.setdefault(pixels, row)
-        if labels[known] != labels[row]:
-            contradictory.append((known, row))
-        elif kept.setdefault((pixels, splits[row] or "train"), row) != row:
-            removed[ids[row]] = "duplicate"
-    if contradictory:
-        differing = (
-            (uris[a], uris[b], next(pair for pair in zip(labels[a], labels[b], strict=True)
-                                    if pair[0] != pair[1]))
-            for a, b in contradictory[:5]
-        )  # fmt: skip
-        some = "; ".join(
-            f"{first} is {one!r} and {second} is {other!r}"
-            for first, second, (one, other) in differing
-        )
-        raise DataError(
-            f"{len(contradictory)} pictures stand under two labels: {some}; keep one of each"
-        )
-    fate.update(removed)
-    return _without(index, removed)
-
-
-def assign_splits(index: pa.Table, spec: IngestSpec) -> tuple[pa.Table, list[str]]:
-    """Carve the splits that are not given out of train, by group; returns which were carved."""
-    ids = index[rows.IMAGE_ID].to_pylist()
-    groups = ids if spec.split.group == "none" else index[rows.GROUP_ID].to_pylist()
-    index = _replace(index, rows.GROUP_ID, groups)
-    splits = np.asarray([split or "train" for split in index[rows.SPLIT].to_pylist()], dtype=object)
-    given = set(splits)
-    carved = [name for name in ("val", "test") if name not in given]
-    if carved:
-        free = splits == "train"
-        if not free.any():
-            raise DataError("split: there are no training images; mark some as train")
-        total = len(splits) if len(carved) == 2 else int(free.sum())
-        fractions = {name: getattr(spec.split, name) * total / free.sum() for name in carved}
-        fractions = {"train": 1 - sum(fractions.values()), **fractions}
-        labels = np.asarray(index[rows.label_column(spec.task)].to_pylist(), dtype=object)
-        splits[free] = stratified_group_split(
-            labels[free], np.asarray(groups, dtype=object)[free], fractions, spec.seed
-        )
-    return _replace(index, rows.SPLIT, splits.tolist()), carved
-
-
-def mend_leaks(index: pa.Table, leaks: Sequence[Leak], how: str, fate: dict[str, str]) -> pa.Table:
-    """drop: the image (of a crossing group, all its images) leaves the earlier split.
-
-    move: groups that leaks connect go to the latest split among them, as a whole.
-    """
-    order = {split: number for number, split in enumerate(rows.SPLITS)}
-    ids = index[rows.IMAGE_ID].to_pylist()
-    groups = dict(zip(ids, index[rows.GROUP_ID].to_pylist(), strict=True))
-    splits = dict(zip(ids, index[rows.SPLIT].to_pylist(), strict=True))
-    removed: dict[str, str] = {}
-    if how == "drop":
-        for leak in leaks:
-            earlier, _ = sorted(
-                (leak.first, leak.second), key=lambda image_id: order[splits[image_id]]
-            )
-            if leak.kind == "group":
-                members = (i for i in ids if groups[i] == groups[earlier])
-                removed |= {i: "leak" for i in members if splits[i] == splits[earlier]}
-            removed[earlier] = "leak"
-    else:
-        parent: dict[str, str] = {}
-
-        def root(group: str) -> str:
-            while parent.setdefault(group, group) != group:
-                group = parent[group]
-            return group
-
-        for leak in leaks:
-            parent[root(groups[leak.first])] = root(groups[leak.second])
-        latest: dict[str, str] = {}
-        for image_id in ids:
-            if groups[image_id] in parent:
-                top = root(groups[image_id])
-                latest[top] = max(
-                    latest.get(top, "train"), splits[image_id], key=lambda split: order[split]
-                )
-        new = [latest[root(groups[i])] if groups[i] in parent else splits[i] for i in ids]
-        index = _replace(index, rows.SPLIT, new)
-        # Equal pictures that now share a split: one is enough.
-        seen: set[tuple[str, str]] = set()
-        for image_id, pixels, split in zip(
-            ids, index[rows.PIXEL_SHA256].to_pylist(), new, strict=True
-        ):
-            if (pixels, split) in seen:
-                removed[image_id] = "duplicate"
-            seen.add((pixels, split))
-    fate.update(removed)
-    return _without(index, removed)
-
-
-def limit_train(index: pa.Table, spec: IngestSpec, fate: dict[str, str]) -> pa.Table:
-    """Keep at most `train_limit` training images of a class, chosen by the seed."""
-    removed: dict[str, str] = {}
-    labels = np.asarray(index[rows.label_column(spec.task)].to_pylist(), dtype=object)
-    train = np.asarray(index[rows.SPLIT].to_pylist(), dtype=object) == "train"
-    ids = np.asarray(index[rows.IMAGE_ID].to_pylist(), dtype=object)
-    for name, limit in spec.split.train_limit.items():
-        held = ids[train & (labels == name)]
-        order = generator(spec.seed, "train_limit", name).permutation(len(held))
-        removed |= dict.fromkeys(held[order[limit:]].tolist(), "train_limit")
-    fate.update(removed)
-    return _without(index, removed)
-
-
 def write_splits(
     context: Context, spec: IngestSpec, index: pa.Table, decoded_keys: list[str]
 ) -> tuple[list[Part], dict[str, dict[str, int]]]:
@@ -539,8 +415,8 @@ def write_splits(
             if not any(mask):
                 continue
             held = table.filter(pa.array(mask))
-            held = _replace(held, rows.SPLIT, [split] * held.num_rows)
-            held = _replace(
+            held = replace_column(held, rows.SPLIT, [split] * held.num_rows)
+            held = replace_column(
                 held, rows.GROUP_ID, [entry[1] for entry in found if entry and entry[0] == split]
             )
             counts[split].update(held[rows.label_column(spec.task)].to_pylist())
@@ -569,7 +445,7 @@ def fates_table(records: pa.Table, fate: Mapping[str, str], index: pa.Table) -> 
     """Every record that the reader listed, with its split or the reason why it is not used."""
     split = dict(zip(index[rows.IMAGE_ID].to_pylist(), index[rows.SPLIT].to_pylist(), strict=True))
     ids = records[rows.IMAGE_ID].to_pylist()
-    records = _replace(records, rows.SPLIT, [split.get(image_id) for image_id in ids])
+    records = replace_column(records, rows.SPLIT, [split.get(image_id) for image_id in ids])
     return records.append_column(
         rows.STATUS, pa.array([fate[image_id] for image_id in ids], pa.string())
     )
@@ -580,16 +456,3 @@ def leaks_table(leaks: Sequence[Leak]) -> pa.Table:
     return pa.table(
         {name: pa.array([getattr(leak, name) for leak in leaks], pa.string()) for name in names}
     )
-
-
-def vectors_of(table: pa.Table) -> np.ndarray:
-    """The column of embeddings as float32 (n, width)."""
-    values = table[rows.EMBEDDING].combine_chunks()
-    width = values.type.list_size
-    return np.asarray(values.flatten()).reshape(len(values), width)
-
-
-def read_train_index(store: Store, manifest: Manifest, task: str) -> pa.Table:
-    """Ids, labels and groups of the train split, in order."""
-    columns = [rows.IMAGE_ID, rows.label_column(task), rows.GROUP_ID]
-    return pa.concat_tables(store.tables(manifest.keys(split="train"), columns)).combine_chunks()

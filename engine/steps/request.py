@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from engine.context import Context, Result
 from engine.core import rows
+from engine.core.dataset import split_index
 from engine.core.errors import DataError, StudyError
 from engine.core.images import Preprocess
 from engine.core.names import slug
@@ -28,7 +29,6 @@ from engine.generators import Generator, TrainingRows
 from engine.generators import Request as Wanted
 from engine.steps import StepKind
 from engine.steps.finetune import read_clusters
-from engine.steps.ingest import read_train_index
 from engine.study import MAX_IMAGES, GeneratorField
 from engine.study import Request as RequestSettings
 
@@ -132,7 +132,7 @@ def refuse_what_is_not_there(generator: Generator, counts: Mapping[str, int]) ->
 
 def training_rows(context: Context, task: str, generator: Generator) -> dict[str, TrainingRows]:
     """The images of each class that requests may start from, with their clusters."""
-    index = read_train_index(context.store, context.inputs["ingest"], task)
+    index = split_index(context.store, context.inputs["ingest"], task, "train")
     allowed = None
     if generator.parents() == "representatives":
         table = pa.concat_tables(

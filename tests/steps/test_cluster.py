@@ -9,12 +9,12 @@ import pyarrow as pa
 import pytest
 
 from engine.core import rows
+from engine.core.arrays import vectors_of
 from engine.core.errors import DataError
 from engine.core.manifest import Manifest
 from engine.core.store import Store
 from engine.plan import plan
 from engine.steps.cluster import k_means, number_of_clusters
-from engine.steps.ingest import vectors_of
 from engine.study import Study
 
 
