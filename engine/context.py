@@ -89,11 +89,16 @@ class Context:
         fingerprint: Mapping[str, Any],
         prefix: str | None = None,
         unit: str = "images",
+        replace: bool = False,
     ) -> list[Commit]:
         """Stream the shards that have no commit yet through a pool of workers; returns all commits,
-        in order."""
+        in order.
+
+        replace: shards of another fingerprint are made again; else they are kept, and the run
+        stops.
+        """
         shard_set = ShardSet(self.store, prefix or self.prefix)
-        shard_set.claim(fingerprint, discard=f"--discard {self.step.label}")
+        shard_set.claim(fingerprint, discard=f"--discard {self.step.label}", replace=replace)
         standing = shard_set.committed()
         missing = [shard for shard in shards if shard.name not in standing]
         total = sum(shard.rows for shard in shards)

@@ -96,9 +96,9 @@ def execute(
             say(f"{step.label:<20} {step.key}  {resolve('steps', step.kind).summary}")
             if status.manifest is not None:
                 say(f"  {step.label}: again, for {status.why}")
-                store.delete(store.manifest(step.kind, step.key))
             inputs = {name: known[needed.key].manifest for name, needed in step.inputs.items()}
-            manifest = run_step(step, inputs, store, runtime, profile)
+            outdated = status.manifest is not None
+            manifest = run_step(step, inputs, store, runtime, profile, outdated)
             say(f"  {step.label}: {_headline(manifest)}, {manifest.provenance['seconds']:.1f} s")
             status = Status(step, "done", "", manifest)
         known[step.key] = status
@@ -106,9 +106,14 @@ def execute(
 
 
 def run_step(
-    step: Step, inputs: dict[str, Manifest | None], store: Store, runtime: Runtime, profile: Profile
+    step: Step,
+    inputs: dict[str, Manifest | None],
+    store: Store,
+    runtime: Runtime,
+    profile: Profile,
+    outdated: bool = False,
 ) -> Manifest:
-    """Run one step whose inputs are done, and commit its manifest."""
+    """Run one step whose inputs are done, and commit its manifest in place of an outdated one."""
     present = {name: manifest for name, manifest in inputs.items() if manifest is not None}
     if len(present) != len(inputs):
         raise EngineError(
@@ -124,7 +129,13 @@ def run_step(
         fit_resources=profile.fit,
         device=profile.device,
     )
-    result = resolve("steps", step.kind)().run(context)
+    try:
+        result = resolve("steps", step.kind)().run(context)
+    except FileNotFoundError:
+        # Another driver that ran the same step was first, and has cleared up.
+        if not outdated and (other := read_manifest(store, step)) is not None:
+            return other
+        raise
     manifest = Manifest(
         kind=step.kind,
         key=step.key,
@@ -142,6 +153,9 @@ def run_step(
             **context.notes,
         },
     )
+    if outdated:
+        # It stood until there was a new one: it is the index of what was made.
+        store.delete(store.manifest(step.kind, step.key))
     return write_manifest(store, manifest)
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from engine.core.errors import StudyError
 from engine.core.registry import resolve
-from engine.core.spec import Spec, digest
-from engine.core.step import Step, upstream
+from engine.core.spec import digest
+from engine.core.step import Step, make_step, upstream
 from engine.study import Study
 
 
@@ -16,7 +16,7 @@ def plan(study: Study) -> list[Step]:
     tasks = dict(resolve("readers", study.reader.name)(study.reader).tasks())  # type: ignore[attr-defined]
     task = choose_task(study, tasks)
     common = {"task": task, "tasks": tasks}
-    ingest = _step(
+    ingest = make_step(
         "ingest", "ingest",
         {
             "reader": study.reader, **common, "preprocess": study.preprocess, "split": study.split,
@@ -24,15 +24,15 @@ def plan(study: Study) -> list[Step]:
         },
         plugins=[("readers", study.reader), ("embedders", study.audit.embedder)],
     )  # fmt: skip
-    embed = _step(
+    embed = make_step(
         "embed", "embed", {"embedder": study.embedder}, {"ingest": ingest},
         plugins=[("embedders", study.embedder)],
     )  # fmt: skip
-    cluster = _step(
+    cluster = make_step(
         "cluster", "cluster", {"settings": study.cluster, **common, "seed": study.seed},
         {"ingest": ingest, "embed": embed},
     )  # fmt: skip
-    select = _step(
+    select = make_step(
         "select",
         "select",
         {"task": task, "per_cluster": study.select.per_cluster},
@@ -53,18 +53,19 @@ def _generator_steps(
     cluster: Step,
     select: Step,
 ) -> list[Step]:
-    """finetune (of what is trained), request and generate of one generator."""
+    """request, finetune (of what is trained) and generate of one generator."""
     kind = resolve("generators", spec.name)
     generator = kind(spec, study.preprocess)
     generator.check()
     inputs = {"ingest": ingest}
     if generator.uses_clusters():
         inputs["cluster"] = cluster
-    plugins = [("generators", spec)]
-    steps = []
+    plugins = [("generators", spec), *generator.nested()]
+    nested = {plugin.name: resolve(family, plugin.name).version
+              for family, plugin in generator.nested()}  # fmt: skip
     finetune = None
     if kind.trainable:
-        finetune = _step(
+        finetune = make_step(
             "finetune", f"finetune.{label}",
             {
                 "generator": without_sampling(spec, kind.sampling_fields),
@@ -73,10 +74,10 @@ def _generator_steps(
             },
             inputs, plugins,
         )  # fmt: skip
-        steps.append(finetune)
     generator_key = digest(
         {
             "code": kind.version,
+            **({"nested": nested} if nested else {}),
             "spec": spec,
             "preprocess": study.preprocess,
             "task": common["task"],
@@ -85,7 +86,7 @@ def _generator_steps(
     )  # fmt: skip
     if generator.parents() == "representatives":
         inputs = {**inputs, "select": select}
-    request = _step(
+    request = make_step(
         "request", f"request.{label}",
         {
             "request": study.request, "generator": spec, "generator_key": generator_key,
@@ -98,7 +99,7 @@ def _generator_steps(
         "request": request,
         **({"finetune": finetune} if finetune else {}),
     }
-    generate = _step(
+    generate = make_step(
         "generate", f"generate.{label}",
         {
             "generator": spec,
@@ -108,7 +109,8 @@ def _generator_steps(
         },
         generate_inputs, plugins,
     )  # fmt: skip
-    return [*steps, request, generate]
+    # The request first: what is wrong with it is told before hours of training.
+    return [request, *([finetune] if finetune else []), generate]
 
 
 def without_sampling(spec: Any, fields: tuple[str, ...]) -> Any:
@@ -149,17 +151,3 @@ def named(steps: list[Step], name: str) -> list[Step]:
         labels = dict.fromkeys([step.kind for step in steps] + [step.label for step in steps])
         raise StudyError(f"there is no step {name!r} in this study; there are {', '.join(labels)}")
     return chosen
-
-
-def _step(
-    kind: str,
-    label: str,
-    spec: dict[str, Any],
-    inputs: dict[str, Step] | None = None,
-    plugins: list[tuple[str, Spec]] | None = None,
-) -> Step:
-    step_kind = resolve("steps", kind)
-    code = {kind: step_kind.version}
-    for family, plugin in plugins or []:
-        code[f"{family}.{plugin.name}"] = resolve(family, plugin.name).version  # type: ignore[attr-defined]
-    return Step(kind, label, step_kind.Spec(**spec), code, inputs or {})

@@ -20,7 +20,7 @@ from engine.core.progress import say
 from engine.core.registry import resolve
 from engine.core.shards import OK, Shard, ids_digest, parquet_rows
 from engine.core.step import Step
-from engine.core.store import Store
+from engine.core.store import Store, attempt_name
 from engine.execute import execute
 from engine.report.page import render
 from engine.runtime.base import Runtime
@@ -75,7 +75,8 @@ def _section(
     generator = resolve("generators", spec.generator.name)(spec.generator, spec.preprocess)
     train = training_rows(context, spec.task, generator)
     full = count_per_class(asked.request, context.inputs["ingest"].metrics["counts"]["train"])
-    prefix = store.work(f"preview-{spec.generator_key}-{count}")
+    # A place of its own: neither an earlier preview's images nor its timings are this one's.
+    prefix = store.work(f"preview-{attempt_name()}")
     shards = []
     for label, wanted in full.items():
         if not wanted:

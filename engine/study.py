@@ -157,6 +157,9 @@ class Study(Spec):
         return self
 
 
+StageName = Literal["default", "decode", "embed", "generate"]
+
+
 class Profile(Spec):
     """Where and how to compute: never part of any identity."""
 
@@ -169,7 +172,7 @@ class Profile(Spec):
     num_cpus: Annotated[int, Field(ge=1)] | None = None
     device: Literal["cpu", "cuda"] = "cpu"
     # Of the stages decode, embed and generate; `default` stands for those that are not named.
-    stages: dict[str, StageResources] = {
+    stages: dict[StageName, StageResources] = {
         "decode": StageResources(actors=2, cpus=0.5, batch_size=64),
         "embed": StageResources(cpus=2, batch_size=64),
         "generate": StageResources(cpus=2, batch_size=32),
@@ -193,7 +196,8 @@ class Profile(Spec):
 
     def stage(self, name: str) -> StageResources:
         """Resources of a stage, or the entry `default`."""
-        return self.stages.get(name) or self.stages.get("default") or StageResources()
+        named = {str(key): resources for key, resources in self.stages.items()}
+        return named.get(name) or named.get("default") or StageResources()
 
 
 def validate(model: type[S], values: Any, where: str) -> S:
@@ -237,6 +241,21 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader, which also refuses text without a UTF-8 form (`"\\ud800"`): it has no
     digest."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """Keys are text, whether YAML reads a number or not, and none stands twice."""
+        made: dict[Any, Any] = {}
+        for key, value in super().construct_mapping(node, deep=deep).items():
+            made[_text(key)] = value
+        if len(made) < len(node.value) and not any(
+            key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value
+        ):
+            names = [key.value for key, _ in node.value]
+            twice = next((name for name in names if names.count(name) > 1), names[0])
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{twice!r} stands twice in one mapping", node.start_mark
+            )
+        return made
 
     def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
         value = super().construct_scalar(node)

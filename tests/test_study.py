@@ -130,6 +130,7 @@ def test_null_takes_a_field_of_the_base_away(write: Write) -> None:
     assert load_study(path).request.ratio == 2
     assert load_study(path, ["generators=null"]).generators == {}
     assert "name: is missing" in refusal(path, "name=null")
+    assert "3" not in load_study(path, ["split.train_limit.3=null"]).split.train_limit
 
 
 def test_bases_that_lead_in_a_circle_are_refused(write: Write) -> None:
@@ -206,9 +207,10 @@ BOMB = "\n".join(
         ("&a [*a]", "must be a mapping of fields"),
         ("1: 2", "is missing"),
         ("name: *nothing", "no valid YAML"),
+        ("name: a\nname: b", "'name' stands twice"),
         (BOMB, "is missing"),
     ],
-    ids=range(18),
+    ids=range(19),
 )
 def test_a_file_that_is_no_study_is_refused(write: Write, text: str, message: str) -> None:
     assert message in refusal(write(text))
@@ -298,6 +300,7 @@ def test_a_ratio_that_is_none_is_refused(write: Write, value: str) -> None:
     [
         ({"runtime": "slurm"}, "runtime: must be 'ray' or 'inline'"),
         ({"stages": {"embed": {"actors": 0}}}, "stages.embed.actors: must be greater"),
+        ({"stages": {"embde": {}}}, "must be 'default', 'decode', 'embed' or 'generate'"),
         ({"storage": None}, "storage: must be a valid string"),
         ({"num_cpu": 4}, "num_cpu: no such field"),
         ([], "must be a mapping"),

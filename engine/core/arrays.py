@@ -45,8 +45,18 @@ def read_pixels(
     return pixels, ids
 
 
-def vectors_of(table: pa.Table) -> np.ndarray:
-    """The column of embeddings as float32 (n, width)."""
-    values = table[rows.EMBEDDING].combine_chunks()
+def matrix_of(table: pa.Table, name: str) -> np.ndarray:
+    """A column of fixed-size lists as float32 (n, width)."""
+    values = table[name].combine_chunks()
     width = values.type.list_size
     return np.asarray(values.flatten()).reshape(len(values), width)
+
+
+def vectors_of(table: pa.Table) -> np.ndarray:
+    """The column of embeddings as float32 (n, width)."""
+    return matrix_of(table, rows.EMBEDDING)
+
+
+def hashes_of(table: pa.Table) -> np.ndarray:
+    """Perceptual hashes as uint64 (n,)."""
+    return np.asarray([int(value, 16) for value in table[rows.PHASH].to_pylist()], dtype=np.uint64)

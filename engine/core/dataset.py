@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from engine.core import rows
 from engine.core.errors import DataError
-from engine.core.leaks import Leak
+from engine.core.leaks import Leak, find_leaks
 from engine.core.manifest import Manifest
 from engine.core.rng import generator
 from engine.core.splits import stratified_group_split
@@ -26,6 +26,12 @@ def split_index(store: Store, ingest: Manifest, task: str, split: str) -> pa.Tab
     """Ids, labels and groups of one split, in the order of its images."""
     columns = [rows.IMAGE_ID, rows.label_column(task), rows.GROUP_ID]
     return pa.concat_tables(store.tables(ingest.keys(split=split), columns)).combine_chunks()
+
+
+def class_names(ingest: Manifest) -> tuple[str, ...]:
+    """The classes of the study's task, in the order of their numbers."""
+    counts = ingest.metrics["counts"]
+    return tuple(sorted({name for by_class in counts.values() for name in by_class}))
 
 
 def replace_column(table: pa.Table, name: str, values: Any) -> pa.Table:
@@ -101,6 +107,29 @@ def assign_splits(
             labels[free], np.asarray(groups, dtype=object)[free], shares, seed
         )
     return replace_column(index, rows.SPLIT, splits.tolist()), carved
+
+
+def mend_all(
+    index: pa.Table,
+    vectors: np.ndarray | None,
+    leaks: list[Leak],
+    thresholds: dict[str, Any],
+    how: str,
+    fate: dict[str, str],
+) -> tuple[pa.Table, list[Leak]]:
+    """`mend_leaks` until none is left: what goes or moves may uncover others. Returns all leaks.
+
+    vectors, thresholds: what the leaks were found by.
+    """
+    found = list(leaks)
+    while leaks:
+        before = index[rows.IMAGE_ID]
+        index = mend_leaks(index, leaks, how, fate)
+        if vectors is not None:
+            vectors = vectors[np.asarray(pc.is_in(before, index[rows.IMAGE_ID].combine_chunks()))]
+        leaks, _ = find_leaks(index, vectors, 0.0, thresholds)
+        found += leaks
+    return index, found
 
 
 def mend_leaks(index: pa.Table, leaks: Sequence[Leak], how: str, fate: dict[str, str]) -> pa.Table:

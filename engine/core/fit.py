@@ -77,7 +77,7 @@ class FitContext:
             "inputs": self.inputs,
         }  # fmt: skip
         self.store.put(key.removesuffix("safetensors") + "json", json.dumps(record).encode())
-        for _, old in self._records()[:-_KEEP]:
+        for _, old in self._mine()[:-_KEEP]:
             self.store.delete(old)
             self.store.delete(old.removesuffix("json") + "safetensors")
 
@@ -120,6 +120,17 @@ class FitContext:
         self.store.put(
             self.store.join(self.work, self.attempt, "result.json"), json.dumps(result).encode()
         )
+
+    def _mine(self) -> list[tuple[str, str]]:
+        """Checkpoints of this fit's inputs; those of others are not ours to drop, nor count."""
+        found = []
+        for name, key in self._records():
+            try:
+                if json.loads(self.store.read(key)).get("inputs") == self.inputs:
+                    found.append((name, key))
+            except (ValueError, FileNotFoundError):
+                continue
+        return found
 
     def _records(self) -> list[tuple[str, str]]:
         keys = (

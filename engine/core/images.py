@@ -32,6 +32,11 @@ EXTENSIONS = {
     ".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP",
     ".tif": "TIFF", ".tiff": "TIFF", ".gif": "GIF",
 }  # fmt: skip
+# Pictures and documents of other kinds: listed with the images, so that none is lost unseen.
+FOREIGN = (
+    ".avif", ".dcm", ".eps", ".fits", ".heic", ".heif", ".ico", ".jp2", ".pdf", ".ps", ".psd",
+    ".svg", ".tga",
+)  # fmt: skip
 MAX_PIXELS = 50_000_000
 MAX_BYTES = 256 * 2**20
 
@@ -78,6 +83,8 @@ def decode(data: bytes, uri: str = "", *, check_extension: bool = True) -> Image
         raise Rejected("empty")
     if len(data) > MAX_BYTES:
         raise Rejected("too_large", f"{len(data):,} bytes")
+    if check_extension and PurePosixPath(uri).suffix.lower() in FOREIGN:
+        raise Rejected("format_not_allowed", PurePosixPath(uri).suffix)
     head = data[:512].lstrip()
     for magic, name in _REFUSED_HEADS.items():
         if head.startswith(magic) or (name == "SVG" and b"<svg" in head):
@@ -133,7 +140,12 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
 
 
 def pixel_sha256(image: Image.Image) -> str:
-    """Digest of the decoded pixels: equal for files that differ in metadata or packing alone."""
+    """Digest of the decoded pixels: equal for files that differ in metadata or packing alone, and
+    for a grey picture whether it is stored as grey or as colour."""
+    if image.mode == "RGB":
+        red, green, blue = image.split()
+        if red.tobytes() == green.tobytes() == blue.tobytes():
+            image = red
     hasher = hashlib.sha256(f"{image.mode} {image.width} {image.height}".encode())
     hasher.update(image.tobytes())
     return hasher.hexdigest()

@@ -3,11 +3,13 @@
 A near duplicate needs two independent signals, the perceptual hash and the embedding. Fixed
 thresholds fail (what is rare among photographs is common among X-rays), so both are set from the
 data: a small quantile of nearest-neighbour distances between images of *different groups* within
-train, which are known to be different pictures.
+train, which are known to be different pictures. (Unless both signals name the same neighbour: that
+may be a twin that nobody grouped, and one of a thousand would set the threshold to nothing.)
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -37,11 +39,15 @@ class Leak:
 
 
 def find_leaks(
-    index: pa.Table, vectors: np.ndarray | None, quantile: float
+    index: pa.Table,
+    vectors: np.ndarray | None,
+    quantile: float,
+    thresholds: dict[str, Any] | None = None,
 ) -> tuple[list[Leak], dict[str, Any]]:
     """All leaks among the images of `index`, and the thresholds used for near duplicates.
 
     vectors: float32 (n, width), rows of NaN for images without; None looks for no near duplicates.
+    thresholds: of an earlier look at the same data, rather than new ones.
     """
     ids, uris = index[rows.IMAGE_ID].to_pylist(), index[rows.URI].to_pylist()
     splits = np.asarray(index[rows.SPLIT].to_pylist(), dtype=object)
@@ -64,7 +70,7 @@ def find_leaks(
     known = {(found.first, found.second) for found in leaks} | {
         (found.second, found.first) for found in leaks
     }
-    near, thresholds = _near_pairs(index, vectors, splits, quantile)
+    near, thresholds = _near_pairs(index, vectors, splits, quantile, thresholds)
     for a, b, bits, distance in near:
         if (ids[a], ids[b]) not in known:
             leaks.append(leak("near", a, b, f"hash {bits} bits apart, embedding {distance:.4f}"))
@@ -72,7 +78,11 @@ def find_leaks(
 
 
 def _near_pairs(
-    index: pa.Table, vectors: np.ndarray, splits: np.ndarray, quantile: float
+    index: pa.Table,
+    vectors: np.ndarray,
+    splits: np.ndarray,
+    quantile: float,
+    thresholds: dict[str, Any] | None,
 ) -> tuple[list[tuple[int, int, int, float]], dict[str, Any]]:
     import faiss
 
@@ -90,25 +100,12 @@ def _near_pairs(
         similarity, found = flat.search(unit[queries], min(_NEIGHBOURS, len(among)))
         return 1 - similarity, among[found]
 
-    train = np.flatnonzero((splits == "train") & usable)
-    if len(train) < 20:
-        return [], {}
-    sample = train[:: max(1, len(train) // _SAMPLE)]
-    distance, found = neighbours(sample, train)
-    other_group = groups[found] != groups[sample][:, None]
-    nearest = np.where(other_group, distance, np.inf).min(axis=1)
-    distance_limit = (
-        float(np.quantile(nearest[np.isfinite(nearest)], quantile))
-        if np.isfinite(nearest).any()
-        else 0.0
-    )
-    nearest_bits = np.full(len(sample), 64)
-    for start in range(0, len(sample), _BLOCK):
-        queries = sample[start : start + _BLOCK]
-        bits = np.bitwise_count(hashes[queries][:, None] ^ hashes[train][None, :]).astype(np.int64)
-        bits[groups[queries][:, None] == groups[train][None, :]] = 64
-        nearest_bits[start : start + _BLOCK] = bits.min(axis=1)
-    bits_limit = int(np.quantile(nearest_bits, quantile))
+    if not thresholds:
+        train = np.flatnonzero((splits == "train") & usable)
+        if len(train) < 20:
+            return [], {}
+        thresholds = _calibrate(neighbours, hashes, groups, train, quantile)
+    distance_limit, bits_limit = thresholds["embedding_distance"], thresholds["hash_bits"]
 
     pairs: dict[tuple[int, int], tuple[int, float]] = {}
     for earlier, later in (("train", "val"), ("train", "test"), ("val", "test")):
@@ -123,4 +120,39 @@ def _near_pairs(
             pair = (int(found[row, column]), int(queries[row]))
             pairs[pair] = (int(bits[row, column]), float(distance[row, column]))
     near = [(a, b, bits, distance) for (a, b), (bits, distance) in sorted(pairs.items())]
-    return near, {"hash_bits": bits_limit, "embedding_distance": round(distance_limit, 6)}
+    return near, thresholds
+
+
+def _calibrate(
+    neighbours: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]],
+    hashes: np.ndarray,
+    groups: np.ndarray,
+    train: np.ndarray,
+    quantile: float,
+) -> dict[str, Any]:
+    """How near different pictures come, by each signal; `twins` counts the training images that
+    have a near duplicate in another group of train."""
+    sample = train[:: max(1, len(train) // _SAMPLE)]
+    distance, found = neighbours(sample, train)
+    distance = np.where(groups[found] != groups[sample][:, None], distance, np.inf)
+    best = distance.argmin(axis=1)
+    nearest, row = np.take_along_axis(distance, best[:, None], 1)[:, 0], np.arange(len(sample))
+    nearest_bits = np.full(len(sample), 64)
+    for start in range(0, len(sample), _BLOCK):
+        queries = sample[start : start + _BLOCK]
+        bits = np.bitwise_count(hashes[queries][:, None] ^ hashes[train][None, :]).astype(np.int64)
+        bits[groups[queries][:, None] == groups[train][None, :]] = 64
+        nearest_bits[start : start + _BLOCK] = bits.min(axis=1)
+    bits_there = np.bitwise_count(hashes[found[row, best]] ^ hashes[sample]).astype(np.int64)
+    agree = bits_there <= nearest_bits
+    known = np.isfinite(nearest) & ~agree
+    if not known.any():
+        return {"hash_bits": 0, "embedding_distance": 0.0, "twins": 0}
+    distance_limit = round(float(np.quantile(nearest[known], quantile)), 6)
+    bits_limit = int(np.quantile(nearest_bits[known], quantile))
+    twins = agree & (nearest <= distance_limit) & (bits_there <= bits_limit)
+    return {
+        "hash_bits": bits_limit,
+        "embedding_distance": distance_limit,
+        "twins": int(twins.sum()),
+    }

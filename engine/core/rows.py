@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping
 from typing import Literal
 
+import numpy as np
 import pyarrow as pa
 
 TaskKind = Literal["single", "multi"]
@@ -39,6 +40,19 @@ PARENT_ID = "parent_id"
 STRENGTH = "strength"
 INDEX = "index"
 GENERATOR_KEY = "generator_key"
+WEIGHT = "weight"
+PROBABILITIES = "probabilities"
+LABEL = "label"
+LABEL_INTENDED = "label_intended"
+LABEL_SEEN = "label_seen"
+CONFIDENCE = "confidence"
+NEAREST_ID = "nearest_id"
+NEAREST_DISTANCE = "nearest_distance"
+NEAREST_BITS = "nearest_bits"
+KEPT = "kept"
+REASON = "reason"
+ARM = "arm"
+RATIO = "ratio"
 
 IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 HUGGING_FACE = {
@@ -91,9 +105,48 @@ def images_schema(tasks: Mapping[str, TaskKind]) -> pa.Schema:
     )
 
 
+def fixed_lists(values: np.ndarray) -> pa.FixedSizeListArray:
+    """A column of rows of float32 (n, width), such as embeddings or probabilities."""
+    flat = pa.array(np.ascontiguousarray(values, dtype=np.float32).ravel())
+    return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+
+
 def embeddings_schema(width: int) -> pa.Schema:
+    """Vectors of the study's images; `phash` is that of the preprocessed picture."""
     return pa.schema(
-        [pa.field(IMAGE_ID, pa.string()), pa.field(EMBEDDING, pa.list_(pa.float32(), width))]
+        [
+            pa.field(IMAGE_ID, pa.string()),
+            pa.field(EMBEDDING, pa.list_(pa.float32(), width)),
+            pa.field(PHASH, pa.string()),
+        ]
+    )
+
+
+def scores_schema(width: int, classes: int) -> pa.Schema:
+    """What is measured of generated images: the labeler's probabilities beside the embedding."""
+    return pa.schema(
+        [
+            *embeddings_schema(width),
+            pa.field(PROBABILITIES, pa.list_(pa.float32(), classes)),
+        ]
+    )
+
+
+def curated_schema() -> pa.Schema:
+    """Every generated image, kept or not. `label` is the one that it is used under."""
+    return pa.schema(
+        [
+            pa.field(IMAGE_ID, pa.string()),
+            pa.field(LABEL, pa.string()),
+            pa.field(LABEL_INTENDED, pa.string()),
+            pa.field(LABEL_SEEN, pa.string()),
+            pa.field(CONFIDENCE, pa.float32()),
+            pa.field(NEAREST_ID, pa.string()),
+            pa.field(NEAREST_DISTANCE, pa.float32()),
+            pa.field(NEAREST_BITS, pa.int32()),
+            pa.field(KEPT, pa.bool_()),
+            pa.field(REASON, pa.string()),
+        ]
     )
 
 

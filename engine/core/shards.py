@@ -23,7 +23,9 @@ import platform
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
@@ -90,11 +92,12 @@ class ShardSet:
     def __init__(self, store: Store, prefix: str) -> None:
         self.store, self.prefix = store, prefix
 
-    def claim(self, fingerprint: Mapping[str, Any], discard: str) -> None:
+    def claim(self, fingerprint: Mapping[str, Any], discard: str, *, replace: bool = False) -> None:
         """Bind the set to a fingerprint. Raises `ResumeError` that names every difference from what
         lies there.
 
-        `discard` tells the person what to type to throw away what lies there.
+        `discard` tells the person what to type to throw away what lies there. replace: throw it
+        away rather than raise, where it is quickly made again.
         """
         key = self.store.join(self.prefix, "fingerprint.json")
         data = json.dumps(fingerprint, sort_keys=True, indent=1).encode()
@@ -111,7 +114,10 @@ class ShardSet:
             for name in sorted({*found, *fingerprint})
             if found.get(name) != fingerprint.get(name)
         ]
-        if changed:
+        if changed and replace:
+            self.discard()
+            self.claim(fingerprint, discard)
+        elif changed:
             raise ResumeError(
                 f"{self.store.location(self.prefix)} holds shards made otherwise:"
                 f" {'; '.join(changed)}."
@@ -325,6 +331,13 @@ class ShardWorker:
                 self.place if stage.device == "accelerator" else self.place._replace(device="cpu")
             )
         self._schema = self.schema if isinstance(self.schema, pa.Schema) else self.schema()
+        self._machine = platform.machine()
+        if self.place.device == "cuda":
+            import torch
+
+            if torch.cuda.is_available():
+                self._machine = torch.cuda.get_device_name()
+        self._software = installed("torch", "diffusers", "transformers")
 
     def __call__(self, tasks: Sequence[Shard]) -> Iterator[dict[str, Any]]:
         """Compute `tasks`; yields a summary of each as soon as it is committed.
@@ -384,7 +397,13 @@ class ShardWorker:
         provenance = {
             "batch_size": self.place.batch_size,
             "device": self.place.device,
-            "machine": platform.machine(),
+            "machine": self._machine,
+            "software": self._software,
+            **{
+                name: value
+                for stage in self.stages
+                for name, value in getattr(stage, "provenance", {}).items()
+            },
             "seconds": round(seconds, 3),
         }
         won = self.shards.commit(shard, made.combine_chunks(), status, provenance)
@@ -394,6 +413,15 @@ class ShardWorker:
 def _summary(shard: Shard, status: Sequence[str], won: bool) -> dict[str, Any]:
     reasons = Counter(entry for entry in status if entry != OK)
     return {"shard": shard.name, "rows": shard.rows, "won": won, "reasons": dict(reasons)}
+
+
+def installed(*packages: str) -> str:
+    """Names and versions of those that are installed, in a line."""
+    found = []
+    for package in packages:
+        with suppress(PackageNotFoundError):
+            found.append(f"{package} {version(package)}")
+    return ", ".join(found)
 
 
 def _statuses(batch: Batch, first: str) -> list[str]:

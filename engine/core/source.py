@@ -6,6 +6,7 @@ are refused, as are pipes and devices.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -14,8 +15,12 @@ from typing import Any
 
 import fsspec
 
-from engine.core.errors import DataError
+from engine.core.errors import DataError, StorageError
 from engine.core.images import MAX_BYTES, Rejected
+from engine.core.store import ATTEMPTS, back_off, may_pass
+
+# ENXIO: a socket or a pipe without a reader. ENAMETOOLONG, ELOOP: names from a hostile table.
+_NO_FILE = (errno.ENXIO, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EINVAL)
 
 
 class Source:
@@ -68,33 +73,78 @@ class Source:
         entries = self._fs.ls(self._root, detail=True)
         return sorted(PurePosixPath(e["name"]).name for e in entries if e["type"] == "directory")
 
+    def linked_folders(self) -> list[str]:
+        """Relative paths of links to folders, which are not walked; sorted."""
+        if not self.local:
+            return []
+        return sorted(
+            os.path.relpath(path, self.root).replace(os.sep, "/")
+            for folder, names, _ in os.walk(self.root)
+            for name in names
+            if os.path.islink(path := f"{folder}/{name}")
+        )
+
     def read(self, uri: str) -> bytes:
-        """Bytes of one file. Raises `Rejected` for what must not or cannot be read."""
+        """Bytes of one file.
+
+        Raises `Rejected` for what must not or cannot be read, and `StorageError` where the storage
+        fails: such a run stops and can go on later.
+        """
         path = PurePosixPath(uri)
         if not uri or path.is_absolute() or ".." in path.parts or "\0" in uri or "\\" in uri:
             raise Rejected("path_not_allowed", uri[:100])
+        for attempt in range(ATTEMPTS):
+            try:
+                return self._read(uri)
+            except OSError as error:
+                if reason := self._refusal(error):
+                    raise Rejected(reason, f"{uri[:100]}: {error.strerror}") from None
+                # A fault of the storage is none of the image's: it must not be set aside for it.
+                if may_pass(error) and attempt + 1 < ATTEMPTS:
+                    back_off(attempt)
+                    continue
+                raise self._fault(uri, error) from error
+            except Rejected:
+                raise
+            except Exception as error:  # storage libraries have errors of their own
+                raise self._fault(uri, error) from error
+        raise AssertionError("unreachable")
+
+    def _refusal(self, error: OSError) -> str | None:
+        """Why a file is not read, where that is a property of the file; None for a fault."""
+        if isinstance(error, FileNotFoundError):
+            return "missing"
+        if isinstance(error, IsADirectoryError):
+            return "not_readable"
+        if isinstance(error, PermissionError):
+            # Locally one file may be closed to us; from a server it is our credentials.
+            return "not_readable" if self.local else None
+        return "path_not_allowed" if error.errno in _NO_FILE else None
+
+    def _fault(self, uri: str, error: Exception) -> StorageError:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        return StorageError(
+            f"reader.root: {self.root}: {uri[:100]} cannot be read now: {reason}; run again when it"
+            " is mended"
+        )
+
+    def _read(self, uri: str) -> bytes:
         full = f"{self._root}/{uri}"
-        try:
-            if not self.local:
-                if self._fs.size(full) > MAX_BYTES:
-                    raise Rejected("too_large", uri)
-                return bytes(self._fs.cat_file(full))
-            real = os.path.realpath(full)
-            if os.path.commonpath([real, self.root]) != self.root:
-                raise Rejected("path_not_allowed", f"{uri} leads out of the folder")
-            # O_NONBLOCK: opening a pipe must not wait for a writer.
-            handle = os.open(real, os.O_RDONLY | os.O_NONBLOCK)
-            with os.fdopen(handle, "rb") as file:
-                status = os.fstat(handle)
-                if not stat.S_ISREG(status.st_mode):
-                    raise Rejected("path_not_allowed", f"{uri} is no regular file")
-                if status.st_size > MAX_BYTES:
-                    raise Rejected("too_large", f"{status.st_size:,} bytes")
-                return file.read()
-        except FileNotFoundError:
-            raise Rejected("missing", uri) from None
-        except (PermissionError, IsADirectoryError) as error:
-            raise Rejected("not_readable", f"{uri}: {error.strerror}") from None
-        except OSError as error:
-            # ENXIO: a socket or a pipe without reader; ENAMETOOLONG: a name from a hostile table.
-            raise Rejected("path_not_allowed", f"{uri[:100]}: {error.strerror}") from None
+        if not self.local:
+            if self._fs.size(full) > MAX_BYTES:
+                raise Rejected("too_large", uri)
+            return bytes(self._fs.cat_file(full))
+        real = os.path.realpath(full)
+        if os.path.commonpath([real, self.root]) != self.root:
+            raise Rejected("path_not_allowed", f"{uri} leads out of the folder")
+        # O_NONBLOCK: opening a pipe must not wait for a writer.
+        handle = os.open(real, os.O_RDONLY | os.O_NONBLOCK)
+        with os.fdopen(handle, "rb") as file:
+            status = os.fstat(handle)
+            if stat.S_ISDIR(status.st_mode):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            if not stat.S_ISREG(status.st_mode):
+                raise Rejected("path_not_allowed", f"{uri} is no regular file")
+            if status.st_size > MAX_BYTES:
+                raise Rejected("too_large", f"{status.st_size:,} bytes")
+            return file.read()

@@ -7,10 +7,12 @@ of it, so a laptop and a cluster find each other's results.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
+from engine.core.registry import resolve
 from engine.core.spec import Spec, digest
 
 
@@ -41,6 +43,22 @@ class Step:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Step) and other.key == self.key
+
+
+def make_step(
+    kind: str,
+    label: str,
+    spec: Mapping[str, Any],
+    inputs: Mapping[str, Step] | None = None,
+    plugins: Sequence[tuple[str, Any]] = (),
+) -> Step:
+    """A step of `kind` with the code versions of the kind and of each (family, spec) in
+    `plugins`."""
+    step_kind = resolve("steps", kind)
+    code = {kind: step_kind.version}
+    for family, plugin in plugins:
+        code[f"{family}.{plugin.name}"] = resolve(family, plugin.name).version
+    return Step(kind, label, step_kind.Spec(**spec), code, dict(inputs or {}))
 
 
 def upstream(steps: list[Step]) -> list[Step]:

@@ -34,19 +34,25 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine.core.errors import StorageError
+from engine.core.errors import StorageError, StudyError
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_ATTEMPTS = 5
+ATTEMPTS = 5
+_CLIENTS = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "azure", "adlfs")
 _TRANSIENT = (errno.EIO, errno.EBUSY, errno.ETIMEDOUT, errno.ECONNRESET, errno.EAGAIN)
 
 
-def _transient(error: OSError) -> bool:
+def may_pass(error: OSError) -> bool:
     """Time-outs, dropped connections and 5xx replies may pass; full disks, 403 and missing buckets
     will not."""
     return isinstance(error, TimeoutError | ConnectionError) or error.errno in _TRANSIENT
+
+
+def back_off(attempt: int) -> None:
+    """Wait before the next attempt, longer each time and never in step with others."""
+    time.sleep(random.uniform(0.5, 1.0) * 0.2 * 2**attempt)
 
 
 def _guarded(operation: Callable[P, T]) -> Callable[P, T]:
@@ -55,7 +61,7 @@ def _guarded(operation: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(operation)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        for attempt in range(_ATTEMPTS):
+        for attempt in range(ATTEMPTS):
             try:
                 return operation(*args, **kwargs)
             except OSError as error:
@@ -65,19 +71,26 @@ def _guarded(operation: Callable[P, T]) -> Callable[P, T]:
                     reading and isinstance(error, FileNotFoundError)
                 ):
                     raise
-                if _transient(error) and attempt + 1 < _ATTEMPTS:
-                    time.sleep(random.uniform(0.5, 1.0) * 0.2 * 2**attempt)
+                if may_pass(error) and attempt + 1 < ATTEMPTS:
+                    back_off(attempt)
                     continue
-                store, key = args[0], args[1] if len(args) > 1 else ""
-                reason = error.strerror or str(error) or type(error).__name__
-                raise StorageError(
-                    f"storage {getattr(store, 'url', '')}: cannot"
-                    f" {operation.__name__.replace('_', ' ')}"
-                    f" {key!s}: {reason}; nothing is half-committed, run again when it is mended"
-                ) from error
+                raise _fault(operation.__name__, args, error.strerror or str(error)) from error
+            except Exception as error:
+                # Libraries of object stores have errors of their own (no credentials, no route).
+                if type(error).__module__.split(".")[0] not in _CLIENTS:
+                    raise
+                raise _fault(operation.__name__, args, str(error)) from error
         raise AssertionError("unreachable")
 
     return call
+
+
+def _fault(operation: str, args: tuple[Any, ...], reason: str) -> StorageError:
+    store, key = args[0], args[1] if len(args) > 1 else ""
+    return StorageError(
+        f"storage {getattr(store, 'url', '')}: cannot {operation.replace('_', ' ')} {key!s}:"
+        f" {reason or 'no reason given'}; nothing is half-committed, run again when it is mended"
+    )
 
 
 def attempt_name() -> str:
@@ -97,7 +110,11 @@ class Store:
             if self.local
             else url.rstrip("/")
         )
-        self._open()
+        try:
+            self._open()
+        except Exception as error:  # an unknown protocol, a library that is not installed
+            text = " ".join(str(error).split())[:200]
+            raise StudyError(f"profile: storage: {url!r} cannot be opened: {text}") from None
 
     def _open(self) -> None:
         # Listings are never cached: another driver may commit at any time.
@@ -109,6 +126,12 @@ class Store:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._open()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Store) and other.url == self.url
+
+    def __hash__(self) -> int:
+        return hash(self.url)
 
     def __repr__(self) -> str:
         return f"Store({self.url!r})"

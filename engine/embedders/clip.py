@@ -10,7 +10,7 @@ from pydantic import Field
 
 from engine.core.errors import StudyError
 from engine.embedders import Embedder, EmbedderSpec
-from engine.embedders.cnn import image_processor_settings
+from engine.nets.checkpoints import image_processor_settings
 from engine.nets.images import to_model_input
 
 
@@ -36,7 +36,7 @@ class Clip(Embedder):
         self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[
             self.spec.precision
         ]
-        processor = image_processor_settings(self.spec.model, self.spec.revision)
+        processor = image_processor_settings("embedder", self.spec.model, self.spec.revision)
         try:
             model = CLIPVisionModelWithProjection.from_pretrained(
                 self.spec.model,

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from engine.core.errors import StudyError
 from engine.embedders import Embedder, EmbedderSpec
+from engine.nets.checkpoints import image_processor_settings
 from engine.nets.images import to_model_input
 
 
@@ -53,7 +54,7 @@ class Cnn(Embedder):
     def _load_transformers(self) -> None:
         from transformers import AutoModel
 
-        processor = image_processor_settings(self.spec.model, self.spec.revision)
+        processor = image_processor_settings("embedder", self.spec.model, self.spec.revision)
         try:
             self.model = AutoModel.from_pretrained(
                 self.spec.model,
@@ -104,36 +105,3 @@ class Cnn(Embedder):
                 self.dtype
             )
             return np.asarray(self._features(images).float().cpu().numpy())
-
-
-def image_processor_settings(model: str, revision: str | None) -> dict[str, Any]:
-    """Input size (height, width), mean and std from a checkpoint's preprocessor_config.json.
-
-    Read as plain JSON: transformers' own image processors need torchvision for some architectures.
-    """
-    import json
-    from pathlib import Path
-
-    from transformers.utils import cached_file
-
-    try:
-        path = cached_file(model, "preprocessor_config.json", revision=revision)
-        values = json.loads(Path(str(path)).read_text())
-    except (OSError, ValueError) as error:
-        raise StudyError(f"embedder.model: {model}: {' '.join(str(error).split())[:200]}") from None
-    size = (
-        values.get("crop_size")
-        if values.get("do_center_crop", "crop_size" in values)
-        else values.get("size")
-    )
-    size = size or values.get("size") or 224
-    if isinstance(size, dict):
-        edge = size.get("shortest_edge", 224)
-        size = (size.get("height", edge), size.get("width", edge))
-    else:
-        size = (size, size) if isinstance(size, int) else tuple(size)
-    return {
-        "size": tuple(int(side) for side in size),
-        "mean": values.get("image_mean") or [0.485, 0.456, 0.406],
-        "std": values.get("image_std") or [0.229, 0.224, 0.225],
-    }

@@ -87,6 +87,9 @@ class Generator:
     trainable: ClassVar[bool] = False
     # Fields of the spec that only sampling reads: changing them trains nothing anew.
     sampling_fields: ClassVar[tuple[str, ...]] = ()
+    # What `curate` asks of the images: `label` (does a classifier see the intended class?) and
+    # `copies` (is it a copy of a training image?).
+    filters: ClassVar[tuple[str, ...]] = ("label", "copies")
     # What the pictures are, in IPTC's vocabulary of digital source types
     # (cv.iptc.org/newscodes/digitalsourcetype).
     digital_source_type: str = "trainedAlgorithmicMedia"
@@ -105,6 +108,14 @@ class Generator:
     def parents(self) -> Literal["train", "representatives"] | None:
         """Which training images requests start from, if any."""
         return None
+
+    def outside(self) -> Mapping[str, str]:
+        """Fingerprint of data that the generator reads beside the study's own, such as a folder."""
+        return {}
+
+    def nested(self) -> Sequence[tuple[str, Any]]:
+        """(family, spec) of the plugins that the spec names; their versions count for keys."""
+        return ()
 
     def available(self) -> Mapping[str, int] | None:
         """Images of each class that exist already, or None where any number can be made."""

@@ -23,7 +23,8 @@ from engine.core.fit import FitContext
 from engine.core.rng import derive_seed
 from engine.generators import Generator, GeneratorSpec, SampleBatch, TrainingImages
 from engine.nets.training import (
-    BatchSampler,
+    WeightedSampler,
+    balanced_weights,
     optimizer_tensors,
     restore_optimizer,
     run,
@@ -246,7 +247,9 @@ class _Training:
         self.slices = share_of_batch(
             spec.batch_size, context.rank, context.world_size, spec.gradient_accumulation_steps
         )
-        self.sampler = BatchSampler(data.labels, spec.batch_size, spec.class_balance, seed)
+        self.sampler = WeightedSampler(
+            balanced_weights(data.labels, spec.class_balance), spec.batch_size, seed
+        )
         pairs = [
             _condition(label, cluster, spec)
             for label, cluster in zip(data.labels, data.clusters, strict=True)
@@ -302,6 +305,8 @@ class _Training:
 
     def update(self, step: int) -> dict[str, float]:
         torch, total = self.torch, 0.0
+        # Dropout draws from torch's own generator: f(seed, step, rank), as all else.
+        torch.manual_seed(derive_seed(self.seed, "dropout", step, self.accelerator.process_index))
         rows = self.sampler.rows(step)
         for piece in self.slices:
             with self.accelerator.accumulate(self.model):

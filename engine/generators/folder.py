@@ -7,7 +7,7 @@ the study's preprocessing like every image.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -56,6 +56,13 @@ class Folder(Generator):
             found.setdefault(label, []).append(uri)
         return found
 
+    def outside(self) -> Mapping[str, str]:
+        reader = resolve("readers", self.spec.reader.name)(self.spec.reader)
+        return dict(reader.fingerprint())
+
+    def nested(self) -> Sequence[tuple[str, Any]]:
+        return (("readers", self.spec.reader),)
+
     def available(self) -> Mapping[str, int]:
         return Counter({label: len(uris) for label, uris in self._by_label.items()})
 
@@ -65,7 +72,8 @@ class Folder(Generator):
 
     def load(self, weights: Path | None, device: str) -> None:
         self.source = resolve("readers", self.spec.reader.name)(self.spec.reader).bytes()
-        self.sandbox = Sandbox(self.preprocess)
+        # Lossless here: the study's codec comes once, as for every other image.
+        self.sandbox = Sandbox(self.preprocess.model_copy(update={"codec": "png"}))
 
     def sample(self, batch: SampleBatch) -> list[np.ndarray | str]:
         found: list[np.ndarray | str] = []

@@ -37,6 +37,8 @@ class TraditionalSpec(GeneratorSpec):
 class Traditional(Generator):
     version: ClassVar[int] = 1
     Spec: ClassVar[type[GeneratorSpec]] = TraditionalSpec
+    # A moved picture shows what it showed, and is near its parent by nature.
+    filters: ClassVar[tuple[str, ...]] = ()
     digital_source_type = "algorithmicallyEnhanced"
     spec: TraditionalSpec
 

@@ -26,7 +26,16 @@ def to_model_input(
     import torch
 
     images = torch.from_numpy(np.ascontiguousarray(pixels)).to(device, non_blocking=True)
-    images = images.permute(0, 3, 1, 2).float().div_(255)
+    return normalised(images.permute(0, 3, 1, 2), size, mean, std)
+
+
+def normalised(
+    pixels: Tensor, size: tuple[int, int], mean: Sequence[float], std: Sequence[float]
+) -> Tensor:
+    """uint8 (n, 1 or 3, height, width) to float32 (n, 3, *size), where the pixels lie."""
+    import torch
+
+    images = pixels.float().div_(255)
     if images.shape[1] == 1:
         images = images.expand(-1, 3, -1, -1)
     if tuple(images.shape[2:]) != tuple(size):

@@ -8,7 +8,7 @@ nothing had been.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -43,18 +43,20 @@ def run(
     *,
     checkpoint_every: int,
     report_every: int,
+    measure: Callable[[int], dict[str, float]] | None = None,
 ) -> list[dict[str, float]]:
     """Train to `steps` from the newest checkpoint, if there is one; returns the reported history.
 
+    measure: called with the number of steps done at each report; its figures stand in the history.
     Raises `EngineError` when the loss is no longer finite.
     """
     start, history = 0, []
+    sums: dict[str, float] = {}
     if found := context.latest_checkpoint():
         start, tensors, state = found
         trainable.restore(tensors)
-        history = list(state["history"])
+        history, sums = list(state["history"]), dict(state["sums"])
     told = 0.0
-    sums: dict[str, float] = {}
     for step in range(start, steps):
         figures = trainable.update(step)
         for name, value in figures.items():
@@ -63,6 +65,8 @@ def run(
         if done % report_every == 0 or done == steps:
             count = (done - 1) % report_every + 1
             means = {name: value / count for name, value in sums.items()}
+            if measure is not None:
+                means |= measure(done)
             sums = {}
             if not all(np.isfinite(value) for value in means.values()):
                 raise EngineError(
@@ -74,7 +78,7 @@ def run(
                 context.report(done, steps, **means)
         # Never at the very end: the weights themselves are written there.
         if done % checkpoint_every == 0 and done < steps:
-            context.save_checkpoint(done, trainable.tensors(), {"history": history})
+            context.save_checkpoint(done, trainable.tensors(), {"history": history, "sums": sums})
     return history
 
 
@@ -91,19 +95,14 @@ def share_of_batch(batch_size: int, rank: int, world_size: int, accumulation: in
     return [slice(first + part * size, first + (part + 1) * size) for part in range(accumulation)]
 
 
-class BatchSampler:
+class WeightedSampler:
     """Rows of each step's global batch, drawn with replacement: f(seed, step) alone.
 
-    balance: an image's weight is n^-balance, where n is the size of its class: 0 draws images
-    evenly, 1 draws classes evenly, 0.5 (square-root sampling) lies between.
+    weights: of n rows, relative to each other.
     """
 
-    def __init__(self, labels: Sequence[str], batch_size: int, balance: float, seed: int) -> None:
-        _, inverse, counts = np.unique(
-            np.asarray(labels, dtype=str), return_inverse=True, return_counts=True
-        )
-        weights = counts[inverse].astype(float) ** -balance
-        self.cumulative = np.cumsum(weights / weights.sum())
+    def __init__(self, weights: np.ndarray, batch_size: int, seed: int) -> None:
+        self.cumulative = np.cumsum(np.asarray(weights, dtype=float) / np.sum(weights))
         self.batch_size, self.seed = batch_size, seed
 
     def rows(self, step: int) -> np.ndarray:
@@ -111,6 +110,15 @@ class BatchSampler:
         return np.minimum(
             np.searchsorted(self.cumulative, draws, side="right"), len(self.cumulative) - 1
         )
+
+
+def balanced_weights(labels: Sequence[str], balance: float) -> np.ndarray:
+    """n^-balance for each image, where n is the size of its class: 0 draws images evenly, 1 draws
+    classes evenly, 0.5 (square-root sampling) lies between."""
+    _, inverse, counts = np.unique(
+        np.asarray(labels, dtype=str), return_inverse=True, return_counts=True
+    )
+    return np.asarray(counts[inverse].astype(float) ** -balance)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from engine.core import rows
 from engine.core.errors import DataError
-from engine.core.images import EXTENSIONS
+from engine.core.images import EXTENSIONS, FOREIGN
 from engine.core.rows import TaskKind
 from engine.core.source import Source
 from engine.readers import Reader, ReaderSpec, image_ids
@@ -25,6 +25,9 @@ SPLIT_NAMES = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
     "dev": "val", "test": "test", "testing": "test",
 }  # fmt: skip
+
+
+LISTED = (*EXTENSIONS, *FOREIGN)
 
 
 class ImagefolderSpec(ReaderSpec):
@@ -56,9 +59,21 @@ class Imagefolder(Reader):
             and bool(folders)
             and all(name.lower() in SPLIT_NAMES for name in folders)
         )
+        named = [name for name in folders if name.lower() in SPLIT_NAMES]
+        if self.spec.splits == "auto" and named and not with_splits:
+            other = next(name for name in folders if name not in named)
+            raise DataError(
+                f"reader.root: {named[0]!r} bears the name of a split, {other!r} does not: move"
+                " away what is no split, or say splits: none if all are classes"
+            )
+        if links := source.linked_folders():
+            raise DataError(
+                f"reader.root: the folder {links[0]!r} is a link, which is not followed; name the"
+                " real folder, or copy it here"
+            )
         depth = 2 if with_splits else 1
         uris, labels, splits, groups = [], [], [], []
-        for uri in source.files(tuple(EXTENSIONS)):
+        for uri in source.files(LISTED):
             if any("\udc80" <= char <= "\udcff" for char in uri):
                 raise DataError(f"reader.root: the name {uri!r} is no UTF-8 text; rename the file")
             parts = PurePosixPath(uri).parts
@@ -105,5 +120,5 @@ class Imagefolder(Reader):
 
     def fingerprint(self) -> Mapping[str, str]:
         source = Source(self.spec.root)
-        listing = "\n".join(source.files(tuple(EXTENSIONS)))
+        listing = "\n".join(source.files(LISTED))
         return {"listing": hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()}

@@ -43,6 +43,27 @@ class DecodeOwn:
         return {**batch, "pixels": np.stack(list(decoded))}
 
 
+class Hash:
+    """Stage: the perceptual hash of each preprocessed image (64 bits, as hexadecimal text)."""
+
+    reads: ClassVar[tuple[str, ...]] = ("pixels",)
+    writes: ClassVar[tuple[str, ...]] = (rows.PHASH,)
+    device: ClassVar[Device] = "cpu"
+
+    def load(self, place: Place) -> None:
+        return
+
+    def __call__(self, batch: Batch) -> Batch:
+        import imagehash
+        from PIL import Image
+
+        pictures = (image[..., 0] if image.shape[-1] == 1 else image for image in batch["pixels"])
+        return {
+            **batch,
+            rows.PHASH: [str(imagehash.phash(Image.fromarray(picture))) for picture in pictures],
+        }
+
+
 class EmbedImages:
     """Stage: pixels to vectors. A vector of zeros or with NaN is no position: the row is
     quarantined."""
@@ -58,7 +79,7 @@ class EmbedImages:
     def stages(cls, spec: Any) -> tuple[list[Stage], Callable[[], pa.Schema]]:
         """The stages from stored images to vectors, and the schema, known once they are loaded."""
         stage = cls(spec)
-        return [DecodeOwn(), stage], partial(_schema, stage)
+        return [DecodeOwn(), Hash(), stage], partial(_schema, stage)
 
     def load(self, place: Place) -> None:
         self.embedder = resolve("embedders", self.spec.name)(self.spec)
@@ -79,7 +100,7 @@ def _schema(stage: EmbedImages) -> pa.Schema:
 
 
 class Embed(StepKind):
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     Spec: ClassVar[type[Spec]] = EmbedSpec
     summary: ClassVar[str] = "turn train and val images into vectors"
 
@@ -93,6 +114,7 @@ class Embed(StepKind):
                 "embedder": spec.embedder.model_dump(),
                 "images": context.inputs["ingest"].digest,
             },
+            replace=True,
         )  # fmt: skip
         parts = [commit.data for commit in commits if commit.data]
         kept, planned = sum(commit.kept for commit in commits), sum(shard.rows for shard in shards)

@@ -84,6 +84,8 @@ class Sample:
 
     def __init__(self, store: Store, spec: GenerateSpec, weights: Sequence[Part]) -> None:
         self.store, self.spec, self.weights = store, spec, list(weights)
+        # Where memory did not suffice for a planned batch, its pixels may differ in the last bit.
+        self.provenance: dict[str, Any] = {}
 
     def load(self, place: Place) -> None:
         self.generator = resolve("generators", self.spec.generator.name)(
@@ -165,6 +167,7 @@ class Sample:
             # imported.
             if "out of memory" not in str(error).lower() or len(held) == 1:
                 raise
+        self.provenance["out_of_memory"] = True
         half = len(held) // 2
         return self._in_memory(columns, parents, held[:half], seeds) + self._in_memory(
             columns, parents, held[half:], seeds
@@ -307,13 +310,13 @@ def fingerprint(context: Context, spec: GenerateSpec) -> dict[str, Any]:
 def warn_of_mixed_places(context: Context, commits: Sequence[Commit]) -> None:
     """Pixels are bitwise reproducible for one device and one batch shape; say so where shards
     differ."""
-    places = {
-        tuple(commit.provenance[name] for name in ("device", "machine", "batch_size"))
-        for commit in commits
-    }
+    names = ("device", "machine", "batch_size", "software", "out_of_memory")
+    places = {tuple(commit.provenance.get(name, "") for name in names) for commit in commits}
     if len(places) > 1:
         shown = "; ".join(
-            f"{device} {machine}, batches of {size}" for device, machine, size in sorted(places)
+            f"{device} {machine}, batches of {size}, {software}"
+            + (" (halved, for memory did not suffice)" if halved else "")
+            for device, machine, size, software, halved in sorted(places, key=str)
         )
         context.say(
             f"warning: the shards were made in different places ({shown}): close, not bitwise equal"

@@ -26,7 +26,7 @@ from engine.core.arrays import vectors_of
 from engine.core.dataset import (
     assign_splits,
     limit_train,
-    mend_leaks,
+    mend_all,
     remove_duplicates,
     replace_column,
 )  # fmt: skip
@@ -122,6 +122,15 @@ class Ingest(StepKind):
     summary: ClassVar[str] = "decode and check the images, split them, look for leaks"
 
     def run(self, context: Context) -> Result:
+        try:
+            return self._run(context)
+        except (DataError, LeakError):
+            # The remedy changes files, perhaps in place, or the study: read them again then.
+            for prefix in self.shard_prefixes(context.store, context.step):
+                ShardSet(context.store, prefix).discard()
+            raise
+
+    def _run(self, context: Context) -> Result:
         spec: IngestSpec = context.step.spec  # type: ignore[assignment]
         reader = resolve("readers", spec.reader.name)(spec.reader)
         records = reader.records()
@@ -210,8 +219,13 @@ class Ingest(StepKind):
             warnings.append("no groups are given: every image counts as independent of the others")
         if leaks and spec.audit.on_leak == "fail":
             raise LeakError(self._leak_text(context, leaks))
+        if thresholds.get("twins"):
+            warnings.append(
+                f"{thresholds['twins']} training images have a near duplicate in another group of"
+                " train: the groups may be wrong"
+            )
         if leaks:
-            index = mend_leaks(index, leaks, spec.audit.on_leak, fate)
+            index, leaks = mend_all(index, vectors, leaks, thresholds, spec.audit.on_leak, fate)
             warnings.append(
                 f"{len(leaks)} leaks between splits: on_leak: {spec.audit.on_leak} was applied"
             )
@@ -234,7 +248,7 @@ class Ingest(StepKind):
             shards.append(Shard(f"audit-{task['ids_digest']}", len(ids), task, {}))
         commits = context.compute(
             "embed", shards, rows_of=parquet_rows, stages=stages, schema=schema, prefix=prefix,
-            fingerprint={"embedder": spec.audit.embedder.model_dump()},
+            fingerprint={"embedder": spec.audit.embedder.model_dump()}, replace=True,
         )  # fmt: skip
         keys = [commit.data.key for commit in commits if commit.data]
         table = pa.concat_tables(context.store.tables(keys))
@@ -284,7 +298,8 @@ class Ingest(StepKind):
             raise DataError(
                 f"ingest {step.key}: the data changed since it was taken in and split; bring it"
                 " back, or take it in"
-                " anew with --discard ingest (everything that follows is computed again)"
+                " anew with --discard ingest; images that were made from the old data then have to"
+                " be thrown away by name, and the run will say so"
             )
         return None
 

@@ -19,12 +19,14 @@ from engine.core import rows
 from engine.core.dataset import split_index
 from engine.core.errors import DataError, StudyError
 from engine.core.images import Preprocess
+from engine.core.manifest import Manifest
 from engine.core.names import slug
 from engine.core.registry import resolve
 from engine.core.rng import derive_seed
 from engine.core.rows import TaskKind
 from engine.core.shards import Shard, ids_digest
 from engine.core.spec import Spec, digest
+from engine.core.step import Step
 from engine.generators import Generator, TrainingRows
 from engine.generators import Request as Wanted
 from engine.steps import StepKind
@@ -79,7 +81,8 @@ class Request(StepKind):
                 bar.advance(count)
         if not shards:
             raise DataError(
-                "request: no image is asked for: every class has balance_to images already"
+                "request: no image is asked for: the classes have balance_to images already, or"
+                " ratio rounds to none"
             )
         table = pa.table({"shard": [shard.to_json() for shard in shards]})
         parts.append(context.table("shards", table, table="shards"))
@@ -90,8 +93,16 @@ class Request(StepKind):
             {
                 "headline": f"{total:,} images of {len(made)} classes in {len(shards):,} shards",
                 "counts": made,
+                "outside": dict(generator.outside()),
             },
         )  # fmt: skip
+
+    def outdated(self, step: Step, manifest: Manifest) -> str | None:
+        spec: RequestSpec = step.spec  # type: ignore[assignment]
+        generator = resolve("generators", spec.generator.name)(spec.generator, spec.preprocess)
+        if dict(generator.outside()) != manifest.metrics["outside"]:
+            return "the existing images changed"
+        return None
 
 
 def count_per_class(request: RequestSettings, train: Mapping[str, int]) -> dict[str, int]:
@@ -182,13 +193,13 @@ def request_table(
 
 def request_id(generator_key: str, wanted: Wanted) -> str:
     """24 hex digits from all that says what is asked for; the seed is no part of it."""
-    return digest(
-        [
-            generator_key, wanted.label, wanted.cluster, wanted.prompt, wanted.negative_prompt,
-            wanted.parent_id, wanted.strength, wanted.index,
-        ],
-        24,
-    )  # fmt: skip
+    asked: list[Any] = [
+        generator_key, wanted.label, wanted.cluster, wanted.prompt, wanted.negative_prompt,
+        wanted.parent_id, wanted.strength, wanted.index,
+    ]  # fmt: skip
+    if wanted.uri is not None:
+        asked.append(wanted.uri)
+    return digest(asked, 24)
 
 
 def planned_shards(context: Context) -> Iterator[Shard]:

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from engine.core import rows
+from engine.core.dataset import mend_all
 from engine.core.images import Preprocess, pixel_sha256, preprocess
 from engine.core.leaks import find_leaks
 from engine.embedders.pixels import Pixels, PixelsSpec
@@ -155,3 +156,40 @@ def test_images_without_a_vector_are_left_out() -> None:
     vectors[150] = np.nan
     vectors[7] = 0
     assert find_leaks(table, vectors, 0.001)[0] == []
+
+
+def test_a_twin_in_train_does_not_switch_the_look_for_near_duplicates_off() -> None:
+    twin = encoded_again(TRAIN[20], 70)
+    table, vectors = table_of([*TRAIN, twin, COPIES["jpeg_again"]], ["train"] * 151 + ["test"])
+    leaks, thresholds = find_leaks(table, vectors, 0.001)
+    assert [(leak.first, leak.second) for leak in leaks] == [("a3", "a151")]
+    assert thresholds["twins"] == 2
+
+
+def test_thresholds_of_an_earlier_look_are_used_as_they_are() -> None:
+    table, vectors = table_of([*TRAIN, COPIES["jpeg_again"]], ["train"] * 150 + ["test"])
+    strict = {"hash_bits": 0, "embedding_distance": 0.0, "twins": 0}
+    assert find_leaks(table, vectors, 0.001, strict)[0] == []
+
+
+@pytest.mark.parametrize("how", ["drop", "move"])
+def test_mending_goes_on_until_no_leak_is_left(how: str) -> None:
+    # More near copies of one test image, in a burst of one patient, than one look sees.
+    burst = [encoded_again(scene(1000), 60 + number) for number in range(25)]
+    pictures = [*TRAIN, *burst, scene(1000)]
+    groups = [f"g{number}" for number in range(150)] + ["burst"] * 25 + ["other"]
+    table, vectors = table_of(pictures, ["train"] * 175 + ["test"], groups)
+    leaks, thresholds = find_leaks(table, vectors, 0.001)
+    assert 0 < len(leaks) < 25
+    fate: dict[str, str] = {}
+    mended, _ = mend_all(table, vectors, leaks, thresholds, how, fate)
+    kept = np.isin(table[rows.IMAGE_ID].to_pylist(), mended[rows.IMAGE_ID].to_pylist())
+    assert find_leaks(mended, vectors[kept], 0.001, thresholds)[0] == []
+    gone = {f"a{number}" for number in range(150, 175)}
+    if how == "drop":
+        assert {image_id for image_id, why in fate.items() if why == "leak"} == gone
+    else:
+        splits = dict(
+            zip(*(mended[name].to_pylist() for name in (rows.IMAGE_ID, rows.SPLIT)), strict=True)
+        )
+        assert {splits[image_id] for image_id in gone} == {"test"}

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import socket
 from pathlib import Path
 
+import fsspec
 import pytest
 
-from engine.core.errors import DataError
+from engine.core.errors import DataError, StorageError
 from engine.core.images import MAX_BYTES, Rejected
 from engine.core.source import Source
 
@@ -135,3 +137,44 @@ def test_a_folder_in_memory_obeys_the_same_rules() -> None:
         with pytest.raises(Rejected) as caught:
             source.read(uri)
         assert caught.value.reason == expected
+
+
+class Faulty:
+    """A file system whose reads fail: the first `times` of them, with `error`."""
+
+    def __init__(self, error: Exception, times: int) -> None:
+        self.error, self.times = error, times
+
+    def size(self, path: str) -> int:
+        return 6
+
+    def cat_file(self, path: str) -> bytes:
+        self.times -= 1
+        if self.times >= 0:
+            raise self.error
+        return b"inside"
+
+
+def remote(error: Exception, times: int) -> Source:
+    fsspec.filesystem("memory").pipe("/photographs/a.png", b"inside")
+    source = Source("memory://photographs")
+    source._fs = Faulty(error, times)
+    return source
+
+
+@pytest.mark.parametrize("error", [TimeoutError("slow"), OSError(errno.EIO, "input/output error")])
+def test_a_passing_fault_of_the_storage_is_tried_again(error: Exception) -> None:
+    assert remote(error, times=2).read("a.png") == b"inside"
+
+
+@pytest.mark.parametrize(
+    "error", [PermissionError("the token has expired"), RuntimeError("no credentials")]
+)
+def test_a_lasting_fault_stops_the_run_and_sets_no_image_aside(error: Exception) -> None:
+    with pytest.raises(StorageError, match=str(error)):
+        remote(error, times=99).read("a.png")
+
+
+def test_a_missing_remote_file_is_the_file_s_own_fault() -> None:
+    with pytest.raises(Rejected, match="missing"):
+        remote(FileNotFoundError(errno.ENOENT, "no such key"), times=99).read("a.png")

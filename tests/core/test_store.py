@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from engine.core.errors import StorageError
+from engine.core.errors import StorageError, StudyError
 from engine.core.store import Store
 
 
@@ -163,3 +163,9 @@ def test_refused_credentials_are_one_line(s3_endpoint: str) -> None:
         Store("s3://no-such-bucket-of-ours/x").probe()
     assert "no-such-bucket-of-ours" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["nosuch://bucket/runs", "gs://bucket/runs"])
+def test_storage_that_cannot_be_opened_is_one_line_that_names_the_field(url: str) -> None:
+    with pytest.raises(StudyError, match="profile: storage"):
+        Store(url)

@@ -72,9 +72,33 @@ def test_a_killed_training_goes_on_to_bitwise_equal_weights(tmp_path: Path) -> N
         fit(store, spec(), "one", checkpoint_every=2, on_report=die)
     assert [key for key in store.listing("work/x") if "checkpoint-00000004" in key]
     resumed = fit(store, spec(), "two", checkpoint_every=2)
-    assert {name: resumed[name] for name in whole if name.startswith("unet/")} == {
-        name: digest for name, digest in whole.items() if name.startswith("unet/")
-    }
+    assert resumed == whole  # the history of the loss too
+
+
+def test_dropout_too_is_drawn_alike_after_a_kill(tmp_path: Path) -> None:
+    whole = fit(Store(str(tmp_path / "whole")), spec(dropout=0.3), checkpoint_every=2)
+    store = Store(str(tmp_path / "killed"))
+
+    def die(message: dict[str, Any]) -> None:
+        if message["done"] >= 5:
+            raise Killed
+
+    with pytest.raises(Killed):
+        fit(store, spec(dropout=0.3), "one", checkpoint_every=2, on_report=die)
+    assert fit(store, spec(dropout=0.3), "two", checkpoint_every=2) == whole
+
+
+def test_checkpoints_of_other_inputs_neither_count_nor_go(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    fit(store, spec(), "one", checkpoint_every=2)
+    other = context(store, "two")
+    other.inputs = "retaken images"
+    # A new training begins below the steps that the old one had reached.
+    other.save_checkpoint(1, {}, {})
+    found = other.latest_checkpoint()
+    assert found is not None
+    assert found[0] == 1
+    assert context(store).latest_checkpoint()[0] == 4
 
 
 def test_a_checkpoint_of_other_inputs_is_not_adopted(tmp_path: Path) -> None:

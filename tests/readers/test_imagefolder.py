@@ -115,3 +115,25 @@ def test_a_name_that_is_no_text_is_an_error_that_shows_it(image_folder: Folder) 
     with pytest.raises(DataError, match=r"udcff.*rename the file") as caught:
         reader(root).records()
     assert str(caught.value).isprintable()
+
+
+def test_split_folders_beside_another_folder_are_not_taken_for_classes(
+    image_folder: Callable[..., Path],
+) -> None:
+    root = image_folder({"train/a": 2, "test/a": 2, "unlabelled/x": 2})
+    with pytest.raises(DataError, match="'unlabelled' does not"):
+        Imagefolder(ImagefolderSpec(root=str(root))).records()
+
+
+def test_a_class_folder_behind_a_link_is_refused(image_folder: Callable[..., Path]) -> None:
+    root = image_folder({"a": 2, "b": 2})
+    (root / "c").symlink_to(root / "a")
+    with pytest.raises(DataError, match="'c' is a link"):
+        Imagefolder(ImagefolderSpec(root=str(root))).records()
+
+
+def test_documents_beside_images_are_listed_and_not_lost(image_folder: Callable[..., Path]) -> None:
+    root = image_folder({"a": 2, "b": 2})
+    (root / "a" / "scan.pdf").write_bytes(b"%PDF-1.7")
+    uris = Imagefolder(ImagefolderSpec(root=str(root))).records()[rows.URI].to_pylist()
+    assert "a/scan.pdf" in uris

@@ -131,6 +131,28 @@ def test_images_that_exist_already_keep_their_labels(
         assert uri.startswith(f"{label}/")
 
 
+def test_a_folder_that_grows_doubles_no_image(
+    study, image_folder: Callable[..., Path], run_until: Run, store: Store
+) -> None:
+    other = image_folder({"cat": 5, "dog": 5}, below="made-elsewhere")
+    generators = {"f": {"name": "folder", "reader": {"name": "imagefolder", "root": str(other)}}}
+    asked = {"per_class": 4, "shard_size": 2}
+    run_until(study(generators=generators, request=asked), "generate")
+    # Sorts before all others, so that every image moves on by one.
+    (other / "cat" / "00.png").write_bytes((other / "dog" / "004.png").read_bytes())
+    table = made(store, run_until(study(generators=generators, request=asked), "generate"))
+    uris = table[rows.URI].to_pylist()
+    assert len(set(uris)) == len(uris) == 8
+    assert "cat/00.png" in uris
+
+
+def test_what_is_wrong_with_a_request_is_told_before_any_training(study, run_until: Run) -> None:
+    network = {"name": "ddpm", "block_out_channels": [8, 8], "train_steps": 10**6}
+    with pytest.raises(StudyError, match="there is no class 'x'"):
+        run_until(study(generators={"d": network}, request={"per_class": 2, "classes": ["x"]}),
+                  "generate")  # fmt: skip
+
+
 def test_a_folder_with_too_few_images_never_bears_the_name_of_more(
     study, image_folder: Callable[..., Path], run_until: Run
 ) -> None:

@@ -233,6 +233,18 @@ def test_more_bad_files_than_the_setting_allows_stop_the_run(
     assert not [key for key in store.listing("steps") if key.endswith("manifest.json")]
 
 
+def test_a_file_mended_in_place_is_read_again(
+    image_folder: Folder, toy_study: MakeStudy, ingest: Run
+) -> None:
+    root = image_folder({"a": 30, "b": 30})
+    bad = root / "a" / "000.png"
+    good = bad.read_bytes()
+    bad.write_bytes(b"")
+    refused(ingest, toy_study(root), "1 of 60 files cannot be used")
+    bad.write_bytes(good)
+    assert ingest(toy_study(root)).rows == 60
+
+
 class Files:
     """Bytes by name, in place of a folder."""
 
@@ -343,6 +355,16 @@ def test_one_picture_under_two_labels_stops_the_run_and_both_are_named(
     shutil.copy(root / "a" / "003.png", root / "b" / "same.png")
     text = refused(ingest, toy_study(root), "1 pictures stand under two labels")
     assert "a/003.png is 'a' and b/same.png is 'b'" in text
+
+
+def test_a_grey_picture_stored_as_colour_is_the_same_picture(
+    image_folder: Folder, toy_study: MakeStudy, ingest: Run
+) -> None:
+    root = image_folder({f"{split}/{c}": 6 for split in ("train", "val", "test") for c in "ab"})
+    grey = Image.open(root / "train/a/000.png").convert("L")
+    grey.save(root / "train/a/grey.png")
+    grey.convert("RGB").save(root / "test/a/grey.png")
+    refused(ingest, toy_study(root), r"leaks between splits \(1 exact\)", LeakError)
 
 
 def test_a_contradiction_in_a_second_task_names_the_labels_that_differ(

@@ -1,0 +1,41 @@
+"""What lies beside the weights of other people's checkpoints."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from engine.core.errors import StudyError
+
+
+def image_processor_settings(section: str, model: str, revision: str | None) -> dict[str, Any]:
+    """Input size (height, width), mean and std from a checkpoint's preprocessor_config.json.
+
+    Read as plain JSON: transformers' own image processors need torchvision for some architectures.
+    `section` of the study names the checkpoint in an error. Raises `StudyError`.
+    """
+    from transformers.utils import cached_file
+
+    try:
+        path = cached_file(model, "preprocessor_config.json", revision=revision)
+        values = json.loads(Path(str(path)).read_text())
+    except (OSError, ValueError) as error:
+        text = " ".join(str(error).split())[:200]
+        raise StudyError(f"{section}.model: {model}: {text}") from None
+    size = (
+        values.get("crop_size")
+        if values.get("do_center_crop", "crop_size" in values)
+        else values.get("size")
+    )
+    size = size or values.get("size") or 224
+    if isinstance(size, dict):
+        edge = size.get("shortest_edge", 224)
+        size = (size.get("height", edge), size.get("width", edge))
+    else:
+        size = (size, size) if isinstance(size, int) else tuple(size)
+    return {
+        "size": tuple(int(side) for side in size),
+        "mean": values.get("image_mean") or [0.485, 0.456, 0.406],
+        "std": values.get("image_std") or [0.229, 0.224, 0.225],
+    }
