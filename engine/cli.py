@@ -111,7 +111,9 @@ def _run(arguments: argparse.Namespace, last: str | None, dry_run: bool) -> int:
         else:
             manifests = execute(steps, store, runtime, profile)
             for step in steps:
-                show_sheet(study, step, store, manifests[step.key].keys(file="sheet.png"))
+                # Of a generator's rounds, the first shows what it makes.
+                if step.label.count(".") < 2:
+                    show_sheet(study, step, store, manifests[step.key].keys(file="sheet.png"))
     finally:
         runtime.close()
     say(f"done in {time.monotonic() - started:.1f} s")

@@ -6,7 +6,7 @@ import hashlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -32,6 +32,16 @@ class Result:
     metrics: Mapping[str, Any] = field(default_factory=dict)
 
 
+class TrialRunner(Protocol):
+    """Computes steps whose inputs are done, each in a trial; by key."""
+
+    def find(self, steps: Sequence[Step]) -> dict[str, Manifest]:
+        """Those that are done."""
+        ...
+
+    def run(self, steps: Sequence[Step], on_end: Callable[[int], None]) -> dict[str, Manifest]: ...
+
+
 @dataclass
 class Context:
     """The world as one step sees it. `inputs` are the manifests of the steps that this one
@@ -44,6 +54,8 @@ class Context:
     stage_resources: Callable[[str], StageResources]
     fit_resources: FitResources
     device: str
+    # How a search runs its trials; given to every step, used by one.
+    runner: TrialRunner | None = None
     interval: float = 10.0
     # What the manifest's provenance says of how this run went.
     notes: dict[str, Any] = field(default_factory=dict)
@@ -123,6 +135,20 @@ class Context:
                     )
                     bar.advance(summary["rows"], f"quarantined: {quarantined}" if reasons else "")
         return shard_set.collect(shards)
+
+    def trials(self, steps: Sequence[Step]) -> dict[str, Manifest]:
+        """The manifests of these steps by key; each that has none is computed in a trial."""
+        assert self.runner is not None, f"{self.step.label} was given no way to run trials"
+        unique = list({step.key: step for step in steps}.values())
+        found = self.runner.find(unique)
+        missing = [step for step in unique if step.key not in found]
+        self.notes["trials"] = {"found": len(found), "made": len(missing)}
+        if not missing:
+            return found
+        if found:
+            self.say(f"{len(found)} of {len(unique)} trials are done already")
+        with self.progress(len(unique), "trials", len(found)) as bar:
+            return found | self.runner.run(missing, bar.advance)
 
     def fit(
         self, train: Callable[[FitContext], None], unit: str

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
@@ -19,7 +19,7 @@ from engine.core.progress import say
 from engine.core.registry import resolve
 from engine.core.shards import ShardSet
 from engine.core.spec import canonical
-from engine.core.step import Step
+from engine.core.step import Step, upstream
 from engine.core.store import Store
 from engine.runtime.base import Runtime
 from engine.study import Profile
@@ -128,6 +128,7 @@ def run_step(
         stage_resources=profile.stage,
         fit_resources=profile.fit,
         device=profile.device,
+        runner=Trials(store, runtime, profile),
     )
     try:
         result = resolve("steps", step.kind)().run(context)
@@ -157,6 +158,57 @@ def run_step(
         # It stood until there was a new one: it is the index of what was made.
         store.delete(store.manifest(step.kind, step.key))
     return write_manifest(store, manifest)
+
+
+@dataclass(frozen=True)
+class Trials:
+    """Runs steps in trials of the runtime. Their inputs must be done."""
+
+    store: Store
+    runtime: Runtime
+    profile: Profile
+
+    def find(self, steps: Sequence[Step]) -> dict[str, Manifest]:
+        needed = upstream([needed for step in steps for needed in step.inputs.values()])
+        found = inspect([*needed, *steps], self.store)
+        wanted = {step.key for step in steps}
+        return {
+            status.step.key: status.manifest
+            for status in found
+            if status.step.key in wanted and status.state == "done" and status.manifest
+        }
+
+    def run(self, steps: Sequence[Step], on_end: Callable[[int], None]) -> dict[str, Manifest]:
+        needed = {needed.key: needed for step in steps for needed in step.inputs.values()}
+        inputs = {key: read_manifest(self.store, needed) for key, needed in needed.items()}
+        by_key = {step.key: step for step in steps}
+        trial = RunTrial(by_key, inputs, self.store, self.profile)
+        self.runtime.search(trial, list(by_key), self.profile.trial, lambda _: on_end(1))
+        made = {}
+        for key, step in by_key.items():
+            manifest = read_manifest(self.store, step)
+            if manifest is None:
+                raise EngineError(f"{step.label}: its trial ended without a result")
+            made[key] = manifest
+        return made
+
+
+@dataclass(frozen=True)
+class RunTrial:
+    """What a trial's process runs: one step, by its key."""
+
+    steps: dict[str, Step]
+    inputs: dict[str, Manifest | None]
+    store: Store
+    profile: Profile
+
+    def __call__(self, name: str, runtime: Runtime) -> dict[str, float]:
+        step = self.steps[name]
+        inputs = {label: self.inputs[needed.key] for label, needed in step.inputs.items()}
+        outdated = read_manifest(self.store, step) is not None
+        manifest = run_step(step, inputs, self.store, runtime, self.profile, outdated)
+        val = manifest.metrics.get("val", {})
+        return {key: value for key, value in val.items() if isinstance(value, float)}
 
 
 def installed_versions() -> dict[str, str]:

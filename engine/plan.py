@@ -6,8 +6,10 @@ from typing import Any
 
 from engine.core.errors import StudyError
 from engine.core.registry import resolve
+from engine.core.rng import derive_seed
 from engine.core.spec import digest
 from engine.core.step import Step, make_step, upstream
+from engine.steps.search import Arm
 from engine.study import Study
 
 
@@ -39,8 +41,16 @@ def plan(study: Study) -> list[Step]:
         {"cluster": cluster},
     )
     steps = [ingest, embed, cluster, select]
+    comparison = Comparison(study, common, ingest, embed) if study.classifier is not None else None
+    if comparison is not None:
+        comparison.check()
+        steps += [comparison.real]
     for label, generator in study.generators.items():
-        steps += _generator_steps(study, label, generator, common, ingest, cluster, select)
+        steps += _generator_steps(
+            study, label, generator, common, ingest, cluster, select, comparison
+        )
+    if comparison is not None:
+        steps += comparison.steps()
     return steps
 
 
@@ -52,8 +62,10 @@ def _generator_steps(
     ingest: Step,
     cluster: Step,
     select: Step,
+    comparison: Comparison | None,
 ) -> list[Step]:
-    """request, finetune (of what is trained) and generate of one generator."""
+    """request, finetune (of what is trained) and generate of one generator; where images are
+    compared, curate too, and as many rounds of asking for more as the study allows."""
     kind = resolve("generators", spec.name)
     generator = kind(spec, study.preprocess)
     generator.check()
@@ -86,31 +98,164 @@ def _generator_steps(
     )  # fmt: skip
     if generator.parents() == "representatives":
         inputs = {**inputs, "select": select}
-    request = make_step(
-        "request", f"request.{label}",
-        {
-            "request": study.request, "generator": spec, "generator_key": generator_key,
-            "preprocess": study.preprocess, **common, "seed": study.seed,
-        },
-        inputs, plugins,
-    )  # fmt: skip
-    generate_inputs = {
-        "ingest": ingest,
-        "request": request,
-        **({"finetune": finetune} if finetune else {}),
-    }
-    generate = make_step(
-        "generate", f"generate.{label}",
-        {
-            "generator": spec,
-            "generator_key": generator_key,
-            "preprocess": study.preprocess,
-            **common,
-        },
-        generate_inputs, plugins,
-    )  # fmt: skip
-    # The request first: what is wrong with it is told before hours of training.
-    return [request, *([finetune] if finetune else []), generate]
+    steps: list[Step] = []
+    curate: Step | None = None
+    rounds = comparison.rounds(generator) if comparison is not None else 1
+    for number in range(1, rounds + 1):
+        suffix = label if number == 1 else f"{label}.{number}"
+        request = make_step(
+            "request", f"request.{suffix}",
+            {
+                "request": study.request,
+                "least_ratio": max(study.search.ratios) if comparison is not None else 0.0,
+                "generator": spec, "generator_key": generator_key,
+                "preprocess": study.preprocess, **common, "seed": study.seed,
+            },
+            {**inputs, **({"curate": curate} if curate else {})}, plugins,
+        )  # fmt: skip
+        # The request first: what is wrong with it is told before hours of training.
+        steps.append(request)
+        if finetune is not None and number == 1:
+            steps.append(finetune)
+        generate = make_step(
+            "generate", f"generate.{suffix}",
+            {
+                "generator": spec, "generator_key": generator_key, "preprocess": study.preprocess,
+                **common,
+            },
+            {"ingest": ingest, "request": request, **({"finetune": finetune} if finetune else {})},
+            plugins,
+        )  # fmt: skip
+        steps.append(generate)
+        if comparison is not None:
+            filters = comparison.filters(generator)
+            if filters and number == 1:
+                steps.append(comparison.labeler)
+            curate = comparison.curate(suffix, generate, generator_key, filters)
+            steps.append(curate)
+    if comparison is not None and curate is not None:
+        comparison.add(label, generator, curate)
+    return steps
+
+
+class Comparison:
+    """The steps that find out whether images help: labeler, curate, mixes, search, evaluate,
+    report."""
+
+    def __init__(self, study: Study, common: dict[str, Any], ingest: Step, embed: Step) -> None:
+        self.study, self.task = study, common["task"]
+        self.ingest, self.embed = ingest, embed
+        self.plugins = [("classifiers", study.classifier)]
+        self.real = self._mix("real", 0.0)
+        self.mixes: list[Step] = [self._mix("oversampled", 0.0)]
+        self.arms = [
+            Arm(name="real", family="real", mix="mix.real"),
+            Arm(name="real_double", family="real_double", mix="mix.real", budget=2.0),
+            Arm(name="oversampled", family="oversampled", mix="mix.oversampled"),
+        ]
+        self.labeler = make_step(
+            "train", "train.labeler",
+            {
+                "classifier": study.classifier, "training": study.training,
+                "preprocess": study.preprocess, "task": self.task,
+                "seed": derive_seed(study.seed, "labeler"),
+            },
+            {"ingest": ingest, "mix": self.real}, self.plugins,
+        )  # fmt: skip
+
+    def check(self) -> None:
+        """Refuse a classifier that cannot work at this size."""
+        name = self.study.classifier.name  # type: ignore[union-attr]
+        resolve("classifiers", name)(self.study.classifier, self.study.preprocess, ()).check()
+
+    def filters(self, generator: Any) -> tuple[str, ...]:
+        """What is asked of a generator's images, less what the study switches off."""
+        settings = self.study.curate
+        active = {
+            "label": settings.label_from != "intended" or settings.confidence is not None,
+            "copies": settings.copies is not None,
+        }
+        return tuple(name for name in generator.filters if active[name])
+
+    def rounds(self, generator: Any) -> int:
+        return self.study.curate.max_rounds if self.filters(generator) else 1
+
+    def curate(
+        self, suffix: str, generate: Step, generator_key: str, filters: tuple[str, ...]
+    ) -> Step:
+        inputs = {"ingest": self.ingest, "generate": generate}
+        spec: dict[str, Any] = {}
+        plugins: list[tuple[str, Any]] = []
+        if filters:
+            inputs |= {"embed": self.embed, "labeler": self.labeler}
+            spec = {
+                "settings": self.study.curate, "classifier": self.study.classifier,
+                "embedder": self.study.embedder,
+            }  # fmt: skip
+            plugins = [*self.plugins, ("embedders", self.study.embedder)]
+        return make_step(
+            "curate", f"curate.{suffix}",
+            {
+                "filters": filters, "task": self.task, "preprocess": self.study.preprocess,
+                "generator_key": generator_key, **spec,
+            },
+            inputs, plugins,
+        )  # fmt: skip
+
+    def add(self, label: str, generator: Any, curate: Step) -> None:
+        """The arms of one generator: a mix for each ratio."""
+        for ratio in self.study.search.ratios:
+            mix = self._mix(label, ratio, curate)
+            self.mixes.append(mix)
+            self.arms.append(
+                Arm(
+                    name=f"{label} x{ratio:g}", family=label, ratio=ratio, mix=mix.label,
+                    synthetic=generator.synthetic,
+                )
+            )  # fmt: skip
+
+    def _mix(self, family: str, ratio: float, curate: Step | None = None) -> Step:
+        study = self.study
+        return make_step(
+            "mix", f"mix.{family}.x{ratio:g}" if curate else f"mix.{family}",
+            {
+                "task": self.task, "family": family, "ratio": ratio,
+                # Real images are the same whatever the target classes are.
+                "classes": study.request.classes if curate else "all",
+                "seed": study.seed if curate else 0,
+            },
+            {
+                "ingest": self.ingest,
+                **({"curate": curate, "generate": curate.inputs["generate"]} if curate else {}),
+            },
+        )  # fmt: skip
+
+    def steps(self) -> list[Step]:
+        """The mixes, and all that comes after them."""
+        study = self.study
+        search = make_step(
+            "search", "search",
+            {
+                "classifier": study.classifier, "training": study.training,
+                "preprocess": study.preprocess, "task": self.task, "arms": tuple(self.arms),
+                "seeds": tuple(
+                    derive_seed(study.seed, "classifier", number)
+                    for number in range(study.search.seeds)
+                ),
+            },
+            {"ingest": self.ingest, **{mix.label: mix for mix in [self.real, *self.mixes]}},
+            self.plugins,
+        )  # fmt: skip
+        evaluate = make_step(
+            "evaluate", "evaluate",
+            {
+                "settings": study.evaluate, "classifier": study.classifier,
+                "preprocess": study.preprocess, "task": self.task,
+                "objective": study.training.objective, "seed": study.seed,
+            },
+            {"ingest": self.ingest, "search": search}, self.plugins,
+        )  # fmt: skip
+        return [*self.mixes, search, evaluate]
 
 
 def without_sampling(spec: Any, fields: tuple[str, ...]) -> Any:

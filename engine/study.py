@@ -22,16 +22,20 @@ from pydantic_core import PydanticCustomError
 from engine.core.errors import StudyError
 from engine.core.images import Preprocess
 from engine.core.registry import PluginField, explain
-from engine.core.resources import FitResources, StageResources
+from engine.core.resources import FitResources, StageResources, TrialResources
 from engine.core.spec import Spec
+from engine.nets.classification import Training
 
 S = TypeVar("S", bound=Spec)
 MAX_IMAGES = 100_000_000
+# Arms of the comparison that no generator makes.
+RESERVED = ("real", "real_double", "oversampled")
 
 
 ReaderField = Annotated[SerializeAsAny[Spec], BeforeValidator(PluginField("readers"))]
 EmbedderField = Annotated[SerializeAsAny[Spec], BeforeValidator(PluginField("embedders"))]
 GeneratorField = Annotated[SerializeAsAny[Spec], BeforeValidator(PluginField("generators"))]
+ClassifierField = Annotated[SerializeAsAny[Spec], BeforeValidator(PluginField("classifiers"))]
 
 
 def _text(value: Any) -> Any:
@@ -40,6 +44,7 @@ def _text(value: Any) -> Any:
 
 
 ClassName = Annotated[str, BeforeValidator(_text)]
+Classes = Literal["all"] | tuple[ClassName, ...]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -109,7 +114,8 @@ class Request(Spec):
     ratio: Annotated[float, Field(gt=0, le=1000)] | None = None
     balance_to: Annotated[int, Field(ge=1, le=MAX_IMAGES)] | None = None
     per_class: Annotated[int, Field(ge=1, le=MAX_IMAGES)] | None = None
-    classes: Literal["all"] | tuple[ClassName, ...] = "all"
+    # The target classes: those that images are made for and, in the comparison, added to.
+    classes: Classes = "all"
     # Images of one shard: the unit that a kill can cost.
     shard_size: Annotated[int, Field(ge=1, le=4096)] = 256
 
@@ -124,6 +130,45 @@ class Request(Spec):
                 {"given": ", ".join(given) or "none"},
             )  # fmt: skip
         return self
+
+
+class Curate(Spec):
+    """Which generated images are used, and under which label."""
+
+    # intended: the label asked for; dropped where the labeler sees another with `confidence`.
+    # agree: kept only where the labeler sees the label asked for. labeler: what the labeler sees.
+    label_from: Literal["intended", "agree", "labeler"] = "intended"
+    # null: no image is dropped for what the labeler sees.
+    confidence: Annotated[float, Field(ge=0, le=1)] | None = 0.9
+    # An image nearer to train than all but this share of val is a copy. null: none is dropped.
+    copies: Annotated[float, Field(ge=0, le=0.2)] | None = 0.01
+    # How often generation may be asked for more where too few images were kept; 1: never.
+    max_rounds: Annotated[int, Field(ge=1, le=10)] = 2
+
+
+class Search(Spec):
+    """The arms of the comparison: real, oversampled, real at double steps, and every generator at
+    every ratio, each with the same seeds. The ratio is chosen on val."""
+
+    ratios: Annotated[tuple[Annotated[float, Field(gt=0, le=1000)], ...], Field(min_length=1)] = (
+        0.5, 1.0, 2.0,
+    )  # fmt: skip
+    # Classifier seeds of each arm, paired across arms.
+    seeds: Annotated[int, Field(ge=2, le=1000)] = 5
+
+    @model_validator(mode="after")
+    def _sorted(self) -> Search:
+        if list(self.ratios) != sorted(set(self.ratios)):
+            raise PydanticCustomError("explained", "ratios must rise, each standing once")
+        return self
+
+
+class Evaluate(Spec):
+    """How the verdict is reached, on test."""
+
+    # Differences of the objective within ± margin count as none.
+    margin: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    bootstrap_draws: Annotated[int, Field(ge=200, le=1_000_000)] = 4000
 
 
 _LABEL = re.compile(r"[a-z][a-z0-9_]{0,31}")
@@ -144,6 +189,12 @@ class Study(Spec):
     select: Select = Select()
     generators: dict[str, GeneratorField] = {}
     request: Request = Request(ratio=1.0)
+    # What the comparison trains. Without one the study ends with its images.
+    classifier: ClassifierField | None = None
+    training: Training = Training()
+    curate: Curate = Curate()
+    search: Search = Search()
+    evaluate: Evaluate = Evaluate()
 
     @model_validator(mode="after")
     def _labels(self) -> Study:
@@ -154,10 +205,16 @@ class Study(Spec):
                     "generators.{label}: use small letters, digits and _",
                     {"label": label},
                 )
+            if label in RESERVED:
+                raise PydanticCustomError(
+                    "explained",
+                    "generators.{label}: is the name of an arm of the comparison; choose another",
+                    {"label": label},
+                )
         return self
 
 
-StageName = Literal["default", "decode", "embed", "generate"]
+StageName = Literal["default", "decode", "embed", "generate", "classify"]
 
 
 class Profile(Spec):
@@ -178,6 +235,8 @@ class Profile(Spec):
         "generate": StageResources(cpus=2, batch_size=32),
     }
     fit: FitResources = FitResources(cpus=2, checkpoint_every=100)
+    # Of one trial of a search; as many run at once as there is room for.
+    trial: TrialResources = TrialResources()
 
     @model_validator(mode="after")
     def _consistent(self) -> Profile:

@@ -83,9 +83,15 @@ def test_a_change_reaches_the_steps_that_depend_on_it_and_no_others(write: Write
         )
         return {label for label in before if before[label] != after[label]}
 
-    assert changed("request.per_class=33") == {"request.ddpm"} | {"generate.ddpm"}
+    made = {"request.ddpm", "generate.ddpm", "curate.ddpm", "request.ddpm.2", "generate.ddpm.2",
+            "curate.ddpm.2", "mix.ddpm.x1", "mix.ddpm.x2", "mix.ddpm.x4", "search",
+            "evaluate"}  # fmt: skip
+    assert changed("curate.confidence=0.5") == made - {"request.ddpm", "generate.ddpm"}
+    assert changed("training.objective=accuracy") >= {"train.labeler", "search", "evaluate"}
+    assert changed("evaluate.margin=0.02") == {"evaluate"}
+    assert changed("search.seeds=4") == {"search", "evaluate"}
     assert changed("select.per_cluster=3") == {"select"}
-    assert changed("generators.ddpm.num_inference_steps=21") == {"request.ddpm", "generate.ddpm"}
+    assert changed("generators.ddpm.num_inference_steps=21") == made
     assert "ingest" not in changed("cluster.k=5")
     assert changed("seed=8") >= {"ingest", "embed", "cluster", "select", "finetune.ddpm"}
 
@@ -266,7 +272,11 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
         ("request.ratio=-1", "request.ratio", "must be greater than 0, is -1"),
         ("request.per_class=1000000000000", "request.per_class", "must be less than or equal to 1"),
         ("request.per_class=1e12", "request.per_class", "must be "),
-        ("request.ratio=1", "request", "needs exactly one of ratio, balance_to and per_class; has"),
+        (
+            "request.per_class=1",
+            "request",
+            "needs exactly one of ratio, balance_to and per_class; has",
+        ),
         ("request.shard_size=0", "request.shard_size", "must be greater than or equal to 1"),
         ("generators={A b: {name: ddpm}}", "generators.A b", "use small letters"),
         ("generators={x: {name: gan}}", "generators.x", "no generator named 'gan'"),
@@ -291,7 +301,7 @@ def test_a_wrong_number_of_clusters_is_named(write: Write) -> None:
 
 @pytest.mark.parametrize("value", ["-1", "0", ".nan", ".inf", "1000000000000"])
 def test_a_ratio_that_is_none_is_refused(write: Write, value: str) -> None:
-    path = write(DIGITS.replace("per_class: 32", f"ratio: {value}"))
+    path = write(DIGITS.replace("ratio: 4", f"ratio: {value}"))
     assert "request.ratio: must be " in refusal(path)
 
 
@@ -300,7 +310,7 @@ def test_a_ratio_that_is_none_is_refused(write: Write, value: str) -> None:
     [
         ({"runtime": "slurm"}, "runtime: must be 'ray' or 'inline'"),
         ({"stages": {"embed": {"actors": 0}}}, "stages.embed.actors: must be greater"),
-        ({"stages": {"embde": {}}}, "must be 'default', 'decode', 'embed' or 'generate'"),
+        ({"stages": {"embde": {}}}, "stages.embde.[key]: must be 'default'"),
         ({"storage": None}, "storage: must be a valid string"),
         ({"num_cpu": 4}, "num_cpu: no such field"),
         ([], "must be a mapping"),

@@ -22,6 +22,15 @@ class StageResources(Spec):
     shards_per_call: Annotated[int, Field(ge=1, le=64)] = 8
 
 
+class TrialResources(Spec):
+    """One trial of a search: a process that trains one small model after another."""
+
+    cpus: Annotated[float, Field(gt=0)] = 1.0
+    gpus: Annotated[float, Field(ge=0)] = 0.0
+    # How often a trial whose process died is tried again before the run stops.
+    max_failures: Annotated[int, Field(ge=0)] = 3
+
+
 class FitResources(Spec):
     workers: Annotated[int, Field(ge=1)] = 1
     cpus: Annotated[float, Field(gt=0)] = 1.0

@@ -52,6 +52,9 @@ NEAREST_BITS = "nearest_bits"
 KEPT = "kept"
 REASON = "reason"
 ARM = "arm"
+GENERATOR = "generator"
+GENERATOR_FIT = "generator_fit"
+POOL = "pool"
 RATIO = "ratio"
 
 IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])

@@ -157,6 +157,10 @@ class Store:
         """Prefix of checkpoints and progress of a fit."""
         return f"work/{key}"
 
+    def openings(self, test: str) -> str:
+        """Where it is noted which studies have opened the test set of this digest."""
+        return self.join("openings", test)
+
     def page(self, study: str, name: str) -> str:
         """Key of a page or sheet for people."""
         return f"pages/{study}/{name}"

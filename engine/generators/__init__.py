@@ -87,6 +87,8 @@ class Generator:
     trainable: ClassVar[bool] = False
     # Fields of the spec that only sampling reads: changing them trains nothing anew.
     sampling_fields: ClassVar[tuple[str, ...]] = ()
+    # Whether its images are synthetic; else they are a baseline that synthetic ones must beat.
+    synthetic: ClassVar[bool] = True
     # What `curate` asks of the images: `label` (does a classifier see the intended class?) and
     # `copies` (is it a copy of a training image?).
     filters: ClassVar[tuple[str, ...]] = ("label", "copies")

@@ -39,6 +39,7 @@ class Traditional(Generator):
     Spec: ClassVar[type[GeneratorSpec]] = TraditionalSpec
     # A moved picture shows what it showed, and is near its parent by nature.
     filters: ClassVar[tuple[str, ...]] = ()
+    synthetic: ClassVar[bool] = False
     digital_source_type = "algorithmicallyEnhanced"
     spec: TraditionalSpec
 

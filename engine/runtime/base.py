@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 from engine.core.fit import FitContext
-from engine.core.resources import FitResources, StageResources
+from engine.core.resources import FitResources, StageResources, TrialResources
 from engine.core.shards import Shard
 
 
@@ -19,8 +19,15 @@ class Worker(Protocol):
     def __call__(self, tasks: Sequence[Shard]) -> Iterator[dict[str, Any]]: ...
 
 
+class Trial(Protocol):
+    """Picklable; computes the trial of a name on the runtime of its own process, returns
+    figures."""
+
+    def __call__(self, name: str, runtime: Runtime) -> dict[str, float]: ...
+
+
 class Runtime(Protocol):
-    """`stream` and `fit` start what they need; making a runtime costs nothing."""
+    """`stream`, `fit` and `search` start what they need; making a runtime costs nothing."""
 
     def stream(
         self, worker: Worker, shards: Sequence[Shard], resources: StageResources
@@ -33,6 +40,17 @@ class Runtime(Protocol):
     ) -> None:
         """Run `train` on every worker; a worker that dies is replaced and goes on from the last
         checkpoint."""
+        ...
+
+    def search(
+        self,
+        run: Trial,
+        names: Sequence[str],
+        resources: TrialResources,
+        on_end: Callable[[str], None],
+    ) -> None:
+        """Run a trial for each name, several at once; `on_end` is told as each ends. One whose
+        process dies is tried again."""
         ...
 
     def close(self) -> None: ...

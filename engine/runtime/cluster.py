@@ -15,15 +15,16 @@ from typing import Any
 
 from engine.core.errors import EngineError, StudyError
 from engine.core.fit import FitContext
-from engine.core.resources import FitResources, StageResources
+from engine.core.resources import FitResources, StageResources, TrialResources
 from engine.core.shards import Shard
-from engine.runtime.base import Worker
+from engine.runtime.base import Trial, Worker
 
 _TEMP_PREFIX = "engine-ray-"
 
 
 class RayRuntime:
-    """Ray Data for `stream`, Ray Train for `fit`. Connects when there is work, not before.
+    """Ray Data for `stream`, Ray Train for `fit`, Ray Tune for `search`. Connects when there is
+    work, not before.
 
     address: `local` for a private Ray of this process, else the cluster's (`auto` under `ray job
     submit`).
@@ -51,6 +52,19 @@ class RayRuntime:
         # Ray Train insists on a folder of its own; nothing of ours lies there.
         with tempfile.TemporaryDirectory(prefix=_TEMP_PREFIX) as folder:
             fit(train, context, resources, folder)
+
+    def search(
+        self,
+        run: Trial,
+        names: Sequence[str],
+        resources: TrialResources,
+        on_end: Callable[[str], None],
+    ) -> None:
+        self._connect()
+        from engine.runtime.search import search
+
+        with tempfile.TemporaryDirectory(prefix=_TEMP_PREFIX) as folder:
+            search(run, names, resources, on_end, folder)
 
     def _connect(self) -> None:
         if self._connected:

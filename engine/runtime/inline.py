@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from engine.core.fit import FitContext
-from engine.core.resources import FitResources, StageResources
+from engine.core.resources import FitResources, StageResources, TrialResources
 from engine.core.shards import Shard
-from engine.runtime.base import Worker
+from engine.runtime.base import Trial, Worker
 
 
 class InlineRuntime:
-    """One worker, no other process but the sandbox of the decoder."""
+    """One worker, no other process but the sandbox of the decoder.
+
+    threads: of a fit; None: as many as its libraries take.
+    """
+
+    def __init__(self, threads: int | None = None) -> None:
+        self.threads = threads
 
     def stream(
         self, worker: Worker, shards: Sequence[Shard], resources: StageResources
@@ -24,7 +31,18 @@ class InlineRuntime:
     def fit(
         self, train: Callable[[FitContext], None], context: FitContext, resources: FitResources
     ) -> None:
-        train(context)
+        train(replace(context, threads=self.threads) if self.threads else context)
+
+    def search(
+        self,
+        run: Trial,
+        names: Sequence[str],
+        resources: TrialResources,
+        on_end: Callable[[str], None],
+    ) -> None:
+        for name in names:
+            run(name, self)
+            on_end(name)
 
     def close(self) -> None:
         return

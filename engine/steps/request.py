@@ -8,6 +8,7 @@ shards`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any, ClassVar
@@ -31,12 +32,17 @@ from engine.generators import Generator, TrainingRows
 from engine.generators import Request as Wanted
 from engine.steps import StepKind
 from engine.steps.finetune import read_clusters
-from engine.study import MAX_IMAGES, GeneratorField
+from engine.study import MAX_IMAGES, Classes, GeneratorField
 from engine.study import Request as RequestSettings
+
+# Where next to nothing was kept, more of the same helps no more than this much.
+_LEAST_SHARE = 0.1
 
 
 class RequestSpec(Spec):
     request: RequestSettings
+    # What a comparison will need at its largest ratio, as a share of each class's real images.
+    least_ratio: float = 0.0
     generator: GeneratorField
     # Identity of the generator with its settings of sampling and, where it is trained, its
     # training.
@@ -56,7 +62,14 @@ class Request(StepKind):
         spec: RequestSpec = context.step.spec  # type: ignore[assignment]
         generator = resolve("generators", spec.generator.name)(spec.generator, spec.preprocess)
         train = training_rows(context, spec.task, generator)
-        counts = count_per_class(spec.request, context.inputs["ingest"].metrics["counts"]["train"])
+        real = context.inputs["ingest"].metrics["counts"]["train"]
+        counts = count_per_class(spec.request, real)
+        needed = {name: round(spec.least_ratio * real[name]) for name in counts}
+        counts = {name: max(count, needed[name]) for name, count in counts.items()}
+        if "curate" in context.inputs:
+            counts = top_up(
+                needed, context.inputs["curate"].metrics["funnel"], generator.available()
+            )
         refuse_what_is_not_there(generator, counts)
         parts, shards = [], []
         with context.progress(sum(counts.values()), "requests") as bar:
@@ -107,15 +120,8 @@ class Request(StepKind):
 
 def count_per_class(request: RequestSettings, train: Mapping[str, int]) -> dict[str, int]:
     """Images to make of each target class, from its real training images. Raises `StudyError`."""
-    classes = sorted(train) if request.classes == "all" else list(request.classes)
-    unknown = [name for name in classes if name not in train]
-    if unknown:
-        raise StudyError(
-            f"request.classes: there is no class {unknown[0]!r}; there are"
-            f" {', '.join(sorted(train))[:200]}"
-        )
     counts = {}
-    for name in classes:
+    for name in target_classes(request.classes, train):
         if request.ratio is not None:
             counts[name] = round(request.ratio * train[name])
         elif request.balance_to is not None:
@@ -126,6 +132,37 @@ def count_per_class(request: RequestSettings, train: Mapping[str, int]) -> dict[
         raise StudyError(
             f"request: {sum(counts.values()):,} images are more than {MAX_IMAGES:,}; ask for fewer"
         )
+    return counts
+
+
+def target_classes(classes: Classes, train: Mapping[str, int]) -> list[str]:
+    """The classes that images are made for. Raises `StudyError` on one that does not exist."""
+    if classes == "all":
+        return sorted(train)
+    unknown = [name for name in classes if name not in train]
+    if unknown:
+        raise StudyError(
+            f"request.classes: there is no class {unknown[0]!r}; there are"
+            f" {', '.join(sorted(train))[:200]}"
+        )
+    return list(classes)
+
+
+def top_up(
+    needed: Mapping[str, int],
+    funnel: Mapping[str, Mapping[str, Any]],
+    available: Mapping[str, int] | None,
+) -> dict[str, int]:
+    """What to request so that as many as `needed` are kept, at the share that was kept before."""
+    counts = {}
+    for name, wanted in needed.items():
+        entry = funnel.get(name, {"requested": 0, "kept": 0})
+        requested, kept = entry["requested"], entry["kept"]
+        missing = max(0, wanted - kept)
+        share = max(kept / max(requested, 1), _LEAST_SHARE)
+        counts[name] = requested + math.ceil(missing / share)
+        if available is not None:
+            counts[name] = max(requested, min(counts[name], available.get(name, 0)))
     return counts
 
 

@@ -1,0 +1,54 @@
+"""Classifiers: what the comparison trains. To add one, write `engine/classifiers/<name>.py` with
+`<Name>(Classifier)`.
+
+A classifier says what its network is and what the network is fed; the training that every arm
+shares is `engine.nets.classification`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from engine.core.images import Preprocess
+from engine.core.spec import Spec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+
+
+class ClassifierSpec(Spec):
+    name: str
+
+
+class Classifier:
+    """`build` makes a network for training, `load` brings back what `save` wrote."""
+
+    version: ClassVar[int]
+    Spec: ClassVar[type[ClassifierSpec]]
+
+    def __init__(self, spec: Any, preprocess: Preprocess, classes: Sequence[str]) -> None:
+        self.spec, self.preprocess, self.classes = spec, preprocess, list(classes)
+
+    def check(self) -> None:
+        """Refuse what cannot work, when the study is read. Raises `StudyError`."""
+        return
+
+    def build(self) -> Module:
+        """A network from `prepare`d images to logits float (n, classes). Random weights are drawn
+        from torch's global generator, which the caller has seeded."""
+        raise NotImplementedError
+
+    def prepare(self, pixels: Tensor) -> Tensor:
+        """uint8 (n, channels, height, width) on the device to what the network takes."""
+        raise NotImplementedError
+
+    def save(self, network: Module, folder: Path) -> None:
+        """Write the network as safetensors and JSON."""
+        raise NotImplementedError
+
+    def load(self, folder: Path) -> Module:
+        """The network that `save` wrote, on the CPU, for inference."""
+        raise NotImplementedError

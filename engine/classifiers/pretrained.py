@@ -1,0 +1,109 @@
+"""Any image classifier of transformers (ResNet, EfficientNet, MobileNet, ViT, ConvNeXt, DINOv2 …),
+fine-tuned from a hub id or a local folder with a new head.
+
+What is saved is a transformers folder: `pipeline("image-classification", folder)` opens it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from engine.classifiers import Classifier, ClassifierSpec
+from engine.core.errors import StudyError
+from engine.nets.checkpoints import image_processor_settings
+from engine.nets.images import normalised
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+
+
+class PretrainedSpec(ClassifierSpec):
+    name: Literal["pretrained"] = "pretrained"
+    model: str
+    revision: str | None = None
+    # Side in pixels; None: what the checkpoint was trained at.
+    input_size: Annotated[int, Field(ge=16, le=1024)] | None = None
+    # all: every weight is trained. head: the new linear layer alone.
+    trained: Literal["all", "head"] = "all"
+
+
+class Pretrained(Classifier):
+    version: ClassVar[int] = 1
+    Spec: ClassVar[type[ClassifierSpec]] = PretrainedSpec
+    spec: PretrainedSpec
+
+    def build(self) -> Module:
+        from transformers import AutoModelForImageClassification
+
+        self._read_processor(self.spec.model, self.spec.revision)
+        try:
+            model = AutoModelForImageClassification.from_pretrained(
+                self.spec.model,
+                revision=self.spec.revision,
+                num_labels=len(self.classes),
+                id2label=dict(enumerate(self.classes)),
+                label2id={name: number for number, name in enumerate(self.classes)},
+                # The head of another number of classes is left behind; a new one is drawn.
+                ignore_mismatched_sizes=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+            )
+        except (OSError, ValueError, KeyError) as error:
+            text = " ".join(str(error).split())[:200]
+            raise StudyError(f"classifier.model: {self.spec.model}: {text}") from None
+        return _logits_of(model, frozen=self.spec.trained == "head")
+
+    def prepare(self, pixels: Tensor) -> Tensor:
+        return normalised(pixels, self.size, self.mean, self.std)
+
+    def save(self, network: Module, folder: Path) -> None:
+        network.model.save_pretrained(folder, safe_serialization=True)  # type: ignore[operator]
+        settings = {
+            "image_processor_type": "ViTImageProcessor",
+            "do_resize": True, "do_normalize": True, "do_rescale": True, "rescale_factor": 1 / 255,
+            "size": {"height": self.size[0], "width": self.size[1]}, "resample": 3,
+            "image_mean": list(self.mean), "image_std": list(self.std),
+        }  # fmt: skip
+        (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+
+    def load(self, folder: Path) -> Module:
+        from transformers import AutoModelForImageClassification
+
+        self._read_processor(str(folder), None)
+        model = AutoModelForImageClassification.from_pretrained(folder, use_safetensors=True)
+        return _logits_of(model, frozen=True).eval()
+
+    def _read_processor(self, model: str, revision: str | None) -> None:
+        settings = image_processor_settings("classifier", model, revision)
+        self.size, self.mean, self.std = settings["size"], settings["mean"], settings["std"]
+        if self.spec.input_size:
+            self.size = (self.spec.input_size, self.spec.input_size)
+
+
+def _logits_of(model: Any, frozen: bool) -> Module:
+    """A module that answers with logits alone; of a frozen one, only the head is trained."""
+    from torch import nn
+
+    class Logits(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+            if frozen:
+                self.model.base_model.requires_grad_(False)
+
+        def train(self, mode: bool = True) -> Logits:
+            super().train(mode)
+            if frozen:  # batch normalisation must not follow the new data either
+                self.model.base_model.eval()
+            return self
+
+        def forward(self, images: Tensor) -> Tensor:
+            logits: Tensor = self.model(images).logits
+            return logits
+
+    return Logits()

@@ -1,0 +1,73 @@
+"""A small convolutional network, trained from scratch: for small pictures and quick studies.
+
+One block for each entry of `channels`: convolution 3 x 3, batch normalisation, ReLU, and halving by
+max-pooling; then the mean over space and one linear layer.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from engine.classifiers import Classifier, ClassifierSpec
+from engine.core.errors import StudyError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+
+_WEIGHTS = "model.safetensors"
+
+
+class SmallSpec(ClassifierSpec):
+    name: Literal["small"] = "small"
+    channels: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=1024)], ...], Field(min_length=1, max_length=8)
+    ] = (16, 32, 64)
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class Small(Classifier):
+    version: ClassVar[int] = 1
+    Spec: ClassVar[type[ClassifierSpec]] = SmallSpec
+    spec: SmallSpec
+
+    def check(self) -> None:
+        halvings = len(self.spec.channels)
+        if self.preprocess.size < 2**halvings:
+            raise StudyError(
+                f"classifier: small halves the image {halvings} times, {self.preprocess.size} px is"
+                " too small; shorten channels"
+            )
+
+    def build(self) -> Module:
+        from torch import nn
+
+        layers: list[Module] = []
+        width = self.preprocess.shape[2]
+        for channels in self.spec.channels:
+            layers += [
+                nn.Conv2d(width, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels),
+                nn.ReLU(inplace=True), nn.MaxPool2d(2),
+            ]  # fmt: skip
+            width = channels
+        layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(self.spec.dropout)]
+        return nn.Sequential(*layers, nn.Linear(width, len(self.classes)))
+
+    def prepare(self, pixels: Tensor) -> Tensor:
+        return pixels.float().div_(127.5).sub_(1)
+
+    def save(self, network: Module, folder: Path) -> None:
+        from safetensors.torch import save_file
+
+        named = {name: value.contiguous() for name, value in network.state_dict().items()}
+        save_file(named, folder / _WEIGHTS)
+
+    def load(self, folder: Path) -> Module:
+        from safetensors.torch import load_file
+
+        network = self.build()
+        network.load_state_dict(load_file(folder / _WEIGHTS))
+        return network.eval()

@@ -1,0 +1,67 @@
+"""Has a generator copied its training images?
+
+A synthetic image is near to train by itself; what counts is whether it is nearer than pictures that
+the generator never saw. So the distance of each to its nearest training image is held against the
+same distance of held-out real images, to the same training images (a reference of another size
+would shift it). Two signals must agree: the embedding and the perceptual hash.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+_BLOCK = 1024
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """The nearest training image of each query: its row, the cosine distance, and, of any training
+    image, the smallest number of bits by which the perceptual hashes differ."""
+
+    row: np.ndarray
+    distance: np.ndarray
+    bits: np.ndarray
+
+
+@dataclass(frozen=True)
+class CopyLimits:
+    """Below both, an image counts as a copy."""
+
+    distance: float
+    bits: int
+
+
+def nearest(
+    vectors: np.ndarray, hashes: np.ndarray, train: np.ndarray, train_hashes: np.ndarray
+) -> Nearest:
+    """vectors, train: float32 (n, width) and (m, width). hashes: uint64 (n,) and (m,)."""
+    import faiss
+
+    index = faiss.IndexFlatIP(train.shape[1])
+    index.add(_unit(train))
+    similarity, row = index.search(_unit(vectors), 1)
+    bits = np.empty(len(vectors), dtype=np.int64)
+    for start in range(0, len(vectors), _BLOCK):
+        differing = hashes[start : start + _BLOCK, None] ^ train_hashes[None, :]
+        bits[start : start + _BLOCK] = np.bitwise_count(differing).min(1)
+    return Nearest(row[:, 0], np.maximum(1 - similarity[:, 0], 0), bits)
+
+
+def copy_limits(held_out: Nearest, quantile: float) -> CopyLimits:
+    """The `quantile` of held-out real images lies this near to train."""
+    return CopyLimits(
+        float(np.quantile(held_out.distance, quantile)),
+        int(np.quantile(held_out.bits, quantile, method="lower")),
+    )
+
+
+def copies(found: Nearest, limits: CopyLimits) -> np.ndarray:
+    """Which images are copies: bool (n,)."""
+    return (found.distance < limits.distance) & (found.bits <= limits.bits)
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.ascontiguousarray(vectors / np.maximum(norms, 1e-12), dtype=np.float32)

@@ -1,0 +1,61 @@
+"""Trials on Ray Tune.
+
+A trial computes a step of the study in a process of its own, which goes on to the next trial: what
+it has computed lies in the store, so Tune's own state is thrown away and never restored.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ray import tune
+
+from engine.core.errors import EngineError
+from engine.core.resources import TrialResources
+from engine.runtime.base import Trial
+from engine.runtime.cluster import ray_error_text
+from engine.runtime.inline import InlineRuntime
+
+
+class _Tell(tune.Callback):
+    """Passes on the end of each trial."""
+
+    def __init__(self, on_end: Callable[[str], None]) -> None:
+        self.on_end = on_end
+
+    def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        self.on_end(trial.config["name"])
+
+
+def search(
+    run: Trial,
+    names: Sequence[str],
+    resources: TrialResources,
+    on_end: Callable[[str], None],
+    folder: str,
+) -> None:
+    """Run a trial for each name, as many at once as there is room for."""
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+
+    def trial(config: dict[str, Any]) -> dict[str, float]:
+        figures = run(config["name"], InlineRuntime(threads=max(1, int(resources.cpus))))
+        return figures or {"done": 1.0}
+
+    held = {"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})}
+    tuner = tune.Tuner(
+        tune.with_resources(trial, held),
+        param_space={"name": tune.grid_search(list(names))},
+        # One process goes on from trial to trial: starting one costs more than a small fit.
+        tune_config=tune.TuneConfig(reuse_actors=True),
+        run_config=tune.RunConfig(
+            name="search", storage_path=folder, verbose=0, callbacks=[_Tell(on_end)],
+            failure_config=tune.FailureConfig(max_failures=resources.max_failures),
+        ),
+    )  # fmt: skip
+    results = tuner.fit()
+    for error in results.errors:
+        if (own := ray_error_text(error)) is not None:
+            raise own from None
+        raise EngineError(f"a trial failed: {' '.join(str(error).split())[-500:]}") from error

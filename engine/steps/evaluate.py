@@ -1,0 +1,317 @@
+"""Evaluate: test opens here, after every choice is made, for the chosen arms and the baselines.
+
+The opening is recorded under the digest of the test ids, whatever study did it, and counted over
+all studies of the storage: a test set that is opened often is no longer one.
+
+The verdict compares each synthetic family, at the ratio chosen on val, with the strongest family
+that is not synthetic, chosen on val too (`engine.metrics.significance`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from engine.context import Context, Result
+from engine.core import rows
+from engine.core.arrays import matrix_of
+from engine.core.dataset import class_names, split_index
+from engine.core.images import Preprocess
+from engine.core.manifest import Manifest, read_manifest
+from engine.core.shards import Shard, parquet_rows
+from engine.core.spec import Spec, digest
+from engine.core.stage import Batch, Device, Place
+from engine.core.store import Store
+from engine.metrics.classification import METRICS, confusion, summary
+from engine.metrics.significance import (
+    bootstrap,
+    confusions_by_group,
+    mcnemar,
+    paired_t,
+    replicates_needed,
+    verdicts,
+)
+from engine.nets.classification import class_numbers
+from engine.steps import StepKind
+from engine.steps.curate import Classify
+from engine.steps.embed import DecodeOwn, image_shards
+from engine.steps.search import Arm, trial_steps
+from engine.study import ClassifierField
+from engine.study import Evaluate as EvaluateSettings
+
+MODEL = "model"
+
+
+class EvaluateSpec(Spec):
+    settings: EvaluateSettings
+    classifier: ClassifierField
+    preprocess: Preprocess
+    task: str
+    objective: str
+    seed: int
+
+
+class ClassifyByMany:
+    """Stage: like `Classify`, by the model that the column `model` names; shards hold one each."""
+
+    reads: ClassVar[tuple[str, ...]] = ("pixels", MODEL)
+    writes: ClassVar[tuple[str, ...]] = (rows.PROBABILITIES,)
+    device: ClassVar[Device] = "accelerator"
+
+    def __init__(self, models: Mapping[str, Classify]) -> None:
+        self.models = dict(models)
+
+    def load(self, place: Place) -> None:
+        self.place = place
+        self.loaded = ""
+
+    def __call__(self, batch: Batch) -> Batch:
+        name = batch[MODEL][0].as_py()
+        if name != self.loaded:
+            self.model = self.models[name]
+            self.model.load(self.place)
+            self.loaded = name
+        return self.model(batch)
+
+
+def rows_with_model(store: Store, task: Mapping[str, Any]) -> pa.Table:
+    """The images of a shard, with the model that is to see them."""
+    table = parquet_rows(store, task)
+    return table.append_column(MODEL, pa.array([task[MODEL]] * table.num_rows, pa.string()))
+
+
+class Evaluate(StepKind):
+    version: ClassVar[int] = 1
+    Spec: ClassVar[type[Spec]] = EvaluateSpec
+    summary: ClassVar[str] = "open test for the chosen arms, reach the verdict"
+
+    def run(self, context: Context) -> Result:
+        spec: EvaluateSpec = context.step.spec  # type: ignore[assignment]
+        search = context.inputs["search"]
+        chosen = set(search.metrics["chosen"])
+        trials = [
+            (arm, number, step)
+            for arm, number, step in trial_steps(context.step.inputs["search"])
+            if arm.name in chosen
+        ]
+        manifests: dict[str, Manifest] = {}
+        for _, _, step in trials:
+            found = read_manifest(context.store, step)
+            assert found is not None, f"{step.label} is done while search is"
+            manifests[step.key] = found
+        classes = class_names(context.inputs["ingest"])
+        test = split_index(context.store, context.inputs["ingest"], spec.task, "test")
+        opened = record_opening(context, test)
+        probabilities = predict_test(context, spec, classes, manifests)
+        labels = class_numbers(test[rows.label_column(spec.task)].to_pylist(), classes)
+        groups = np.asarray(test[rows.GROUP_ID].to_pylist(), dtype=str)
+        predicted: dict[str, list[np.ndarray]] = {}
+        tables = []
+        for arm, number, step in trials:
+            predicted.setdefault(arm.name, []).append(probabilities[step.key].argmax(1))
+            tables.append(
+                predictions_table(test, spec.task, arm, number, context, probabilities[step.key])
+            )
+        arms = {arm.name: arm for arm, _, _ in trials}
+        results = {name: score_arm(labels, found, classes) for name, found in predicted.items()}
+        contrasts = compare(spec, arms, predicted, labels, groups, len(classes), search)
+        sentence = in_words(contrasts, spec.objective, search.metrics["baseline"])
+        return Result(
+            [context.table("predictions", pa.concat_tables(tables), table="predictions")],
+            len(labels),
+            {
+                "headline": sentence.rstrip("."),
+                "verdict": sentence,
+                "objective": spec.objective,
+                "arms": {
+                    name: {**results[name], "family": arm.family, "ratio": arm.ratio,
+                           "synthetic": arm.synthetic}
+                    for name, arm in arms.items()
+                },
+                "baseline": search.metrics["baseline"],
+                "contrasts": contrasts,
+                "test": {
+                    "images": len(labels), "groups": len(np.unique(groups)), "opened": opened,
+                },
+            },
+        )  # fmt: skip
+
+
+def record_opening(context: Context, test: pa.Table) -> int:
+    """Note that test was opened, and say how often it has been in this storage."""
+    store = context.store
+    prefix = store.openings(digest(sorted(test[rows.IMAGE_ID].to_pylist())))
+    store.put_if_absent(store.join(prefix, f"{context.step.key}.json"), b"{}")
+    return len([key for key in store.listing(prefix) if key.endswith(".json")])
+
+
+def predict_test(
+    context: Context,
+    spec: EvaluateSpec,
+    classes: Sequence[str],
+    manifests: Mapping[str, Manifest],
+) -> dict[str, np.ndarray]:
+    """Probabilities of each model, by its key, on the test images in their order."""
+    images = image_shards(context, ("test",))
+    shards = [
+        Shard(f"{key}-{shard.name}", shard.rows, {**shard.task, MODEL: key}, {MODEL: key})
+        for key in manifests
+        for shard in images
+    ]
+    models = {
+        key: Classify(context.store, spec.classifier, spec.preprocess, classes, manifest.parts)
+        for key, manifest in manifests.items()
+    }
+    schema = pa.schema(
+        [
+            pa.field(rows.IMAGE_ID, pa.string()),
+            pa.field(rows.PROBABILITIES, pa.list_(pa.float32(), len(classes))),
+        ]
+    )
+    commits = context.compute(
+        "classify", shards, rows_of=rows_with_model, stages=[DecodeOwn(), ClassifyByMany(models)],
+        schema=schema, replace=True,
+        fingerprint={
+            "images": context.inputs["ingest"].digest,
+            "models": {key: manifest.digest for key, manifest in manifests.items()},
+        },
+    )  # fmt: skip
+    found: dict[str, list[np.ndarray]] = {key: [] for key in manifests}
+    for shard, commit in zip(shards, commits, strict=True):
+        assert commit.data is not None
+        (table,) = context.store.tables([commit.data.key])
+        found[shard.tags[MODEL]].append(matrix_of(table, rows.PROBABILITIES))
+    return {key: np.concatenate(pieces) for key, pieces in found.items()}
+
+
+def predictions_table(
+    test: pa.Table, task: str, arm: Arm, number: int, context: Context, probabilities: np.ndarray
+) -> pa.Table:
+    """One row for each test image and classifier: what every figure of the report comes from."""
+    count = len(probabilities)
+    return pa.table(
+        {
+            rows.IMAGE_ID: test[rows.IMAGE_ID],
+            rows.GROUP_ID: test[rows.GROUP_ID],
+            rows.SPLIT: pa.array(["test"] * count),
+            rows.ARM: pa.array([arm.name] * count),
+            rows.GENERATOR: pa.array([arm.family if arm.synthetic else None] * count, pa.string()),
+            rows.GENERATOR_FIT: pa.array([0 if arm.synthetic else None] * count, pa.int32()),
+            rows.POOL: pa.array([0 if arm.synthetic else None] * count, pa.int32()),
+            rows.RATIO: pa.array([arm.ratio] * count, pa.float64()),
+            rows.SEED: pa.array([number] * count, pa.int64()),
+            rows.label_column(task): test[rows.label_column(task)],
+            rows.PROBABILITIES: rows.fixed_lists(probabilities),
+        }
+    )
+
+
+def score_arm(
+    labels: np.ndarray, predicted: Sequence[np.ndarray], classes: Sequence[str]
+) -> dict[str, Any]:
+    """Figures of an arm: of each seed, their means with intervals, and those of each class."""
+    matrices = np.stack([confusion(labels, found, len(classes)) for found in predicted])
+    figures: dict[str, Any] = {}
+    for name, metric in METRICS.items():
+        values = metric(matrices)
+        interval = paired_t(values)
+        figures[name] = {
+            "seeds": values.tolist(), "mean": interval.estimate,
+            "low": interval.low, "high": interval.high,
+        }  # fmt: skip
+    whole = summary(matrices.sum(0), classes)
+    return {**figures, "per_class": whole["per_class"], "confusion": whole["confusion"]}
+
+
+def compare(
+    spec: EvaluateSpec,
+    arms: Mapping[str, Arm],
+    predicted: Mapping[str, Sequence[np.ndarray]],
+    labels: np.ndarray,
+    groups: np.ndarray,
+    classes: int,
+    search: Manifest,
+) -> list[dict[str, Any]]:
+    """Each synthetic arm against the strongest baseline: effect, intervals, verdict."""
+    baseline = search.metrics["baseline"]
+    metric = METRICS[spec.objective]
+    names = [name for name, arm in arms.items() if arm.synthetic]
+    by_group = {
+        name: np.stack(
+            [confusions_by_group(labels, found, groups, classes) for found in predicted[name]]
+        )
+        for name in [*names, baseline]
+    }
+    scores = {name: metric(found.sum(1)) for name, found in by_group.items()}
+    judged = []
+    for name in names:
+        differences = (scores[name] - scores[baseline]).tolist()
+        interval = bootstrap(
+            by_group[name], by_group[baseline], metric, spec.settings.bootstrap_draws, spec.seed
+        )
+        judged.append((differences, interval))
+    found = verdicts(judged, spec.settings.margin)
+    contrasts = []
+    for name, (differences, _), verdict in zip(names, judged, found, strict=True):
+        per_class = class_gains(by_group[name].sum(1), by_group[baseline].sum(1))
+        contrasts.append(
+            {
+                "arm": name, "against": baseline, "ratio": arms[name].ratio,
+                "differences": differences, **verdict.as_dict(),
+                "replicates_needed": replicates_needed(differences, spec.settings.margin),
+                "mcnemar": [
+                    mcnemar(labels, one, other)
+                    for one, other in zip(predicted[name], predicted[baseline], strict=True)
+                ],
+                "recall_gain": per_class,
+                "generator_fits": 1,
+            }
+        )  # fmt: skip
+    return contrasts
+
+
+def class_gains(one: np.ndarray, other: np.ndarray) -> list[dict[str, float]]:
+    """Difference of recall of each class: mean over seeds, with its paired t interval.
+
+    one, other: confusion matrices (seeds, classes, classes).
+    """
+    from engine.metrics.classification import recall
+
+    differences = recall(one) - recall(other)
+    found = []
+    for values in differences.T:
+        interval = paired_t(values)
+        found.append({"mean": interval.estimate, "low": interval.low, "high": interval.high})
+    return found
+
+
+def in_words(contrasts: Sequence[Mapping[str, Any]], objective: str, baseline: str) -> str:
+    """The verdict in a sentence for each contrast."""
+    if not contrasts:
+        return f"no synthetic arm was compared; the strongest baseline on val is {baseline}"
+    return " ".join(one_in_words(contrast, objective) for contrast in contrasts)
+
+
+def one_in_words(contrast: Mapping[str, Any], objective: str) -> str:
+    effect, margin = contrast["effect"], contrast["margin"]
+    name, against = contrast["arm"], contrast["against"]
+    shown = (
+        f"{objective} {100 * effect['estimate']:+.1f} points against {against}, 95% interval"
+        f" {100 * effect['low']:+.1f} to {100 * effect['high']:+.1f}"
+    )
+    count = contrast["replicates"]
+    condition = f"{count} classifier seeds, conditional on one generator"
+    if contrast["word"] in ("helps", "harms"):
+        return f"{name} {contrast['word']}: {shown} ({condition})."
+    if contrast["word"] == "equivalent":
+        return f"{name} makes no difference beyond ±{100 * margin:g} points: {shown} ({condition})."
+    needed = contrast["replicates_needed"]
+    settle = (
+        f"about {needed} seeds would show a difference of {100 * margin:g} points"
+        if needed
+        else f"more than 1,000 seeds would be needed to show {100 * margin:g} points"
+    )
+    return f"{name} is undecided: {shown} ({condition}; {settle})."

@@ -1,0 +1,136 @@
+"""Mix: which images an arm of the comparison trains on.
+
+An arm is a family at a ratio. `real` trains on the train split as it is; `oversampled` on the same
+images, drawn so that every class is seen alike; any other family is a generator of the study, and
+`ratio: r` adds round(r * n) of its images to each target class, n being the class's real training
+images. Smaller ratios are prefixes of larger ones, class by class, in an order that belongs to the
+images' ids. Too few images stop the run: a smaller set never bears a larger ratio's name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from engine.context import Context, Result
+from engine.core import rows
+from engine.core.dataset import split_index
+from engine.core.errors import DataError
+from engine.core.spec import Spec
+from engine.nets.training import balanced_weights
+from engine.steps import StepKind
+from engine.steps.request import target_classes
+from engine.study import Classes, ClassName
+
+REAL, OVERSAMPLED = "real", "oversampled"
+
+
+class MixSpec(Spec):
+    task: str
+    # real, oversampled, or the label of a generator.
+    family: str
+    ratio: float = 0.0
+    classes: Classes = "all"
+    seed: int = 0
+
+
+class Mix(StepKind):
+    version: ClassVar[int] = 1
+    Spec: ClassVar[type[Spec]] = MixSpec
+    summary: ClassVar[str] = "put together what an arm trains on"
+
+    def run(self, context: Context) -> Result:
+        spec: MixSpec = context.step.spec  # type: ignore[assignment]
+        index = split_index(context.store, context.inputs["ingest"], spec.task, "train")
+        labels = index[rows.label_column(spec.task)].to_pylist()
+        ids, sources = index[rows.IMAGE_ID].to_pylist(), [REAL] * len(labels)
+        weights = np.ones(len(labels))
+        if spec.family == OVERSAMPLED:
+            weights = balanced_weights(labels, 1.0)
+        added: Counter[str] = Counter()
+        if "curate" in context.inputs:
+            for label, chosen in self._chosen(context, spec, Counter(labels)).items():
+                ids += chosen
+                labels += [label] * len(chosen)
+                sources += [spec.family] * len(chosen)
+                added[label] = len(chosen)
+            weights = np.ones(len(labels))
+        members = pa.table(
+            {
+                rows.IMAGE_ID: pa.array(ids, pa.string()),
+                rows.label_column(spec.task): pa.array(labels, pa.string()),
+                rows.SOURCE: pa.array(sources, pa.string()),
+                rows.WEIGHT: pa.array(weights, pa.float64()),
+            }
+        )
+        headline = f"{len(index):,} real images"
+        if added:
+            headline += f" and {sum(added.values()):,} of {spec.family}"
+        return Result(
+            [context.table("members", members, table="members")], len(ids),
+            {"headline": headline, "real": len(index), "added": dict(sorted(added.items()))},
+        )  # fmt: skip
+
+    def _chosen(
+        self, context: Context, spec: MixSpec, real: Mapping[str, int]
+    ) -> dict[str, list[str]]:
+        """The synthetic images of each target class. Raises `DataError` where there are too few."""
+        tables = context.store.tables(context.inputs["curate"].keys(table="curated"))
+        kept: dict[str, list[str]] = {}
+        for table in tables:
+            held = table.filter(table[rows.KEPT])
+            for image_id, label in zip(
+                held[rows.IMAGE_ID].to_pylist(), held[rows.LABEL].to_pylist(), strict=True
+            ):
+                kept.setdefault(label, []).append(image_id)
+        wanted = wanted_images(real, spec.ratio, spec.classes)
+        short = {
+            label: (len(kept.get(label, [])), count)
+            for label, count in wanted.items()
+            if len(kept.get(label, [])) < count
+        }
+        if short:
+            shown = ", ".join(
+                f"{label}: {have} of {count}" for label, (have, count) in short.items()
+            )
+            raise DataError(
+                f"{context.step.label}: too few images of {spec.family} were kept ({shown[:300]});"
+                f" {funnel_text(context.inputs['curate'].metrics['funnel'], short)}."
+                " Lower the ratios, loosen curate, raise curate.max_rounds, or train the"
+                " generator longer"
+            )
+        return {
+            label: sorted(kept[label], key=lambda image_id: pool_order(spec.seed, image_id))[:count]
+            for label, count in wanted.items()
+            if count
+        }
+
+
+def wanted_images(
+    real: Mapping[str, int], ratio: float, classes: str | tuple[ClassName, ...]
+) -> dict[str, int]:
+    """Images to add to each target class: round(ratio * n)."""
+    return {name: round(ratio * real[name]) for name in target_classes(classes, real)}
+
+
+def pool_order(seed: int, image_id: str) -> bytes:
+    """Where an image stands in its pool: nested prefixes, whatever order it was made in."""
+    return hashlib.sha256(f"{seed} {image_id}".encode()).digest()
+
+
+def funnel_text(funnel: Mapping[str, Mapping[str, Any]], labels: Mapping[str, Any]) -> str:
+    """What became of the images of these classes, in a line."""
+    shown = []
+    for label in labels:
+        entry = funnel.get(label, {})
+        reasons = ", ".join(f"{count} {why}" for why, count in entry.get("reasons", {}).items())
+        shown.append(
+            f"{label}: {entry.get('requested', 0)} requested, {entry.get('generated', 0)}"
+            f" generated, {entry.get('kept', 0)} kept" + (f" ({reasons})" if reasons else "")
+        )
+    return "; ".join(shown)[:600]

@@ -1,0 +1,132 @@
+"""Search: every arm with every seed, each a `train` step in a trial of its own.
+
+A trial that has its manifest is found and not run again, so a restart costs what is missing. What
+is chosen is chosen on val: for each family the ratio with the best mean objective, and among the
+families that are not synthetic the strongest, which synthetic images must beat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from engine.context import Context, Result
+from engine.core import rows
+from engine.core.images import Preprocess
+from engine.core.spec import Spec
+from engine.core.step import Step, make_step
+from engine.nets.classification import Training
+from engine.steps import StepKind
+from engine.study import ClassifierField
+
+
+class Arm(Spec):
+    """One arm of the comparison. `mix` names the input with its images; `budget` multiplies the
+    optimizer steps."""
+
+    name: str
+    family: str
+    mix: str
+    ratio: float = 0.0
+    budget: float = 1.0
+    synthetic: bool = False
+
+
+class SearchSpec(Spec):
+    classifier: ClassifierField
+    training: Training
+    preprocess: Preprocess
+    task: str
+    arms: tuple[Arm, ...]
+    seeds: tuple[int, ...]
+
+
+class Search(StepKind):
+    version: ClassVar[int] = 1
+    Spec: ClassVar[type[Spec]] = SearchSpec
+    summary: ClassVar[str] = "train every arm with every seed, choose on val"
+
+    def run(self, context: Context) -> Result:
+        spec: SearchSpec = context.step.spec  # type: ignore[assignment]
+        trials = trial_steps(context.step)
+        manifests = context.trials([step for _, _, step in trials])
+        scores: dict[str, list[float]] = {arm.name: [] for arm in spec.arms}
+        columns: dict[str, list[Any]] = {
+            name: [] for name in (
+                rows.ARM, "family", rows.RATIO, "synthetic", rows.SEED, "key", "steps", "best_step",
+                "images", "accuracy", "macro_f1", "balanced_accuracy",
+            )
+        }  # fmt: skip
+        for arm, number, step in trials:
+            manifest = manifests[step.key]
+            val = manifest.metrics["val"]
+            scores[arm.name].append(float(val[spec.training.objective]))
+            for name, value in {
+                rows.ARM: arm.name, "family": arm.family, rows.RATIO: arm.ratio,
+                "synthetic": arm.synthetic, rows.SEED: number, "key": step.key,
+                "steps": step.spec.training.steps,  # type: ignore[attr-defined]
+                "best_step": manifest.metrics["best_step"], "images": manifest.rows,
+                **{name: val[name] for name in ("accuracy", "macro_f1", "balanced_accuracy")},
+            }.items():  # fmt: skip
+                columns[name].append(value)
+        found = choose(spec.arms, scores)
+        best = max((arm for arm in found["chosen"]), key=lambda name: found["arms"][name]["mean"])
+        return Result(
+            [context.table("trials", pa.table(columns), table="trials")], len(trials),
+            {
+                "headline": (
+                    f"{len(trials)} trials; best on val: {best}, {spec.training.objective}"
+                    f" {found['arms'][best]['mean']:.3f}"
+                ),
+                "objective": spec.training.objective,
+                **found,
+            },
+        )  # fmt: skip
+
+
+def trial_steps(search: Step) -> list[tuple[Arm, int, Step]]:
+    """The `train` step of every arm and seed, in order: what each trial of a search computes."""
+    spec: SearchSpec = search.spec  # type: ignore[assignment]
+    found = []
+    for arm in spec.arms:
+        mix = search.inputs[arm.mix]
+        inputs = {"ingest": search.inputs["ingest"], "mix": mix}
+        if "generate" in mix.inputs:
+            inputs["generate"] = mix.inputs["generate"]
+        steps = round(spec.training.steps * arm.budget)
+        for number, seed in enumerate(spec.seeds):
+            step = make_step(
+                "train", f"train.{arm.name.replace(' ', '.')}.{number}",
+                {
+                    "classifier": spec.classifier,
+                    "training": spec.training.model_copy(update={"steps": steps}),
+                    "preprocess": spec.preprocess, "task": spec.task, "seed": seed,
+                },
+                inputs, [("classifiers", spec.classifier)],
+            )  # fmt: skip
+            found.append((arm, number, step))
+    return found
+
+
+def choose(arms: Sequence[Arm], scores: dict[str, list[float]]) -> dict[str, Any]:
+    """The ratio of each family with the best mean on val (the smaller of equals), and the strongest
+    family that is not synthetic."""
+    figures = {
+        name: {"mean": float(np.mean(values)), "sd": float(np.std(values, ddof=1))}
+        for name, values in scores.items()
+    }
+    chosen: dict[str, Arm] = {}
+    for arm in arms:
+        best = chosen.get(arm.family)
+        if best is None or figures[arm.name]["mean"] > figures[best.name]["mean"]:
+            chosen[arm.family] = arm
+    baselines = [arm for arm in chosen.values() if not arm.synthetic]
+    strongest = max(baselines, key=lambda arm: figures[arm.name]["mean"])
+    return {
+        "arms": figures,
+        "chosen": [arm.name for arm in chosen.values()],
+        "baseline": strongest.name,
+    }

@@ -1,0 +1,144 @@
+"""Train: one classifier, on what one arm trains on, with one seed.
+
+The weights that score best on val are kept, with the probabilities that they give val. Test is not
+looked at.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from engine.context import Context, Result
+from engine.core import rows
+from engine.core.arrays import read_pixels
+from engine.core.dataset import class_names, split_index
+from engine.core.fit import FitContext
+from engine.core.images import Preprocess
+from engine.core.manifest import Manifest
+from engine.core.registry import resolve
+from engine.core.rng import derive_seed
+from engine.core.spec import Spec
+from engine.core.store import Store
+from engine.metrics.classification import METRICS, confusion, summary
+from engine.nets.classification import LabelledImages, Training, class_numbers, train
+from engine.steps import StepKind
+from engine.study import ClassifierField
+
+PREDICTIONS = "predictions.parquet"
+
+
+class TrainSpec(Spec):
+    classifier: ClassifierField
+    training: Training
+    preprocess: Preprocess
+    task: str
+    # Of the weights and of the order of images; equal seeds are paired across arms.
+    seed: int
+
+
+@dataclass(frozen=True)
+class TrainClassifier:
+    """What each worker of the fit runs: decode what the arm trains on, and train."""
+
+    store: Store
+    spec: TrainSpec
+    classes: tuple[str, ...]
+    # Keys of image parts: real train, synthetic, val.
+    images: tuple[str, ...]
+    val_images: tuple[str, ...]
+    members: tuple[str, ...]
+    val: pa.Table
+
+    def __call__(self, fit: FitContext) -> None:
+        spec = self.spec
+        classifier = resolve("classifiers", spec.classifier.name)(
+            spec.classifier, spec.preprocess, self.classes
+        )
+        column = rows.label_column(spec.task)
+        val_pixels, val_ids = decoded(self.store, self.val_images, spec.preprocess.shape)
+        labels = class_numbers(self.val[column].to_pylist(), self.classes)
+        made = train(
+            fit, classifier.build, classifier.prepare, self._members(column),
+            LabelledImages(val_pixels, labels, np.ones(len(labels))), self._score,
+            spec.training, derive_seed(spec.seed, "train"),
+        )  # fmt: skip
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            (folder / "weights").mkdir()
+            classifier.save(made.network.cpu(), folder / "weights")
+            (folder / "history.json").write_text(json.dumps(made.history))
+            predictions = pa.table(
+                {
+                    rows.IMAGE_ID: pa.array(val_ids, pa.string()),
+                    rows.GROUP_ID: self.val[rows.GROUP_ID],
+                    column: self.val[column],
+                    rows.PROBABILITIES: rows.fixed_lists(made.probabilities),
+                }
+            )
+            pq.write_table(predictions, folder / PREDICTIONS, compression="zstd")
+            matrix = confusion(labels, made.probabilities.argmax(1), len(self.classes))
+            fit.publish(folder, {"best_step": made.best_step, "val": summary(matrix, self.classes)})
+
+    def _score(self, labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+        matrix = confusion(labels, probabilities.argmax(1), len(self.classes))
+        return {name: float(metric(matrix)) for name, metric in METRICS.items()}
+
+    def _members(self, column: str) -> LabelledImages:
+        """The arm's images; of a part, only those that are members."""
+        members = pa.concat_tables(self.store.tables(list(self.members)))
+        pixels, ids = decoded(self.store, self.images, self.spec.preprocess.shape)
+        place = {image_id: row for row, image_id in enumerate(ids)}
+        held = np.asarray([place[image_id] for image_id in members[rows.IMAGE_ID].to_pylist()])
+        return LabelledImages(
+            pixels[held], class_numbers(members[column].to_pylist(), self.classes),
+            members[rows.WEIGHT].to_numpy(),
+        )  # fmt: skip
+
+
+class Train(StepKind):
+    version: ClassVar[int] = 1
+    Spec: ClassVar[type[Spec]] = TrainSpec
+    summary: ClassVar[str] = "train a classifier"
+
+    def run(self, context: Context) -> Result:
+        spec: TrainSpec = context.step.spec  # type: ignore[assignment]
+        ingest, mix = context.inputs["ingest"], context.inputs["mix"]
+        fit = TrainClassifier(
+            store=context.store,
+            spec=spec,
+            classes=class_names(ingest),
+            images=(*ingest.keys(split="train"), *synthetic_images(context.inputs)),
+            val_images=tuple(ingest.keys(split="val")),
+            members=tuple(mix.keys(table="members")),
+            val=split_index(context.store, ingest, spec.task, "val"),
+        )
+        parts, metrics = context.fit(fit, "steps")
+        score = metrics["val"][spec.training.objective]
+        headline = (
+            f"{mix.rows:,} images; val {spec.training.objective} {score:.3f}"
+            f" at step {metrics['best_step']:,} of {spec.training.steps:,}"
+        )
+        return Result(parts, mix.rows, {"headline": headline, **metrics})
+
+
+def synthetic_images(inputs: Any) -> list[str]:
+    """Keys of the generated images among a step's inputs, if any."""
+    generate: Manifest | None = inputs.get("generate")
+    return [part.key for part in generate.parts if "label" in part.tags] if generate else []
+
+
+@lru_cache(maxsize=6)
+def decoded(
+    store: Store, keys: tuple[str, ...], shape: tuple[int, int, int]
+) -> tuple[np.ndarray, list[str]]:
+    """`read_pixels`, once for all trials of a process that train on the same images."""
+    return read_pixels(store, keys, shape)

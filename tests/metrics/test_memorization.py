@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import numpy as np
+
+from engine.metrics.memorization import copies, copy_limits, nearest
+
+
+def cloud(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(seed)
+    vectors = random.normal(size=(count, 16)).astype(np.float32)
+    return vectors, random.integers(0, 2**63, count, dtype=np.uint64)
+
+
+def test_the_nearest_is_the_one_of_a_plain_search() -> None:
+    (vectors, hashes), (train, train_hashes) = cloud(40, 1), cloud(300, 2)
+    found = nearest(vectors, hashes, train, train_hashes)
+    unit, others = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (vectors, train))
+    distance = 1 - unit @ others.T
+    assert found.row.tolist() == distance.argmin(1).tolist()
+    np.testing.assert_allclose(found.distance, distance.min(1), atol=1e-5)
+    assert found.bits[0] == min(bin(int(hashes[0]) ^ int(other)).count("1")
+                                for other in train_hashes)  # fmt: skip
+
+
+def test_copies_are_found_and_new_pictures_are_not() -> None:
+    train, train_hashes = cloud(500, 1)
+    limits = copy_limits(nearest(*cloud(200, 2), train, train_hashes), 0.01)
+    new, new_hashes = cloud(50, 3)
+    copied = train[:5] + np.float32(0.001)
+    found = nearest(
+        np.concatenate([new, copied]), np.concatenate([new_hashes, train_hashes[:5]]),
+        train, train_hashes,
+    )  # fmt: skip
+    assert copies(found, limits)[50:].all()
+    assert copies(found, limits)[:50].sum() <= 1
+
+
+def test_one_signal_alone_makes_no_copy() -> None:
+    train, train_hashes = cloud(500, 1)
+    limits = copy_limits(nearest(*cloud(200, 2), train, train_hashes), 0.01)
+    same_vectors = nearest(train[:5], cloud(5, 9)[1], train, train_hashes)
+    same_hashes = nearest(cloud(5, 9)[0], train_hashes[:5], train, train_hashes)
+    assert not copies(same_vectors, limits).all()
+    assert not copies(same_hashes, limits).any()

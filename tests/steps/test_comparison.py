@@ -1,0 +1,299 @@
+"""From generated images to the verdict: curate, mix, train, search, evaluate, on pictures whose
+right answer is known."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from engine.core import rows
+from engine.core.errors import DataError, EngineError, StudyError
+from engine.core.manifest import Manifest
+from engine.core.store import Store
+from engine.execute import execute, inspect
+from engine.plan import named, plan
+from engine.runtime.base import Trial
+from engine.runtime.inline import InlineRuntime
+from engine.steps.mix import pool_order, wanted_images
+from engine.steps.request import top_up
+from engine.steps.search import Arm, choose
+from engine.study import Profile, Study
+
+BARS = {"across": 0, "down": 1}
+
+
+def bar(kind: str, seed: int, contrast: int = 120) -> Image.Image:
+    """A bright bar on noise, lying or standing, somewhere in 16 px."""
+    random = np.random.default_rng([seed, BARS[kind]])
+    pixels = random.integers(0, 100, (16, 16), dtype=np.uint8)
+    place = int(random.integers(1, 13))
+    pixels[place : place + 3] += np.uint8(contrast)
+    return Image.fromarray(pixels if kind == "across" else pixels.T)
+
+
+def write(
+    folder: Path, counts: dict[str, int], first: int, shown: dict[str, str] | None = None
+) -> None:
+    """`counts` pictures of each class; `shown` says what is drawn where it is not the class."""
+    for name, count in counts.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            picture = bar((shown or {}).get(name, name), first + number)
+            picture.save(folder / name / f"{number:04d}.png")
+
+
+@pytest.fixture
+def study(tmp_path: Path, toy_study: Callable[..., Study]) -> Callable[..., Study]:
+    write(tmp_path / "real", {"across": 100, "down": 30}, 0)
+    write(tmp_path / "good", {"down": 60}, 5000)
+
+    def make(folder: str = "good", **fields: Any) -> Study:
+        reader = {"name": "imagefolder", "root": str(tmp_path / folder)}
+        values = {
+            "preprocess": {"size": 16, "channels": "L"}, "split": {"group": "none", "test": 0.3},
+            "generators": {"more": {"name": "folder", "reader": reader}},
+            "request": {"ratio": 1, "classes": ["down"], "shard_size": 16},
+            "classifier": {"name": "small", "channels": [8, 8]},
+            "training": {"steps": 12, "batch_size": 16, "learning_rate": 0.01, "evaluate_every": 4},
+            "search": {"ratios": [1, 2], "seeds": 2},
+            "curate": {"max_rounds": 1},
+            "evaluate": {"bootstrap_draws": 200},
+            **fields,
+        }  # fmt: skip
+        return toy_study(tmp_path / "real", **values)
+
+    return make
+
+
+Run = Callable[[Study, str], Manifest]
+
+
+def table(store: Store, manifest: Manifest, name: str) -> pa.Table:
+    return pa.concat_tables(store.tables(manifest.keys(table=name)))
+
+
+def test_a_study_goes_to_its_verdict_and_the_same_again_computes_nothing(
+    study, store: Store, profile: Profile
+) -> None:
+    steps = plan(study())
+    manifests = execute(steps, store, InlineRuntime(), profile)
+    evaluated = manifests[named(steps, "evaluate")[0].key]
+    assert set(evaluated.metrics["arms"]) == {
+        "real", "real_double", "oversampled",
+        *(name for name in evaluated.metrics["arms"] if name.startswith("more x")),
+    }  # fmt: skip
+    (contrast,) = evaluated.metrics["contrasts"]
+    assert contrast["word"] in ("helps", "harms", "equivalent", "undecided")
+    assert "conditional on one generator" in evaluated.metrics["verdict"]
+    predictions = table(store, evaluated, "predictions")
+    assert predictions.num_rows == evaluated.metrics["test"]["images"] * 4 * 2
+    # What is reported comes from the table alone.
+    real = predictions.filter(pa.compute.equal(predictions[rows.ARM], "real"))
+    guessed = np.asarray(real[rows.PROBABILITIES].to_pylist()).argmax(1)
+    right = np.asarray([["across", "down"][g] for g in guessed]) == real["label.class"].to_pylist()
+    assert right.mean() == pytest.approx(evaluated.metrics["arms"]["real"]["accuracy"]["mean"])
+    before = store.listing("")
+    execute(plan(study()), store, InlineRuntime(), profile)
+    assert store.listing("") == before
+
+
+def test_only_evaluate_opens_test_and_openings_are_counted(
+    study, run_until: Run, store: Store
+) -> None:
+    searched = run_until(study(), "search")
+    assert set(table(store, searched, "trials")["key"].to_pylist())
+    assert not store.listing("openings")
+    assert run_until(study(), "evaluate").metrics["test"]["opened"] == 1
+    other = study(evaluate={"bootstrap_draws": 201})
+    assert run_until(other, "evaluate").metrics["test"]["opened"] == 2
+
+
+def test_images_that_show_another_class_are_dropped_with_their_reason(
+    study, run_until: Run, store: Store, tmp_path: Path
+) -> None:
+    write(tmp_path / "mixed", {"down": 30}, 7000)
+    write(tmp_path / "mixed", {"down": 15}, 9000, {"down": "across"})  # 15 of the 30 now lie
+    made = study(
+        "mixed", search={"ratios": [0.5], "seeds": 2},
+        training={"steps": 80, "batch_size": 32, "learning_rate": 0.01, "evaluate_every": 20},
+    )  # fmt: skip
+    curated = run_until(made, "curate")
+    funnel = curated.metrics["funnel"]["down"]
+    assert (
+        funnel["requested"]
+        == funnel["generated"]
+        == funnel["kept"] + sum(funnel["reasons"].values())
+    )
+    held = table(store, curated, "curated")
+    seen = Counter(
+        (seen, reason)
+        for seen, reason in zip(
+            held[rows.LABEL_SEEN].to_pylist(), held[rows.REASON].to_pylist(), strict=True
+        )
+    )
+    assert seen["across", "label"] > 0
+    assert seen["down", ""] > 0
+    assert held[rows.LABEL].to_pylist() == ["down"] * held.num_rows
+    relabelled = run_until(
+        study("mixed", search={"ratios": [0.5], "seeds": 2}, curate={"label_from": "labeler"},
+              training=made.training.model_dump()), "curate",
+    )  # fmt: skip
+    other = table(store, relabelled, "curated")
+    assert other[rows.LABEL].to_pylist() == other[rows.LABEL_SEEN].to_pylist()
+
+
+def test_a_copy_of_a_training_image_is_found(
+    study, run_until: Run, store: Store, tmp_path: Path
+) -> None:
+    ingest = run_until(study(), "ingest")
+    train = pa.concat_tables(store.tables(ingest.keys(split="train")))
+    uris = [uri for uri in train[rows.URI].to_pylist() if uri.startswith("down")][:6]
+    write(tmp_path / "copied", {"down": 30}, 5000)
+    for number, uri in enumerate(uris):
+        picture = np.asarray(Image.open(tmp_path / "real" / uri)).astype(int) + 1
+        Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(
+            tmp_path / "copied" / "down" / f"{number:04d}.png"
+        )
+    made = study(
+        "copied", search={"ratios": [1], "seeds": 2}, curate={"confidence": None, "max_rounds": 1}
+    )
+    held = table(store, run_until(made, "curate"), "curated")
+    nearest = [
+        (reason, bits) for reason, bits in zip(
+            held[rows.REASON].to_pylist(), held[rows.NEAREST_BITS].to_pylist(), strict=True
+        )
+    ]  # fmt: skip
+    assert sum(reason == "copy" for reason, _ in nearest) == 6
+
+
+def test_too_few_images_never_bear_a_larger_ratio_s_name(
+    study, run_until: Run, tmp_path: Path
+) -> None:
+    write(tmp_path / "lying", {"down": 60}, 9000, {"down": "across"})
+    made = study(
+        "lying",
+        training={"steps": 80, "batch_size": 32, "learning_rate": 0.01, "evaluate_every": 20},
+    )
+    with pytest.raises(DataError, match=r"too few images of more were kept .*requested"):
+        run_until(made, "search")
+
+
+def test_mixes_are_nested_and_hold_the_share_that_they_are_named_for(
+    study, store: Store, profile: Profile
+) -> None:
+    steps = plan(study())
+    chosen = [step for step in steps if step.kind == "mix"]
+    manifests = execute(steps[: steps.index(chosen[-1]) + 1], store, InlineRuntime(), profile)
+    members = {
+        step.label: table(store, manifests[step.key], "members").to_pylist() for step in chosen
+    }
+    train = manifests[named(steps, "ingest")[0].key].metrics["counts"]["train"]
+    added = {
+        label: [row[rows.IMAGE_ID] for row in held if row[rows.SOURCE] == "more"]
+        for label, held in members.items()
+    }
+    assert [len(added[f"mix.more.x{ratio}"]) for ratio in (1, 2)] == [
+        train["down"], 2 * train["down"]
+    ]  # fmt: skip
+    assert added["mix.more.x2"][: train["down"]] == added["mix.more.x1"]
+    assert not added["mix.real"]
+    weight = Counter()
+    for row in members["mix.oversampled"]:
+        weight[row["label.class"]] += row[rows.WEIGHT]
+    assert weight["across"] == pytest.approx(weight["down"])
+
+
+def test_ratios_round_and_pools_have_their_own_order() -> None:
+    assert wanted_images({"a": 5, "b": 100}, 0.5, "all") == {"a": 2, "b": 50}
+    assert wanted_images({"a": 5, "b": 100}, 0.5, ("b",)) == {"b": 50}
+    names = [f"image {number}" for number in range(50)]
+    orders = [sorted(names, key=lambda name: pool_order(seed, name)) for seed in (1, 2)]
+    assert orders[0] != orders[1]
+
+
+def test_more_is_asked_for_at_the_share_that_was_kept() -> None:
+    funnel = {"a": {"requested": 40, "kept": 20}, "b": {"requested": 40, "kept": 40},
+              "c": {"requested": 40, "kept": 0}}  # fmt: skip
+    needed = {"a": 40, "b": 40, "c": 40}
+    assert top_up(needed, funnel, None) == {"a": 80, "b": 40, "c": 440}
+    assert top_up(needed, funnel, {"a": 50, "b": 40, "c": 0}) == {"a": 50, "b": 40, "c": 40}
+
+
+def test_the_ratio_is_chosen_on_val_and_the_smaller_of_equals_wins() -> None:
+    arms = [
+        Arm(name="real", family="real", mix="m"),
+        Arm(name="oversampled", family="oversampled", mix="m"),
+        Arm(name="g x1", family="g", mix="m", ratio=1.0, synthetic=True),
+        Arm(name="g x2", family="g", mix="m", ratio=2.0, synthetic=True),
+    ]
+    found = choose(
+        arms, {"real": [0.5, 0.6], "oversampled": [0.6, 0.6], "g x1": [0.7, 0.7],
+               "g x2": [0.7, 0.7]},
+    )  # fmt: skip
+    assert found["chosen"] == ["real", "oversampled", "g x1"]
+    assert found["baseline"] == "oversampled"
+
+
+class DiesAfter(InlineRuntime):
+    """A runtime whose process ends after so many trials."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count, self.ran = count, 0
+
+    def search(
+        self, run: Trial, names: Sequence[str], resources: Any, on_end: Callable[[str], None]
+    ) -> None:
+        for name in names:
+            if self.ran == self.count:
+                raise EngineError("the power went")
+            run(name, self)
+            self.ran += 1
+            on_end(name)
+
+
+def test_after_a_kill_only_trials_without_a_result_run_again(
+    study, store: Store, profile: Profile, tmp_path: Path
+) -> None:
+    steps = plan(study())
+    (search,) = named(steps, "search")
+    until = steps[: steps.index(search) + 1]
+    with pytest.raises(EngineError, match="the power went"):
+        execute(until, store, DiesAfter(5), profile)
+    rest = DiesAfter(99)
+    manifest = execute(until, store, rest, profile)[search.key]
+    assert manifest.provenance["trials"] == {"found": 5, "made": 5}
+    assert rest.ran == 5
+    whole = Store(str(tmp_path / "undisturbed"))
+    undisturbed = execute(until, whole, InlineRuntime(), profile)[search.key]
+    assert table(store, manifest, "trials").equals(table(whole, undisturbed, "trials"))
+
+
+def test_a_changed_pool_trains_its_own_arms_anew_and_no_others(
+    study, store: Store, profile: Profile, tmp_path: Path
+) -> None:
+    steps = plan(study())
+    until = steps[: steps.index(named(steps, "search")[0]) + 1]
+    execute(until, store, InlineRuntime(), profile)
+    (tmp_path / "good" / "down" / "00000.png").write_bytes(
+        (tmp_path / "good" / "down" / "0059.png").read_bytes()
+    )
+    (tmp_path / "good" / "down" / "0059.png").unlink()
+    states = {status.step.label: status.state for status in inspect(until, store)}
+    assert states["mix.real"] == "done"
+    assert states["request.more"] == "out of date"
+    again = DiesAfter(99)
+    execute(until, store, again, profile)
+    assert again.ran == 4  # two ratios with two seeds
+
+
+def test_a_generator_cannot_take_the_name_of_an_arm(study) -> None:
+    with pytest.raises(StudyError, match="is the name of an arm"):
+        study(generators={"oversampled": {"name": "traditional"}})
