@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from engine.classifiers import Classifier
+from engine.classifiers.pretrained import Pretrained, PretrainedSpec
+from engine.classifiers.small import Small, SmallSpec
+from engine.core.errors import StudyError
+from engine.core.images import Preprocess
+from engine.core.registry import available, resolve
+from engine.nets.classification import predict
+
+CLASSES = ("cat", "dog", "eel")
+
+
+@pytest.fixture(scope="module")
+def tiny_resnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import json
+
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    torch.manual_seed(0)
+    config = ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=7
+    )
+    folder = tmp_path_factory.mktemp("resnet")
+    ResNetForImageClassification(config).save_pretrained(folder)
+    settings = {
+        "size": {"height": 32, "width": 32},
+        "image_mean": [0.5] * 3,
+        "image_std": [0.2] * 3,
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def pictures(count: int, preprocess: Preprocess) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, *preprocess.shape), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("name", available("classifiers"))
+def test_every_classifier_keeps_the_contract(name: str) -> None:
+    kind = resolve("classifiers", name)
+    assert issubclass(kind, Classifier)
+    assert isinstance(kind.version, int)
+
+
+@pytest.mark.parametrize("channels", ["L", "RGB"])
+def test_what_is_saved_answers_alike_when_it_is_loaded(
+    tmp_path: Path, tiny_resnet: Path, channels: str
+) -> None:
+    preprocess = Preprocess(size=16, channels=channels)
+    images = pictures(5, preprocess)
+    for spec, kind in (
+        (SmallSpec(channels=(8, 8)), Small), (PretrainedSpec(model=str(tiny_resnet)), Pretrained)
+    ):  # fmt: skip
+        classifier = kind(spec, preprocess, CLASSES)
+        torch.manual_seed(1)
+        network = classifier.build().eval()
+        folder = tmp_path / spec.name
+        folder.mkdir(exist_ok=True)
+        classifier.save(network, folder)
+        assert not [path for path in folder.rglob("*") if path.suffix in (".bin", ".pt", ".pkl")]
+        again = kind(spec, preprocess, CLASSES)
+        loaded = again.load(folder)
+        before = predict(network, classifier.prepare, images, "cpu")
+        np.testing.assert_allclose(predict(loaded, again.prepare, images, "cpu"), before, atol=1e-6)
+        assert before.shape == (5, 3)
+        np.testing.assert_allclose(before.sum(1), 1, atol=1e-5)
+
+
+def test_a_fine_tuned_checkpoint_opens_with_plain_transformers(
+    tmp_path: Path, tiny_resnet: Path
+) -> None:
+    from transformers import AutoModelForImageClassification
+
+    classifier = Pretrained(PretrainedSpec(model=str(tiny_resnet)), Preprocess(size=32), CLASSES)
+    classifier.save(classifier.build(), tmp_path)
+    model = AutoModelForImageClassification.from_pretrained(tmp_path)
+    assert model.config.id2label == {0: "cat", 1: "dog", 2: "eel"}
+
+
+def test_of_a_frozen_backbone_only_the_head_learns(tiny_resnet: Path) -> None:
+    spec = PretrainedSpec(model=str(tiny_resnet), trained="head")
+    network = Pretrained(spec, Preprocess(size=32), CLASSES).build()
+    learning = [name for name, value in network.named_parameters() if value.requires_grad]
+    assert learning
+    assert all("classifier" in name for name in learning)
+    network.train()
+    norms = [m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert norms
+    assert not any(norm.training for norm in norms)
+
+
+def test_a_checkpoint_that_is_not_there_names_the_field(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match=r"classifier\.model"):
+        Pretrained(PretrainedSpec(model=str(tmp_path)), Preprocess(size=32), CLASSES).build()
+
+
+def test_more_halvings_than_the_picture_allows_are_refused() -> None:
+    with pytest.raises(StudyError, match="shorten channels"):
+        Small(SmallSpec(channels=(8, 8, 8, 8)), Preprocess(size=8), CLASSES).check()
