@@ -10,10 +10,11 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from engine.core.errors import EngineError, StudyError
+from engine.core.manifest import Manifest
 from engine.core.progress import say
 from engine.core.step import Step
 from engine.core.store import Store
@@ -110,6 +111,7 @@ def _run(arguments: argparse.Namespace, last: str | None, dry_run: bool) -> int:
             preview(study, steps, store, runtime, profile, arguments.preview)
         else:
             manifests = execute(steps, store, runtime, profile)
+            show_report(study, steps, store, manifests)
             for step in steps:
                 # Of a generator's rounds, the first shows what it makes.
                 if step.label.count(".") < 2:
@@ -148,6 +150,19 @@ def print_plan(study: Study, steps: Sequence[Step], store: Store) -> None:
     for status in inspect(steps, store):
         why = f": {status.why}" if status.why else ""
         print(f"  {status.step.label:<20} {status.step.key}  {status.state}{why}")
+
+
+def show_report(
+    study: Study, steps: Sequence[Step], store: Store, manifests: Mapping[str, Manifest]
+) -> None:
+    """Print the comparison and the verdict, copy the page to where a person finds it, say where."""
+    for step in steps:
+        for key in manifests[step.key].keys(file="report.html"):
+            page = store.page(study.name, "report.html")
+            store.put(page, store.read(key))
+            metrics = manifests[step.key].metrics
+            print(f"\n{metrics['table']}\n\n{metrics['verdict']}\n", flush=True)
+            say(f"report: {store.location(page)}")
 
 
 def show_sheet(study: Study, step: Step, store: Store, keys: Sequence[str]) -> None:

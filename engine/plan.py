@@ -148,6 +148,7 @@ class Comparison:
         self.plugins = [("classifiers", study.classifier)]
         self.real = self._mix("real", 0.0)
         self.mixes: list[Step] = [self._mix("oversampled", 0.0)]
+        self.pools: dict[str, Step] = {}
         self.arms = [
             Arm(name="real", family="real", mix="mix.real"),
             Arm(name="real_double", family="real_double", mix="mix.real", budget=2.0),
@@ -204,6 +205,7 @@ class Comparison:
 
     def add(self, label: str, generator: Any, curate: Step) -> None:
         """The arms of one generator: a mix for each ratio."""
+        self.pools[label] = curate
         for ratio in self.study.search.ratios:
             mix = self._mix(label, ratio, curate)
             self.mixes.append(mix)
@@ -255,7 +257,24 @@ class Comparison:
             },
             {"ingest": self.ingest, "search": search}, self.plugins,
         )  # fmt: skip
-        return [*self.mixes, search, evaluate]
+        pools = {
+            f"{kind}.{label}": step
+            for label, curate in self.pools.items()
+            for kind, step in (("curate", curate), ("generate", curate.inputs["generate"]))
+        }
+        report = make_step(
+            "report", "report",
+            {
+                "study": study.model_dump(mode="json"), "preprocess": study.preprocess,
+                "task": self.task, "generators": tuple(self.pools),
+                "target_classes": study.request.classes, "seed": study.seed,
+            },
+            {
+                "ingest": self.ingest, "embed": self.embed, "search": search,
+                "evaluate": evaluate, **pools,
+            },
+        )  # fmt: skip
+        return [*self.mixes, search, evaluate, report]
 
 
 def without_sampling(spec: Any, fields: tuple[str, ...]) -> Any:

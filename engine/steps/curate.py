@@ -104,8 +104,16 @@ class Curate(StepKind):
         generated = context.inputs["generate"]
         table = read_generated(context, spec.task)
         notes: dict[str, Any] = {}
+        scores: list[Part] = []
         if spec.filters:
-            table, notes = self._judge(context, spec, table)
+            commits = measure(context, spec, class_names(context.inputs["ingest"]))
+            # Tagged for readers of this step; their bytes are the commits'.
+            scores = [
+                commit.data.model_copy(update={"tags": {"table": "scores"}})
+                for commit in commits
+                if commit.data
+            ]
+            table, notes = self._judge(context, spec, table, scores)
         labels = table[rows.LABEL_INTENDED].to_pylist()
         reasons = table[rows.REASON].to_pylist()
         funnel = {}
@@ -126,20 +134,16 @@ class Curate(StepKind):
         if out:
             headline += "; " + ", ".join(f"{count} {why}" for why, count in out.most_common())
         return Result(
-            [context.table("curated", table, table="curated")], kept,
+            [context.table("curated", table, table="curated"), *scores], kept,
             {"headline": headline, "funnel": funnel, **notes},
         )  # fmt: skip
 
     def _judge(
-        self, context: Context, spec: CurateSpec, table: pa.Table
+        self, context: Context, spec: CurateSpec, table: pa.Table, parts: Sequence[Part]
     ) -> tuple[pa.Table, dict[str, Any]]:
         """Fill in the scores and the reasons."""
         classes = class_names(context.inputs["ingest"])
-        scores = pa.concat_tables(
-            context.store.tables(
-                [commit.data.key for commit in measure(context, spec, classes) if commit.data]
-            )
-        )
+        scores = pa.concat_tables(context.store.tables([part.key for part in parts]))
         place = {image_id: row for row, image_id in enumerate(scores[rows.IMAGE_ID].to_pylist())}
         ids = table[rows.IMAGE_ID].to_pylist()
         # An image without a usable embedding has no scores.

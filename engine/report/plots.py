@@ -1,0 +1,208 @@
+"""Plots as inline SVG, coloured by CSS classes `c0` to `c9` so that a page has a light and a dark
+side.
+
+Coordinates are those of a fixed view box; the page scales it. Names of classes and arms are text of
+a user and always escaped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup, escape
+
+WIDTH, HEIGHT = 720, 320
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 16, 16, 44
+
+
+@dataclass(frozen=True)
+class Point:
+    """A value at `x` with its interval."""
+
+    x: float
+    y: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Line:
+    """A named series of points; `colour` counts the page's colours."""
+
+    name: str
+    points: Sequence[Point]
+    colour: int
+
+
+@dataclass(frozen=True)
+class Level:
+    """A named horizontal line."""
+
+    name: str
+    y: float
+    colour: int
+
+
+@dataclass(frozen=True)
+class Gain:
+    """One class: the value of each arm, and the last one's difference from the first with its
+    interval."""
+
+    name: str
+    values: Sequence[float]
+    low: float
+    high: float
+
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """About `count` round numbers from `low` to `high`."""
+    span = max(high - low, 1e-9)
+    step = 10 ** math.floor(math.log10(span / count))
+    step *= next(factor for factor in (1, 2, 5, 10) if span / (step * factor) <= count)
+    first = math.ceil(low / step - 1e-9)
+    return [round(number * step, 10) for number in range(first, int(high / step + 1e-9) + 1)]
+
+
+def ratio_curve(lines: Sequence[Line], levels: Sequence[Level], y_name: str) -> Markup:
+    """The objective against the ratio: a line for each family, levels for what has no ratio."""
+    points = [point for line in lines for point in line.points]
+    values = [v for p in points for v in (p.low, p.high)] + [level.y for level in levels]
+    # Intervals of two seeds can be wider than the plot is worth; they are cut at 0 and 1.
+    low, high = max(0.0, min(values)), min(1.0, max(values))
+    pad = 0.06 * (high - low or 0.1)
+    low, high = max(0.0, low - pad), min(1.0, high + pad)
+    last = max((point.x for point in points), default=1.0)
+
+    def x(value: float) -> float:
+        return _LEFT + value / last * (WIDTH - _LEFT - _RIGHT - 30)
+
+    def y(value: float) -> float:
+        inside = min(max(value, low), high)
+        return HEIGHT - _BOTTOM - (inside - low) / (high - low) * (HEIGHT - _TOP - _BOTTOM)
+
+    drawn = _axes([(y(tick), f"{tick:g}") for tick in ticks(low, high)])
+    for tick in sorted({0.0, *(point.x for point in points)}):
+        drawn.append(_text(x(tick), HEIGHT - _BOTTOM + 18, f"{tick:g}", "middle"))
+    drawn.append(_text((WIDTH + _LEFT) / 2, HEIGHT - 6, "ratio of added to real images", "middle"))
+    drawn.append(
+        Markup('<text class="axis" transform="translate(14 {}) rotate(-90)" text-anchor="middle">'
+               "{}</text>").format(_round((HEIGHT - _BOTTOM + _TOP) / 2), y_name)
+    )  # fmt: skip
+    for level in levels:
+        height = _round(y(level.y))
+        drawn.append(
+            Markup('<line class="level c{}" x1="{}" x2="{}" y1="{}" y2="{}"><title>{}: {}</title>'
+                   "</line>").format(level.colour, _LEFT, WIDTH - _RIGHT, height, height,
+                                     level.name, f"{level.y:.3f}")
+        )  # fmt: skip
+    # Intervals of several lines stand side by side rather than on each other.
+    for index, line in enumerate(lines):
+        shift = 7 * (index - (len(lines) - 1) / 2)
+        path = " ".join(f"{_round(x(p.x) + shift)},{_round(y(p.y))}" for p in line.points)
+        drawn.append(Markup('<polyline class="line c{}" points="{}"/>').format(line.colour, path))
+        for point in line.points:
+            across = _round(x(point.x) + shift)
+            drawn.append(
+                Markup(
+                    '<line class="whisker c{}" x1="{}" x2="{}" y1="{}" y2="{}"/>'
+                    '<circle class="dot c{}" cx="{}" cy="{}" r="4.5"><title>{}</title></circle>'
+                ).format(
+                    line.colour, across, across, _round(y(point.low)), _round(y(point.high)),
+                    line.colour, across, _round(y(point.y)),
+                    f"{line.name} x{point.x:g}: {point.y:.3f}, {point.low:.3f} to {point.high:.3f}",
+                )
+            )  # fmt: skip
+    return _svg(drawn, HEIGHT, f"{y_name} against the ratio of added images")
+
+
+def recall_by_class(gains: Sequence[Gain], arms: Sequence[str]) -> Markup:
+    """A row for each class: recall of each arm, joined by a line, and the difference in words."""
+    row, left, right = 30, 170, 190
+    height = _TOP + row * len(gains) + _BOTTOM - 8
+
+    def x(value: float) -> float:
+        return left + value * (WIDTH - left - right)
+
+    drawn = []
+    for tick in (0, 0.25, 0.5, 0.75, 1):
+        across = _round(x(tick))
+        drawn.append(
+            Markup('<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(
+                across, across, _TOP, height - _BOTTOM + 8
+            )
+        )
+        drawn.append(_text(x(tick), height - _BOTTOM + 26, f"{tick:g}", "middle"))
+    drawn.append(_text(WIDTH - right + 18, _TOP - 3, "difference, points", "start"))
+    for number, gain in enumerate(gains):
+        middle = _TOP + row * (number + 0.5)
+        drawn.append(_text(left - 12, middle + 4, _shorten(gain.name), "end", "name"))
+        ends = [_round(x(value)) for value in gain.values]
+        drawn.append(
+            Markup('<line class="join" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(
+                min(ends), max(ends), middle, middle
+            )
+        )
+        for colour, (arm, value, across) in enumerate(zip(arms, gain.values, ends, strict=True)):
+            drawn.append(
+                Markup('<circle class="dot c{}" cx="{}" cy="{}" r="5.5"><title>{}: {}</title>'
+                       "</circle>").format(colour, across, middle, arm, f"{value:.3f}")
+            )  # fmt: skip
+        change = 100 * (gain.values[-1] - gain.values[0])
+        kind = "good" if gain.low > 0 else "bad" if gain.high < 0 else "axis"
+        words = f"{change:+.1f} ({100 * gain.low:+.0f} to {100 * gain.high:+.0f})"
+        drawn.append(_text(WIDTH - right + 18, middle + 4, words, "start", kind))
+    return _svg(drawn, height, "recall of each class")
+
+
+def scatter(
+    points: Sequence[tuple[float, float]], classes: Sequence[int], synthetic: Sequence[bool]
+) -> Markup:
+    """Points of a projection: a disc is a real image, a ring a synthetic one."""
+    height = 440
+    xs, ys = [p[0] for p in points], [p[1] for p in points]
+
+    def place(value: float, low: float, high: float, size: float) -> str:
+        return _round(12 + (value - low) / (high - low or 1) * (size - 24))
+
+    drawn = [
+        Markup('<circle class="{} c{}" cx="{}" cy="{}" r="{}"/>').format(
+            "ring" if made else "disc", number % 10, place(x, min(xs), max(xs), WIDTH),
+            place(y, min(ys), max(ys), height), "3.2" if made else "2.6",
+        )
+        for (x, y), number, made in zip(points, classes, synthetic, strict=True)
+    ]  # fmt: skip
+    return _svg(drawn, height, "embedding of real and synthetic images, in two dimensions")
+
+
+def _axes(labels: Sequence[tuple[float, str]]) -> list[Markup]:
+    drawn = []
+    for y, text in labels:
+        drawn.append(
+            Markup('<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(
+                _LEFT, WIDTH - _RIGHT, _round(y), _round(y)
+            )
+        )
+        drawn.append(_text(_LEFT - 8, y + 4, text, "end"))
+    return drawn
+
+
+def _text(x: float, y: float, text: str, anchor: str, kind: str = "axis") -> Markup:
+    return Markup('<text class="{}" x="{}" y="{}" text-anchor="{}">{}</text>').format(
+        kind, _round(x), _round(y), anchor, text
+    )
+
+
+def _svg(drawn: Sequence[Markup], height: int, label: str) -> Markup:
+    return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
+        WIDTH, height, escape(label), Markup("").join(drawn)
+    )
+
+
+def _round(value: float) -> str:
+    return f"{value:.1f}"
+
+
+def _shorten(name: str) -> str:
+    return name if len(name) <= 20 else name[:19] + "…"

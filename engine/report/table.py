@@ -1,0 +1,72 @@
+"""The comparison table, for the terminal and for the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Row:
+    """One arm. `test` and what follows are None for an arm whose test stayed closed."""
+
+    arm: str
+    added: int
+    val: float
+    val_sd: float
+    test: float | None = None
+    low: float | None = None
+    high: float | None = None
+    accuracy: float | None = None
+    against: float | None = None
+    mark: str = ""
+
+
+def comparison(
+    trials: Mapping[str, Sequence[Any]], search: Mapping[str, Any], evaluate: Mapping[str, Any]
+) -> list[Row]:
+    """A row for each arm, in the order of the study.
+
+    trials: columns of search's table. search, evaluate: metrics of those steps.
+    """
+    objective, opened, baseline = search["objective"], evaluate["arms"], evaluate["baseline"]
+    images = dict(zip(trials["arm"], trials["images"], strict=True))
+    rows = []
+    for arm, val in search["arms"].items():
+        row = Row(arm, images[arm] - images["real"], val["mean"], val["sd"])
+        if arm in opened:
+            figure = opened[arm][objective]
+            row = Row(
+                row.arm, row.added, row.val, row.val_sd, figure["mean"], figure["low"],
+                figure["high"], opened[arm]["accuracy"]["mean"],
+                figure["mean"] - opened[baseline][objective]["mean"],
+                "baseline" if arm == baseline else "chosen" if opened[arm]["ratio"] else "",
+            )  # fmt: skip
+        rows.append(row)
+    return rows
+
+
+def as_text(rows: Sequence[Row], objective: str) -> str:
+    """The table in plain text, a line for each arm."""
+    lines = [
+        ["arm", "added", f"val {objective}", f"test {objective}", "95% interval", "accuracy",
+         "points", ""]
+    ]  # fmt: skip
+    for row in rows:
+        test = ["", "", "", ""]
+        if row.test is not None and row.low is not None and row.high is not None:
+            test = [
+                f"{row.test:.3f}", f"{row.low:.3f} to {row.high:.3f}", f"{row.accuracy:.3f}",
+                f"{100 * (row.against or 0):+.1f}",
+            ]  # fmt: skip
+        lines.append([row.arm, f"{row.added:,}", f"{row.val:.3f}", *test, row.mark])
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    shown = []
+    for line in lines:
+        cells = [
+            cell.ljust(width) if column in (0, 7) else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        shown.append("  ".join(cells).rstrip())
+    return "\n".join([shown[0], "-" * len(shown[0]), *shown[1:]])
