@@ -23,6 +23,7 @@ from engine.plan import named, plan, until
 from engine.runtime.base import Runtime
 from engine.runtime.inline import InlineRuntime
 from engine.study import Profile, Study, apply_sets, load_profile, load_study, validate
+from engine.tracking import track
 
 
 def run_study(
@@ -112,6 +113,7 @@ def _run(arguments: argparse.Namespace, last: str | None, dry_run: bool) -> int:
         else:
             manifests = execute(steps, store, runtime, profile)
             show_report(study, steps, store, manifests)
+            track(study, steps, store, manifests, profile.mlflow, say)
             for step in steps:
                 # Of a generator's rounds, the first shows what it makes.
                 if step.label.count(".") < 2:

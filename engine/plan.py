@@ -171,12 +171,7 @@ class Comparison:
 
     def filters(self, generator: Any) -> tuple[str, ...]:
         """What is asked of a generator's images, less what the study switches off."""
-        settings = self.study.curate
-        active = {
-            "label": settings.label_from != "intended" or settings.confidence is not None,
-            "copies": settings.copies is not None,
-        }
-        return tuple(name for name in generator.filters if active[name])
+        return tuple(name for name in generator.filters if name in self.study.curate.filters)
 
     def rounds(self, generator: Any) -> int:
         return self.study.curate.max_rounds if self.filters(generator) else 1

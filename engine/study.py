@@ -138,10 +138,11 @@ class Curate(Spec):
     # intended: the label asked for; dropped where the labeler sees another with `confidence`.
     # agree: kept only where the labeler sees the label asked for. labeler: what the labeler sees.
     label_from: Literal["intended", "agree", "labeler"] = "intended"
-    # null: no image is dropped for what the labeler sees.
-    confidence: Annotated[float, Field(ge=0, le=1)] | None = 0.9
-    # An image nearer to train than all but this share of val is a copy. null: none is dropped.
-    copies: Annotated[float, Field(ge=0, le=0.2)] | None = 0.01
+    confidence: Annotated[float, Field(ge=0, le=1)] = 0.9
+    # An image nearer to train than all but this share of val is a copy.
+    copies: Annotated[float, Field(ge=0, le=0.2)] = 0.01
+    # What is asked of images, where their generator allows it; [] keeps all.
+    filters: tuple[Literal["label", "copies"], ...] = ("label", "copies")
     # How often generation may be asked for more where too few images were kept; 1: never.
     max_rounds: Annotated[int, Field(ge=1, le=10)] = 2
 
@@ -236,7 +237,9 @@ class Profile(Spec):
     }
     fit: FitResources = FitResources(cpus=2, checkpoint_every=100)
     # Of one trial of a search; as many run at once as there is room for.
-    trial: TrialResources = TrialResources()
+    trial: TrialResources = TrialResources(cpus=2)
+    # Where runs are logged: an MLflow server's URI. auto: an SQLite file in local storage. none.
+    mlflow: str = "auto"
 
     @model_validator(mode="after")
     def _consistent(self) -> Profile:

@@ -67,10 +67,14 @@ def test_a_study_that_says_the_same_in_another_way_has_the_same_keys(write: Writ
     assert keys == [step.key for step in plan(load_study(CONFIGS / "digits.yaml"))]
 
 
-def test_a_study_s_name_is_no_part_of_any_key(write: Write) -> None:
+def test_a_study_s_name_is_no_part_of_any_key_but_the_page_s(write: Write) -> None:
     path = write(DIGITS)
     assert load_study(path, ["name=other"]).name == "other"
-    assert plan(load_study(path, ["name=other"])) == plan(load_study(path))
+    *steps, page = plan(load_study(path))
+    *others, other_page = plan(load_study(path, ["name=other"]))
+    assert steps == others
+    assert page.kind == other_page.kind == "report"
+    assert page != other_page
 
 
 def test_a_change_reaches_the_steps_that_depend_on_it_and_no_others(write: Write) -> None:
@@ -81,6 +85,8 @@ def test_a_change_reaches_the_steps_that_depend_on_it_and_no_others(write: Write
             {step.label: step.key for step in plan(load_study(path, sets))}
             for sets in ([], [setting])
         )
+        # The page shows the whole study, so that every change reaches it.
+        assert before.pop("report") != after.pop("report")
         return {label for label in before if before[label] != after[label]}
 
     made = {"request.ddpm", "generate.ddpm", "curate.ddpm", "request.ddpm.2", "generate.ddpm.2",

@@ -57,7 +57,10 @@ class Small(Classifier):
         return nn.Sequential(*layers, nn.Linear(width, len(self.classes)))
 
     def prepare(self, pixels: Tensor) -> Tensor:
-        return pixels.float().div_(127.5).sub_(1)
+        import torch
+
+        images = pixels.float().div_(127.5).sub_(1)
+        return images.contiguous(memory_format=torch.channels_last)
 
     def save(self, network: Module, folder: Path) -> None:
         from safetensors.torch import save_file

@@ -25,7 +25,10 @@ class StageResources(Spec):
 class TrialResources(Spec):
     """One trial of a search: a process that trains one small model after another."""
 
+    # Logical CPUs that it holds: they bound how many trials run at once.
     cpus: Annotated[float, Field(gt=0)] = 1.0
+    # CPU threads of its fit.
+    threads: Annotated[int, Field(ge=1, le=256)] = 1
     gpus: Annotated[float, Field(ge=0)] = 0.0
     # How often a trial whose process died is tried again before the run stops.
     max_failures: Annotated[int, Field(ge=0)] = 3

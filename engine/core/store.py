@@ -161,6 +161,14 @@ class Store:
         """Where it is noted which studies have opened the test set of this digest."""
         return self.join("openings", test)
 
+    def tracking(self, server: str, what: str) -> str:
+        """The note that a server has been told of a result."""
+        return self.join("tracking", server, f"{what}.json")
+
+    def tracking_file(self) -> str:
+        """The database of runs that a local storage holds."""
+        return self.join("mlflow", "mlflow.db")
+
     def page(self, study: str, name: str) -> str:
         """Key of a page or sheet for people."""
         return f"pages/{study}/{name}"

@@ -28,6 +28,7 @@ from engine.nets.training import (
     optimizer_tensors,
     restore_optimizer,
     run,
+    seed_dropout,
     share_of_batch,
 )
 
@@ -306,7 +307,8 @@ class _Training:
     def update(self, step: int) -> dict[str, float]:
         torch, total = self.torch, 0.0
         # Dropout draws from torch's own generator: f(seed, step, rank), as all else.
-        torch.manual_seed(derive_seed(self.seed, "dropout", step, self.accelerator.process_index))
+        rank = self.accelerator.process_index
+        seed_dropout(str(self.accelerator.device), self.seed, "dropout", step, rank)
         rows = self.sampler.rows(step)
         for piece in self.slices:
             with self.accelerator.accumulate(self.model):

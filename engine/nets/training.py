@@ -15,7 +15,7 @@ import numpy as np
 
 from engine.core.errors import EngineError, StudyError
 from engine.core.fit import FitContext
-from engine.core.rng import generator
+from engine.core.rng import derive_seed, generator
 
 if TYPE_CHECKING:
     import torch
@@ -80,6 +80,19 @@ def run(
         if done % checkpoint_every == 0 and done < steps:
             context.save_checkpoint(done, trainable.tensors(), {"history": history, "sums": sums})
     return history
+
+
+def seed_dropout(device: str, *parts: int | str) -> None:
+    """Make what torch draws from its own generators, such as dropout, a function of `parts`.
+
+    torch.manual_seed does as much and formats the stack each time, for CUDA's sake: 1.5 ms a step.
+    """
+    import torch
+
+    seed = derive_seed(*parts)
+    torch.default_generator.manual_seed(seed)
+    if device.startswith("cuda"):
+        torch.cuda.manual_seed_all(seed)
 
 
 def share_of_batch(batch_size: int, rank: int, world_size: int, accumulation: int) -> list[slice]:

@@ -47,11 +47,11 @@ class Level:
 
 @dataclass(frozen=True)
 class Gain:
-    """One class: the value of each arm, and the last one's difference from the first with its
-    interval."""
+    """One class: the value of each arm, and how much the last one gains, with its interval."""
 
     name: str
     values: Sequence[float]
+    mean: float
     low: float
     high: float
 
@@ -121,12 +121,13 @@ def recall_by_class(gains: Sequence[Gain], arms: Sequence[str]) -> Markup:
     """A row for each class: recall of each arm, joined by a line, and the difference in words."""
     row, left, right = 30, 170, 190
     height = _TOP + row * len(gains) + _BOTTOM - 8
+    least = min(0.9, math.floor(10 * min(v for gain in gains for v in gain.values)) / 10)
 
     def x(value: float) -> float:
-        return left + value * (WIDTH - left - right)
+        return left + (value - least) / (1 - least) * (WIDTH - left - right)
 
     drawn = []
-    for tick in (0, 0.25, 0.5, 0.75, 1):
+    for tick in ticks(least, 1.0):
         across = _round(x(tick))
         drawn.append(
             Markup('<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(
@@ -149,9 +150,10 @@ def recall_by_class(gains: Sequence[Gain], arms: Sequence[str]) -> Markup:
                 Markup('<circle class="dot c{}" cx="{}" cy="{}" r="5.5"><title>{}: {}</title>'
                        "</circle>").format(colour, across, middle, arm, f"{value:.3f}")
             )  # fmt: skip
-        change = 100 * (gain.values[-1] - gain.values[0])
         kind = "good" if gain.low > 0 else "bad" if gain.high < 0 else "axis"
-        words = f"{change:+.1f} ({100 * gain.low:+.0f} to {100 * gain.high:+.0f})"
+        words = "0"
+        if gain.low or gain.high:
+            words = f"{100 * gain.mean:+.1f} ({100 * gain.low:+.0f} to {100 * gain.high:+.0f})"
         drawn.append(_text(WIDTH - right + 18, middle + 4, words, "start", kind))
     return _svg(drawn, height, "recall of each class")
 

@@ -40,7 +40,7 @@ def search(
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
 
     def trial(config: dict[str, Any]) -> dict[str, float]:
-        figures = run(config["name"], InlineRuntime(threads=max(1, int(resources.cpus))))
+        figures = run(config["name"], InlineRuntime(threads=resources.threads))
         return figures or {"done": 1.0}
 
     held = {"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})}

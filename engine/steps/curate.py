@@ -171,7 +171,7 @@ class Curate(StepKind):
                 used[scored] = seen
             elif how == "agree":
                 reason[scored] = np.where(differs, "label", reason[scored])
-            elif limit is not None:
+            else:
                 sure = differs & (probabilities.max(1) >= limit)
                 reason[scored] = np.where(sure, "label", reason[scored])
         train, val = reference(context, "train"), reference(context, "val")
@@ -180,7 +180,6 @@ class Curate(StepKind):
         column(rows.NEAREST_DISTANCE, found.distance)
         column(rows.NEAREST_BITS, found.bits)
         if "copies" in spec.filters:
-            assert spec.settings.copies is not None
             limits = copy_limits(nearest(*val.arrays, *train.arrays), spec.settings.copies)
             copied = copies(found, limits)
             reason[scored] = np.where(copied, "copy", reason[scored])

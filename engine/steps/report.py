@@ -27,7 +27,7 @@ from engine.report.table import as_text, comparison
 from engine.steps import StepKind
 from engine.steps.generate import first_images
 
-TILES = 10
+TILES = 8
 _SCATTER = 900
 _PROBE_LEAST = 8
 
@@ -110,18 +110,24 @@ def ratio_curve(trials: pa.Table, search: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def recall_plots(evaluate: Mapping[str, Any], classes: Sequence[str]) -> list[dict[str, Any]]:
-    """For each contrast: recall of each class on test, baseline against synthetic."""
+    """For each contrast: recall of each class on test, for real images, baseline and synthetic."""
     found = []
     for contrast in evaluate["contrasts"]:
-        arms = [contrast["against"], contrast["arm"]]
+        arms = list(dict.fromkeys(["real", contrast["against"], contrast["arm"]]))
         gains = [
             plots.Gain(
                 name, [evaluate["arms"][arm]["per_class"][name]["recall"] for arm in arms],
-                gain["low"], gain["high"],
+                gain["mean"], gain["low"], gain["high"],
             )
             for name, gain in zip(classes, contrast["recall_gain"], strict=True)
         ]  # fmt: skip
-        found.append({"arms": arms, "svg": plots.recall_by_class(gains, arms)})
+        found.append(
+            {
+                "arms": arms,
+                "against": contrast["against"],
+                "svg": plots.recall_by_class(gains, arms),
+            }
+        )
     return found
 
 

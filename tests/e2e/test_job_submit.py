@@ -90,7 +90,10 @@ def test_a_study_runs_as_a_submitted_job(cluster: dict[str, str], tmp_path: Path
         "--set", f"profile.storage={tmp_path}",
         "--set", "generators.ddpm.train_steps=6",
         "--set", "generators.ddpm.num_inference_steps=2",
-        "--set", "request={per_class: 4, shard_size: 4}",
+        "--set", "request.shard_size=30",
+        "--set", "training.steps=6",
+        "--set", "search={ratios: [1], seeds: 2}",
+        "--set", "curate.filters=[]",
     )  # fmt: skip
     nobody = {
         name: value for name, value in cluster.items() if not name.startswith("RAY_AUTH_TOKEN")
@@ -103,4 +106,7 @@ def test_a_study_runs_as_a_submitted_job(cluster: dict[str, str], tmp_path: Path
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "takes jobs from anybody" not in done.stdout
     assert list(tmp_path.glob("steps/generate/*/manifest.json"))
-    assert (tmp_path / "pages" / "digits" / "generate.ddpm.png").stat().st_size > 1000
+    pages = tmp_path / "pages" / "digits"
+    assert (pages / "generate.ddpm.png").stat().st_size > 1000
+    assert "Do synthetic images help?" in (pages / "report.html").read_text()
+    assert "conditional on one generator" in done.stdout

@@ -32,7 +32,9 @@ def command(storage: Path, *more: str) -> list[str]:
     """A study whose generation takes long enough to be killed: many small shards."""
     sets = {
         "generators": "{ddpm: null, traditional: {name: traditional}}",
-        "request": f"{{per_class: {PER_CLASS}, shard_size: {SHARD_SIZE}}}",
+        "request": f"{{ratio: null, classes: all, per_class: {PER_CLASS},"
+        f" shard_size: {SHARD_SIZE}}}",
+        "classifier": "null",
         "profile.storage": str(storage),
         "profile.stages.generate.batch_size": "25",
         "profile.stages.generate.actors": "2",

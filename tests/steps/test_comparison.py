@@ -162,7 +162,9 @@ def test_a_copy_of_a_training_image_is_found(
             tmp_path / "copied" / "down" / f"{number:04d}.png"
         )
     made = study(
-        "copied", search={"ratios": [1], "seeds": 2}, curate={"confidence": None, "max_rounds": 1}
+        "copied",
+        search={"ratios": [1], "seeds": 2},
+        curate={"filters": ["copies"], "max_rounds": 1},
     )
     held = table(store, run_until(made, "curate"), "curated")
     nearest = [

@@ -1,0 +1,192 @@
+"""Runs in MLflow: a parent for the study, a child for each trial.
+
+Everything that is logged lies in manifests first. A server that is down therefore loses nothing:
+the run goes on, says so, and the next run of the study logs what is missing. What was logged where
+is noted in the storage, so that a study that is done asks no server.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from engine.core.manifest import Manifest, read_manifest
+from engine.core.spec import digest
+from engine.core.step import Step
+from engine.core.store import Store
+from engine.steps.search import trial_steps
+from engine.study import Study
+
+_BATCH = 100
+_MOST_TEXT = 500
+_KEY = "engine.key"
+# A parameter's or metric's name in MLflow: letters, digits and these.
+_NAME = re.compile(r"[^\w./ :-]")
+
+
+def track(
+    study: Study,
+    steps: Sequence[Step],
+    store: Store,
+    manifests: Mapping[str, Manifest],
+    uri: str,
+    warn: Callable[[str], None],
+) -> None:
+    """Log the study's search, verdict and page, unless that was done before. Raises nothing."""
+    target = tracking_uri(uri, store)
+    search = next((step for step in steps if step.kind == "search"), None)
+    if target is None or search is None:
+        return
+    done = {step.kind: manifests[step.key] for step in steps if step.key in manifests}
+    logged = digest(
+        [done[kind].digest for kind in ("search", "evaluate", "report") if kind in done]
+    )
+    note = store.tracking(digest(target), logged)
+    if store.exists(note):
+        return
+    try:
+        _log(study, search, store, done, target)
+    except Exception as error:  # no server, no route, no rights: none of it may stop a study
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        warn(
+            f"warning: MLflow at {without_password(target)} did not take this run ({reason});"
+            " nothing is lost, the next run of this study logs it"
+        )
+        return
+    store.put(note, b"{}")
+    warn(f"MLflow: {without_password(target)}, experiment {study.name}")
+
+
+def tracking_uri(uri: str, store: Store) -> str | None:
+    """Where to log: `auto` is an SQLite file in local storage, and nowhere for other storage."""
+    if uri == "none":
+        return None
+    if uri != "auto":
+        return uri
+    return f"sqlite:///{store.location(store.tracking_file())}" if store.local else None
+
+
+def without_password(uri: str) -> str:
+    """The address without what stands before an @."""
+    return re.sub(r"//[^/@]*@", "//", uri)
+
+
+def _log(
+    study: Study, search: Step, store: Store, done: Mapping[str, Manifest], target: str
+) -> None:
+    # A dead server must not hold a study up for minutes, and models are never unpickled.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    from mlflow import MlflowClient
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    client = MlflowClient(target)
+    experiment = _experiment(client, study.name, store, target)
+    parent = _run(client, experiment, digest(done["search"].digest), study.name, {})
+    _params(client, parent, dict(_flat(study.model_dump(mode="json"))))
+    if "evaluate" in done:
+        _verdict(client, parent, done["evaluate"])
+    with tempfile.TemporaryDirectory() as name:
+        (Path(name) / "study.yaml").write_text(
+            yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        )
+        for key in done["report"].keys(file="report.html") if "report" in done else []:
+            (Path(name) / "report.html").write_bytes(store.read(key))
+        client.log_artifacts(parent, name)
+    for arm, number, step in trial_steps(search):
+        manifest = read_manifest(store, step)
+        if manifest is None:
+            continue
+        tags = {"mlflow.parentRunId": parent}
+        run = _run(client, experiment, f"{parent}.{manifest.digest}", step.label, tags)
+        _params(
+            client, run,
+            {"arm": arm.name, "family": arm.family, "ratio": arm.ratio, "seed": number,
+             "key": step.key, "images": manifest.rows},
+        )  # fmt: skip
+        for part in manifest.keys(file="history.json"):
+            _history(client, run, json.loads(store.read(part)))
+        best = {f"best/{name}": value for name, value in manifest.metrics["val"].items()
+                if isinstance(value, float)}  # fmt: skip
+        _metrics(client, run, best)
+        client.set_terminated(run)
+    client.set_terminated(parent)
+
+
+def _experiment(client: Any, name: str, store: Store, target: str) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    # Beside the default database; a server of its own knows better where artifacts go.
+    own = target == tracking_uri("auto", store)
+    where = Path(store.location(store.tracking_file())).parent / "artifacts" if own else None
+    return str(client.create_experiment(name, artifact_location=where and where.as_uri()))
+
+
+def _run(client: Any, experiment: str, key: str, name: str, tags: Mapping[str, str]) -> str:
+    """The run that bears this key, made where there is none: a second try doubles nothing."""
+    found = client.search_runs([experiment], f"tags.`{_KEY}` = '{key}'", max_results=1)
+    if found:
+        return str(found[0].info.run_id)
+    run = client.create_run(experiment, run_name=name, tags={**tags, _KEY: key})
+    return str(run.info.run_id)
+
+
+def _params(client: Any, run: str, values: Mapping[str, Any]) -> None:
+    from mlflow.entities import Param
+
+    params = [Param(_NAME.sub("_", name)[:250], str(value)[:_MOST_TEXT])
+              for name, value in values.items()]  # fmt: skip
+    for start in range(0, len(params), _BATCH):
+        client.log_batch(run, params=params[start : start + _BATCH])
+
+
+def _metrics(client: Any, run: str, values: Mapping[str, float]) -> None:
+    _history(client, run, [{"step": 0, **values}])
+
+
+def _history(client: Any, run: str, entries: Sequence[Mapping[str, float]]) -> None:
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    metrics = [
+        Metric(_NAME.sub("_", name)[:250], float(value), now, int(entry["step"]))
+        for entry in entries
+        for name, value in entry.items()
+        if name != "step"
+    ]
+    for start in range(0, len(metrics), 1000):
+        client.log_batch(run, metrics=metrics[start : start + 1000])
+
+
+def _verdict(client: Any, run: str, evaluate: Manifest) -> None:
+    figures = {}
+    for arm, entry in evaluate.metrics["arms"].items():
+        for name in ("accuracy", "macro_f1", "balanced_accuracy"):
+            figures[f"test/{arm}/{name}"] = entry[name]["mean"]
+    for contrast in evaluate.metrics["contrasts"]:
+        figures[f"effect/{contrast['arm']}"] = contrast["effect"]["estimate"]
+        client.set_tag(run, f"verdict.{_NAME.sub('_', contrast['arm'])}", contrast["word"])
+    client.set_tag(run, "mlflow.note.content", evaluate.metrics["verdict"])
+    _metrics(client, run, figures)
+
+
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested settings as a.b.c: value."""
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from _flat(inner, f"{name}.{key}" if name else str(key))
+    elif name:
+        yield name, value
