@@ -56,7 +56,7 @@ def track(
     try:
         _log(study, search, store, done, target)
     except Exception as error:  # no server, no route, no rights: none of it may stop a study
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = without_password(" ".join(str(error).split()))[:200] or type(error).__name__
         warn(
             f"warning: MLflow at {without_password(target)} did not take this run ({reason});"
             " nothing is lost, the next run of this study logs it"

@@ -79,3 +79,50 @@ def run_until(profile: Profile, store: Store) -> Callable[[Study, str], Manifest
         return execute(steps, store, InlineRuntime(), profile)[steps[-1].key]
 
     return run
+
+
+BARS = {"across": 0, "down": 1}
+
+
+def bar(kind: str, seed: int, contrast: int = 120) -> Image.Image:
+    """A bright bar on noise, lying or standing, somewhere in 16 px."""
+    random = np.random.default_rng([seed, BARS[kind]])
+    pixels = random.integers(0, 100, (16, 16), dtype=np.uint8)
+    place = int(random.integers(1, 13))
+    pixels[place : place + 3] += np.uint8(contrast)
+    return Image.fromarray(pixels if kind == "across" else pixels.T)
+
+
+def write_bars(
+    folder: Path, counts: dict[str, int], first: int, shown: dict[str, str] | None = None
+) -> None:
+    """`counts` pictures of each class; `shown` says what is drawn where it is not the class."""
+    for name, count in counts.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            picture = bar((shown or {}).get(name, name), first + number)
+            picture.save(folder / name / f"{number:04d}.png")
+
+
+@pytest.fixture
+def bars_study(tmp_path: Path, toy_study: Callable[..., Study]) -> Callable[..., Study]:
+    write_bars(tmp_path / "real", {"across": 100, "down": 30}, 0)
+    write_bars(tmp_path / "good", {"down": 60}, 5000)
+
+    # The right answer is easy to see: where the bar lies.
+    def make(folder: str = "good", **fields: Any) -> Study:
+        reader = {"name": "imagefolder", "root": str(tmp_path / folder)}
+        values = {
+            "preprocess": {"size": 16, "channels": "L"}, "split": {"group": "none", "test": 0.3},
+            "generators": {"more": {"name": "folder", "reader": reader}},
+            "request": {"ratio": 1, "classes": ["down"], "shard_size": 16},
+            "classifier": {"name": "small", "channels": [8, 8]},
+            "training": {"steps": 12, "batch_size": 16, "learning_rate": 0.01, "evaluate_every": 4},
+            "search": {"ratios": [1, 2], "seeds": 2},
+            "curate": {"max_rounds": 1},
+            "evaluate": {"bootstrap_draws": 200},
+            **fields,
+        }  # fmt: skip
+        return toy_study(tmp_path / "real", **values)
+
+    return make

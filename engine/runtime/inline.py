@@ -40,8 +40,10 @@ class InlineRuntime:
         resources: TrialResources,
         on_end: Callable[[str], None],
     ) -> None:
+        # As many threads as elsewhere: sums of floats depend on it.
+        alone = InlineRuntime(resources.threads)
         for name in names:
-            run(name, self)
+            run(name, alone)
             on_end(name)
 
     def close(self) -> None:

@@ -25,52 +25,7 @@ from engine.steps.mix import pool_order, wanted_images
 from engine.steps.request import top_up
 from engine.steps.search import Arm, choose
 from engine.study import Profile, Study
-
-BARS = {"across": 0, "down": 1}
-
-
-def bar(kind: str, seed: int, contrast: int = 120) -> Image.Image:
-    """A bright bar on noise, lying or standing, somewhere in 16 px."""
-    random = np.random.default_rng([seed, BARS[kind]])
-    pixels = random.integers(0, 100, (16, 16), dtype=np.uint8)
-    place = int(random.integers(1, 13))
-    pixels[place : place + 3] += np.uint8(contrast)
-    return Image.fromarray(pixels if kind == "across" else pixels.T)
-
-
-def write(
-    folder: Path, counts: dict[str, int], first: int, shown: dict[str, str] | None = None
-) -> None:
-    """`counts` pictures of each class; `shown` says what is drawn where it is not the class."""
-    for name, count in counts.items():
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        for number in range(count):
-            picture = bar((shown or {}).get(name, name), first + number)
-            picture.save(folder / name / f"{number:04d}.png")
-
-
-@pytest.fixture
-def study(tmp_path: Path, toy_study: Callable[..., Study]) -> Callable[..., Study]:
-    write(tmp_path / "real", {"across": 100, "down": 30}, 0)
-    write(tmp_path / "good", {"down": 60}, 5000)
-
-    def make(folder: str = "good", **fields: Any) -> Study:
-        reader = {"name": "imagefolder", "root": str(tmp_path / folder)}
-        values = {
-            "preprocess": {"size": 16, "channels": "L"}, "split": {"group": "none", "test": 0.3},
-            "generators": {"more": {"name": "folder", "reader": reader}},
-            "request": {"ratio": 1, "classes": ["down"], "shard_size": 16},
-            "classifier": {"name": "small", "channels": [8, 8]},
-            "training": {"steps": 12, "batch_size": 16, "learning_rate": 0.01, "evaluate_every": 4},
-            "search": {"ratios": [1, 2], "seeds": 2},
-            "curate": {"max_rounds": 1},
-            "evaluate": {"bootstrap_draws": 200},
-            **fields,
-        }  # fmt: skip
-        return toy_study(tmp_path / "real", **values)
-
-    return make
-
+from tests.conftest import write_bars
 
 Run = Callable[[Study, str], Manifest]
 
@@ -80,9 +35,9 @@ def table(store: Store, manifest: Manifest, name: str) -> pa.Table:
 
 
 def test_a_study_goes_to_its_verdict_and_the_same_again_computes_nothing(
-    study, store: Store, profile: Profile
+    bars_study, store: Store, profile: Profile
 ) -> None:
-    steps = plan(study())
+    steps = plan(bars_study())
     manifests = execute(steps, store, InlineRuntime(), profile)
     evaluated = manifests[named(steps, "evaluate")[0].key]
     assert set(evaluated.metrics["arms"]) == {
@@ -100,27 +55,27 @@ def test_a_study_goes_to_its_verdict_and_the_same_again_computes_nothing(
     right = np.asarray([["across", "down"][g] for g in guessed]) == real["label.class"].to_pylist()
     assert right.mean() == pytest.approx(evaluated.metrics["arms"]["real"]["accuracy"]["mean"])
     before = store.listing("")
-    execute(plan(study()), store, InlineRuntime(), profile)
+    execute(plan(bars_study()), store, InlineRuntime(), profile)
     assert store.listing("") == before
 
 
 def test_only_evaluate_opens_test_and_openings_are_counted(
-    study, run_until: Run, store: Store
+    bars_study, run_until: Run, store: Store
 ) -> None:
-    searched = run_until(study(), "search")
+    searched = run_until(bars_study(), "search")
     assert set(table(store, searched, "trials")["key"].to_pylist())
     assert not store.listing("openings")
-    assert run_until(study(), "evaluate").metrics["test"]["opened"] == 1
-    other = study(evaluate={"bootstrap_draws": 201})
+    assert run_until(bars_study(), "evaluate").metrics["test"]["opened"] == 1
+    other = bars_study(evaluate={"bootstrap_draws": 201})
     assert run_until(other, "evaluate").metrics["test"]["opened"] == 2
 
 
 def test_images_that_show_another_class_are_dropped_with_their_reason(
-    study, run_until: Run, store: Store, tmp_path: Path
+    bars_study, run_until: Run, store: Store, tmp_path: Path
 ) -> None:
-    write(tmp_path / "mixed", {"down": 30}, 7000)
-    write(tmp_path / "mixed", {"down": 15}, 9000, {"down": "across"})  # 15 of the 30 now lie
-    made = study(
+    write_bars(tmp_path / "mixed", {"down": 30}, 7000)
+    write_bars(tmp_path / "mixed", {"down": 15}, 9000, {"down": "across"})  # 15 of the 30 now lie
+    made = bars_study(
         "mixed", search={"ratios": [0.5], "seeds": 2},
         training={"steps": 80, "batch_size": 32, "learning_rate": 0.01, "evaluate_every": 20},
     )  # fmt: skip
@@ -142,7 +97,7 @@ def test_images_that_show_another_class_are_dropped_with_their_reason(
     assert seen["down", ""] > 0
     assert held[rows.LABEL].to_pylist() == ["down"] * held.num_rows
     relabelled = run_until(
-        study("mixed", search={"ratios": [0.5], "seeds": 2}, curate={"label_from": "labeler"},
+        bars_study("mixed", search={"ratios": [0.5], "seeds": 2}, curate={"label_from": "labeler"},
               training=made.training.model_dump()), "curate",
     )  # fmt: skip
     other = table(store, relabelled, "curated")
@@ -150,18 +105,18 @@ def test_images_that_show_another_class_are_dropped_with_their_reason(
 
 
 def test_a_copy_of_a_training_image_is_found(
-    study, run_until: Run, store: Store, tmp_path: Path
+    bars_study, run_until: Run, store: Store, tmp_path: Path
 ) -> None:
-    ingest = run_until(study(), "ingest")
+    ingest = run_until(bars_study(), "ingest")
     train = pa.concat_tables(store.tables(ingest.keys(split="train")))
     uris = [uri for uri in train[rows.URI].to_pylist() if uri.startswith("down")][:6]
-    write(tmp_path / "copied", {"down": 30}, 5000)
+    write_bars(tmp_path / "copied", {"down": 30}, 5000)
     for number, uri in enumerate(uris):
         picture = np.asarray(Image.open(tmp_path / "real" / uri)).astype(int) + 1
         Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(
             tmp_path / "copied" / "down" / f"{number:04d}.png"
         )
-    made = study(
+    made = bars_study(
         "copied",
         search={"ratios": [1], "seeds": 2},
         curate={"filters": ["copies"], "max_rounds": 1},
@@ -176,10 +131,10 @@ def test_a_copy_of_a_training_image_is_found(
 
 
 def test_too_few_images_never_bear_a_larger_ratio_s_name(
-    study, run_until: Run, tmp_path: Path
+    bars_study, run_until: Run, tmp_path: Path
 ) -> None:
-    write(tmp_path / "lying", {"down": 60}, 9000, {"down": "across"})
-    made = study(
+    write_bars(tmp_path / "lying", {"down": 60}, 9000, {"down": "across"})
+    made = bars_study(
         "lying",
         training={"steps": 80, "batch_size": 32, "learning_rate": 0.01, "evaluate_every": 20},
     )
@@ -188,9 +143,9 @@ def test_too_few_images_never_bear_a_larger_ratio_s_name(
 
 
 def test_mixes_are_nested_and_hold_the_share_that_they_are_named_for(
-    study, store: Store, profile: Profile
+    bars_study, store: Store, profile: Profile
 ) -> None:
-    steps = plan(study())
+    steps = plan(bars_study())
     chosen = [step for step in steps if step.kind == "mix"]
     manifests = execute(steps[: steps.index(chosen[-1]) + 1], store, InlineRuntime(), profile)
     members = {
@@ -262,9 +217,9 @@ class DiesAfter(InlineRuntime):
 
 
 def test_after_a_kill_only_trials_without_a_result_run_again(
-    study, store: Store, profile: Profile, tmp_path: Path
+    bars_study, store: Store, profile: Profile, tmp_path: Path
 ) -> None:
-    steps = plan(study())
+    steps = plan(bars_study())
     (search,) = named(steps, "search")
     until = steps[: steps.index(search) + 1]
     with pytest.raises(EngineError, match="the power went"):
@@ -279,9 +234,9 @@ def test_after_a_kill_only_trials_without_a_result_run_again(
 
 
 def test_a_changed_pool_trains_its_own_arms_anew_and_no_others(
-    study, store: Store, profile: Profile, tmp_path: Path
+    bars_study, store: Store, profile: Profile, tmp_path: Path
 ) -> None:
-    steps = plan(study())
+    steps = plan(bars_study())
     until = steps[: steps.index(named(steps, "search")[0]) + 1]
     execute(until, store, InlineRuntime(), profile)
     (tmp_path / "good" / "down" / "00000.png").write_bytes(
@@ -296,6 +251,6 @@ def test_a_changed_pool_trains_its_own_arms_anew_and_no_others(
     assert again.ran == 4  # two ratios with two seeds
 
 
-def test_a_generator_cannot_take_the_name_of_an_arm(study) -> None:
+def test_a_generator_cannot_take_the_name_of_an_arm(bars_study) -> None:
     with pytest.raises(StudyError, match="is the name of an arm"):
-        study(generators={"oversampled": {"name": "traditional"}})
+        bars_study(generators={"oversampled": {"name": "traditional"}})

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from engine.report import plots
+from engine.report.table import as_text, comparison
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "want"),
+    [
+        (0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]),
+        (0.93, 1.0, [0.94, 0.96, 0.98, 1.0]),
+        (0, 37, [0, 10, 20, 30]),
+    ],
+)
+def test_ticks_are_round_numbers_within(low: float, high: float, want: list[float]) -> None:
+    assert plots.ticks(low, high) == pytest.approx(want)
+
+
+def test_points_lie_where_their_values_say() -> None:
+    points = [plots.Point(x, y, y - 0.05, y + 0.05) for x, y in ((0, 0.5), (1, 0.7), (2, 0.6))]
+    svg = plots.ratio_curve([plots.Line("a", points, 0)], [plots.Level("b", 0.55, 1)], "macro f1")
+    found = [
+        (float(x), float(y)) for x, y in re.findall(r'circle[^>]*cx="([\d.]+)" cy="([\d.]+)"', svg)
+    ]
+    assert [x for x, _ in found] == sorted(x for x, _ in found)
+    heights = [y for _, y in found]
+    assert heights[1] < heights[2] < heights[0]  # SVG counts downwards
+    assert all(0 <= x <= plots.WIDTH and 0 <= y <= plots.HEIGHT for x, y in found)
+
+
+def test_names_of_a_user_are_escaped_everywhere() -> None:
+    name = "<b>&"
+    points = [plots.Point(1, 0.5, 0.4, 0.6)]
+    drawn = [
+        plots.ratio_curve([plots.Line(name, points, 0)], [plots.Level(name, 0.5, 1)], name),
+        plots.recall_by_class([plots.Gain(name, [0.5, 0.6], 0.1, 0.0, 0.2)], [name, name]),
+    ]
+    for svg in drawn:
+        assert "<b>" not in svg
+        assert "&lt;b&gt;&amp;" in svg
+
+
+def test_a_gain_beyond_chance_is_marked_and_none_is_not() -> None:
+    gains = [
+        plots.Gain("up", [0.5, 0.6], 0.1, 0.05, 0.15),
+        plots.Gain("down", [0.5, 0.4], -0.1, -0.2, -0.05),
+        plots.Gain("same", [0.5, 0.5], 0.0, 0.0, 0.0),
+    ]  # fmt: skip
+    svg = plots.recall_by_class(gains, ["a", "b"])
+    assert svg.count('class="good"') == svg.count('class="bad"') == 1
+    assert "+10.0 (+5 to +15)" in svg
+
+
+def test_the_table_says_closed_arms_by_leaving_them_empty() -> None:
+    trials = {"arm": ["real", "g x1", "g x2"], "images": [10, 15, 20]}
+    search = {"objective": "accuracy", "arms": {
+        name: {"mean": mean, "sd": 0.01} for name, mean in
+        (("real", 0.8), ("g x1", 0.9), ("g x2", 0.7))}}  # fmt: skip
+    opened = {
+        name: {"accuracy": {"mean": mean, "low": mean - 0.1, "high": mean + 0.1}, "ratio": ratio}
+        for name, mean, ratio in (("real", 0.75, 0.0), ("g x1", 0.85, 1.0))
+    }
+    table = comparison(trials, search, {"arms": opened, "baseline": "real"})
+    assert [row.added for row in table] == [0, 5, 10]
+    assert [row.test for row in table] == [0.75, 0.85, None]
+    assert [row.mark for row in table] == ["baseline", "chosen", ""]
+    text = as_text(table, "accuracy")
+    assert "+10.0" in text
+    assert len({len(line) for line in text.splitlines()[:2]}) <= 2
