@@ -19,13 +19,13 @@ from engine.core.names import slug
 from engine.core.progress import say
 from engine.core.registry import resolve
 from engine.core.shards import OK, Shard, ids_digest, parquet_rows
-from engine.core.step import Step
+from engine.core.step import Step, upstream
 from engine.core.store import Store, attempt_name
 from engine.execute import execute
 from engine.report.page import render
 from engine.runtime.base import Runtime
 from engine.steps.generate import GenerateSpec, fingerprint, first_images, sampling_stages
-from engine.steps.request import RequestSpec, count_per_class, request_table, training_rows
+from engine.steps.request import RequestSpec, first_counts, request_table, training_rows
 from engine.study import Profile, Study
 
 
@@ -39,17 +39,15 @@ def preview(
 ) -> None:
     """Run what generation needs, make `count` images per class, and write one page. No shard is
     committed."""
-    manifests = execute(
-        [step for step in steps if step.kind not in ("request", "generate")],
-        store,
-        runtime,
-        profile,
-    )
-    sections = [
-        _section(step, manifests, store, runtime, profile, count)
+    # Of rounds that make up for what curation drops, the first shows what is made.
+    generates = [
+        step
         for step in steps
-        if step.kind == "generate"
+        if step.kind == "generate" and "curate" not in step.inputs["request"].inputs
     ]
+    needed = [step for step in upstream(generates) if step.kind not in ("request", "generate")]
+    manifests = execute(needed, store, runtime, profile)
+    sections = [_section(step, manifests, store, runtime, profile, count) for step in generates]
     page = store.page(study.name, "preview.html")
     store.put(page, render("preview.html", study=study, sections=sections, count=count).encode())
     say(f"preview: {store.location(page)}")
@@ -74,7 +72,7 @@ def _section(
     )  # fmt: skip
     generator = resolve("generators", spec.generator.name)(spec.generator, spec.preprocess)
     train = training_rows(context, spec.task, generator)
-    full = count_per_class(asked.request, context.inputs["ingest"].metrics["counts"]["train"])
+    full, _ = first_counts(asked, context.inputs["ingest"].metrics["counts"]["train"])
     # A place of its own: neither an earlier preview's images nor its timings are this one's.
     prefix = store.work(f"preview-{attempt_name()}")
     shards = []

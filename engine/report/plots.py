@@ -119,7 +119,8 @@ def ratio_curve(lines: Sequence[Line], levels: Sequence[Level], y_name: str) -> 
 
 def recall_by_class(gains: Sequence[Gain], arms: Sequence[str]) -> Markup:
     """A row for each class: recall of each arm, joined by a line, and the difference in words."""
-    row, left, right = 30, 170, 190
+    row, right = 30, 190
+    left = 24 + 8 * max((len(_shorten(gain.name)) for gain in gains), default=0)
     height = _TOP + row * len(gains) + _BOTTOM - 8
     least = min(0.9, math.floor(10 * min(v for gain in gains for v in gain.values)) / 10)
 

@@ -63,9 +63,7 @@ class Request(StepKind):
         generator = resolve("generators", spec.generator.name)(spec.generator, spec.preprocess)
         train = training_rows(context, spec.task, generator)
         real = context.inputs["ingest"].metrics["counts"]["train"]
-        counts = count_per_class(spec.request, real)
-        needed = {name: round(spec.least_ratio * real[name]) for name in counts}
-        counts = {name: max(count, needed[name]) for name, count in counts.items()}
+        counts, needed = first_counts(spec, real)
         if "curate" in context.inputs:
             counts = top_up(
                 needed, context.inputs["curate"].metrics["funnel"], generator.available()
@@ -116,6 +114,15 @@ class Request(StepKind):
         if dict(generator.outside()) != manifest.metrics["outside"]:
             return "the existing images changed"
         return None
+
+
+def first_counts(
+    spec: RequestSpec, real: Mapping[str, int]
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Images to make of each target class in the first round, and how many must be kept."""
+    asked = count_per_class(spec.request, real)
+    needed = {name: round(spec.least_ratio * real[name]) for name in asked}
+    return {name: max(count, needed[name]) for name, count in asked.items()}, needed
 
 
 def count_per_class(request: RequestSettings, train: Mapping[str, int]) -> dict[str, int]:
