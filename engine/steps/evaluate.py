@@ -84,7 +84,7 @@ def rows_with_model(store: Store, task: Mapping[str, Any]) -> pa.Table:
 
 
 class Evaluate(StepKind):
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     Spec: ClassVar[type[Spec]] = EvaluateSpec
     summary: ClassVar[str] = "open test for the chosen arms, reach the verdict"
 
@@ -119,6 +119,9 @@ class Evaluate(StepKind):
         results = {name: score_arm(labels, found, classes) for name, found in predicted.items()}
         contrasts = compare(spec, arms, predicted, labels, groups, len(classes), search)
         sentence = in_words(contrasts, spec.objective, search.metrics["baseline"])
+        budget = budget_effect(results, spec.objective)
+        if budget is not None and budget["low"] > 0:
+            sentence += " " + budget_in_words(budget, spec.objective)
         return Result(
             [context.table("predictions", pa.concat_tables(tables), table="predictions")],
             len(labels),
@@ -133,6 +136,7 @@ class Evaluate(StepKind):
                 },
                 "baseline": search.metrics["baseline"],
                 "contrasts": contrasts,
+                "budget": budget,
                 "test": {
                     "images": len(labels), "groups": len(np.unique(groups)), "opened": opened,
                 },
@@ -286,6 +290,22 @@ def class_gains(one: np.ndarray, other: np.ndarray) -> list[dict[str, float]]:
         interval = paired_t(values)
         found.append({"mean": interval.estimate, "low": interval.low, "high": interval.high})
     return found
+
+
+def budget_effect(results: Mapping[str, Any], objective: str) -> dict[str, float] | None:
+    """What twice the steps do to real images: by how much the budget limits every arm."""
+    if not {"real", "real_double"} <= set(results):
+        return None
+    both = (np.asarray(results[name][objective]["seeds"]) for name in ("real_double", "real"))
+    interval = paired_t(np.subtract(*both))
+    return {"estimate": interval.estimate, "low": interval.low, "high": interval.high}
+
+
+def budget_in_words(budget: Mapping[str, float], objective: str) -> str:
+    return (
+        f"Beware: real images alone gain {100 * budget['estimate']:.1f} points of {objective} from"
+        " twice the steps, so that the budget limits every arm; raise training.steps."
+    )
 
 
 def in_words(contrasts: Sequence[Mapping[str, Any]], objective: str, baseline: str) -> str:

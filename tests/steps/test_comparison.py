@@ -21,6 +21,7 @@ from engine.execute import execute, inspect
 from engine.plan import named, plan
 from engine.runtime.base import Trial
 from engine.runtime.inline import InlineRuntime
+from engine.steps.evaluate import budget_effect, budget_in_words
 from engine.steps.mix import pool_order, wanted_images
 from engine.steps.request import top_up
 from engine.steps.search import Arm, choose
@@ -186,15 +187,17 @@ def test_more_is_asked_for_at_the_share_that_was_kept() -> None:
 def test_the_ratio_is_chosen_on_val_and_the_smaller_of_equals_wins() -> None:
     arms = [
         Arm(name="real", family="real", mix="m"),
+        # More steps are no fair rival.
+        Arm(name="real_double", family="real_double", mix="m", budget=2.0),
         Arm(name="oversampled", family="oversampled", mix="m"),
         Arm(name="g x1", family="g", mix="m", ratio=1.0, synthetic=True),
         Arm(name="g x2", family="g", mix="m", ratio=2.0, synthetic=True),
     ]
     found = choose(
-        arms, {"real": [0.5, 0.6], "oversampled": [0.6, 0.6], "g x1": [0.7, 0.7],
+        arms, {"real": [0.5, 0.6], "real_double": [0.9, 0.9], "oversampled": [0.6, 0.6], "g x1": [0.7, 0.7],
                "g x2": [0.7, 0.7]},
     )  # fmt: skip
-    assert found["chosen"] == ["real", "oversampled", "g x1"]
+    assert found["chosen"] == ["real", "real_double", "oversampled", "g x1"]
     assert found["baseline"] == "oversampled"
 
 
@@ -254,3 +257,18 @@ def test_a_changed_pool_trains_its_own_arms_anew_and_no_others(
 def test_a_generator_cannot_take_the_name_of_an_arm(bars_study) -> None:
     with pytest.raises(StudyError, match="is the name of an arm"):
         bars_study(generators={"oversampled": {"name": "traditional"}})
+
+
+def test_a_budget_that_limits_every_arm_is_said() -> None:
+    def arms(real: list[float], double: list[float]) -> dict[str, Any]:
+        return {
+            "real": {"macro_f1": {"seeds": real}},
+            "real_double": {"macro_f1": {"seeds": double}},
+        }
+
+    short = budget_effect(arms([0.5, 0.52, 0.51], [0.6, 0.61, 0.62]), "macro_f1")
+    assert short["low"] > 0
+    assert "raise training.steps" in budget_in_words(short, "macro_f1")
+    enough = budget_effect(arms([0.5, 0.52, 0.51], [0.51, 0.5, 0.52]), "macro_f1")
+    assert enough["low"] < 0 < enough["high"]
+    assert budget_effect({"real": {}}, "macro_f1") is None
