@@ -194,8 +194,8 @@ def test_the_ratio_is_chosen_on_val_and_the_smaller_of_equals_wins() -> None:
         Arm(name="g x2", family="g", mix="m", ratio=2.0, synthetic=True),
     ]
     found = choose(
-        arms, {"real": [0.5, 0.6], "real_double": [0.9, 0.9], "oversampled": [0.6, 0.6], "g x1": [0.7, 0.7],
-               "g x2": [0.7, 0.7]},
+        arms, {"real": [0.5, 0.6], "real_double": [0.9, 0.9], "oversampled": [0.6, 0.6],
+               "g x1": [0.7, 0.7], "g x2": [0.7, 0.7]},
     )  # fmt: skip
     assert found["chosen"] == ["real", "real_double", "oversampled", "g x1"]
     assert found["baseline"] == "oversampled"
