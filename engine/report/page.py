@@ -12,6 +12,12 @@ def duration(hours: float) -> str:
     return f"{hours * 60:.0f} min" if hours < 2 else f"{hours:,.1f} h"
 
 
+def points(difference: float) -> str:
+    """A difference of shares in points, with its sign; nothing has none."""
+    text = f"{100 * difference:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text
+
+
 def render(template: str, **values: Any) -> str:
     """Render a template of `engine/report/templates` with autoescaping."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -20,5 +26,5 @@ def render(template: str, **values: Any) -> str:
         loader=PackageLoader("engine.report"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters["duration"] = duration
+    environment.filters |= {"duration": duration, "points": points}
     return environment.get_template(template).render(**values)

@@ -15,15 +15,15 @@ import pyarrow.parquet as pq
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-TRIALS = 5 * 4
+TRIALS = 5 * 3
 
 
 def command(storage: Path, *more: str) -> list[str]:
     sets = {
         "generators": "{ddpm: null, traditional: {name: traditional}}",
         "request": "{ratio: 1, shard_size: 16}",
-        "search": "{ratios: [1, 2], seeds: 4}",
-        "training.steps": "60",
+        "search": "{ratios: [1, 2], seeds: 3}",
+        "training.steps": "40",
         "profile.storage": str(storage),
         "profile.mlflow": "none",
     }
@@ -77,30 +77,24 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict:
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(500)
-def test_a_killed_driver_costs_the_trials_in_flight(tmp_path: Path, undisturbed: dict) -> None:
+@pytest.mark.timeout(600)
+def test_a_killed_driver_and_a_killed_trial_cost_what_was_in_flight(
+    tmp_path: Path, undisturbed: dict
+) -> None:
     driver = subprocess.Popen(command(tmp_path), stderr=subprocess.DEVNULL)
-    wait_for(tmp_path, 6, driver)
+    wait_for(tmp_path, 4, driver)
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     time.sleep(5)  # its private Ray dies with it
     kept = finished(tmp_path)
-    finish(tmp_path)
-    manifest, table = searched(tmp_path)
-    assert manifest["provenance"]["trials"] == {"found": len(kept), "made": TRIALS - len(kept)}
-    assert table == undisturbed
 
-
-@pytest.mark.ray
-@pytest.mark.timeout(500)
-def test_a_killed_trial_is_tried_again(tmp_path: Path, undisturbed: dict) -> None:
-    driver = subprocess.Popen(command(tmp_path), stderr=subprocess.PIPE, text=True)
-    wait_for(tmp_path, 4, driver)
-    killed = trial_processes(driver)
+    again = subprocess.Popen(command(tmp_path), stderr=subprocess.PIPE, text=True)
+    wait_for(tmp_path, len(kept) + 3, again)
+    killed = trial_processes(again)
     assert killed
     killed[0].kill()
-    _, told = driver.communicate(timeout=280)
-    assert driver.returncode == 0, told
+    _, told = again.communicate(timeout=280)
+    assert again.returncode == 0, told
     manifest, table = searched(tmp_path)
-    assert manifest["provenance"]["trials"] == {"found": 0, "made": TRIALS}
+    assert manifest["provenance"]["trials"] == {"found": len(kept), "made": TRIALS - len(kept)}
     assert table == undisturbed
