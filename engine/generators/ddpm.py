@@ -25,6 +25,7 @@ from engine.generators import Generator, GeneratorSpec, SampleBatch, TrainingIma
 from engine.nets.training import (
     WeightedSampler,
     balanced_weights,
+    descend,
     optimizer_tensors,
     restore_optimizer,
     run,
@@ -317,13 +318,7 @@ class _Training:
                 with self.accelerator.autocast():
                     predicted = self.model(noisy, timesteps, conditions).sample
                 loss = torch.nn.functional.mse_loss(predicted.float(), noise)
-                self.accelerator.backward(loss)
-                if self.accelerator.sync_gradients:
-                    self.accelerator.clip_grad_norm_(
-                        self.model.parameters(), self.spec.max_grad_norm
-                    )
-                self.optimizer.step()
-                self.optimizer.zero_grad()
+                descend(self.accelerator, self.model, self.optimizer, loss, self.spec.max_grad_norm)
             total += float(self.accelerator.reduce(loss.detach(), "mean")) / len(self.slices)
         self.lr_scheduler.step()
         self.ema.step(self.unet.parameters())

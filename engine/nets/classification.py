@@ -19,6 +19,7 @@ from engine.core.rng import derive_seed, generator
 from engine.core.spec import Spec
 from engine.nets.training import (
     WeightedSampler,
+    descend,
     optimizer_tensors,
     restore_optimizer,
     run,
@@ -188,13 +189,9 @@ class _Training:
                 loss = cross_entropy(
                     logits.float(), labels, label_smoothing=self.settings.label_smoothing
                 )
-                self.accelerator.backward(loss)
-                if self.accelerator.sync_gradients:
-                    self.accelerator.clip_grad_norm_(
-                        self.model.parameters(), self.settings.max_grad_norm
-                    )
-                self.optimizer.step()
-                self.optimizer.zero_grad()
+                descend(
+                    self.accelerator, self.model, self.optimizer, loss, self.settings.max_grad_norm
+                )
             total += float(self.accelerator.reduce(loss.detach(), "mean")) / len(self.slices)
         self.lr_scheduler.step()
         return {"loss": total}

@@ -19,6 +19,7 @@ from engine.core.rng import derive_seed, generator
 
 if TYPE_CHECKING:
     import torch
+    from accelerate import Accelerator
     from torch import Tensor
 
 
@@ -93,6 +94,21 @@ def seed_dropout(device: str, *parts: int | str) -> None:
     torch.default_generator.manual_seed(seed)
     if device.startswith("cuda"):
         torch.cuda.manual_seed_all(seed)
+
+
+def descend(
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    optimizer: Any,
+    loss: Tensor,
+    max_grad_norm: float,
+) -> None:
+    """Backward, and at the end of accumulation clip and step."""
+    accelerator.backward(loss)
+    if accelerator.sync_gradients:
+        accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad()
 
 
 def share_of_batch(batch_size: int, rank: int, world_size: int, accumulation: int) -> list[slice]:
