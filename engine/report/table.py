@@ -38,8 +38,9 @@ def comparison(
         if arm in opened:
             figure = opened[arm][objective]
             row = Row(
-                row.arm, row.added, row.val, row.val_sd, figure["mean"], figure["low"],
-                figure["high"], opened[arm]["accuracy"]["mean"],
+                # A t interval of few seeds knows nothing of where a share ends.
+                row.arm, row.added, row.val, row.val_sd, figure["mean"], max(0.0, figure["low"]),
+                min(1.0, figure["high"]), opened[arm]["accuracy"]["mean"],
                 figure["mean"] - opened[baseline][objective]["mean"],
                 "baseline" if arm == baseline else "chosen" if opened[arm]["ratio"] else "",
             )  # fmt: skip

@@ -62,12 +62,13 @@ def test_the_table_says_closed_arms_by_leaving_them_empty() -> None:
         (("real", 0.8), ("g x1", 0.9), ("g x2", 0.7))}}  # fmt: skip
     opened = {
         name: {"accuracy": {"mean": mean, "low": mean - 0.1, "high": mean + 0.1}, "ratio": ratio}
-        for name, mean, ratio in (("real", 0.75, 0.0), ("g x1", 0.85, 1.0))
+        for name, mean, ratio in (("real", 0.75, 0.0), ("g x1", 0.95, 1.0))
     }
     table = comparison(trials, search, {"arms": opened, "baseline": "real"})
     assert [row.added for row in table] == [0, 5, 10]
-    assert [row.test for row in table] == [0.75, 0.85, None]
+    assert [row.test for row in table] == [0.75, 0.95, None]
+    assert table[1].high == 1.0  # no share is larger
     assert [row.mark for row in table] == ["baseline", "chosen", ""]
     text = as_text(table, "accuracy")
-    assert "+10.0" in text
+    assert "+20.0" in text
     assert len({len(line) for line in text.splitlines()[:2]}) <= 2
