@@ -61,8 +61,8 @@ def _section(
     profile: Profile,
     count: int,
 ) -> dict[str, Any]:
-    asked: RequestSpec = step.inputs["request"].spec  # type: ignore[assignment]
-    spec: GenerateSpec = step.spec  # type: ignore[assignment]
+    asked = step.inputs["request"].spec_as(RequestSpec)
+    spec = step.spec_as(GenerateSpec)
     needed = {**step.inputs["request"].inputs, **step.inputs}
     context = Context(
         step=step,

@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from engine.core.registry import resolve
 from engine.core.spec import Spec, digest
+
+S = TypeVar("S", bound=Spec)
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,11 @@ class Step:
                 "inputs": {name: step.key for name, step in self.inputs.items()},
             }
         )
+
+    def spec_as(self, kind: type[S]) -> S:
+        """The spec as what the step's kind knows it to be."""
+        assert isinstance(self.spec, kind), f"{self.label}: {type(self.spec).__name__}"
+        return self.spec
 
     def __hash__(self) -> int:
         return hash(self.key)

@@ -33,7 +33,7 @@ class Cluster(StepKind):
     summary: ClassVar[str] = "k-means within each class of train"
 
     def run(self, context: Context) -> Result:
-        spec: ClusterSpec = context.step.spec  # type: ignore[assignment]
+        spec = context.step.spec_as(ClusterSpec)
         column = rows.label_column(spec.task)
         index = split_index(context.store, context.inputs["ingest"], spec.task, "train")
         label_of = dict(

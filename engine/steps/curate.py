@@ -100,7 +100,7 @@ class Curate(StepKind):
     summary: ClassVar[str] = "choose the images that are used"
 
     def run(self, context: Context) -> Result:
-        spec: CurateSpec = context.step.spec  # type: ignore[assignment]
+        spec = context.step.spec_as(CurateSpec)
         generated = context.inputs["generate"]
         table = read_generated(context, spec.task)
         notes: dict[str, Any] = {}
@@ -194,7 +194,7 @@ class Curate(StepKind):
         return table, notes
 
     def shard_prefixes(self, store: Store, step: Step) -> list[str]:
-        spec: CurateSpec = step.spec  # type: ignore[assignment]
+        spec = step.spec_as(CurateSpec)
         return [store.join(store.generated(spec.generator_key), "scores")]
 
 

@@ -105,7 +105,7 @@ class Embed(StepKind):
     summary: ClassVar[str] = "turn train and val images into vectors"
 
     def run(self, context: Context) -> Result:
-        spec: EmbedSpec = context.step.spec  # type: ignore[assignment]
+        spec = context.step.spec_as(EmbedSpec)
         shards = image_shards(context, SPLITS)
         stages, schema = EmbedImages.stages(spec.embedder)
         commits = context.compute(

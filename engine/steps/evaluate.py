@@ -89,7 +89,7 @@ class Evaluate(StepKind):
     summary: ClassVar[str] = "open test for the chosen arms, reach the verdict"
 
     def run(self, context: Context) -> Result:
-        spec: EvaluateSpec = context.step.spec  # type: ignore[assignment]
+        spec = context.step.spec_as(EvaluateSpec)
         search = context.inputs["search"]
         chosen = set(search.metrics["chosen"])
         trials = [

@@ -60,7 +60,7 @@ class Finetune(StepKind):
     summary: ClassVar[str] = "train the generator on train"
 
     def run(self, context: Context) -> Result:
-        spec: FinetuneSpec = context.step.spec  # type: ignore[assignment]
+        spec = context.step.spec_as(FinetuneSpec)
         ingest = context.inputs["ingest"]
         index = split_index(context.store, ingest, spec.task, "train")
         labels = index[rows.label_column(spec.task)].to_pylist()

@@ -241,7 +241,7 @@ class Generate(StepKind):
     summary: ClassVar[str] = "make the images"
 
     def run(self, context: Context) -> Result:
-        spec: GenerateSpec = context.step.spec  # type: ignore[assignment]
+        spec = context.step.spec_as(GenerateSpec)
         shards = list(planned_shards(context))
         commits = context.compute(
             "generate",

@@ -131,7 +131,7 @@ class Ingest(StepKind):
             raise
 
     def _run(self, context: Context) -> Result:
-        spec: IngestSpec = context.step.spec  # type: ignore[assignment]
+        spec = context.step.spec_as(IngestSpec)
         reader = resolve("readers", spec.reader.name)(spec.reader)
         records = reader.records()
         check_records(records, spec)
@@ -289,7 +289,7 @@ class Ingest(StepKind):
         )
 
     def outdated(self, step: Step, manifest: Manifest) -> str | None:
-        spec: IngestSpec = step.spec  # type: ignore[assignment]
+        spec = step.spec_as(IngestSpec)
         try:
             found = resolve("readers", spec.reader.name)(spec.reader).fingerprint()
         except DataError:

@@ -45,7 +45,7 @@ class Mix(StepKind):
     summary: ClassVar[str] = "put together what an arm trains on"
 
     def run(self, context: Context) -> Result:
-        spec: MixSpec = context.step.spec  # type: ignore[assignment]
+        spec = context.step.spec_as(MixSpec)
         index = split_index(context.store, context.inputs["ingest"], spec.task, "train")
         labels = index[rows.label_column(spec.task)].to_pylist()
         ids, sources = index[rows.IMAGE_ID].to_pylist(), [REAL] * len(labels)

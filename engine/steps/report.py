@@ -48,7 +48,7 @@ class Report(StepKind):
     summary: ClassVar[str] = "write the page"
 
     def run(self, context: Context) -> Result:
-        spec: ReportSpec = context.step.spec  # type: ignore[assignment]
+        spec = context.step.spec_as(ReportSpec)
         search, evaluate = (context.inputs[name].metrics for name in ("search", "evaluate"))
         trials = pa.concat_tables(context.store.tables(context.inputs["search"].keys()))
         table = comparison(trials.to_pydict(), search, evaluate)

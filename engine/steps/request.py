@@ -59,7 +59,7 @@ class Request(StepKind):
     summary: ClassVar[str] = "plan every image to make"
 
     def run(self, context: Context) -> Result:
-        spec: RequestSpec = context.step.spec  # type: ignore[assignment]
+        spec = context.step.spec_as(RequestSpec)
         generator = resolve("generators", spec.generator.name)(spec.generator, spec.preprocess)
         train = training_rows(context, spec.task, generator)
         real = context.inputs["ingest"].metrics["counts"]["train"]
@@ -109,7 +109,7 @@ class Request(StepKind):
         )  # fmt: skip
 
     def outdated(self, step: Step, manifest: Manifest) -> str | None:
-        spec: RequestSpec = step.spec  # type: ignore[assignment]
+        spec = step.spec_as(RequestSpec)
         generator = resolve("generators", spec.generator.name)(spec.generator, spec.preprocess)
         if dict(generator.outside()) != manifest.metrics["outside"]:
             return "the existing images changed"

@@ -50,7 +50,7 @@ class Search(StepKind):
     summary: ClassVar[str] = "train every arm with every seed, choose on val"
 
     def run(self, context: Context) -> Result:
-        spec: SearchSpec = context.step.spec  # type: ignore[assignment]
+        spec = context.step.spec_as(SearchSpec)
         trials = trial_steps(context.step)
         manifests = context.trials([step for _, _, step in trials])
         scores: dict[str, list[float]] = {arm.name: [] for arm in spec.arms}
@@ -89,7 +89,7 @@ class Search(StepKind):
 
 def trial_steps(search: Step) -> list[tuple[Arm, int, Step]]:
     """The `train` step of every arm and seed, in order: what each trial of a search computes."""
-    spec: SearchSpec = search.spec  # type: ignore[assignment]
+    spec = search.spec_as(SearchSpec)
     found = []
     for arm in spec.arms:
         mix = search.inputs[arm.mix]

@@ -23,7 +23,7 @@ class Select(StepKind):
     summary: ClassVar[str] = "choose representatives of each cluster"
 
     def run(self, context: Context) -> Result:
-        spec: SelectSpec = context.step.spec  # type: ignore[assignment]
+        spec = context.step.spec_as(SelectSpec)
         column = rows.label_column(spec.task)
         clusters = pa.concat_tables(
             context.store.tables(context.inputs["cluster"].keys(table="clusters"))

@@ -110,7 +110,7 @@ class Train(StepKind):
     summary: ClassVar[str] = "train a classifier"
 
     def run(self, context: Context) -> Result:
-        spec: TrainSpec = context.step.spec  # type: ignore[assignment]
+        spec = context.step.spec_as(TrainSpec)
         ingest, mix = context.inputs["ingest"], context.inputs["mix"]
         fit = TrainClassifier(
             store=context.store,
