@@ -36,6 +36,7 @@ import pyarrow.parquet as pq
 from engine.core import rows
 from engine.core.errors import ResumeError, StorageError
 from engine.core.manifest import Part
+from engine.core.memory import keep_freed_memory
 from engine.core.stage import Batch, Place, Stage, pipeline
 from engine.core.store import Store
 
@@ -326,6 +327,7 @@ class ShardWorker:
     place: Place
 
     def load(self) -> None:
+        keep_freed_memory()
         for stage in self.stages:
             stage.load(
                 self.place if stage.device == "accelerator" else self.place._replace(device="cpu")

@@ -20,6 +20,7 @@ from pydantic_core import PydanticCustomError
 
 from engine.core.errors import StudyError
 from engine.core.fit import FitContext
+from engine.core.memory import keep_freed_memory
 from engine.core.rng import derive_seed
 from engine.generators import Generator, GeneratorSpec, SampleBatch, TrainingImages
 from engine.nets.training import (
@@ -284,6 +285,7 @@ class _Training:
             gradient_accumulation_steps=spec.gradient_accumulation_steps,
             cpu=context.device == "cpu",
         )
+        keep_freed_memory()
         if context.threads:
             # After accelerate, which guesses the number from the machine's cores.
             torch.set_num_threads(context.threads)

@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from engine.core.fit import FitContext
+from engine.core.memory import keep_freed_memory
 from engine.core.rng import derive_seed, generator
 from engine.core.spec import Spec
 from engine.nets.training import (
@@ -151,6 +152,7 @@ class _Training:
             gradient_accumulation_steps=settings.gradient_accumulation_steps,
             cpu=context.device == "cpu",
         )
+        keep_freed_memory()
         if context.threads:
             # After accelerate, which guesses the number from the machine's cores.
             torch.set_num_threads(context.threads)
