@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
@@ -142,7 +142,7 @@ def run_step(
         key=step.key,
         label=step.label,
         spec=canonical(step.spec),
-        inputs={name: found.digest for name, found in present.items()},
+        inputs=digests(present),
         parts=tuple(result.parts),
         rows=result.rows,
         metrics=dict(result.metrics),
@@ -157,7 +157,10 @@ def run_step(
     if outdated:
         # It stood until there was a new one: it is the index of what was made.
         store.delete(store.manifest(step.kind, step.key))
-    return write_manifest(store, manifest)
+    written = write_manifest(store, manifest)
+    # Checkpoints of what is done: of a large network, many times its weights.
+    clear_work(store, step)
+    return written
 
 
 @dataclass(frozen=True)
@@ -205,10 +208,28 @@ class RunTrial:
     def __call__(self, name: str, runtime: Runtime) -> dict[str, float]:
         step = self.steps[name]
         inputs = {label: self.inputs[needed.key] for label, needed in step.inputs.items()}
-        outdated = read_manifest(self.store, step) is not None
-        manifest = run_step(step, inputs, self.store, runtime, self.profile, outdated)
+        manifest = read_manifest(self.store, step)
+        # Another driver's trial, or an attempt before this one, may have come first.
+        if manifest is None or manifest.inputs != digests(inputs):
+            outdated = manifest is not None
+            try:
+                manifest = run_step(step, inputs, self.store, runtime, self.profile, outdated)
+            except EngineError as error:
+                if str(error).startswith(step.label):
+                    raise
+                raise type(error)(f"{step.label}: {error}") from error
         val = manifest.metrics.get("val", {})
         return {key: value for key, value in val.items() if isinstance(value, float)}
+
+
+def digests(inputs: Mapping[str, Manifest | None]) -> dict[str, str]:
+    """What a manifest records of the inputs that its step read."""
+    return {name: manifest.digest for name, manifest in inputs.items() if manifest is not None}
+
+
+def clear_work(store: Store, step: Step) -> None:
+    for key in store.listing(store.work(step.key)):
+        store.delete(key)
 
 
 def installed_versions() -> dict[str, str]:
@@ -229,8 +250,7 @@ def discard(step: Step, store: Store) -> int:
         *resolve("steps", step.kind)().shard_prefixes(store, step),
     ]
     store.delete(store.manifest(step.kind, step.key))
-    for key in store.listing(store.work(step.key)):
-        store.delete(key)
+    clear_work(store, step)
     return sum(ShardSet(store, prefix).discard() for prefix in prefixes)
 
 

@@ -10,7 +10,7 @@ from engine.core.rng import derive_seed
 from engine.core.spec import digest
 from engine.core.step import Step, make_step, upstream
 from engine.steps.search import Arm
-from engine.study import Study
+from engine.study import Amount, Study
 
 
 def plan(study: Study) -> list[Step]:
@@ -100,14 +100,14 @@ def _generator_steps(
         inputs = {**inputs, "select": select}
     steps: list[Step] = []
     curate: Step | None = None
-    rounds = comparison.rounds(generator) if comparison is not None else 1
+    rounds = study.curate.max_rounds if comparison is not None else 1
     for number in range(1, rounds + 1):
         suffix = label if number == 1 else f"{label}.{number}"
         request = make_step(
             "request", f"request.{suffix}",
             {
                 "request": study.request,
-                "least_ratio": max(study.search.ratios) if comparison is not None else 0.0,
+                "least_ratio": comparison.largest_ratio if comparison is not None else 0.0,
                 "generator": spec, "generator_key": generator_key,
                 "preprocess": study.preprocess, **common, "seed": study.seed,
             },
@@ -146,8 +146,8 @@ class Comparison:
         self.study, self.task = study, common["task"]
         self.ingest, self.embed = ingest, embed
         self.plugins = [("classifiers", study.classifier)]
-        self.real = self._mix("real", 0.0)
-        self.mixes: list[Step] = [self._mix("oversampled", 0.0)]
+        self.real = self._mix("real")
+        self.mixes: list[Step] = [self._mix("oversampled")]
         self.pools: dict[str, Step] = {}
         self.arms = [
             Arm(name="real", family="real", mix="mix.real"),
@@ -173,8 +173,21 @@ class Comparison:
         """What is asked of a generator's images, less what the study switches off."""
         return tuple(name for name in generator.filters if name in self.study.curate.filters)
 
-    def rounds(self, generator: Any) -> int:
-        return self.study.curate.max_rounds if self.filters(generator) else 1
+    @property
+    def largest_ratio(self) -> float:
+        return max(self.study.search.ratios)
+
+    def amounts(self) -> dict[str, Amount]:
+        """How many images the arms of a generator add, by what follows its name: every ratio of the
+        search, and what the study requests."""
+        request = self.study.request
+        ratios = sorted({*self.study.search.ratios, *([request.ratio] if request.ratio else [])})
+        found = {f"x{ratio:g}": Amount(ratio=ratio) for ratio in ratios}
+        if request.balance_to is not None:
+            found[f"to {request.balance_to}"] = Amount(balance_to=request.balance_to)
+        if request.per_class is not None:
+            found[f"+{request.per_class}"] = Amount(per_class=request.per_class)
+        return found
 
     def curate(
         self, suffix: str, generate: Step, generator_key: str, filters: tuple[str, ...]
@@ -199,24 +212,26 @@ class Comparison:
         )  # fmt: skip
 
     def add(self, label: str, generator: Any, curate: Step) -> None:
-        """The arms of one generator: a mix for each ratio."""
+        """The arms of one generator: a mix for each amount."""
         self.pools[label] = curate
-        for ratio in self.study.search.ratios:
-            mix = self._mix(label, ratio, curate)
+        for name, amount in self.amounts().items():
+            mix = self._mix(label, name, amount, curate)
             self.mixes.append(mix)
             self.arms.append(
                 Arm(
-                    name=f"{label} x{ratio:g}", family=label, ratio=ratio, mix=mix.label,
+                    name=f"{label} {name}", family=label, ratio=amount.ratio, mix=mix.label,
                     synthetic=generator.synthetic,
                 )
             )  # fmt: skip
 
-    def _mix(self, family: str, ratio: float, curate: Step | None = None) -> Step:
+    def _mix(
+        self, family: str, name: str = "", amount: Amount | None = None, curate: Step | None = None
+    ) -> Step:
         study = self.study
         return make_step(
-            "mix", f"mix.{family}.x{ratio:g}" if curate else f"mix.{family}",
+            "mix", f"mix.{family}.{name.replace(' ', '.')}" if curate else f"mix.{family}",
             {
-                "task": self.task, "family": family, "ratio": ratio,
+                "task": self.task, "family": family, "amount": amount,
                 # Real images are the same whatever the target classes are.
                 "classes": study.request.classes if curate else "all",
                 "seed": study.seed if curate else 0,

@@ -25,7 +25,7 @@ from engine.execute import execute
 from engine.report.page import render
 from engine.runtime.base import Runtime
 from engine.steps.generate import GenerateSpec, fingerprint, first_images, sampling_stages
-from engine.steps.request import RequestSpec, first_counts, request_table, training_rows
+from engine.steps.request import RequestSpec, needed_images, request_table, training_rows
 from engine.study import Profile, Study
 
 
@@ -72,7 +72,7 @@ def _section(
     )  # fmt: skip
     generator = resolve("generators", spec.generator.name)(spec.generator, spec.preprocess)
     train = training_rows(context, spec.task, generator)
-    full, _ = first_counts(asked, context.inputs["ingest"].metrics["counts"]["train"])
+    full = needed_images(asked, context.inputs["ingest"].metrics["counts"]["train"])
     # A place of its own: neither an earlier preview's images nor its timings are this one's.
     prefix = store.work(f"preview-{attempt_name()}")
     shards = []

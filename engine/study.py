@@ -103,8 +103,8 @@ class Select(Spec):
     per_cluster: Annotated[int, Field(ge=1, le=10_000)] = 3
 
 
-class Request(Spec):
-    """How many images to make for each target class. Exactly one of the three counts.
+class Amount(Spec):
+    """A number of images for each class. Exactly one of the three is given.
 
     ratio: round(ratio * n) where n is the class's real training images. balance_to: max(0,
     balance_to - n).
@@ -114,13 +114,9 @@ class Request(Spec):
     ratio: Annotated[float, Field(gt=0, le=1000)] | None = None
     balance_to: Annotated[int, Field(ge=1, le=MAX_IMAGES)] | None = None
     per_class: Annotated[int, Field(ge=1, le=MAX_IMAGES)] | None = None
-    # The target classes: those that images are made for and, in the comparison, added to.
-    classes: Classes = "all"
-    # Images of one shard: the unit that a kill can cost.
-    shard_size: Annotated[int, Field(ge=1, le=4096)] = 256
 
     @model_validator(mode="after")
-    def _one_count(self) -> Request:
+    def _one_count(self) -> Amount:
         given = [
             name for name in ("ratio", "balance_to", "per_class") if getattr(self, name) is not None
         ]
@@ -131,6 +127,24 @@ class Request(Spec):
             )  # fmt: skip
         return self
 
+    def count(self, real: int) -> int:
+        """Images for a class that has `real` training images."""
+        if self.ratio is not None:
+            return round(self.ratio * real)
+        if self.balance_to is not None:
+            return max(0, self.balance_to - real)
+        return int(self.per_class or 0)
+
+
+class Request(Amount):
+    """How many images to make, and of which classes. What is requested is an arm of the comparison
+    too, whether `search.ratios` names it or not."""
+
+    # The target classes: those that images are made for and, in the comparison, added to.
+    classes: Classes = "all"
+    # Images of one shard: the unit that a kill can cost.
+    shard_size: Annotated[int, Field(ge=1, le=4096)] = 256
+
 
 class Curate(Spec):
     """Which generated images are used, and under which label."""
@@ -138,7 +152,9 @@ class Curate(Spec):
     # intended: the label asked for; dropped where the labeler sees another with `confidence`.
     # agree: kept only where the labeler sees the label asked for. labeler: what the labeler sees.
     label_from: Literal["intended", "agree", "labeler"] = "intended"
-    confidence: Annotated[float, Field(ge=0, le=1)] = 0.9
+    # auto: so that the labeler contradicts with such confidence at most one in fifty real images of
+    # val.
+    confidence: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = "auto"
     # An image nearer to train than all but this share of val is a copy.
     copies: Annotated[float, Field(ge=0, le=0.2)] = 0.01
     # What is asked of images, where their generator allows it; [] keeps all.
@@ -149,7 +165,7 @@ class Curate(Spec):
 
 class Search(Spec):
     """The arms of the comparison: real, oversampled, real at double steps, and every generator at
-    every ratio, each with the same seeds. The ratio is chosen on val."""
+    every ratio and at what is requested, each with the same seeds. The ratio is chosen on val."""
 
     ratios: Annotated[tuple[Annotated[float, Field(gt=0, le=1000)], ...], Field(min_length=1)] = (
         0.5, 1.0, 2.0,
@@ -216,6 +232,7 @@ class Study(Spec):
 
 
 StageName = Literal["default", "decode", "embed", "generate", "classify"]
+_ON_ACCELERATOR = ("embed", "generate", "classify")
 
 
 class Profile(Spec):
@@ -244,12 +261,17 @@ class Profile(Spec):
     @model_validator(mode="after")
     def _consistent(self) -> Profile:
         gpus = {f"stages.{name}": stage.gpus for name, stage in self.stages.items()}
-        gpus["fit"] = self.fit.gpus
+        gpus |= {"fit": self.fit.gpus, "trial": self.trial.gpus}
         if self.device == "cpu" and (with_gpu := [name for name, count in gpus.items() if count]):
             text = "{place}.gpus asks for a GPU, device: cpu uses none; say device: cuda"
             raise PydanticCustomError("explained", text, {"place": with_gpu[0]})
-        if self.device == "cuda" and not self.fit.gpus and self.runtime == "ray":
-            raise PydanticCustomError("explained", "device: cuda needs fit.gpus of at least 1")
+        if self.device == "cuda" and self.runtime == "ray":
+            # Ray hides the GPUs from what asks for none, and two trials on one run out of memory.
+            gpus |= {f"stages.{name}": self.stage(name).gpus for name in _ON_ACCELERATOR}
+            for place, count in gpus.items():
+                if not count and place not in ("stages.decode", "stages.default"):
+                    text = "device: cuda needs {place}.gpus above 0"
+                    raise PydanticCustomError("explained", text, {"place": place})
         relative = "://" not in self.storage and not self.storage.startswith(("/", "~"))
         if self.address != "local" and relative:
             text = "storage: {storage} lies in the job's own folder; name a URL or a full path"

@@ -94,7 +94,9 @@ def _log(
         logging.getLogger(name).setLevel(logging.WARNING)
     client = MlflowClient(target)
     experiment = _experiment(client, study.name, store, target)
-    parent = _run(client, experiment, digest(done["search"].digest), study.name, {})
+    # MLflow's params are never changed: another setting, of the verdict's say, is another run.
+    key = digest([done["search"].digest, study.model_dump(mode="json")])
+    parent, _ = _run(client, experiment, key, study.name, {})
     _params(client, parent, dict(_flat(study.model_dump(mode="json"))))
     if "evaluate" in done:
         _verdict(client, parent, done["evaluate"])
@@ -110,7 +112,9 @@ def _log(
         if manifest is None:
             continue
         tags = {"mlflow.parentRunId": parent}
-        run = _run(client, experiment, f"{parent}.{manifest.digest}", step.label, tags)
+        run, ended = _run(client, experiment, f"{parent}.{manifest.digest}", step.label, tags)
+        if ended:
+            continue
         _params(
             client, run,
             {"arm": arm.name, "family": arm.family, "ratio": arm.ratio, "seed": number,
@@ -135,13 +139,16 @@ def _experiment(client: Any, name: str, store: Store, target: str) -> str:
     return str(client.create_experiment(name, artifact_location=where and where.as_uri()))
 
 
-def _run(client: Any, experiment: str, key: str, name: str, tags: Mapping[str, str]) -> str:
-    """The run that bears this key, made where there is none: a second try doubles nothing."""
+def _run(
+    client: Any, experiment: str, key: str, name: str, tags: Mapping[str, str]
+) -> tuple[str, bool]:
+    """The run that bears this key and whether it ended; made where there is none: a second try
+    doubles nothing."""
     found = client.search_runs([experiment], f"tags.`{_KEY}` = '{key}'", max_results=1)
     if found:
-        return str(found[0].info.run_id)
+        return str(found[0].info.run_id), found[0].info.status == "FINISHED"
     run = client.create_run(experiment, run_name=name, tags={**tags, _KEY: key})
-    return str(run.info.run_id)
+    return str(run.info.run_id), False
 
 
 def _params(client: Any, run: str, values: Mapping[str, Any]) -> None:

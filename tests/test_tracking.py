@@ -92,6 +92,31 @@ def test_a_logging_that_broke_off_is_completed_and_doubles_nothing(done, monkeyp
     assert len(client.search_runs([experiment.experiment_id], max_results=100)) == 11
 
 
+def test_a_search_that_was_logged_before_its_verdict_is_not_doubled(done) -> None:
+    from mlflow import MlflowClient
+
+    study, steps, store, manifests = done
+    searched = {key: found for key, found in manifests.items() if found.kind not in
+                ("evaluate", "report")}  # fmt: skip
+    said: list[str] = []
+    track(study, steps, store, searched, "auto", said.append)
+    track(*done, "auto", said.append)
+    # Another margin: the same search, another verdict, another run.
+    other = study.model_copy(update={"evaluate": study.evaluate.model_copy(update={"margin": 0.2})})
+    again = execute(plan(other), store, InlineRuntime(), Profile(storage=store.location("")))
+    track(other, plan(other), store, again, "auto", said.append)
+    assert not [text for text in said if text.startswith("warning")]
+    client = MlflowClient(tracking_uri("auto", store))
+    (experiment,) = [found for found in client.search_experiments() if found.name == study.name]
+    runs = client.search_runs([experiment.experiment_id], max_results=100)
+    parents = {run.data.params["evaluate.margin"] for run in runs
+               if "mlflow.parentRunId" not in run.data.tags}  # fmt: skip
+    assert parents == {"0.01", "0.2"}
+    for child in (run for run in runs if run.info.run_name == "train.more.x2.1"):
+        losses = client.get_metric_history(child.info.run_id, "loss")
+        assert [entry.step for entry in losses] == [4, 8, 12]
+
+
 def test_where_runs_are_logged(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     assert tracking_uri("none", store) is None

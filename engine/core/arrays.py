@@ -45,6 +45,26 @@ def read_pixels(
     return pixels, ids
 
 
+class Stack:
+    """Arrays one after the other, of which rows are taken without a copy of the whole.
+
+    arrays: (n, …), alike but for n.
+    """
+
+    def __init__(self, arrays: Sequence[np.ndarray]) -> None:
+        self.arrays = [array for array in arrays if len(array)]
+        self.starts = np.cumsum([0, *map(len, self.arrays)])
+
+    def __getitem__(self, wanted: np.ndarray) -> np.ndarray:
+        """The rows `wanted` (m,), in their order."""
+        found = np.empty((len(wanted), *self.arrays[0].shape[1:]), self.arrays[0].dtype)
+        of = np.searchsorted(self.starts, wanted, "right") - 1
+        for number, array in enumerate(self.arrays):
+            here = of == number
+            found[here] = array[wanted[here] - self.starts[number]]
+        return found
+
+
 def matrix_of(table: pa.Table, name: str) -> np.ndarray:
     """A column of fixed-size lists as float32 (n, width)."""
     values = table[name].combine_chunks()

@@ -210,10 +210,18 @@ class Store:
 
     @_guarded
     def parquet(self, key: str) -> pq.ParquetFile:
-        """Open a Parquet file; local ones are mapped into memory."""
-        if self.local:
-            return pq.ParquetFile(pa.memory_map(f"{self._root}/{key}"))
-        return pq.ParquetFile(self._fs.open(f"{self._root}/{key}", "rb", cache_type="readahead"))
+        """Open a Parquet file; local ones are mapped into memory. Raises `StorageError` where it is
+        none."""
+        path = f"{self._root}/{key}"
+        try:
+            if self.local:
+                return pq.ParquetFile(pa.memory_map(path))
+            return pq.ParquetFile(self._fs.open(path, "rb", cache_type="readahead"))
+        except pa.ArrowInvalid as error:
+            raise StorageError(
+                f"{self.location(key)}: is no Parquet file any more ({str(error)[:80]});"
+                " run again with --discard of the step that wrote it"
+            ) from error
 
     def tables(self, keys: list[str], columns: list[str] | None = None) -> Iterator[pa.Table]:
         """The row groups of many Parquet files, one after another."""

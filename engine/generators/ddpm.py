@@ -20,15 +20,16 @@ from pydantic_core import PydanticCustomError
 
 from engine.core.errors import StudyError
 from engine.core.fit import FitContext
-from engine.core.memory import keep_freed_memory
 from engine.core.rng import derive_seed
 from engine.generators import Generator, GeneratorSpec, SampleBatch, TrainingImages
 from engine.nets.training import (
     WeightedSampler,
     balanced_weights,
     descend,
+    make_accelerator,
     optimizer_tensors,
     restore_optimizer,
+    restore_schedule,
     run,
     seed_dropout,
     share_of_batch,
@@ -240,7 +241,6 @@ class _Training:
         seed: int,
     ) -> None:
         import torch
-        from accelerate import Accelerator
         from diffusers import DDPMScheduler, UNet2DModel
         from diffusers.optimization import get_scheduler
         from diffusers.training_utils import EMAModel
@@ -280,15 +280,9 @@ class _Training:
             add_attention=any(attends),
             dropout=spec.dropout,
         ).to(memory_format=torch.channels_last)
-        self.accelerator = Accelerator(
-            mixed_precision={"fp32": "no"}.get(spec.precision, spec.precision),
-            gradient_accumulation_steps=spec.gradient_accumulation_steps,
-            cpu=context.device == "cpu",
+        self.accelerator = make_accelerator(
+            context, spec.precision, spec.gradient_accumulation_steps
         )
-        keep_freed_memory()
-        if context.threads:
-            # After accelerate, which guesses the number from the machine's cores.
-            torch.set_num_threads(context.threads)
         optimizer = torch.optim.AdamW(unet.parameters(), lr=spec.learning_rate, foreach=True)
         # Alone, a worker needs no gradients of others: DDP would cost a third of its time on a CPU.
         self.model = self.accelerator.prepare_model(unet, evaluation_mode=context.world_size == 1)
@@ -372,8 +366,7 @@ class _Training:
         ]
         self.ema.optimization_step = int(tensors["ema_step"])
         restore_optimizer(self.optimizer, "optimizer.", tensors)
-        for _ in range(int(tensors["lr_step"])):
-            self.lr_scheduler.step()
+        restore_schedule(self.lr_scheduler, int(tensors["lr_step"]))
 
     def save(self, folder: Path) -> None:
         """Write the averaged network as a diffusers folder, the noise schedule and the

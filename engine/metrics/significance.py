@@ -1,28 +1,34 @@
 """Is a difference more than chance: intervals, corrections and the verdict of a comparison.
 
 Differences are paired: replicate i of one arm against replicate i of the other (the same seed, the
-same test images). Two sources of chance are looked at, by two methods that must agree:
+same test images). Two sources of chance are looked at, by two methods that must agree, whatever the
+word is:
 
     paired t     over replicates: would other seeds say the same?
     bootstrap    over replicates and test groups at once: would other patients say the same?
                  (percentile interval; Efron and Tibshirani 1993, ch. 13; resampling two factors
                  as Owen 2007, "The pigeonhole bootstrap")
+
+Fewer than `LEAST_REPLICATES` or `LEAST_GROUPS` decide nothing.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
-from scipy import stats
+from scipy import sparse, stats
 
 from engine.metrics.classification import Metric
 
 Word = Literal["helps", "harms", "equivalent", "undecided"]
 POWER = 0.8
-_BLOCK = 64
+LEAST_REPLICATES = 5
+LEAST_GROUPS = 10
+_CELLS = 2**22
 
 
 @dataclass(frozen=True)
@@ -37,22 +43,60 @@ class Interval:
 
 
 @dataclass(frozen=True)
+class Resampled:
+    """A difference between two arms, and what it is when the study is drawn anew.
+
+    draws: (n,) with replicates and test groups drawn anew. error_of_test: standard deviation with
+    the `groups` alone drawn anew, which is what the size of the test set leaves open, however many
+    replicates there are.
+    """
+
+    estimate: float
+    draws: np.ndarray
+    error_of_test: float
+    groups: int
+
+    def interval(self, level: float = 0.95) -> Interval:
+        """Percentile interval; its p-value is never below what so many draws can show."""
+        low, high = np.quantile(self.draws, [(1 - level) / 2, (1 + level) / 2])
+        p = min(1.0, 2 * min(self._share(self.draws <= 0), self._share(self.draws >= 0)))
+        return Interval(self.estimate, float(low), float(high), p, level)
+
+    def beyond(self, margin: float) -> float:
+        """p-value of "the difference lies beyond ± margin", as `tost` by the draws."""
+        return max(self._share(self.draws >= margin), self._share(self.draws <= -margin))
+
+    def _share(self, where: np.ndarray) -> float:
+        # Davison and Hinkley 1997, 4.2.
+        return float((where.sum() + 1) / (len(self.draws) + 1))
+
+
+@dataclass(frozen=True)
 class Verdict:
     """What a comparison comes to.
 
-    effect: mean difference of the metric, by paired t. bootstrap: the same by resampling.
-    p_adjusted: the larger of the two p-values after Holm. equivalence_p: TOST within `margin`.
-    detectable: the difference that this many replicates would find in 80 of 100 studies.
+    effect: mean difference of the metric, by paired t. bootstrap: the same by resampling. low,
+    high: what holds both intervals. p_adjusted: the larger of the two p-values after Holm.
+    equivalence_p: likewise, of two one-sided tests within `margin`. detectable: the difference that
+    so many replicates on such a test set would find in 80 of 100 studies. obstacle: why nothing
+    could be decided, whatever was measured; or empty. replicates_needed, groups_needed: how many
+    would find a difference of `margin`; None for more replicates than 1,000.
     """
 
     word: Word
     effect: Interval
     bootstrap: Interval
+    low: float
+    high: float
     p_adjusted: float
     equivalence_p: float
     margin: float
     detectable: float
     replicates: int
+    replicates_needed: int | None
+    groups: int
+    groups_needed: int
+    obstacle: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -62,14 +106,14 @@ def paired_t(differences: Sequence[float], level: float = 0.95) -> Interval:
     """Student's t interval of the mean of paired differences.
 
     Raises `ValueError` with fewer than two. Where all are equal there is no spread to judge by: the
-    interval is a point, and p is 1 for a difference of nil and 0 for any other.
+    interval is a point and p is 1, for on few images equal differences are common by chance.
     """
     values = np.asarray(differences, dtype=float)
     if len(values) < 2:
         raise ValueError(f"{len(values)} replicates; an interval needs two")
     mean, error = float(values.mean()), float(stats.sem(values))
     if error <= 1e-12:
-        return Interval(mean, mean, mean, 1.0 if abs(mean) <= 1e-12 else 0.0, level)
+        return Interval(mean, mean, mean, 1.0, level)
     half = float(stats.t.ppf((1 + level) / 2, len(values) - 1)) * error
     p = float(2 * stats.t.sf(abs(mean) / error, len(values) - 1))
     return Interval(mean, mean - half, mean + half, p, level)
@@ -77,44 +121,57 @@ def paired_t(differences: Sequence[float], level: float = 0.95) -> Interval:
 
 def confusions_by_group(
     labels: np.ndarray, predicted: np.ndarray, groups: np.ndarray, classes: int
-) -> np.ndarray:
-    """Counts (groups, classes, classes): one confusion matrix for each group, in sorted order."""
+) -> sparse.csr_array:
+    """Counts (groups, classes * classes): a confusion matrix for each group, in sorted order.
+
+    Sparse, for a group has few images and a study may have many groups and classes.
+    """
     names, inverse = np.unique(groups, return_inverse=True)
-    cells = (inverse * classes + labels) * classes + predicted
-    found = np.bincount(cells, minlength=len(names) * classes * classes)
-    return found.reshape(len(names), classes, classes)
+    cells = np.asarray(labels) * classes + np.asarray(predicted)
+    ones = np.ones(len(cells))
+    return sparse.coo_array((ones, (inverse, cells)), shape=(len(names), classes * classes)).tocsr()
 
 
 def bootstrap(
-    one: np.ndarray, other: np.ndarray, metric: Metric, draws: int, seed: int, level: float = 0.95
-) -> Interval:
+    one: Sequence[sparse.csr_array],
+    other: Sequence[sparse.csr_array],
+    metric: Metric,
+    draws: int,
+    seed: int,
+) -> Resampled:
     """Difference `one` - `other` of a metric's mean over replicates, by resampling replicates and
     groups.
 
-    one, other: confusion matrices (replicates, groups, classes, classes) of the same images.
+    one, other: for each replicate the confusions by group, of the same images.
     """
-    if one.shape != other.shape:
-        raise ValueError(f"the arms differ in shape: {one.shape} and {other.shape}")
-    replicates, groups = one.shape[:2]
+    shapes = [matrix.shape for matrix in [*one, *other]]
+    if len(one) != len(other) or len(set(shapes)) != 1:
+        raise ValueError(f"the arms differ in shape: {len(one)}, {len(other)} of {set(shapes)}")
+    replicates, (groups, cells) = len(one), shapes[0]
+    classes = math.isqrt(cells)
     random = np.random.default_rng(seed)
-    flat = np.concatenate([one, other]).reshape(2 * replicates, groups, -1).astype(np.float32)
-    found = []
-    for start in range(0, draws, _BLOCK):
-        count = min(_BLOCK, draws - start)
-        weights = random.multinomial(groups, np.full(groups, 1 / groups), count).astype(np.float32)
-        scores = metric(
-            np.tensordot(weights, flat, (1, 1)).reshape(count, 2 * replicates, *one.shape[2:])
-        )
-        differences = scores[:, :replicates] - scores[:, replicates:]
+    stacked = sparse.hstack([*one, *other]).T.tocsr()
+
+    def differences(weights: np.ndarray) -> np.ndarray:
+        """(draws, replicates) of weights (draws, groups)."""
+        counts = (stacked @ weights.T).T.reshape(len(weights), 2 * replicates, classes, classes)
+        scores = metric(counts)
+        return scores[:, :replicates] - scores[:, replicates:]
+
+    block = max(1, _CELLS // (2 * replicates * cells + groups))
+    found, of_groups = [], []
+    for start in range(0, draws, block):
+        count = min(block, draws - start)
+        weights = random.multinomial(groups, np.full(groups, 1 / groups), count)
+        drawn = differences(weights.astype(float))
         chosen = random.integers(0, replicates, (count, replicates))
-        found.append(np.take_along_axis(differences, chosen, 1).mean(1))
-    values = np.concatenate(found)
-    estimate = float((metric(one.sum(1)) - metric(other.sum(1))).mean())
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    # Never nil: the smallest p-value that so many draws can show (Davison and Hinkley 1997, 4.2).
-    tail = min(int((values <= 0).sum()), int((values >= 0).sum()))
-    return Interval(
-        estimate, float(low), float(high), min(1.0, 2 * (tail + 1) / (draws + 1)), level
+        found.append(np.take_along_axis(drawn, chosen, 1).mean(1))
+        of_groups.append(drawn.mean(1))
+    return Resampled(
+        estimate=float(differences(np.ones((1, groups))).mean()),
+        draws=np.concatenate(found),
+        error_of_test=float(np.concatenate(of_groups).std()),
+        groups=groups,
     )
 
 
@@ -130,22 +187,37 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def tost(differences: Sequence[float], margin: float) -> float:
-    """p-value of "the difference lies beyond ± margin" (two one-sided t tests, Schuirmann 1987)."""
+    """p-value of "the difference lies beyond ± margin" (two one-sided t tests, Schuirmann 1987); 1
+    without any spread."""
     values = np.asarray(differences, dtype=float)
     error = float(stats.sem(values))
     if error <= 1e-12:
-        return 0.0 if abs(float(values.mean())) < margin else 1.0
+        return 1.0
     freedom = len(values) - 1
     above = stats.t.sf((values.mean() + margin) / error, freedom)
     below = stats.t.cdf((values.mean() - margin) / error, freedom)
     return float(max(above, below))
 
 
-def detectable_difference(differences: Sequence[float], level: float = 0.95) -> float:
-    """The true difference that so many replicates of this spread find in 80 of 100 studies."""
+def detectable_difference(
+    differences: Sequence[float], resampled: Resampled, level: float = 0.95
+) -> float:
+    """The true difference that such a study would find in 80 of 100 repetitions: both methods must
+    find it, so it is the larger of what each can."""
     freedom = len(differences) - 1
     reach = stats.t.ppf((1 + level) / 2, freedom) + stats.t.ppf(POWER, freedom)
-    return float(reach * stats.sem(np.asarray(differences, dtype=float)))
+    by_t = reach * stats.sem(np.asarray(differences, dtype=float))
+    return float(max(by_t, _normal_reach(level) * resampled.draws.std()))
+
+
+def groups_needed(resampled: Resampled, effect: float, level: float = 0.95) -> int:
+    """How many test groups would find `effect` in 80 of 100 studies if replicates cost nothing."""
+    short = _normal_reach(level) * resampled.error_of_test / abs(effect)
+    return math.ceil(resampled.groups * short**2)
+
+
+def _normal_reach(level: float) -> float:
+    return float(stats.norm.ppf((1 + level) / 2) + stats.norm.ppf(POWER))
 
 
 def replicates_needed(
@@ -174,29 +246,55 @@ def mcnemar(labels: np.ndarray, one: np.ndarray, other: np.ndarray) -> float:
 
 
 def verdicts(
-    contrasts: Sequence[tuple[Sequence[float], Interval]], margin: float, level: float = 0.95
+    contrasts: Sequence[tuple[Sequence[float], Resampled]], margin: float, level: float = 0.95
 ) -> list[Verdict]:
-    """Judge all contrasts of a study together: (paired differences, bootstrap interval) of each.
+    """Judge all contrasts of a study together: (paired differences, bootstrap) of each.
 
-    `helps` or `harms` needs both p-values below 1 - level after Holm over the contrasts; else
-    `equivalent` where TOST shows the difference within ± margin; else `undecided`.
+    `helps` or `harms` needs both p-values below 1 - level after Holm over the contrasts;
+    `equivalent` needs both methods to put the difference within ± margin, likewise; else the word
+    is `undecided`, as it is with too few replicates or test groups.
     """
     effects = [paired_t(differences, level) for differences, _ in contrasts]
-    by_t = holm([effect.p for effect in effects])
-    by_bootstrap = holm([interval.p for _, interval in contrasts])
+    intervals = [resampled.interval(level) for _, resampled in contrasts]
+    p_values = np.maximum(
+        holm([effect.p for effect in effects]), holm([interval.p for interval in intervals])
+    )
+    equivalences = np.maximum(
+        holm([tost(differences, margin) for differences, _ in contrasts]),
+        holm([resampled.beyond(margin) for _, resampled in contrasts]),
+    )
     found = []
-    for index, (differences, interval) in enumerate(contrasts):
-        p = max(by_t[index], by_bootstrap[index])
-        equivalence = tost(differences, margin)
+    for index, (differences, resampled) in enumerate(contrasts):
+        effect, interval = effects[index], intervals[index]
+        p, equivalence = float(p_values[index]), float(equivalences[index])
+        obstacle = _obstacle(differences, resampled)
         word: Word = "undecided"
-        if p < 1 - level and effects[index].estimate * interval.estimate > 0:
-            word = "helps" if effects[index].estimate > 0 else "harms"
+        if obstacle:
+            pass
+        elif p < 1 - level and effect.estimate * interval.estimate > 0:
+            word = "helps" if effect.estimate > 0 else "harms"
         elif equivalence < 1 - level:
             word = "equivalent"
         found.append(
             Verdict(
-                word, effects[index], interval, p, equivalence, margin,
-                detectable_difference(differences, level), len(differences),
+                word=word, effect=effect, bootstrap=interval,
+                low=min(effect.low, interval.low), high=max(effect.high, interval.high),
+                p_adjusted=p, equivalence_p=equivalence, margin=margin,
+                detectable=detectable_difference(differences, resampled, level),
+                replicates=len(differences),
+                replicates_needed=replicates_needed(differences, margin, level),
+                groups=resampled.groups, groups_needed=groups_needed(resampled, margin, level),
+                obstacle=obstacle,
             )
         )  # fmt: skip
     return found
+
+
+def _obstacle(differences: Sequence[float], resampled: Resampled) -> str:
+    if len(differences) < LEAST_REPLICATES:
+        return f"{len(differences)} seeds decide nothing, {LEAST_REPLICATES} are the least"
+    if resampled.groups < LEAST_GROUPS:
+        return f"{resampled.groups} test groups decide nothing, {LEAST_GROUPS} are the least"
+    if np.ptp(differences) <= 1e-12:
+        return "the difference is the same for every seed, so that there is no spread to judge by"
+    return ""

@@ -14,15 +14,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
+from engine.core.arrays import Stack
 from engine.core.fit import FitContext
-from engine.core.memory import keep_freed_memory
 from engine.core.rng import derive_seed, generator
 from engine.core.spec import Spec
 from engine.nets.training import (
     WeightedSampler,
     descend,
+    make_accelerator,
     optimizer_tensors,
     restore_optimizer,
+    restore_schedule,
     run,
     seed_dropout,
     share_of_batch,
@@ -64,12 +66,21 @@ class Training(Spec):
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """pixels: uint8 (n, height, width, channels). labels: class numbers int64 (n,). weights: how
-    often an image is drawn, relative to the others."""
+    """labels: class numbers int64 (n,). weights: how often an image is drawn, relative to the
+    others. pixels: uint8 (m, height, width, channels), of which `rows` (n,) are the images; all of
+    them where there are none.
 
-    pixels: np.ndarray
+    Trials that differ in their images share the pixels: at 100,000 images each would hold GBs.
+    """
+
+    pixels: np.ndarray | Stack
     labels: np.ndarray
     weights: np.ndarray
+    rows: np.ndarray | None = None
+
+    def pictures(self, held: np.ndarray) -> np.ndarray:
+        """Pixels of the images `held` (k,)."""
+        return self.pixels[held if self.rows is None else self.rows[held]]
 
 
 @dataclass(frozen=True)
@@ -134,7 +145,6 @@ class _Training:
         seed: int,
     ) -> None:
         import torch
-        from accelerate import Accelerator
         from transformers import get_scheduler
 
         self.prepare, self.data, self.val, self.score = prepare, data, val, score
@@ -147,15 +157,9 @@ class _Training:
         torch.manual_seed(derive_seed(seed, "weights"))
         # Convolutions take a third less time so, on a CPU and on a GPU.
         network = build().to(memory_format=torch.channels_last)
-        self.accelerator = Accelerator(
-            mixed_precision={"fp32": "no"}.get(settings.precision, settings.precision),
-            gradient_accumulation_steps=settings.gradient_accumulation_steps,
-            cpu=context.device == "cpu",
+        self.accelerator = make_accelerator(
+            context, settings.precision, settings.gradient_accumulation_steps
         )
-        keep_freed_memory()
-        if context.threads:
-            # After accelerate, which guesses the number from the machine's cores.
-            torch.set_num_threads(context.threads)
         trained = [value for value in network.parameters() if value.requires_grad]
         optimizer = torch.optim.AdamW(
             trained, lr=settings.learning_rate, weight_decay=settings.weight_decay, foreach=True
@@ -184,7 +188,7 @@ class _Training:
         for piece in self.slices:
             with self.accelerator.accumulate(self.model):
                 held = rows[piece]
-                pixels = self._augmented(step, piece, self.data.pixels[held])
+                pixels = self._augmented(step, piece, self.data.pictures(held))
                 labels = _labels_on(self.accelerator.device, self.data.labels[held])
                 with self.accelerator.autocast():
                     logits = self.model(self.prepare(pixels))
@@ -234,7 +238,8 @@ class _Training:
     def _predict_val(self) -> np.ndarray:
         self.network.eval()
         device = str(self.accelerator.device)
-        return predict(self.network, self.prepare, self.val.pixels, device)
+        pixels = self.val.pictures(np.arange(len(self.val.labels)))
+        return predict(self.network, self.prepare, pixels, device)
 
     def tensors(self) -> dict[str, Tensor]:
         import torch
@@ -252,8 +257,7 @@ class _Training:
         self.best_score = float(tensors["best_score"])
         self.best_step = int(tensors["best_step"])
         restore_optimizer(self.optimizer, "optimizer.", tensors)
-        for _ in range(int(tensors["lr_step"])):
-            self.lr_scheduler.step()
+        restore_schedule(self.lr_scheduler, int(tensors["lr_step"]))
 
     def finish(self, history: list[dict[str, float]]) -> Trained:
         self.network.load_state_dict(self.best)

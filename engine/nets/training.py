@@ -8,6 +8,7 @@ nothing had been.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,6 +16,7 @@ import numpy as np
 
 from engine.core.errors import EngineError, StudyError
 from engine.core.fit import FitContext
+from engine.core.memory import keep_freed_memory
 from engine.core.rng import derive_seed, generator
 
 if TYPE_CHECKING:
@@ -81,6 +83,36 @@ def run(
         if done % checkpoint_every == 0 and done < steps:
             context.save_checkpoint(done, trainable.tensors(), {"history": history, "sums": sums})
     return history
+
+
+def make_accelerator(
+    context: FitContext, precision: str, gradient_accumulation_steps: int
+) -> Accelerator:
+    """accelerate for this worker, on the device, memory and threads that the profile gives it."""
+    import torch
+    from accelerate import Accelerator
+
+    made = Accelerator(
+        mixed_precision={"fp32": "no"}.get(precision, precision),
+        gradient_accumulation_steps=gradient_accumulation_steps,
+        cpu=context.device == "cpu",
+    )
+    keep_freed_memory()
+    if context.threads:
+        # After accelerate, which guesses the number from the machine's cores.
+        torch.set_num_threads(context.threads)
+    return made
+
+
+def restore_schedule(scheduler: torch.optim.lr_scheduler.LambdaLR, steps: int) -> None:
+    """Put a schedule of the learning rate where it stands after `steps` steps."""
+    with warnings.catch_warnings():
+        # The optimizer's own steps were taken before the checkpoint.
+        warnings.filterwarnings(
+            "ignore", message="Detected call of `lr_scheduler.step", append=False
+        )
+        for _ in range(steps):
+            scheduler.step()
 
 
 def seed_dropout(device: str, *parts: int | str) -> None:

@@ -117,7 +117,7 @@ def ratio_curve(lines: Sequence[Line], levels: Sequence[Level], y_name: str) -> 
     return _svg(drawn, HEIGHT, f"{y_name} against the ratio of added images")
 
 
-def recall_by_class(gains: Sequence[Gain], arms: Sequence[str]) -> Markup:
+def recall_by_class(gains: Sequence[Gain], arms: Sequence[str], colours: Sequence[int]) -> Markup:
     """A row for each class: recall of each arm, joined by a line, and the difference in words."""
     row, right = 30, 190
     left = 24 + 8 * max((len(_shorten(gain.name)) for gain in gains), default=0)
@@ -146,7 +146,7 @@ def recall_by_class(gains: Sequence[Gain], arms: Sequence[str]) -> Markup:
                 min(ends), max(ends), middle, middle
             )
         )
-        for colour, (arm, value, across) in enumerate(zip(arms, gain.values, ends, strict=True)):
+        for colour, arm, value, across in zip(colours, arms, gain.values, ends, strict=True):
             drawn.append(
                 Markup('<circle class="dot c{}" cx="{}" cy="{}" r="5.5"><title>{}: {}</title>'
                        "</circle>").format(colour, across, middle, arm, f"{value:.3f}")

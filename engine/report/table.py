@@ -42,7 +42,7 @@ def comparison(
                 row.arm, row.added, row.val, row.val_sd, figure["mean"], max(0.0, figure["low"]),
                 min(1.0, figure["high"]), opened[arm]["accuracy"]["mean"],
                 figure["mean"] - opened[baseline][objective]["mean"],
-                "baseline" if arm == baseline else "chosen" if opened[arm]["ratio"] else "",
+                "baseline" if arm == baseline else "chosen" if opened[arm]["ratio"] != 0 else "",
             )  # fmt: skip
         rows.append(row)
     return rows

@@ -12,11 +12,13 @@ from typing import Any
 
 from ray import tune
 
-from engine.core.errors import EngineError
+from engine.core.errors import EngineError, StorageError
 from engine.core.resources import TrialResources
 from engine.runtime.base import Trial
 from engine.runtime.cluster import ray_error_text
 from engine.runtime.inline import InlineRuntime
+
+_REFUSED = "refused"
 
 
 class _Tell(tune.Callback):
@@ -39,8 +41,14 @@ def search(
     """Run a trial for each name, as many at once as there is room for."""
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
 
-    def trial(config: dict[str, Any]) -> dict[str, float]:
-        figures = run(config["name"], InlineRuntime(threads=resources.threads))
+    def trial(config: dict[str, Any]) -> dict[str, Any]:
+        try:
+            figures = run(config["name"], InlineRuntime(threads=resources.threads))
+        except StorageError:
+            raise  # may be gone at the next attempt
+        except EngineError as error:
+            # Another attempt would come to the same: Tune is not told of a failure.
+            return {_REFUSED: str(error)}
         return figures or {"done": 1.0}
 
     held = {"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})}
@@ -59,3 +67,6 @@ def search(
         if (own := ray_error_text(error)) is not None:
             raise own from None
         raise EngineError(f"a trial failed: {' '.join(str(error).split())[-500:]}") from error
+    for result in results:
+        if _REFUSED in (result.metrics or {}):
+            raise EngineError(result.metrics[_REFUSED])

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,11 +32,15 @@ from engine.core.stage import Batch, Device, Place
 from engine.core.step import Step
 from engine.core.store import Store
 from engine.metrics.memorization import copies, copy_limits, nearest
+from engine.nets.classification import class_numbers
 from engine.steps import StepKind
 from engine.steps.embed import DecodeOwn, EmbedImages, Hash
-from engine.steps.train import synthetic_images
+from engine.steps.train import PREDICTIONS, synthetic_images
 from engine.study import ClassifierField, EmbedderField
 from engine.study import Curate as CurateSettings
+
+# Of real images, whose labels are taken for right: what `confidence: auto` would drop of them.
+_MOST_CONTRADICTED = 0.02
 
 
 class CurateSpec(Spec):
@@ -95,7 +99,7 @@ def write_parts(store: Store, parts: Sequence[Part], folder: Path) -> Path:
 
 
 class Curate(StepKind):
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     Spec: ClassVar[type[Spec]] = CurateSpec
     summary: ClassVar[str] = "choose the images that are used"
 
@@ -114,22 +118,11 @@ class Curate(StepKind):
                 if commit.data
             ]
             table, notes = self._judge(context, spec, table, scores)
-        labels = table[rows.LABEL_INTENDED].to_pylist()
-        reasons = table[rows.REASON].to_pylist()
-        funnel = {}
-        for name, count in sorted(generated.metrics["requested"].items()):
-            fates = Counter(
-                reason for label, reason in zip(labels, reasons, strict=True) if label == name
-            )
-            kept = fates.pop("", 0)
-            funnel[name] = {
-                "requested": count,
-                "generated": kept + sum(fates.values()),
-                "kept": kept,
-                "reasons": dict(sorted(fates.items())),
-            }
+        funnel = make_funnel(table, generated.metrics["requested"])
         kept = sum(entry["kept"] for entry in funnel.values())
-        out = Counter(reason for reason in reasons if reason)
+        out: Counter[str] = Counter()
+        for entry in funnel.values():
+            out.update(entry["reasons"])
         headline = f"{kept:,} of {table.num_rows:,} kept"
         if out:
             headline += "; " + ", ".join(f"{count} {why}" for why, count in out.most_common())
@@ -165,13 +158,17 @@ class Curate(StepKind):
         notes["agreement"] = float((seen == intended[scored]).mean()) if len(seen) else 0.0
         used = intended.copy()
         if "label" in spec.filters:
-            how, limit = spec.settings.label_from, spec.settings.confidence
+            how = spec.settings.label_from
             differs = seen != intended[scored]
             if how == "labeler":
                 used[scored] = seen
             elif how == "agree":
                 reason[scored] = np.where(differs, "label", reason[scored])
             else:
+                limit = spec.settings.confidence
+                if limit == "auto":
+                    limit = confidence_of(*labeled_val(context, spec, classes))
+                notes["confidence"] = limit
                 sure = differs & (probabilities.max(1) >= limit)
                 reason[scored] = np.where(sure, "label", reason[scored])
         train, val = reference(context, "train"), reference(context, "val")
@@ -196,6 +193,55 @@ class Curate(StepKind):
     def shard_prefixes(self, store: Store, step: Step) -> list[str]:
         spec = step.spec_as(CurateSpec)
         return [store.join(store.generated(spec.generator_key), "scores")]
+
+
+def make_funnel(table: pa.Table, requested: Mapping[str, int]) -> dict[str, dict[str, Any]]:
+    """What became of the images of each class: requested, generated, kept, and why the others are
+    not used. Kept are those that are used as the class, whatever was asked for."""
+    intended = table[rows.LABEL_INTENDED].to_pylist()
+    used = table[rows.LABEL].to_pylist()
+    reasons = table[rows.REASON].to_pylist()
+    kept = Counter(label for label, why in zip(used, reasons, strict=True) if not why)
+    fates: dict[str, Counter[str]] = {name: Counter() for name in requested}
+    for wanted, label, why in zip(intended, used, reasons, strict=True):
+        if why or label != wanted:
+            fates[wanted][why or f"used as {label}"] += 1
+    generated = Counter(intended)
+    return {
+        name: {
+            "requested": count, "generated": generated[name], "kept": kept[name],
+            "reasons": dict(sorted(fates[name].items())),
+        }
+        for name, count in sorted(requested.items())
+    }  # fmt: skip
+
+
+def labeled_val(
+    context: Context, spec: CurateSpec, classes: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Class numbers (n,) of val and the labeler's probabilities (n, classes), which its training
+    left."""
+    (key,) = context.inputs["labeler"].keys(file=PREDICTIONS)
+    (table,) = context.store.tables([key])
+    labels = class_numbers(table[rows.label_column(spec.task)].to_pylist(), classes)
+    return labels, matrix_of(table, rows.PROBABILITIES)
+
+
+def confidence_of(
+    labels: np.ndarray, probabilities: np.ndarray, most: float = _MOST_CONTRADICTED
+) -> float:
+    """The least confidence with which the labeler contradicts at most a share `most` of images
+    whose labels are right; above 1 where it is too often certain and wrong.
+
+    labels: (n,). probabilities: (n, classes).
+    """
+    wrong = probabilities.argmax(1) != labels
+    confident = np.sort(probabilities.max(1)[wrong])[::-1]
+    allowed = int(most * len(labels))
+    if len(confident) <= allowed:
+        return 0.0
+    # Just above the first that would be one too many.
+    return float(np.nextafter(np.float32(confident[allowed]), np.float32(2)))
 
 
 def read_generated(context: Context, task: str) -> pa.Table:

@@ -9,6 +9,7 @@ that is not synthetic, chosen on val too (`engine.metrics.significance`).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -19,11 +20,13 @@ from engine.context import Context, Result
 from engine.core import rows
 from engine.core.arrays import matrix_of
 from engine.core.dataset import class_names, split_index
+from engine.core.errors import ResumeError
 from engine.core.images import Preprocess
 from engine.core.manifest import Manifest, read_manifest
 from engine.core.shards import Shard, parquet_rows
 from engine.core.spec import Spec, digest
 from engine.core.stage import Batch, Device, Place
+from engine.core.step import Step
 from engine.core.store import Store
 from engine.metrics.classification import METRICS, confusion, summary
 from engine.metrics.significance import (
@@ -31,7 +34,6 @@ from engine.metrics.significance import (
     confusions_by_group,
     mcnemar,
     paired_t,
-    replicates_needed,
     verdicts,
 )
 from engine.nets.classification import class_numbers
@@ -84,7 +86,7 @@ def rows_with_model(store: Store, task: Mapping[str, Any]) -> pa.Table:
 
 
 class Evaluate(StepKind):
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     Spec: ClassVar[type[Spec]] = EvaluateSpec
     summary: ClassVar[str] = "open test for the chosen arms, reach the verdict"
 
@@ -97,11 +99,7 @@ class Evaluate(StepKind):
             for arm, number, step in trial_steps(context.step.inputs["search"])
             if arm.name in chosen
         ]
-        manifests: dict[str, Manifest] = {}
-        for _, _, step in trials:
-            found = read_manifest(context.store, step)
-            assert found is not None, f"{step.label} is done while search is"
-            manifests[step.key] = found
+        manifests = read_trials(context.store, search, [step for _, _, step in trials])
         classes = class_names(context.inputs["ingest"])
         test = split_index(context.store, context.inputs["ingest"], spec.task, "test")
         opened = record_opening(context, test)
@@ -144,11 +142,30 @@ class Evaluate(StepKind):
         )  # fmt: skip
 
 
+def read_trials(store: Store, search: Manifest, steps: Sequence[Step]) -> dict[str, Manifest]:
+    """The trials' manifests by key. Raises `ResumeError` where one is not what search chose by."""
+    found = {}
+    for step in steps:
+        manifest = read_manifest(store, step)
+        if manifest is None or manifest.digest != search.metrics["trials"][step.key]:
+            raise ResumeError(
+                f"evaluate: {step.label} is not the trial that search chose by any more;"
+                " run again with --discard search"
+            )
+        found[step.key] = manifest
+    return found
+
+
 def record_opening(context: Context, test: pa.Table) -> int:
-    """Note that test was opened, and say how often it has been in this storage."""
+    """Note that test was opened, and say how often it has been in this storage.
+
+    A run that goes on after a kill opens it no second time; one for other classifiers does, though
+    the study be the same.
+    """
     store = context.store
     prefix = store.openings(digest(sorted(test[rows.IMAGE_ID].to_pylist())))
-    store.put_if_absent(store.join(prefix, f"{context.step.key}.json"), b"{}")
+    opener = digest([context.step.key, context.inputs["search"].digest])
+    store.put_if_absent(store.join(prefix, f"{opener}.json"), b"{}")
     return len([key for key in store.listing(prefix) if key.endswith(".json")])
 
 
@@ -243,37 +260,38 @@ def compare(
     baseline = search.metrics["baseline"]
     metric = METRICS[spec.objective]
     names = [name for name, arm in arms.items() if arm.synthetic]
-    by_group = {
-        name: np.stack(
-            [confusions_by_group(labels, found, groups, classes) for found in predicted[name]]
-        )
-        for name in [*names, baseline]
-    }
-    scores = {name: metric(found.sum(1)) for name, found in by_group.items()}
+    whole, by_group = {}, {}
+    for name in [*names, baseline]:
+        whole[name] = np.stack([confusion(labels, found, classes) for found in predicted[name]])
+        by_group[name] = [
+            confusions_by_group(labels, found, groups, classes) for found in predicted[name]
+        ]
     judged = []
     for name in names:
-        differences = (scores[name] - scores[baseline]).tolist()
-        interval = bootstrap(
+        differences = (metric(whole[name]) - metric(whole[baseline])).tolist()
+        resampled = bootstrap(
             by_group[name], by_group[baseline], metric, spec.settings.bootstrap_draws, spec.seed
         )
-        judged.append((differences, interval))
+        judged.append((differences, resampled))
     found = verdicts(judged, spec.settings.margin)
+    # A family that chose among more settings on val had more tries.
+    tries = Counter(arm["family"] for arm in search.spec["arms"])
     contrasts = []
     for name, (differences, _), verdict in zip(names, judged, found, strict=True):
-        per_class = class_gains(by_group[name].sum(1), by_group[baseline].sum(1))
-        contrasts.append(
-            {
-                "arm": name, "against": baseline, "ratio": arms[name].ratio,
-                "differences": differences, **verdict.as_dict(),
-                "replicates_needed": replicates_needed(differences, spec.settings.margin),
-                "mcnemar": [
-                    mcnemar(labels, one, other)
-                    for one, other in zip(predicted[name], predicted[baseline], strict=True)
-                ],
-                "recall_gain": per_class,
-                "generator_fits": 1,
-            }
-        )  # fmt: skip
+        per_class = class_gains(whole[name], whole[baseline])
+        contrast: dict[str, Any] = {
+            "arm": name, "against": baseline, "ratio": arms[name].ratio,
+            "differences": differences, **verdict.as_dict(),
+            "grouped": verdict.groups < len(labels),
+            "tries": tries[arms[name].family], "tries_against": tries[arms[baseline].family],
+            "mcnemar": [
+                mcnemar(labels, one, other)
+                for one, other in zip(predicted[name], predicted[baseline], strict=True)
+            ],
+            "recall_gain": per_class,
+            "generator_fits": 1,
+        }  # fmt: skip
+        contrasts.append({**contrast, "settle": what_would_settle(contrast)})
     return contrasts
 
 
@@ -320,7 +338,7 @@ def one_in_words(contrast: Mapping[str, Any], objective: str) -> str:
     name, against = contrast["arm"], contrast["against"]
     shown = (
         f"{objective} {100 * effect['estimate']:+.1f} points against {against}, 95% interval"
-        f" {100 * effect['low']:+.1f} to {100 * effect['high']:+.1f}"
+        f" {100 * contrast['low']:+.1f} to {100 * contrast['high']:+.1f}"
     )
     count = contrast["replicates"]
     condition = f"{count} classifier seeds, conditional on one generator"
@@ -328,10 +346,21 @@ def one_in_words(contrast: Mapping[str, Any], objective: str) -> str:
         return f"{name} {contrast['word']}: {shown} ({condition})."
     if contrast["word"] == "equivalent":
         return f"{name} makes no difference beyond ±{100 * margin:g} points: {shown} ({condition})."
-    needed = contrast["replicates_needed"]
-    settle = (
-        f"about {needed} seeds would show a difference of {100 * margin:g} points"
-        if needed
-        else f"more than 1,000 seeds would be needed to show {100 * margin:g} points"
-    )
-    return f"{name} is undecided: {shown} ({condition}; {settle})."
+    return f"{name} is undecided: {shown} ({condition}; {contrast['settle']})."
+
+
+def what_would_settle(contrast: Mapping[str, Any]) -> str:
+    """Of an undecided contrast: what there is too little of."""
+    if contrast["obstacle"]:
+        return str(contrast["obstacle"])
+    margin = f"{100 * contrast['margin']:g} points"
+    groups, needed = contrast["groups_needed"], contrast["replicates_needed"]
+    if groups > contrast["groups"]:
+        unit = "test groups" if contrast["grouped"] else "test images"
+        return (
+            f"to show a difference of {margin} takes about {groups:,} {unit}, here are"
+            f" {contrast['groups']:,}"
+        )
+    if needed is None:
+        return f"more than 1,000 seeds would be needed to show a difference of {margin}"
+    return f"about {needed} seeds would show a difference of {margin}"

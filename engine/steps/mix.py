@@ -2,9 +2,10 @@
 
 An arm is a family at a ratio. `real` trains on the train split as it is; `oversampled` on the same
 images, drawn so that every class is seen alike; any other family is a generator of the study, and
-`ratio: r` adds round(r * n) of its images to each target class, n being the class's real training
-images. Smaller ratios are prefixes of larger ones, class by class, in an order that belongs to the
-images' ids. Too few images stop the run: a smaller set never bears a larger ratio's name.
+an amount says how many of its images are added to each target class (`ratio: r`: round(r * n), n
+being the class's real training images). Smaller amounts are prefixes of larger ones, class by
+class, in an order that belongs to the images' ids. Too few images stop the run: a smaller set never
+bears a larger amount's name, and real images alone bear none.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from engine.core.spec import Spec
 from engine.nets.training import balanced_weights
 from engine.steps import StepKind
 from engine.steps.request import target_classes
-from engine.study import Classes, ClassName
+from engine.study import Amount, Classes
 
 REAL, OVERSAMPLED = "real", "oversampled"
 
@@ -34,13 +35,13 @@ class MixSpec(Spec):
     task: str
     # real, oversampled, or the label of a generator.
     family: str
-    ratio: float = 0.0
+    amount: Amount | None = None
     classes: Classes = "all"
     seed: int = 0
 
 
 class Mix(StepKind):
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     Spec: ClassVar[type[Spec]] = MixSpec
     summary: ClassVar[str] = "put together what an arm trains on"
 
@@ -88,7 +89,20 @@ class Mix(StepKind):
                 held[rows.IMAGE_ID].to_pylist(), held[rows.LABEL].to_pylist(), strict=True
             ):
                 kept.setdefault(label, []).append(image_id)
-        wanted = wanted_images(real, spec.ratio, spec.classes)
+        assert spec.amount is not None, "generated images are added by an amount"
+        wanted = wanted_images(real, spec.amount, spec.classes)
+        nothing = sorted(name for name, count in wanted.items() if not count)
+        if spec.amount.ratio is not None and nothing:
+            raise DataError(
+                f"{context.step.label}: ratio {spec.amount.ratio:g} adds no image to"
+                f" {nothing[0]!r}, which has {real[nothing[0]]}; raise search.ratios or leave the"
+                " class out of request.classes"
+            )
+        if len(nothing) == len(wanted):
+            raise DataError(
+                f"{context.step.label}: no class has fewer than {spec.amount.balance_to} images,"
+                " so that none is added; raise request.balance_to"
+            )
         short = {
             label: (len(kept.get(label, [])), count)
             for label, count in wanted.items()
@@ -101,7 +115,7 @@ class Mix(StepKind):
             raise DataError(
                 f"{context.step.label}: too few images of {spec.family} were kept ({shown[:300]});"
                 f" {funnel_text(context.inputs['curate'].metrics['funnel'], short)}."
-                " Lower the ratios, loosen curate, raise curate.max_rounds, or train the"
+                " Ask for fewer, loosen curate, raise curate.max_rounds, or train the"
                 " generator longer"
             )
         return {
@@ -111,11 +125,9 @@ class Mix(StepKind):
         }
 
 
-def wanted_images(
-    real: Mapping[str, int], ratio: float, classes: str | tuple[ClassName, ...]
-) -> dict[str, int]:
-    """Images to add to each target class: round(ratio * n)."""
-    return {name: round(ratio * real[name]) for name in target_classes(classes, real)}
+def wanted_images(real: Mapping[str, int], amount: Amount, classes: Classes) -> dict[str, int]:
+    """Images to add to each target class, of its real ones."""
+    return {name: amount.count(real[name]) for name in target_classes(classes, real)}
 
 
 def pool_order(seed: int, image_id: str) -> bytes:

@@ -43,7 +43,7 @@ class ReportSpec(Spec):
 
 
 class Report(StepKind):
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     Spec: ClassVar[type[Spec]] = ReportSpec
     summary: ClassVar[str] = "write the page"
 
@@ -53,17 +53,22 @@ class Report(StepKind):
         trials = pa.concat_tables(context.store.tables(context.inputs["search"].keys()))
         table = comparison(trials.to_pydict(), search, evaluate)
         classes = class_names(context.inputs["ingest"])
+        # One colour for each family, on the whole page.
+        families = dict.fromkeys([*spec.generators, *trials["family"].to_pylist()])
+        colours = {name: number for number, name in enumerate(families)}
         page = render(
             "report.html",
             name=spec.study["name"], preprocess=spec.preprocess, classes=classes,
             objective=search["objective"], search=search, evaluate=evaluate, table=table,
             ingest=context.inputs["ingest"].metrics, trials=trials.num_rows,
             seeds=len(set(trials[rows.SEED].to_pylist())),
-            curve=ratio_curve(trials, search), recalls=recall_plots(evaluate, classes),
+            curve=ratio_curve(trials, search, colours),
+            recalls=recall_plots(evaluate, classes, colours),
             confusions=confusions(evaluate), sheets=sheets(context, spec),
             funnels={name: context.inputs[f"curate.{name}"].metrics for name in spec.generators},
             scatter=scatter(context, spec, classes), probes=probes(context, spec, classes),
             only_some=spec.target_classes != "all", targets=spec.target_classes,
+            study_confidence=spec.study["curate"]["confidence"],
             steps=history(context), study=json.dumps(spec.study, indent=2),
             versions=context.inputs["evaluate"].provenance["versions"],
         )  # fmt: skip
@@ -79,11 +84,14 @@ class Report(StepKind):
         )  # fmt: skip
 
 
-def ratio_curve(trials: pa.Table, search: Mapping[str, Any]) -> dict[str, Any]:
+def ratio_curve(
+    trials: pa.Table, search: Mapping[str, Any], colours: Mapping[str, int]
+) -> dict[str, Any]:
     """The objective on val against the ratio, with t intervals over seeds."""
     held = trials.to_pylist()
     families: dict[str, dict[float, list[float]]] = {}
     levels: dict[str, list[float]] = {}
+    family_of = {entry[rows.ARM]: entry["family"] for entry in held}
     for entry in held:
         value = entry[search["objective"]]
         if entry[rows.RATIO]:
@@ -92,16 +100,15 @@ def ratio_curve(trials: pa.Table, search: Mapping[str, Any]) -> dict[str, Any]:
             levels.setdefault(entry[rows.ARM], []).append(value)
     real = levels.pop("real")
     lines = []
-    for colour, (name, by_ratio) in enumerate(families.items()):
+    for name, by_ratio in families.items():
         points = []
         for ratio, values in sorted({0.0: real, **by_ratio}.items()):
             interval = paired_t(values)
             points.append(plots.Point(ratio, interval.estimate, interval.low, interval.high))
-        lines.append(plots.Line(name, points, colour))
-    first = len(lines)
+        lines.append(plots.Line(name, points, colours[name]))
     drawn = [
-        plots.Level(name, float(np.mean(values)), first + number)
-        for number, (name, values) in enumerate(levels.items())
+        plots.Level(name, float(np.mean(values)), colours[family_of[name]])
+        for name, values in levels.items()
     ]
     legend = [(line.name, line.colour, "line") for line in lines]
     legend += [(level.name, level.colour, "level") for level in drawn]
@@ -109,11 +116,14 @@ def ratio_curve(trials: pa.Table, search: Mapping[str, Any]) -> dict[str, Any]:
     return {"svg": plots.ratio_curve(lines, drawn, objective) if lines else "", "legend": legend}
 
 
-def recall_plots(evaluate: Mapping[str, Any], classes: Sequence[str]) -> list[dict[str, Any]]:
+def recall_plots(
+    evaluate: Mapping[str, Any], classes: Sequence[str], colours: Mapping[str, int]
+) -> list[dict[str, Any]]:
     """For each contrast: recall of each class on test, for real images, baseline and synthetic."""
     found = []
     for contrast in evaluate["contrasts"]:
         arms = list(dict.fromkeys(["real", contrast["against"], contrast["arm"]]))
+        of_arms = [colours[evaluate["arms"][arm]["family"]] for arm in arms]
         gains = [
             plots.Gain(
                 name, [evaluate["arms"][arm]["per_class"][name]["recall"] for arm in arms],
@@ -123,9 +133,9 @@ def recall_plots(evaluate: Mapping[str, Any], classes: Sequence[str]) -> list[di
         ]  # fmt: skip
         found.append(
             {
-                "arms": arms,
+                "arms": list(zip(arms, of_arms, strict=True)),
                 "against": contrast["against"],
-                "svg": plots.recall_by_class(gains, arms),
+                "svg": plots.recall_by_class(gains, arms, of_arms),
             }
         )
     return found

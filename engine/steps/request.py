@@ -41,7 +41,7 @@ _LEAST_SHARE = 0.1
 
 class RequestSpec(Spec):
     request: RequestSettings
-    # What a comparison will need at its largest ratio, as a share of each class's real images.
+    # What a comparison needs at its largest ratio, as a share of each class's real images.
     least_ratio: float = 0.0
     generator: GeneratorField
     # Identity of the generator with its settings of sampling and, where it is trained, its
@@ -63,10 +63,10 @@ class Request(StepKind):
         generator = resolve("generators", spec.generator.name)(spec.generator, spec.preprocess)
         train = training_rows(context, spec.task, generator)
         real = context.inputs["ingest"].metrics["counts"]["train"]
-        counts, needed = first_counts(spec, real)
+        counts = needed_images(spec, real)
         if "curate" in context.inputs:
             counts = top_up(
-                needed, context.inputs["curate"].metrics["funnel"], generator.available()
+                counts, context.inputs["curate"].metrics["funnel"], generator.available()
             )
         refuse_what_is_not_there(generator, counts)
         parts, shards = [], []
@@ -116,25 +116,15 @@ class Request(StepKind):
         return None
 
 
-def first_counts(
-    spec: RequestSpec, real: Mapping[str, int]
-) -> tuple[dict[str, int], dict[str, int]]:
-    """Images to make of each target class in the first round, and how many must be kept."""
+def needed_images(spec: RequestSpec, real: Mapping[str, int]) -> dict[str, int]:
+    """Images of each target class that must be kept, so many are made in the first round."""
     asked = count_per_class(spec.request, real)
-    needed = {name: round(spec.least_ratio * real[name]) for name in asked}
-    return {name: max(count, needed[name]) for name, count in asked.items()}, needed
+    return {name: max(count, round(spec.least_ratio * real[name])) for name, count in asked.items()}
 
 
 def count_per_class(request: RequestSettings, train: Mapping[str, int]) -> dict[str, int]:
     """Images to make of each target class, from its real training images. Raises `StudyError`."""
-    counts = {}
-    for name in target_classes(request.classes, train):
-        if request.ratio is not None:
-            counts[name] = round(request.ratio * train[name])
-        elif request.balance_to is not None:
-            counts[name] = max(0, request.balance_to - train[name])
-        else:
-            counts[name] = int(request.per_class or 0)
+    counts = {name: request.count(train[name]) for name in target_classes(request.classes, train)}
     if sum(counts.values()) > MAX_IMAGES:
         raise StudyError(
             f"request: {sum(counts.values()):,} images are more than {MAX_IMAGES:,}; ask for fewer"

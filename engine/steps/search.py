@@ -30,7 +30,8 @@ class Arm(Spec):
     name: str
     family: str
     mix: str
-    ratio: float = 0.0
+    # Of added to real images; None where the amount is not given as one.
+    ratio: float | None = 0.0
     budget: float = 1.0
     synthetic: bool = False
 
@@ -45,7 +46,7 @@ class SearchSpec(Spec):
 
 
 class Search(StepKind):
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     Spec: ClassVar[type[Spec]] = SearchSpec
     summary: ClassVar[str] = "train every arm with every seed, choose on val"
 
@@ -67,7 +68,7 @@ class Search(StepKind):
             for name, value in {
                 rows.ARM: arm.name, "family": arm.family, rows.RATIO: arm.ratio,
                 "synthetic": arm.synthetic, rows.SEED: number, "key": step.key,
-                "steps": step.spec.training.steps,  # type: ignore[attr-defined]
+                "steps": steps_of(spec, arm),
                 "best_step": manifest.metrics["best_step"], "images": manifest.rows,
                 **{name: val[name] for name in ("accuracy", "macro_f1", "balanced_accuracy")},
             }.items():  # fmt: skip
@@ -82,6 +83,8 @@ class Search(StepKind):
                     f" {found['arms'][best]['mean']:.3f}"
                 ),
                 "objective": spec.training.objective,
+                # What was chosen by, for evaluate to hold against what it finds.
+                "trials": {key: manifest.digest for key, manifest in manifests.items()},
                 **found,
             },
         )  # fmt: skip
@@ -96,19 +99,24 @@ def trial_steps(search: Step) -> list[tuple[Arm, int, Step]]:
         inputs = {"ingest": search.inputs["ingest"], "mix": mix}
         if "generate" in mix.inputs:
             inputs["generate"] = mix.inputs["generate"]
-        steps = round(spec.training.steps * arm.budget)
+        training = spec.training.model_copy(update={"steps": steps_of(spec, arm)})
         for number, seed in enumerate(spec.seeds):
             step = make_step(
                 "train", f"train.{arm.name.replace(' ', '.')}.{number}",
                 {
                     "classifier": spec.classifier,
-                    "training": spec.training.model_copy(update={"steps": steps}),
-                    "preprocess": spec.preprocess, "task": spec.task, "seed": seed,
+                    "training": training, "preprocess": spec.preprocess, "task": spec.task,
+                    "seed": seed,
                 },
                 inputs, [("classifiers", spec.classifier)],
             )  # fmt: skip
             found.append((arm, number, step))
     return found
+
+
+def steps_of(spec: SearchSpec, arm: Arm) -> int:
+    """Optimizer steps of an arm's trials."""
+    return round(spec.training.steps * arm.budget)
 
 
 def choose(arms: Sequence[Arm], scores: dict[str, list[float]]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import json
 import tempfile
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,7 +20,7 @@ import pyarrow.parquet as pq
 
 from engine.context import Context, Result
 from engine.core import rows
-from engine.core.arrays import read_pixels
+from engine.core.arrays import Stack, read_pixels
 from engine.core.dataset import class_names, split_index
 from engine.core.fit import FitContext
 from engine.core.images import Preprocess
@@ -54,6 +55,7 @@ class TrainClassifier:
     classes: tuple[str, ...]
     # Keys of image parts: real train, synthetic, val.
     images: tuple[str, ...]
+    synthetic: tuple[str, ...]
     val_images: tuple[str, ...]
     members: tuple[str, ...]
     val: pa.Table
@@ -95,12 +97,19 @@ class TrainClassifier:
     def _members(self, column: str) -> LabelledImages:
         """The arm's images; of a part, only those that are members."""
         members = pa.concat_tables(self.store.tables(list(self.members)))
-        pixels, ids = decoded(self.store, self.images, self.spec.preprocess.shape)
-        place = {image_id: row for row, image_id in enumerate(ids)}
+        pixels, ids = zip(
+            *(
+                decoded(self.store, keys, self.spec.preprocess.shape)
+                for keys in (self.images, self.synthetic)
+                if keys
+            ),
+            strict=True,
+        )
+        place = {image_id: row for row, image_id in enumerate(chain.from_iterable(ids))}
         held = np.asarray([place[image_id] for image_id in members[rows.IMAGE_ID].to_pylist()])
         return LabelledImages(
-            pixels[held], class_numbers(members[column].to_pylist(), self.classes),
-            members[rows.WEIGHT].to_numpy(),
+            Stack(pixels), class_numbers(members[column].to_pylist(), self.classes),
+            members[rows.WEIGHT].to_numpy(), held,
         )  # fmt: skip
 
 
@@ -116,7 +125,8 @@ class Train(StepKind):
             store=context.store,
             spec=spec,
             classes=class_names(ingest),
-            images=(*ingest.keys(split="train"), *synthetic_images(context.inputs)),
+            images=tuple(ingest.keys(split="train")),
+            synthetic=tuple(synthetic_images(context.inputs)),
             val_images=tuple(ingest.keys(split="val")),
             members=tuple(mix.keys(table="members")),
             val=split_index(context.store, ingest, spec.task, "val"),
@@ -140,5 +150,5 @@ def synthetic_images(inputs: Any) -> list[str]:
 def decoded(
     store: Store, keys: tuple[str, ...], shape: tuple[int, int, int]
 ) -> tuple[np.ndarray, list[str]]:
-    """`read_pixels`, once for all trials of a process that train on the same images."""
+    """`read_pixels`, once for all trials of a process: train, val and each pool by itself."""
     return read_pixels(store, keys, shape)

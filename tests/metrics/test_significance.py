@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy import stats
 
 from engine.metrics.classification import accuracy, macro_f1
 from engine.metrics.significance import (
-    Interval,
+    Resampled,
     bootstrap,
     confusions_by_group,
     detectable_difference,
+    groups_needed,
     holm,
     mcnemar,
     paired_t,
@@ -31,7 +34,8 @@ def test_the_t_interval_is_scipy_s() -> None:
 def test_differences_without_spread_give_a_point() -> None:
     assert paired_t([0.0, 0.0, 0.0]).p == 1.0
     found = paired_t([0.02, 0.02])
-    assert (found.low, found.high, found.p) == (0.02, 0.02, 0.0)
+    assert (found.low, found.high, found.p) == (0.02, 0.02, 1.0)
+    assert tost([0.0, 0.0, 0.0], 0.01) == 1.0
     with pytest.raises(ValueError, match="an interval needs two"):
         paired_t([0.1])
 
@@ -55,8 +59,8 @@ def test_mcnemar_is_the_exact_test_of_the_discordant_pairs() -> None:
     assert mcnemar(labels, one, one) == 1.0
 
 
-def matrices(accuracy_of: list[float], groups: int, seed: int, size: int = 3) -> np.ndarray:
-    """Confusion matrices (replicates, groups, 2, 2) of classifiers of these accuracies."""
+def matrices(accuracy_of: list[float], groups: int, seed: int, size: int = 3) -> list[Any]:
+    """For classifiers of these accuracies, confusions (groups, 2 * 2) of the same images."""
     random = np.random.default_rng(seed)
     labels = random.integers(0, 2, groups * size)
     names = np.repeat(np.arange(groups), size)
@@ -64,31 +68,47 @@ def matrices(accuracy_of: list[float], groups: int, seed: int, size: int = 3) ->
     for share in accuracy_of:
         wrong = random.random(len(labels)) > share
         found.append(confusions_by_group(labels, np.where(wrong, 1 - labels, labels), names, 2))
-    return np.stack(found)
+    return found
+
+
+def scores_of(counts: list[Any]) -> np.ndarray:
+    return accuracy(np.stack([found.toarray().sum(0).reshape(2, 2) for found in counts]))
 
 
 def test_confusions_by_group_add_up_to_the_whole() -> None:
     found = confusions_by_group(
         np.array([0, 1, 1, 0]), np.array([0, 1, 0, 0]), np.array(["b", "a", "b", "a"]), 2
-    )
-    assert found.shape == (2, 2, 2)
-    assert found.sum(0).tolist() == [[2, 0], [1, 1]]
-    assert found[0].tolist() == [[1, 0], [0, 1]]  # a
+    ).toarray()
+    assert found.shape == (2, 4)
+    assert found.sum(0).tolist() == [2, 0, 1, 1]
+    assert found[0].tolist() == [1, 0, 0, 1]  # a
 
 
 def test_the_bootstrap_finds_a_planted_difference_and_its_size() -> None:
     one, other = matrices([0.9] * 5, 200, 1), matrices([0.8] * 5, 200, 2)
     found = bootstrap(one, other, accuracy, 1000, seed=0)
-    truth = float(accuracy(one.sum(1)).mean() - accuracy(other.sum(1)).mean())
+    interval = found.interval()
+    truth = float((scores_of(one) - scores_of(other)).mean())
     assert found.estimate == pytest.approx(truth)
-    assert found.low < truth < found.high
-    assert found.p < 0.01
-    assert bootstrap(one, other, accuracy, 1000, seed=0) == found
+    assert interval.low < truth < interval.high
+    assert interval.p < 0.01
+    assert bootstrap(one, other, accuracy, 1000, seed=0).interval() == interval
+
+
+def test_the_error_of_test_is_that_of_its_images_and_halves_with_four_times_as_many() -> None:
+    few = bootstrap(matrices([0.9], 100, 1, 1), matrices([0.8], 100, 2, 1), accuracy, 2000, 0)
+    many = bootstrap(matrices([0.9], 400, 1, 1), matrices([0.8], 400, 2, 1), accuracy, 2000, 0)
+    # Two independent classifiers on n images: the variances of their accuracies add up.
+    assert few.error_of_test == pytest.approx(np.sqrt((0.09 + 0.16) / 100), rel=0.2)
+    assert few.error_of_test / many.error_of_test == pytest.approx(2, rel=0.15)
+    needed = groups_needed(few, 0.05)
+    assert needed == pytest.approx(100 * (2.8 * few.error_of_test / 0.05) ** 2, rel=0.01)
 
 
 def test_the_bootstrap_s_p_value_is_never_nil() -> None:
     found = bootstrap(matrices([1.0] * 3, 50, 1), matrices([0.0] * 3, 50, 1), macro_f1, 400, 0)
-    assert found.p == pytest.approx(2 / 401)
+    assert found.interval().p == pytest.approx(2 / 401)
+    assert found.beyond(2.0) == pytest.approx(1 / 401)
 
 
 def test_arms_of_other_shapes_are_refused() -> None:
@@ -96,32 +116,57 @@ def test_arms_of_other_shapes_are_refused() -> None:
         bootstrap(matrices([1.0], 5, 1), matrices([1.0], 6, 1), accuracy, 200, 0)
 
 
-def certain(estimate: float, p: float) -> Interval:
-    return Interval(estimate, estimate - 0.01, estimate + 0.01, p)
+def drawn(estimate: float, spread: float, groups: int = 100) -> Resampled:
+    """What a bootstrap finds around an estimate."""
+    draws = estimate + spread * stats.norm.ppf((np.arange(2000) + 0.5) / 2000)
+    return Resampled(estimate, draws, spread, groups)
+
+
+CLEAR = [0.04, 0.05, 0.045, 0.05, 0.048]
+NOTHING = [0.001, -0.001, 0.0005, 0.0, 0.001]
 
 
 @pytest.mark.parametrize(
-    ("differences", "interval", "word"),
+    ("differences", "resampled", "word"),
     [
-        ([0.04, 0.05, 0.045, 0.05, 0.048], certain(0.047, 0.001), "helps"),
-        ([-0.04, -0.05, -0.045, -0.05, -0.048], certain(-0.047, 0.001), "harms"),
+        (CLEAR, drawn(0.047, 0.005), "helps"),
+        ([-value for value in CLEAR], drawn(-0.047, 0.005), "harms"),
         # One of the two methods is not enough.
-        ([0.04, 0.05, 0.045, 0.05, 0.048], certain(0.047, 0.2), "undecided"),
-        ([0.2, -0.1, 0.15, -0.12, 0.1], certain(0.047, 0.001), "undecided"),
-        ([0.001, -0.001, 0.0005, 0.0, 0.001], certain(0.0, 0.9), "equivalent"),
+        (CLEAR, drawn(0.047, 0.04), "undecided"),
+        ([0.2, -0.1, 0.15, -0.12, 0.1], drawn(0.047, 0.005), "undecided"),
+        (NOTHING, drawn(0.0, 0.003), "equivalent"),
+        # All seeds agree, but on a test set that says nothing about so small a difference.
+        (NOTHING, drawn(0.0, 0.02), "undecided"),
+        # Too little to judge by, however clear it looks.
+        (CLEAR[:4], drawn(0.047, 0.005), "undecided"),
+        (CLEAR, drawn(0.047, 0.005, groups=9), "undecided"),
+        ([0.02] * 5, drawn(0.02, 0.001), "undecided"),
+        ([0.0] * 5, drawn(0.0, 0.001), "undecided"),
     ],
 )
-def test_the_word_follows_from_both_intervals(
-    differences: list[float], interval: Interval, word: str
+def test_the_word_follows_from_both_methods(
+    differences: list[float], resampled: Resampled, word: str
 ) -> None:
-    (found,) = verdicts([(differences, interval)], margin=0.01)
+    (found,) = verdicts([(differences, resampled)], margin=0.01)
     assert found.word == word
-    assert found.replicates == 5
+    assert found.replicates == len(differences)
+    assert found.low <= min(found.effect.low, found.bootstrap.low)
+    assert found.high >= max(found.effect.high, found.bootstrap.high)
+
+
+def test_what_decides_nothing_is_said() -> None:
+    def obstacle(differences: list[float], groups: int = 100) -> str:
+        return verdicts([(differences, drawn(0.047, 0.005, groups))], 0.01)[0].obstacle
+
+    assert obstacle(CLEAR[:4]) == "4 seeds decide nothing, 5 are the least"
+    assert obstacle(CLEAR, groups=1) == "1 test groups decide nothing, 10 are the least"
+    assert "no spread" in obstacle([0.047] * 5)
+    assert obstacle(CLEAR) == ""
 
 
 def test_more_contrasts_ask_for_more() -> None:
-    clear = ([0.01, 0.03, 0.02, 0.025, 0.004], certain(0.018, 0.02))
-    nothing = ([0.01, -0.01, 0.02, -0.02, 0.0], certain(0.0, 0.9))
+    clear = ([0.01, 0.03, 0.02, 0.025, 0.004], drawn(0.018, 0.007))
+    nothing = ([0.01, -0.01, 0.02, -0.02, 0.0], drawn(0.0, 0.02))
     assert verdicts([clear], 0.001)[0].word == "helps"
     assert verdicts([clear, nothing, nothing], 0.001)[0].word == "undecided"
 
@@ -129,11 +174,15 @@ def test_more_contrasts_ask_for_more() -> None:
 def test_a_detectable_difference_is_found_in_about_80_of_100_studies() -> None:
     random = np.random.default_rng(0)
     spread, count = 0.02, 5
-    truth = detectable_difference(spread * stats.norm.ppf(np.linspace(0.1, 0.9, count)))
-    scale = np.std(spread * stats.norm.ppf(np.linspace(0.1, 0.9, count)), ddof=1)
-    studies = random.normal(truth, scale, (4000, count))
+    seen = spread * stats.norm.ppf(np.linspace(0.1, 0.9, count))
+    truth = detectable_difference(seen, drawn(0.0, 1e-6))
+    studies = random.normal(truth, np.std(seen, ddof=1), (4000, count))
     found = np.mean([paired_t(values).p < 0.05 for values in studies])
     assert 0.75 < found < 0.88
+
+
+def test_a_small_test_set_bounds_what_any_number_of_seeds_detects() -> None:
+    assert detectable_difference(NOTHING, drawn(0.0, 0.02)) == pytest.approx(2.8 * 0.02, rel=0.01)
 
 
 def test_of_two_draws_of_one_distribution_few_are_called_different() -> None:
@@ -143,10 +192,29 @@ def test_of_two_draws_of_one_distribution_few_are_called_different() -> None:
         shares = 0.8 + random.normal(0, 0.02, 10)
         one, other = (matrices(part.tolist(), 60, 2 * study + n) for n, part in
                       enumerate((shares[:5], shares[5:])))  # fmt: skip
-        differences = (accuracy(one.sum(1)) - accuracy(other.sum(1))).tolist()
-        interval = bootstrap(one, other, accuracy, 300, study)
-        words.append(verdicts([(differences, interval)], 0.001)[0].word)
+        differences = (scores_of(one) - scores_of(other)).tolist()
+        resampled = bootstrap(one, other, accuracy, 300, study)
+        words.append(verdicts([(differences, resampled)], 0.001)[0].word)
     assert sum(word in ("helps", "harms") for word in words) <= 6
+
+
+def test_a_true_difference_is_seldom_called_none() -> None:
+    """Seeds that agree with each other know nothing of how few images test has."""
+    words = []
+    labels, names = np.zeros(300, dtype=int), np.arange(300)
+    for study in range(60):
+        random = np.random.default_rng(study)
+        # How hard each image is for an arm; nearly the same for all of its seeds.
+        hard_for_one, hard_for_other = random.random((2, 300))
+        one, other = [], []
+        for noise in random.normal(0, 0.002, (5, 300)):
+            for found, hard, share in ((one, hard_for_one, 0.83), (other, hard_for_other, 0.80)):
+                wrong = (hard + noise > share).astype(int)
+                found.append(confusions_by_group(labels, wrong, names, 2))
+        differences = (scores_of(one) - scores_of(other)).tolist()
+        resampled = bootstrap(one, other, accuracy, 300, study)
+        words.append(verdicts([(differences, resampled)], 0.01)[0].word)
+    assert sum(word == "equivalent" for word in words) <= 3
 
 
 def test_the_number_of_replicates_needed_falls_with_the_effect() -> None:

@@ -37,7 +37,7 @@ def test_names_of_a_user_are_escaped_everywhere() -> None:
     points = [plots.Point(1, 0.5, 0.4, 0.6)]
     drawn = [
         plots.ratio_curve([plots.Line(name, points, 0)], [plots.Level(name, 0.5, 1)], name),
-        plots.recall_by_class([plots.Gain(name, [0.5, 0.6], 0.1, 0.0, 0.2)], [name, name]),
+        plots.recall_by_class([plots.Gain(name, [0.5, 0.6], 0.1, 0.0, 0.2)], [name, name], [0, 1]),
     ]
     for svg in drawn:
         assert "<b>" not in svg
@@ -50,7 +50,7 @@ def test_a_gain_beyond_chance_is_marked_and_none_is_not() -> None:
         plots.Gain("down", [0.5, 0.4], -0.1, -0.2, -0.05),
         plots.Gain("same", [0.5, 0.5], 0.0, 0.0, 0.0),
     ]  # fmt: skip
-    svg = plots.recall_by_class(gains, ["a", "b"])
+    svg = plots.recall_by_class(gains, ["a", "b"], [0, 1])
     assert svg.count('class="good"') == svg.count('class="bad"') == 1
     assert "+10.0 (+5 to +15)" in svg
 

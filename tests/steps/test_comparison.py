@@ -14,18 +14,19 @@ import pytest
 from PIL import Image
 
 from engine.core import rows
-from engine.core.errors import DataError, EngineError, StudyError
-from engine.core.manifest import Manifest
+from engine.core.errors import DataError, EngineError, ResumeError, StorageError, StudyError
+from engine.core.manifest import Manifest, read_manifest
 from engine.core.store import Store
-from engine.execute import execute, inspect
+from engine.execute import RunTrial, discard, execute, inspect
 from engine.plan import named, plan
 from engine.runtime.base import Trial
 from engine.runtime.inline import InlineRuntime
+from engine.steps.curate import confidence_of
 from engine.steps.evaluate import budget_effect, budget_in_words
 from engine.steps.mix import pool_order, wanted_images
 from engine.steps.request import top_up
-from engine.steps.search import Arm, choose
-from engine.study import Profile, Study
+from engine.steps.search import Arm, choose, trial_steps
+from engine.study import Amount, Profile, Study
 from tests.conftest import write_bars
 
 Run = Callable[[Study, str], Manifest]
@@ -61,7 +62,7 @@ def test_a_study_goes_to_its_verdict_and_the_same_again_computes_nothing(
 
 
 def test_only_evaluate_opens_test_and_openings_are_counted(
-    bars_study, run_until: Run, store: Store
+    bars_study, run_until: Run, store: Store, tmp_path: Path
 ) -> None:
     searched = run_until(bars_study(), "search")
     assert set(table(store, searched, "trials")["key"].to_pylist())
@@ -69,6 +70,24 @@ def test_only_evaluate_opens_test_and_openings_are_counted(
     assert run_until(bars_study(), "evaluate").metrics["test"]["opened"] == 1
     other = bars_study(evaluate={"bootstrap_draws": 201})
     assert run_until(other, "evaluate").metrics["test"]["opened"] == 2
+    # The same study, by what an image is renamed to for other arms.
+    folder = tmp_path / "good" / "down"
+    (folder / "0000.png").rename(folder / "00000.png")
+    assert run_until(bars_study(), "evaluate").metrics["test"]["opened"] == 3
+
+
+def test_no_step_before_evaluate_can_read_test(bars_study, run_until: Run, store: Store) -> None:
+    ingest = run_until(bars_study(), "ingest")
+    kept = {key: store.read(key) for key in ingest.keys(split="test")}
+    for key in kept:
+        store.put(key, b"a canary: whoever reads test cannot go on")
+    searched = run_until(bars_study(), "search")
+    assert searched.metrics["baseline"]
+    with pytest.raises(StorageError, match="is no Parquet file any more"):
+        run_until(bars_study(), "evaluate")
+    for key, data in kept.items():
+        store.put(key, data)
+    assert run_until(bars_study(), "evaluate").metrics["verdict"]
 
 
 def test_images_that_show_another_class_are_dropped_with_their_reason(
@@ -77,7 +96,7 @@ def test_images_that_show_another_class_are_dropped_with_their_reason(
     write_bars(tmp_path / "mixed", {"down": 30}, 7000)
     write_bars(tmp_path / "mixed", {"down": 15}, 9000, {"down": "across"})  # 15 of the 30 now lie
     made = bars_study(
-        "mixed", search={"ratios": [0.5], "seeds": 2},
+        "mixed", search={"ratios": [0.5], "seeds": 2}, curate={"max_rounds": 1},
         training={"steps": 80, "batch_size": 32, "learning_rate": 0.01, "evaluate_every": 20},
     )  # fmt: skip
     curated = run_until(made, "curate")
@@ -98,11 +117,16 @@ def test_images_that_show_another_class_are_dropped_with_their_reason(
     assert seen["down", ""] > 0
     assert held[rows.LABEL].to_pylist() == ["down"] * held.num_rows
     relabelled = run_until(
-        bars_study("mixed", search={"ratios": [0.5], "seeds": 2}, curate={"label_from": "labeler"},
+        bars_study("mixed", search={"ratios": [0.5], "seeds": 2},
+              curate={"label_from": "labeler", "max_rounds": 1},
               training=made.training.model_dump()), "curate",
     )  # fmt: skip
     other = table(store, relabelled, "curated")
     assert other[rows.LABEL].to_pylist() == other[rows.LABEL_SEEN].to_pylist()
+    # What is used as another class is not kept of this one: generation has to make up for it.
+    funnel = relabelled.metrics["funnel"]["down"]
+    assert funnel["kept"] == other[rows.LABEL].to_pylist().count("down")
+    assert funnel["reasons"] == {"used as across": other.num_rows - funnel["kept"]}
 
 
 def test_a_copy_of_a_training_image_is_found(
@@ -168,9 +192,46 @@ def test_mixes_are_nested_and_hold_the_share_that_they_are_named_for(
     assert weight["across"] == pytest.approx(weight["down"])
 
 
+def test_what_is_requested_is_an_arm_too(bars_study, run_until: Run, store: Store) -> None:
+    balanced = bars_study(
+        request={"balance_to": 40, "classes": ["down"], "shard_size": 16},
+        search={"ratios": [1], "seeds": 2},
+    )
+    steps = plan(balanced)
+    arms = {arm.name: arm for arm in named(steps, "search")[0].spec.arms if arm.family == "more"}
+    assert {name: arm.ratio for name, arm in arms.items()} == {"more x1": 1.0, "more to 40": None}
+    mix = run_until(balanced, "mix.more.to.40")
+    real = run_until(balanced, "ingest").metrics["counts"]["train"]["down"]
+    assert mix.metrics["added"] == {"down": 40 - real}
+    assert run_until(balanced, "evaluate").metrics["contrasts"][0]["tries"] == 2
+    asked = bars_study(request={"ratio": 1.5, "classes": ["down"]})
+    names = [arm.name for arm in named(plan(asked), "search")[0].spec.arms]
+    assert names[3:] == ["more x1", "more x1.5", "more x2"]
+
+
+def test_real_images_alone_never_bear_the_name_of_a_ratio(bars_study, run_until: Run) -> None:
+    with pytest.raises(DataError, match=r"ratio 0.02 adds no image to 'down'.* raise search.ratio"):
+        run_until(bars_study(search={"ratios": [0.02, 1], "seeds": 2}), "search")
+    many = bars_study(request={"balance_to": 10, "classes": ["down"]})
+    with pytest.raises(DataError, match=r"raise request\.balance_to"):
+        run_until(many, "search")
+
+
+def test_a_generator_without_filters_makes_up_for_what_cannot_be_used(
+    bars_study, run_until: Run, tmp_path: Path
+) -> None:
+    made = bars_study(search={"ratios": [1], "seeds": 2}, curate={"filters": [], "max_rounds": 3})
+    black = tmp_path / "good" / "down" / "0003.png"
+    black.write_bytes(b"no image at all")
+    assert run_until(made, "search").metrics["baseline"]
+
+
 def test_ratios_round_and_pools_have_their_own_order() -> None:
-    assert wanted_images({"a": 5, "b": 100}, 0.5, "all") == {"a": 2, "b": 50}
-    assert wanted_images({"a": 5, "b": 100}, 0.5, ("b",)) == {"b": 50}
+    half = Amount(ratio=0.5)
+    assert wanted_images({"a": 5, "b": 100}, half, "all") == {"a": 2, "b": 50}
+    assert wanted_images({"a": 5, "b": 100}, half, ("b",)) == {"b": 50}
+    assert wanted_images({"a": 5, "b": 100}, Amount(balance_to=50), "all") == {"a": 45, "b": 0}
+    assert wanted_images({"a": 5, "b": 100}, Amount(per_class=7), "all") == {"a": 7, "b": 7}
     names = [f"image {number}" for number in range(50)]
     orders = [sorted(names, key=lambda name: pool_order(seed, name)) for seed in (1, 2)]
     assert orders[0] != orders[1]
@@ -234,6 +295,54 @@ def test_after_a_kill_only_trials_without_a_result_run_again(
     whole = Store(str(tmp_path / "undisturbed"))
     undisturbed = execute(until, whole, InlineRuntime(), profile)[search.key]
     assert table(store, manifest, "trials").equals(table(whole, undisturbed, "trials"))
+
+
+def test_a_trial_that_another_attempt_finished_is_left_as_it_is(
+    bars_study, store: Store, profile: Profile
+) -> None:
+    steps = plan(bars_study())
+    execute(steps[: steps.index(named(steps, "search")[0]) + 1], store, InlineRuntime(), profile)
+    _, _, trial = trial_steps(named(steps, "search")[0])[0]
+    inputs = {needed.key: read_manifest(store, needed) for needed in trial.inputs.values()}
+    before = read_manifest(store, trial)
+    figures = RunTrial({trial.key: trial}, inputs, store, profile)(trial.key, InlineRuntime())
+    assert read_manifest(store, trial) == before
+    assert figures["macro_f1"] == before.metrics["val"]["macro_f1"]
+
+
+def test_evaluate_reads_the_trials_that_were_chosen_by_and_no_others(
+    bars_study, run_until: Run, store: Store
+) -> None:
+    run_until(bars_study(), "search")
+    search = named(plan(bars_study()), "search")[0]
+    _, _, trial = trial_steps(search)[0]
+    discard(trial, store)
+    with pytest.raises(ResumeError, match=r"train.real.0 is not the trial .* --discard search"):
+        run_until(bars_study(), "evaluate")
+
+
+def test_a_trial_that_fails_says_which_it_is(bars_study, run_until: Run, store: Store) -> None:
+    mixed = run_until(bars_study(), "mix.oversampled")
+    (members,) = mixed.keys(table="members")
+    store.put(members, b"not what was written here")
+    with pytest.raises(StorageError, match=r"^train\.oversampled\.0: .* run again with --discard"):
+        run_until(bars_study(), "search")
+
+
+def test_nothing_is_left_of_a_fit_but_its_weights(bars_study, run_until: Run, store: Store) -> None:
+    run_until(bars_study(), "search")
+    assert not store.listing("work")
+
+
+def test_confidence_is_set_by_what_the_labeler_gets_wrong_on_val() -> None:
+    labels = np.zeros(100, dtype=int)
+    sure = np.linspace(0.5, 0.995, 100)
+    probabilities = np.stack([1 - sure, sure], 1)  # all of them wrong
+    limit = confidence_of(labels, probabilities.astype(np.float32))
+    assert (sure.astype(np.float32) >= limit).sum() == 2
+    assert confidence_of(1 - labels, probabilities) == 0.0
+    certain = np.tile([0.0, 1.0], (100, 1))
+    assert confidence_of(labels, certain.astype(np.float32)) > 1.0
 
 
 def test_a_changed_pool_trains_its_own_arms_anew_and_no_others(
