@@ -30,10 +30,16 @@ class PretrainedSpec(ClassifierSpec):
     input_size: Annotated[int, Field(ge=16, le=1024)] | None = None
     # all: every weight is trained. head: the new linear layer alone.
     trained: Literal["all", "head"] = "all"
+    # Keep the statistics of batch normalisation as they were learnt: those of small batches are
+    # poor ones, several workers would each have their own, and some checkpoints (folded ones) die
+    # of new ones.
+    freeze_batch_norm: bool = True
+    # Dropout before the new head; None: what the checkpoint says, which may be 0.8.
+    head_dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
 
 
 class Pretrained(Classifier):
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     Spec: ClassVar[type[ClassifierSpec]] = PretrainedSpec
     spec: PretrainedSpec
 
@@ -56,7 +62,9 @@ class Pretrained(Classifier):
         except (OSError, ValueError, KeyError) as error:
             text = " ".join(str(error).split())[:200]
             raise StudyError(f"classifier.model: {self.spec.model}: {text}") from None
-        return _logits_of(model, frozen=self.spec.trained == "head")
+        if self.spec.head_dropout is not None:
+            _set_head_dropout(model, self.spec.head_dropout)
+        return _logits_of(model, self.spec.trained == "head", self.spec.freeze_batch_norm)
 
     def prepare(self, pixels: Tensor) -> Tensor:
         return normalised(pixels, self.size, self.mean, self.std)
@@ -76,7 +84,7 @@ class Pretrained(Classifier):
 
         self._read_processor(str(folder), None)
         model = AutoModelForImageClassification.from_pretrained(folder, use_safetensors=True)
-        return _logits_of(model, frozen=True).eval()
+        return _logits_of(model, frozen=True, freeze_batch_norm=True).eval()
 
     def _read_processor(self, model: str, revision: str | None) -> None:
         settings = image_processor_settings("classifier", model, revision)
@@ -85,7 +93,16 @@ class Pretrained(Classifier):
             self.size = (self.spec.input_size, self.spec.input_size)
 
 
-def _logits_of(model: Any, frozen: bool) -> Module:
+def _set_head_dropout(model: Any, share: float) -> None:
+    from torch import nn
+
+    of_base = set(model.base_model.modules())
+    for layer in model.modules():
+        if isinstance(layer, nn.Dropout) and layer not in of_base:
+            layer.p = share
+
+
+def _logits_of(model: Any, frozen: bool, freeze_batch_norm: bool) -> Module:
     """A module that answers with logits alone; of a frozen one, only the head is trained."""
     from torch import nn
 
@@ -100,6 +117,12 @@ def _logits_of(model: Any, frozen: bool) -> Module:
             super().train(mode)
             if frozen:  # batch normalisation must not follow the new data either
                 self.model.base_model.eval()
+            elif freeze_batch_norm:
+                for layer in self.model.modules():
+                    if isinstance(
+                        layer, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
+                    ):
+                        layer.eval()
             return self
 
         def forward(self, images: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ to know. Heavy libraries are imported inside the methods that need them.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +78,47 @@ class SampleBatch:
 
     def __len__(self) -> int:
         return len(self.seeds)
+
+
+class Conditions:
+    """What images are conditioned on, numbered: the class, or the cluster within the class."""
+
+    FILE = "conditions.json"
+
+    def __init__(self, pairs: Sequence[tuple[str, int]], by: Literal["class", "cluster"]) -> None:
+        self.pairs, self.by = list(pairs), by
+        self.numbers = {pair: number for number, pair in enumerate(self.pairs)}
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    @classmethod
+    def of(cls, data: TrainingImages, by: Literal["class", "cluster"]) -> Conditions:
+        held = {cls._pair(*entry, by) for entry in zip(data.labels, data.clusters, strict=True)}
+        return cls(sorted(held), by)
+
+    @classmethod
+    def load(cls, weights: Path, by: Literal["class", "cluster"]) -> Conditions:
+        """Those that `save` wrote."""
+        found = json.loads((weights / cls.FILE).read_text())
+        return cls([(str(label), int(cluster)) for label, cluster in found], by)
+
+    def save(self, folder: Path) -> None:
+        (folder / self.FILE).write_text(json.dumps(self.pairs))
+
+    def numbered(self, labels: Sequence[str], clusters: Sequence[int | None]) -> np.ndarray:
+        """Numbers int64 (n,) of labels and clusters."""
+        return np.asarray(
+            [
+                self.numbers[self._pair(label, cluster, self.by)]
+                for label, cluster in zip(labels, clusters, strict=True)
+            ],
+            dtype=np.int64,
+        )
+
+    @staticmethod
+    def _pair(label: str, cluster: int | None, by: str) -> tuple[str, int]:
+        return (label, int(cluster or 0) if by == "cluster" else 0)
 
 
 class Generator:

@@ -21,10 +21,17 @@ from pydantic_core import PydanticCustomError
 from engine.core.errors import StudyError
 from engine.core.fit import FitContext
 from engine.core.rng import derive_seed
-from engine.generators import Generator, GeneratorSpec, SampleBatch, TrainingImages
+from engine.generators import (
+    Conditions,
+    Generator,
+    GeneratorSpec,
+    SampleBatch,
+    TrainingImages,
+)
 from engine.nets.training import (
     WeightedSampler,
     balanced_weights,
+    below,
     descend,
     make_accelerator,
     optimizer_tensors,
@@ -141,9 +148,7 @@ class Ddpm(Generator):
         )
         if device == "cuda":
             self.unet.to(memory_format=torch.channels_last)
-        self.conditions = {
-            tuple(entry): number for number, entry in enumerate(_read_conditions(weights))
-        }
+        self.conditions = Conditions.load(weights, self.spec.condition)
         kind = {"ddim": DDIMScheduler, "dpmsolver++": DPMSolverMultistepScheduler}[
             self.spec.scheduler
         ]
@@ -174,10 +179,9 @@ class Ddpm(Generator):
     def sample(self, batch: SampleBatch) -> list[np.ndarray | str]:
         import torch
 
-        conditions = torch.tensor(
-            [self.conditions[_condition(label, cluster, self.spec)] for label, cluster in
-            zip(batch.labels, batch.clusters, strict=True)], device=self.device,
-        )  # fmt: skip
+        conditions = torch.from_numpy(self.conditions.numbered(batch.labels, batch.clusters)).to(
+            self.device
+        )
         height, width, channels = self.preprocess.shape
         # On the CPU, one generator for each image: neighbours, batch size and device change no
         # draw.
@@ -221,14 +225,6 @@ class Ddpm(Generator):
         return [image if good else "not_finite" for image, good in zip(pixels, finite, strict=True)]
 
 
-def _condition(label: str, cluster: int | None, spec: DdpmSpec) -> tuple[str, int]:
-    return (label, int(cluster or 0) if spec.condition == "cluster" else 0)
-
-
-def _read_conditions(weights: Path) -> list[list[Any]]:
-    return list(json.loads((weights / "conditions.json").read_text()))
-
-
 class _Training:
     """The state of one training: network, averaged network, optimizer."""
 
@@ -253,13 +249,8 @@ class _Training:
         self.sampler = WeightedSampler(
             balanced_weights(data.labels, spec.class_balance), spec.batch_size, seed
         )
-        pairs = [
-            _condition(label, cluster, spec)
-            for label, cluster in zip(data.labels, data.clusters, strict=True)
-        ]
-        self.conditions = sorted(set(pairs))
-        number = {pair: index for index, pair in enumerate(self.conditions)}
-        self.condition_of = np.asarray([number[pair] for pair in pairs])
+        self.conditions = Conditions.of(data, spec.condition)
+        self.condition_of = self.conditions.numbered(data.labels, data.clusters)
 
         torch.manual_seed(derive_seed(seed, "weights") % 2**63)
         levels = [size >> level for level in range(len(spec.block_out_channels))]
@@ -353,13 +344,7 @@ class _Training:
         return named | optimizer_tensors(self.optimizer, "optimizer.")
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        self.unet.load_state_dict(
-            {
-                name.removeprefix("unet."): value
-                for name, value in tensors.items()
-                if name.startswith("unet.")
-            }
-        )
+        self.unet.load_state_dict(below("unet.", tensors))
         self.ema.shadow_params = [
             tensors[f"ema.{index}"].to(self.accelerator.device)
             for index in range(len(self.ema.shadow_params))
@@ -374,4 +359,4 @@ class _Training:
         self.ema.copy_to(self.unet.parameters())
         self.unet.save_pretrained(folder / "unet", safe_serialization=True)
         self.noise_scheduler.save_pretrained(folder / "scheduler")
-        (folder / "conditions.json").write_text(json.dumps(self.conditions))
+        self.conditions.save(folder)

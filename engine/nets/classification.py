@@ -20,6 +20,7 @@ from engine.core.rng import derive_seed, generator
 from engine.core.spec import Spec
 from engine.nets.training import (
     WeightedSampler,
+    below,
     descend,
     make_accelerator,
     optimizer_tensors,
@@ -252,8 +253,8 @@ class _Training:
         return named | optimizer_tensors(self.optimizer, "optimizer.")
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        self.network.load_state_dict(_below("network.", tensors))
-        self.best = _below("best.", tensors)
+        self.network.load_state_dict(below("network.", tensors))
+        self.best = below("best.", tensors)
         self.best_score = float(tensors["best_score"])
         self.best_step = int(tensors["best_step"])
         restore_optimizer(self.optimizer, "optimizer.", tensors)
@@ -262,14 +263,6 @@ class _Training:
     def finish(self, history: list[dict[str, float]]) -> Trained:
         self.network.load_state_dict(self.best)
         return Trained(self.network, self._predict_val(), self.best_step, history)
-
-
-def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {
-        name.removeprefix(prefix): value
-        for name, value in tensors.items()
-        if name.startswith(prefix)
-    }
 
 
 def _labels_on(device: Any, labels: np.ndarray) -> Tensor:

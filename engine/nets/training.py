@@ -108,9 +108,7 @@ def restore_schedule(scheduler: torch.optim.lr_scheduler.LambdaLR, steps: int) -
     """Put a schedule of the learning rate where it stands after `steps` steps."""
     with warnings.catch_warnings():
         # The optimizer's own steps were taken before the checkpoint.
-        warnings.filterwarnings(
-            "ignore", message="Detected call of `lr_scheduler.step", append=False
-        )
+        warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
         for _ in range(steps):
             scheduler.step()
 
@@ -141,6 +139,28 @@ def descend(
         accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
     optimizer.step()
     optimizer.zero_grad()
+
+
+def average_gradients(accelerator: Accelerator, network: torch.nn.Module) -> None:
+    """Make the gradients of all workers their mean, in one message."""
+    import torch
+
+    if accelerator.num_processes == 1:
+        return
+    held = [value for value in network.parameters() if value.grad is not None]
+    flat = torch.cat([value.grad.flatten() for value in held])  # type: ignore[union-attr]
+    mean = accelerator.reduce(flat, "mean")
+    for value, piece in zip(held, mean.split([value.numel() for value in held]), strict=True):
+        value.grad = piece.view_as(value)
+
+
+def below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, without it."""
+    return {
+        name.removeprefix(prefix): value
+        for name, value in tensors.items()
+        if name.startswith(prefix)
+    }
 
 
 def share_of_batch(batch_size: int, rank: int, world_size: int, accumulation: int) -> list[slice]:

@@ -353,14 +353,15 @@ def what_would_settle(contrast: Mapping[str, Any]) -> str:
     """Of an undecided contrast: what there is too little of."""
     if contrast["obstacle"]:
         return str(contrast["obstacle"])
-    margin = f"{100 * contrast['margin']:g} points"
-    groups, needed = contrast["groups_needed"], contrast["replicates_needed"]
+    points = f"{100 * contrast['margin']:g}"
+    groups, seeds = contrast["groups_needed"], contrast["replicates_needed"]
+    needed = []
     if groups > contrast["groups"]:
         unit = "test groups" if contrast["grouped"] else "test images"
-        return (
-            f"to show a difference of {margin} takes about {groups:,} {unit}, here are"
-            f" {contrast['groups']:,}"
-        )
-    if needed is None:
-        return f"more than 1,000 seeds would be needed to show a difference of {margin}"
-    return f"about {needed} seeds would show a difference of {margin}"
+        needed.append(f"about {groups:,} {unit} (here {contrast['groups']:,})")
+    if seeds is None or seeds > contrast["replicates"]:
+        needed.append(f"{'more than 1,000' if seeds is None else f'about {seeds:,}'} seeds")
+    return (
+        f"a difference of {points} {'point' if points == '1' else 'points'} would take"
+        f" {' and '.join(needed) or 'no more than there is: it is not there'}"
+    )

@@ -7,7 +7,7 @@ families that are not synthetic the strongest, which synthetic images must beat.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from engine.context import Context, Result
 from engine.core import rows
+from engine.core.dataset import class_names
 from engine.core.images import Preprocess
 from engine.core.spec import Spec
 from engine.core.step import Step, make_step
@@ -74,6 +75,9 @@ class Search(StepKind):
             }.items():  # fmt: skip
                 columns[name].append(value)
         found = choose(spec.arms, scores)
+        warnings = hardly_learnt(columns, len(class_names(context.inputs["ingest"])))
+        for text in warnings:
+            context.say(f"warning: {text}")
         best = max((arm for arm in found["chosen"]), key=lambda name: found["arms"][name]["mean"])
         return Result(
             [context.table("trials", pa.table(columns), table="trials")], len(trials),
@@ -83,6 +87,7 @@ class Search(StepKind):
                     f" {found['arms'][best]['mean']:.3f}"
                 ),
                 "objective": spec.training.objective,
+                "warnings": warnings,
                 # What was chosen by, for evaluate to hold against what it finds.
                 "trials": {key: manifest.digest for key, manifest in manifests.items()},
                 **found,
@@ -112,6 +117,22 @@ def trial_steps(search: Step) -> list[tuple[Arm, int, Step]]:
             )  # fmt: skip
             found.append((arm, number, step))
     return found
+
+
+def hardly_learnt(columns: Mapping[str, Sequence[Any]], classes: int) -> list[str]:
+    """A warning where the classifiers on real images are near chance: no arm says anything then."""
+    scores = [
+        score for arm, score in zip(columns[rows.ARM], columns["balanced_accuracy"], strict=True)
+        if arm == "real"
+    ]  # fmt: skip
+    mean, chance = float(np.mean(scores)), 1 / classes
+    if mean > chance + 0.1 * (1 - chance):
+        return []
+    return [
+        f"on real images alone the classifier has hardly learnt anything (balanced accuracy"
+        f" {mean:.2f} on val, chance is {chance:.2f}), so that no arm says anything; raise"
+        " training.steps, change training.learning_rate or the classifier"
+    ]
 
 
 def steps_of(spec: SearchSpec, arm: Arm) -> int:

@@ -104,3 +104,33 @@ def test_a_checkpoint_that_is_not_there_names_the_field(tmp_path: Path) -> None:
 def test_more_halvings_than_the_picture_allows_are_refused() -> None:
     with pytest.raises(StudyError, match="shorten channels"):
         Small(SmallSpec(channels=(8, 8, 8, 8)), Preprocess(size=8), CLASSES).check()
+
+
+def test_the_statistics_of_batch_normalisation_stay_unless_asked(tiny_resnet: Path) -> None:
+    preprocess = Preprocess(size=16)
+    images = torch.from_numpy(pictures(8, preprocess)).permute(0, 3, 1, 2)
+    for freeze in (True, False):
+        spec = PretrainedSpec(model=str(tiny_resnet), freeze_batch_norm=freeze)
+        classifier = Pretrained(spec, preprocess, CLASSES)
+        network = classifier.build().train()
+        before = {name: value.clone() for name, value in network.named_buffers()}
+        network(classifier.prepare(images))
+        kept = all(torch.equal(before[name], value) for name, value in network.named_buffers())
+        assert kept == freeze
+        # What is trained is trained all the same.
+        assert all(value.requires_grad for value in network.parameters())
+
+
+def test_the_dropout_before_the_head_can_be_set(tmp_path: Path) -> None:
+    from transformers import MobileNetV2Config, MobileNetV2ForImageClassification
+
+    config = MobileNetV2Config(depth_multiplier=0.25, image_size=32, num_labels=4)
+    MobileNetV2ForImageClassification(config).save_pretrained(tmp_path)
+    settings = '{"size": {"height": 32, "width": 32}, "image_mean": [0.5], "image_std": [0.5]}'
+    (tmp_path / "preprocessor_config.json").write_text(settings)
+    shares = []
+    for asked in (None, 0.2):
+        spec = PretrainedSpec(model=str(tmp_path), head_dropout=asked)
+        network = Pretrained(spec, Preprocess(size=16), CLASSES).build()
+        shares += [layer.p for layer in network.modules() if isinstance(layer, torch.nn.Dropout)]
+    assert shares == [0.8, 0.2]

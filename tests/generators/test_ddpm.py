@@ -187,7 +187,7 @@ def test_each_cluster_of_a_class_has_a_condition_of_its_own(tmp_path: Path) -> N
     made = spec(condition="cluster", train_steps=2)
     fit(store, made)
     generator = loaded(store, made, tmp_path / "weights")
-    assert sorted(generator.conditions) == [("bottom", 0), ("bottom", 1), ("top", 0), ("top", 1)]
+    assert generator.conditions.pairs == [(a, b) for a in ("bottom", "top") for b in (0, 1)]
     first, second = generator.sample(batch(["top", "top"], [7, 7], [0, 1]))
     assert not np.array_equal(first, second)
 

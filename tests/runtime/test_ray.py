@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +17,10 @@ import pyarrow as pa
 import pytest
 
 from engine.core import rows
-from engine.core.errors import DataError
+from engine.core.errors import DataError, EngineError
 from engine.core.fit import FitContext, read_result
 from engine.core.images import Preprocess
-from engine.core.resources import FitResources, StageResources
+from engine.core.resources import FitResources, StageResources, TrialResources
 from engine.core.shards import Shard, ShardSet, ShardWorker
 from engine.core.stage import Batch, Device, Place
 from engine.core.store import Store
@@ -69,6 +71,54 @@ def test_two_workers_train_as_one_does(runtime: RayRuntime, tmp_path: Path) -> N
     one, two = losses(runtime, store, 1), losses(runtime, store, 2)
     assert len(one) == 20
     assert np.abs(np.array(one) - np.array(two)).max() <= 1e-4
+
+
+@dataclass(frozen=True)
+class NoteWhere:
+    """A fit and a trial that note in which folder they run."""
+
+    store: Store
+
+    def __call__(self, where: FitContext | str, runtime: Any = None) -> dict[str, float]:
+        if isinstance(where, str):
+            self.store.put(where, str(Path.cwd()).encode())
+            return {}
+        where.publish(Path(tempfile.mkdtemp()), {"folder": str(Path.cwd())})
+        return {}
+
+
+@pytest.mark.ray
+def test_fits_and_trials_run_where_the_study_was_started(
+    runtime: RayRuntime, tmp_path: Path
+) -> None:
+    """Else a relative path, of a checkpoint or of data, is another one there."""
+    store = Store(str(tmp_path))
+    context = FitContext(store, "work/where", "weights/where", "where", "inputs")
+    runtime.fit(NoteWhere(store), context, FitResources(cpus=1))
+    assert read_result(store, "work/where", "where")[1] == {"folder": str(Path.cwd())}
+    runtime.search(NoteWhere(store), ["noted"], TrialResources(cpus=1), print)
+    assert store.read("noted").decode() == str(Path.cwd())
+
+
+@dataclass(frozen=True)
+class RefuseData:
+    """A trial whose data cannot be used."""
+
+    store: Store
+
+    def __call__(self, name: str, runtime: Any) -> dict[str, float]:
+        self.store.put(f"tried/{name}/{time.monotonic_ns()}", b"")
+        raise DataError(f"{name}: no image of any class")
+
+
+@pytest.mark.ray
+def test_a_trial_that_is_refused_says_why_and_is_not_tried_again(
+    runtime: RayRuntime, tmp_path: Path
+) -> None:
+    store = Store(str(tmp_path))
+    with pytest.raises(EngineError, match=r"^train\.real\.0: no image of any class$"):
+        runtime.search(RefuseData(store), ["train.real.0"], TrialResources(cpus=1), print)
+    assert len(store.listing("tried")) == 1
 
 
 class Refuse:

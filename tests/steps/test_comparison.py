@@ -25,7 +25,7 @@ from engine.steps.curate import confidence_of
 from engine.steps.evaluate import budget_effect, budget_in_words
 from engine.steps.mix import pool_order, wanted_images
 from engine.steps.request import top_up
-from engine.steps.search import Arm, choose, trial_steps
+from engine.steps.search import Arm, choose, hardly_learnt, trial_steps
 from engine.study import Amount, Profile, Study
 from tests.conftest import write_bars
 
@@ -260,6 +260,16 @@ def test_the_ratio_is_chosen_on_val_and_the_smaller_of_equals_wins() -> None:
     )  # fmt: skip
     assert found["chosen"] == ["real", "real_double", "oversampled", "g x1"]
     assert found["baseline"] == "oversampled"
+
+
+def test_classifiers_that_have_learnt_nothing_are_told(bars_study, run_until: Run) -> None:
+    columns = {"arm": ["real", "real", "more x1"], "balanced_accuracy": [0.1, 0.12, 0.9]}
+    (warning,) = hardly_learnt(columns, 10)
+    assert "balanced accuracy 0.11 on val, chance is 0.10" in warning
+    assert "raise training.steps" in warning
+    assert hardly_learnt({**columns, "balanced_accuracy": [0.6, 0.5, 0.1]}, 10) == []
+    untrained = bars_study(training={"steps": 1, "batch_size": 4, "learning_rate": 1e-9})
+    assert run_until(untrained, "search").metrics["warnings"]
 
 
 class DiesAfter(InlineRuntime):

@@ -1,0 +1,63 @@
+"""Mean and covariance of vectors that no process holds all of.
+
+Count, mean and centred second moment are enough for both; those of two sets give those of their
+union exactly (Chan, Golub and LeVeque 1983), so workers send each other these and no vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import reduce
+
+import numpy as np
+
+_BLOCK = 4096
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Of n vectors: mean float64 (width,), and the sum of (x - mean)(x - mean)^T, float64 (width,
+    width)."""
+
+    n: int
+    mean: np.ndarray
+    scatter: np.ndarray
+
+    @classmethod
+    def of(cls, vectors: np.ndarray) -> Moments:
+        """Of vectors (n, width), n at least 1."""
+        return merged(
+            _of_block(vectors[start : start + _BLOCK].astype(np.float64))
+            for start in range(0, len(vectors), _BLOCK)
+        )
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """Unbiased, (width, width). Raises `ValueError` for a single vector."""
+        if self.n < 2:
+            raise ValueError(f"{self.n} vectors; a covariance needs two")
+        return self.scatter / (self.n - 1)
+
+    def __add__(self, other: Moments) -> Moments:
+        n = self.n + other.n
+        shift = other.mean - self.mean
+        return Moments(
+            n,
+            self.mean + shift * (other.n / n),
+            self.scatter + other.scatter + np.outer(shift, shift) * (self.n * other.n / n),
+        )
+
+
+def merged(pieces: Iterable[Moments]) -> Moments:
+    """The moments of all pieces together. Raises `ValueError` where there is none."""
+    held = list(pieces)
+    if not held:
+        raise ValueError("no vectors to take moments of")
+    return reduce(Moments.__add__, held)
+
+
+def _of_block(block: np.ndarray) -> Moments:
+    mean = block.mean(0)
+    centred = block - mean
+    return Moments(len(block), mean, centred.T @ centred)
