@@ -12,10 +12,10 @@ def duration(hours: float) -> str:
     return f"{hours * 60:.0f} min" if hours < 2 else f"{hours:,.1f} h"
 
 
-def points(difference: float) -> str:
+def points(difference: float, digits: int = 1) -> str:
     """A difference of shares in points, with its sign; nothing has none."""
-    text = f"{100 * difference:+.1f}"
-    return "0.0" if text in ("+0.0", "-0.0") else text
+    text = f"{100 * difference:+.{digits}f}"
+    return text if float(text) else text[1:]
 
 
 def render(template: str, **values: Any) -> str:

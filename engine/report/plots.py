@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
+from engine.report.page import points
+
 WIDTH, HEIGHT = 720, 320
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 16, 16, 44
 
@@ -154,7 +156,7 @@ def recall_by_class(gains: Sequence[Gain], arms: Sequence[str], colours: Sequenc
         kind = "good" if gain.low > 0 else "bad" if gain.high < 0 else "axis"
         words = "0"
         if gain.low or gain.high:
-            words = f"{100 * gain.mean:+.1f} ({100 * gain.low:+.0f} to {100 * gain.high:+.0f})"
+            words = f"{points(gain.mean)} ({points(gain.low, 0)} to {points(gain.high, 0)})"
         drawn.append(_text(WIDTH - right + 18, middle + 4, words, "start", kind))
     return _svg(drawn, height, "recall of each class")
 

@@ -1,0 +1,320 @@
+"""What each generator makes of real images, trained from scratch on this machine.
+
+Trained on images of `../shared/data`, sampled, and held against real images that no generator saw:
+
+    reads      the share of images in which a classifier sees the class that was asked for (it was
+               trained on real images; its accuracy on real test images stands above the table)
+    FD, KID    Fréchet and kernel distance in the space of ../shared/weights/mobilenet_v2
+    precision, recall, density, coverage: by nearest neighbours in that space
+
+The line `real` is a second set of real images of the same size: what no generator can be asked to
+beat. Values for different numbers of images or another embedder do not compare.
+
+`python -m benchmarks.generators [--data mnist|clothing] [--only NAME …] [--steps N] [--images N]
+[--sheets FOLDER] [--quick]`
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+
+from benchmarks.timing import machine, print_table
+from engine.classifiers.small import Small, SmallSpec
+from engine.core.fit import FitContext, read_result
+from engine.core.images import Preprocess, decode, preprocess
+from engine.core.progress import Bar
+from engine.core.registry import resolve
+from engine.core.rng import derive_seed, generator
+from engine.core.store import Store
+from engine.embedders.cnn import Cnn, CnnSpec
+from engine.generators import SampleBatch, TrainingImages
+from engine.metrics.classification import METRICS, confusion
+from engine.metrics.frechet import frechet_distance
+from engine.metrics.kernel import kernel_distance
+from engine.metrics.prdc import prdc
+from engine.nets.classification import LabelledImages, Training, class_numbers, predict, train
+from engine.report.sheet import contact_sheet
+
+SHARED = Path(__file__).parents[2] / "shared"
+WEIGHTS = SHARED / "weights" / "mobilenet_v2"
+SEED = 7
+SAMPLE_BATCH = 50
+
+# Steps chosen so that each trains for 20 to 30 minutes on two cores.
+SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
+    "mnist": {
+        "dcgan": {
+            "width": 32, "max_width": 128, "train_steps": 6000, "batch_size": 64,
+            "class_balance": 0.0,
+        },
+        "pggan": {
+            "width": 32, "max_width": 128, "train_steps": 6000, "batch_size": 32,
+            "class_balance": 0.0,
+        },
+        "ddpm": {
+            "block_out_channels": [32, 64, 96], "layers_per_block": 1, "attention_resolution": 8,
+            "train_steps": 3000, "batch_size": 64, "learning_rate": 1e-3, "ema_decay": 0.995,
+            "num_inference_steps": 20, "scheduler": "ddim", "class_balance": 0.0,
+        },
+    },
+    "clothing": {
+        "dcgan": {
+            "width": 32, "max_width": 256, "train_steps": 6000, "batch_size": 64,
+            "augment": "diffaugment",
+        },
+        "pggan": {
+            "width": 32, "max_width": 128, "train_steps": 6000, "batch_size": 32,
+            "augment": "ada",
+        },
+        "ddpm": {
+            "block_out_channels": [32, 64, 96], "layers_per_block": 1, "attention_resolution": 8,
+            "train_steps": 3000, "batch_size": 64, "learning_rate": 1e-3, "ema_decay": 0.995,
+            "num_inference_steps": 25, "scheduler": "dpmsolver++",
+        },
+    },
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """pixels: uint8 (n, height, width, channels)."""
+
+    pixels: np.ndarray
+    labels: list[str]
+
+
+@dataclass(frozen=True)
+class Data:
+    """train: what generators learn from. held_out: what they are compared with; none saw it.
+    second: as many real images again, from train: the floor."""
+
+    preprocess: Preprocess
+    train: Pictures
+    held_out: Pictures
+    second: Pictures
+
+
+def read_mnist(count: int) -> Data:
+    """`count` training digits, padded from 28 to 32 px, and as many as held out as there are."""
+    shape = Preprocess(size=32, channels="L")
+
+    def split(name: str, first: int, wanted: int) -> Pictures:
+        table = pq.read_table(SHARED / "data" / "mnist" / f"{name}.parquet")
+        order = generator(SEED, "mnist", name).permutation(table.num_rows)[first : first + wanted]
+        held = table.take(order)
+        pixels = [
+            np.pad(np.asarray(Image.open(io.BytesIO(entry["bytes"])).convert("L")), 2)[..., None]
+            for entry in held["image"].to_pylist()
+        ]
+        return Pictures(np.stack(pixels), [str(label) for label in held["label"].to_pylist()])
+
+    return Data(shape, split("train", 0, count), split("test", 0, 10_000),
+                split("train", count, 10_000))  # fmt: skip
+
+
+def read_clothing(count: int) -> Data:
+    """The training photographs at 32 px; held out are validation and test."""
+    shape = Preprocess(size=32, channels="RGB", fit="pad")
+
+    def split(*names: str) -> Pictures:
+        paths = sorted(
+            path for name in names for path in (SHARED / "data" / "clothing" / name).rglob("*.jpg")
+        )
+        pixels = [preprocess(decode(path.read_bytes()), shape) for path in paths]
+        return Pictures(np.stack(pixels), [path.parent.name for path in paths])
+
+    train = split("train")
+    chosen = generator(SEED, "clothing").permutation(len(train.labels))
+    first, second = (
+        Pictures(train.pixels[rows], [train.labels[row] for row in rows])
+        for rows in (chosen[:count], chosen[:count])
+    )
+    return Data(shape, first, split("validation", "test"), second)
+
+
+class Reader:
+    """A classifier of real images, which says what generated ones show."""
+
+    def __init__(self, data: Data, steps: int) -> None:
+        self.classes = tuple(sorted(set(data.train.labels)))
+        self.small = Small(SmallSpec(channels=(32, 64, 128)), data.preprocess, self.classes)
+        held = Pictures(
+            np.concatenate([data.train.pixels, data.second.pixels]),
+            data.train.labels + data.second.labels,
+        )
+
+        def score(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+            matrix = confusion(labels, probabilities.argmax(1), len(self.classes))
+            return {name: float(metric(matrix)) for name, metric in METRICS.items()}
+
+        with tempfile.TemporaryDirectory() as folder:
+            context = FitContext(Store(folder), "work/r", "weights/r", "r", "inputs")
+            made = train(
+                context, self.small.build, self.small.prepare, self._labelled(held),
+                self._labelled(data.held_out), score,
+                Training(steps=steps, batch_size=128, learning_rate=2e-3, evaluate_every=steps),
+                seed=SEED,
+            )  # fmt: skip
+        self.network = made.network.eval()
+        self.accuracy = self.reads(data.held_out)
+
+    def _labelled(self, held: Pictures) -> LabelledImages:
+        labels = class_numbers(held.labels, self.classes)
+        return LabelledImages(held.pixels, labels, np.ones(len(labels)))
+
+    def reads(self, made: Pictures) -> float:
+        """The share of pictures in which the class is seen that they bear."""
+        seen = predict(self.network, self.small.prepare, made.pixels, "cpu").argmax(1)
+        return float((seen == class_numbers(made.labels, self.classes)).mean())
+
+
+@dataclass(frozen=True)
+class Trained:
+    images: Pictures
+    train_seconds: float
+    images_per_second: float
+
+
+def train_and_sample(
+    name: str, fields: dict[str, Any], data: Data, labels: Sequence[str]
+) -> Trained:
+    """Fit a generator on train and make an image for each of `labels`."""
+    kind = resolve("generators", name)
+    made = kind(kind.Spec(name=name, **fields), data.preprocess)
+    made.check()
+    count = len(data.train.labels)
+    images = TrainingImages(
+        data.train.pixels, [str(row) for row in range(count)], data.train.labels, [0] * count
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(folder)
+        with Bar(name, fields["train_steps"], "steps", interval=60) as bar:
+
+            def tell(message: dict[str, Any]) -> None:
+                rest = {key: value for key, value in message.items() if key != "done"}
+                note = ", ".join(f"{key} {value:.3g}" for key, value in rest.items())
+                bar.advance(message["done"] - bar.done, note)
+
+            context = FitContext(
+                store, "work/g", "weights/g", "g", "inputs", checkpoint_every=10**9, on_report=tell
+            )
+            started = time.perf_counter()
+            made.fit(context, images, SEED)
+            train_seconds = time.perf_counter() - started
+        read_result(store, "work/g", "g")
+        made.load(store.download("weights/g", Path(folder) / "loaded"), "cpu")
+    pixels = []
+    started = time.perf_counter()
+    for first in range(0, len(labels), SAMPLE_BATCH):
+        held = list(labels[first : first + SAMPLE_BATCH])
+        nothing = [None] * len(held)
+        seeds = [derive_seed(SEED, "image", first + row) for row in range(len(held))]
+        pixels += made.sample(SampleBatch(held, nothing, nothing, nothing, nothing, nothing, seeds))
+    rate = len(labels) / (time.perf_counter() - started)
+    return Trained(Pictures(np.stack(pixels), list(labels)), train_seconds, rate)
+
+
+def figures(real: np.ndarray, made: np.ndarray) -> list[str]:
+    """Columns of the table: distances and shares, of embeddings."""
+    kernel = kernel_distance(real, made, SEED, subsets=30)
+    shares = prdc(real, made)
+    return [
+        f"{frechet_distance(real, made):.2f}",
+        f"{1000 * kernel.estimate:.2f} [{1000 * kernel.low:.2f}, {1000 * kernel.high:.2f}]",
+        *(
+            f"{value:.2f}"
+            for value in (shares.precision, shares.recall, shares.density, shares.coverage)
+        ),
+    ]
+
+
+def embed(embedder: Cnn, pictures: Pictures) -> np.ndarray:
+    return np.concatenate(
+        [
+            embedder.embed(pictures.pixels[start : start + 100])
+            for start in range(0, len(pictures.labels), 100)
+        ]
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="generators trained from scratch, compared")
+    parser.add_argument("--data", choices=sorted(SETTINGS), default="mnist")
+    parser.add_argument("--only", nargs="+", help="names of generators")
+    parser.add_argument("--steps", type=int, help="training steps of each, in place of its own")
+    parser.add_argument("--images", type=int, default=2000, help="images that each makes")
+    parser.add_argument("--train", type=int, default=20_000, help="real images to learn from")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--sheets", type=Path, help="a folder for pictures of what was made")
+    parser.add_argument("--quick", action="store_true", help="few steps and images")
+    arguments = parser.parse_args()
+    if not WEIGHTS.is_dir() or not (SHARED / "data" / arguments.data).is_dir():
+        raise SystemExit(f"{WEIGHTS} and {SHARED / 'data' / arguments.data} are needed")
+    if arguments.quick:
+        arguments.steps, arguments.images, arguments.train = 20, 100, 1000
+    torch.set_num_threads(arguments.threads)
+    settings = SETTINGS[arguments.data]
+    if unknown := set(arguments.only or ()) - set(settings):
+        raise SystemExit(f"--only: {sorted(unknown)} unknown; there are {sorted(settings)}")
+    print(machine("torch", "diffusers"))
+    data = {"mnist": read_mnist, "clothing": read_clothing}[arguments.data](arguments.train)
+    reader = Reader(data, 60 if arguments.quick else 1200)
+    embedder = Cnn(CnnSpec(model=str(WEIGHTS), input_size=96))
+    embedder.load("cpu")
+    count = min(arguments.images, len(data.held_out.labels))
+    chosen = generator(SEED, "compared").permutation(len(data.held_out.labels))[:count]
+    held_out = Pictures(data.held_out.pixels[chosen], [data.held_out.labels[row] for row in chosen])
+    second = Pictures(data.second.pixels[:count], data.second.labels[:count])
+    real = embed(embedder, held_out)
+    print(
+        f"{arguments.data}: {len(data.train.labels):,} images to learn from, {count:,} made and"
+        f" compared, at {data.preprocess.size} px; the classifier is right on"
+        f" {reader.accuracy:.4f} of real images that it never saw", flush=True,
+    )  # fmt: skip
+    rows = [["real", "", "", f"{reader.reads(held_out):.3f}",
+             *figures(real, embed(embedder, second))]]  # fmt: skip
+    for name in arguments.only or settings:
+        fields = dict(settings[name])
+        if arguments.steps:
+            fields["train_steps"] = arguments.steps
+        made = train_and_sample(name, fields, data, held_out.labels)
+        rows.append(
+            [name, f"{made.train_seconds:,.0f}", f"{made.images_per_second:.1f}",
+             f"{reader.reads(made.images):.3f}", *figures(real, embed(embedder, made.images))]
+        )  # fmt: skip
+        if arguments.sheets:
+            arguments.sheets.mkdir(parents=True, exist_ok=True)
+            (arguments.sheets / f"{arguments.data}-{name}.png").write_bytes(
+                sheet(held_out, made.images)
+            )
+    print_table(
+        f"{count:,} images each, mobilenet_v2 at 96 px",
+        ["generator", "train s", "image/s", "reads", "FD", "KID x1000", "precision", "recall",
+         "density", "coverage"],
+        rows,
+    )  # fmt: skip
+
+
+def sheet(real: Pictures, made: Pictures, per_class: int = 8) -> bytes:
+    def first(held: Pictures, label: str) -> list[np.ndarray]:
+        rows = [row for row, name in enumerate(held.labels) if name == label][:per_class]
+        return [held.pixels[row] for row in rows]
+
+    labels = sorted(set(real.labels))
+    return contact_sheet({label: (first(real, label), first(made, label)) for label in labels})
+
+
+if __name__ == "__main__":
+    main()

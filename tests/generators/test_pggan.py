@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from engine.core.errors import StudyError
+from engine.core.fit import FitContext, read_result
+from engine.core.images import Preprocess
+from engine.core.store import Store
+from engine.generators.pggan import Pggan, PgganSpec
+from engine.nets import pggan
+from tests.generators.test_dcgan import Killed, batch, images
+
+PREPROCESS = Preprocess(size=16, channels="L")
+
+
+def spec(**fields: Any) -> PgganSpec:
+    small = {
+        "width": 8, "max_width": 16, "latent_dim": 8, "train_steps": 8, "batch_size": 8,
+        "ema_decay": 0.5, "collapse_below": 0.0,
+    }  # fmt: skip
+    return PgganSpec(**{**small, **fields})
+
+
+def fit(store: Store, made: PgganSpec, attempt: str = "one", **fields: Any) -> dict[str, str]:
+    """Train; returns the digests of the published files."""
+    context = FitContext(store, "work/x", f"weights/{attempt}", attempt, "inputs", **fields)
+    Pggan(made, PREPROCESS).fit(context, images(), seed=5)
+    parts, _ = read_result(store, "work/x", attempt)
+    return {part.tags["file"]: part.sha256 for part in parts}
+
+
+def loaded(store: Store, made: PgganSpec, folder: Path) -> Pggan:
+    generator = Pggan(made, PREPROCESS)
+    generator.load(store.download("weights/one", folder), "cpu")
+    return generator
+
+
+def test_it_grows_and_fades_each_new_level_in() -> None:
+    at = pggan.growth(100, levels=3, last_share=0.5)
+    levels = [at(step)[0] for step in range(100)]
+    assert levels == [0] * 25 + [1] * 25 + [2] * 50
+    assert at(0) == (0, 1.0)
+    shares = [at(step)[1] for step in range(25, 50)]
+    assert shares == sorted(shares)
+    assert 0 < shares[0] < 0.1
+    assert shares[12:] == [1.0] * 13
+    assert at(99) == (2, 1.0)
+    assert pggan.growth(10, levels=1, last_share=0.5)(9) == (0, 1.0)
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_both_networks_work_at_every_level(level: int) -> None:
+    shape = {"classes": 3, "width": 8, "max_width": 16, "levels": 3, "channels": 3}
+    generator, discriminator = pggan.Generator(8, **shape), pggan.Discriminator(**shape)
+    classes = torch.tensor([0, 1, 2, 0])
+    for share in (0.3, 1.0):
+        for network in (generator, discriminator):
+            network.level, network.share = level, share
+        made = generator(torch.randn(4, 8), classes)
+        assert made.shape == (4, 3, 4 * 2**level, 4 * 2**level)
+        assert discriminator(made, classes).shape == (4,)
+        if level:
+            shown = discriminator.at_stage(torch.rand(4, 3, 16, 16))
+            assert shown.shape == made.shape
+
+
+def test_fading_in_begins_with_the_level_before_and_ends_with_its_own() -> None:
+    generator = pggan.Generator(8, 2, 8, 16, 3, 1)
+    latents, classes = torch.randn(4, 8), torch.tensor([0, 1, 0, 1])
+    generator.level = 1
+    before = generator(latents, classes)
+    generator.level, generator.share = 2, 1e-6
+    torch.testing.assert_close(
+        generator(latents, classes), torch.nn.functional.interpolate(before, scale_factor=2),
+        atol=1e-4, rtol=1e-4,
+    )  # fmt: skip
+
+
+def test_every_layer_starts_at_one_scale() -> None:
+    """The equalised learning rate: activations keep their size through the network."""
+    torch.manual_seed(0)
+    discriminator = pggan.Discriminator(2, 16, 64, 3, 1)
+    scores = discriminator(torch.randn(64, 1, 16, 16), torch.zeros(64, dtype=torch.long))
+    assert 0.05 < float(scores.std()) < 20
+    assert float(discriminator.from_image[0].weight.detach().std()) == pytest.approx(1, abs=0.2)
+
+
+def test_a_killed_training_goes_on_to_bitwise_equal_weights(tmp_path: Path) -> None:
+    whole = fit(Store(str(tmp_path / "whole")), spec(), checkpoint_every=3)
+    store = Store(str(tmp_path / "killed"))
+
+    def die(message: dict[str, Any]) -> None:
+        if message["done"] >= 5:
+            raise Killed
+
+    with pytest.raises(Killed):
+        fit(store, spec(), "one", checkpoint_every=3, on_report=die)
+    assert fit(store, spec(), "two", checkpoint_every=3) == whole
+
+
+def test_the_class_is_seen_in_what_it_makes(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    made = spec(train_steps=400, batch_size=16, ema_decay=0.9, generator_learning_rate=3e-3,
+                discriminator_learning_rate=3e-3)  # fmt: skip
+    fit(store, made)
+    labels = ["top"] * 8 + ["bottom"] * 8
+    sampled = loaded(store, made, tmp_path / "weights").sample(batch(labels, list(range(16))))
+    right = [
+        (found[:8].mean() > found[8:].mean()) == (label == "top")
+        for label, found in zip(labels, sampled, strict=True)
+    ]
+    assert sum(right) >= 15
+    assert sampled[0].shape == PREPROCESS.shape
+
+
+def test_neighbours_and_order_change_no_pixel(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    fit(store, spec())
+    generator = loaded(store, spec(), tmp_path / "weights")
+    together = generator.sample(batch(["top", "bottom", "top"], [1, 2, 3]))
+    shuffled = generator.sample(batch(["top", "top", "bottom"], [3, 1, 2]))
+    assert np.array_equal(together[0], shuffled[1])
+    assert np.array_equal(together[1], shuffled[2])
+    assert not np.array_equal(together[0], together[2])
+
+
+def test_sizes_that_are_no_power_of_two_are_refused() -> None:
+    with pytest.raises(StudyError, match="64, 128 or 256 px, not 48"):
+        Pggan(spec(), Preprocess(size=48)).check()
