@@ -160,7 +160,7 @@ class Curate(Spec):
     # What is asked of images, where their generator allows it; [] keeps all.
     filters: tuple[Literal["label", "copies"], ...] = ("label", "copies")
     # How often generation may be asked for more where too few images were kept; 1: never.
-    max_rounds: Annotated[int, Field(ge=1, le=10)] = 2
+    max_rounds: Annotated[int, Field(ge=1, le=10)] = 3
 
 
 class Search(Spec):

@@ -71,6 +71,11 @@ class DdpmSpec(GeneratorSpec):
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
     num_train_timesteps: Annotated[int, Field(ge=10, le=4000)] = 1000
     beta_schedule: Literal["linear", "squaredcos_cap_v2"] = "squaredcos_cap_v2"
+    # What the network predicts: the noise, or the velocity (Salimans and Ho 2022).
+    prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"
+    # Weigh the loss of each noise level by min(SNR, gamma) (Hang et al. 2023, who take 5); None:
+    # all alike.
+    snr_gamma: Annotated[float, Field(gt=0)] | None = None
     # Share of rows trained without condition, for guidance.
     condition_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     # How far rare classes are drawn more often: 0 not at all, 1 until all classes are drawn alike.
@@ -289,11 +294,13 @@ class _Training:
             num_training_steps=spec.train_steps,
         )
         self.noise_scheduler = DDPMScheduler(
-            spec.num_train_timesteps, beta_schedule=spec.beta_schedule
+            spec.num_train_timesteps,
+            beta_schedule=spec.beta_schedule,
+            prediction_type=spec.prediction_type,
         )
 
     def update(self, step: int) -> dict[str, float]:
-        torch, total = self.torch, 0.0
+        total = 0.0
         # Dropout draws from torch's own generator: f(seed, step, rank), as all else.
         rank = self.accelerator.process_index
         seed_dropout(str(self.accelerator.device), self.seed, "dropout", step, rank)
@@ -304,12 +311,24 @@ class _Training:
                 noisy = self.noise_scheduler.add_noise(clean, noise, timesteps)
                 with self.accelerator.autocast():
                     predicted = self.model(noisy, timesteps, conditions).sample
-                loss = torch.nn.functional.mse_loss(predicted.float(), noise)
+                loss = self._loss(predicted.float(), clean, noise, timesteps)
                 descend(self.accelerator, self.model, self.optimizer, loss, self.spec.max_grad_norm)
             total += float(self.accelerator.reduce(loss.detach(), "mean")) / len(self.slices)
         self.lr_scheduler.step()
         self.ema.step(self.unet.parameters())
         return {"loss": total}
+
+    def _loss(self, predicted: Tensor, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        torch, spec = self.torch, self.spec
+        velocity = spec.prediction_type == "v_prediction"
+        target = self.noise_scheduler.get_velocity(clean, noise, timesteps) if velocity else noise
+        if spec.snr_gamma is None:
+            return torch.nn.functional.mse_loss(predicted, target)
+        kept = self.noise_scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
+        ratio = kept / (1 - kept)
+        # Of the clean image's loss; in terms of noise or velocity it is divided by SNR or SNR + 1.
+        weight = ratio.clamp(max=spec.snr_gamma) / (ratio + 1 if velocity else ratio)
+        return (weight * (predicted - target).square().flatten(1).mean(1)).mean()
 
     def _batch(
         self, step: int, rows: np.ndarray, piece: slice

@@ -8,18 +8,30 @@ meaning.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
 from engine.generators import Generator, GeneratorSpec, SampleBatch
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 class TraditionalSpec(GeneratorSpec):
     name: Literal["traditional"] = "traditional"
     parents: Literal["train", "representatives"] = "train"
+    # moves: the fields below. The others draw from a fixed list of operations and turn, shear and
+    # posterize: for pictures whose meaning bears it. randaugment: num_ops of them (Cubuk et al.
+    # 2020); trivialaugment: one, of any strength (Mueller and Hutter 2021); augmix: a mixture of
+    # three chains with the picture itself (Hendrycks et al. 2020).
+    policy: Literal["moves", "randaugment", "trivialaugment", "augmix"] = "moves"
+    # Of randaugment: operations for each image, and their strength, up to 30.
+    num_ops: Annotated[int, Field(ge=1, le=10)] = 2
+    magnitude: Annotated[int, Field(ge=1, le=30)] = 9
     # Shares of the side by which an image moves at most.
     translate: Annotated[float, Field(ge=0, le=0.5)] = 0.08
     # Scales between 1 - scale and 1 + scale.
@@ -51,24 +63,54 @@ class Traditional(Generator):
 
     def sample(self, batch: SampleBatch) -> list[np.ndarray | str]:
         import torch
+
+        assert batch.parents is not None
+        images = torch.from_numpy(np.ascontiguousarray(batch.parents)).to(self.device)
+        images = images.permute(0, 3, 1, 2).float() / 255
+        if self.spec.policy == "moves":
+            made = self._moved(images, batch.seeds)
+        else:
+            made = self._by_policy(images, batch.seeds)
+        pixels = (made.clamp(0, 1) * 255).round().to(torch.uint8)
+        return list(pixels.permute(0, 2, 3, 1).cpu().numpy())
+
+    def _by_policy(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
+        """Each image by itself, for kornia draws from torch's own generator."""
+        import torch
+        from kornia.augmentation.auto import RandAugment, TrivialAugment
+
+        if self.spec.policy == "randaugment":
+            policy = RandAugment(n=self.spec.num_ops, m=self.spec.magnitude)
+        else:
+            policy = TrivialAugment()
+        made, channels = [], images.shape[1]
+        # Its operations on colour know three channels alone, and leave grey as it is.
+        coloured = images.expand(-1, 3, -1, -1)
+        with torch.random.fork_rng(devices=[]):
+            for image, seed in zip(coloured.split(1), seeds, strict=True):
+                torch.manual_seed(seed)
+                mixed = self.spec.policy == "augmix"
+                made.append(_augmix(image, policy) if mixed else policy(image))
+        whole = torch.cat(made)
+        return whole if channels == 3 else whole.mean(1, keepdim=True)
+
+    def _moved(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
+        import torch
         from kornia.enhance import adjust_contrast, adjust_saturation
         from kornia.geometry.transform import get_affine_matrix2d, warp_affine
 
-        assert batch.parents is not None
         spec, side = self.spec, self.preprocess.size
         # Nine draws for each image, always all of them: switching one off changes no other.
         draws = torch.stack(
-            [torch.rand(9, generator=torch.Generator().manual_seed(seed)) for seed in batch.seeds]
+            [torch.rand(9, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         ).to(self.device)
         signed = draws * 2 - 1
-        images = torch.from_numpy(np.ascontiguousarray(batch.parents)).to(self.device)
-        images = images.permute(0, 3, 1, 2).float() / 255
         flips = ((spec.horizontal_flip, 3, 3), (spec.vertical_flip, 4, 2))
         for allowed, draw, axis in flips:
             if allowed:
                 chosen = draws[:, draw] < 0.5
                 images[chosen] = images[chosen].flip(axis)
-        count = len(batch)
+        count = len(images)
         matrix = get_affine_matrix2d(
             translations=signed[:, :2] * spec.translate * side,
             center=torch.full((count, 2), (side - 1) / 2, device=self.device),
@@ -82,6 +124,19 @@ class Traditional(Generator):
         images = adjust_contrast(images, 1 + signed[:, 7] * spec.contrast)
         if spec.saturation and images.shape[1] == 3:
             images = adjust_saturation(images, 1 + signed[:, 8] * spec.saturation)
-        images = images.clamp(0, 1)
-        pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-        return list(pixels)
+        return images
+
+
+def _augmix(image: Tensor, policy: Callable[[Tensor], Tensor]) -> Tensor:
+    """Three chains of one to three operations, mixed by Dirichlet weights, and the whole mixed with
+    the image by a Beta weight, all of concentration 1, as published."""
+    import torch
+
+    weights = torch.distributions.Dirichlet(torch.ones(3)).sample()
+    mixed = torch.zeros_like(image)
+    for weight in weights:
+        chain = image
+        for _ in range(int(torch.randint(1, 4, (1,)))):
+            chain = policy(chain).clamp(0, 1)
+        mixed = mixed + weight * chain
+    return image.lerp(mixed, torch.rand(1).item())

@@ -37,6 +37,8 @@ from engine.study import Request as RequestSettings
 
 # Where next to nothing was kept, more of the same helps no more than this much.
 _LEAST_SHARE = 0.1
+# Asked for beyond what is missing: of few images, the next may be kept less often than the last.
+_MARGIN = 1.25
 
 
 class RequestSpec(Spec):
@@ -150,14 +152,15 @@ def top_up(
     funnel: Mapping[str, Mapping[str, Any]],
     available: Mapping[str, int] | None,
 ) -> dict[str, int]:
-    """What to request so that as many as `needed` are kept, at the share that was kept before."""
+    """What to request so that as many as `needed` are kept, at the share that was kept before and
+    a quarter more."""
     counts = {}
     for name, wanted in needed.items():
         entry = funnel.get(name, {"requested": 0, "kept": 0})
         requested, kept = entry["requested"], entry["kept"]
         missing = max(0, wanted - kept)
         share = max(kept / max(requested, 1), _LEAST_SHARE)
-        counts[name] = requested + math.ceil(missing / share)
+        counts[name] = requested + math.ceil(_MARGIN * missing / share)
         if available is not None:
             counts[name] = max(requested, min(counts[name], available.get(name, 0)))
     return counts

@@ -11,7 +11,7 @@ from engine.core.fit import FitContext, read_result
 from engine.core.images import Preprocess
 from engine.core.store import Store
 from engine.generators import SampleBatch, TrainingImages
-from engine.generators.ddpm import Ddpm, DdpmSpec
+from engine.generators.ddpm import Ddpm, DdpmSpec, _Training
 
 PREPROCESS = Preprocess(size=8, channels="L")
 
@@ -129,6 +129,43 @@ def test_the_loss_falls(tmp_path: Path) -> None:
     history = json.loads(store.read("weights/one/history.json"))
     assert history[-1]["loss"] < 0.5 * history[0]["loss"]
     assert history[-1]["step"] == 60
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_the_loss_of_noise_levels_is_weighed_by_their_signal(
+    tmp_path: Path, prediction_type: str
+) -> None:
+    import torch
+
+    made = spec(prediction_type=prediction_type, snr_gamma=5.0)
+    training = _Training(context(Store(str(tmp_path))), made, PREPROCESS.shape, images(), 0)
+    clean, noise = torch.rand(2, 1, 8, 8), torch.randn(2, 1, 8, 8)
+    timesteps = torch.tensor([2, 900])  # nearly clean, nearly noise
+    alphas = training.noise_scheduler.alphas_cumprod[timesteps].view(2, 1, 1, 1)
+    noisy = training.noise_scheduler.add_noise(clean, noise, timesteps)
+    # A network that is wrong about the clean image by 0.1 everywhere.
+    wrong = clean + 0.1
+    predicted = (noisy - alphas.sqrt() * wrong) / (1 - alphas).sqrt()
+    if prediction_type == "v_prediction":
+        predicted = alphas.sqrt() * predicted - (1 - alphas).sqrt() * wrong
+    ratio = (alphas / (1 - alphas)).flatten()
+    expected = (ratio.clamp(max=5.0) * 0.01).mean()
+    found = training._loss(predicted, clean, noise, timesteps)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_velocity_is_sampled_as_it_was_trained(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    made = spec(train_steps=250, num_inference_steps=10, block_out_channels=(16, 32),
+                prediction_type="v_prediction", snr_gamma=5.0)  # fmt: skip
+    fit(store, made)
+    for scheduler in ("ddim", "dpmsolver++"):
+        again = made.model_copy(update={"scheduler": scheduler})
+        sampled = loaded(store, again, tmp_path / scheduler).sample(
+            batch(["top"] * 4 + ["bottom"] * 4, list(range(8)))
+        )
+        for label, found in zip(["top"] * 4 + ["bottom"] * 4, sampled, strict=True):
+            assert (found[:4].mean() > found[4:].mean()) == (label == "top")
 
 
 def test_neighbours_order_and_place_in_the_batch_change_no_pixel(tmp_path: Path) -> None:

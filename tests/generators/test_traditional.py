@@ -3,6 +3,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
+import torch
 
 from engine.core.images import Preprocess
 from engine.generators import SampleBatch, TrainingRows
@@ -70,3 +72,26 @@ def test_a_larger_plan_extends_a_smaller_one_and_uses_each_parent_alike() -> Non
     assert large[:5] == small
     uses = [entry.parent_id for entry in large]
     assert all(uses.count(parent) == 3 for parent in train.image_ids)
+
+
+@pytest.mark.parametrize("policy", ["randaugment", "trivialaugment", "augmix"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_policy_s_row_is_a_function_of_its_seed_and_parent(policy: str, channels: int) -> None:
+    pixels = parents(12)[..., :channels]
+    seeds = list(range(12))
+    together = sample(pixels, seeds, policy=policy)
+    again = sample(pixels[::-1], seeds[::-1], policy=policy)[::-1]
+    assert np.array_equal(together, again)
+    assert together.shape == pixels.shape
+    changed = [not np.array_equal(*pair) for pair in zip(together, pixels, strict=True)]
+    assert sum(changed) >= 9
+    other = sample(pixels, [seed + 100 for seed in seeds], policy=policy)
+    assert not np.array_equal(together, other)
+
+
+def test_a_policy_draws_nothing_from_the_process() -> None:
+    torch.manual_seed(3)
+    first = torch.rand(1)
+    torch.manual_seed(3)
+    sample(parents(2), [1, 2], policy="randaugment")
+    assert torch.equal(torch.rand(1), first)

@@ -241,7 +241,7 @@ def test_more_is_asked_for_at_the_share_that_was_kept() -> None:
     funnel = {"a": {"requested": 40, "kept": 20}, "b": {"requested": 40, "kept": 40},
               "c": {"requested": 40, "kept": 0}}  # fmt: skip
     needed = {"a": 40, "b": 40, "c": 40}
-    assert top_up(needed, funnel, None) == {"a": 80, "b": 40, "c": 440}
+    assert top_up(needed, funnel, None) == {"a": 90, "b": 40, "c": 540}
     assert top_up(needed, funnel, {"a": 50, "b": 40, "c": 0}) == {"a": 50, "b": 40, "c": 40}
 
 
