@@ -63,6 +63,10 @@ class Training(Spec):
     # back, and mirrored. A mirrored digit is another digit: off unless the study allows it.
     crop_padding: Annotated[int, Field(ge=0, le=256)] = 0
     horizontal_flip: bool = False
+    # Each batch is mixed with itself by Beta(alpha, alpha), pixel by pixel (Zhang et al. 2018) or a
+    # box for a box (Yun et al. 2019), its labels likewise; 0: not. With both, each step takes one.
+    mixup_alpha: Annotated[float, Field(ge=0, le=10)] = 0.0
+    cutmix_alpha: Annotated[float, Field(ge=0, le=10)] = 0.0
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,41 @@ class LabelledImages:
     def pictures(self, held: np.ndarray) -> np.ndarray:
         """Pixels of the images `held` (k,)."""
         return self.pixels[held if self.rows is None else self.rows[held]]
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """How a batch is mixed with another. share: of the first; corner: of the box that cutmix takes
+    from the other, as shares of the room that it leaves; None for mixup."""
+
+    share: float
+    corner: tuple[float, float] | None
+
+    def mix(self, images: Tensor, others: Tensor) -> tuple[Tensor, float]:
+        """Images (n, channels, height, width) mixed, and the share that the first ones have."""
+        if self.corner is None:
+            return others.float().lerp(images.float(), self.share), self.share
+        height, width = images.shape[2:]
+        side = (1 - self.share) ** 0.5
+        rows, columns = round(side * height), round(side * width)
+        top = round(self.corner[0] * (height - rows))
+        left = round(self.corner[1] * (width - columns))
+        made = images.clone()
+        box = (..., slice(top, top + rows), slice(left, left + columns))
+        made[box] = others[box].to(made.dtype)
+        return made, 1 - rows * columns / (height * width)
+
+
+def draw_mixing(settings: Training, random: np.random.Generator) -> Mixing | None:
+    """How a step mixes its batch, or None where the settings say nothing of it."""
+    alphas = [settings.mixup_alpha, settings.cutmix_alpha]
+    chosen = [kind for kind, alpha in enumerate(alphas) if alpha]
+    if not chosen:
+        return None
+    kind = chosen[int(random.integers(len(chosen)))]
+    share = float(random.beta(alphas[kind], alphas[kind]))
+    first, second = random.random(2)
+    return Mixing(share, (float(first), float(second)) if kind else None)
 
 
 @dataclass(frozen=True)
@@ -179,9 +218,8 @@ class _Training:
         self.best_score, self.best_step = -1.0, 0
 
     def update(self, step: int) -> dict[str, float]:
-        from torch.nn.functional import cross_entropy
-
         self.model.train()
+        mixing = draw_mixing(self.settings, generator(self.seed, "mix", step))
         # Dropout draws from torch's own generator: f(seed, step, rank), as all else.
         rank = self.accelerator.process_index
         seed_dropout(str(self.accelerator.device), self.seed, "dropout", step, rank)
@@ -191,17 +229,30 @@ class _Training:
                 held = rows[piece]
                 pixels = self._augmented(step, piece, self.data.pictures(held))
                 labels = _labels_on(self.accelerator.device, self.data.labels[held])
+                share = 1.0
+                if mixing is not None:
+                    # The partner stands in the whole batch: how it is cut changes no pair.
+                    other = rows[::-1][piece]
+                    pixels, share = mixing.mix(
+                        pixels, self._augmented(step, piece, self.data.pictures(other))
+                    )
                 with self.accelerator.autocast():
                     logits = self.model(self.prepare(pixels))
-                loss = cross_entropy(
-                    logits.float(), labels, label_smoothing=self.settings.label_smoothing
-                )
+                loss = self._loss(logits.float(), labels)
+                if mixing is not None:
+                    others = _labels_on(self.accelerator.device, self.data.labels[other])
+                    loss = share * loss + (1 - share) * self._loss(logits.float(), others)
                 descend(
                     self.accelerator, self.model, self.optimizer, loss, self.settings.max_grad_norm
                 )
             total += float(self.accelerator.reduce(loss.detach(), "mean")) / len(self.slices)
         self.lr_scheduler.step()
         return {"loss": total}
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        from torch.nn.functional import cross_entropy
+
+        return cross_entropy(logits, labels, label_smoothing=self.settings.label_smoothing)
 
     def _augmented(self, step: int, piece: slice, pixels: np.ndarray) -> Tensor:
         """The pieces' images on the device, cropped and mirrored by draws that belong to the step

@@ -17,6 +17,7 @@ from engine.core.arrays import vectors_of
 from engine.core.dataset import class_names, split_index
 from engine.core.images import Preprocess, decode_own, encode
 from engine.core.manifest import Manifest, read_manifest
+from engine.core.registry import resolve
 from engine.core.rng import generator
 from engine.core.spec import Spec
 from engine.core.step import upstream
@@ -184,7 +185,8 @@ def sheets(context: Context, spec: ReportSpec) -> list[dict[str, Any]]:
                     ],
                 }
             )
-        found.append({"generator": name, "classes": classes})
+        synthetic = resolve("generators", spec.study["generators"][name]["name"]).synthetic
+        found.append({"generator": name, "synthetic": synthetic, "classes": classes})
     return found
 
 

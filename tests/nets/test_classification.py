@@ -11,7 +11,15 @@ from engine.classifiers.small import Small, SmallSpec
 from engine.core.fit import FitContext
 from engine.core.images import Preprocess
 from engine.core.store import Store
-from engine.nets.classification import LabelledImages, Trained, Training, class_numbers, train
+from engine.nets.classification import (
+    LabelledImages,
+    Mixing,
+    Trained,
+    Training,
+    class_numbers,
+    draw_mixing,
+    train,
+)
 
 PREPROCESS = Preprocess(size=8, channels="L")
 
@@ -94,3 +102,46 @@ def test_augmentation_changes_what_is_seen_and_not_whether_it_repeats(tmp_path: 
 
 def test_class_numbers_follow_the_order_of_names() -> None:
     assert class_numbers(["b", "a", "b"], ["a", "b"]).tolist() == [1, 0, 1]
+
+
+def test_mixup_and_cutmix_give_the_share_that_they_say() -> None:
+    first, second = torch.full((3, 1, 10, 10), 200.0), torch.zeros(3, 1, 10, 10)
+    made, share = Mixing(0.7, None).mix(first, second)
+    assert share == 0.7
+    assert float(made.mean()) == pytest.approx(140)
+    made, share = Mixing(0.7, (1.0, 0.0)).mix(first, second)
+    # A box of 5 by 5 in the lower left corner.
+    assert share == 0.75
+    assert float(made.mean()) == pytest.approx(150)
+    assert (made[:, :, 5:, :5] == 0).all()
+    assert (made[:, :, :5] == 200).all()
+
+
+def test_mixing_is_drawn_by_step_and_only_where_it_is_asked_for() -> None:
+    def drawn(count: int, **settings: float) -> list[Mixing | None]:
+        return [
+            draw_mixing(Training(**settings), np.random.default_rng(step)) for step in range(count)
+        ]
+
+    assert drawn(3) == [None] * 3
+    assert all(found.corner is None for found in drawn(20, mixup_alpha=0.4))
+    both = drawn(40, mixup_alpha=0.4, cutmix_alpha=1.0)
+    assert both == drawn(40, mixup_alpha=0.4, cutmix_alpha=1.0)
+    assert 8 <= sum(found.corner is None for found in both) <= 32
+
+
+def test_a_training_that_mixes_learns_and_goes_on_after_a_kill(tmp_path: Path) -> None:
+    mixing = {"mixup_alpha": 0.4, "cutmix_alpha": 1.0}
+    made = fit(Store(str(tmp_path / "long")), steps=90, evaluate_every=10, **mixing)
+    assert score(halves(30, 2).labels, made.probabilities)["accuracy"] > 0.9
+    whole = fit(Store(str(tmp_path / "whole")), **mixing)
+
+    def die(message: dict[str, Any]) -> None:
+        if message["done"] >= 9:
+            raise Killed
+
+    store = Store(str(tmp_path / "killed"))
+    with pytest.raises(Killed):
+        fit(store, on_report=die, **mixing)
+    again = fit(store, "two", **mixing)
+    assert again.history == whole.history
