@@ -8,7 +8,7 @@ a user and always escaped.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup, escape
@@ -16,7 +16,7 @@ from markupsafe import Markup, escape
 from engine.report.page import points
 
 WIDTH, HEIGHT = 720, 320
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 16, 16, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM = 72, 16, 16, 44
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,13 @@ class Level:
 
 @dataclass(frozen=True)
 class Gain:
-    """One class: the value of each arm, and how much the last one gains, with its interval."""
+    """One class: the value of each arm, and how much the last one gains, with intervals."""
 
     name: str
     values: Sequence[float]
-    mean: float
-    low: float
-    high: float
+    # (mean, low, high) to the baseline, and to real images alone.
+    to_baseline: tuple[float, float, float]
+    to_real: tuple[float, float, float]
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -67,9 +67,12 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [round(number * step, 10) for number in range(first, int(high / step + 1e-9) + 1)]
 
 
-def ratio_curve(lines: Sequence[Line], levels: Sequence[Level], y_name: str) -> Markup:
-    """The objective against the ratio: a line for each family, levels for what has no ratio."""
-    points = [point for line in lines for point in line.points]
+def ratio_curve(
+    lines: Sequence[Line], levels: Sequence[Level], start: Point, y_name: str
+) -> Markup:
+    """The objective against the ratio: a line for each family from `start`, which is real images
+    alone; levels for what has no ratio."""
+    points = [start, *(point for line in lines for point in line.points)]
     values = [v for p in points for v in (p.low, p.high)] + [level.y for level in levels]
     # Intervals of two seeds can be wider than the plot is worth; they are cut at 0 and 1.
     low, high = max(0.0, min(values)), min(1.0, max(values))
@@ -87,10 +90,12 @@ def ratio_curve(lines: Sequence[Line], levels: Sequence[Level], y_name: str) -> 
     drawn = _axes([(y(tick), f"{tick:g}") for tick in ticks(low, high)])
     for tick in sorted({0.0, *(point.x for point in points)}):
         drawn.append(_text(x(tick), HEIGHT - _BOTTOM + 18, f"{tick:g}", "middle"))
-    drawn.append(_text((WIDTH + _LEFT) / 2, HEIGHT - 6, "ratio of added to real images", "middle"))
+    x_name = "images added per real image of each target class"
+    drawn.append(_text((WIDTH + _LEFT) / 2, HEIGHT - 6, x_name, "middle"))
     drawn.append(
-        Markup('<text class="axis" transform="translate(14 {}) rotate(-90)" text-anchor="middle">'
-               "{}</text>").format(_round((HEIGHT - _BOTTOM + _TOP) / 2), y_name)
+        Markup('<text class="axis axis-y" transform="translate(14 {}) rotate(-90)" '
+               'text-anchor="middle">{}</text>').format(
+                   _round((HEIGHT - _BOTTOM + _TOP) / 2), y_name)
     )  # fmt: skip
     for level in levels:
         height = _round(y(level.y))
@@ -102,26 +107,30 @@ def ratio_curve(lines: Sequence[Line], levels: Sequence[Level], y_name: str) -> 
     # Intervals of several lines stand side by side rather than on each other.
     for index, line in enumerate(lines):
         shift = 7 * (index - (len(lines) - 1) / 2)
-        path = " ".join(f"{_round(x(p.x) + shift)},{_round(y(p.y))}" for p in line.points)
+        ends = [f"{_round(x(p.x) + shift)},{_round(y(p.y))}" for p in line.points]
+        path = " ".join([f"{_round(x(start.x))},{_round(y(start.y))}", *ends])
         drawn.append(Markup('<polyline class="line c{}" points="{}"/>').format(line.colour, path))
         for point in line.points:
-            across = _round(x(point.x) + shift)
-            drawn.append(
-                Markup(
-                    '<line class="whisker c{}" x1="{}" x2="{}" y1="{}" y2="{}"/>'
-                    '<circle class="dot c{}" cx="{}" cy="{}" r="4.5"><title>{}</title></circle>'
-                ).format(
-                    line.colour, across, across, _round(y(point.low)), _round(y(point.high)),
-                    line.colour, across, _round(y(point.y)),
-                    f"{line.name} x{point.x:g}: {point.y:.3f}, {point.low:.3f} to {point.high:.3f}",
-                )
-            )  # fmt: skip
+            drawn.append(_dot(f"c{line.colour}", line.name, point, x(point.x) + shift, y))
+    drawn.append(_dot("neutral", "real", start, x(start.x), y))
     return _svg(drawn, HEIGHT, f"{y_name} against the ratio of added images")
+
+
+def _dot(kind: str, name: str, point: Point, across: float, y: Callable[[float], float]) -> Markup:
+    """A point with its interval."""
+    return Markup(
+        '<line class="whisker {}" x1="{}" x2="{}" y1="{}" y2="{}"/>'
+        '<circle class="dot {}" cx="{}" cy="{}" r="4.5"><title>{}</title></circle>'
+    ).format(
+        kind, _round(across), _round(across), _round(y(point.low)), _round(y(point.high)),
+        kind, _round(across), _round(y(point.y)),
+        f"{name} x{point.x:g}: {point.y:.3f}, {point.low:.3f} to {point.high:.3f}",
+    )  # fmt: skip
 
 
 def recall_by_class(gains: Sequence[Gain], arms: Sequence[str], colours: Sequence[int]) -> Markup:
     """A row for each class: recall of each arm, joined by a line, and the difference in words."""
-    row, right = 30, 190
+    row, right = 32, 250
     left = 24 + 8 * max((len(_shorten(gain.name)) for gain in gains), default=0)
     height = _TOP + row * len(gains) + _BOTTOM - 8
     least = min(0.9, math.floor(10 * min(v for gain in gains for v in gain.values)) / 10)
@@ -138,7 +147,9 @@ def recall_by_class(gains: Sequence[Gain], arms: Sequence[str], colours: Sequenc
             )
         )
         drawn.append(_text(x(tick), height - _BOTTOM + 26, f"{tick:g}", "middle"))
-    drawn.append(_text(WIDTH - right + 18, _TOP - 3, "difference, points", "start"))
+    columns = (WIDTH - right + 18, WIDTH - right + 142)
+    for place, text in zip(columns, ("to baseline", "to real"), strict=True):
+        drawn.append(_text(place, _TOP - 3, text, "start"))
     for number, gain in enumerate(gains):
         middle = _TOP + row * (number + 0.5)
         drawn.append(_text(left - 12, middle + 4, _shorten(gain.name), "end", "name"))
@@ -148,16 +159,19 @@ def recall_by_class(gains: Sequence[Gain], arms: Sequence[str], colours: Sequenc
                 min(ends), max(ends), middle, middle
             )
         )
-        for colour, arm, value, across in zip(colours, arms, gain.values, ends, strict=True):
+        # One above the other, for equal values would hide each other.
+        heights = [middle + 4.5 * (index - (len(arms) - 1) / 2) for index in range(len(arms))]
+        for colour, arm, value, across, height_of in zip(
+            colours, arms, gain.values, ends, heights, strict=True
+        ):
             drawn.append(
-                Markup('<circle class="dot c{}" cx="{}" cy="{}" r="5.5"><title>{}: {}</title>'
-                       "</circle>").format(colour, across, middle, arm, f"{value:.3f}")
+                Markup('<circle class="dot c{}" cx="{}" cy="{}" r="5"><title>{}: {}</title>'
+                       "</circle>").format(colour, across, _round(height_of), arm, f"{value:.3f}")
             )  # fmt: skip
-        kind = "good" if gain.low > 0 else "bad" if gain.high < 0 else "axis"
-        words = "0"
-        if gain.low or gain.high:
-            words = f"{points(gain.mean)} ({points(gain.low, 0)} to {points(gain.high, 0)})"
-        drawn.append(_text(WIDTH - right + 18, middle + 4, words, "start", kind))
+        for place, (mean, low, high) in zip(columns, (gain.to_baseline, gain.to_real), strict=True):
+            kind = "good" if low > 0 else "bad" if high < 0 else "axis"
+            words = f"{points(mean)} ({points(low, 0)} to {points(high, 0)})"
+            drawn.append(_text(place, middle + 4, words if low or high else "0", "start", kind))
     return _svg(drawn, height, "recall of each class")
 
 

@@ -42,10 +42,18 @@ def comparison(
                 row.arm, row.added, row.val, row.val_sd, figure["mean"], max(0.0, figure["low"]),
                 min(1.0, figure["high"]), opened[arm]["accuracy"]["mean"],
                 figure["mean"] - opened[baseline][objective]["mean"],
-                "baseline" if arm == baseline else "chosen" if opened[arm]["ratio"] != 0 else "",
+                _mark(arm, opened[arm], baseline),
             )  # fmt: skip
         rows.append(row)
     return rows
+
+
+def _mark(arm: str, figures: Mapping[str, Any], baseline: str) -> str:
+    if arm == baseline:
+        return "baseline"
+    if figures["synthetic"]:
+        return "compared"
+    return "best ratio" if figures["ratio"] != 0 else ""
 
 
 def as_text(rows: Sequence[Row], objective: str) -> str:

@@ -99,7 +99,7 @@ def write_parts(store: Store, parts: Sequence[Part], folder: Path) -> Path:
 
 
 class Curate(StepKind):
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     Spec: ClassVar[type[Spec]] = CurateSpec
     summary: ClassVar[str] = "choose the images that are used"
 
@@ -183,6 +183,12 @@ class Curate(StepKind):
             notes["copies"] = {
                 "copied": int(copied.sum()), "distance": limits.distance, "bits": limits.bits,
             }  # fmt: skip
+        good = reason[scored] == ""
+        if good.any():
+            notes["agreement_kept"] = float((seen == intended[scored])[good].mean())
+        # The yardstick of both: how often it sees the label of a real image that it never saw.
+        truth, of_val = labeled_val(context, spec, classes)
+        notes["agreement_val"] = float((of_val.argmax(1) == truth).mean())
         columns |= {rows.LABEL: used, rows.REASON: reason, rows.KEPT: reason == ""}
         for name, values in columns.items():
             kind = rows.curated_schema().field(name).type

@@ -86,7 +86,7 @@ def rows_with_model(store: Store, task: Mapping[str, Any]) -> pa.Table:
 
 
 class Evaluate(StepKind):
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     Spec: ClassVar[type[Spec]] = EvaluateSpec
     summary: ClassVar[str] = "open test for the chosen arms, reach the verdict"
 
@@ -261,7 +261,7 @@ def compare(
     metric = METRICS[spec.objective]
     names = [name for name, arm in arms.items() if arm.synthetic]
     whole, by_group = {}, {}
-    for name in [*names, baseline]:
+    for name in {*names, baseline, "real"}:
         whole[name] = np.stack([confusion(labels, found, classes) for found in predicted[name]])
         by_group[name] = [
             confusions_by_group(labels, found, groups, classes) for found in predicted[name]
@@ -278,7 +278,6 @@ def compare(
     tries = Counter(arm["family"] for arm in search.spec["arms"])
     contrasts = []
     for name, (differences, _), verdict in zip(names, judged, found, strict=True):
-        per_class = class_gains(whole[name], whole[baseline])
         contrast: dict[str, Any] = {
             "arm": name, "against": baseline, "ratio": arms[name].ratio,
             "differences": differences, **verdict.as_dict(),
@@ -288,7 +287,8 @@ def compare(
                 mcnemar(labels, one, other)
                 for one, other in zip(predicted[name], predicted[baseline], strict=True)
             ],
-            "recall_gain": per_class,
+            "recall_gain": class_gains(whole[name], whole[baseline]),
+            "recall_gain_to_real": class_gains(whole[name], whole["real"]),
             "generator_fits": 1,
         }  # fmt: skip
         contrasts.append({**contrast, "settle": what_would_settle(contrast)})
@@ -360,8 +360,9 @@ def what_would_settle(contrast: Mapping[str, Any]) -> str:
         unit = "test groups" if contrast["grouped"] else "test images"
         needed.append(f"about {groups:,} {unit} (here {contrast['groups']:,})")
     if seeds is None or seeds > contrast["replicates"]:
-        needed.append(f"{'more than 1,000' if seeds is None else f'about {seeds:,}'} seeds")
+        count = "more than 1,000" if seeds is None else f"about {seeds:,}"
+        needed.append(f"{count} seeds (here {contrast['replicates']})")
     return (
-        f"a difference of {points} {'point' if points == '1' else 'points'} would take"
-        f" {' and '.join(needed) or 'no more than there is: it is not there'}"
+        f"to find a difference of {points} {'point' if points == '1' else 'points'} takes"
+        f" {'at least ' + ' and '.join(needed) if needed else 'no more than there is here'}"
     )

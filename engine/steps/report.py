@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from typing import Any, ClassVar
 
 import numpy as np
@@ -29,8 +30,10 @@ from engine.steps import StepKind
 from engine.steps.generate import first_images
 
 TILES = 8
-_SCATTER = 900
+_SCATTER = 450  # of each side
 _PROBE_LEAST = 8
+_EASILY_TOLD = 0.9  # area under the ROC curve
+_CLEARLY_LESS = 0.15  # of images whose class is seen
 
 
 class ReportSpec(Spec):
@@ -44,7 +47,7 @@ class ReportSpec(Spec):
 
 
 class Report(StepKind):
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     Spec: ClassVar[type[Spec]] = ReportSpec
     summary: ClassVar[str] = "write the page"
 
@@ -57,6 +60,9 @@ class Report(StepKind):
         # One colour for each family, on the whole page.
         families = dict.fromkeys([*spec.generators, *trials["family"].to_pylist()])
         colours = {name: number for number, name in enumerate(families)}
+        curated = {name: context.inputs[f"curate.{name}"].metrics for name in spec.generators}
+        probed = probes(context, spec, classes)
+        search_spec = context.inputs["search"].spec
         page = render(
             "report.html",
             name=spec.study["name"], preprocess=spec.preprocess, classes=classes,
@@ -66,8 +72,13 @@ class Report(StepKind):
             curve=ratio_curve(trials, search, colours),
             recalls=recall_plots(evaluate, classes, colours),
             confusions=confusions(evaluate), sheets=sheets(context, spec),
-            funnels={name: context.inputs[f"curate.{name}"].metrics for name in spec.generators},
-            scatter=scatter(context, spec, classes), probes=probes(context, spec, classes),
+            funnels=curated,
+            scatter=scatter(context, spec, classes), probes=probed,
+            warnings=image_warnings(probed, curated, spec),
+            needed=needed(context), seeds_used=[int(seed) for seed in search_spec["seeds"]],
+            study_seed=spec.study["seed"], engine=version("synthetic-training-engine"),
+            python=context.inputs["evaluate"].provenance["python"],
+            tile=max(1, 64 // spec.preprocess.size) * min(spec.preprocess.size, 64),
             only_some=spec.target_classes != "all", targets=spec.target_classes,
             study_confidence=spec.study["curate"]["confidence"],
             steps=history(context), study=json.dumps(spec.study, indent=2),
@@ -103,18 +114,25 @@ def ratio_curve(
     lines = []
     for name, by_ratio in families.items():
         points = []
-        for ratio, values in sorted({0.0: real, **by_ratio}.items()):
-            interval = paired_t(values)
-            points.append(plots.Point(ratio, interval.estimate, interval.low, interval.high))
+        for ratio, values in sorted(by_ratio.items()):
+            points.append(_point(ratio, values))
         lines.append(plots.Line(name, points, colours[name]))
     drawn = [
         plots.Level(name, float(np.mean(values)), colours[family_of[name]])
         for name, values in levels.items()
     ]
-    legend = [(line.name, line.colour, "line") for line in lines]
+    legend = [("real", "neutral", "line"), *((line.name, line.colour, "line") for line in lines)]
     legend += [(level.name, level.colour, "level") for level in drawn]
     objective = f"val {search['objective'].replace('_', ' ')}"
-    return {"svg": plots.ratio_curve(lines, drawn, objective) if lines else "", "legend": legend}
+    start = _point(0.0, real)
+    below = [line.name for line in lines if all(point.y <= start.y for point in line.points)]
+    svg = plots.ratio_curve(lines, drawn, start, objective) if lines else ""
+    return {"svg": svg, "legend": legend, "below_real": below}
+
+
+def _point(ratio: float, values: Sequence[float]) -> plots.Point:
+    interval = paired_t(values)
+    return plots.Point(ratio, interval.estimate, interval.low, interval.high)
 
 
 def recall_plots(
@@ -124,13 +142,18 @@ def recall_plots(
     found = []
     for contrast in evaluate["contrasts"]:
         arms = list(dict.fromkeys(["real", contrast["against"], contrast["arm"]]))
+        seeds = contrast["replicates"]
         of_arms = [colours[evaluate["arms"][arm]["family"]] for arm in arms]
         gains = [
             plots.Gain(
-                name, [evaluate["arms"][arm]["per_class"][name]["recall"] for arm in arms],
-                gain["mean"], gain["low"], gain["high"],
+                # How many images a figure rests on says how far to believe it.
+                f"{name} ({evaluate['arms']['real']['per_class'][name]['images'] // seeds})",
+                [evaluate["arms"][arm]["per_class"][name]["recall"] for arm in arms],
+                *((gain["mean"], gain["low"], gain["high"]) for gain in gains_of),
             )
-            for name, gain in zip(classes, contrast["recall_gain"], strict=True)
+            for name, *gains_of in zip(
+                classes, contrast["recall_gain"], contrast["recall_gain_to_real"], strict=True
+            )
         ]  # fmt: skip
         found.append(
             {
@@ -197,13 +220,14 @@ def choose_tiles(curated: pa.Table) -> tuple[Tiles, Tiles]:
     """Ids (and reasons) of a few kept and dropped images of each intended class."""
     kept: Tiles = {}
     dropped: Tiles = {}
-    for image_id, label, good, reason in zip(
+    for image_id, label, good, reason, seen in zip(
         *(curated[name].to_pylist() for name in
-          (rows.IMAGE_ID, rows.LABEL_INTENDED, rows.KEPT, rows.REASON)), strict=True
+          (rows.IMAGE_ID, rows.LABEL_INTENDED, rows.KEPT, rows.REASON, rows.LABEL_SEEN)),
+        strict=True,
     ):  # fmt: skip
         held = (kept if good else dropped).setdefault(label, [])
         if len(held) < TILES:
-            held.append((image_id, reason))
+            held.append((image_id, f"seen as {seen}" if reason == "label" else reason))
     return kept, dropped
 
 
@@ -277,7 +301,9 @@ def scatter(context: Context, spec: ReportSpec, classes: Sequence[str]) -> list[
         both = np.concatenate([vectors, made[0]])
         names = [*labels, *made[2]]
         synthetic = np.r_[np.zeros(len(vectors), bool), np.ones(len(made[0]), bool)]
-        chosen = generator(spec.seed, "scatter", name).permutation(len(both))[:_SCATTER]
+        order = generator(spec.seed, "scatter", name).permutation(len(both))
+        # As many of each where there are as many: a sample of all would show a few of one.
+        chosen = np.concatenate([order[synthetic[order] == side][:_SCATTER] for side in (0, 1)])
         if len(chosen) < 10:
             continue
         held = both[chosen]
@@ -289,7 +315,15 @@ def scatter(context: Context, spec: ReportSpec, classes: Sequence[str]) -> list[
         svg = plots.scatter(
             [tuple(point) for point in placed.tolist()], numbers, synthetic[chosen].tolist()
         )
-        found.append({"generator": name, "svg": svg, "shown": len(chosen), "all": len(both)})
+        found.append(
+            {
+                "generator": name,
+                "svg": svg,
+                "shown": len(chosen),
+                "real": int((~synthetic[chosen]).sum()),
+                "made": int(synthetic[chosen].sum()),
+            }
+        )
     return found
 
 
@@ -333,6 +367,48 @@ def probes(
     return found
 
 
+def image_warnings(
+    probed: Mapping[str, Sequence[Mapping[str, Any]]],
+    curated: Mapping[str, Mapping[str, Any]],
+    spec: ReportSpec,
+) -> list[str]:
+    """What a reader of the verdict must know of the images that it is about."""
+    found = []
+    for name in spec.generators:
+        said = []
+        areas = [entry["auc"] for entry in probed.get(name, ())]
+        if areas and float(np.median(areas)) >= _EASILY_TOLD:
+            said.append(
+                f"are easily told from real ones (area under the ROC curve {min(areas):.2f} to"
+                f" {max(areas):.2f}), so that a classifier may learn what is synthetic in place of"
+                " the class"
+            )
+        metrics = curated[name]
+        kept, real = metrics.get("agreement_kept"), metrics.get("agreement_val")
+        if kept is not None and real is not None and kept < real - _CLEARLY_LESS:
+            said.append(
+                f"often show another class than was asked for: a classifier of real images sees the"
+                f" right one in {100 * kept:.0f}% of those kept, in {100 * real:.0f}% of real ones"
+            )
+        if said:
+            found.append(f"{name}'s images {'; and they '.join(said)}")
+    return found
+
+
+def needed(context: Context) -> dict[str, dict[str, int]]:
+    """Images of each class that the largest arm of a generator adds, by generator."""
+    found: dict[str, dict[str, int]] = {}
+    search = context.step.inputs["search"]
+    for step in search.inputs.values():
+        manifest = read_manifest(context.store, step) if step.kind == "mix" else None
+        if manifest is None:
+            continue
+        held = found.setdefault(str(manifest.spec["family"]), {})
+        for label, count in manifest.metrics["added"].items():
+            held[label] = max(held.get(label, 0), count)
+    return found
+
+
 def history(context: Context) -> list[dict[str, Any]]:
     """Every step that the page rests on, with its key, when it ran and how long."""
     found = []
@@ -347,4 +423,4 @@ def history(context: Context) -> list[dict[str, Any]]:
                     "headline": manifest.metrics.get("headline", ""),
                 }
             )  # fmt: skip
-    return found
+    return sorted(found, key=lambda entry: str(entry["started"]))

@@ -20,13 +20,17 @@ def test_ticks_are_round_numbers_within(low: float, high: float, want: list[floa
     assert plots.ticks(low, high) == pytest.approx(want)
 
 
+START = plots.Point(0.0, 0.5, 0.45, 0.55)
+
+
 def test_points_lie_where_their_values_say() -> None:
     points = [plots.Point(x, y, y - 0.05, y + 0.05) for x, y in ((0, 0.5), (1, 0.7), (2, 0.6))]
-    svg = plots.ratio_curve([plots.Line("a", points, 0)], [plots.Level("b", 0.55, 1)], "macro f1")
-    found = [
+    levels = [plots.Level("b", 0.55, 1)]
+    svg = plots.ratio_curve([plots.Line("a", points[1:], 0)], levels, points[0], "macro f1")
+    found = sorted(
         (float(x), float(y)) for x, y in re.findall(r'circle[^>]*cx="([\d.]+)" cy="([\d.]+)"', svg)
-    ]
-    assert [x for x, _ in found] == sorted(x for x, _ in found)
+    )
+    assert len(found) == 3
     heights = [y for _, y in found]
     assert heights[1] < heights[2] < heights[0]  # SVG counts downwards
     assert all(0 <= x <= plots.WIDTH and 0 <= y <= plots.HEIGHT for x, y in found)
@@ -36,8 +40,10 @@ def test_names_of_a_user_are_escaped_everywhere() -> None:
     name = "<b>&"
     points = [plots.Point(1, 0.5, 0.4, 0.6)]
     drawn = [
-        plots.ratio_curve([plots.Line(name, points, 0)], [plots.Level(name, 0.5, 1)], name),
-        plots.recall_by_class([plots.Gain(name, [0.5, 0.6], 0.1, 0.0, 0.2)], [name, name], [0, 1]),
+        plots.ratio_curve([plots.Line(name, points, 0)], [plots.Level(name, 0.5, 1)], START, name),
+        plots.recall_by_class(
+            [plots.Gain(name, [0.5, 0.6], (0.1, 0.0, 0.2), (0.1, 0.0, 0.2))], [name, name], [0, 1]
+        ),
     ]
     for svg in drawn:
         assert "<b>" not in svg
@@ -46,9 +52,9 @@ def test_names_of_a_user_are_escaped_everywhere() -> None:
 
 def test_a_gain_beyond_chance_is_marked_and_none_is_not() -> None:
     gains = [
-        plots.Gain("up", [0.5, 0.6], 0.1, 0.05, 0.15),
-        plots.Gain("down", [0.5, 0.4], -0.1, -0.2, -0.05),
-        plots.Gain("same", [0.5, 0.5], 0.0, 0.0, 0.0),
+        plots.Gain("up", [0.5, 0.6], (0.1, 0.05, 0.15), (0.0, -0.1, 0.1)),
+        plots.Gain("down", [0.5, 0.4], (-0.1, -0.2, -0.05), (-0.0, -0.1, 0.1)),
+        plots.Gain("same", [0.5, 0.5], (0.0, 0.0, 0.0), (0.0, 0.0, 0.0)),
     ]  # fmt: skip
     svg = plots.recall_by_class(gains, ["a", "b"], [0, 1])
     assert svg.count('class="good"') == svg.count('class="bad"') == 1
@@ -61,14 +67,18 @@ def test_the_table_says_closed_arms_by_leaving_them_empty() -> None:
         name: {"mean": mean, "sd": 0.01} for name, mean in
         (("real", 0.8), ("g x1", 0.9), ("g x2", 0.7))}}  # fmt: skip
     opened = {
-        name: {"accuracy": {"mean": mean, "low": mean - 0.1, "high": mean + 0.1}, "ratio": ratio}
+        name: {
+            "accuracy": {"mean": mean, "low": mean - 0.1, "high": mean + 0.1},
+            "ratio": ratio,
+            "synthetic": ratio > 0,
+        }
         for name, mean, ratio in (("real", 0.75, 0.0), ("g x1", 0.95, 1.0))
     }
     table = comparison(trials, search, {"arms": opened, "baseline": "real"})
     assert [row.added for row in table] == [0, 5, 10]
     assert [row.test for row in table] == [0.75, 0.95, None]
     assert table[1].high == 1.0  # no share is larger
-    assert [row.mark for row in table] == ["baseline", "chosen", ""]
+    assert [row.mark for row in table] == ["baseline", "compared", ""]
     text = as_text(table, "accuracy")
     assert "+20.0" in text
     assert len({len(line) for line in text.splitlines()[:2]}) <= 2
