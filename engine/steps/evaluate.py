@@ -362,7 +362,6 @@ def what_would_settle(contrast: Mapping[str, Any]) -> str:
     if seeds is None or seeds > contrast["replicates"]:
         count = "more than 1,000" if seeds is None else f"about {seeds:,}"
         needed.append(f"{count} seeds (here {contrast['replicates']})")
-    return (
-        f"to find a difference of {points} {'point' if points == '1' else 'points'} takes"
-        f" {'at least ' + ' and '.join(needed) if needed else 'no more than there is here'}"
-    )
+    unit = "point" if points == "1" else "points"
+    what = "at least " + " and ".join(needed) if needed else "no more than there is here"
+    return f"to find a difference of {points} {unit}, the study's margin, takes {what}"

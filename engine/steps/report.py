@@ -30,6 +30,7 @@ from engine.steps import StepKind
 from engine.steps.generate import first_images
 
 TILES = 8
+_TILE = 52  # px
 _SCATTER = 450  # of each side
 _PROBE_LEAST = 8
 _EASILY_TOLD = 0.9  # area under the ROC curve
@@ -78,7 +79,9 @@ class Report(StepKind):
             needed=needed(context), seeds_used=[int(seed) for seed in search_spec["seeds"]],
             study_seed=spec.study["seed"], engine=version("synthetic-training-engine"),
             python=context.inputs["evaluate"].provenance["python"],
-            tile=max(1, 64 // spec.preprocess.size) * min(spec.preprocess.size, 64),
+            # Small pictures at a whole multiple of their size, with their pixels to be seen.
+            tile=_TILE // spec.preprocess.size * spec.preprocess.size or _TILE,
+            small=spec.preprocess.size <= _TILE // 2,
             only_some=spec.target_classes != "all", targets=spec.target_classes,
             study_confidence=spec.study["curate"]["confidence"],
             steps=history(context), study=json.dumps(spec.study, indent=2),
@@ -391,7 +394,7 @@ def image_warnings(
                 f" right one in {100 * kept:.0f}% of those kept, in {100 * real:.0f}% of real ones"
             )
         if said:
-            found.append(f"{name}'s images {'; and they '.join(said)}")
+            found.append(f"images of {name} {'; and they '.join(said)}")
     return found
 
 
