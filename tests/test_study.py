@@ -89,8 +89,8 @@ def test_a_change_reaches_the_steps_that_depend_on_it_and_no_others(write: Write
         assert before.pop("report") != after.pop("report")
         return {label for label in before if before[label] != after[label]}
 
-    rounds = [f"{kind}.ddpm{round}" for kind in ("request", "generate", "curate")
-              for round in ("", ".2", ".3")]  # fmt: skip
+    rounds = [f"{kind}.ddpm{suffix}" for kind in ("request", "generate", "curate")
+              for suffix in ("", ".2", ".3")]  # fmt: skip
     made = {*rounds, "mix.ddpm.x1", "mix.ddpm.x2", "mix.ddpm.x4", "search",
             "evaluate"}  # fmt: skip
     assert changed("curate.confidence=0.5") == made - {"request.ddpm", "generate.ddpm"}
