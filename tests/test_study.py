@@ -437,3 +437,23 @@ def test_a_study_file_with_any_change_of_its_text_is_planned_or_refused_in_one_l
         text = text[:place] + data.draw(tokens | st.text(max_size=4)) + text[place + length :]
     path.write_text(text, "utf-8", errors="replace")
     assert fate(lambda: load_study(path)) in ("planned", "refused in one line")
+
+
+def test_on_a_gpu_everything_that_computes_there_must_ask_for_a_share() -> None:
+    """Ray hides the GPUs from what asks for none."""
+    stages = {name: {"gpus": 1} for name in ("embed", "generate", "classify")}
+    whole = {"device": "cuda", "stages": stages, "fit": {"gpus": 1}, "trial": {"gpus": 0.25}}
+    assert validate(Profile, whole, "profile").trial.gpus == 0.25
+    for missing in ("fit", "trial"):
+        with pytest.raises(StudyError, match=rf"device: cuda needs {missing}\.gpus above 0"):
+            validate(Profile, {**whole, missing: {}}, "profile")
+    without = {**stages, "classify": {}}
+    with pytest.raises(StudyError, match=r"needs stages\.classify\.gpus above 0"):
+        validate(Profile, {**whole, "stages": without}, "profile")
+    with pytest.raises(StudyError, match=r"trial\.gpus asks for a GPU, device: cpu uses none"):
+        validate(Profile, {"trial": {"gpus": 1}}, "profile")
+
+
+def test_the_shipped_profiles_can_be_read() -> None:
+    for path in sorted(Path("configs/profiles").glob("*.yaml")):
+        assert load_profile(path, [])
