@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 
 import numpy as np
 from pydantic import Field
@@ -81,17 +81,15 @@ class Conditioned:
     image_ids: Sequence[str]
 
 
-class Objective:
+class Objective(Protocol):
     """The losses of one kind of training. `real`, `fake`: logits (n,)."""
 
-    def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
-        raise NotImplementedError
+    def discriminator(self, real: Tensor, fake: Tensor) -> Tensor: ...
 
-    def generator(self, fake: Tensor) -> Tensor:
-        raise NotImplementedError
+    def generator(self, fake: Tensor) -> Tensor: ...
 
 
-class Hinge(Objective):
+class Hinge:
     """Lim and Ye 2017."""
 
     def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
@@ -103,7 +101,7 @@ class Hinge(Objective):
         return -fake.mean()
 
 
-class NonSaturating(Objective):
+class NonSaturating:
     """Goodfellow et al. 2014, the generator maximising log D."""
 
     def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
@@ -117,7 +115,7 @@ class NonSaturating(Objective):
         return softplus(-fake).mean()
 
 
-class Wasserstein(Objective):
+class Wasserstein:
     """Arjovsky et al. 2017, with the drift of Karras et al. 2018; a gradient penalty must go with
     it."""
 

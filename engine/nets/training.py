@@ -147,11 +147,11 @@ def average_gradients(accelerator: Accelerator, network: torch.nn.Module) -> Non
 
     if accelerator.num_processes == 1:
         return
-    held = [value for value in network.parameters() if value.grad is not None]
-    flat = torch.cat([value.grad.flatten() for value in held])  # type: ignore[union-attr]
-    mean = accelerator.reduce(flat, "mean")
-    for value, piece in zip(held, mean.split([value.numel() for value in held]), strict=True):
-        value.grad = piece.view_as(value)
+    gradients = [value.grad for value in network.parameters() if value.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    means = accelerator.reduce(flat, "mean").split([gradient.numel() for gradient in gradients])
+    for gradient, mean in zip(gradients, means, strict=True):
+        gradient.copy_(mean.view_as(gradient))
 
 
 def below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -39,7 +39,7 @@ def test_moments_of_pieces_are_those_of_the_whole() -> None:
     np.testing.assert_allclose(whole.covariance, np.cov(held.astype(np.float64), rowvar=False),
                                rtol=1e-9)  # fmt: skip
     with pytest.raises(ValueError, match="a covariance needs two"):
-        Moments.of(held[:1]).covariance  # noqa: B018
+        _ = Moments.of(held[:1]).covariance
     with pytest.raises(ValueError, match="no vectors"):
         Moments.of(held[:0])
 
