@@ -11,7 +11,10 @@ The line `real` is a second set of real images of the same size: what no generat
 beat. Values for different numbers of images or another embedder do not compare.
 
 `python -m benchmarks.generators [--data mnist|clothing] [--only NAME …] [--steps N] [--images N]
-[--sheets FOLDER] [--quick]`
+[--sheets FOLDER] [--weights FOLDER] [--quick]`
+
+With `--weights`, what is trained is kept there and found again: another way of sampling costs no
+training.
 """
 
 from __future__ import annotations
@@ -32,11 +35,12 @@ from PIL import Image
 
 from benchmarks.timing import machine, print_table
 from engine.classifiers.small import Small, SmallSpec
-from engine.core.fit import FitContext, read_result
+from engine.core.fit import FitContext
 from engine.core.images import Preprocess, decode, preprocess
 from engine.core.progress import Bar
 from engine.core.registry import resolve
 from engine.core.rng import derive_seed, generator
+from engine.core.spec import digest
 from engine.core.store import Store
 from engine.embedders.cnn import Cnn, CnnSpec
 from engine.generators import SampleBatch, TrainingImages
@@ -45,6 +49,7 @@ from engine.metrics.frechet import frechet_distance
 from engine.metrics.kernel import kernel_distance
 from engine.metrics.prdc import prdc
 from engine.nets.classification import LabelledImages, Training, class_numbers, predict, train
+from engine.plan import without_sampling
 from engine.report.sheet import contact_sheet
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -64,8 +69,8 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
             "class_balance": 0.0,
         },
         "ddpm": {
-            "block_out_channels": [32, 64, 96], "layers_per_block": 1, "attention_resolution": 8,
-            "train_steps": 3000, "batch_size": 64, "learning_rate": 1e-3, "ema_decay": 0.995,
+            "block_out_channels": [24, 64, 96], "layers_per_block": 1, "attention_resolution": 8,
+            "train_steps": 3500, "batch_size": 32, "learning_rate": 1e-3, "ema_decay": 0.995,
             "num_inference_steps": 20, "scheduler": "ddim", "class_balance": 0.0,
         },
     },
@@ -188,33 +193,21 @@ class Trained:
 
 
 def train_and_sample(
-    name: str, fields: dict[str, Any], data: Data, labels: Sequence[str]
+    name: str, fields: dict[str, Any], data: Data, labels: Sequence[str], kept: Path | None
 ) -> Trained:
-    """Fit a generator on train and make an image for each of `labels`."""
+    """Fit a generator on train, or find it in `kept`, and make an image for each of `labels`."""
     kind = resolve("generators", name)
     made = kind(kind.Spec(name=name, **fields), data.preprocess)
     made.check()
-    count = len(data.train.labels)
-    images = TrainingImages(
-        data.train.pixels, [str(row) for row in range(count)], data.train.labels, [0] * count
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        store = Store(folder)
-        with Bar(name, fields["train_steps"], "steps", interval=60) as bar:
-
-            def tell(message: dict[str, Any]) -> None:
-                rest = {key: value for key, value in message.items() if key != "done"}
-                note = ", ".join(f"{key} {value:.3g}" for key, value in rest.items())
-                bar.advance(message["done"] - bar.done, note)
-
-            context = FitContext(
-                store, "work/g", "weights/g", "g", "inputs", checkpoint_every=10**9, on_report=tell
-            )
-            started = time.perf_counter()
-            made.fit(context, images, SEED)
-            train_seconds = time.perf_counter() - started
-        read_result(store, "work/g", "g")
-        made.load(store.download("weights/g", Path(folder) / "loaded"), "cpu")
+    with tempfile.TemporaryDirectory() as temporary:
+        store = Store(str(kept) if kept else temporary)
+        learnt = digest([without_sampling(made.spec, kind.sampling_fields), data.train.labels])
+        folder = f"{name}-{learnt}"
+        if not store.exists(f"{folder}/seconds"):
+            seconds = fit(made, store, folder, data)
+            store.put(f"{folder}/seconds", str(seconds).encode())
+        train_seconds = float(store.read(f"{folder}/seconds"))
+        made.load(store.download(f"{folder}/weights", Path(temporary) / "loaded"), "cpu")
     pixels = []
     started = time.perf_counter()
     for first in range(0, len(labels), SAMPLE_BATCH):
@@ -224,6 +217,28 @@ def train_and_sample(
         pixels += made.sample(SampleBatch(held, nothing, nothing, nothing, nothing, nothing, seeds))
     rate = len(labels) / (time.perf_counter() - started)
     return Trained(Pictures(np.stack(pixels), list(labels)), train_seconds, rate)
+
+
+def fit(made: Any, store: Store, folder: str, data: Data) -> float:
+    """Train, with weights below `folder`; returns the seconds of processor time it took."""
+    name, count = made.spec.name, len(data.train.labels)
+    images = TrainingImages(
+        data.train.pixels, [str(row) for row in range(count)], data.train.labels, [0] * count
+    )
+    with Bar(name, made.spec.train_steps, "steps", interval=60) as bar:
+
+        def tell(message: dict[str, Any]) -> None:
+            rest = {key: value for key, value in message.items() if key != "done"}
+            note = ", ".join(f"{key} {value:.3g}" for key, value in rest.items())
+            bar.advance(message["done"] - bar.done, note)
+
+        context = FitContext(
+            store, f"{folder}/work", f"{folder}/weights", name, "inputs",
+            checkpoint_every=10**9, on_report=tell,
+        )  # fmt: skip
+        started = time.process_time()
+        made.fit(context, images, SEED)
+    return time.process_time() - started
 
 
 def figures(real: np.ndarray, made: np.ndarray) -> list[str]:
@@ -258,6 +273,7 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=20_000, help="real images to learn from")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--sheets", type=Path, help="a folder for pictures of what was made")
+    parser.add_argument("--weights", type=Path, help="a folder where what is trained is kept")
     parser.add_argument("--quick", action="store_true", help="few steps and images")
     arguments = parser.parse_args()
     if not WEIGHTS.is_dir() or not (SHARED / "data" / arguments.data).is_dir():
@@ -289,7 +305,7 @@ def main() -> None:
         fields = dict(settings[name])
         if arguments.steps:
             fields["train_steps"] = arguments.steps
-        made = train_and_sample(name, fields, data, held_out.labels)
+        made = train_and_sample(name, fields, data, held_out.labels, arguments.weights)
         rows.append(
             [name, f"{made.train_seconds:,.0f}", f"{made.images_per_second:.1f}",
              f"{reader.reads(made.images):.3f}", *figures(real, embed(embedder, made.images))]
@@ -301,7 +317,7 @@ def main() -> None:
             )
     print_table(
         f"{count:,} images each, mobilenet_v2 at 96 px",
-        ["generator", "train s", "image/s", "reads", "FD", "KID x1000", "precision", "recall",
+        ["generator", "train CPU s", "image/s", "reads", "FD", "KID x1000", "precision", "recall",
          "density", "coverage"],
         rows,
     )  # fmt: skip

@@ -124,7 +124,7 @@ class Context:
         if done and missing:
             self.say(f"{len(shards) - len(missing)} of {len(shards)} shards are committed already")
         if missing:
-            place = Place(self.device, resources.threads, resources.batch_size)
+            place = Place(self.device, resources.threads, resources.batch_size, resources.offload)
             worker = ShardWorker(shard_set, rows_of, stages, schema, place)
             with self.progress(total, unit, done) as bar:
                 for summary in self.runtime.stream(worker, missing, resources):

@@ -76,7 +76,7 @@ def _generator_steps(
     nested = {plugin.name: resolve(family, plugin.name).version
               for family, plugin in generator.nested()}  # fmt: skip
     finetune = None
-    if kind.trainable:
+    if generator.trainable:
         finetune = make_step(
             "finetune", f"finetune.{label}",
             {

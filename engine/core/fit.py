@@ -7,11 +7,12 @@ machine, adopts the newest complete one.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _KEEP = 2
+# Folder of the pictures that a training shows of itself.
+LOOKS = "looks"
 
 
 @dataclass
@@ -46,17 +49,41 @@ class FitContext:
     threads: int | None = None
     checkpoint_every: int = 500
     on_report: Callable[[dict[str, Any]], None] | None = None
+    # Of a part of a larger fit: its name, the steps before it and those of the whole.
+    name: str = ""
+    before: int = 0
+    whole: int | None = None
+
+    def part(self, name: str, before: int, whole: int) -> FitContext:
+        """The context of one training of several that make up this fit: its checkpoints are its
+        own, its steps are counted after the `before` ones of earlier parts, `whole` in all."""
+        return replace(self, name=name, before=before, whole=whole)
+
+    @property
+    def _place(self) -> str:
+        """Prefix of the checkpoints of this part, whatever the attempt."""
+        return self.store.join(self.work, "parts", self.name) if self.name else self.work
 
     def report(self, done: int, total: int, **metrics: float) -> None:
         """Tell how far the fit is. All ranks call it at the same step; rank 0 is heard."""
         if self.rank == 0:
-            message = {"done": done, "total": total, "metrics": metrics, "time": time.time()}
+            message = {
+                "done": self.before + done, "total": self.whole or total, "metrics": metrics,
+                "time": time.time(),
+            }  # fmt: skip
             self.store.put(
                 self.store.join(self.work, self.attempt, "progress.json"),
                 json.dumps(message).encode(),
             )
         if self.on_report is not None:
-            self.on_report({"done": done, **metrics})
+            self.on_report({"done": self.before + done, **metrics})
+
+    def show(self, step: int, picture: bytes) -> None:
+        """Keep a picture (PNG) of what has been learnt by `step`; it is published with the
+        weights."""
+        if self.rank == 0:
+            name = f"{self.name}-{step:08d}.png" if self.name else f"{step:08d}.png"
+            self.store.put(self.store.join(self.work, LOOKS, name), picture)
 
     def save_checkpoint(self, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Write a checkpoint of rank 0 and drop all but the newest two."""
@@ -65,7 +92,7 @@ class FitContext:
         from safetensors.torch import save
 
         data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-        key = self.store.join(self.work, self.attempt, f"checkpoint-{step:08d}.safetensors")
+        key = self.store.join(self._place, self.attempt, f"checkpoint-{step:08d}.safetensors")
         # A new attempt may pass the same step again: data first, then the record that vouches for
         # it.
         self.store.put(key, data)
@@ -103,10 +130,17 @@ class FitContext:
         for the fit."""
         if self.rank != 0:
             return
+        files = {
+            path.relative_to(folder).as_posix(): path.read_bytes
+            for path in folder.rglob("*")
+            if path.is_file()
+        }
+        for key in self.store.listing(self.store.join(self.work, LOOKS)):
+            read = functools.partial(self.store.read, key)
+            files[self.store.join(LOOKS, key.rpartition("/")[2])] = read
         parts = []
-        for path in sorted(item for item in folder.rglob("*") if item.is_file()):
-            data = path.read_bytes()
-            relative = path.relative_to(folder).as_posix()
+        for relative in sorted(files):
+            data = files[relative]()
             key = self.store.join(self.output, relative)
             self.store.put_new(key, data)
             part = Part(
@@ -135,8 +169,10 @@ class FitContext:
     def _records(self) -> list[tuple[str, str]]:
         keys = (
             key
-            for key in self.store.listing(self.work)
-            if key.endswith(".json") and "/checkpoint-" in key
+            for key in self.store.listing(self._place)
+            if key.endswith(".json")
+            and "/checkpoint-" in key
+            and (self.name or "/parts/" not in key)
         )
         return sorted((key.rpartition("/")[2], key) for key in keys)
 

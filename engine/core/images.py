@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import io
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
@@ -196,6 +196,22 @@ def encode(
             image.save(target, "JPEG", **options)
         else:
             image.save(target, "WEBP", lossless=True, method=0, **options)
+    return target.getvalue()
+
+
+def grid(rows: Sequence[Sequence[np.ndarray]]) -> bytes:
+    """A PNG of equally large uint8 images (height, width, channels) in rows, none of them
+    altered."""
+    height, width, channels = rows[0][0].shape
+    most = max(len(row) for row in rows)
+    sheet = np.zeros((len(rows) * height, most * width, channels), np.uint8)
+    for number, row in enumerate(rows):
+        for place, image in enumerate(row):
+            sheet[number * height : (number + 1) * height, place * width : (place + 1) * width] = (
+                image
+            )
+    target = io.BytesIO()
+    Image.fromarray(sheet[..., 0] if channels == 1 else sheet).save(target, "PNG")
     return target.getvalue()
 
 

@@ -39,14 +39,20 @@ def resolve(family: str, name: str) -> Any:
         for point in entry_points(group=f"engine.{family}", name=name):
             return point.load()
     raise StudyError(
-        f"no {family.removesuffix('s')} named {name!r}; there are: {', '.join(available(family))}"
+        f"no {family.removesuffix('s').replace('.', ' ')} named {name!r}; there are:"
+        f" {', '.join(available(family))}"
     )
 
 
 def available(family: str) -> list[str]:
     """Names of all plugins of a family, sorted."""
     package = importlib.import_module(f"engine.{family}")
-    found = {module.name for module in pkgutil.iter_modules(package.__path__)}
+    found = {
+        module.name
+        for module in pkgutil.iter_modules(package.__path__)
+        # A name with _ before it is of use to plugins and none itself; a package is a family.
+        if not module.ispkg and not module.name.startswith("_")
+    }
     found |= {point.name for point in entry_points(group=f"engine.{family}")}
     return sorted(found)
 

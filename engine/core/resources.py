@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from engine.core.spec import Spec
+from engine.core.stage import Offload
 
 
 class StageResources(Spec):
@@ -20,6 +21,9 @@ class StageResources(Spec):
     # Threads of each stage that decodes or encodes.
     threads: Annotated[int, Field(ge=1, le=256)] = 1
     shards_per_call: Annotated[int, Field(ge=1, le=64)] = 8
+    # Of a pipeline of several networks, for GPUs that cannot hold all: model keeps the one that
+    # computes on the GPU, sequential only the layer that does (far slower).
+    offload: Offload = "none"
 
 
 class TrialResources(Spec):

@@ -14,6 +14,9 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkab
 
 Batch = dict[str, Any]
 Device = Literal["cpu", "accelerator"]
+# What leaves the accelerator's memory while it is not computed with: nothing, whole networks, or
+# each layer.
+Offload = Literal["none", "model", "sequential"]
 
 
 class Place(NamedTuple):
@@ -23,6 +26,7 @@ class Place(NamedTuple):
     device: str
     threads: int
     batch_size: int
+    offload: Offload = "none"
 
 
 @runtime_checkable

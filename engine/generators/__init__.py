@@ -18,6 +18,7 @@ from engine.core.fit import FitContext
 from engine.core.images import Preprocess
 from engine.core.rng import generator as random_generator
 from engine.core.spec import Spec
+from engine.core.stage import Offload
 
 
 class GeneratorSpec(Spec):
@@ -122,11 +123,12 @@ class Conditions:
 
 
 class Generator:
-    """What makes images. trainable: `fit` must run before `load`."""
+    """What makes images."""
 
     version: ClassVar[int]
     Spec: ClassVar[type[GeneratorSpec]]
-    trainable: ClassVar[bool] = False
+    # Whether `fit` must run before `load`. (A property, where the spec decides.)
+    trainable: bool = False
     # Fields of the spec that only sampling reads: changing them trains nothing anew.
     sampling_fields: ClassVar[tuple[str, ...]] = ()
     # Whether its images are synthetic; else they are a baseline that synthetic ones must beat.
@@ -137,6 +139,9 @@ class Generator:
     # What the pictures are, in IPTC's vocabulary of digital source types
     # (cv.iptc.org/newscodes/digitalsourcetype).
     digital_source_type: str = "trainedAlgorithmicMedia"
+    # What leaves the accelerator's memory while it is not computed with; set before `load`, and
+    # heeded by generators of several networks.
+    offload: Offload = "none"
 
     def __init__(self, spec: Any, preprocess: Preprocess) -> None:
         self.spec, self.preprocess = spec, preprocess
@@ -172,12 +177,20 @@ class Generator:
         clusters = proportional(train.clusters) if self.uses_clusters() else None
         for index in range(count):
             parent = int(order[index % len(order)]) if self.parents() else None
+            cluster = None
+            if clusters is not None:
+                # An image that starts from another belongs where that one does.
+                cluster = next(clusters) if parent is None else int(train.clusters[parent])
             yield Request(
                 label=label,
                 index=index,
-                cluster=next(clusters) if clusters is not None else None,
+                cluster=cluster,
                 parent_id=None if parent is None else train.image_ids[parent],
             )
+
+    def prompt_warnings(self, prompts: Sequence[str]) -> list[str]:
+        """What is to be said of these prompts, such as that they are cut off. Distinct ones."""
+        return []
 
     def fingerprint(self) -> dict[str, Any]:
         """Settings of sampling that change pixels, for the record of what was made how."""

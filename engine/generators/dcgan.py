@@ -55,7 +55,7 @@ class DcganSpec(AdversarialSettings, GeneratorSpec):
 class Dcgan(Generator):
     version: ClassVar[int] = 1
     Spec: ClassVar[type[GeneratorSpec]] = DcganSpec
-    trainable: ClassVar[bool] = True
+    trainable = True
     sampling_fields: ClassVar[tuple[str, ...]] = ("truncation",)
     spec: DcganSpec
 

@@ -104,7 +104,7 @@ class DdpmSpec(GeneratorSpec):
 class Ddpm(Generator):
     version: ClassVar[int] = 1
     Spec: ClassVar[type[GeneratorSpec]] = DdpmSpec
-    trainable: ClassVar[bool] = True
+    trainable = True
     sampling_fields: ClassVar[tuple[str, ...]] = (
         "scheduler",
         "num_inference_steps",

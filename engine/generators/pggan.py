@@ -57,7 +57,7 @@ class PgganSpec(AdversarialSettings, GeneratorSpec):
 class Pggan(Generator):
     version: ClassVar[int] = 1
     Spec: ClassVar[type[GeneratorSpec]] = PgganSpec
-    trainable: ClassVar[bool] = True
+    trainable = True
     sampling_fields: ClassVar[tuple[str, ...]] = ("truncation",)
     spec: PgganSpec
 

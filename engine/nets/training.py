@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+# Pictures that a training draws of what it has learnt.
+_LOOKS = 8
+
+
 class Trainable(Protocol):
     """One training in progress."""
 
@@ -47,10 +51,14 @@ def run(
     checkpoint_every: int,
     report_every: int,
     measure: Callable[[int], dict[str, float]] | None = None,
+    look: Callable[[], bytes] | None = None,
+    keep_last: bool = False,
 ) -> list[dict[str, float]]:
     """Train to `steps` from the newest checkpoint, if there is one; returns the reported history.
 
     measure: called with the number of steps done at each report; its figures stand in the history.
+    look: draws what has been learnt, as PNG; called on rank 0, a few times until the end.
+    keep_last: write a checkpoint at the very end too: more is trained after this.
     Raises `EngineError` when the loss is no longer finite.
     """
     start, history = 0, []
@@ -79,10 +87,17 @@ def run(
             if context.rank == 0 and (time.monotonic() - told > 0.5 or done == steps):
                 told = time.monotonic()
                 context.report(done, steps, **means)
-        # Never at the very end: the weights themselves are written there.
-        if done % checkpoint_every == 0 and done < steps:
+        if look is not None and context.rank == 0 and done in _looks(steps):
+            context.show(done, look())
+        # At the very end the weights themselves are written.
+        if (done % checkpoint_every == 0 and done < steps) or (keep_last and done == steps):
             context.save_checkpoint(done, trainable.tensors(), {"history": history, "sums": sums})
     return history
+
+
+def _looks(steps: int) -> set[int]:
+    """After which steps pictures are drawn: eight times, and closer together in the beginning."""
+    return {max(1, round(steps * (number / _LOOKS) ** 2)) for number in range(1, _LOOKS + 1)}
 
 
 def make_accelerator(

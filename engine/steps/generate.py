@@ -91,6 +91,7 @@ class Sample:
         self.generator = resolve("generators", self.spec.generator.name)(
             self.spec.generator, self.spec.preprocess
         )
+        self.generator.offload = place.offload
         self.batch_size = place.batch_size
         if not self.weights:
             self.generator.load(None, place.device)

@@ -1,0 +1,68 @@
+"""DreamBooth (Ruiz et al. 2023): the study's images under a word that means nothing yet, and beside
+them images of the checkpoint's own making, so that it forgets nothing of what it knew.
+
+Trains a LoRA or all weights, and saves as those do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from engine.generators.adapt import Adaptation, AdaptSpec, Pair, Prior
+from engine.generators.adapt.full import Full, FullSpec
+from engine.generators.adapt.lora import Lora, LoraSettings
+
+
+class DreamboothSpec(LoraSettings, AdaptSpec):
+    name: Literal["dreambooth"] = "dreambooth"
+    # What is trained; of `full`, rank and what belongs to it counts for nothing.
+    method: Literal["lora", "full"] = "lora"
+    proportion_empty_prompts: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    # What stands for {token}: a rare word. `tokens`: of single classes.
+    identifier: Annotated[str, Field(min_length=1, max_length=64)] = "sks"
+    tokens: dict[str, str] = {}
+    with_prior_preservation: bool = True
+    # What images of the checkpoint's own making show; {label} is filled in.
+    class_prompt: Annotated[str, Field(min_length=1)] = "a photo of {label}"
+    num_class_images: Annotated[int, Field(ge=1, le=10_000)] = 100
+    prior_loss_weight: Annotated[float, Field(gt=0)] = 1.0
+
+
+class Dreambooth(Adaptation):
+    version: ClassVar[int] = 1
+    Spec: ClassVar[type[AdaptSpec]] = DreamboothSpec
+    template: ClassVar[str] = "a photo of {token} {label}"
+    spec: DreamboothSpec
+
+    def __init__(self, spec: Any) -> None:
+        super().__init__(spec)
+        self.method: Adaptation = Lora(spec)
+        if spec.method == "full":
+            shared = {name: getattr(spec, name) for name in FullSpec.model_fields if name != "name"}
+            self.method = Full(FullSpec(**shared))
+        self.whole = self.method.whole
+
+    def token(self, label: str, cluster: int) -> str | None:
+        return self.spec.tokens.get(label, self.spec.identifier)
+
+    def prior(self) -> Prior | None:
+        if not self.spec.with_prior_preservation:
+            return None
+        return Prior(
+            self.spec.class_prompt, self.spec.num_class_images, self.spec.prior_loss_weight
+        )
+
+    def attach(self, pipeline: Any, words: Mapping[Pair, str]) -> None:
+        self.method.attach(pipeline, words)
+
+    def save(self, pipeline: Any, folder: Path) -> None:
+        self.method.save(pipeline, folder)
+
+    def open(
+        self, build: Callable[[Path | None], Any], folders: Sequence[Path]
+    ) -> tuple[Any, Callable[[int], None]]:
+        return self.method.open(build, folders)
