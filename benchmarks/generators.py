@@ -65,13 +65,14 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
             "class_balance": 0.0,
         },
         "pggan": {
-            "width": 32, "max_width": 128, "train_steps": 6000, "batch_size": 32,
-            "class_balance": 0.0,
+            "width": 32, "max_width": 128, "train_steps": 5000, "batch_size": 32,
+            "last_level_share": 0.4, "class_balance": 0.0,
         },
         "ddpm": {
-            "block_out_channels": [24, 64, 96], "layers_per_block": 1, "attention_resolution": 8,
-            "train_steps": 3500, "batch_size": 32, "learning_rate": 1e-3, "ema_decay": 0.995,
-            "num_inference_steps": 20, "scheduler": "ddim", "class_balance": 0.0,
+            "patch_size": 2, "block_out_channels": [48, 96, 128], "layers_per_block": 1,
+            "attention_resolution": 8, "prediction_type": "v_prediction", "train_steps": 3000,
+            "batch_size": 64, "learning_rate": 1e-3, "ema_decay": 0.995,
+            "num_inference_steps": 25, "guidance_scale": 2.0, "class_balance": 0.0,
         },
     },
     "clothing": {
@@ -80,13 +81,14 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
             "augment": "diffaugment",
         },
         "pggan": {
-            "width": 32, "max_width": 128, "train_steps": 6000, "batch_size": 32,
-            "augment": "ada",
+            "width": 32, "max_width": 128, "train_steps": 5000, "batch_size": 32,
+            "last_level_share": 0.4, "augment": "ada",
         },
         "ddpm": {
-            "block_out_channels": [32, 64, 96], "layers_per_block": 1, "attention_resolution": 8,
-            "train_steps": 3000, "batch_size": 64, "learning_rate": 1e-3, "ema_decay": 0.995,
-            "num_inference_steps": 25, "scheduler": "dpmsolver++",
+            "patch_size": 2, "block_out_channels": [48, 96, 128], "layers_per_block": 1,
+            "attention_resolution": 8, "prediction_type": "v_prediction", "train_steps": 3000,
+            "batch_size": 64, "learning_rate": 1e-3, "ema_decay": 0.995,
+            "num_inference_steps": 25, "guidance_scale": 2.0,
         },
     },
 }  # fmt: skip

@@ -265,6 +265,10 @@ class Profile(Spec):
         if self.device == "cpu" and (with_gpu := [name for name, count in gpus.items() if count]):
             text = "{place}.gpus asks for a GPU, device: cpu uses none; say device: cuda"
             raise PydanticCustomError("explained", text, {"place": with_gpu[0]})
+        offloads = [name for name, stage in self.stages.items() if stage.offload != "none"]
+        if self.device == "cpu" and offloads:
+            text = "stages.{name}.offload spares a GPU's memory, device: cpu has none; leave it out"
+            raise PydanticCustomError("explained", text, {"name": offloads[0]})
         if self.device == "cuda" and self.runtime == "ray":
             # Ray hides the GPUs from what asks for none, and two trials on one run out of memory.
             gpus |= {f"stages.{name}": self.stage(name).gpus for name in _ON_ACCELERATOR}

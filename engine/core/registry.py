@@ -80,7 +80,8 @@ class PluginField:
             raise PydanticCustomError("explained", "{text}", {"text": str(error)}) from None
         except ValidationError as error:
             first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"])
+            inner = (first.get("ctx") or {}).get("place")
+            place = ".".join(str(part) for part in (*first["loc"], inner) if part is not None)
             raise PydanticCustomError(
                 "explained", "{text}", {"text": explain(first), "place": place}
             ) from None

@@ -60,6 +60,9 @@ class DdpmSpec(GeneratorSpec):
     # Self-attention at the levels whose feature maps are at most so wide.
     attention_resolution: Annotated[int, Field(ge=0)] = 8
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    # Squares of so many pixels are one place to the network: about patch_size² times less work
+    # (Luhman and Luhman 2022).
+    patch_size: Literal[1, 2, 4] = 1
     # Training.
     train_steps: Annotated[int, Field(ge=1)] = 20_000
     batch_size: Annotated[int, Field(ge=1)] = 64
@@ -113,12 +116,13 @@ class Ddpm(Generator):
     spec: DdpmSpec
 
     def check(self) -> None:
-        halvings = len(self.spec.block_out_channels) - 1
-        if self.preprocess.size % 2**halvings:
+        halvings, patch = len(self.spec.block_out_channels) - 1, self.spec.patch_size
+        if self.preprocess.size % (2**halvings * patch):
+            squares = f" in squares of {patch} px" if patch > 1 else ""
             raise StudyError(
-                f"generators: ddpm halves the image {halvings} times, which"
+                f"generators: ddpm halves the image{squares} {halvings} times, which"
                 f" {self.preprocess.size} px"
-                " does not allow; change preprocess.size or block_out_channels"
+                " does not allow; change preprocess.size, patch_size or block_out_channels"
             )
 
     def uses_clusters(self) -> bool:
@@ -210,13 +214,16 @@ class Ddpm(Generator):
             for timestep in self.scheduler.timesteps:
                 inputs = self.scheduler.scale_model_input(images, timestep)
                 if guided:
-                    both = self.unet(
-                        torch.cat([inputs, inputs]), timestep, torch.cat([conditions, nobody])
-                    ).sample
+                    both = _predict(
+                        self.unet, torch.cat([inputs, inputs]), timestep,
+                        torch.cat([conditions, nobody]), self.spec.patch_size,
+                    )  # fmt: skip
                     with_condition, without = both.float().chunk(2)
                     predicted = without + self.spec.guidance_scale * (with_condition - without)
                 else:
-                    predicted = self.unet(inputs, timestep, conditions).sample.float()
+                    predicted = _predict(
+                        self.unet, inputs, timestep, conditions, self.spec.patch_size
+                    ).float()
                 images = self.scheduler.step(predicted, timestep, images).prev_sample
         finite = images.isfinite().flatten(1).all(dim=1).tolist()
         pixels = (
@@ -228,6 +235,18 @@ class Ddpm(Generator):
             .numpy()
         )
         return [image if good else "not_finite" for image, good in zip(pixels, finite, strict=True)]
+
+
+def _predict(
+    unet: Any, images: Tensor, timesteps: Tensor, conditions: Tensor, patch: int
+) -> Tensor:
+    """What the network says of noisy images (n, channels, height, width)."""
+    from torch.nn.functional import pixel_shuffle, pixel_unshuffle
+
+    if patch == 1:
+        return unet(images, timesteps, conditions).sample  # type: ignore[no-any-return]
+    made = unet(pixel_unshuffle(images, patch), timesteps, conditions).sample
+    return pixel_shuffle(made, patch)
 
 
 class _Training:
@@ -258,10 +277,11 @@ class _Training:
         self.condition_of = self.conditions.numbered(data.labels, data.clusters)
 
         torch.manual_seed(derive_seed(seed, "weights") % 2**63)
-        levels = [size >> level for level in range(len(spec.block_out_channels))]
-        attends = [side <= spec.attention_resolution for side in levels]
+        side, channels = size // spec.patch_size, channels * spec.patch_size**2
+        levels = [side >> level for level in range(len(spec.block_out_channels))]
+        attends = [width <= spec.attention_resolution for width in levels]
         unet = UNet2DModel(
-            sample_size=size,
+            sample_size=side,
             in_channels=channels,
             out_channels=channels,
             block_out_channels=spec.block_out_channels,
@@ -300,6 +320,8 @@ class _Training:
         )
 
     def update(self, step: int) -> dict[str, float]:
+        from engine.nets.denoising import noise_loss
+
         total = 0.0
         # Dropout draws from torch's own generator: f(seed, step, rank), as all else.
         rank = self.accelerator.process_index
@@ -310,25 +332,17 @@ class _Training:
                 clean, noise, timesteps, conditions = self._batch(step, rows, piece)
                 noisy = self.noise_scheduler.add_noise(clean, noise, timesteps)
                 with self.accelerator.autocast():
-                    predicted = self.model(noisy, timesteps, conditions).sample
-                loss = self._loss(predicted.float(), clean, noise, timesteps)
+                    predicted = _predict(
+                        self.model, noisy, timesteps, conditions, self.spec.patch_size
+                    )
+                loss = noise_loss(
+                    self.noise_scheduler, predicted, clean, noise, timesteps, self.spec.snr_gamma
+                ).mean()
                 descend(self.accelerator, self.model, self.optimizer, loss, self.spec.max_grad_norm)
             total += float(self.accelerator.reduce(loss.detach(), "mean")) / len(self.slices)
         self.lr_scheduler.step()
         self.ema.step(self.unet.parameters())
         return {"loss": total}
-
-    def _loss(self, predicted: Tensor, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        torch, spec = self.torch, self.spec
-        velocity = spec.prediction_type == "v_prediction"
-        target = self.noise_scheduler.get_velocity(clean, noise, timesteps) if velocity else noise
-        if spec.snr_gamma is None:
-            return torch.nn.functional.mse_loss(predicted, target)
-        kept = self.noise_scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
-        ratio = kept / (1 - kept)
-        # Of the clean image's loss; in terms of noise or velocity it is divided by SNR or SNR + 1.
-        weight = ratio.clamp(max=spec.snr_gamma) / (ratio + 1 if velocity else ratio)
-        return (weight * (predicted - target).square().flatten(1).mean(1)).mean()
 
     def _batch(
         self, step: int, rows: np.ndarray, piece: slice

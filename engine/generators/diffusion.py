@@ -59,22 +59,23 @@ def _adaptation(value: Any) -> Any:
 def _template(text: Any) -> Any:
     if not isinstance(text, str):
         return text
+    fault = None
     try:
-        named = {name for _, name, *_ in string.Formatter().parse(text) if name is not None}
+        unknown = _named(text) - set(_PLACES)
+        if unknown:
+            places = ", ".join(f"{{{place}}}" for place in _PLACES)
+            fault = f"names {{{min(unknown)}}}; there are {places}"
     except ValueError as error:
-        raise PydanticCustomError(
-            "explained", "the prompt {text} has a lone brace ({error}); write {{{{ for a brace",
-            {"text": repr(text[:60]), "error": str(error)},
-        ) from None  # fmt: skip
-    if unknown := named - set(_PLACES):
-        raise PydanticCustomError(
-            "explained", "the prompt {text} names {{{name}}}; there are {places}",
-            {
-                "text": repr(text[:60]), "name": min(unknown),
-                "places": ", ".join(f"{{{place}}}" for place in _PLACES),
-            },
-        )  # fmt: skip
+        fault = f"has a lone brace ({error}); write {{{{ for a brace"
+    if fault:
+        shown = f"the prompt {text[:60]!r} {fault}"
+        raise PydanticCustomError("explained", "{text}", {"text": shown})
     return text
+
+
+def _named(template: str) -> set[str]:
+    """The places that a template names."""
+    return {name for _, name, *_ in string.Formatter().parse(template) if name is not None}
 
 
 Template = Annotated[str, BeforeValidator(_template), Field(min_length=1)]
@@ -152,8 +153,7 @@ class Diffusion(Generator):
 
     def check(self) -> None:
         for text in self._templates():
-            fields = {name for _, name, *_ in string.Formatter().parse(text) if name}
-            if "token" in fields and (self.adaptation is None or not self._token("x", 0)):
+            if "token" in _named(text) and not self._token("x", 0):
                 raise StudyError(
                     f"generators: prompt: {text[:60]!r} has {{token}}, which dreambooth and"
                     " textual_inversion know; say {label}"
@@ -204,7 +204,7 @@ class Diffusion(Generator):
         by_adaptation = adaptation is not None and (
             adaptation.scope == "cluster" or adaptation.condition() == "cluster"
         )
-        by_prompt = any("{cluster}" in text for text in self._templates())
+        by_prompt = any("cluster" in _named(text) for text in self._templates())
         return by_adaptation or by_prompt or bool(self.spec.cluster_prompts)
 
     def parents(self) -> Literal["train", "representatives"] | None:
@@ -370,7 +370,11 @@ class Diffusion(Generator):
             if self.numbers and self.adaptation is not None:
                 pair = group_of(self.adaptation.scope, batch.labels[row], batch.clusters[row] or 0)
                 number = self.numbers[pair]
-            key = (number, batch.strengths[row], batch.negative_prompts[row] is not None)
+            strength = batch.strengths[row]
+            if strength is not None:
+                # Rows hold 32 bits: 0.7 of ten steps would be six.
+                strength = round(strength, 6)
+            key = (number, strength, batch.negative_prompts[row] is not None)
             found.setdefault(key, []).append(row)
         return found
 

@@ -55,7 +55,7 @@ class PgganSpec(AdversarialSettings, GeneratorSpec):
 
 
 class Pggan(Generator):
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     Spec: ClassVar[type[GeneratorSpec]] = PgganSpec
     trainable = True
     sampling_fields: ClassVar[tuple[str, ...]] = ("truncation",)

@@ -9,6 +9,17 @@ from typing import Any
 from engine.core.errors import StudyError
 
 
+def order_header(path: Path) -> None:
+    """Bring the header of a safetensors file into one order: as it is written, its metadata have a
+    new one each time, and equal weights have unequal files."""
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the tensors behind it stay aligned
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+
+
 def image_processor_settings(section: str, model: str, revision: str | None) -> dict[str, Any]:
     """Input size (height, width), mean and std from a checkpoint's preprocessor_config.json.
 

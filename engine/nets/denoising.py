@@ -281,8 +281,9 @@ class PipelineTraining:
             WeightedSampler(held.weights, settings.batch_size, derive_seed(seed, number))
             for number, held in enumerate([examples, *(prior[:1] if prior else ())])
         ]
+        # Of a text encoder the last layer may go unread: pipelines take the one before it.
         self.accelerator = make_accelerator(
-            context, precision, settings.gradient_accumulation_steps
+            context, precision, settings.gradient_accumulation_steps, some_unused=reads
         )
         device = self.accelerator.device
         pipeline.to(device)

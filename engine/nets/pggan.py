@@ -2,8 +2,8 @@
 
 Both begin at 4 px and double: a new level is faded in, then trained by itself. Equalised learning
 rate, pixelwise normalisation and the deviation over a minibatch are as published; the class is a
-one-hot vector beside the latents, and a projection of the discriminator's features (Miyato and
-Koyama 2018).
+learnt vector beside the latents and as long as they are, and a projection of the discriminator's
+features (Miyato and Koyama 2018).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from torch.nn.functional import avg_pool2d, conv2d, interpolate, leaky_relu, linear, one_hot
+from torch.nn.functional import avg_pool2d, conv2d, interpolate, leaky_relu, linear
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,8 +74,9 @@ class Generator(Growing):
     ) -> None:  # fmt: skip
         super().__init__(levels, schedule)
         widths = level_widths(width, max_width, levels)
-        self.classes = classes
-        self.first = Linear(latent_dim + classes, widths[0] * 16, gain=2**0.5 / 4)
+        # As strong as the latents from the first step: a one-hot vector would be lost among them.
+        self.known = nn.Parameter(torch.randn(classes, latent_dim))
+        self.first = Linear(2 * latent_dim, widths[0] * 16, gain=2**0.5 / 4)
         self.blocks = nn.ModuleList(
             nn.ModuleList([Conv(one, other, 3), Conv(other, other, 3)])
             for one, other in zip([widths[0], *widths], widths, strict=False)
@@ -83,8 +84,8 @@ class Generator(Growing):
         self.to_image = nn.ModuleList(Conv(width, channels, 1, gain=1.0) for width in widths)
 
     def forward(self, latents: Tensor, classes: Tensor) -> Tensor:
-        known = one_hot(classes, self.classes).to(latents.dtype)
-        maps = self.first(torch.cat([_normalised(latents), known], 1)).view(len(latents), -1, 4, 4)
+        given = torch.cat([_normalised(latents), _normalised(self.known[classes])], 1)
+        maps = self.first(given).view(len(latents), -1, 4, 4)
         maps = _normalised(leaky_relu(maps, 0.2))
         before = maps
         for level in range(self.level + 1):
@@ -118,8 +119,7 @@ class Discriminator(Growing):
         self.deviating = Conv(widths[0] + 1, widths[0], 3)
         self.features = Linear(widths[0] * 16, widths[0])
         self.last = Linear(widths[0], 1, gain=1.0)
-        self.projection = Linear(classes, widths[0], gain=1.0, bias=False)
-        self.classes = classes
+        self.projection = nn.Parameter(torch.randn(classes, widths[0]))
 
     def forward(self, images: Tensor, classes: Tensor) -> Tensor:
         maps = leaky_relu(self.from_image[self.level](images), 0.2)
@@ -131,8 +131,8 @@ class Discriminator(Growing):
                 maps = old.lerp(maps, self.share)
         maps = leaky_relu(self.deviating(torch.cat([maps, _deviation(maps)], 1)), 0.2)
         features = leaky_relu(self.features(maps.flatten(1)), 0.2)
-        known = one_hot(classes, self.classes).to(features.dtype)
-        projected = (self.projection(known) * features).mean(1)
+        # Scaled as the last layer is, so that the class counts as much as being real.
+        projected = (self.projection[classes] * features).sum(1) / features.shape[1] ** 0.5
         return self.last(features).squeeze(1) + projected
 
 
@@ -154,10 +154,10 @@ class Conv(nn.Module):
 class Linear(nn.Module):
     """As `Conv`, of vectors."""
 
-    def __init__(self, one: int, other: int, gain: float = 2**0.5, bias: bool = True) -> None:
+    def __init__(self, one: int, other: int, gain: float = 2**0.5) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(other, one))
-        self.bias = nn.Parameter(torch.zeros(other)) if bias else None
+        self.bias = nn.Parameter(torch.zeros(other))
         self.scale = gain / one**0.5
 
     def forward(self, vectors: Tensor) -> Tensor:

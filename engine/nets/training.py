@@ -101,16 +101,23 @@ def _looks(steps: int) -> set[int]:
 
 
 def make_accelerator(
-    context: FitContext, precision: str, gradient_accumulation_steps: int
+    context: FitContext,
+    precision: str,
+    gradient_accumulation_steps: int,
+    some_unused: bool = False,
 ) -> Accelerator:
-    """accelerate for this worker, on the device, memory and threads that the profile gives it."""
+    """accelerate for this worker, on the device, memory and threads that the profile gives it.
+
+    some_unused: workers must not wait for gradients of parameters that a loss does not reach.
+    """
     import torch
-    from accelerate import Accelerator
+    from accelerate import Accelerator, DistributedDataParallelKwargs
 
     made = Accelerator(
         mixed_precision={"fp32": "no"}.get(precision, precision),
         gradient_accumulation_steps=gradient_accumulation_steps,
         cpu=context.device == "cpu",
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=some_unused)],
     )
     keep_freed_memory()
     if context.threads:

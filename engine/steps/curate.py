@@ -128,7 +128,10 @@ class Curate(StepKind):
             headline += "; " + ", ".join(f"{count} {why}" for why, count in out.most_common())
         return Result(
             [context.table("curated", table, table="curated"), *scores], kept,
-            {"headline": headline, "funnel": funnel, **notes},
+            {
+                "headline": headline, "funnel": funnel,
+                "warnings": generated.metrics.get("warnings", []), **notes,
+            },
         )  # fmt: skip
 
     def _judge(

@@ -13,9 +13,11 @@ from engine.core.arrays import read_pixels
 from engine.core.dataset import split_index
 from engine.core.fit import FitContext
 from engine.core.images import Preprocess
+from engine.core.manifest import Manifest
 from engine.core.registry import resolve
 from engine.core.rng import derive_seed
 from engine.core.spec import Spec
+from engine.core.step import Step
 from engine.core.store import Store
 from engine.generators import TrainingImages
 from engine.steps import StepKind
@@ -74,9 +76,21 @@ class Finetune(StepKind):
         parts, metrics = context.fit(train, "steps")
         size = sum(part.bytes for part in parts) / 2**20
         figures = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        generator = resolve("generators", spec.generator.name)(spec.generator, spec.preprocess)
         return Result(
-            parts, len(labels), {"headline": f"{figures}; weights {size:.1f} MiB", **metrics}
-        )
+            parts, len(labels),
+            {
+                "headline": f"{figures}; weights {size:.1f} MiB", **metrics,
+                "outside": dict(generator.outside()),
+            },
+        )  # fmt: skip
+
+    def outdated(self, step: Step, manifest: Manifest) -> str | None:
+        spec = step.spec_as(FinetuneSpec)
+        generator = resolve("generators", spec.generator.name)(spec.generator, spec.preprocess)
+        if dict(generator.outside()) != manifest.metrics.get("outside", {}):
+            return "the checkpoint that was adapted changed"
+        return None
 
 
 def read_clusters(context: Context) -> dict[str, int]:

@@ -272,6 +272,7 @@ class Generate(StepKind):
                 "headline": headline,
                 "requested": dict(made),
                 "quarantined": dict(sorted(reasons.items())),
+                "warnings": context.inputs["request"].metrics.get("warnings", []),
             },
         )  # fmt: skip
 

@@ -395,6 +395,7 @@ def image_warnings(
             )
         if said:
             found.append(f"images of {name} {'; and they '.join(said)}")
+        found += [f"{name}: {text}" for text in metrics.get("warnings", ())]
     return found
 
 

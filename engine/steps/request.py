@@ -14,6 +14,7 @@ from itertools import islice
 from typing import Any, ClassVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from engine.context import Context, Result
 from engine.core import rows
@@ -71,7 +72,7 @@ class Request(StepKind):
                 counts, context.inputs["curate"].metrics["funnel"], generator.available()
             )
         refuse_what_is_not_there(generator, counts)
-        parts, shards = [], []
+        parts, shards, prompts = [], [], set()
         with context.progress(sum(counts.values()), "requests") as bar:
             for label, count in counts.items():
                 if not count:
@@ -84,6 +85,7 @@ class Request(StepKind):
                 )
                 parts.append(part)
                 ids = table[rows.IMAGE_ID].to_pylist()
+                prompts |= set(pc.unique(table[rows.PROMPT]).to_pylist()) - {None}
                 for number, start in enumerate(range(0, count, size)):
                     held = ids[start : start + size]
                     address = ids_digest([spec.generator_key, *held])
@@ -99,6 +101,9 @@ class Request(StepKind):
             )
         table = pa.table({"shard": [shard.to_json() for shard in shards]})
         parts.append(context.table("shards", table, table="shards"))
+        warnings = generator.prompt_warnings(sorted(prompts)) if prompts else []
+        for text in warnings:
+            context.say(f"warning: {text}")
         total = sum(counts.values())
         made = {label: count for label, count in counts.items() if count}
         return Result(
@@ -107,6 +112,7 @@ class Request(StepKind):
                 "headline": f"{total:,} images of {len(made)} classes in {len(shards):,} shards",
                 "counts": made,
                 "outside": dict(generator.outside()),
+                "warnings": warnings,
             },
         )  # fmt: skip
 
@@ -114,7 +120,7 @@ class Request(StepKind):
         spec = step.spec_as(RequestSpec)
         generator = resolve("generators", spec.generator.name)(spec.generator, spec.preprocess)
         if dict(generator.outside()) != manifest.metrics["outside"]:
-            return "the existing images changed"
+            return "what the generator reads beside the study's data changed"
         return None
 
 

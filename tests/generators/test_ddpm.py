@@ -137,6 +137,8 @@ def test_the_loss_of_noise_levels_is_weighed_by_their_signal(
 ) -> None:
     import torch
 
+    from engine.nets.denoising import noise_loss
+
     made = spec(prediction_type=prediction_type, snr_gamma=5.0)
     training = _Training(context(Store(str(tmp_path))), made, PREPROCESS.shape, images(), 0)
     clean, noise = torch.rand(2, 1, 8, 8), torch.randn(2, 1, 8, 8)
@@ -150,7 +152,9 @@ def test_the_loss_of_noise_levels_is_weighed_by_their_signal(
         predicted = alphas.sqrt() * predicted - (1 - alphas).sqrt() * wrong
     ratio = (alphas / (1 - alphas)).flatten()
     expected = (ratio.clamp(max=5.0) * 0.01).mean()
-    found = training._loss(predicted, clean, noise, timesteps)
+    found = noise_loss(
+        training.noise_scheduler, predicted, clean, noise, timesteps, made.snr_gamma
+    ).mean()
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
 
 
@@ -255,3 +259,21 @@ def test_a_diverging_training_says_so(tmp_path: Path) -> None:
 
     with pytest.raises(EngineError, match="lower the learning rate"):
         fit(Store(str(tmp_path)), spec(learning_rate=1e30, max_grad_norm=1e30, train_steps=20))
+
+
+def test_patches_cost_less_and_lose_nothing(tmp_path: Path) -> None:
+    """The network sees 4 x 4 places of 2 x 2 pixels, and answers for each pixel."""
+    store = Store(str(tmp_path / "store"))
+    made = spec(patch_size=2, attention_resolution=2)
+    fit(store, made)
+    generator = loaded(store, made, tmp_path / "weights")
+    assert generator.unet.config.sample_size == 4
+    assert generator.unet.config.in_channels == 4
+    (image,) = generator.sample(batch(["top"], [1]))
+    assert isinstance(image, np.ndarray)
+    assert image.shape == (8, 8, 1)
+
+
+def test_patches_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(StudyError, match="in squares of 4 px 2 times"):
+        Ddpm(spec(patch_size=4, block_out_channels=(8, 8, 8)), PREPROCESS).check()

@@ -20,6 +20,7 @@ from engine.generators.adapt import (
     stay,
     trained_components,
 )
+from engine.nets.checkpoints import order_header
 from engine.nets.pipelines import DenoisingSettings, family_of
 
 _TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
@@ -77,8 +78,13 @@ class Lora(Adaptation):
             held[f"{name}_lora_layers"] = {key: value.cpu() for key, value in state.items()}
             # With it, a rank and an alpha that differ are known to who loads it.
             config = network.peft_config["default"].to_dict()
-            held[f"{name}_lora_adapter_metadata"] = config
+            # A set has another order in each process; equal weights have equal files.
+            held[f"{name}_lora_adapter_metadata"] = {
+                key: sorted(value) if isinstance(value, set) else value
+                for key, value in config.items()
+            }
         type(pipeline).save_lora_weights(folder, **held, safe_serialization=True)
+        order_header(folder / "pytorch_lora_weights.safetensors")
 
     def open(
         self, build: Callable[[Path | None], Any], folders: Sequence[Path]
