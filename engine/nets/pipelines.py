@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from engine.core.errors import StudyError
 from engine.core.spec import Spec
@@ -217,3 +218,26 @@ class DenoisingSettings(Spec):
     random_flip: bool = False
     # Encode each training image once and keep its latents, up to 4 GiB of them.
     cache_latents: bool = True
+
+
+class LatentSpec(Spec):
+    """The autoencoder in whose latents a diffusion works: a given one, or a small one that is
+    trained on the same images first."""
+
+    # A folder or hub id of diffusers' AutoencoderKL, or a pipeline's folder; None: it is trained.
+    model: str | None = None
+    revision: str | None = None
+    # Of one that is trained. Each level after the first halves the image.
+    block_out_channels: Annotated[tuple[int, ...], Field(min_length=1, max_length=5)] = (32, 64)
+    latent_channels: Annotated[int, Field(ge=1, le=64)] = 4
+    train_steps: Annotated[int, Field(ge=1)] = 5000
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    # Of the divergence of the latents from a standard normal distribution, for each pixel.
+    kl_weight: Annotated[float, Field(ge=0)] = 1e-4
+
+    @model_validator(mode="after")
+    def _fits(self) -> LatentSpec:
+        if any(width % 8 for width in self.block_out_channels):
+            raise PydanticCustomError("explained", "block_out_channels must be multiples of 8")
+        return self

@@ -97,7 +97,7 @@ def test_accumulated_slices_make_the_step_of_the_whole_batch(tmp_path: Path) -> 
         made = spec(generator_norm="group", discriminator_normalisation="group",
                     gradient_accumulation_steps=parts, train_steps=3)  # fmt: skip
         fit(store, made)
-        network = loaded(store, made, tmp_path / f"weights-{parts}").network
+        network = loaded(store, made, tmp_path / f"weights-{parts}").loaded
         tensors.append(network.state_dict())
     for name, value in tensors[0].items():
         torch.testing.assert_close(tensors[1][name], value, atol=1e-4, rtol=1e-3)

@@ -11,7 +11,7 @@ from engine.core.fit import FitContext, read_result
 from engine.core.images import Preprocess
 from engine.core.store import Store
 from engine.generators import SampleBatch, TrainingImages
-from engine.generators.ddpm import Ddpm, DdpmSpec, _Training
+from engine.generators.ddpm import Ddpm, DdpmSpec
 
 PREPROCESS = Preprocess(size=8, channels="L")
 
@@ -137,10 +137,11 @@ def test_the_loss_of_noise_levels_is_weighed_by_their_signal(
 ) -> None:
     import torch
 
+    from engine.generators._ddpm_fit import Training
     from engine.nets.denoising import noise_loss
 
     made = spec(prediction_type=prediction_type, snr_gamma=5.0)
-    training = _Training(context(Store(str(tmp_path))), made, PREPROCESS.shape, images(), 0)
+    training = Training(context(Store(str(tmp_path))), made, images(), 0)
     clean, noise = torch.rand(2, 1, 8, 8), torch.randn(2, 1, 8, 8)
     timesteps = torch.tensor([2, 900])  # nearly clean, nearly noise
     alphas = training.noise_scheduler.alphas_cumprod[timesteps].view(2, 1, 1, 1)
@@ -277,3 +278,93 @@ def test_patches_cost_less_and_lose_nothing(tmp_path: Path) -> None:
 def test_patches_that_do_not_fit_are_refused() -> None:
     with pytest.raises(StudyError, match="in squares of 4 px 2 times"):
         Ddpm(spec(patch_size=4, block_out_channels=(8, 8, 8)), PREPROCESS).check()
+
+
+LATENT = {"block_out_channels": (8, 16), "train_steps": 5, "batch_size": 8}
+
+
+def test_latents_of_a_trained_autoencoder_are_diffused_and_decoded(tmp_path: Path) -> None:
+    from diffusers import AutoencoderKL
+
+    store = Store(str(tmp_path / "store"))
+    made = spec(latent=LATENT, attention_resolution=2)
+    published = fit(store, made, checkpoint_every=2)
+    assert {"unet/config.json", "vae/config.json"} <= set(published)
+    assert [name for name in published if name.startswith("looks/autoencoder-")]
+    assert [name for name in published if name.startswith("looks/diffusion-")]
+    generator = loaded(store, made, tmp_path / "weights")
+    assert generator.unet.config.sample_size == 4
+    autoencoder = AutoencoderKL.from_pretrained(tmp_path / "weights" / "vae")
+    assert autoencoder.config.scaling_factor != 0.18215  # measured on the training images
+    (image,) = generator.sample(batch(["top"], [1]))
+    assert isinstance(image, np.ndarray)
+    assert image.shape == (8, 8, 1)
+
+
+@pytest.mark.parametrize("last", [3, 8], ids=["in the autoencoder", "in the diffusion"])
+def test_a_killed_latent_training_goes_on_to_bitwise_equal_weights(
+    tmp_path: Path, last: int
+) -> None:
+    made = spec(latent=LATENT)
+    whole = fit(Store(str(tmp_path / "whole")), made, checkpoint_every=2)
+    store = Store(str(tmp_path / "killed"))
+
+    def die(message: dict[str, Any]) -> None:
+        if message["done"] >= last:
+            raise Killed
+
+    with pytest.raises(Killed):
+        fit(store, made, "one", checkpoint_every=2, on_report=die)
+    told: list[int] = []
+    resumed = fit(
+        store, made, "two", checkpoint_every=2,
+        on_report=lambda message: told.append(message["done"]),
+    )  # fmt: skip
+    assert resumed == whole
+    assert min(told) >= last - 1
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["a pipeline's", "by itself"])
+def test_a_given_autoencoder_is_used_as_it_is(tmp_path: Path, whole: bool) -> None:
+    import torch
+    from diffusers import AutoencoderKL
+
+    from tests.pipelines import save_pipeline
+
+    folder = save_pipeline("sd", tmp_path)
+    model = folder if whole else folder / "vae"
+    store = Store(str(tmp_path / "store"))
+    made = spec(latent={"model": str(model)}, attention_resolution=2)
+    Ddpm(made, PREPROCESS).check()
+    fit(store, made)
+    generator = loaded(store, made, tmp_path / "weights")
+    given = AutoencoderKL.from_pretrained(folder / "vae").state_dict()
+    for name, value in generator.autoencoder.state_dict().items():
+        assert torch.equal(value, given[name]), name
+    (image,) = generator.sample(batch(["top"], [1]))
+    assert isinstance(image, np.ndarray)
+    assert image.shape == (8, 8, 1)  # grey, though the autoencoder knows colours
+
+
+def test_an_autoencoder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    made = spec(latent={"model": str(tmp_path / "nowhere")})
+    with pytest.raises(StudyError, match=r"latent\.model: .*nowhere"):
+        fit(Store(str(tmp_path / "store")), made)
+
+
+def test_latents_that_cannot_be_halved_so_often_are_refused() -> None:
+    made = spec(latent={"block_out_channels": (8, 8)}, block_out_channels=(8, 8, 8, 8))
+    with pytest.raises(StudyError, match="3 times, which the latent of 4 px"):
+        Ddpm(made, PREPROCESS).check()
+
+
+def test_a_training_shows_what_it_can_make(tmp_path: Path) -> None:
+    import io
+
+    from PIL import Image
+
+    store = Store(str(tmp_path))
+    shown = [name for name in fit(store, spec()) if name.startswith("looks/")]
+    assert "looks/00000006.png" in shown
+    picture = Image.open(io.BytesIO(store.read("weights/one/looks/00000006.png")))
+    assert picture.size == (2 * 8, 2 * 8)  # two classes, two images of each
