@@ -457,3 +457,15 @@ def test_on_a_gpu_everything_that_computes_there_must_ask_for_a_share() -> None:
 def test_the_shipped_profiles_can_be_read() -> None:
     for path in sorted(Path("configs/profiles").glob("*.yaml")):
         assert load_profile(path, [])
+
+
+def test_the_shipped_studies_can_be_planned() -> None:
+    found = sorted(Path("configs").glob("*.yaml"))
+    assert len(found) >= 4
+    for path in found:
+        assert plan(load_study(path))
+
+
+def test_offloading_needs_a_gpu() -> None:
+    with pytest.raises(StudyError, match=r"stages\.generate\.offload spares a GPU's memory"):
+        validate(Profile, {"stages": {"generate": {"offload": "model"}}}, "profile")
