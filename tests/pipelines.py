@@ -22,7 +22,7 @@ def save_pipeline(kind: str, folder: Path, **fields: Any) -> Path:
     return folder / kind
 
 
-def clip_tokenizer(folder: Path) -> Any:
+def clip_tokenizer(folder: Path, length: int = LENGTH) -> Any:
     """Letters, and the words of the prompts in use; every other word is spelt."""
     from transformers import CLIPTokenizer
 
@@ -41,7 +41,7 @@ def clip_tokenizer(folder: Path) -> Any:
     (folder / "vocab.json").write_text(json.dumps(numbered))
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *dict.fromkeys(merges)]))
     return CLIPTokenizer(
-        str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=LENGTH
+        str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=length
     )
 
 
