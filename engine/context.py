@@ -151,12 +151,19 @@ class Context:
             return found | self.runner.run(missing, bar.advance)
 
     def fit(
-        self, train: Callable[[FitContext], None], unit: str
+        self,
+        train: Callable[[FitContext], None],
+        unit: str,
+        outside: Mapping[str, str] | None = None,
     ) -> tuple[list[Part], dict[str, Any]]:
         """Fit on the runtime's workers, from the newest checkpoint if there is one; returns weights
-        and figures."""
+        and figures.
+
+        outside: digests of what the fit reads beside the step's inputs.
+        """
         attempt, work = attempt_name(), self.store.work(self.step.key)
-        inputs = digest({name: manifest.digest for name, manifest in self.inputs.items()})
+        read = {name: manifest.digest for name, manifest in self.inputs.items()}
+        inputs = digest({**read, **(outside or {})})
         output = self.store.join(self.prefix, "weights", attempt)
         context = FitContext(
             self.store,

@@ -28,8 +28,10 @@ from engine.nets.training import (
     make_accelerator,
     optimizer_tensors,
     restore_optimizer,
+    restore_scaler,
     restore_schedule,
     run,
+    scaler_tensors,
     seed_dropout,
     share_of_batch,
 )
@@ -202,6 +204,7 @@ class Training:
         named |= {f"ema.{index}": value for index, value in enumerate(self.ema.shadow_params)}
         named["ema_step"] = torch.tensor(self.ema.optimization_step)
         named["lr_step"] = torch.tensor(self.lr_scheduler.last_epoch)
+        named |= scaler_tensors(self.accelerator)
         return named | optimizer_tensors(self.optimizer, "optimizer.")
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
@@ -210,6 +213,7 @@ class Training:
             tensors[f"ema.{index}"].to(self.device) for index in range(len(self.ema.shadow_params))
         ]
         self.ema.optimization_step = int(tensors["ema_step"])
+        restore_scaler(self.accelerator, tensors)
         restore_optimizer(self.optimizer, "optimizer.", tensors)
         restore_schedule(self.lr_scheduler, int(tensors["lr_step"]))
 
@@ -261,6 +265,7 @@ def build(spec: DdpmSpec, side: int, channels: int, conditions: int) -> UNet2DMo
         attention_head_dim=8 if any(attends) else None,
         add_attention=any(attends),
         dropout=spec.dropout,
+        resnet_time_scale_shift=spec.resnet_time_scale_shift,
     ).to(memory_format=torch.channels_last)
 
 

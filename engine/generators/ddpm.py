@@ -43,6 +43,9 @@ class DdpmSpec(GeneratorSpec):
     # Self-attention at the levels whose feature maps are at most so wide.
     attention_resolution: Annotated[int, Field(ge=0)] = 8
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    # How time and condition enter each block: added to its maps, or as their scale and shift
+    # (Dhariwal and Nichol 2021).
+    resnet_time_scale_shift: Literal["default", "scale_shift"] = "default"
     # Squares of so many pixels are one place to the network: about patch_size² times less work
     # (Luhman and Luhman 2022).
     patch_size: Literal[1, 2, 4] = 1

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import string
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -37,16 +36,12 @@ from engine.generators import (
     TrainingImages,
     TrainingRows,
 )
+from engine.generators._prompts import Template, Templates, places
 from engine.generators.adapt import Adaptation, Pair, Scope, stay
 from engine.nets.pipelines import Checkpoint, folder_digest, read_checkpoint
 
 # Which folder of the weights belongs to which class and cluster.
 FOLDERS = "adaptations.json"
-_PLACES = ("label", "cluster", "token")
-
-
-def _listed(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else value
 
 
 def _adaptation(value: Any) -> Any:
@@ -54,33 +49,6 @@ def _adaptation(value: Any) -> Any:
     if value in (None, "none", {"name": "none"}):
         return None
     return PluginField("generators.adapt")(value)
-
-
-def _template(text: Any) -> Any:
-    if not isinstance(text, str):
-        return text
-    fault = None
-    try:
-        unknown = _named(text) - set(_PLACES)
-        if unknown:
-            places = ", ".join(f"{{{place}}}" for place in _PLACES)
-            fault = f"names {{{min(unknown)}}}; there are {places}"
-    except ValueError as error:
-        fault = f"has a lone brace ({error}); write {{{{ for a brace"
-    if fault:
-        shown = f"the prompt {text[:60]!r} {fault}"
-        raise PydanticCustomError("explained", "{text}", {"text": shown})
-    return text
-
-
-def _named(template: str) -> set[str]:
-    """The places that a template names."""
-    return {name for _, name, *_ in string.Formatter().parse(template) if name is not None}
-
-
-Template = Annotated[str, BeforeValidator(_template), Field(min_length=1)]
-# One or several, taken in turn.
-Templates = Annotated[tuple[Template, ...], BeforeValidator(_listed), Field(min_length=1)]
 
 
 class DiffusionSpec(GeneratorSpec):
@@ -139,7 +107,7 @@ class Diffusion(Generator):
     Spec: ClassVar[type[GeneratorSpec]] = DiffusionSpec
     sampling_fields: ClassVar[tuple[str, ...]] = (
         "mode", "parents", "strength", "mask", "mask_size", "negative_prompt", "scheduler",
-        "num_inference_steps", "guidance_scale", "safety_checker",
+        "num_inference_steps", "guidance_scale",
     )  # fmt: skip
     spec: DiffusionSpec
 
@@ -153,7 +121,15 @@ class Diffusion(Generator):
 
     def check(self) -> None:
         for text in self._templates():
-            if "token" in _named(text) and not self._token("x", 0):
+            named = places(text)
+            if self.adaptation is not None and self.adaptation.needs_token and (
+                "token" not in named and text != self.spec.negative_prompt
+            ):  # fmt: skip
+                raise StudyError(
+                    f"generators: prompt: {text[:60]!r} lacks {{token}}, the word that"
+                    f" {self.adaptation.spec.name} learns: nothing would be learnt from it"
+                )
+            if "token" in named and not self._token("x", 0):
                 raise StudyError(
                     f"generators: prompt: {text[:60]!r} has {{token}}, which dreambooth and"
                     " textual_inversion know; say {label}"
@@ -176,6 +152,11 @@ class Diffusion(Generator):
             raise StudyError(
                 f"generators: resolution: {side} px is no multiple of {checkpoint.multiple}, which"
                 f" {spec.model} needs"
+            )
+        if spec.negative_prompt and checkpoint.pipeline.startswith("Flux"):
+            raise StudyError(
+                f"generators: negative_prompt: {spec.model} is distilled to need none and reads"
+                " none; leave it out"
             )
         if checkpoint.family is not None and checkpoint.family.flow and spec.scheduler not in (
             "checkpoint", "euler",
@@ -204,7 +185,7 @@ class Diffusion(Generator):
         by_adaptation = adaptation is not None and (
             adaptation.scope == "cluster" or adaptation.condition() == "cluster"
         )
-        by_prompt = any("cluster" in _named(text) for text in self._templates())
+        by_prompt = any("cluster" in places(text) for text in self._templates())
         return by_adaptation or by_prompt or bool(self.spec.cluster_prompts)
 
     def parents(self) -> Literal["train", "representatives"] | None:
@@ -310,8 +291,10 @@ class Diffusion(Generator):
 
     def fingerprint(self) -> dict[str, Any]:
         # `spec` as a whole is in the generator's key; this is for the record.
-        return {name: getattr(self.spec, name) for name in (*self.sampling_fields, "model",
-                "revision", "variant", "precision", "resolution")}  # fmt: skip
+        names = ("model", "revision", "variant", "precision", "resolution", "safety_checker")
+        held = {name: getattr(self.spec, name) for name in (*self.sampling_fields, *names)}
+        # Under one name, another checkpoint makes other pixels.
+        return {**held, **self.outside()}
 
     def load(self, weights: Path | None, device: str) -> None:
         build = partial(self.open_pipeline, mode=self.spec.mode)
@@ -328,6 +311,10 @@ class Diffusion(Generator):
             }
             folders = [weights / folder for *_, folder in found]
             self.pipeline, self.choose = self.adaptation.open(build, folders)
+        predicted = getattr(self.spec.adapt, "prediction_type", None)
+        if predicted and "FlowMatch" not in type(self.pipeline.scheduler).__name__:
+            own = self.pipeline.scheduler
+            self.pipeline.scheduler = type(own).from_config(own.config, prediction_type=predicted)
         if self.spec.scheduler != "checkpoint":
             self.pipeline.scheduler = scheduler_like(self.pipeline, self.spec.scheduler)
         self.pixels = self.side(self.pipeline)
@@ -462,7 +449,11 @@ def checkpoint_of(pipeline: Any, model: str) -> Checkpoint:
         if (component := getattr(pipeline, name, None)) is not None
     }
     held = {name for name, component in pipeline.components.items() if component is not None}
-    return Checkpoint(model, type(pipeline).__name__, frozenset(held), configs)
+    return Checkpoint(
+        model, type(pipeline).__name__, frozenset(held), configs,
+        type(pipeline.scheduler).__name__,
+        bool(pipeline.config.get("requires_aesthetics_score")),
+    )  # fmt: skip
 
 
 def scheduler_like(pipeline: Any, name: str) -> Any:

@@ -27,7 +27,9 @@ from engine.nets.training import (
     make_accelerator,
     optimizer_tensors,
     restore_optimizer,
+    restore_scaler,
     restore_schedule,
+    scaler_tensors,
     seed_dropout,
     share_of_batch,
 )
@@ -321,6 +323,7 @@ class PipelineTraining:
             else None
         )
         self.objective = (Flow if family.flow else Diffusion)(pipeline, settings)
+        self.objective.keep(pipeline)
         self._latents: dict[tuple[str, bool], tuple[Tensor, Tensor]] = {}
         self._texts: dict[str, Text] = {}
         self._kept = 0
@@ -420,6 +423,7 @@ class PipelineTraining:
             named |= {f"ema.{index}": value for index, value in enumerate(self.ema.shadow_params)}
             named["ema_step"] = torch.tensor(self.ema.optimization_step)
         named["lr_step"] = torch.tensor(self.lr_scheduler.last_epoch)
+        named |= scaler_tensors(self.accelerator)
         return named | optimizer_tensors(self.optimizer, "optimizer.")
 
     @torch.no_grad()
@@ -432,6 +436,7 @@ class PipelineTraining:
                 for index in range(len(self.ema.shadow_params))
             ]
             self.ema.optimization_step = int(tensors["ema_step"])
+        restore_scaler(self.accelerator, tensors)
         restore_optimizer(self.optimizer, "optimizer.", tensors)
         restore_schedule(self.lr_scheduler, int(tensors["lr_step"]))
 
@@ -439,7 +444,6 @@ class PipelineTraining:
         """Put the averaged weights in place; the pipeline then samples what was learnt."""
         if self.ema is not None:
             self.ema.copy_to(list(self.named.values()))
-        self.objective.keep(self.pipeline)
         for value in self._networks():
             value.eval()
 
@@ -465,8 +469,18 @@ class _Sampling:
             value.eval()
         self.autocast = self.training.accelerator.autocast()
         self.autocast.__enter__()
+        vae = self.training.pipeline.vae
+        decode, kind = vae.decode, self.training.accelerator.device.type
+
+        def in_full(latents: Tensor, *more: Any, **named: Any) -> Any:
+            # It is kept in 32 bits, for it makes NaN in 16.
+            with torch.autocast(kind, enabled=False):
+                return decode(latents.float(), *more, **named)
+
+        vae.decode = in_full
 
     def __exit__(self, *error: Any) -> None:
+        del self.training.pipeline.vae.decode
         self.autocast.__exit__(*error)
         for value, mode in self.modes.items():
             value.train(mode)

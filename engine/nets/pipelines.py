@@ -64,17 +64,29 @@ _KINDS = ("Pipeline", "Img2ImgPipeline", "InpaintPipeline")
 @dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint as its configurations tell of it. `configs` has those of components that were
-    found, by name."""
+    found, by name; `scheduler` is a class name; a `refiner` finishes another checkpoint's
+    images."""
 
     model: str
     pipeline: str
     components: frozenset[str]
     configs: dict[str, dict[str, Any]]
+    scheduler: str = ""
+    refiner: bool = False
 
     @property
     def family(self) -> Family | None:
         """The family of its pipeline, or None where only sampling is known to work."""
         return family_of(self.pipeline)
+
+    @property
+    def strange(self) -> str | None:
+        """What about it the training here does not know, or None."""
+        if self.scheduler.startswith("EDM"):
+            return f"its {self.scheduler}"
+        if self.configs.get("vae", {}).get("latents_mean") and self.family is not None:
+            return "the mean that its VAE takes from latents"
+        return "a refiner" if self.refiner else None
 
     @property
     def repaints(self) -> bool:
@@ -137,7 +149,12 @@ def read_checkpoint(section: str, model: str, revision: str | None) -> Checkpoin
         config = _read(folder, model, revision, f"{component}/config.json", local)
         if config is not None:
             configs[component] = config
-    return Checkpoint(model, name, frozenset(held), configs)
+    scheduler = index.get("scheduler")
+    return Checkpoint(
+        model, name, frozenset(held), configs,
+        str(scheduler[-1]) if isinstance(scheduler, list) else "",
+        bool(index.get("requires_aesthetics_score")),
+    )  # fmt: skip
 
 
 def folder_digest(model: str) -> str | None:

@@ -113,6 +113,8 @@ def make_accelerator(
     import torch
     from accelerate import Accelerator, DistributedDataParallelKwargs
 
+    if precision == "fp16" and context.device == "cpu":
+        raise StudyError("precision: fp16 is for GPUs; say bf16 or fp32")
     made = Accelerator(
         mixed_precision={"fp32": "no"}.get(precision, precision),
         gradient_accumulation_steps=gradient_accumulation_steps,
@@ -222,6 +224,28 @@ def balanced_weights(labels: Sequence[str], balance: float) -> np.ndarray:
         np.asarray(labels, dtype=str), return_inverse=True, return_counts=True
     )
     return np.asarray(counts[inverse].astype(float) ** -balance)
+
+
+def scaler_tensors(accelerator: Accelerator) -> dict[str, Tensor]:
+    """The scale of fp16's losses, of which the next step depends."""
+    import torch
+
+    if accelerator.scaler is None:
+        return {}
+    state = accelerator.scaler.state_dict()
+    return {
+        f"scaler.{name}": torch.tensor(float(state[name])) for name in ("scale", "_growth_tracker")
+    }
+
+
+def restore_scaler(accelerator: Accelerator, tensors: dict[str, Tensor]) -> None:
+    """Bring back what `scaler_tensors` gave."""
+    if accelerator.scaler is None:
+        return
+    state = accelerator.scaler.state_dict()
+    held = {name: float(value) for name, value in below("scaler.", tensors).items()}
+    tracker = {"_growth_tracker": int(held["_growth_tracker"])}
+    accelerator.scaler.load_state_dict({**state, **held, **tracker})
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:

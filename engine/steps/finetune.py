@@ -73,15 +73,16 @@ class Finetune(StepKind):
             label_of=dict(zip(index[rows.IMAGE_ID].to_pylist(), labels, strict=True)),
             cluster_of=read_clusters(context),
         )
-        parts, metrics = context.fit(train, "steps")
+        generator = resolve("generators", spec.generator.name)(spec.generator, spec.preprocess)
+        outside = dict(generator.outside())
+        parts, metrics = context.fit(train, "steps", outside)
         size = sum(part.bytes for part in parts) / 2**20
         figures = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-        generator = resolve("generators", spec.generator.name)(spec.generator, spec.preprocess)
         return Result(
             parts, len(labels),
             {
                 "headline": f"{figures}; weights {size:.1f} MiB", **metrics,
-                "outside": dict(generator.outside()),
+                "outside": outside,
             },
         )  # fmt: skip
 

@@ -365,6 +365,38 @@ def test_the_weight_of_what_it_made_itself_counts(folders: dict[str, Path], tmp_
     assert digests[0] != digests[1]
 
 
+@pytest.mark.parametrize(
+    "adapt", [{"name": "lora", "rank": 2}, {"name": "full"}], ids=lambda adapt: adapt["name"]
+)
+def test_what_the_denoiser_learnt_to_predict_is_what_is_sampled(
+    folders: dict[str, Path], tmp_path: Path, adapt: dict[str, Any]
+) -> None:
+    generator, _ = trained(tmp_path, folders["sd"], {**adapt, "prediction_type": "v_prediction"})
+    assert generator.pipeline.scheduler.config.prediction_type == "v_prediction"
+
+
+def test_all_weights_are_moved_less_than_a_lora_s() -> None:
+    rates = [
+        made("owner/model", {"name": "dreambooth", "method": method, "learning_rate": None})
+        for method in ("lora", "full")
+    ]
+    found = [held.adaptation.settings.learning_rate for held in rates if held.adaptation]
+    assert found == [1e-4, 5e-6]
+
+
+def test_a_training_of_another_checkpoint_is_not_gone_on_with(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """Neither its weights nor the images that it made of its own are taken over."""
+    store = Store(str(tmp_path))
+    adapt = {"name": "dreambooth", "rank": 2, "num_class_images": 1}
+    fit(store, made(folders["sd"], adapt))
+    other = context(store, "two")
+    other.inputs = "another checkpoint"
+    made(folders["sd"], adapt).fit(other, images(), seed=5)
+    assert len([key for key in store.listing("work/x") if "/prior/" in key]) == 2 * 2
+
+
 # One for all, for each class, for each cluster
 
 
@@ -635,6 +667,40 @@ def test_words_cannot_be_learnt_without_a_text_encoder(
     refused(folder, "has no text_encoder", "textual_inversion")
 
 
+def test_words_cannot_be_learnt_from_prompts_without_them(folders: dict[str, Path]) -> None:
+    refused(
+        folders["sd"], "lacks {token}, the word that textual_inversion learns",
+        "textual_inversion", prompts={"cat": "a photo of {label}"},
+    )  # fmt: skip
+    made(folders["sd"], "textual_inversion", negative_prompt="blurry").check()
+
+
+def test_what_reads_no_negative_prompt_is_given_none(folders: dict[str, Path]) -> None:
+    refused(folders["flux"], "reads none; leave it out", negative_prompt="blurry")
+
+
+@pytest.mark.parametrize(
+    ("changed", "match"),
+    [
+        ({"scheduler": ["diffusers", "EDMEulerScheduler"]}, "its EDMEulerScheduler is not known"),
+        ({"requires_aesthetics_score": True}, "a refiner is not known"),
+        ({"text_encoder_2": [None, None]}, "has no text_encoder_2 to train"),
+    ],
+    ids=["edm", "refiner", "no text encoder"],
+)
+def test_checkpoints_that_are_trained_otherwise_are_refused(
+    folders: dict[str, Path], tmp_path: Path, changed: dict[str, Any], match: str
+) -> None:
+    import json
+    import shutil
+
+    folder = tmp_path / "other"
+    shutil.copytree(folders["sdxl"], folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, **changed}))
+    refused(folder, match, {"name": "lora", "train_text_encoder": True})
+
+
 def test_other_pipelines_are_sampled_and_not_adapted(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text('{"_class_name": "KandinskyPipeline"}')
     made(tmp_path).check()
@@ -685,6 +751,7 @@ def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
         ({"prompt": "a {label"}, "lone brace .* write {{ for a brace"),
         ({"prompt": []}, "at least 1 item"),
         ({"adapt": "lore"}, "no generators adapt named 'lore'; there are: dreambooth, full, lora"),
+        ({"adapt": {"name": "dreambooth", "class_prompt": "a {x}"}}, "class_prompt: .* names {x}"),
         ({"adapt": {"name": "lora", "rank": 0}}, "adapt.rank: must be greater than or equal to 1"),
         ({"mode": "image2image", "num_inference_steps": 2, "strength": 0.3}, "no step to take"),
         ({"cluster_prompts": {"cat": {"first": "x"}}}, "cluster_prompts"),

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from engine.core import rows
+from engine.core.errors import ResumeError
 from engine.core.manifest import Manifest
 from engine.core.store import Store
 from engine.plan import plan
@@ -69,3 +70,25 @@ def test_a_study_adapts_a_checkpoint_and_makes_images_from_its_own(
     after = run_until(study, "finetune")
     assert after.metrics["outside"] != before.metrics["outside"]
     assert after.digest != before.digest
+
+
+def test_images_of_another_checkpoint_under_the_same_name_are_not_taken_for_its_own(
+    image_folder: Callable[..., Path],
+    toy_study: Callable[..., Study],
+    run_until: Callable[[Study, str], Manifest],
+    tmp_path: Path,
+) -> None:
+    model = save_pipeline("sd", tmp_path / "pipelines")
+    generator = {
+        "name": "diffusion", "model": str(model), "precision": "fp32", "resolution": 32,
+        "num_inference_steps": 2,
+    }  # fmt: skip
+    study = toy_study(
+        image_folder({"cat": 12, "dog": 20}),
+        generators={"sd": generator}, request={"per_class": 2, "classes": ["cat"]},
+    )  # fmt: skip
+    run_until(study, "generate")
+    shutil.rmtree(model)
+    save_pipeline("sdxl", tmp_path / "pipelines").rename(model)
+    with pytest.raises(ResumeError, match=r"--discard generate\.sd"):
+        run_until(study, "generate")

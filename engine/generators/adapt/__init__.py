@@ -47,6 +47,8 @@ class Adaptation:
     template: ClassVar[str] = "a photo of {label}"
     # Whether each adaptation replaces whole networks.
     whole: bool = False
+    # Whether only what prompts call {token} is learnt.
+    needs_token: ClassVar[bool] = False
 
     def __init__(self, spec: Any) -> None:
         self.spec = spec
@@ -59,11 +61,28 @@ class Adaptation:
                 f"generators: adapt: {name} is for Stable Diffusion 1, 2, XL, 3 and FLUX;"
                 f" {checkpoint.model} is a {checkpoint.pipeline}; leave adapt out"
             )
+        if checkpoint.strange:
+            raise StudyError(
+                f"generators: adapt: {name}: {checkpoint.model} cannot be trained here:"
+                f" {checkpoint.strange} is not known; leave adapt out"
+            )
+        encoders = [encoder for encoder, _ in checkpoint.family.text_encoders]
+        missing = [encoder for encoder in encoders if encoder not in checkpoint.components]
+        if self.reads and missing:
+            raise StudyError(
+                f"generators: adapt: {name}: {checkpoint.model} has no {missing[0]} to train; say"
+                " adapt: lora, with train_text_encoder: false"
+            )
         if checkpoint.repaints:
             raise StudyError(
                 f"generators: adapt: {name}: {checkpoint.model} takes a mask beside the image;"
                 " adapt the checkpoint that makes whole images, or leave adapt out"
             )
+
+    @property
+    def settings(self) -> Any:
+        """`DenoisingSettings` of the training."""
+        return self.spec
 
     @property
     def scope(self) -> Scope:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import tempfile
 from collections.abc import Sequence
@@ -37,7 +38,7 @@ def fit(generator: Diffusion, context: FitContext, data: TrainingImages, seed: i
     groups: dict[Pair, list[int]] = {}
     for row, pair in enumerate(zip(data.labels, data.clusters, strict=True)):
         groups.setdefault(group_of(adaptation.scope, *pair), []).append(row)
-    steps, several = adaptation.spec.train_steps, len(groups) > 1
+    steps, several = adaptation.settings.train_steps, len(groups) > 1
     losses, folders = [], []
     with tempfile.TemporaryDirectory() as name:
         for number, (group, rows) in enumerate(sorted(groups.items())):
@@ -45,15 +46,22 @@ def fit(generator: Diffusion, context: FitContext, data: TrainingImages, seed: i
             part = context
             if several:
                 part = context.part(folder, number * steps, len(groups) * steps)
-            chosen = TrainingImages(
-                data.pixels[rows], *([column[row] for row in rows]
-                for column in (data.image_ids, data.labels, data.clusters)),
-            )  # fmt: skip
+            # As it is, the data may lie mapped on disk; picked, it is copied into memory.
+            chosen = data
+            if several:
+                chosen = TrainingImages(
+                    data.pixels[rows], *([column[row] for row in rows]
+                    for column in (data.image_ids, data.labels, data.clusters)),
+                )  # fmt: skip
             history = _fit_group(
                 generator, part, chosen, Path(name) / folder, derive_seed(seed, *group), several
             )
             losses.append(history[-1]["loss"])
             folders.append([*group, folder])
+            # accelerate leaves a cycle: else the next pipeline would be loaded beside this one.
+            gc.collect()
+            if context.device == "cuda":
+                torch.cuda.empty_cache()
         if context.rank == 0:
             (Path(name) / FOLDERS).write_text(json.dumps(folders))
         context.publish(Path(name), {"loss": float(np.mean(losses)), "steps": steps * len(groups)})
@@ -69,7 +77,7 @@ def _fit_group(
 ) -> list[dict[str, float]]:
     adaptation = generator.adaptation
     assert adaptation is not None
-    settings = adaptation.spec
+    settings = adaptation.settings
     pipeline = generator.open_pipeline(None, "text2image")
     side = generator.side(pipeline)
     prior = _prior(generator, context, pipeline, sorted(set(data.labels)), side, seed)
@@ -90,13 +98,23 @@ def _fit_group(
     shown = sorted({prompt for held in examples.prompts for prompt in held})[:_SHOWN]
 
     def look() -> bytes:
-        steps = min(generator.spec.num_inference_steps or _LOOK_STEPS, _LOOK_STEPS)
-        with training.sampling():
-            made = generator.call(
-                pipeline, shown, [0] * len(shown), side, {"num_inference_steps": steps}
+        given = {
+            "num_inference_steps": min(
+                generator.spec.num_inference_steps or _LOOK_STEPS, _LOOK_STEPS
             )
+        }
         empty = np.zeros(generator.preprocess.shape, np.uint8)
-        return grid([[empty if isinstance(image, str) else image for image in made]])
+        made = []
+        with training.sampling():
+            # One by one: beside the optimizer there may be room for no more.
+            for prompt in shown:
+                try:
+                    (image,) = generator.call(pipeline, [prompt], [0], side, given)
+                except torch.OutOfMemoryError:
+                    torch.cuda.empty_cache()
+                    image = "out_of_memory"
+                made.append(empty if isinstance(image, str) else image)
+        return grid([made])
 
     history = run(
         context, training, settings.train_steps, checkpoint_every=context.checkpoint_every,
@@ -128,7 +146,8 @@ def _prior(
     store = context.store
 
     def key(prompt: str, number: int) -> str:
-        return store.join(context.work, "prior", slug(prompt), f"{number:05d}.png")
+        place = store.join(context.work, "prior", context.inputs[:16], slug(prompt))
+        return store.join(place, f"{number:05d}.png")
 
     accelerator = make_accelerator(context, generator.spec.precision, 1)
     pipeline.to(accelerator.device)
@@ -137,7 +156,10 @@ def _prior(
         for entry in wanted[context.rank :: context.world_size]
         if not store.exists(key(*entry))
     ]
-    size = generator.adaptation.spec.batch_size
+    settings = generator.adaptation.settings
+    # As many as a worker trains at once: as many as there is room for.
+    pieces = context.world_size * settings.gradient_accumulation_steps
+    size = max(1, settings.batch_size // pieces)
     for start in range(0, len(mine), size):
         _make_prior(generator, context, pipeline, mine[start : start + size], key, side, seed)
     accelerator.wait_for_everyone()

@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from engine.generators._prompts import Template
 from engine.generators.adapt import Adaptation, AdaptSpec, Pair, Prior
 from engine.generators.adapt.full import Full, FullSpec
 from engine.generators.adapt.lora import Lora, LoraSettings
@@ -21,13 +22,15 @@ class DreamboothSpec(LoraSettings, AdaptSpec):
     name: Literal["dreambooth"] = "dreambooth"
     # What is trained; of `full`, rank and what belongs to it counts for nothing.
     method: Literal["lora", "full"] = "lora"
+    # None: 0.0001 of a LoRA, 0.000005 of all weights.
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
     proportion_empty_prompts: Annotated[float, Field(ge=0, lt=1)] = 0.0
     # What stands for {token}: a rare word. `tokens`: of single classes.
     identifier: Annotated[str, Field(min_length=1, max_length=64)] = "sks"
     tokens: dict[str, str] = {}
     with_prior_preservation: bool = True
     # What images of the checkpoint's own making show; {label} is filled in.
-    class_prompt: Annotated[str, Field(min_length=1)] = "a photo of {label}"
+    class_prompt: Template = "a photo of {label}"
     num_class_images: Annotated[int, Field(ge=1, le=10_000)] = 100
     prior_loss_weight: Annotated[float, Field(gt=0)] = 1.0
 
@@ -42,9 +45,14 @@ class Dreambooth(Adaptation):
         super().__init__(spec)
         self.method: Adaptation = Lora(spec)
         if spec.method == "full":
-            shared = {name: getattr(spec, name) for name in FullSpec.model_fields if name != "name"}
-            self.method = Full(FullSpec(**shared))
+            kept = set(FullSpec.model_fields) - {"name", "learning_rate"}
+            self.method = Full(FullSpec(**{name: getattr(spec, name) for name in kept}))
         self.whole = self.method.whole
+
+    @property
+    def settings(self) -> Any:
+        rate = self.spec.learning_rate or (5e-6 if self.spec.method == "full" else 1e-4)
+        return self.spec.model_copy(update={"learning_rate": rate})
 
     def token(self, label: str, cluster: int) -> str | None:
         return self.spec.tokens.get(label, self.spec.identifier)

@@ -52,19 +52,22 @@ class Full(Adaptation):
         if len(folders) == 1:
             return pipeline, stay
         names = trained_components(pipeline, self.spec.train_text_encoder)
+        networks = {name: getattr(pipeline, name) for name in names}
+
+        def state(folder: Path, name: str) -> dict[str, Any]:
+            kind, dtype = type(networks[name]), networks[name].dtype
+            opened = kind.from_pretrained(folder / name, torch_dtype=dtype, use_safetensors=True)
+            return dict(opened.state_dict())
+
         # Of the other pipelines only what differs stays in memory.
-        states = [
-            {name: type(getattr(pipeline, name)).from_pretrained(folder / name).state_dict()
-             for name in names}
-            for folder in folders
-        ]  # fmt: skip
+        states = [{name: state(folder, name) for name in names} for folder in folders]
         chosen = 0
 
         def choose(number: int) -> None:
             nonlocal chosen
             if number != chosen:
-                for name, state in states[number].items():
-                    getattr(pipeline, name).load_state_dict(state)
+                for name, held in states[number].items():
+                    networks[name].load_state_dict(held)
                 chosen = number
 
         return pipeline, choose

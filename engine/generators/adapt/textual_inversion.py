@@ -40,6 +40,7 @@ class TextualInversion(Adaptation):
     version: ClassVar[int] = 1
     Spec: ClassVar[type[AdaptSpec]] = TextualInversionSpec
     template: ClassVar[str] = "a photo of {token}"
+    needs_token: ClassVar[bool] = True
     spec: TextualInversionSpec
 
     def check(self, checkpoint: Checkpoint) -> None:
@@ -50,12 +51,6 @@ class TextualInversion(Adaptation):
             raise StudyError(
                 f"generators: adapt: textual_inversion: {family.name} has no place for new words"
                 f" ({checkpoint.model}); say adapt: lora or dreambooth"
-            )
-        missing = [name for name, _ in family.text_encoders if name not in checkpoint.components]
-        if missing:
-            raise StudyError(
-                f"generators: adapt: textual_inversion: {checkpoint.model} has no {missing[0]}; say"
-                " adapt: lora"
             )
 
     @property
