@@ -11,7 +11,7 @@ from engine.context import Context, Result
 from engine.core import rows
 from engine.core.arrays import read_pixels
 from engine.core.dataset import split_index
-from engine.core.fit import FitContext
+from engine.core.fit import LOOKS, FitContext
 from engine.core.images import Preprocess
 from engine.core.manifest import Manifest
 from engine.core.registry import resolve
@@ -75,7 +75,14 @@ class Finetune(StepKind):
         )
         generator = resolve("generators", spec.generator.name)(spec.generator, spec.preprocess)
         outside = dict(generator.outside())
+        store, step = context.store, context.step
+        shown = store.location(store.join(store.work(step.key), LOOKS))
+        context.say(f"pictures of what it can make appear in {shown}")
         parts, metrics = context.fit(train, "steps", outside)
+        looks = [part.key for part in parts if part.tags["file"].startswith(f"{LOOKS}/")]
+        if looks:
+            # Checkpoints go when the step is done, and the folder with them.
+            context.say(f"the last of them: {store.location(looks[-1])}")
         size = sum(part.bytes for part in parts) / 2**20
         figures = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         return Result(
