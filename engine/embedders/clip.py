@@ -10,7 +10,7 @@ from pydantic import Field
 
 from engine.core.errors import StudyError
 from engine.embedders import Embedder, EmbedderSpec
-from engine.nets.checkpoints import image_processor_settings
+from engine.nets.checkpoints import dtype_of, image_processor_settings
 from engine.nets.images import to_model_input
 
 
@@ -33,9 +33,7 @@ class Clip(Embedder):
         from transformers import CLIPVisionModelWithProjection
 
         self.torch, self.device = torch, device
-        self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[
-            self.spec.precision
-        ]
+        self.dtype = dtype_of(self.spec.precision)
         processor = image_processor_settings("embedder", self.spec.model, self.spec.revision)
         try:
             model = CLIPVisionModelWithProjection.from_pretrained(

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from engine.core.errors import StudyError
 from engine.embedders import Embedder, EmbedderSpec
-from engine.nets.checkpoints import image_processor_settings
+from engine.nets.checkpoints import dtype_of, image_processor_settings
 from engine.nets.images import to_model_input
 
 
@@ -36,9 +36,7 @@ class Cnn(Embedder):
         import torch
 
         self.torch, self.device = torch, device
-        self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[
-            self.spec.precision
-        ]
+        self.dtype = dtype_of(self.spec.precision)
         if self.spec.model.startswith("timm/"):
             self._load_timm()
         else:

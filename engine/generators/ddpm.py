@@ -26,6 +26,7 @@ from engine.generators import (
     SampleBatch,
     TrainingImages,
 )
+from engine.nets.checkpoints import dtype_of
 from engine.nets.pipelines import LatentSpec
 
 
@@ -229,9 +230,7 @@ class Ddpm(Generator):
         images = noise.to(device) * scheduler.init_noise_sigma
         without_condition = torch.full_like(conditions, nobody)
         scheduler.set_timesteps(steps, device=device)
-        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[
-            spec.precision
-        ]
+        dtype = dtype_of(spec.precision)
         kind = torch.device(device).type
         with torch.inference_mode(), torch.autocast(kind, dtype, enabled=dtype != torch.float32):
             for timestep in scheduler.timesteps:

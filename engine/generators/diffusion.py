@@ -38,6 +38,7 @@ from engine.generators import (
 )
 from engine.generators._prompts import Template, Templates, places
 from engine.generators.adapt import Adaptation, Pair, Scope, stay
+from engine.nets.checkpoints import dtype_of
 from engine.nets.pipelines import Checkpoint, folder_digest, read_checkpoint
 
 # Which folder of the weights belongs to which class and cluster.
@@ -251,7 +252,6 @@ class Diffusion(Generator):
     def open_pipeline(self, folder: Path | None, mode: str) -> Any:
         """The pipeline of a folder, or of the checkpoint itself. Raises `StudyError`."""
         import diffusers
-        import torch
         import transformers
 
         spec = self.spec
@@ -260,8 +260,7 @@ class Diffusion(Generator):
             "image2image": diffusers.AutoPipelineForImage2Image,
             "inpainting": diffusers.AutoPipelineForInpainting,
         }[mode]
-        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-        fields: dict[str, Any] = {"torch_dtype": dtype[spec.precision], "use_safetensors": True}
+        fields: dict[str, Any] = {"torch_dtype": dtype_of(spec.precision), "use_safetensors": True}
         if folder is None:
             fields |= {"revision": spec.revision, "variant": spec.variant}
         if not spec.safety_checker:

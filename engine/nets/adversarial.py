@@ -132,7 +132,8 @@ class AdversarialTraining:
     build: gives the generator, forward(latents, classes) -> images in [-1, 1], and the
     discriminator, forward(images, classes) -> logits (n,). Where they have it, `stage(step)` of
     both is called before each step, for networks that grow, and the discriminator's
-    `at_stage(images)` says what it is shown of real ones.
+    `at_stage(images)` says what it is shown of real ones; of its `group`, so many neighbours of a
+    batch are compared by it, and are of one class.
     """
 
     def __init__(
@@ -155,6 +156,10 @@ class AdversarialTraining:
             settings.gradient_accumulation_steps,
         )  # fmt: skip
         self.sampler = WeightedSampler(data.weights, settings.batch_size, seed)
+        self.members = {
+            int(number): np.flatnonzero(data.classes == number)
+            for number in np.unique(data.classes)
+        }
         torch.manual_seed(derive_seed(seed, "weights"))
         generator, discriminator = build()
         self.accelerator = make_accelerator(
@@ -181,7 +186,7 @@ class AdversarialTraining:
         for network in (self.generator, self.discriminator, self.average):
             if hasattr(network, "stage"):
                 network.stage(step)
-        rows = self.sampler.rows(step)
+        rows = self._alike(self.sampler.rows(step), step)
         figures = {
             "discriminator_loss": self._descend(
                 "discriminator", rows, lambda piece: self._judge(step, rows, piece)
@@ -194,6 +199,22 @@ class AdversarialTraining:
         if self.settings.augment == "ada":
             figures["augment_share"] = self.augment_share
         return figures
+
+    def _alike(self, rows: np.ndarray, step: int) -> np.ndarray:
+        """The rows of a batch, those of each of the discriminator's groups of one class.
+
+        A discriminator that compares the images of a group sees how they vary within a class only
+        where they are of one; else a generator may make each class's image over and over.
+        """
+        size = getattr(self.discriminator, "group", 1)
+        if size == 1:
+            return rows
+        rows = rows.copy()
+        random = random_generator(self.seed, "alike", step)
+        for start in range(0, len(rows) - size + 1, size):
+            same = self.members[int(self.data.classes[rows[start]])]
+            rows[start + 1 : start + size] = same[random.integers(len(same), size=size - 1)]
+        return rows
 
     def _descend(self, which: str, rows: np.ndarray, loss_of: Callable[[slice], Tensor]) -> float:
         """One optimizer step of one of the two networks; the other one stands still."""

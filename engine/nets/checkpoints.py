@@ -9,6 +9,13 @@ from typing import Any
 from engine.core.errors import StudyError
 
 
+def dtype_of(precision: str) -> Any:
+    """torch's name for `fp32`, `bf16` or `fp16`."""
+    import torch
+
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
 def order_header(path: Path) -> None:
     """Bring the header of a safetensors file into one order: as it is written, its metadata have a
     new one each time, and equal weights have unequal files."""

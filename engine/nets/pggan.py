@@ -105,6 +105,8 @@ class Generator(Growing):
 class Discriminator(Growing):
     """Images of the stage's size and classes (n,) to scores (n,)."""
 
+    group = _GROUP
+
     def __init__(
         self, classes: int, width: int, max_width: int, levels: int, channels: int,
         schedule: Schedule | None = None,

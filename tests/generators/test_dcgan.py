@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from engine.core.errors import EngineError, StudyError
-from engine.core.fit import FitContext, read_result
 from engine.core.images import Preprocess
 from engine.core.store import Store
-from engine.generators import SampleBatch, TrainingImages
+from engine.generators import TrainingImages
 from engine.generators.dcgan import Dcgan, DcganSpec
 from engine.nets.diffaugment import DRAWS, diffaugment
+from tests.generators import harness
+from tests.generators.harness import Killed, batch
 
 PREPROCESS = Preprocess(size=16, channels="L")
 
@@ -40,26 +41,12 @@ def images(count: int = 32) -> TrainingImages:
 
 
 def fit(store: Store, made: DcganSpec, attempt: str = "one", **fields: Any) -> dict[str, str]:
-    """Train; returns the digests of the published files."""
-    context = FitContext(store, "work/x", f"weights/{attempt}", attempt, "inputs", **fields)
-    Dcgan(made, PREPROCESS).fit(context, images(), seed=5)
-    parts, _ = read_result(store, "work/x", attempt)
-    return {part.tags["file"]: part.sha256 for part in parts}
+    return harness.fit(store, made, PREPROCESS, images(), attempt, **fields)
 
 
 def loaded(store: Store, made: DcganSpec, folder: Path) -> Dcgan:
-    generator = Dcgan(made, PREPROCESS)
-    generator.load(store.download("weights/one", folder), "cpu")
-    return generator
-
-
-def batch(labels: list[str], seeds: list[int], clusters: list[int | None] | None = None) -> Any:
-    nothing = [None] * len(labels)
-    return SampleBatch(labels, clusters or nothing, nothing, nothing, nothing, nothing, seeds)
-
-
-class Killed(Exception):
-    pass
+    found: Dcgan = harness.loaded(store, made, PREPROCESS, folder)
+    return found
 
 
 @pytest.mark.parametrize(

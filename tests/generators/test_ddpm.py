@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from engine.core.errors import StudyError
-from engine.core.fit import FitContext, read_result
 from engine.core.images import Preprocess
 from engine.core.store import Store
-from engine.generators import SampleBatch, TrainingImages
+from engine.generators import TrainingImages
 from engine.generators.ddpm import Ddpm, DdpmSpec
+from tests.generators import harness
+from tests.generators.harness import Killed, batch, context
 
 PREPROCESS = Preprocess(size=8, channels="L")
 
@@ -34,30 +35,13 @@ def images() -> TrainingImages:
     )
 
 
-def context(store: Store, attempt: str = "one", **fields: Any) -> FitContext:
-    return FitContext(store, "work/x", f"weights/{attempt}", attempt, "inputs", **fields)
-
-
 def fit(store: Store, made: DdpmSpec, attempt: str = "one", **fields: Any) -> dict[str, str]:
-    """Train; returns the digests of the published files."""
-    Ddpm(made, PREPROCESS).fit(context(store, attempt, **fields), images(), seed=5)
-    parts, _ = read_result(store, "work/x", attempt)
-    return {part.tags["file"]: part.sha256 for part in parts}
-
-
-def batch(labels: list[str], seeds: list[int], clusters: list[int | None] | None = None) -> Any:
-    nothing = [None] * len(labels)
-    return SampleBatch(labels, clusters or nothing, nothing, nothing, nothing, nothing, seeds)
+    return harness.fit(store, made, PREPROCESS, images(), attempt, **fields)
 
 
 def loaded(store: Store, made: DdpmSpec, folder: Path) -> Ddpm:
-    generator = Ddpm(made, PREPROCESS)
-    generator.load(store.download("weights/one", folder), "cpu")
-    return generator
-
-
-class Killed(Exception):
-    pass
+    found: Ddpm = harness.loaded(store, made, PREPROCESS, folder)
+    return found
 
 
 def test_a_killed_training_goes_on_to_bitwise_equal_weights(tmp_path: Path) -> None:

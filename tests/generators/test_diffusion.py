@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from engine.core.errors import StudyError
-from engine.core.fit import FitContext, read_result
 from engine.core.images import Preprocess
 from engine.core.store import Store
 from engine.generators import SampleBatch, TrainingImages, TrainingRows
 from engine.generators.diffusion import Diffusion, DiffusionSpec
 from engine.study import Study, validate
+from tests.generators import harness
+from tests.generators.harness import Killed, context
 from tests.pipelines import LENGTH, save_pipeline
 
 KINDS = ("sd", "sdxl", "sd3", "flux")
@@ -56,15 +57,8 @@ def images() -> TrainingImages:
     )
 
 
-def context(store: Store, attempt: str = "one", **fields: Any) -> FitContext:
-    return FitContext(store, "work/x", f"weights/{attempt}", attempt, "inputs", **fields)
-
-
 def fit(store: Store, generator: Diffusion, attempt: str = "one", **fields: Any) -> dict[str, str]:
-    """Train; returns the digests of the published files."""
-    generator.fit(context(store, attempt, **fields), images(), seed=5)
-    parts, _ = read_result(store, "work/x", attempt)
-    return {part.tags["file"]: part.sha256 for part in parts}
+    return harness.fit(store, generator.spec, PREPROCESS, images(), attempt, **fields)
 
 
 def batch(generator: Diffusion, labels: list[str], **columns: Any) -> SampleBatch:
@@ -420,10 +414,6 @@ def test_each_class_or_cluster_has_its_own(
     found = pixels(generator.sample(asked))
     assert (found[0] != found[1]).any()
     assert (pixels(generator.sample(asked)) == found).all()
-
-
-class Killed(Exception):
-    pass
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from engine.core.errors import StudyError
-from engine.core.fit import FitContext, read_result
 from engine.core.images import Preprocess
 from engine.core.store import Store
 from engine.generators.pggan import Pggan, PgganSpec
 from engine.nets import pggan
-from tests.generators.test_dcgan import Killed, batch, images
+from tests.generators import harness
+from tests.generators.harness import Killed, batch
+from tests.generators.test_dcgan import images
 
 PREPROCESS = Preprocess(size=16, channels="L")
 
@@ -27,17 +28,12 @@ def spec(**fields: Any) -> PgganSpec:
 
 
 def fit(store: Store, made: PgganSpec, attempt: str = "one", **fields: Any) -> dict[str, str]:
-    """Train; returns the digests of the published files."""
-    context = FitContext(store, "work/x", f"weights/{attempt}", attempt, "inputs", **fields)
-    Pggan(made, PREPROCESS).fit(context, images(), seed=5)
-    parts, _ = read_result(store, "work/x", attempt)
-    return {part.tags["file"]: part.sha256 for part in parts}
+    return harness.fit(store, made, PREPROCESS, images(), attempt, **fields)
 
 
 def loaded(store: Store, made: PgganSpec, folder: Path) -> Pggan:
-    generator = Pggan(made, PREPROCESS)
-    generator.load(store.download("weights/one", folder), "cpu")
-    return generator
+    found: Pggan = harness.loaded(store, made, PREPROCESS, folder)
+    return found
 
 
 def test_it_grows_and_fades_each_new_level_in() -> None:
@@ -132,3 +128,25 @@ def test_neighbours_and_order_change_no_pixel(tmp_path: Path) -> None:
 def test_sizes_that_are_no_power_of_two_are_refused() -> None:
     with pytest.raises(StudyError, match="64, 128 or 256 px, not 48"):
         Pggan(spec(), Preprocess(size=48)).check()
+
+
+def test_what_is_compared_is_of_one_class(tmp_path: Path) -> None:
+    """Else a generator that makes one image of each class would pass for a various one."""
+    from engine.generators import Conditions
+    from engine.generators._adversarial import Conditioned
+    from engine.nets.adversarial import AdversarialTraining, Wasserstein
+
+    data = images()
+    classes = Conditions.of(data, "class").numbered(data.labels, data.clusters)
+    held = Conditioned(data.pixels, classes, np.ones(len(classes)), data.image_ids)
+    made = spec(batch_size=16)
+    training = AdversarialTraining(
+        harness.context(Store(str(tmp_path))), lambda: Pggan(made, PREPROCESS).networks(2),
+        Wasserstein(), held, made, 0,
+    )  # fmt: skip
+    drawn = [training._alike(training.sampler.rows(step), step) for step in range(20)]
+    for rows in drawn:
+        groups = classes[rows].reshape(-1, 4)
+        assert (groups == groups[:, :1]).all()
+    assert len(np.unique(np.concatenate(drawn))) == len(classes)
+    assert 0.3 < classes[np.concatenate(drawn)].mean() < 0.7

@@ -1,0 +1,47 @@
+"""What tests of trainable generators share: a fit without Ray, what it published, a batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from engine.core.fit import FitContext, read_result
+from engine.core.images import Preprocess
+from engine.core.registry import resolve
+from engine.core.store import Store
+from engine.generators import GeneratorSpec, SampleBatch, TrainingImages
+
+
+class Killed(Exception):
+    """Raised out of a fit's report, as a kill would end it."""
+
+
+def context(store: Store, attempt: str = "one", **fields: Any) -> FitContext:
+    return FitContext(store, "work/x", f"weights/{attempt}", attempt, "inputs", **fields)
+
+
+def fit(
+    store: Store,
+    spec: GeneratorSpec,
+    preprocess: Preprocess,
+    data: TrainingImages,
+    attempt: str = "one",
+    **fields: Any,
+) -> dict[str, str]:
+    """Train; returns the digests of the published files."""
+    generator = resolve("generators", spec.name)(spec, preprocess)
+    generator.fit(context(store, attempt, **fields), data, seed=5)
+    parts, _ = read_result(store, "work/x", attempt)
+    return {part.tags["file"]: part.sha256 for part in parts}
+
+
+def loaded(store: Store, spec: GeneratorSpec, preprocess: Preprocess, folder: Path) -> Any:
+    """A generator with the weights of the first attempt."""
+    generator = resolve("generators", spec.name)(spec, preprocess)
+    generator.load(store.download("weights/one", folder), "cpu")
+    return generator
+
+
+def batch(labels: list[str], seeds: list[int], clusters: list[int | None] | None = None) -> Any:
+    nothing = [None] * len(labels)
+    return SampleBatch(labels, clusters or nothing, nothing, nothing, nothing, nothing, seeds)
