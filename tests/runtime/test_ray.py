@@ -112,7 +112,7 @@ def test_two_workers_train_as_one_does(
 @pytest.mark.ray
 @pytest.mark.parametrize(
     "kind",
-    ["sdxl", "sd3", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("sd", "flux"))],
+    ["sdxl", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("sd", "sd3", "flux"))],
 )
 def test_two_workers_adapt_a_checkpoint_as_one_does(
     runtime: RayRuntime, tmp_path: Path, kind: str
