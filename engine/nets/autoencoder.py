@@ -137,7 +137,7 @@ class _Training:
         divergence = posterior.kl().float().mean() / images[0].numel()
         loss = reconstruction + self.spec.kl_weight * divergence
         self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         average_gradients(self.accelerator, self.network)
         clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimizer.step()

@@ -201,18 +201,19 @@ def predict(
 ) -> Tensor:
     """Call the denoiser of a family the way its pipeline does."""
     if family.name == "Stable Diffusion":
-        return denoiser(noisy, timesteps, text["embeds"]).sample  # type: ignore[no-any-return]
+        return torch.as_tensor(denoiser(noisy, timesteps, text["embeds"]).sample)
     if family.name == "Stable Diffusion XL":
         # Size, crop and target size, on which it is conditioned (Podell et al. 2023).
         sizes = torch.tensor([[side, side, 0, 0, side, side]], device=noisy.device)
         added = {"time_ids": sizes.expand(len(noisy), -1).to(text["pooled"].dtype),
                  "text_embeds": text["pooled"]}  # fmt: skip
         made = denoiser(noisy, timesteps, text["embeds"], added_cond_kwargs=added)
-        return made.sample  # type: ignore[no-any-return]
+        return torch.as_tensor(made.sample)
     common = {"encoder_hidden_states": text["embeds"], "pooled_projections": text["pooled"],
               "return_dict": False}  # fmt: skip
     if family.name == "Stable Diffusion 3":
-        return denoiser(hidden_states=noisy, timestep=timesteps, **common)[0]  # type: ignore[no-any-return]
+        made = denoiser(hidden_states=noisy, timestep=timesteps, **common)
+        return torch.as_tensor(made[0])
     count, channels, height, width = noisy.shape
     # What is distilled into the checkpoint as guidance is kept out of training.
     guidance = (
@@ -231,7 +232,8 @@ def predict(
         **common,
     )[0]
     factor = pipeline.vae_scale_factor
-    return pipeline._unpack_latents(made, height * factor, width * factor, factor)  # type: ignore[no-any-return]
+    unpacked = pipeline._unpack_latents(made, height * factor, width * factor, factor)
+    return torch.as_tensor(unpacked)
 
 
 @dataclass(frozen=True)

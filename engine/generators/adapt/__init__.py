@@ -87,7 +87,8 @@ class Adaptation:
     @property
     def scope(self) -> Scope:
         """What has an adaptation of its own."""
-        return getattr(self.spec, "scope", "all")  # type: ignore[no-any-return]
+        scope: Scope = getattr(self.spec, "scope", "all")
+        return scope
 
     def condition(self) -> Literal["class", "cluster"]:
         """What tokens stand for, where there are any."""
