@@ -1,0 +1,301 @@
+"""Checkpoints of each family, adapted in each way, saved, and loaded elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.core.store import Store
+from tests.generators.diffusion.tiny import (
+    KINDS,
+    batch,
+    checkpoint,
+    fit,
+    images,
+    made,
+    pixels,
+    plainly,
+    trained,
+)
+from tests.generators.harness import Killed, context
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("text", [False, True], ids=["denoiser", "and text encoders"])
+def test_lora_loads_by_load_lora_weights(
+    folders: dict[str, Path], tmp_path: Path, kind: str, text: bool
+) -> None:
+    adapt = {"name": "lora", "rank": 2, "lora_alpha": 4, "train_text_encoder": text}
+    generator, weights = trained(tmp_path, folders[kind], adapt)
+    found = pixels(generator.sample(batch(generator, ["cat", "dog"])))
+    pipeline = checkpoint(folders[kind])
+    before = plainly(pipeline, generator, ["cat", "dog"])
+    pipeline.load_lora_weights(weights / "adapted", weight_name="pytorch_lora_weights.safetensors")
+    assert (plainly(pipeline, generator, ["cat", "dog"]) == found).all()
+    assert (before != found).any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_full_training_loads_by_from_pretrained(
+    folders: dict[str, Path], tmp_path: Path, kind: str
+) -> None:
+    generator, weights = trained(tmp_path, folders[kind], {"name": "full", "ema_decay": 0.5})
+    found = pixels(generator.sample(batch(generator, ["cat", "dog"])))
+    opened = plainly(checkpoint(weights / "adapted"), generator, ["cat", "dog"])
+    assert (opened == found).all()
+    assert (plainly(checkpoint(folders[kind]), generator, ["cat", "dog"]) != found).any()
+
+
+@pytest.mark.parametrize("kind", ["sd", "sdxl"])
+@pytest.mark.parametrize("vectors", [1, 2])
+def test_learnt_words_load_by_load_textual_inversion(
+    folders: dict[str, Path], tmp_path: Path, kind: str, vectors: int
+) -> None:
+    adapt = {"name": "textual_inversion", "num_vectors": vectors, "learning_rate": 1.0}
+    generator, weights = trained(tmp_path, folders[kind], adapt)
+    found = pixels(generator.sample(batch(generator, ["cat", "dog"])))
+    pipeline = checkpoint(folders[kind])
+    before = plainly(pipeline, generator, ["cat", "dog"])
+    for path in sorted((weights / "adapted").glob("*.safetensors")):
+        second = path.name.endswith(".2.safetensors")
+        pipeline.load_textual_inversion(
+            path,
+            text_encoder=pipeline.text_encoder_2 if second else pipeline.text_encoder,
+            tokenizer=pipeline.tokenizer_2 if second else pipeline.tokenizer,
+        )
+    assert (plainly(pipeline, generator, ["cat", "dog"]) == found).all()
+    assert (before != found).any()
+    assert len(list((weights / "adapted").glob("*.safetensors"))) == 2 * (
+        2 if kind == "sdxl" else 1
+    )
+
+
+def test_textual_inversion_moves_its_words_alone(folders: dict[str, Path], tmp_path: Path) -> None:
+    """The rest of the embeddings, and all other weights, are the checkpoint's."""
+    generator, _ = trained(tmp_path, folders["sd"], {"name": "textual_inversion"})
+    before = checkpoint(folders["sd"]).text_encoder.state_dict()
+    after = generator.pipeline.text_encoder.state_dict()
+    for name, value in before.items():
+        assert (after[name][: len(value)] == value).all(), name
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_dreambooth_learns_beside_what_the_checkpoint_makes(
+    folders: dict[str, Path], tmp_path: Path, method: str
+) -> None:
+    adapt = {"name": "dreambooth", "method": method, "rank": 2, "num_class_images": 3}
+    generator, _ = trained(tmp_path, folders["sd"], adapt)
+    store = Store(str(tmp_path / "store"))
+    made_beside = [key for key in store.listing("work/x") if "/prior/" in key]
+    assert len(made_beside) == 2 * 3  # "a photo of cat", "a photo of dog"
+    assert generator.prompts_of("cat", 0) == ["a photo of sks cat"]
+    assert pixels(generator.sample(batch(generator, ["cat"]))).std() > 0
+
+
+def test_the_weight_of_what_it_made_itself_counts(folders: dict[str, Path], tmp_path: Path) -> None:
+    digests = [
+        fit(
+            Store(str(tmp_path / str(weight))),
+            made(folders["sd"], {
+                "name": "dreambooth", "rank": 2, "num_class_images": 2, "prior_loss_weight": weight,
+            }),
+        )["adapted/pytorch_lora_weights.safetensors"]
+        for weight in (0.1, 2.0)
+    ]  # fmt: skip
+    assert digests[0] != digests[1]
+
+
+@pytest.mark.parametrize(
+    "adapt", [{"name": "lora", "rank": 2}, {"name": "full"}], ids=lambda adapt: adapt["name"]
+)
+def test_what_the_denoiser_learnt_to_predict_is_what_is_sampled(
+    folders: dict[str, Path], tmp_path: Path, adapt: dict[str, Any]
+) -> None:
+    generator, _ = trained(tmp_path, folders["sd"], {**adapt, "prediction_type": "v_prediction"})
+    assert generator.pipeline.scheduler.config.prediction_type == "v_prediction"
+
+
+def test_all_weights_are_moved_less_than_a_lora_s() -> None:
+    rates = [
+        made("owner/model", {"name": "dreambooth", "method": method, "learning_rate": None})
+        for method in ("lora", "full")
+    ]
+    found = [held.adaptation.settings.learning_rate for held in rates if held.adaptation]
+    assert found == [1e-4, 5e-6]
+
+
+def test_a_training_of_another_checkpoint_is_not_gone_on_with(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """Neither its weights nor the images that it made of its own are taken over."""
+    store = Store(str(tmp_path))
+    adapt = {"name": "dreambooth", "rank": 2, "num_class_images": 1}
+    fit(store, made(folders["sd"], adapt))
+    other = context(store, "two")
+    other.inputs = "another checkpoint"
+    made(folders["sd"], adapt).fit(other, images(), seed=5)
+    assert len([key for key in store.listing("work/x") if "/prior/" in key]) == 2 * 2
+
+
+# One for all, for each class, for each cluster
+
+
+@pytest.mark.parametrize("name", ["lora", "full"])
+@pytest.mark.parametrize(("scope", "count"), [("class", 2), ("cluster", 4)])
+def test_each_class_or_cluster_has_its_own(
+    folders: dict[str, Path], tmp_path: Path, name: str, scope: str, count: int
+) -> None:
+    adapt = {"name": name, "scope": scope, **({"rank": 2} if name == "lora" else {})}
+    generator, weights = trained(tmp_path, folders["sd"], adapt)
+    assert len([path for path in weights.iterdir() if path.is_dir() and path.name != "looks"]) == (
+        count
+    )
+    assert generator.uses_clusters() == (scope == "cluster")
+    # The same prompt and seed by each adaptation, in one batch and by itself.
+    pairs = [("cat", 0), ("dog", 0)] if scope == "class" else [("cat", 0), ("cat", 1)]
+    asked = batch(
+        generator, [label for label, _ in pairs], clusters=[cluster for _, cluster in pairs],
+        prompts=["a photo"] * 2, seeds=[1, 1],
+    )  # fmt: skip
+    found = pixels(generator.sample(asked))
+    assert (found[0] != found[1]).any()
+    assert (pixels(generator.sample(asked)) == found).all()
+
+
+@pytest.mark.parametrize(
+    "adapt",
+    [
+        {"name": "lora", "rank": 2, "lora_dropout": 0.2},
+        {"name": "full", "ema_decay": 0.5, "train_text_encoder": True},
+        {"name": "textual_inversion"},
+        {"name": "dreambooth", "rank": 2, "num_class_images": 2},
+        {"name": "lora", "rank": 2, "scope": "class"},
+    ],
+    ids=lambda adapt: "-".join(str(value) for value in adapt.values()),
+)
+def test_a_killed_training_goes_on_to_bitwise_equal_weights(
+    folders: dict[str, Path], tmp_path: Path, adapt: dict[str, Any]
+) -> None:
+    adapt = {**adapt, "train_steps": 5}
+    whole = fit(Store(str(tmp_path / "whole")), made(folders["sd"], adapt), checkpoint_every=2)
+    store = Store(str(tmp_path / "killed"))
+    # Of two parts, the second is cut off.
+    last = 8 if adapt.get("scope") == "class" else 3
+
+    def die(message: dict[str, Any]) -> None:
+        if message["done"] >= last:
+            raise Killed
+
+    with pytest.raises(Killed):
+        fit(store, made(folders["sd"], adapt), "one", checkpoint_every=2, on_report=die)
+    told: list[int] = []
+    resumed = fit(
+        store, made(folders["sd"], adapt), "two", checkpoint_every=2,
+        on_report=lambda message: told.append(message["done"]),
+    )  # fmt: skip
+    assert resumed == whole
+    assert min(told) > last - 2  # what was trained is not trained again
+
+
+@pytest.mark.parametrize("kind", ["sd", "sd3"])
+def test_accumulated_pieces_make_the_step_of_the_whole(
+    folders: dict[str, Path], tmp_path: Path, kind: str
+) -> None:
+    losses = []
+    for pieces in (1, 2):
+        store = Store(str(tmp_path / str(pieces)))
+        adapt = {"name": "lora", "rank": 2, "gradient_accumulation_steps": pieces, "batch_size": 4}
+        told: list[float] = []
+        fit(
+            store, made(folders[kind], adapt),
+            on_report=lambda message, held=told: held.append(message["loss"]),
+        )  # fmt: skip
+        losses.append(told[-1])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"noise_offset": 0.3}, {"snr_gamma": 5.0}, {"prediction_type": "v_prediction"},
+        {"proportion_empty_prompts": 0.9}, {"random_flip": True},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_setting_of_training_counts(
+    folders: dict[str, Path], tmp_path: Path, fields: dict[str, Any]
+) -> None:
+    lora = {"name": "lora", "rank": 2}
+    one, other = (
+        fit(Store(str(tmp_path / name)), made(folders["sd"], {**lora, **more}))
+        for name, more in (("one", {}), ("other", fields))
+    )
+    file = "adapted/pytorch_lora_weights.safetensors"
+    assert one[file] != other[file]
+
+
+def test_kept_latents_are_those_that_would_be_made_again(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    lora = {"name": "lora", "rank": 2, "random_flip": True}
+    one, other = (
+        fit(Store(str(tmp_path / str(kept))), made(folders["sd"], {**lora, "cache_latents": kept}))
+        for kept in (True, False)
+    )
+    assert one == other
+
+
+@pytest.mark.parametrize("scheme", ["none", "sigma_sqrt", "cosmap"])
+def test_a_flow_s_noise_levels_are_weighed(
+    folders: dict[str, Path], tmp_path: Path, scheme: str
+) -> None:
+    lora = {"name": "lora", "rank": 2}
+    one, other = (
+        fit(Store(str(tmp_path / name)), made(folders["sd3"], {**lora, "weighting_scheme": name}))
+        for name in ("logit_normal", scheme)
+    )
+    file = "adapted/pytorch_lora_weights.safetensors"
+    assert one[file] != other[file]
+
+
+@pytest.fixture
+def _new_accelerate() -> Iterator[None]:
+    """One process has one precision; this test's is another than the others'."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
+
+
+@pytest.mark.usefixtures("_new_accelerate")
+def test_in_half_precision_what_is_trained_is_kept_in_full(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file
+
+    store = Store(str(tmp_path / "store"))
+    fit(store, made(folders["sdxl"], {"name": "lora", "rank": 2}, precision="bf16"))
+    weights = store.download("weights/one", tmp_path / "weights")
+    held = load_file(weights / "adapted" / "pytorch_lora_weights.safetensors")
+    assert {str(value.dtype) for value in held.values()} == {"torch.float32"}
+    generator = made(folders["sdxl"], {"name": "lora", "rank": 2}, precision="bf16")
+    generator.load(weights, "cpu")
+    assert pixels(generator.sample(batch(generator, ["cat"]))).std() > 0
+
+
+def test_trainings_show_pictures_of_themselves(folders: dict[str, Path], tmp_path: Path) -> None:
+    import io
+
+    from PIL import Image
+
+    store = Store(str(tmp_path))
+    published = fit(store, made(folders["sd"], {"name": "lora", "rank": 2, "train_steps": 20}))
+    shown = sorted(name for name in published if name.startswith("looks/"))
+    assert shown[-1] == "looks/00000020.png"
+    assert len(shown) >= 4
+    picture = Image.open(io.BytesIO(store.read(f"weights/one/{shown[-1]}")))
+    assert picture.size == (2 * 16, 16)  # one for each prompt
