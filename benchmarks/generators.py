@@ -66,8 +66,8 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
             "class_balance": 0.0,
         },
         "pggan": {
-            "width": 32, "max_width": 128, "train_steps": 5000, "batch_size": 32,
-            "last_level_share": 0.4, "class_balance": 0.0,
+            "width": 16, "max_width": 128, "train_steps": 7000, "batch_size": 32,
+            "last_level_share": 0.5, "class_balance": 0.0,
         },
         "ddpm": {
             "patch_size": 2, "block_out_channels": [48, 96, 128], "layers_per_block": 1,
@@ -83,8 +83,8 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
             "augment": "diffaugment",
         },
         "pggan": {
-            "width": 32, "max_width": 128, "train_steps": 5000, "batch_size": 32,
-            "last_level_share": 0.4, "augment": "ada",
+            "width": 16, "max_width": 128, "train_steps": 7000, "batch_size": 32,
+            "last_level_share": 0.5, "augment": "ada",
         },
         "ddpm": {
             "patch_size": 2, "block_out_channels": [48, 96, 128], "layers_per_block": 1,

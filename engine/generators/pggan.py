@@ -28,7 +28,7 @@ class PgganSpec(AdversarialSpec):
 
 
 class Pggan(AdversarialGenerator):
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     Spec: ClassVar[type[GeneratorSpec]] = PgganSpec
     sizes: ClassVar[tuple[int, ...]] = (8, 16, 32, 64, 128, 256)
     spec: PgganSpec

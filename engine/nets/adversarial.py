@@ -1,9 +1,10 @@
 """Training of a generator against a discriminator, whatever networks the two are.
 
-A step updates the discriminator and then the generator on fresh latents. Every draw (images,
-latents, augmentation) is a function of the seed, the step, the image and its place in the batch, so
-that workers and a resume change none. Gradients of several workers are averaged by hand: a step
-passes both networks more than once, which wrappers that count passes do not bear.
+A step updates the discriminator, once or more often, and then the generator on fresh latents.
+Every draw (images, latents, augmentation) is a function of the seed, the step, the image and its
+place in the batch, so that workers and a resume change none. Gradients of several workers are
+averaged by hand: a step passes both networks more than once, which wrappers that count passes do
+not bear.
 
 What samples is the generator of averaged weights (Karras et al. 2018, appendix A).
 """
@@ -49,6 +50,8 @@ class AdversarialSettings(Spec):
     train_steps: Annotated[int, Field(ge=1)] = 20_000
     batch_size: Annotated[int, Field(ge=2)] = 64
     gradient_accumulation_steps: Annotated[int, Field(ge=1)] = 1
+    # Of the discriminator, for each of the generator's.
+    discriminator_steps: Annotated[int, Field(ge=1, le=16)] = 1
     generator_learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     discriminator_learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.5
@@ -130,10 +133,11 @@ class AdversarialTraining:
     """One training in progress, for `engine.nets.training.run`.
 
     build: gives the generator, forward(latents, classes) -> images in [-1, 1], and the
-    discriminator, forward(images, classes) -> logits (n,). Where they have it, `stage(step)` of
-    both is called before each step, for networks that grow, and the discriminator's
-    `at_stage(images)` says what it is shown of real ones; of its `group`, so many neighbours of a
-    batch are compared by it, and are of one class.
+    discriminator, forward(images, classes) -> logits (n,), or those and the cross-entropy (n,) of
+    the class that it sees, which both networks lower (Odena et al. 2017). Where they have it,
+    `stage(step)` of both is called before each step, for networks that grow, and the
+    discriminator's `at_stage(images)` says what it is shown of real ones; of its `group`, so many
+    neighbours of a batch are compared by it, and are of one class.
     """
 
     def __init__(
@@ -186,11 +190,11 @@ class AdversarialTraining:
         for network in (self.generator, self.discriminator, self.average):
             if hasattr(network, "stage"):
                 network.stage(step)
-        rows = self._alike(self.sampler.rows(step), step)
+        times = self.settings.discriminator_steps
+        judged = [self._discriminate(step * times + number) for number in range(times)]
+        rows = self._rows(step * times)
         figures = {
-            "discriminator_loss": self._descend(
-                "discriminator", rows, lambda piece: self._judge(step, rows, piece)
-            ),
+            "discriminator_loss": float(np.mean(judged)),
             "generator_loss": self._descend(
                 "generator", rows, lambda piece: self._deceive(step, rows, piece)
             ),
@@ -200,12 +204,17 @@ class AdversarialTraining:
             figures["augment_share"] = self.augment_share
         return figures
 
-    def _alike(self, rows: np.ndarray, step: int) -> np.ndarray:
+    def _discriminate(self, step: int) -> float:
+        rows = self._rows(step)
+        return self._descend("discriminator", rows, lambda piece: self._judge(step, rows, piece))
+
+    def _rows(self, step: int) -> np.ndarray:
         """The rows of a batch, those of each of the discriminator's groups of one class.
 
         A discriminator that compares the images of a group sees how they vary within a class only
         where they are of one; else a generator may make each class's image over and over.
         """
+        rows = self.sampler.rows(step)
         size = getattr(self.discriminator, "group", 1)
         if size == 1:
             return rows
@@ -243,9 +252,9 @@ class AdversarialTraining:
         seen_fake = self._seen("fake", fake, step, piece)
         with self.accelerator.autocast():
             # Each by itself: statistics over a batch of both would tell nothing of either.
-            of_real = self.discriminator(seen_real, classes).float()
-            of_fake = self.discriminator(seen_fake, classes).float()
-        loss = self.objective.discriminator(of_real, of_fake)
+            of_real, misread_real = self._judged(seen_real, classes)
+            of_fake, misread_fake = self._judged(seen_fake, classes)
+        loss = self.objective.discriminator(of_real, of_fake) + misread_real + misread_fake
         if self.settings.augment == "ada":
             self._adapt(of_real.detach())
         if self.settings.r1_weight and step % self.settings.r1_interval == 0:
@@ -264,8 +273,16 @@ class AdversarialTraining:
         with self.accelerator.autocast():
             fake = self.generator(self._latents("deceive", step, rows, piece), classes).float()
             seen = self._seen("deceive", fake, step, piece)
-            logits = self.discriminator(seen, classes).float()
-        return self.objective.generator(logits)
+            logits, misread = self._judged(seen, classes)
+        return self.objective.generator(logits) + misread
+
+    def _judged(self, images: Tensor, classes: Tensor) -> tuple[Tensor, Tensor | float]:
+        """Logits (n,), and the loss of reading the class where the discriminator reads it."""
+        judged = self.discriminator(images, classes)
+        if isinstance(judged, tuple):
+            logits, misread = judged
+            return logits.float(), misread.float().mean()
+        return judged.float(), 0.0
 
     def _squared_gradient(self, images: Tensor, classes: Tensor) -> Tensor:
         """Squared norm (n,) of the discriminator's gradient at each image, to be differentiated
@@ -273,7 +290,7 @@ class AdversarialTraining:
         import torch
 
         images = images.detach().requires_grad_(True)
-        logits = self.discriminator(images, classes)
+        logits, _ = self._judged(images, classes)
         (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
         return gradient.square().flatten(1).sum(1)
 

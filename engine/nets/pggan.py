@@ -1,9 +1,9 @@
 """The networks of progressive growing (Karras et al. 2018), conditional on a class.
 
 Both begin at 4 px and double: a new level is faded in, then trained by itself. Equalised learning
-rate, pixelwise normalisation and the deviation over a minibatch are as published; the class is a
-learnt vector beside the latents and as long as they are, and a projection of the discriminator's
-features (Miyato and Koyama 2018).
+rate, pixelwise normalisation and the deviation over a minibatch are as published. The class is a
+learnt vector beside the latents and as long as they are; as in the authors' conditional networks,
+the discriminator says which class it sees (Odena et al. 2017).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from torch.nn.functional import avg_pool2d, conv2d, interpolate, leaky_relu, linear
+from torch.nn.functional import avg_pool2d, conv2d, cross_entropy, interpolate, leaky_relu, linear
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -103,7 +103,8 @@ class Generator(Growing):
 
 
 class Discriminator(Growing):
-    """Images of the stage's size and classes (n,) to scores (n,)."""
+    """Images of the stage's size and classes (n,) to scores (n,) and the cross-entropy (n,) of the
+    class that is seen."""
 
     group = _GROUP
 
@@ -121,9 +122,9 @@ class Discriminator(Growing):
         self.deviating = Conv(widths[0] + 1, widths[0], 3)
         self.features = Linear(widths[0] * 16, widths[0])
         self.last = Linear(widths[0], 1, gain=1.0)
-        self.projection = nn.Parameter(torch.randn(classes, widths[0]))
+        self.seen = Linear(widths[0], classes, gain=1.0)
 
-    def forward(self, images: Tensor, classes: Tensor) -> Tensor:
+    def forward(self, images: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
         maps = leaky_relu(self.from_image[self.level](images), 0.2)
         for level in range(self.level, 0, -1):
             one, other = self.blocks[level - 1]
@@ -133,9 +134,8 @@ class Discriminator(Growing):
                 maps = old.lerp(maps, self.share)
         maps = leaky_relu(self.deviating(torch.cat([maps, _deviation(maps)], 1)), 0.2)
         features = leaky_relu(self.features(maps.flatten(1)), 0.2)
-        # Scaled as the last layer is, so that the class counts as much as being real.
-        projected = (self.projection[classes] * features).sum(1) / features.shape[1] ** 0.5
-        return self.last(features).squeeze(1) + projected
+        misread = cross_entropy(self.seen(features), classes, reduction="none")
+        return self.last(features).squeeze(1), misread
 
 
 class Conv(nn.Module):

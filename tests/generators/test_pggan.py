@@ -10,8 +10,10 @@ import torch
 from engine.core.errors import StudyError
 from engine.core.images import Preprocess
 from engine.core.store import Store
+from engine.generators import Conditions
 from engine.generators.pggan import Pggan, PgganSpec
 from engine.nets import pggan
+from engine.nets.adversarial import AdversarialTraining, Conditioned, Wasserstein
 from tests.generators import harness
 from tests.generators.harness import Killed, batch
 from tests.generators.test_dcgan import images
@@ -59,7 +61,8 @@ def test_both_networks_work_at_every_level(level: int) -> None:
             network.level, network.share = level, share
         made = generator(torch.randn(4, 8), classes)
         assert made.shape == (4, 3, 4 * 2**level, 4 * 2**level)
-        assert discriminator(made, classes).shape == (4,)
+        scores, misread = discriminator(made, classes)
+        assert scores.shape == misread.shape == (4,)
         if level:
             shown = discriminator.at_stage(torch.rand(4, 3, 16, 16))
             assert shown.shape == made.shape
@@ -81,8 +84,8 @@ def test_every_layer_starts_at_one_scale() -> None:
     """The equalised learning rate: activations keep their size through the network."""
     torch.manual_seed(0)
     discriminator = pggan.Discriminator(2, 16, 64, 3, 1)
-    scores = discriminator(torch.randn(64, 1, 16, 16), torch.zeros(64, dtype=torch.long))
-    assert 0.05 < float(scores.std()) < 20
+    scores, _ = discriminator(torch.randn(64, 1, 16, 16), torch.zeros(64, dtype=torch.long))
+    assert 0.05 < float(scores.detach().std()) < 20
     assert float(discriminator.from_image[0].weight.detach().std()) == pytest.approx(1, abs=0.2)
 
 
@@ -130,23 +133,57 @@ def test_sizes_that_are_no_power_of_two_are_refused() -> None:
         Pggan(spec(), Preprocess(size=48)).check()
 
 
-def test_what_is_compared_is_of_one_class(tmp_path: Path) -> None:
-    """Else a generator that makes one image of each class would pass for a various one."""
-    from engine.generators import Conditions
-    from engine.generators._adversarial import Conditioned
-    from engine.nets.adversarial import AdversarialTraining, Wasserstein
-
+def in_training(folder: Path, made: PgganSpec) -> AdversarialTraining:
     data = images()
     classes = Conditions.of(data, "class").numbered(data.labels, data.clusters)
     held = Conditioned(data.pixels, classes, np.ones(len(classes)), data.image_ids)
-    made = spec(batch_size=16)
-    training = AdversarialTraining(
-        harness.context(Store(str(tmp_path))), lambda: Pggan(made, PREPROCESS).networks(2),
-        Wasserstein(), held, made, 0,
+    return AdversarialTraining(
+        harness.context(Store(str(folder))), lambda: Pggan(made, PREPROCESS).networks(2),
+        Wasserstein(), held, made, 0, gradient_penalty=10.0,
     )  # fmt: skip
-    drawn = [training._alike(training.sampler.rows(step), step) for step in range(20)]
+
+
+def test_what_is_compared_is_of_one_class(tmp_path: Path) -> None:
+    """Else a generator that makes one image of each class would pass for a various one."""
+    training = in_training(tmp_path, spec(batch_size=16))
+    classes = training.data.classes
+    drawn = [training._rows(step) for step in range(20)]
     for rows in drawn:
         groups = classes[rows].reshape(-1, 4)
         assert (groups == groups[:, :1]).all()
     assert len(np.unique(np.concatenate(drawn))) == len(classes)
     assert 0.3 < classes[np.concatenate(drawn)].mean() < 0.7
+
+
+def test_the_discriminator_may_step_more_often(tmp_path: Path) -> None:
+    training = in_training(tmp_path, spec(discriminator_steps=3))
+    for step in range(2):
+        training.update(step)
+    taken = {
+        name: {int(state["step"]) for state in optimizer.state.values()}
+        for name, optimizer in training.optimizers.items()
+    }
+    assert taken == {"generator": {2}, "discriminator": {6}}
+
+
+def test_both_networks_lower_the_loss_of_reading_the_class(tmp_path: Path) -> None:
+    training = in_training(
+        tmp_path,
+        spec(
+            batch_size=16,
+            train_steps=1000,
+            generator_learning_rate=3e-3,
+            discriminator_learning_rate=3e-3,
+        ),
+    )
+    fake, seen = training._latents("deceive", 0, np.arange(8), slice(0, 8)), np.arange(8) % 2
+
+    def misread() -> float:
+        with torch.no_grad():
+            made = training.generator(fake, torch.from_numpy(seen))
+            return float(training.discriminator(made, torch.from_numpy(seen))[1].mean())
+
+    before = misread()
+    for step in range(150):
+        training.update(step)
+    assert misread() < 0.5 * before
