@@ -76,8 +76,8 @@ def strangers(file: str, *allowed: str) -> set[str]:
 
 def test_the_walk_sees_what_it_must() -> None:
     assert "engine.core.rows" in set(imports("steps/ingest.py"))
-    assert "torch" in set(imports("embedders/clip.py"))
-    assert "torch" not in set(imports("embedders/clip.py", at_load=True))
+    assert "torch" in set(imports("embedders/_checkpoint.py"))
+    assert "torch" not in set(imports("embedders/_checkpoint.py", at_load=True))
     assert len(FILES) > 30
 
 

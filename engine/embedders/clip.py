@@ -1,62 +1,62 @@
-"""CLIP's image encoder with its projection (Radford et al., 2021): vectors of length 1 in the space
-shared with text."""
+"""The image encoders of CLIP (Radford et al. 2021), SigLIP (Zhai et al. 2023) and their kin:
+vectors of length 1 in the space that they share with text."""
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import numpy as np
-from pydantic import Field
+from engine.embedders import EmbedderSpec
+from engine.embedders._checkpoint import CheckpointEmbedder, CheckpointSpec
 
-from engine.core.errors import StudyError
-from engine.embedders import Embedder, EmbedderSpec
-from engine.nets.checkpoints import dtype_of, image_processor_settings
-from engine.nets.images import to_model_input
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
 
 
-class ClipSpec(EmbedderSpec):
+class ClipSpec(CheckpointSpec):
     name: Literal["clip"] = "clip"
-    # A hub id or a local folder.
     model: str = "openai/clip-vit-base-patch32"
-    revision: str | None = None
-    input_size: Annotated[int, Field(ge=16, le=1024)] | None = None
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
 
 
-class Clip(Embedder):
-    version: ClassVar[int] = 1
+class Clip(CheckpointEmbedder):
+    version: ClassVar[int] = 2
     Spec: ClassVar[type[EmbedderSpec]] = ClipSpec
-    spec: ClipSpec
+    unit_length: ClassVar[bool] = True
 
-    def load(self, device: str) -> None:
-        import torch
-        from transformers import CLIPVisionModelWithProjection
+    def network(self) -> tuple[Module, Callable[[Module, Tensor], Tensor]]:
+        from transformers import (
+            AutoConfig,
+            AutoModel,
+            CLIPVisionModelWithProjection,
+            SiglipVisionModel,
+        )
 
-        self.torch, self.device = torch, device
-        self.dtype = dtype_of(self.spec.precision)
-        processor = image_processor_settings("embedder", self.spec.model, self.spec.revision)
-        try:
-            model = CLIPVisionModelWithProjection.from_pretrained(
-                self.spec.model,
-                revision=self.spec.revision,
-                use_safetensors=True,
-                trust_remote_code=False,
-            )
-        except (OSError, ValueError, KeyError) as error:
-            raise StudyError(
-                f"embedder.model: {self.spec.model}: {' '.join(str(error).split())[:200]}"
-            ) from None
-        side = self.spec.input_size
-        self.size = (side, side) if side else processor["size"]
-        self.mean, self.std = processor["mean"], processor["std"]
-        self.model = model.to(device=device, dtype=self.dtype).eval().requires_grad_(False)
-        self.width = int(model.config.projection_dim)
+        kind = AutoConfig.from_pretrained(
+            self.spec.model, revision=self.spec.revision, trust_remote_code=False
+        ).model_type
+        # The two that are common are loaded without their text encoders.
+        if kind in ("clip", "clip_vision_model"):
+            return self.pretrained(CLIPVisionModelWithProjection), _projected
+        if kind in ("siglip", "siglip_vision_model"):
+            return self.pretrained(SiglipVisionModel), _pooled
+        model = self.pretrained(AutoModel)
+        if not hasattr(model, "get_image_features"):
+            raise ValueError(f"a {kind} shares no space with text; name it as cnn or dino")
+        return model, _features
 
-    def embed(self, pixels: np.ndarray) -> np.ndarray:
-        torch = self.torch
-        with torch.inference_mode():
-            images = to_model_input(pixels, self.size, self.mean, self.std, self.device).to(
-                self.dtype
-            )
-            vectors = self.model(images).image_embeds.float()
-            return np.asarray(torch.nn.functional.normalize(vectors, dim=-1).cpu().numpy())
+
+def _projected(network: Module, images: Tensor) -> Tensor:
+    found: Tensor = network(images).image_embeds
+    return found
+
+
+def _pooled(network: Module, images: Tensor) -> Tensor:
+    found: Tensor = network(images).pooler_output
+    return found
+
+
+def _features(network: Module, images: Tensor) -> Tensor:
+    found = network.get_image_features(pixel_values=images)  # type: ignore[operator]
+    made: Tensor = getattr(found, "pooler_output", found)
+    return made

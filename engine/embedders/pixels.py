@@ -24,7 +24,7 @@ class Pixels(Embedder):
     def load(self, device: str) -> None:
         self.width = self.spec.side**2
 
-    def embed(self, pixels: np.ndarray) -> np.ndarray:
+    def encode(self, pixels: np.ndarray) -> np.ndarray:
         from PIL import Image
 
         side = (self.spec.side, self.spec.side)

@@ -5,34 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-def to_model_input(
-    pixels: np.ndarray,
-    size: tuple[int, int],
-    mean: Sequence[float],
-    std: Sequence[float],
-    device: str,
-) -> Tensor:
-    """uint8 (n, height, width, 1 or 3) to float32 (n, 3, *size), resized (bicubic, antialiased) and
-    normalised.
-
-    Bytes cross to the device, floats do not: a quarter of the traffic.
-    """
-    import torch
-
-    images = torch.from_numpy(np.ascontiguousarray(pixels)).to(device, non_blocking=True)
-    return normalised(images.permute(0, 3, 1, 2), size, mean, std)
 
 
 def normalised(
     pixels: Tensor, size: tuple[int, int], mean: Sequence[float], std: Sequence[float]
 ) -> Tensor:
-    """uint8 (n, 1 or 3, height, width) to float32 (n, 3, *size), where the pixels lie."""
+    """uint8 (n, 1 or 3, height, width) to float32 (n, 3, *size), resized (bicubic, antialiased) and
+    normalised where the pixels lie."""
     import torch
 
     images = pixels.float().div_(255)

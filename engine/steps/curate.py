@@ -34,7 +34,7 @@ from engine.core.store import Store
 from engine.metrics.memorization import copies, copy_limits, nearest
 from engine.nets.classification import class_numbers
 from engine.steps import StepKind
-from engine.steps.embed import DecodeOwn, EmbedImages, Hash
+from engine.steps.embed import DecodeOwn, EmbedImages, Hash, PrepareImages
 from engine.steps.train import PREDICTIONS, synthetic_images
 from engine.study import ClassifierField, EmbedderField
 from engine.study import Curate as CurateSettings
@@ -283,6 +283,7 @@ def measure(context: Context, spec: CurateSpec, classes: Sequence[str]) -> list[
         DecodeOwn(),
         Classify(context.store, spec.classifier, spec.preprocess, classes, labeler.parts),
         Hash(),
+        PrepareImages(spec.embedder),
         embedding,
     ]
     shards = []

@@ -64,11 +64,31 @@ class Hash:
         }
 
 
-class EmbedImages:
-    """Stage: pixels to vectors. A vector of zeros or with NaN is no position: the row is
-    quarantined."""
+class PrepareImages:
+    """Stage: pixels to what the embedder's network takes, on CPU threads beside the device."""
 
     reads: ClassVar[tuple[str, ...]] = ("pixels",)
+    writes: ClassVar[tuple[str, ...]] = ("prepared",)
+    device: ClassVar[Device] = "cpu"
+
+    def __init__(self, spec: Any) -> None:
+        self.spec = spec
+
+    def load(self, place: Place) -> None:
+        self.embedder = resolve("embedders", self.spec.name)(self.spec)
+        self.embedder.open()
+        self.threads = ThreadPoolExecutor(place.threads)
+
+    def __call__(self, batch: Batch) -> Batch:
+        prepared = self.threads.map(self.embedder.prepare, batch["pixels"])
+        return {**batch, "prepared": np.stack(list(prepared))}
+
+
+class EmbedImages:
+    """Stage: prepared images to vectors. A vector of zeros or with NaN is no position: the row is
+    quarantined."""
+
+    reads: ClassVar[tuple[str, ...]] = ("prepared",)
     writes: ClassVar[tuple[str, ...]] = (rows.EMBEDDING, rows.STATUS)
     device: ClassVar[Device] = "accelerator"
 
@@ -79,14 +99,14 @@ class EmbedImages:
     def stages(cls, spec: Any) -> tuple[list[Stage], Callable[[], pa.Schema]]:
         """The stages from stored images to vectors, and the schema, known once they are loaded."""
         stage = cls(spec)
-        return [DecodeOwn(), Hash(), stage], partial(_schema, stage)
+        return [DecodeOwn(), Hash(), PrepareImages(spec), stage], partial(_schema, stage)
 
     def load(self, place: Place) -> None:
         self.embedder = resolve("embedders", self.spec.name)(self.spec)
         self.embedder.load(place.device)
 
     def __call__(self, batch: Batch) -> Batch:
-        vectors = self.embedder.embed(batch["pixels"])
+        vectors = self.embedder.encode(batch["prepared"])
         finite, moved = np.isfinite(vectors).all(axis=1), np.abs(vectors).max(axis=1) > 0
         status = [
             OK if good and some else "embedding_zero" if good else "embedding_not_finite"

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,128 +11,286 @@ import torch
 from PIL import Image
 
 from engine.core.errors import StudyError
+from engine.core.registry import resolve
+from engine.embedders import Embedder
 from engine.embedders.clip import Clip, ClipSpec
 from engine.embedders.cnn import Cnn, CnnSpec
+from engine.embedders.dino import Dino, DinoSpec
 from engine.embedders.pixels import Pixels, PixelsSpec
 
 WEIGHTS = Path("../shared/weights/mobilenet_v2")
-CLIP_MEAN, CLIP_STD = [0.48, 0.46, 0.41], [0.27, 0.26, 0.28]
+# Of tiny transformers.
+VIT = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "image_size": 32, "patch_size": 8,
+}  # fmt: skip
+CROPPED = {"size": {"shortest_edge": 40}, "do_center_crop": True,
+           "crop_size": {"height": 32, "width": 32}, "resample": 3}  # fmt: skip
+SQUARE = {"size": {"height": 32, "width": 32}, "resample": 2}
 
 
-def pictures(count: int = 4, side: int = 32, channels: int = 3) -> np.ndarray:
+def pictures(count: int = 4, side: int = 48, channels: int = 3) -> np.ndarray:
     return np.random.default_rng(1).integers(0, 256, (count, side, side, channels), dtype=np.uint8)
 
 
-def save_preprocessor(folder: Path, side: int, mean: list[float], std: list[float]) -> None:
-    settings = {
-        "crop_size": {"height": side, "width": side}, "do_center_crop": True,
-        "size": {"shortest_edge": side}, "image_mean": mean, "image_std": std,
-    }  # fmt: skip
-    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
-
-
-@pytest.fixture(scope="module")
-def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_clip() -> Any:
     from transformers import CLIPConfig, CLIPModel
 
-    torch.manual_seed(0)
-    vision = {
-        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "image_size": 32, "patch_size": 8, "projection_dim": 16,
+    text = {key: VIT[key] for key in ("hidden_size", "intermediate_size", "num_attention_heads")}
+    return CLIPModel(
+        CLIPConfig(
+            vision_config={**VIT, "projection_dim": 16},
+            text_config={**text, "num_hidden_layers": 1, "vocab_size": 99, "projection_dim": 16},
+            projection_dim=16,
+        )
+    )
+
+
+def tiny_siglip() -> Any:
+    from transformers import SiglipConfig, SiglipModel
+
+    text = {key: VIT[key] for key in ("hidden_size", "intermediate_size", "num_attention_heads")}
+    return SiglipModel(
+        SiglipConfig(vision_config=VIT, text_config={**text, "num_hidden_layers": 1,
+                                                     "vocab_size": 99})
+    )  # fmt: skip
+
+
+def tiny_dino() -> Any:
+    from transformers import Dinov2Config, Dinov2Model
+
+    return Dinov2Model(Dinov2Config(**VIT, mlp_ratio=2))
+
+
+def tiny_dino3() -> Any:
+    from transformers import DINOv3ViTConfig, DINOv3ViTModel
+
+    return DINOv3ViTModel(DINOv3ViTConfig(**VIT, num_register_tokens=2))
+
+
+def tiny_resnet() -> Any:
+    from transformers import ResNetConfig, ResNetModel
+
+    return ResNetModel(
+        ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+    )
+
+
+def tiny_efficientnet() -> Any:
+    from transformers import EfficientNetConfig, EfficientNetModel
+
+    return EfficientNetModel(
+        EfficientNetConfig(
+            width_coefficient=0.25,
+            depth_coefficient=0.2,
+            hidden_dim=320,
+            image_size=32,
+            initializer_range=0.62,
+        )
+    )
+
+
+def tiny_convnext() -> Any:
+    from transformers import ConvNextConfig, ConvNextModel
+
+    return ConvNextModel(ConvNextConfig(hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1]))
+
+
+def tiny_vit() -> Any:
+    from transformers import ViTConfig, ViTForImageClassification
+
+    return ViTForImageClassification(ViTConfig(**VIT))
+
+
+def class_token(output: Any) -> torch.Tensor:
+    return output.last_hidden_state[:, 0]
+
+
+def pooled(output: Any) -> torch.Tensor:
+    return output.pooler_output.flatten(1)
+
+
+def unit(vectors: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.normalize(vectors)
+
+
+class Kind:
+    """A checkpoint, the embedder that reads it, and what plain transformers makes of its
+    processor's output."""
+
+    def __init__(
+        self, build: Callable[[], Any], embedder: str, processor: str, geometry: dict[str, Any],
+        vectors: Callable[[Any, torch.Tensor], torch.Tensor],
+    ) -> None:  # fmt: skip
+        self.build, self.embedder, self.processor = build, embedder, processor
+        self.geometry, self.vectors = geometry, vectors
+
+    def save(self, folder: Path) -> Path:
+        torch.manual_seed(0)
+        self.build().save_pretrained(folder)
+        save_processor(folder, self.processor, **self.geometry)
+        return folder
+
+
+def save_processor(folder: Path, name: str, **settings: Any) -> None:
+    values = {
+        "image_processor_type": name, "do_resize": True, "do_rescale": True,
+        "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": [0.48, 0.46, 0.41],
+        "image_std": [0.27, 0.26, 0.28], **settings,
     }  # fmt: skip
-    text = {
-        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
-        "num_attention_heads": 4,
-        "vocab_size": 99, "projection_dim": 16,
-    }  # fmt: skip
-    folder = tmp_path_factory.mktemp("clip")
-    CLIPModel(
-        CLIPConfig(vision_config=vision, text_config=text, projection_dim=16)
-    ).save_pretrained(folder)
-    save_preprocessor(folder, 32, CLIP_MEAN, CLIP_STD)
-    return folder
+    (folder / "preprocessor_config.json").write_text(json.dumps(values))
+
+
+KINDS = {
+    "clip": Kind(
+        tiny_clip, "clip", "CLIPImageProcessor", CROPPED,
+        lambda model, inputs: unit(model.visual_projection(pooled(model.vision_model(inputs)))),
+    ),
+    "siglip": Kind(
+        tiny_siglip, "clip", "SiglipImageProcessor", SQUARE,
+        lambda model, inputs: unit(pooled(model.vision_model(inputs))),
+    ),
+    "dinov2": Kind(
+        tiny_dino, "dino", "BitImageProcessor", CROPPED,
+        lambda model, inputs: unit(class_token(model(inputs))),
+    ),
+    "resnet": Kind(
+        tiny_resnet, "cnn", "ConvNextImageProcessor",
+        {"size": {"shortest_edge": 32}, "crop_pct": 0.875, "resample": 3},
+        lambda model, inputs: pooled(model(inputs)),
+    ),
+    "efficientnet": Kind(
+        tiny_efficientnet, "cnn", "EfficientNetImageProcessor",
+        {**SQUARE, "include_top": True, "rescale_offset": True},
+        lambda model, inputs: pooled(model(inputs)),
+    ),
+    "convnext": Kind(
+        tiny_convnext, "cnn", "ConvNextImageProcessor",
+        {"size": {"shortest_edge": 64}, "crop_pct": 0.8, "resample": 2},
+        lambda model, inputs: pooled(model(inputs)),
+    ),
+    # Its checkpoint has no pooler: the classifier is given the class token.
+    "vit": Kind(
+        tiny_vit, "cnn", "ViTImageProcessor", SQUARE,
+        lambda model, inputs: class_token(model.vit(inputs)),
+    ),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def tiny_resnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from transformers import ResNetConfig, ResNetModel
-
-    torch.manual_seed(0)
-    config = ResNetConfig(
-        embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_channels=3
-    )
-    folder = tmp_path_factory.mktemp("resnet")
-    ResNetModel(config).save_pretrained(folder)
-    save_preprocessor(folder, 32, [0.5] * 3, [0.5] * 3)
-    return folder
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {name: kind.save(tmp_path_factory.mktemp(name)) for name, kind in KINDS.items()}
 
 
-def normalised(pixels: np.ndarray, mean: list[float], std: list[float]) -> torch.Tensor:
-    images = torch.tensor(pixels).permute(0, 3, 1, 2).float() / 255
-    return (images - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+def embedder_of(name: str, folder: Path, **fields: Any) -> Embedder:
+    kind = resolve("embedders", KINDS[name].embedder)
+    found: Embedder = kind(kind.Spec(model=str(folder), **fields))
+    found.load("cpu")
+    return found
 
 
-def test_clip_equals_the_plain_model_and_has_length_one(tiny_clip: Path) -> None:
-    from transformers import CLIPModel
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("side", [24, 48])
+def test_it_is_the_checkpoint_s_own_processor_and_network(
+    folders: dict[str, Path], name: str, side: int
+) -> None:
+    from transformers import AutoImageProcessor
 
-    embedder = Clip(ClipSpec(model=str(tiny_clip)))
-    embedder.load("cpu")
-    vectors = embedder.embed(pictures())
-    assert vectors.shape == (4, embedder.width) == (4, 16)
+    embedder = embedder_of(name, folders[name])
+    images = pictures(side=side)
+    vectors = embedder.embed(images)
+    assert vectors.shape == (4, embedder.width)
+    processor = AutoImageProcessor.from_pretrained(folders[name], backend="pil")
+    inputs = processor(list(images), return_tensors="pt")["pixel_values"]
+    plain = KINDS[name].build().from_pretrained(folders[name]).eval()
+    with torch.inference_mode():
+        expected = KINDS[name].vectors(plain, inputs).numpy()
+    # Random weights of deep networks shrink or swell what passes.
+    scale = np.abs(expected).max()
+    assert np.abs(vectors - expected).max() < 1e-5 * scale
+    assert vectors.std(axis=0).max() > 1e-3 * scale
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip", "dinov2"])
+def test_vectors_whose_authors_compare_angles_have_length_one(
+    folders: dict[str, Path], name: str
+) -> None:
+    vectors = embedder_of(name, folders[name]).embed(pictures())
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
-    plain = CLIPModel.from_pretrained(tiny_clip).eval()
-    with torch.inference_mode():
-        inputs = normalised(pictures(), CLIP_MEAN, CLIP_STD)
-        expected = plain.visual_projection(plain.vision_model(inputs).pooler_output)
-    assert np.abs(vectors - torch.nn.functional.normalize(expected).numpy()).max() < 1e-5
 
 
-def test_cnn_equals_the_plain_model(tiny_resnet: Path) -> None:
-    from transformers import ResNetModel
-
-    embedder = Cnn(CnnSpec(model=str(tiny_resnet)))
+def test_dinov3_gives_its_class_token(tmp_path: Path) -> None:
+    """Its processor has no class for Pillow: size, mean and deviation are read from its file."""
+    torch.manual_seed(0)
+    tiny_dino3().save_pretrained(tmp_path)
+    save_processor(tmp_path, "DINOv3ViTImageProcessor", **SQUARE)
+    embedder = Dino(DinoSpec(model=str(tmp_path)))
     embedder.load("cpu")
-    plain = ResNetModel.from_pretrained(tiny_resnet).eval()
+    images = pictures(side=32)
+    values = torch.tensor(images).permute(0, 3, 1, 2) / 255
+    mean, std = torch.tensor([0.48, 0.46, 0.41]), torch.tensor([0.27, 0.26, 0.28])
     with torch.inference_mode():
-        expected = plain(normalised(pictures(), [0.5] * 3, [0.5] * 3)).pooler_output.flatten(1)
-    assert np.abs(embedder.embed(pictures()) - expected.numpy()).max() < 1e-5
+        plain = tiny_dino3().from_pretrained(tmp_path).eval()
+        expected = plain((values - mean.view(3, 1, 1)) / std.view(3, 1, 1)).last_hidden_state
+    assert np.abs(embedder.embed(images) - unit(expected[:, 0]).numpy()).max() < 1e-5
 
 
-def test_grey_images_and_other_sizes_are_brought_to_the_model(tiny_resnet: Path) -> None:
-    embedder = Cnn(CnnSpec(model=str(tiny_resnet), input_size=48))
-    embedder.load("cpu")
+@pytest.mark.parametrize("name", KINDS)
+def test_a_size_of_one_s_own_shows_the_whole_picture(folders: dict[str, Path], name: str) -> None:
+    embedder = embedder_of(name, folders[name], input_size=32)
+    bordered = np.zeros((64, 64, 3), np.uint8)
+    bordered[0] = 255
+    prepared = embedder.prepare(bordered)
+    assert prepared.shape == (3, 32, 32)
+    assert prepared[:, 0].mean() > 60  # a crop would have cut the white border off
+
+
+def test_grey_images_are_seen_as_colour(folders: dict[str, Path]) -> None:
+    embedder = embedder_of("resnet", folders["resnet"])
     grey = pictures(2, side=20, channels=1)
     as_rgb = np.repeat(grey, 3, axis=-1)
     assert np.allclose(embedder.embed(grey), embedder.embed(as_rgb), atol=1e-6)
 
 
-def test_a_batch_embeds_as_its_rows_do(tiny_resnet: Path) -> None:
-    embedder = Cnn(CnnSpec(model=str(tiny_resnet)))
-    embedder.load("cpu")
+def test_a_batch_embeds_as_its_rows_do(folders: dict[str, Path]) -> None:
+    embedder = embedder_of("resnet", folders["resnet"])
     together = embedder.embed(pictures())
     alone = np.concatenate([embedder.embed(pictures()[row : row + 1]) for row in range(4)])
     assert np.allclose(together, alone, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["cnn", "clip"])
-def test_a_model_that_is_not_there_is_one_line_that_names_it(kind: str, tmp_path: Path) -> None:
-    missing = str(tmp_path / "nowhere")
-    embedder = Cnn(CnnSpec(model=missing)) if kind == "cnn" else Clip(ClipSpec(model=missing))
+def test_half_precision_is_close(folders: dict[str, Path]) -> None:
+    whole = embedder_of("clip", folders["clip"]).embed(pictures())
+    half = embedder_of("clip", folders["clip"], precision="bf16").embed(pictures())
+    assert (whole * half).sum(axis=1).min() > 0.999
+    assert half.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("kind", "spec"), [(Cnn, CnnSpec), (Clip, ClipSpec), (Dino, DinoSpec)], ids=lambda item: ""
+)
+def test_a_model_that_is_not_there_is_one_line_that_names_it(
+    kind: Any, spec: Any, tmp_path: Path
+) -> None:
     with pytest.raises(StudyError, match=r"embedder\.model") as caught:
-        embedder.load("cpu")
+        kind(spec(model=str(tmp_path / "nowhere"))).load("cpu")
     assert "\n" not in str(caught.value)
 
 
-def test_weights_as_pickle_are_refused(tiny_resnet: Path, tmp_path: Path) -> None:
+def test_weights_as_pickle_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
     from transformers import ResNetModel
 
-    model = ResNetModel.from_pretrained(tiny_resnet)
+    model = ResNetModel.from_pretrained(folders["resnet"])
     model.config.save_pretrained(tmp_path)
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
-    save_preprocessor(tmp_path, 32, [0.5] * 3, [0.5] * 3)
+    save_processor(tmp_path, "ConvNextImageProcessor", size={"shortest_edge": 32})
     with pytest.raises(StudyError, match=r"embedder\.model"):
         Cnn(CnnSpec(model=str(tmp_path))).load("cpu")
+
+
+def test_a_network_without_text_is_no_clip(folders: dict[str, Path]) -> None:
+    with pytest.raises(StudyError, match="resnet shares no space with text"):
+        Clip(ClipSpec(model=str(folders["resnet"]))).load("cpu")
 
 
 @pytest.mark.skipif(not WEIGHTS.exists(), reason="../shared/weights/mobilenet_v2 is not here")

@@ -1,0 +1,78 @@
+"""What embedders share whose network is somebody's checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from engine.core.errors import StudyError
+from engine.embedders import Embedder, EmbedderSpec
+from engine.nets.checkpoints import dtype_of
+from engine.nets.model_input import ModelInput
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+
+
+class CheckpointSpec(EmbedderSpec):
+    # A hub id or a local folder.
+    model: str
+    revision: str | None = None
+    # Side in pixels that images are brought to; None: what the checkpoint's own preprocessing says.
+    input_size: Annotated[int, Field(ge=16, le=1024)] | None = None
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+
+
+class CheckpointEmbedder(Embedder):
+    """A subclass says which network, and which of its outputs."""
+
+    # Whether vectors are brought to length 1, as the authors compare them.
+    unit_length: ClassVar[bool] = False
+    spec: CheckpointSpec
+
+    def open(self) -> None:
+        spec = self.spec
+        self.input = ModelInput.of("embedder", spec.model, spec.revision, spec.input_size)
+
+    def prepare(self, image: np.ndarray) -> np.ndarray:
+        return self.input.fitted(image)
+
+    def network(self) -> tuple[Module, Callable[[Module, Tensor], Tensor]]:
+        """The network, and what of its output is the vector: (network, images) -> (n, width).
+        May raise what `from_pretrained` raises."""
+        raise NotImplementedError
+
+    def pretrained(self, kind: Any, **options: Any) -> Any:
+        """The checkpoint as a model of transformers, from safetensors alone."""
+        return kind.from_pretrained(
+            self.spec.model, revision=self.spec.revision, use_safetensors=True,
+            trust_remote_code=False, **options,
+        )  # fmt: skip
+
+    def load(self, device: str) -> None:
+        if not hasattr(self, "input"):
+            self.open()
+        try:
+            network, self.vectors = self.network()
+        except (OSError, ValueError, KeyError) as error:
+            raise StudyError(
+                f"embedder.model: {self.spec.model}: {' '.join(str(error).split())[:200]}"
+            ) from None
+        self.device, self.dtype = device, dtype_of(self.spec.precision)
+        self.loaded = network.to(device=device, dtype=self.dtype).eval().requires_grad_(False)
+        grey = self.prepare(np.zeros((32, 32, 3), np.uint8))
+        self.width = self.encode(grey[None]).shape[1]
+
+    def encode(self, prepared: np.ndarray) -> np.ndarray:
+        import torch
+
+        with torch.inference_mode():
+            images = self.input.values(prepared, self.device).to(self.dtype)
+            vectors = self.vectors(self.loaded, images).flatten(1).float()
+            if self.unit_length:
+                vectors = torch.nn.functional.normalize(vectors, dim=-1)
+            return np.asarray(vectors.cpu().numpy())

@@ -1,0 +1,35 @@
+"""DINOv2 (Oquab et al. 2023) and DINOv3 (Siméoni et al. 2025): the class token after the last
+normalisation, at length 1, as their authors compare images by nearest neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from engine.embedders import EmbedderSpec
+from engine.embedders._checkpoint import CheckpointEmbedder, CheckpointSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+
+
+class DinoSpec(CheckpointSpec):
+    name: Literal["dino"] = "dino"
+    model: str = "facebook/dinov2-base"
+
+
+class Dino(CheckpointEmbedder):
+    version: ClassVar[int] = 1
+    Spec: ClassVar[type[EmbedderSpec]] = DinoSpec
+    unit_length: ClassVar[bool] = True
+
+    def network(self) -> tuple[Module, Callable[[Module, Tensor], Tensor]]:
+        from transformers import AutoModel
+
+        return self.pretrained(AutoModel), _class_token
+
+
+def _class_token(network: Module, images: Tensor) -> Tensor:
+    found: Tensor = network(images).last_hidden_state[:, 0]
+    return found
