@@ -37,8 +37,8 @@ def plan(study: Study) -> list[Step]:
     select = make_step(
         "select",
         "select",
-        {"task": task, "per_cluster": study.select.per_cluster},
-        {"cluster": cluster},
+        {"task": task, "settings": study.select, "seed": study.seed},
+        {"cluster": cluster, "embed": embed},
     )
     steps = [ingest, embed, cluster, select]
     comparison = Comparison(study, common, ingest, embed) if study.classifier is not None else None

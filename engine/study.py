@@ -43,6 +43,11 @@ def _text(value: Any) -> Any:
     return str(value) if type(value) is int else value
 
 
+def _as_list(value: Any) -> Any:
+    """One word stands for a list of it."""
+    return [value] if isinstance(value, str) else value
+
+
 ClassName = Annotated[str, BeforeValidator(_text)]
 Classes = Literal["all"] | tuple[ClassName, ...]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -89,18 +94,43 @@ class Audit(Spec):
 
 
 class Cluster(Spec):
-    """k-means per class on the train split. `auto` is the root of half the class's images, at least
-    1."""
+    """k-means on the train split."""
 
-    k: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = "auto"
-    iterations: Annotated[int, Field(ge=1, le=1000)] = 25
+    # class: of each class by itself. whole: of all classes together.
+    scope: Literal["class", "whole"] = "class"
+    # auto: the root of half the images, at least 1. silhouette: the number up to k_max with the
+    # highest mean silhouette on a sample.
+    k: Annotated[int, Field(ge=1, le=4096)] | Literal["auto", "silhouette"] = "auto"
+    k_max: Annotated[int, Field(ge=2, le=1024)] = 16
+    # At most; it ends where little more is gained.
+    iterations: Annotated[int, Field(ge=1, le=1000)] = 100
+    # Images that centroids are learnt from; None: all.
+    sample: Annotated[int, Field(ge=2)] | None = None
+    # By direction alone: rows and centroids have length 1.
     spherical: bool = False
+    # Smaller clusters are dissolved, and their images go where they are nearest.
+    min_size: Annotated[int, Field(ge=1)] = 1
+
+
+SelectMethod = Literal["nearest", "spread", "density", "random"]
 
 
 class Select(Spec):
-    """Representatives: the images nearest to each centroid."""
+    """Representatives of each cluster of each class."""
 
+    # Several share the places of a cluster in turn.
+    method: Annotated[tuple[SelectMethod, ...], BeforeValidator(_as_list), Field(min_length=1)] = (
+        "nearest",
+    )
     per_cluster: Annotated[int, Field(ge=1, le=10_000)] = 3
+    # In place of per_cluster: a number for each class, in proportion to its clusters' sizes.
+    per_class: Annotated[int, Field(ge=1, le=100_000)] | None = None
+
+    @model_validator(mode="after")
+    def _different(self) -> Select:
+        if len(set(self.method)) < len(self.method):
+            raise PydanticCustomError("explained", "select.method names one method twice")
+        return self
 
 
 class Amount(Spec):

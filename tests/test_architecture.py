@@ -102,8 +102,10 @@ def test_the_registry_lists_no_plugin() -> None:
     assert not names & texts
 
 
-@pytest.mark.parametrize("file", [file for file in FILES if below(file, "nets", "metrics")])
-def test_nets_and_metrics_know_core_and_themselves(file: str) -> None:
+@pytest.mark.parametrize(
+    "file", [file for file in FILES if below(file, "nets", "metrics", "vectors")]
+)
+def test_nets_metrics_and_vectors_know_core_and_themselves(file: str) -> None:
     assert not strangers(file, "core", file.split("/")[0])
 
 
@@ -135,7 +137,7 @@ def test_only_the_command_line_chooses_a_runtime() -> None:
 # 5
 @pytest.mark.parametrize("file", [file for file in FILES if below(file, *PLUGINS)])
 def test_a_plugin_knows_no_step_no_runtime_and_no_other_family(file: str) -> None:
-    assert not strangers(file, "core", "nets", "metrics", "clients", file.split("/")[0])
+    assert not strangers(file, "core", "nets", "metrics", "vectors", "clients", file.split("/")[0])
 
 
 # 6

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -15,6 +15,7 @@ from engine.core.images import decode_own
 from engine.core.store import Store
 
 _IN_MEMORY_BYTES = 2 * 2**30
+_VECTORS_IN_MEMORY = 256 * 2**20
 
 
 def read_pixels(
@@ -75,6 +76,43 @@ def matrix_of(table: pa.Table, name: str) -> np.ndarray:
 def vectors_of(table: pa.Table) -> np.ndarray:
     """The column of embeddings as float32 (n, width)."""
     return matrix_of(table, rows.EMBEDDING)
+
+
+def grouped_vectors(
+    store: Store, keys: list[str], group_of: Mapping[str, str]
+) -> dict[str, tuple[list[str], np.ndarray]]:
+    """Ids and embeddings float32 (n, width) of the images of each group, in the order of the parts;
+    images without a group are left out.
+
+    One part is in memory at a time; beyond 256 MiB the vectors lie in an unnamed temporary file.
+    """
+    of_part = [table[rows.IMAGE_ID].to_pylist() for table in store.tables(keys, [rows.IMAGE_ID])]
+    ids: dict[str, list[str]] = {name: [] for name in sorted(set(group_of.values()))}
+    for part in of_part:
+        for image_id in part:
+            if image_id in group_of:
+                ids[group_of[image_id]].append(image_id)
+    with store.parquet(keys[0]) as file:
+        width = file.schema_arrow.field(rows.EMBEDDING).type.list_size
+    shape = (sum(map(len, ids.values())), width)
+    if 4 * shape[0] * width <= _VECTORS_IN_MEMORY:
+        vectors = np.empty(shape, dtype=np.float32)
+    else:
+        vectors = np.memmap(tempfile.TemporaryFile(), dtype=np.float32, mode="w+", shape=shape)
+    ends = np.cumsum([len(held) for held in ids.values()]).tolist()
+    slices = {
+        name: slice(end - len(held), end)
+        for (name, held), end in zip(ids.items(), ends, strict=True)
+    }
+    place = {name: held.start for name, held in slices.items()}
+    for part, table in zip(of_part, store.tables(keys, [rows.EMBEDDING]), strict=True):
+        found = vectors_of(table)
+        names = np.asarray([group_of.get(image_id) for image_id in part], dtype=object)
+        for name in set(names) & set(place):
+            here = found[names == name]
+            vectors[place[name] : place[name] + len(here)] = here
+            place[name] += len(here)
+    return {name: (ids[name], vectors[held]) for name, held in slices.items() if ids[name]}
 
 
 def hashes_of(table: pa.Table) -> np.ndarray:

@@ -33,6 +33,7 @@ EMBEDDING = "embedding"
 CLUSTER = "cluster"
 DISTANCE = "distance"
 RANK = "rank"
+METHOD = "method"
 PROMPT = "prompt"
 NEGATIVE_PROMPT = "negative_prompt"
 SEED = "seed"
@@ -167,8 +168,10 @@ def clusters_schema(tasks: Mapping[str, TaskKind]) -> pa.Schema:
 
 
 def representatives_schema(tasks: Mapping[str, TaskKind]) -> pa.Schema:
-    """`rank` 0 is nearest to the centroid."""
-    return pa.schema([*clusters_schema(tasks), pa.field(RANK, pa.int32())])
+    """`rank` 0 is the best of its cluster; `method` chose it."""
+    return pa.schema(
+        [*clusters_schema(tasks), pa.field(RANK, pa.int32()), pa.field(METHOD, pa.string())]
+    )
 
 
 def request_fields(tasks: Mapping[str, TaskKind]) -> list[pa.Field]:

@@ -1,16 +1,21 @@
-"""Cluster: k-means within each class of the train split, by FAISS (Johnson et al., 2019)."""
+"""Cluster: k-means of the train split, within each class or over all (`engine.vectors.kmeans`).
+
+The part `table: clusters` has the cluster of each training image, and its distance to the centroid;
+`table: centroids` the centroids. Clusters over all classes bear one set of numbers, and their
+centroids no label.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 
 from engine.context import Context, Result
 from engine.core import rows
-from engine.core.arrays import vectors_of
+from engine.core.arrays import grouped_vectors
 from engine.core.dataset import split_index
 from engine.core.errors import DataError
 from engine.core.rng import derive_seed
@@ -18,6 +23,11 @@ from engine.core.rows import TaskKind
 from engine.core.spec import Spec
 from engine.steps import StepKind
 from engine.study import Cluster as ClusterSettings
+from engine.vectors.kmeans import Clusters, choose_k, k_means
+
+_WHOLE = "all classes"
+# Clusters of fewer images are told of: statistics of them mean little.
+_TINY = 3
 
 
 class ClusterSpec(Spec):
@@ -28,73 +38,109 @@ class ClusterSpec(Spec):
 
 
 class Cluster(StepKind):
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     Spec: ClassVar[type[Spec]] = ClusterSpec
     summary: ClassVar[str] = "k-means within each class of train"
 
     def run(self, context: Context) -> Result:
         spec = context.step.spec_as(ClusterSpec)
+        settings = spec.settings
         column = rows.label_column(spec.task)
         index = split_index(context.store, context.inputs["ingest"], spec.task, "train")
         label_of = dict(
             zip(index[rows.IMAGE_ID].to_pylist(), index[column].to_pylist(), strict=True)
         )
-        embedded = pa.concat_tables(
-            context.store.tables(context.inputs["embed"].keys(split="train"))
-        )
-        ids = np.asarray(embedded[rows.IMAGE_ID].to_pylist(), dtype=object)
-        labels = np.asarray([label_of[image_id] for image_id in ids], dtype=object)
-        vectors = vectors_of(embedded)
+        whole = settings.scope == "whole"
+        held = grouped_vectors(
+            context.store, context.inputs["embed"].keys(split="train"),
+            dict.fromkeys(label_of, _WHOLE) if whole else label_of,
+        )  # fmt: skip
+        counts = {name: len(ids) for name, (ids, _) in held.items()}
+        gpu = context.device == "cuda" and gpus() > 0
 
-        classes = sorted(set(labels))
-        sizes = {name: int((labels == name).sum()) for name in classes}
-        k_of = {name: number_of_clusters(spec.settings.k, sizes, name) for name in classes}
-        tables, centroids, found = [], [], {}
-        with context.progress(len(classes), "classes") as bar:
-            for name in classes:
-                held = np.flatnonzero(labels == name)
-                seed = derive_seed(spec.seed, "cluster", name) % 2**31
-                centers, assigned, distance = k_means(
-                    vectors[held],
-                    k_of[name],
-                    spec.settings.iterations,
-                    seed,
-                    spec.settings.spherical,
-                )
-                count = len(held)
+        tables, centroids = [], []
+        found: dict[str, Clusters] = {}
+        silhouettes: dict[str, dict[int, float]] = {}
+        with context.progress(len(held), "classes") as bar:
+            for name, (ids, vectors) in held.items():
+                # A class alone draws what it draws in a study with others.
+                seed = derive_seed(spec.seed, "cluster", name)
+                if settings.k == "silhouette":
+                    k, silhouettes[name] = choose_k(
+                        vectors, candidates(settings.k_max, len(ids)), seed,
+                        spherical=settings.spherical,
+                    )  # fmt: skip
+                else:
+                    k = number_of_clusters(settings.k, counts, name)
+                made = k_means(
+                    vectors, k, seed, iterations=settings.iterations,
+                    spherical=settings.spherical, sample=settings.sample,
+                    min_size=settings.min_size, gpu=gpu,
+                )  # fmt: skip
+                found[name] = made
                 tables.append(
                     pa.table(
                         [
-                            ids[held].tolist(),
-                            [name] * count,
-                            assigned.astype(np.int32),
-                            distance.astype(np.float32),
+                            ids,
+                            [label_of[image_id] for image_id in ids],
+                            made.assigned.astype(np.int32),
+                            made.distance,
                         ],
                         names=[rows.IMAGE_ID, column, rows.CLUSTER, rows.DISTANCE],
                     )
                 )
+                numbers = range(len(made.centroids))
                 centroids.append(
                     pa.table(
                         {
-                            column: [name] * len(centers),
-                            rows.CLUSTER: pa.array(range(len(centers)), pa.int32()),
-                            rows.EMBEDDING: pa.FixedSizeListArray.from_arrays(
-                                pa.array(centers.ravel(), pa.float32()), centers.shape[1]
-                            ),
+                            column: pa.array([None if whole else name] * len(numbers), pa.string()),
+                            rows.CLUSTER: pa.array(numbers, pa.int32()),
+                            rows.EMBEDDING: rows.fixed_lists(made.centroids),
                         }
                     )
-                )
-                found[name] = sorted(
-                    np.bincount(assigned, minlength=len(centers)).tolist(), reverse=True
                 )
                 bar.advance(1)
         parts = [
             context.table("clusters", pa.concat_tables(tables), table="clusters"),
             context.table("centroids", pa.concat_tables(centroids), table="centroids"),
         ]
-        number = sum(k_of.values())
-        headline = f"{number} clusters in {len(classes)} classes"
-        return Result(parts, len(ids), {"headline": headline, "sizes": found})
+        warnings = what_to_know(found)
+        for warning in warnings:
+            context.say(f"warning: {warning}")
+        number = sum(len(made.centroids) for made in found.values())
+        metrics: dict[str, Any] = {
+            "headline": f"{number} clusters"
+            + (" over all classes" if whole else f" in {len(found)} classes"),
+            "sizes": {
+                name: sorted(made.sizes.tolist(), reverse=True) for name, made in found.items()
+            },
+            "inertia": {name: made.inertia for name, made in found.items()},
+            "warnings": warnings,
+        }
+        if silhouettes:
+            metrics["silhouette"] = {
+                name: {str(k): value for k, value in scores.items()}
+                for name, scores in silhouettes.items()
+            }
+        return Result(parts, sum(counts.values()), metrics)
+
+
+def what_to_know(found: dict[str, Clusters]) -> list[str]:
+    """One line for each class with clusters that are not there, or hardly."""
+    warnings = []
+    for name, made in found.items():
+        if made.dissolved:
+            warnings.append(
+                f"{name}: {made.dissolved} of {made.dissolved + len(made.centroids)} clusters had"
+                " too few images and were dissolved"
+            )
+        tiny = int((made.sizes < _TINY).sum())
+        if tiny and tiny < len(made.centroids):
+            warnings.append(
+                f"{name}: {tiny} of {len(made.centroids)} clusters have fewer than {_TINY} images;"
+                " raise cluster.min_size or lower cluster.k"
+            )
+    return warnings
 
 
 def number_of_clusters(k: int | str, sizes: dict[str, int], name: str) -> int:
@@ -111,25 +157,17 @@ def number_of_clusters(k: int | str, sizes: dict[str, int], name: str) -> int:
     return int(k)
 
 
-def k_means(
-    vectors: np.ndarray, k: int, iterations: int, seed: int, spherical: bool
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Centroids (k, width), the cluster of each row, and its Euclidean distance to the centroid.
+def candidates(most: int, images: int) -> list[int]:
+    """Numbers of clusters that are tried: all up to 8, then by a quarter more each, up to `most`
+    and to the root of the images."""
+    found = list(range(2, 9))
+    while found[-1] < most:
+        found.append(round(found[-1] * 1.25))
+    return [k for k in found if k <= min(most, math.isqrt(images))]
 
-    Deterministic for a seed and a number of threads of one. spherical: rows and centroids have
-    length 1.
-    """
+
+def gpus() -> int:
+    """GPUs that FAISS sees in this process; the CPU's build sees none."""
     import faiss
 
-    vectors = np.ascontiguousarray(vectors, dtype=np.float32)
-    if spherical:
-        vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    kmeans = faiss.Kmeans(
-        vectors.shape[1], k, niter=iterations, seed=seed, spherical=spherical,
-        min_points_per_centroid=1, max_points_per_centroid=max(256, -(-len(vectors) // k)),
-    )  # fmt: skip
-    kmeans.train(vectors)
-    squared, assigned = kmeans.index.search(vectors, 1)
-    if spherical:  # the index holds inner products
-        squared = 2 - 2 * squared
-    return kmeans.centroids, assigned[:, 0], np.sqrt(np.maximum(squared[:, 0], 0))
+    return int(faiss.get_num_gpus()) if hasattr(faiss, "index_cpu_to_all_gpus") else 0

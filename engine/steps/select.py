@@ -1,24 +1,40 @@
-"""Select: representatives of each cluster, the images nearest to its centroid."""
+"""Select: the images that stand for each cluster of each class.
+
+    nearest    to the centroid
+    spread     farthest first: each as unlike those before it as can be (`engine.vectors.choose`)
+    density    where the most alike images lie
+    random     by the seed
+
+Several methods share the places of a cluster in turn. The part `table: representatives` has the
+chosen, best first, with the method that chose each.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import ClassVar
 
+import numpy as np
 import pyarrow as pa
 
 from engine.context import Context, Result
 from engine.core import rows
+from engine.core.arrays import grouped_vectors
+from engine.core.rng import generator
 from engine.core.spec import Spec
 from engine.steps import StepKind
+from engine.study import Select as SelectSettings
+from engine.vectors.choose import farthest_first, local_density, shares
 
 
 class SelectSpec(Spec):
     task: str
-    per_cluster: int
+    settings: SelectSettings
+    seed: int
 
 
 class Select(StepKind):
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     Spec: ClassVar[type[Spec]] = SelectSpec
     summary: ClassVar[str] = "choose representatives of each cluster"
 
@@ -37,14 +53,98 @@ class Select(StepKind):
                 (rows.IMAGE_ID, "ascending"),
             ]
         )
-        rank, ranks, previous = 0, [], None
-        for place in zip(
-            ordered[column].to_pylist(), ordered[rows.CLUSTER].to_pylist(), strict=True
-        ):
-            rank = rank + 1 if place == previous else 0
-            ranks.append(rank)
-            previous = place
-        ordered = ordered.append_column(rows.RANK, pa.array(ranks, pa.int32()))
-        chosen = ordered.filter(pa.array([rank < spec.per_cluster for rank in ranks]))
-        part = context.table("representatives", chosen, table="representatives")
-        return Result([part], chosen.num_rows, {"headline": f"{chosen.num_rows:,} representatives"})
+        labels, numbers = ordered[column].to_pylist(), ordered[rows.CLUSTER].to_pylist()
+        cells: dict[tuple[str, int], list[int]] = {}
+        for row, place in enumerate(zip(labels, numbers, strict=True)):
+            cells.setdefault(place, []).append(row)
+        vectors = self._vectors(context, spec, ordered)
+        wanted = budget({place: len(held) for place, held in cells.items()}, spec.settings)
+
+        chosen: list[int] = []
+        ranks: list[int] = []
+        methods: list[str] = []
+        with context.progress(len(cells), "clusters") as bar:
+            for place, held in cells.items():
+                orders = {
+                    method: order_by(
+                        method,
+                        None if vectors is None else vectors[np.asarray(held)],
+                        len(held), wanted[place],
+                        generator(spec.seed, "select", *map(str, place)),
+                    )
+                    for method in spec.settings.method
+                }  # fmt: skip
+                for rank, (method, number) in enumerate(take_turns(orders, wanted[place])):
+                    chosen.append(held[number])
+                    ranks.append(rank)
+                    methods.append(method)
+                bar.advance(1)
+        found = ordered.take(pa.array(chosen, pa.int64()))
+        found = found.append_column(rows.RANK, pa.array(ranks, pa.int32()))
+        found = found.append_column(rows.METHOD, pa.array(methods, pa.string()))
+        part = context.table("representatives", found, table="representatives")
+        counts = Counter(found[column].to_pylist())
+        return Result(
+            [part], found.num_rows,
+            {
+                "headline": f"{found.num_rows:,} representatives",
+                "chosen": dict(sorted(counts.items())),
+            },
+        )  # fmt: skip
+
+    def _vectors(self, context: Context, spec: SelectSpec, ordered: pa.Table) -> np.ndarray | None:
+        """Embeddings in the order of `ordered`, where a method looks at them."""
+        if not {"spread", "density"} & set(spec.settings.method):
+            return None
+        ids = ordered[rows.IMAGE_ID].to_pylist()
+        held = grouped_vectors(
+            context.store, context.inputs["embed"].keys(split="train"), dict.fromkeys(ids, "")
+        )
+        names, vectors = held[""]
+        place = {image_id: row for row, image_id in enumerate(names)}
+        return vectors[[place[image_id] for image_id in ids]]
+
+
+def budget(
+    sizes: dict[tuple[str, int], int], settings: SelectSettings
+) -> dict[tuple[str, int], int]:
+    """How many are chosen of each cluster of each class: `per_cluster`, or a class's `per_class` in
+    proportion to its clusters' sizes, each giving one before any gives two."""
+    if settings.per_class is None:
+        return {place: min(size, settings.per_cluster) for place, size in sizes.items()}
+    found = {}
+    for label in dict.fromkeys(label for label, _ in sizes):
+        places = [place for place in sizes if place[0] == label]
+        counts = np.asarray([sizes[place] for place in places])
+        given = shares(settings.per_class, counts.astype(float), counts)
+        found |= {place: int(number) for place, number in zip(places, given, strict=True)}
+    return found
+
+
+def order_by(
+    method: str, vectors: np.ndarray | None, count: int, wanted: int, random: np.random.Generator
+) -> list[int]:
+    """The first `wanted` or more rows of a cluster by a method; rows come by distance to the
+    centroid."""
+    if method == "nearest":
+        return list(range(count))
+    if method == "random":
+        return [int(row) for row in random.permutation(count)]
+    assert vectors is not None
+    if method == "spread":
+        return [int(row) for row in farthest_first(vectors, wanted, first=0)]
+    return [int(row) for row in np.argsort(-local_density(vectors), kind="stable")]
+
+
+def take_turns(orders: dict[str, list[int]], wanted: int) -> list[tuple[str, int]]:
+    """(method, row): each method names its best row that none has named, in turn."""
+    taken: dict[int, str] = {}
+    left = {method: iter(order) for method, order in orders.items()}
+    while len(taken) < wanted and left:
+        for method in list(left):
+            row = next((row for row in left[method] if row not in taken), None)
+            if row is None:
+                del left[method]
+            elif len(taken) < wanted:
+                taken[row] = method
+    return [(method, row) for row, method in taken.items()]

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -14,43 +13,8 @@ from engine.core.errors import DataError
 from engine.core.manifest import Manifest
 from engine.core.store import Store
 from engine.plan import plan
-from engine.steps.cluster import k_means, number_of_clusters
+from engine.steps.cluster import candidates, number_of_clusters
 from engine.study import Study
-
-
-def blobs(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Points around three far corners, and the corner of each."""
-    random = np.random.default_rng(seed)
-    corners = np.array([[9, 0, 0, 0], [0, 9, 0, 0], [0, 0, 9, 0]], dtype=np.float32)
-    which = np.arange(count) % 3
-    return corners[which] + random.normal(0, 0.3, (count, 4)).astype(np.float32), which
-
-
-@pytest.mark.parametrize("spherical", [False, True])
-def test_k_means_finds_the_groups_that_are_there(spherical: bool) -> None:
-    vectors, which = blobs(90)
-    centers, assigned, distance = k_means(vectors, 3, 25, 1, spherical)
-    assert len({(a, b) for a, b in zip(assigned, which, strict=True)}) == 3
-    points = vectors / np.linalg.norm(vectors, axis=1, keepdims=True) if spherical else vectors
-    expected = np.linalg.norm(points - centers[assigned], axis=1)
-    np.testing.assert_allclose(distance, expected, atol=2e-3)
-    lengths = np.linalg.norm(centers, axis=1)
-    assert np.allclose(lengths, 1, atol=1e-4) == spherical
-
-
-def test_k_means_is_a_function_of_its_seed() -> None:
-    vectors = np.random.default_rng(0).normal(size=(200, 8)).astype(np.float32)
-    first, again, other = (k_means(vectors, 5, 10, seed, False) for seed in (1, 1, 2))
-    assert (first[0] == again[0]).all()
-    assert (first[1] == again[1]).all()
-    assert (first[0] != other[0]).any()
-
-
-def test_as_many_clusters_as_images_puts_each_alone() -> None:
-    vectors, _ = blobs(6)
-    _, assigned, distance = k_means(vectors, 6, 10, 0, False)
-    assert len(set(assigned.tolist())) == 6
-    assert distance.max() < 1e-2
 
 
 @pytest.mark.parametrize(("images", "k"), [(2, 1), (8, 2), (200, 10), (5000, 50)])
@@ -101,3 +65,50 @@ def test_k_beyond_the_smallest_class_stops_the_step(
         run_until(study, "cluster")
     step = next(step for step in plan(study) if step.kind == "cluster")
     assert not store.exists(store.manifest("cluster", step.key))
+
+
+def test_clusters_over_all_classes_bear_one_set_of_numbers(
+    image_folder: Callable[..., Path], toy_study: Callable[..., Study], run_until: Any, store: Store
+) -> None:
+    study = toy_study(
+        image_folder({"a": 20, "b": 30}), cluster={"k": 4, "scope": "whole"},
+        select={"per_cluster": 2},
+    )  # fmt: skip
+    manifest = run_until(study, "select")
+    clustered = run_until(study, "cluster")
+    (sizes,) = clustered.metrics["sizes"].values()
+    assert len(sizes) == 4
+    assert sum(sizes) == 33
+    centroids = pa.concat_tables(store.tables(clustered.keys(table="centroids")))
+    assert centroids["label.class"].to_pylist() == [None] * 4
+    chosen = pa.concat_tables(store.tables(manifest.keys(table="representatives")))
+    cells = list(zip(chosen["label.class"].to_pylist(), chosen["cluster"].to_pylist(), strict=True))
+    assert max(cells.count(cell) for cell in cells) == 2
+    assert {label for label, _ in cells} == {"a", "b"}
+
+
+def test_the_number_of_clusters_may_be_found_by_silhouette(
+    image_folder: Callable[..., Path], toy_study: Callable[..., Study], run_until: Any
+) -> None:
+    study = toy_study(image_folder({"a": 60, "b": 30}), cluster={"k": "silhouette", "k_max": 5})
+    metrics = run_until(study, "cluster").metrics
+    for name, scores in metrics["silhouette"].items():
+        assert set(scores) <= {"2", "3", "4", "5"}
+        assert len(metrics["sizes"][name]) == int(max(scores, key=scores.__getitem__))
+
+
+def test_clusters_that_are_too_small_are_dissolved_and_told(
+    image_folder: Callable[..., Path], toy_study: Callable[..., Study], run_until: Any
+) -> None:
+    study = toy_study(image_folder({"a": 20, "b": 30}), cluster={"k": 8, "min_size": 4})
+    metrics = run_until(study, "cluster").metrics
+    assert min(min(sizes) for sizes in metrics["sizes"].values()) >= 4
+    assert any("were dissolved" in warning for warning in metrics["warnings"])
+    plainly = run_until(toy_study(image_folder({"a": 20, "b": 30}), cluster={"k": 8}), "cluster")
+    assert any("raise cluster.min_size" in warning for warning in plainly.metrics["warnings"])
+
+
+def test_few_images_allow_few_clusters() -> None:
+    assert candidates(16, 10) == [2, 3]
+    assert candidates(16, 1000) == [2, 3, 4, 5, 6, 7, 8, 10, 12, 15]
+    assert candidates(3, 1000) == [2, 3]

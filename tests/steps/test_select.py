@@ -4,34 +4,52 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from engine.context import Context
 from engine.core import rows
-from engine.core.manifest import Manifest
+from engine.core.manifest import Manifest, Part
 from engine.core.resources import FitResources, StageResources
 from engine.core.step import Step
 from engine.core.store import Store
 from engine.runtime.inline import InlineRuntime
 from engine.steps.select import Select, SelectSpec
+from engine.study import Select as SelectSettings
 from engine.study import Study
 
 
-def selected(store: Store, clusters: pa.Table, per_cluster: int) -> pa.Table:
-    """Run the real step on a hand-written table of clusters."""
-    step = Step("select", "select", SelectSpec(task="class", per_cluster=per_cluster), {})
+def selected(
+    store: Store, clusters: pa.Table, per_cluster: int = 3, *, seed: int = 0,
+    vectors: dict[str, list[float]] | None = None, **fields: Any,
+) -> pa.Table:  # fmt: skip
+    """Run the real step on a hand-written table of clusters, and of vectors by id."""
+    settings = SelectSettings(per_cluster=per_cluster, **fields)
+    step = Step("select", "select", SelectSpec(task="class", settings=settings, seed=seed), {})
     context = Context(
         step=step, inputs={}, store=store, runtime=InlineRuntime(), device="cpu",
         stage_resources=lambda name: StageResources(), fit_resources=FitResources(),
     )  # fmt: skip
     part = context.table("clusters", clusters, table="clusters")
-    context.inputs = {
-        "cluster": Manifest(
-            kind="cluster", key="0", label="cluster", spec={}, inputs={}, parts=(part,),
-            rows=clusters.num_rows, metrics={}, provenance={},
-        )
-    }  # fmt: skip
+    embedded = context.table(
+        "embeddings",
+        pa.table(
+            {
+                rows.IMAGE_ID: list(vectors or {"": []}),
+                rows.EMBEDDING: rows.fixed_lists(np.asarray(list((vectors or {"": [0]}).values()))),
+            }
+        ),
+        split="train",
+    )
+
+    def manifest(kind: str, part: Part) -> Manifest:
+        return Manifest(
+            kind=kind, key="0", label=kind, spec={}, inputs={}, parts=(part,), rows=part.rows,
+            metrics={}, provenance={},
+        )  # fmt: skip
+
+    context.inputs = {"cluster": manifest("cluster", part), "embed": manifest("embed", embedded)}
     result = Select().run(context)
     tables: Iterator[pa.Table] = store.tables([entry.key for entry in result.parts])
     found = pa.concat_tables(tables)
@@ -85,3 +103,56 @@ def test_representatives_of_a_real_study_are_training_images(
     assert set(found[rows.RANK].to_pylist()) == {0}
     train = pa.concat_tables(store.tables(run_until(study, "ingest").keys(split="train")))
     assert set(found[rows.IMAGE_ID].to_pylist()) <= set(train[rows.IMAGE_ID].to_pylist())
+
+
+LINE = {"a": [0.0], "b": [1.0], "c": [1.1], "d": [1.2], "e": [1.4], "f": [9.0]}
+
+
+def on_a_line(**fields: Any) -> dict[str, Any]:
+    """One cluster whose images lie on a line, nearest to its centroid first."""
+    order = ["c", "b", "d", "e", "a", "f"]
+    table = clusters([(name, "x", 0, 0.1 * place) for place, name in enumerate(order)])
+    return {"clusters": table, "vectors": LINE, **fields}
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        (("nearest",), ["b", "c", "d"]),
+        (("spread",), ["a", "c", "f"]),
+        (("density",), ["b", "c", "d"]),
+        (("nearest", "spread"), ["b", "c", "f"]),
+    ],
+)
+def test_each_method_chooses_its_own(
+    store: Store, method: tuple[str, ...], expected: list[str]
+) -> None:
+    found = selected(store, **on_a_line(method=method)).to_pylist()
+    assert sorted(row[rows.IMAGE_ID] for row in found) == expected
+    assert {row[rows.METHOD] for row in found} == set(method)
+
+
+def test_a_random_choice_hangs_on_the_seed(store: Store) -> None:
+    found = [
+        selected(store, **on_a_line(method=("random",), seed=seed))[rows.IMAGE_ID].to_pylist()
+        for seed in (1, 1, 2, 3)
+    ]
+    assert found[0] == found[1]
+    assert len({tuple(chosen) for chosen in found}) > 1
+
+
+def test_methods_that_agree_choose_no_image_twice(store: Store) -> None:
+    found = selected(
+        store, **on_a_line(method=("nearest", "density", "spread", "random"), per_cluster=6)
+    )
+    assert sorted(found[rows.IMAGE_ID].to_pylist()) == list("abcdef")
+
+
+def test_a_class_s_places_go_to_its_clusters_by_their_size(store: Store) -> None:
+    entries = [(f"{label}{number}{row}", label, number, 0.1 * row)
+               for label, number, size in (("a", 0, 8), ("a", 1, 4), ("a", 2, 1), ("b", 0, 2))
+               for row in range(size)]  # fmt: skip
+    found = selected(store, clusters(entries), per_class=7)
+    cells = list(zip(found["label.class"].to_pylist(), found["cluster"].to_pylist(), strict=True))
+    counts = {cell: cells.count(cell) for cell in dict.fromkeys(cells)}
+    assert counts == {("a", 0): 4, ("a", 1): 2, ("a", 2): 1, ("b", 0): 2}

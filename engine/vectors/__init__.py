@@ -1,0 +1,1 @@
+"""Pure functions on sets of embeddings: clusters, neighbours, choices."""
