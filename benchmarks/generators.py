@@ -74,7 +74,7 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
             "attention_resolution": 4, "resnet_time_scale_shift": "scale_shift",
             "prediction_type": "v_prediction", "train_steps": 4000, "batch_size": 64,
             "learning_rate": 1e-3, "ema_decay": 0.995, "precision": "bf16",
-            "num_inference_steps": 25, "guidance_scale": 2.0, "class_balance": 0.0,
+            "num_inference_steps": 25, "guidance_scale": 1.5, "class_balance": 0.0,
         },
     },
     "clothing": {
@@ -91,7 +91,7 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
             "attention_resolution": 4, "resnet_time_scale_shift": "scale_shift",
             "prediction_type": "v_prediction", "train_steps": 4000, "batch_size": 64,
             "learning_rate": 1e-3, "ema_decay": 0.995, "precision": "bf16",
-            "num_inference_steps": 25, "guidance_scale": 2.0,
+            "num_inference_steps": 25, "guidance_scale": 1.5,
         },
     },
 }  # fmt: skip

@@ -94,7 +94,7 @@ class DdpmSpec(GeneratorSpec):
 
 
 class Ddpm(Generator):
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     Spec: ClassVar[type[GeneratorSpec]] = DdpmSpec
     trainable = True
     sampling_fields: ClassVar[tuple[str, ...]] = (
@@ -230,6 +230,9 @@ class Ddpm(Generator):
         images = noise.to(device) * scheduler.init_noise_sigma
         without_condition = torch.full_like(conditions, nobody)
         scheduler.set_timesteps(steps, device=device)
+        # The noise that belongs to the clipped image: else what guidance drives beyond black comes
+        # back as light, step by step, until a 1 reads as an 8.
+        options = {"use_clipped_model_output": True} if spec.scheduler == "ddim" else {}
         dtype = dtype_of(spec.precision)
         kind = torch.device(device).type
         with torch.inference_mode(), torch.autocast(kind, dtype, enabled=dtype != torch.float32):
@@ -244,7 +247,7 @@ class Ddpm(Generator):
                     predicted = without + spec.guidance_scale * (given - without)
                 else:
                     predicted = predict(unet, inputs, timestep, conditions, spec.patch_size).float()
-                images = scheduler.step(predicted, timestep, images).prev_sample
+                images = scheduler.step(predicted, timestep, images, **options).prev_sample
             if autoencoder is not None:
                 shift = autoencoder.config.shift_factor or 0.0
                 latents = images / autoencoder.config.scaling_factor + shift

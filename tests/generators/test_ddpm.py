@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -352,3 +353,37 @@ def test_a_training_shows_what_it_can_make(tmp_path: Path) -> None:
     assert "looks/00000006.png" in shown
     picture = Image.open(io.BytesIO(store.read("weights/one/looks/00000006.png")))
     assert picture.size == (2 * 8, 2 * 8)  # two classes, two images of each
+
+
+class Overdriven:
+    """A network that sees black, and with a condition something darker still."""
+
+    def __init__(self, kept: Any) -> None:
+        self.config = SimpleNamespace(in_channels=1, sample_size=8)
+        self.kept, self.seen = kept, []
+
+    def __call__(self, images: Any, timestep: Any, conditions: Any) -> Any:
+        import torch
+
+        kept = self.kept[timestep]
+        self.seen.append((float(kept), images[conditions < 2]))
+        clean = torch.where(conditions < 2, -1.4, -0.9).view(-1, 1, 1, 1)
+        return SimpleNamespace(sample=(images - kept.sqrt() * clean) / (1 - kept).sqrt())
+
+
+def test_what_guidance_drives_beyond_black_does_not_come_back_as_light() -> None:
+    """Else every step brightens what the next one sees, the more the more steps there are."""
+    generator = Ddpm(spec(guidance_scale=3.0, num_inference_steps=10), PREPROCESS)
+    trained = {
+        "num_train_timesteps": 1000, "beta_schedule": "squaredcos_cap_v2", "beta_start": 1e-4,
+        "beta_end": 0.02, "prediction_type": "epsilon",
+    }  # fmt: skip
+    scheduler = generator.make_scheduler(trained)
+    network = Overdriven(scheduler.alphas_cumprod)
+    (image,) = generator.denoise(network, scheduler, None, np.asarray([0]), 2, [5], "cpu", 10)
+    assert not image.any()
+    drawn = network.seen[0][1]
+    for kept, seen in network.seen[1:]:
+        # Black and the noise that it began with: nothing else has come in.
+        noise = (seen + kept**0.5) / (1 - kept) ** 0.5
+        np.testing.assert_allclose(noise, drawn, atol=0.02)
