@@ -9,9 +9,9 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
-from typing import Any
+from typing import IO, Any, TypeVar, cast
 
 import fsspec
 
@@ -21,6 +21,9 @@ from engine.core.store import ATTEMPTS, back_off, may_pass
 
 # ENXIO: a socket or a pipe without a reader. ENAMETOOLONG, ELOOP: names from a hostile table.
 _NO_FILE = (errno.ENXIO, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EINVAL)
+
+
+R = TypeVar("R")
 
 
 class Source:
@@ -90,12 +93,19 @@ class Source:
         Raises `Rejected` for what must not or cannot be read, and `StorageError` where the storage
         fails: such a run stops and can go on later.
         """
+        return self._patiently(uri, self._read)
+
+    def open(self, uri: str) -> IO[bytes]:
+        """One file, of any size, to be read here and there. Raises as `read` does."""
+        return self._patiently(uri, self._opened)
+
+    def _patiently(self, uri: str, act: Callable[[str], R]) -> R:
         path = PurePosixPath(uri)
         if not uri or path.is_absolute() or ".." in path.parts or "\0" in uri or "\\" in uri:
             raise Rejected("path_not_allowed", uri[:100])
         for attempt in range(ATTEMPTS):
             try:
-                return self._read(uri)
+                return act(uri)
             except OSError as error:
                 if reason := self._refusal(error):
                     raise Rejected(reason, f"{uri[:100]}: {error.strerror}") from None
@@ -129,22 +139,30 @@ class Source:
         )
 
     def _read(self, uri: str) -> bytes:
-        full = f"{self._root}/{uri}"
         if not self.local:
+            full = f"{self._root}/{uri}"
             if self._fs.size(full) > MAX_BYTES:
                 raise Rejected("too_large", uri)
             return bytes(self._fs.cat_file(full))
+        with self._opened(uri) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_BYTES:
+                raise Rejected("too_large", f"{size:,} bytes")
+            return file.read()
+
+    def _opened(self, uri: str) -> IO[bytes]:
+        full = f"{self._root}/{uri}"
+        if not self.local:
+            return cast("IO[bytes]", self._fs.open(full, "rb"))
         real = os.path.realpath(full)
         if os.path.commonpath([real, self.root]) != self.root:
             raise Rejected("path_not_allowed", f"{uri} leads out of the folder")
         # O_NONBLOCK: opening a pipe must not wait for a writer.
         handle = os.open(real, os.O_RDONLY | os.O_NONBLOCK)
-        with os.fdopen(handle, "rb") as file:
-            status = os.fstat(handle)
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            os.close(handle)
             if stat.S_ISDIR(status.st_mode):
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-            if not stat.S_ISREG(status.st_mode):
-                raise Rejected("path_not_allowed", f"{uri} is no regular file")
-            if status.st_size > MAX_BYTES:
-                raise Rejected("too_large", f"{status.st_size:,} bytes")
-            return file.read()
+            raise Rejected("path_not_allowed", f"{uri} is no regular file")
+        return os.fdopen(handle, "rb")

@@ -1,0 +1,174 @@
+"""What readers of tables share whose rows hold their images: columns to records."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pyarrow as pa
+from pydantic import Field
+
+from engine.core import rows
+from engine.core.errors import DataError
+from engine.core.images import MAX_BYTES, Rejected
+from engine.core.rows import TaskKind
+from engine.readers import ReaderSpec, image_ids
+from engine.readers.imagefolder import SPLIT_NAMES
+
+
+class ColumnsSpec(ReaderSpec):
+    # The column of images: bytes, or Hugging Face's {bytes, path}.
+    image: str = "image"
+    # Name of the task: name of its column. A column of lists is a task with several labels at once.
+    labels: dict[str, str] = Field(default={"class": "label"}, min_length=1)
+    group: str | None = None
+    # A column; without one, the names of files or of the dataset's own splits say it.
+    split: str | None = None
+    # A column with unique ids; without one, the id comes from the image's place.
+    id: str | None = None
+
+    def columns(self) -> dict[str, str]:
+        """All columns but the images', by the field that names them."""
+        found = {f"labels.{task}": name for task, name in self.labels.items()}
+        return found | {
+            field: name for field in ("group", "split", "id") if (name := getattr(self, field))
+        }
+
+
+def check_columns(spec: ColumnsSpec, names: Iterable[str], where: str) -> None:
+    """Raises `DataError` where a column that is named is not there."""
+    there = list(names)
+    for field, name in {"image": spec.image, **spec.columns()}.items():
+        if name not in there:
+            raise DataError(
+                f"reader.{field}: {where} has no column {name!r}; it has {', '.join(there)[:200]}"
+            )
+
+
+def tasks_of(spec: ColumnsSpec, schema: pa.Schema) -> dict[str, TaskKind]:
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return {
+        task: "multi" if any(is_one(schema.field(name).type) for is_one in lists) else "single"
+        for task, name in spec.labels.items()
+    }
+
+
+def class_names(schema: pa.Schema) -> dict[str, list[str]]:
+    """Of columns of numbers, the names of the classes, where Hugging Face's metadata has them."""
+    try:
+        held = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return {name: names for name, feature in held.items() if (names := _names(feature))}
+    except (KeyError, ValueError, TypeError):
+        return {}
+
+
+def _names(feature: Any) -> list[str] | None:
+    if isinstance(feature, list):
+        feature = feature[0]
+    if not isinstance(feature, dict):
+        return None
+    if feature.get("_type") in ("Sequence", "List", "LargeList"):
+        feature = feature["feature"]
+    return feature.get("names") if feature.get("_type") == "ClassLabel" else None
+
+
+def to_records(
+    spec: ColumnsSpec,
+    table: pa.Table,
+    tasks: Mapping[str, TaskKind],
+    names: Mapping[str, list[str]],
+    places: list[str],
+    split: str | None,
+    where: str,
+) -> pa.Table:
+    """Records of the rows of one file or split.
+
+    table: all columns but the images'. names: of classes, by column. places: the rows' uris.
+    split: of all rows, where no column says it.
+    """
+
+    def text(column: str, value: Any) -> str | None:
+        known = names.get(column)
+        if known and isinstance(value, int) and not isinstance(value, bool):
+            if not -1 <= value < len(known):
+                raise DataError(
+                    f"reader: {where}: {value} in column {column!r} is no class; there are"
+                    f" {len(known)}"
+                )
+            return known[value] if value >= 0 else None  # -1 is Hugging Face's "no label"
+        return None if value is None or not str(value).strip() else str(value).strip()
+
+    columns: list[Any] = []
+    if spec.id:
+        ids = [text(spec.id, value) for value in table[spec.id].to_pylist()]
+        if None in ids:
+            raise DataError(f"reader.id: column {spec.id!r} of {where} has an empty cell")
+        columns.append(ids)
+    else:
+        columns.append(image_ids(places))
+    columns.append(places)
+    for task, kind in tasks.items():
+        column = spec.labels[task]
+        values = table[column].to_pylist()
+        if kind == "single":
+            columns.append([text(column, value) for value in values])
+        else:
+            columns.append(
+                [None if held is None else [text(column, value) for value in held]
+                 for held in values]
+            )  # fmt: skip
+    if spec.split:
+        columns.append([_split_named(spec, value) for value in table[spec.split].to_pylist()])
+    else:
+        columns.append([split] * table.num_rows)
+    if spec.group:
+        columns.append([text(spec.group, value) for value in table[spec.group].to_pylist()])
+    else:
+        columns.append([None] * table.num_rows)
+    schema = rows.records_schema(tasks)
+    return pa.table(
+        [pa.array(values, field.type) for values, field in zip(columns, schema, strict=True)],
+        schema=schema,
+    )
+
+
+def _split_named(spec: ColumnsSpec, value: Any) -> str | None:
+    if value is None or not str(value).strip():
+        return None
+    name = str(value).strip().lower()
+    if name not in SPLIT_NAMES:
+        raise DataError(
+            f"reader.split: {str(value)[:60]!r} in column {spec.split!r} is no name of a split;"
+            " use train, val and test, or leave the cell empty"
+        )
+    return SPLIT_NAMES[name]
+
+
+def splits_of_files(files: list[str]) -> dict[str, str | None]:
+    """The split of each file by its name or folder: `train-00000-of-00002.parquet`,
+    `test/0.tar`. Raises `DataError` where some have one and others none."""
+    found = {}
+    for file in files:
+        words = [word for part in file.lower().split("/") for word in re.split(r"[-_.]", part)[:1]]
+        named = [SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES]
+        found[file] = named[-1] if named else None
+    if None in found.values() and len(set(found.values())) > 1:
+        bare = next(file for file, split in found.items() if split is None)
+        named_one = next(file for file, split in found.items() if split is not None)
+        raise DataError(
+            f"reader.files: {named_one} bears the name of a split, {bare} does not: rename it, or"
+            " leave it out by files"
+        )
+    return found
+
+
+def bytes_of(value: Any, place: str) -> bytes:
+    """The encoded image of a cell. Raises `Rejected` where it has none."""
+    data = value.get("bytes") if isinstance(value, dict) else value
+    if not isinstance(data, bytes):
+        raise Rejected("missing", f"{place[:100]} holds no bytes")
+    if len(data) > MAX_BYTES:
+        raise Rejected("too_large", f"{len(data):,} bytes")
+    return data

@@ -1,0 +1,156 @@
+"""Parquet files whose rows hold the images themselves, as Hugging Face's datasets write them.
+
+Class numbers get their names from the file's own metadata. Splits are named by files
+(`train-00000-of-00002.parquet`, `test/0000.parquet`) or by a column.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+from bisect import bisect_right
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from engine.core import rows
+from engine.core.errors import DataError
+from engine.core.images import Rejected
+from engine.core.rows import TaskKind
+from engine.core.source import Source
+from engine.readers import Reader, ReaderSpec
+from engine.readers._columns import (
+    ColumnsSpec,
+    bytes_of,
+    check_columns,
+    class_names,
+    splits_of_files,
+    tasks_of,
+    to_records,
+)
+
+
+class ParquetSpec(ColumnsSpec):
+    name: Literal["parquet"] = "parquet"
+    # A local folder or a URL such as s3://bucket/folder.
+    root: str
+    # Which files below it, as `data/train-*.parquet`; None: all.
+    files: str | None = None
+
+
+class ParquetBytes:
+    """Images by `file#row`. One group of rows is held, for shards are rows that follow each
+    other. Picklable."""
+
+    def __init__(self, source: Source, image: str) -> None:
+        self.source, self.image = source, image
+        self._forget()
+
+    def _forget(self) -> None:
+        self._file: tuple[str, Any, list[int]] | None = None
+        self._group: tuple[str, int, list[Any]] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"source": self.source, "image": self.image}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget()
+
+    def read(self, uri: str) -> bytes:
+        name, _, number = uri.rpartition("#")
+        if not number.isdigit():
+            raise Rejected("missing", uri[:100])
+        row = int(number)
+        if self._file is None or self._file[0] != name:
+            file = pq.ParquetFile(self.source.open(name))
+            starts = [0]
+            for group in range(file.num_row_groups):
+                starts.append(starts[-1] + file.metadata.row_group(group).num_rows)
+            self._file, self._group = (name, file, starts), None
+        _, file, starts = self._file
+        if row >= starts[-1]:
+            raise Rejected("missing", f"{name[:100]} has {starts[-1]} rows")
+        group = bisect_right(starts, row) - 1
+        if self._group is None or self._group[1] != group:
+            try:
+                column = file.read_row_group(group, columns=[self.image])[self.image]
+            except pa.ArrowInvalid as error:
+                raise Rejected("not_decodable", f"{name[:100]}: {str(error)[:100]}") from None
+            self._group = (name, group, column.to_pylist())
+        return bytes_of(self._group[2][row - starts[group]], uri)
+
+
+class Parquet(Reader):
+    version: ClassVar[int] = 1
+    Spec: ClassVar[type[ReaderSpec]] = ParquetSpec
+
+    def __init__(self, spec: ParquetSpec) -> None:
+        self.spec = spec
+
+    def _files(self) -> list[str]:
+        wanted = self.spec.files or "*"
+        found = [
+            name for name in Source(self.spec.root).files((".parquet",))
+            if fnmatch.fnmatch(name, wanted)
+        ]  # fmt: skip
+        if not found:
+            raise DataError(
+                f"reader.files: no Parquet file below {self.spec.root}"
+                + (f" matches {wanted!r}" if self.spec.files else "")
+            )
+        return found
+
+    def _open(self, name: str) -> Any:
+        try:
+            return pq.ParquetFile(Source(self.spec.root).open(name))
+        except (pa.ArrowInvalid, Rejected) as error:
+            raise DataError(
+                f"reader.files: {name} is no Parquet file: {str(error)[:120]}"
+            ) from None
+
+    def tasks(self) -> Mapping[str, TaskKind]:
+        first = self._files()[0]
+        schema = self._open(first).schema_arrow
+        check_columns(self.spec, schema.names, first)
+        return tasks_of(self.spec, schema)
+
+    def records(self) -> pa.Table:
+        spec, files = self.spec, self._files()
+        tasks = self.tasks()
+        splits = dict.fromkeys(files) if spec.split else splits_of_files(files)
+        tables = []
+        for name in files:
+            file = self._open(name)
+            check_columns(spec, file.schema_arrow.names, name)
+            if dict(tasks_of(spec, file.schema_arrow)) != dict(tasks):
+                raise DataError(f"reader.labels: columns of {name} differ from those of {files[0]}")
+            table = file.read(columns=sorted(set(spec.columns().values())))
+            places = [f"{name}#{row}" for row in range(table.num_rows)]
+            tables.append(
+                to_records(
+                    spec, table, tasks, class_names(file.schema_arrow), places, splits[name], name
+                )
+            )
+        found = pa.concat_tables(tables).combine_chunks()
+        if not found.num_rows:
+            raise DataError(f"reader.root: the Parquet files below {spec.root} have no rows")
+        return found
+
+    def bytes(self) -> ParquetBytes:
+        return ParquetBytes(Source(self.spec.root), self.spec.image)
+
+    def fingerprint(self) -> Mapping[str, str]:
+        hasher = hashlib.sha256()
+        for name in self._files():
+            file = self._open(name)
+            chunks = [
+                file.metadata.row_group(group).total_byte_size
+                for group in range(file.num_row_groups)
+            ]
+            hasher.update(f"{name} {file.metadata.num_rows} {chunks}\n".encode())
+        labels = self.records().drop_columns([rows.IMAGE_ID])
+        hasher.update(repr(labels.to_pylist()).encode())
+        return {"files": hasher.hexdigest()}

@@ -1,0 +1,192 @@
+"""Tar files whose members bear one key for each image: `0001.jpg`, `0001.cls`, `0001.json`
+(WebDataset).
+
+Tars are read where they lie, each image by its place in them; nothing is unpacked.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import json
+import tarfile
+from collections.abc import Iterator, Mapping
+from pathlib import PurePosixPath
+from typing import Any, ClassVar, Literal
+
+import pyarrow as pa
+from pydantic import Field
+
+from engine.core import rows
+from engine.core.errors import DataError
+from engine.core.images import EXTENSIONS, FOREIGN, MAX_BYTES, Rejected
+from engine.core.rows import TaskKind
+from engine.core.source import Source
+from engine.readers import Reader, ReaderSpec, image_ids
+from engine.readers._columns import splits_of_files
+
+_MOST_TEXT = 2**20
+
+
+class WebdatasetSpec(ReaderSpec):
+    name: Literal["webdataset"] = "webdataset"
+    # A local folder or a URL such as s3://bucket/folder.
+    root: str
+    # Which tars below it, as `train-*.tar`; None: all.
+    files: str | None = None
+    # Name of the task: the member that has it, by its extension (`cls`, `label.txt`), or a field
+    # of one (`json:label`).
+    labels: dict[str, str] = Field(default={"class": "cls"}, min_length=1)
+    # Names of the classes, where members have their numbers.
+    class_names: tuple[str, ...] = ()
+    # A member or field, as above.
+    group: str | None = None
+
+
+class TarBytes:
+    """Images by `tar#offset+size#name`. Picklable; one tar is held open."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self._open: tuple[str, Any] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"source": self.source}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["source"])  # type: ignore[misc]
+
+    def read(self, uri: str) -> bytes:
+        name, place, _ = (*uri.split("#", 2), "", "")[:3]
+        offset, _, size = place.partition("+")
+        if not (offset.isdigit() and size.isdigit()):
+            raise Rejected("missing", uri[:100])
+        if int(size) > MAX_BYTES:
+            raise Rejected("too_large", f"{int(size):,} bytes")
+        if self._open is None or self._open[0] != name:
+            self._open = (name, self.source.open(name))
+        file = self._open[1]
+        file.seek(int(offset))
+        data = file.read(int(size))
+        if len(data) < int(size):
+            raise Rejected("missing", f"{name[:100]} ends before it")
+        return bytes(data)
+
+
+class Webdataset(Reader):
+    version: ClassVar[int] = 1
+    Spec: ClassVar[type[ReaderSpec]] = WebdatasetSpec
+
+    def __init__(self, spec: WebdatasetSpec) -> None:
+        self.spec = spec
+
+    def _files(self) -> list[str]:
+        wanted = self.spec.files or "*"
+        source = Source(self.spec.root)
+        found = [name for name in source.files((".tar",)) if fnmatch.fnmatch(name, wanted)]
+        if not found:
+            packed = next(source.files((".tgz", ".gz", ".zst", ".bz2")), None)
+            raise DataError(
+                f"reader.files: no tar below {self.spec.root}"
+                + (f" matches {wanted!r}" if self.spec.files else "")
+                + (f"; {packed} is packed, unpack it to .tar" if packed else "")
+            )
+        return found
+
+    def tasks(self) -> Mapping[str, TaskKind]:
+        return dict.fromkeys(self.spec.labels, "single")
+
+    def records(self) -> pa.Table:
+        spec, files = self.spec, self._files()
+        source, splits = Source(spec.root), splits_of_files(files)
+        columns: dict[str, list[Any]] = {
+            name: [] for name in rows.records_schema(self.tasks()).names
+        }
+        for name in files:
+            for place, texts in samples(source, name, self._wanted()):
+                columns[rows.IMAGE_ID].append(place)
+                columns[rows.URI].append(place)
+                for task, where in spec.labels.items():
+                    columns[rows.label_column(task)].append(self._label(found(texts, where), place))
+                columns[rows.SPLIT].append(splits[name])
+                columns[rows.GROUP_ID].append(found(texts, spec.group) if spec.group else None)
+        if not columns[rows.URI]:
+            raise DataError(f"reader.root: the tars below {spec.root} hold no image")
+        columns[rows.IMAGE_ID] = image_ids(columns[rows.URI])
+        return pa.table(columns, schema=rows.records_schema(self.tasks()))
+
+    def _wanted(self) -> set[str]:
+        """Extensions of the members that are read."""
+        named = [*self.spec.labels.values(), *([self.spec.group] if self.spec.group else [])]
+        return {where.partition(":")[0] for where in named}
+
+    def _label(self, text: str | None, place: str) -> str | None:
+        names = self.spec.class_names
+        if text is None or not names:
+            return text
+        if not text.isdigit() or int(text) >= len(names):
+            raise DataError(
+                f"reader.class_names: {text[:60]!r} of {place} is no number below {len(names)}"
+            )
+        return names[int(text)]
+
+    def bytes(self) -> TarBytes:
+        return TarBytes(Source(self.spec.root))
+
+    def fingerprint(self) -> Mapping[str, str]:
+        listed = self.records()
+        return {"records": hashlib.sha256(repr(listed.to_pylist()).encode()).hexdigest()}
+
+
+def samples(source: Source, name: str, wanted: set[str]) -> Iterator[tuple[str, dict[str, str]]]:
+    """The place of each image of a tar, and the texts of the members that share its key and have a
+    wanted extension. Links, devices and folders in it are passed over."""
+    key, place, texts = None, None, {}
+    try:
+        with source.open(name) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                if not member.isreg():
+                    continue
+                path = PurePosixPath(member.name)
+                stem, _, extension = path.name.partition(".")
+                this = f"{path.parent}/{stem}"
+                if this != key:
+                    if place is not None:
+                        yield place, texts
+                    key, place, texts = this, None, {}
+                if f".{extension.lower()}" in (*EXTENSIONS, *FOREIGN):
+                    if place is not None:
+                        raise DataError(
+                            f"reader.files: {name}: {member.name} is a second picture of its key;"
+                            " one key stands for one image"
+                        )
+                    place = f"{name}#{member.offset_data}+{member.size}#{path.name}"
+                elif extension in wanted:
+                    texts[extension] = _text(tar, member, name)
+            if place is not None:
+                yield place, texts
+    except (tarfile.TarError, EOFError, UnicodeError) as error:
+        raise DataError(f"reader.files: {name} is no whole tar: {str(error)[:120]}") from None
+
+
+def _text(tar: tarfile.TarFile, member: tarfile.TarInfo, name: str) -> str:
+    if member.size > _MOST_TEXT:
+        raise DataError(f"reader.files: {name}: {member.name} has {member.size:,} bytes of text")
+    held = tar.extractfile(member)
+    assert held is not None, "a regular file has content"
+    return held.read().decode().strip()
+
+
+def found(texts: Mapping[str, str], where: str) -> str | None:
+    """A label or a group, from a member or a field of one."""
+    extension, _, field = where.partition(":")
+    text = texts.get(extension)
+    if text is None or not field:
+        return text or None
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise DataError(f"reader.labels: {where}: no valid JSON: {str(error)[:100]}") from None
+    for part in field.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return None if value is None or value == "" else str(value)
