@@ -11,7 +11,7 @@ Two people with the same study and the same data get the same step keys, whateve
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -326,7 +326,10 @@ def validate(model: type[S], values: Any, where: str) -> S:
             _one_line(f"{where}: must be a mapping of fields, is {type(values).__name__}")
         )
     try:
-        return model.model_validate(values)
+        made = model.model_validate(values)
+        if huge := _too_large(values):
+            raise StudyError(_one_line(f"{where}: {huge}: the number is too large"))
+        return made
     except ValidationError as error:
         first = error.errors()[0]
         place = [str(part) for part in first["loc"]]
@@ -337,6 +340,21 @@ def validate(model: type[S], values: Any, where: str) -> S:
         raise StudyError(_one_line(f"{where}: {name}: {explain(first)}{more}")) from None
     except RecursionError:
         raise StudyError(_one_line(f"{where}: nested too deeply")) from None
+
+
+def _too_large(values: Any, place: str = "") -> str:
+    """The place of a whole number that no field can hold; fields without a limit would take it and
+    fail where it is written down."""
+    if isinstance(values, int):
+        return place if abs(values) >= 2**63 else ""
+    if isinstance(values, dict):
+        items: Iterable[tuple[Any, Any]] = values.items()
+    elif isinstance(values, list | tuple):
+        items = enumerate(values)
+    else:
+        return ""
+    found = (_too_large(value, f"{place}.{key}" if place else str(key)) for key, value in items)
+    return next((name for name in found if name), "")
 
 
 def _one_line(text: str) -> str:
