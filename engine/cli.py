@@ -10,9 +10,10 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from engine.core import rows
 from engine.core.errors import EngineError, StudyError
 from engine.core.manifest import Manifest
 from engine.core.progress import say
@@ -31,8 +32,48 @@ def run_study(
 ) -> int:
     """Run a study, or as much of it as the arguments say; returns the exit code."""
     arguments = _parser(until_step, dry_run).parse_args(argv)
+    return _in_one_line(
+        lambda: _run(arguments, arguments.until or until_step, arguments.dry_run or dry_run)
+    )
+
+
+def run_export(argv: Sequence[str] | None = None) -> int:
+    """Write the images of an arm where the arguments say; returns the exit code."""
+    parser = argparse.ArgumentParser(description="Write a study's images for other tools.")
+    _add_common(parser)
+    parser.add_argument(
+        "--arm", required=True,
+        help="an arm of the comparison (ddpm x1), a generator (ddpm: all that was kept), or real",
+    )  # fmt: skip
+    parser.add_argument("--to", required=True, help="an empty folder, or a URL such as s3://b/f")
+    parser.add_argument(
+        "--format", default="imagefolder", help="imagefolder, csv, parquet or webdataset"
+    )
+    parser.add_argument("--splits", nargs="+", default=list(rows.SPLITS), help="default: all")
+    arguments = parser.parse_args(argv)
+
+    def act() -> int:
+        from engine.export import export
+
+        study, profile = read(arguments.study, arguments.profile, arguments.sets)
+        target = Store(arguments.to)
+        told = export(
+            study, Store(profile.storage), target, arguments.arm, arguments.format,
+            arguments.splits,
+        )  # fmt: skip
+        totals = {split: sum(sum(sources.values()) for sources in by_class.values())
+                  for split, by_class in told["images"].items()}  # fmt: skip
+        shown = ", ".join(f"{count:,} {split}" for split, count in totals.items())
+        say(f"{shown}: {target.url}")
+        return 0
+
+    return _in_one_line(act)
+
+
+def _in_one_line(act: Callable[[], int]) -> int:
+    """The exit code of what is done; what is wrong is said in a line."""
     try:
-        return _run(arguments, arguments.until or until_step, arguments.dry_run or dry_run)
+        return act()
     except EngineError as error:
         say(f"error: {' '.join(str(error).split())}")
         return error.exit_code
@@ -45,14 +86,7 @@ def _parser(until_step: str | None, dry_run: bool) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Run a study: from labelled images to synthetic ones."
     )
-    parser.add_argument("study", type=Path, help="the study file (YAML)")
-    parser.add_argument(
-        "--profile", type=Path, help="where and how to compute (YAML); default: this machine"
-    )
-    parser.add_argument(
-        "--set", dest="sets", action="append", default=[], metavar="A.B=C",
-        help="change a field of the study, or of the profile by profile.a=b; repeatable",
-    )  # fmt: skip
+    _add_common(parser)
     parser.add_argument(
         "--until",
         metavar="STEP",
@@ -76,6 +110,17 @@ def _parser(until_step: str | None, dry_run: bool) -> argparse.ArgumentParser:
         help="throw away what this step has committed, then go on; repeatable",
     )  # fmt: skip
     return parser
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("study", type=Path, help="the study file (YAML)")
+    parser.add_argument(
+        "--profile", type=Path, help="where and how to compute (YAML); default: this machine"
+    )
+    parser.add_argument(
+        "--set", dest="sets", action="append", default=[], metavar="A.B=C",
+        help="change a field of the study, or of the profile by profile.a=b; repeatable",
+    )  # fmt: skip
 
 
 def _run(arguments: argparse.Namespace, last: str | None, dry_run: bool) -> int:
@@ -177,9 +222,18 @@ def show_sheet(study: Study, step: Step, store: Store, keys: Sequence[str]) -> N
 
 def main(**options: str | bool) -> None:
     """Entry of a script in `jobs/`."""
+    _end(lambda: run_study(**options))  # type: ignore[arg-type]
+
+
+def main_export() -> None:
+    """Entry of `jobs/export.py`."""
+    _end(run_export)
+
+
+def _end(act: Callable[[], int]) -> None:
     # A closed pipe (`… | head`) is no error worth a traceback.
     try:
-        code = run_study(**options)  # type: ignore[arg-type]
+        code = act()
     except BrokenPipeError:
         code = 0
     sys.stdout.flush()

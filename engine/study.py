@@ -226,6 +226,8 @@ class Study(Spec):
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    # What may be done with the images: goes into every export.
+    licence: Annotated[str, Field(max_length=2000)] = ""
     reader: ReaderField
     task: str | None = None
     preprocess: Preprocess

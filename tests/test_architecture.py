@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[1]
 ENGINE = ROOT / "engine"
 FILES = sorted(path.relative_to(ENGINE).as_posix() for path in ENGINE.rglob("*.py"))
 JOBS = sorted((ROOT / "jobs").glob("*.py"))
-PLUGINS = ("readers", "embedders", "generators", "classifiers", "labelers", "filters", "captioners")
+PLUGINS = ("readers", "embedders", "generators", "classifiers", "labelers", "filters", "captioners",
+           "exporters")  # fmt: skip
 HEAVY = ("torch", "diffusers", "transformers", "faiss", "ray")
 
 

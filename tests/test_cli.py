@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.cli import run_study
+from engine.cli import run_export, run_study
 
 ROOT = Path(__file__).parents[1]
 
@@ -123,3 +123,16 @@ def test_the_script_exits_with_two_before_anything_starts(tmp_path) -> None:
     assert done.returncode == 2
     assert done.stderr.strip().count("\n") == 0
     assert "seed" in done.stderr
+
+
+def test_an_export_says_what_it_wrote_and_errors_are_one_line(command, tmp_path, capsys) -> None:
+    asked = [*command, "--to", f"{tmp_path}/out", "--format", "csv", "--arm"]
+    assert run_export([*asked, "t"]) == 2
+    assert "ingest is not computed yet" in capsys.readouterr().err
+    assert run_study(command) == 0
+    assert run_export([*asked, "t"]) == 0
+    assert f"{tmp_path}/out" in capsys.readouterr().err
+    written = len(list((tmp_path / "out" / "images").iterdir()))
+    assert written == 16 + 6
+    assert run_export([*asked, "t"]) == 2
+    assert "holds files already" in capsys.readouterr().err

@@ -1,0 +1,75 @@
+"""Exporters: a set of images in a form that other tools open. To add one, write
+`engine/exporters/<name>.py` with `<Name>(Exporter)`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from engine.core import rows
+from engine.core.store import Store
+
+# What is told of each image beside its label.
+FIELDS = (
+    rows.SPLIT, rows.SOURCE, rows.GROUP_ID, rows.PROMPT, rows.NEGATIVE_PROMPT, rows.SEED,
+    rows.PARENT_ID, rows.STRENGTH, rows.CLUSTER, rows.GENERATOR_KEY, rows.WEIGHT,
+)  # fmt: skip
+_THREADS = 8
+_AHEAD = 256
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image: its encoded bytes, a name that is safe for files, and what is known of it."""
+
+    data: bytes
+    name: str
+    extension: str
+    image_id: str
+    label: str
+    # `FIELDS`; None where it does not apply.
+    fields: dict[str, Any]
+
+    @property
+    def split(self) -> str:
+        return str(self.fields[rows.SPLIT])
+
+
+class Exporter:
+    """Writes into an empty folder or prefix. `add` is called for image after image, those of a
+    split together, then `close` once."""
+
+    def __init__(self, target: Store, classes: Sequence[str]) -> None:
+        self.target, self.classes = target, tuple(classes)
+        self._pool = ThreadPoolExecutor(_THREADS)
+        self._waiting: list[Future[None]] = []
+
+    def add(self, item: Item) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Write what is still held."""
+        self.wait()
+        self._pool.shutdown()
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write a file on a thread; a failure is raised by a later call."""
+        self._waiting.append(self._pool.submit(self.target.put, key, data))
+        if len(self._waiting) >= _AHEAD:
+            self.wait()
+
+    def wait(self) -> None:
+        for future in self._waiting:
+            future.result()
+        self._waiting.clear()
+
+
+def told(item: Item) -> Iterator[tuple[str, Any]]:
+    """Name and value of what is known of an image, empty ones left out."""
+    yield rows.IMAGE_ID, item.image_id
+    yield rows.LABEL, item.label
+    for name in FIELDS:
+        if item.fields.get(name) is not None:
+            yield name, item.fields[name]
