@@ -94,7 +94,7 @@ class DdpmSpec(GeneratorSpec):
 
 
 class Ddpm(Generator):
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     Spec: ClassVar[type[GeneratorSpec]] = DdpmSpec
     trainable = True
     sampling_fields: ClassVar[tuple[str, ...]] = (
@@ -230,9 +230,6 @@ class Ddpm(Generator):
         images = noise.to(device) * scheduler.init_noise_sigma
         without_condition = torch.full_like(conditions, nobody)
         scheduler.set_timesteps(steps, device=device)
-        # The noise that belongs to the clipped image: else what guidance drives beyond black comes
-        # back as light, step by step, until a 1 reads as an 8.
-        options = {"use_clipped_model_output": True} if spec.scheduler == "ddim" else {}
         dtype = dtype_of(spec.precision)
         kind = torch.device(device).type
         with torch.inference_mode(), torch.autocast(kind, dtype, enabled=dtype != torch.float32):
@@ -244,10 +241,11 @@ class Ddpm(Generator):
                         torch.cat([conditions, without_condition]), spec.patch_size,
                     )  # fmt: skip
                     given, without = both.float().chunk(2)
-                    predicted = without + spec.guidance_scale * (given - without)
+                    guided = without + spec.guidance_scale * (given - without)
+                    images = guided_step(scheduler, given, guided, timestep, images)
                 else:
-                    predicted = predict(unet, inputs, timestep, conditions, spec.patch_size).float()
-                images = scheduler.step(predicted, timestep, images, **options).prev_sample
+                    given = predict(unet, inputs, timestep, conditions, spec.patch_size).float()
+                    images = scheduler.step(given, timestep, images).prev_sample
             if autoencoder is not None:
                 shift = autoencoder.config.shift_factor or 0.0
                 latents = images / autoencoder.config.scaling_factor + shift
@@ -258,3 +256,25 @@ class Ddpm(Generator):
         shown = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
         pixels = shown.permute(0, 2, 3, 1).cpu().numpy()
         return [image if good else "not_finite" for image, good in zip(pixels, finite, strict=True)]
+
+
+def guided_step(scheduler: Any, given: Any, guided: Any, timestep: Any, images: Any) -> Any:
+    """One step of a sampler by a guided prediction, `given` being the one without guidance.
+
+    Of DDIM, the step of `given`, moved by what guidance changes of the clipped clean image, and the
+    noise with it. Where a guided image alone is clipped, what was cut off stays in the noise and
+    comes back as light, step by step, until a 1 reads as an 8; and noise made anew from the clipped
+    image keeps the grain of a network that is not trained to its end. Without clipping it is the
+    guided step itself.
+    """
+    from diffusers import DDIMScheduler
+
+    if not isinstance(scheduler, DDIMScheduler):
+        return scheduler.step(guided, timestep, images).prev_sample
+    plain = scheduler.step(given, timestep, images)
+    clean = scheduler.step(guided, timestep, images).pred_original_sample
+    before = timestep - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
+    kept = scheduler.alphas_cumprod[timestep]
+    kept_before = scheduler.alphas_cumprod[before] if before >= 0 else scheduler.final_alpha_cumprod
+    share = kept_before.sqrt() - ((1 - kept_before) * kept / (1 - kept)).sqrt()
+    return plain.prev_sample + share * (clean - plain.pred_original_sample)

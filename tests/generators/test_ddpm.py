@@ -11,7 +11,7 @@ from engine.core.errors import StudyError
 from engine.core.images import Preprocess
 from engine.core.store import Store
 from engine.generators import TrainingImages
-from engine.generators.ddpm import Ddpm, DdpmSpec
+from engine.generators.ddpm import Ddpm, DdpmSpec, guided_step
 from tests.generators import harness
 from tests.generators.harness import Killed, batch, context
 
@@ -356,7 +356,7 @@ def test_a_training_shows_what_it_can_make(tmp_path: Path) -> None:
 
 
 class Overdriven:
-    """A network that sees black, and with a condition something darker still."""
+    """A network that sees black with a condition, and something lighter without."""
 
     def __init__(self, kept: Any) -> None:
         self.config = SimpleNamespace(in_channels=1, sample_size=8)
@@ -367,7 +367,7 @@ class Overdriven:
 
         kept = self.kept[timestep]
         self.seen.append((float(kept), images[conditions < 2]))
-        clean = torch.where(conditions < 2, -1.4, -0.9).view(-1, 1, 1, 1)
+        clean = torch.where(conditions < 2, -1.0, -0.6).view(-1, 1, 1, 1)
         return SimpleNamespace(sample=(images - kept.sqrt() * clean) / (1 - kept).sqrt())
 
 
@@ -387,3 +387,23 @@ def test_what_guidance_drives_beyond_black_does_not_come_back_as_light() -> None
         # Black and the noise that it began with: nothing else has come in.
         noise = (seen + kept**0.5) / (1 - kept) ** 0.5
         np.testing.assert_allclose(noise, drawn, atol=0.02)
+
+
+def test_where_nothing_is_clipped_guidance_is_as_published() -> None:
+    import torch
+
+    generator = Ddpm(spec(num_inference_steps=5), PREPROCESS)
+    trained = {
+        "num_train_timesteps": 100, "beta_schedule": "linear", "beta_start": 1e-3,
+        "beta_end": 0.05, "prediction_type": "v_prediction",
+    }  # fmt: skip
+    scheduler = generator.make_scheduler(trained)
+    scheduler.register_to_config(clip_sample=False)
+    scheduler.set_timesteps(5)
+    draw = torch.Generator().manual_seed(1)
+    images, given, guided = (torch.randn(2, 1, 8, 8, generator=draw) for _ in range(3))
+    for timestep in scheduler.timesteps:
+        torch.testing.assert_close(
+            guided_step(scheduler, given, guided, timestep, images),
+            scheduler.step(guided, timestep, images).prev_sample, atol=1e-5, rtol=1e-5,
+        )  # fmt: skip
