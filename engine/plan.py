@@ -49,9 +49,35 @@ def plan(study: Study) -> list[Step]:
         steps += _generator_steps(
             study, label, generator, common, ingest, cluster, select, comparison
         )
+    for label, match in study.match.items():
+        steps.append(_match_step(study, label, match, task, ingest, embed, comparison))
     if comparison is not None:
         steps += comparison.steps()
     return steps
+
+
+def _match_step(
+    study: Study, label: str, match: Any, task: str, ingest: Step, embed: Step,
+    comparison: Comparison | None,
+) -> Step:  # fmt: skip
+    inputs = {"ingest": ingest, "embed": embed}
+    for role in ("queries", "among"):
+        name = getattr(match, role)
+        if name in ("train", "val"):
+            continue
+        if name not in study.generators:
+            known = ", ".join(["train", "val", *study.generators])
+            raise StudyError(f"match.{label}.{role}: there is no {name!r}; there are {known}")
+        curate = comparison.pools[name] if comparison is not None else None
+        if curate is None or "embed" not in curate.inputs:
+            raise StudyError(
+                f"match.{label}.{role}: images of {name} are not embedded, which curate does where"
+                " the study has a classifier and the generator is filtered"
+            )
+        inputs |= {f"{role}.curate": curate, f"{role}.generate": curate.inputs["generate"]}
+    return make_step(
+        "match", f"match.{label}", {"settings": match, "task": task, "seed": study.seed}, inputs
+    )
 
 
 def _generator_steps(

@@ -29,7 +29,7 @@ from engine.nets.classification import Training
 S = TypeVar("S", bound=Spec)
 MAX_IMAGES = 100_000_000
 # Arms of the comparison that no generator makes.
-RESERVED = ("real", "real_double", "oversampled")
+RESERVED = ("real", "real_double", "oversampled", "train", "val", "test")
 
 
 ReaderField = Annotated[SerializeAsAny[Spec], BeforeValidator(PluginField("readers"))]
@@ -131,6 +131,19 @@ class Select(Spec):
         if len(set(self.method)) < len(self.method):
             raise PydanticCustomError("explained", "select.method names one method twice")
         return self
+
+
+class Match(Spec):
+    """For each image of a set, the most similar of another. A set is train, val, or the label of a
+    generator: its images that were kept."""
+
+    queries: str = "train"
+    among: str = "train"
+    n: Annotated[int, Field(ge=1, le=1000)] = 10
+    # flat looks at every image, ivf and hnsw at some. auto: flat up to 200,000 images, else ivf.
+    index: Literal["auto", "flat", "ivf", "hnsw"] = "auto"
+    # Images of `queries` on the picture sheet.
+    shown: Annotated[int, Field(ge=1, le=200)] = 20
 
 
 class Amount(Spec):
@@ -236,6 +249,7 @@ class Study(Spec):
     embedder: EmbedderField = Field(default={"name": "pixels"}, validate_default=True)
     cluster: Cluster = Cluster()
     select: Select = Select()
+    match: dict[str, Match] = {}
     generators: dict[str, GeneratorField] = {}
     request: Request = Request(ratio=1.0)
     # What the comparison trains. Without one the study ends with its images.
@@ -247,17 +261,19 @@ class Study(Spec):
 
     @model_validator(mode="after")
     def _labels(self) -> Study:
+        for section, labels in (("generators", self.generators), ("match", self.match)):
+            for label in labels:
+                if not _LABEL.fullmatch(label):
+                    raise PydanticCustomError(
+                        "explained",
+                        "{section}.{label}: use small letters, digits and _",
+                        {"section": section, "label": label},
+                    )
         for label in self.generators:
-            if not _LABEL.fullmatch(label):
-                raise PydanticCustomError(
-                    "explained",
-                    "generators.{label}: use small letters, digits and _",
-                    {"label": label},
-                )
             if label in RESERVED:
                 raise PydanticCustomError(
                     "explained",
-                    "generators.{label}: is the name of an arm of the comparison; choose another",
+                    "generators.{label}: is the name of an arm or of a split; choose another",
                     {"label": label},
                 )
         return self

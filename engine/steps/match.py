@@ -1,0 +1,179 @@
+"""Match: for each image of a set, the most similar of another, by the study's embedder.
+
+A set is a split (train or val) or the images of a generator that were kept. The part `table:
+matches` has a row for each pair, the nearest first; `file: sheet.png` shows some.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from engine.context import Context, Result
+from engine.core import rows
+from engine.core.arrays import grouped_vectors
+from engine.core.dataset import split_index
+from engine.core.images import decode_own
+from engine.core.rng import generator
+from engine.core.spec import Spec
+from engine.core.store import Store
+from engine.report.sheet import paired_sheet
+from engine.steps import StepKind
+from engine.steps.train import synthetic_images
+from engine.study import Match as MatchSettings
+from engine.vectors.neighbours import Neighbours
+
+QUERY_ID, QUERY_LABEL = "query_id", "query_label"
+_BLOCK = 8192
+
+
+class MatchSpec(Spec):
+    settings: MatchSettings
+    task: str
+    seed: int
+
+
+class Match(StepKind):
+    version: ClassVar[int] = 1
+    Spec: ClassVar[type[Spec]] = MatchSpec
+    summary: ClassVar[str] = "find the most similar images of another set"
+
+    def run(self, context: Context) -> Result:
+        spec = context.step.spec_as(MatchSpec)
+        settings = spec.settings
+        queries, among = (
+            ImageSet(context, spec.task, name, role)
+            for name, role in ((settings.queries, "queries"), (settings.among, "among"))
+        )
+        index = Neighbours(among.vectors, settings.index)
+        # An image is the most similar to itself.
+        same = settings.queries == settings.among
+        tables = []
+        with context.progress(len(queries.ids), "images") as bar:
+            for start in range(0, len(queries.ids), _BLOCK):
+                here = slice(start, start + _BLOCK)
+                found, distance = index.nearest(queries.vectors[here], settings.n + same)
+                tables.append(
+                    pairs(queries, here, among, found, distance, settings.n, without_self=same)
+                )
+                bar.advance(len(found))
+        matches = pa.concat_tables(tables)
+        nearest = matches.filter(pc.equal(matches[rows.RANK], 0))
+        agree = pc.mean(pc.equal(nearest[QUERY_LABEL], nearest[rows.LABEL]).cast(pa.float64()))
+        parts = [
+            context.table("matches", matches, table="matches"),
+            context.file(
+                "sheet", "png", self._sheet(context, spec, queries, among, matches),
+                file="sheet.png",
+            ),
+        ]  # fmt: skip
+        share = float(agree.as_py() or 0.0)
+        return Result(
+            parts, matches.num_rows,
+            {
+                "headline": f"{len(queries.ids):,} of {settings.queries} among"
+                f" {len(among.ids):,} of {settings.among}; the nearest is of the same class for"
+                f" {share:.1%}",
+                "same_class": share, "index": index.kind,
+                "median_distance": float(np.median(nearest[rows.DISTANCE].to_numpy())),
+            },
+        )  # fmt: skip
+
+    def _sheet(
+        self, context: Context, spec: MatchSpec, queries: ImageSet, among: ImageSet,
+        matches: pa.Table,
+    ) -> bytes:  # fmt: skip
+        """Some queries of each class in turn, each with its matches."""
+        random = generator(spec.seed, "match", spec.settings.queries, spec.settings.among)
+        by_class: dict[str, list[str]] = {}
+        for row in random.permutation(len(queries.ids)):
+            by_class.setdefault(queries.labels[row], []).append(queries.ids[row])
+        turns = max(map(len, by_class.values()))
+        chosen = [by_class[name][turn] for turn in range(turns) for name in sorted(by_class)
+                  if turn < len(by_class[name])][: spec.settings.shown]  # fmt: skip
+        held = matches.filter(pc.is_in(matches[QUERY_ID], pa.array(chosen))).to_pylist()
+        of_query: dict[str, list[str]] = {}
+        for pair in held:
+            of_query.setdefault(pair[QUERY_ID], []).append(pair[rows.IMAGE_ID])
+        left = pictures(context.store, queries.images, chosen)
+        right = pictures(context.store, among.images, {i for ids in of_query.values() for i in ids})
+        label_of = dict(zip(queries.ids, queries.labels, strict=True))
+        ordered = sorted(chosen, key=lambda image_id: label_of[image_id])
+        return paired_sheet(
+            [
+                (label_of[query], [left[query]], [right[i] for i in of_query.get(query, [])])
+                for query in ordered
+            ],
+            (spec.settings.queries, f"nearest of {spec.settings.among}"),
+        )
+
+
+class ImageSet:
+    """The embedded images of a split or of a generator: ids, labels, vectors, and the keys of the
+    parts that hold the pictures."""
+
+    def __init__(self, context: Context, task: str, name: str, role: str) -> None:
+        store = context.store
+        if name in rows.SPLITS:
+            index = split_index(store, context.inputs["ingest"], task, name)
+            ids, labels = index[rows.IMAGE_ID], index[rows.label_column(task)]
+            keys = context.inputs["embed"].keys(split=name)
+            self.images = context.inputs["ingest"].keys(split=name)
+        else:
+            curated = context.inputs[f"{role}.curate"]
+            table = pa.concat_tables(store.tables(curated.keys(table="curated")))
+            table = table.filter(table[rows.KEPT])
+            ids, labels = table[rows.IMAGE_ID], table[rows.LABEL]
+            keys = curated.keys(table="scores")
+            self.images = synthetic_images({"generate": context.inputs[f"{role}.generate"]})
+        label_of = dict(zip(ids.to_pylist(), labels.to_pylist(), strict=True))
+        held = grouped_vectors(store, keys, dict.fromkeys(label_of, name))
+        self.ids, self.vectors = held[name]
+        self.labels = [label_of[image_id] for image_id in self.ids]
+
+
+def pairs(
+    queries: ImageSet, here: slice, among: ImageSet, found: np.ndarray, distance: np.ndarray,
+    n: int, *, without_self: bool,
+) -> pa.Table:  # fmt: skip
+    """A row for each query and match."""
+    wanted = found >= 0
+    if without_self:
+        wanted &= found != np.arange(len(queries.ids))[here][:, None]
+    wanted &= wanted.cumsum(1) <= n
+    row, column = np.nonzero(wanted)
+    match = found[row, column]
+    query = np.arange(len(queries.ids))[here][row]
+    return pa.table(
+        {
+            QUERY_ID: pa.array([queries.ids[i] for i in query], pa.string()),
+            QUERY_LABEL: pa.array([queries.labels[i] for i in query], pa.string()),
+            rows.RANK: pa.array((wanted.cumsum(1) - 1)[row, column], pa.int32()),
+            rows.IMAGE_ID: pa.array([among.ids[i] for i in match], pa.string()),
+            rows.LABEL: pa.array([among.labels[i] for i in match], pa.string()),
+            rows.DISTANCE: pa.array(distance[row, column], pa.float32()),
+        }
+    )
+
+
+def pictures(store: Store, keys: list[str], ids: Iterable[str]) -> Mapping[str, np.ndarray]:
+    """Pixels of these images, of whose parts only the rows are read that hold one."""
+    wanted = pa.array(sorted(set(ids)), pa.string())
+    found: dict[str, Any] = {}
+    for key in keys:
+        with store.parquet(key) as file:
+            for number in range(file.num_row_groups):
+                held = file.read_row_group(number, columns=[rows.IMAGE_ID])
+                if not pc.any(pc.is_in(held[rows.IMAGE_ID], wanted)).as_py():
+                    continue
+                table = file.read_row_group(number, columns=[rows.IMAGE_ID, rows.IMAGE])
+                table = table.filter(pc.is_in(table[rows.IMAGE_ID], wanted))
+                for image_id, image in zip(
+                    table[rows.IMAGE_ID].to_pylist(), table[rows.IMAGE].to_pylist(), strict=True
+                ):
+                    found[image_id] = decode_own(image["bytes"])
+    return found

@@ -1,0 +1,71 @@
+"""The most similar embeddings of another set, by FAISS (Johnson et al. 2019): exactly, or through
+an index that looks at a part of them."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import numpy as np
+
+IndexKind = Literal["auto", "flat", "ivf", "hnsw"]
+# Up to so many vectors, looking at all is quick enough.
+_FLAT = 200_000
+# Links of each vector, and candidates that are kept in mind (Malkov and Yashunin 2016).
+_LINKS, _BUILD, _SEARCH = 32, 80, 128
+_TRAIN_PER_LIST = 64
+_BLOCK = 16_384
+
+
+class Neighbours:
+    """An index of vectors (n, width), asked for the nearest by cosine.
+
+    kind: flat looks at all of them; ivf at the lists around the query, of √n lists about √n / 4;
+    hnsw follows a graph. auto: flat for up to 200,000, else ivf.
+    """
+
+    def __init__(self, vectors: np.ndarray, kind: IndexKind = "auto", *, gpu: bool = False) -> None:
+        import faiss
+
+        count, width = vectors.shape
+        if kind == "auto":
+            kind = "flat" if count <= _FLAT else "ivf"
+        self.kind = kind
+        lists = max(1, round(math.sqrt(count)))
+        if kind == "flat":
+            index = faiss.IndexFlatIP(width)
+        elif kind == "ivf":
+            quantizer = faiss.IndexFlatIP(width)
+            index = faiss.IndexIVFFlat(quantizer, width, lists, faiss.METRIC_INNER_PRODUCT)
+            index.cp.min_points_per_centroid, index.cp.seed = 1, 1
+            index.nprobe = max(1, math.ceil(math.sqrt(count) / 4))
+        else:
+            index = faiss.IndexHNSWFlat(width, _LINKS, faiss.METRIC_INNER_PRODUCT)
+            index.hnsw.efConstruction, index.hnsw.efSearch = _BUILD, _SEARCH
+        if gpu and kind != "hnsw":
+            index = faiss.index_cpu_to_all_gpus(index)
+        if not index.is_trained:
+            step = max(1, count // (_TRAIN_PER_LIST * lists))
+            index.train(_unit(vectors[::step]))
+        for start in range(0, count, _BLOCK):
+            index.add(_unit(vectors[start : start + _BLOCK]))
+        self.index, self.count = index, count
+
+    def nearest(self, queries: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows int64 (m, n) of the nearest to each query (m, width), nearest first, and their
+        cosine distances float32 (m, n). Rows are -1 where fewer were found; equal distances stand
+        in the order of the rows."""
+        n = min(n, self.count)
+        found = np.empty((len(queries), n), np.int64)
+        distance = np.empty((len(queries), n), np.float32)
+        for start in range(0, len(queries), _BLOCK):
+            here = slice(start, start + _BLOCK)
+            similarity, found[here] = self.index.search(_unit(queries[here]), n)
+            distance[here] = np.maximum(1 - similarity, 0)
+        order = np.lexsort((found, distance), axis=1)
+        return np.take_along_axis(found, order, 1), np.take_along_axis(distance, order, 1)
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    held = np.ascontiguousarray(vectors, dtype=np.float32)
+    return held / np.maximum(np.linalg.norm(held, axis=1, keepdims=True), 1e-12)
