@@ -256,7 +256,7 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
         ("seed=4294967296", "seed", "must be less than 4294967296"),
         (f"seed=0x{'F' * 5000}", "seed", "must be less than 4294967296, is a number of thousands"),
         (f"training.evaluate_every=0x{'F' * 5000}", "training.evaluate_every", "is too large"),
-        ("reader=nope", "reader", "no reader named 'nope'; there are: csv, digits, huggingface"),
+        ("reader=nope", "reader", "no reader named 'nope'; there are: csv, dicom, digits"),
         ("reader={name: imagefolder}", "reader.root", "is missing"),
         ("reader={name: csv, root: a, file: b, delimiter: xx}", "reader.delimiter", "must be "),
         ("reader=[digits]", "reader", "must name its plugin"),

@@ -6,7 +6,8 @@ mean
 
     CMYK, YCbCr, LAB       to RGB by Pillow
     palette, any alpha     composited over white
-    16-bit integers        the upper 8 bits (no windowing)
+    16-bit integers        by the study's `window`, or the upper 8 bits
+    DICOM                  by the study's `window`, or the file's own (`engine.core.dicom`)
     floats                 0..1 times 255; anything outside is refused, as are NaN and infinity
     EXIF orientation       applied; EXIF, GPS, profiles and text are dropped
     animations, pages      the first frame
@@ -23,7 +24,8 @@ from typing import Any, Literal
 
 import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin
-from pydantic import Field
+from pydantic import Field, field_validator
+from pydantic_core import PydanticCustomError
 
 from engine.core.spec import Spec
 
@@ -67,8 +69,19 @@ class Preprocess(Spec):
     # crop: the centre square; pad: the whole picture on black; stretch: the aspect is lost.
     fit: Literal["crop", "pad", "stretch"] = "crop"
     resampling: Literal["bicubic", "lanczos", "bilinear", "nearest"] = "bicubic"
+    # Of pictures with more than 8 bits, the values that become black and white: 16-bit PNG and
+    # TIFF as stored, DICOM after its own rescaling. None: the upper 8 bits; of DICOM, as the file
+    # says.
+    window: tuple[float, float] | None = None
     codec: Codec = "png"
     quality: int = Field(default=95, ge=1, le=100)
+
+    @field_validator("window")
+    @classmethod
+    def _rises(cls, window: tuple[float, float] | None) -> tuple[float, float] | None:
+        if window is not None and not window[0] < window[1]:
+            raise PydanticCustomError("explained", "window: the second value must be the greater")
+        return window
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -76,15 +89,31 @@ class Preprocess(Spec):
         return (self.size, self.size, 1 if self.channels == "L" else 3)
 
 
-def decode(data: bytes, uri: str = "", *, check_extension: bool = True) -> Image.Image:
+def decode(
+    data: bytes,
+    uri: str = "",
+    *,
+    check_extension: bool = True,
+    window: tuple[float, float] | None = None,
+) -> Image.Image:
     """Decode foreign bytes to mode L or RGB. Raises `Rejected` with a reason; run it in a
-    `Sandbox`."""
+    `Sandbox`.
+
+    window: `Preprocess.window`.
+    """
     if not data:
         raise Rejected("empty")
     if len(data) > MAX_BYTES:
         raise Rejected("too_large", f"{len(data):,} bytes")
-    if check_extension and PurePosixPath(uri).suffix.lower() in FOREIGN:
-        raise Rejected("format_not_allowed", PurePosixPath(uri).suffix)
+    suffix = PurePosixPath(uri).suffix.lower()
+    if data[128:132] == b"DICM":
+        from engine.core.dicom import decode_dicom
+
+        if check_extension and suffix in EXTENSIONS:
+            raise Rejected("wrong_extension", f"DICOM named {suffix}")
+        return decode_dicom(data, window)
+    if check_extension and suffix in FOREIGN:
+        raise Rejected("format_not_allowed", suffix)
     head = data[:512].lstrip()
     for magic, name in _REFUSED_HEADS.items():
         if head.startswith(magic) or (name == "SVG" and b"<svg" in head):
@@ -104,7 +133,7 @@ def decode(data: bytes, uri: str = "", *, check_extension: bool = True) -> Image
                 raise Rejected("too_large", f"{image.width} x {image.height} x {frames}")
             image.load()
             image = ImageOps.exif_transpose(image)
-            return _to_eight_bits(image)
+            return _to_eight_bits(image, window)
     except Rejected:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError) as error:
@@ -117,7 +146,7 @@ def decode(data: bytes, uri: str = "", *, check_extension: bool = True) -> Image
         raise Rejected(reason, f"{type(error).__name__}: {error}"[:200]) from None
 
 
-def _to_eight_bits(image: Image.Image) -> Image.Image:
+def _to_eight_bits(image: Image.Image, window: tuple[float, float] | None) -> Image.Image:
     # A PNG may name one of its colours or greys transparent.
     if image.mode in ("L", "RGB", "1") and "transparency" not in image.info:
         return image.convert("L") if image.mode == "1" else image
@@ -125,7 +154,9 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
             raise Rejected("range", f"integers from {values.min()} to {values.max()}")
-        return Image.fromarray((values >> 8).astype(np.uint8))
+        return Image.fromarray(
+            windowed(values, window) if window else (values >> 8).astype(np.uint8)
+        )
     if image.mode == "F":
         floats = np.asarray(image)
         if not np.isfinite(floats).all():
@@ -137,6 +168,13 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
     return image.convert("RGB")
+
+
+def windowed(values: np.ndarray, window: tuple[float, float]) -> np.ndarray:
+    """Values to uint8: the window's ends and what lies beyond them are black and white."""
+    low, high = window
+    share = (np.asarray(values, dtype=np.float64) - low) / max(high - low, 1e-12)
+    return np.asarray(np.round(share.clip(0, 1) * 255).astype(np.uint8))
 
 
 def pixel_sha256(image: Image.Image) -> str:

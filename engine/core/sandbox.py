@@ -162,8 +162,9 @@ def serve(settings: dict[str, Any], requests: BinaryIO, replies: BinaryIO) -> No
         uri = json.loads(requests.read(head))["uri"]
         try:
             image = images.decode(
-                requests.read(body), uri, check_extension=settings["check_extension"]
-            )
+                requests.read(body), uri, check_extension=settings["check_extension"],
+                window=spec.window,
+            )  # fmt: skip
             header = {
                 "width": image.width,
                 "height": image.height,

@@ -47,6 +47,10 @@ class Reader:
     def bytes(self) -> Bytes:
         raise NotImplementedError
 
+    def warnings(self) -> list[str]:
+        """What a person has to know of the images, once `records` has listed them."""
+        return []
+
     def fingerprint(self) -> Mapping[str, str]:
         """What the data is, beyond the spec, as far as it is cheap to tell: digest of the listing
         and labels."""

@@ -30,8 +30,7 @@ SPLIT_NAMES = {
 LISTED = (*EXTENSIONS, *FOREIGN)
 
 
-class ImagefolderSpec(ReaderSpec):
-    name: Literal["imagefolder"] = "imagefolder"
+class FolderSpec(ReaderSpec):
     # A local folder (relative to the current one) or a URL such as s3://bucket/folder.
     root: str
     # auto: split folders where all folders below the root bear names of splits.
@@ -41,11 +40,17 @@ class ImagefolderSpec(ReaderSpec):
     group_separator: str | None = Field(default=None, min_length=1)
 
 
+class ImagefolderSpec(FolderSpec):
+    name: Literal["imagefolder"] = "imagefolder"
+
+
 class Imagefolder(Reader):
     version: ClassVar[int] = 1
     Spec: ClassVar[type[ReaderSpec]] = ImagefolderSpec
+    # Extensions of the files that are taken for images.
+    listed: ClassVar[tuple[str, ...]] = LISTED
 
-    def __init__(self, spec: ImagefolderSpec) -> None:
+    def __init__(self, spec: FolderSpec) -> None:
         self.spec = spec
 
     def tasks(self) -> Mapping[str, TaskKind]:
@@ -73,7 +78,7 @@ class Imagefolder(Reader):
             )
         depth = 2 if with_splits else 1
         uris, labels, splits, groups = [], [], [], []
-        for uri in source.files(LISTED):
+        for uri in source.files(self.listed):
             if any("\udc80" <= char <= "\udcff" for char in uri):
                 raise DataError(f"reader.root: the name {uri!r} is no UTF-8 text; rename the file")
             parts = PurePosixPath(uri).parts
@@ -93,9 +98,7 @@ class Imagefolder(Reader):
             separator = self.spec.group_separator
             groups.append(PurePosixPath(uri).stem.split(separator)[0] if separator else None)
         if not uris:
-            raise DataError(
-                f"reader.root: no image below {self.spec.root} ({', '.join(sorted(EXTENSIONS))})"
-            )
+            raise DataError(f"reader.root: no image below {self.spec.root} ({self._named()})")
         self._refuse_empty_classes(source, folders, with_splits, set(labels))
         return pa.table(
             [image_ids(uris), uris, labels, splits, groups],
@@ -115,10 +118,14 @@ class Imagefolder(Reader):
                 + (f" (and {len(empty) - 1} more)" if len(empty) > 1 else "")
             )
 
+    def _named(self) -> str:
+        known = EXTENSIONS if self.listed is LISTED else self.listed
+        return ", ".join(sorted(filter(None, known)))
+
     def bytes(self) -> Source:
         return Source(self.spec.root)
 
     def fingerprint(self) -> Mapping[str, str]:
         source = Source(self.spec.root)
-        listing = "\n".join(source.files(LISTED))
+        listing = "\n".join(source.files(self.listed))
         return {"listing": hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()}

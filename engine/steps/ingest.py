@@ -162,6 +162,7 @@ class Ingest(StepKind):
         decoded_keys = [commit.data.key for commit in commits if commit.data]
         index = read_index(context.store, decoded_keys, spec)
         index, leaks, notes = self._audit(context, spec, index, fate, decoded_keys)
+        notes["warnings"] += reader.warnings()
         parts, counts = write_splits(context, spec, index, decoded_keys)
         refuse_thin_classes(counts, spec)
         tables = [

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from engine.core import rows
+from engine.core.errors import DataError
+from engine.core.manifest import Manifest
+from engine.core.store import Store
+from engine.study import Study
+from tests.core.test_dicom import RAMP, dicom
+
+
+def write_series(folder: Path, patients: int, **tags: Any) -> Path:
+    random = np.random.default_rng(1)
+    for label in ("ill", "well"):
+        (folder / label).mkdir(parents=True)
+        for patient in range(patients):
+            for number in range(2):
+                values = np.kron(random.integers(0, 4000, (6, 6)), np.ones((4, 4)))
+                data = dicom(values.astype(np.uint16), PatientID=f"{label}-{patient}", **tags)
+                # A file of a scanner often has no extension.
+                name = f"{patient}-{number}" + (".dcm" if number else "")
+                (folder / label / name).write_bytes(data)
+    return folder
+
+
+def test_no_patient_is_in_two_splits_and_burned_in_text_is_warned_of(
+    tmp_path: Path, toy_study: Callable[..., Study], run_until: Callable[[Study, str], Manifest],
+    store: Store,
+) -> None:  # fmt: skip
+    folder = write_series(tmp_path / "in", 12)
+    study = toy_study({"name": "dicom", "root": str(folder)}, split={"group": "column"},
+                      preprocess={"size": 16, "channels": "L"})  # fmt: skip
+    manifest = run_until(study, "ingest")
+    groups = {
+        split: set(
+            pa.concat_tables(store.tables(manifest.keys(split=split)))[rows.GROUP_ID].to_pylist()
+        )
+        for split in rows.SPLITS
+    }
+    assert sum(map(len, groups.values())) == len(set.union(*groups.values())) == 24
+    assert any("48 files do not say whether text is burned" in w
+               for w in manifest.metrics["warnings"])  # fmt: skip
+
+
+def test_a_series_without_patients_needs_another_group(
+    tmp_path: Path, toy_study: Callable[..., Study], run_until: Callable[[Study, str], Manifest]
+) -> None:
+    folder = write_series(tmp_path / "in", 4)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.write_bytes(dicom(RAMP))
+    study = toy_study({"name": "dicom", "root": str(folder)}, split={"group": "column"})
+    with pytest.raises(DataError, match="16 images have no group"):
+        run_until(study, "ingest")
