@@ -128,7 +128,7 @@ def test_the_script_exits_with_two_before_anything_starts(tmp_path) -> None:
 def test_an_export_says_what_it_wrote_and_errors_are_one_line(command, tmp_path, capsys) -> None:
     asked = [*command, "--to", f"{tmp_path}/out", "--format", "csv", "--arm"]
     assert run_export([*asked, "t"]) == 2
-    assert "ingest is not computed yet" in capsys.readouterr().err
+    assert "ingest is not done (not computed yet)" in capsys.readouterr().err
     assert run_study(command) == 0
     assert run_export([*asked, "t"]) == 0
     assert f"{tmp_path}/out" in capsys.readouterr().err

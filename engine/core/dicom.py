@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-from typing import IO, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -16,6 +17,7 @@ from PIL import Image
 from engine.core.images import MAX_PIXELS, Rejected, windowed
 
 _PREAMBLE = 128
+_DEFLATED = b"1.2.840.10008.1.2.1.99"
 
 
 def is_dicom(data: bytes) -> bool:
@@ -47,7 +49,7 @@ def decode_dicom(data: bytes, window: tuple[float, float] | None = None) -> Imag
 
 
 def _shown(held: Any, frames: int, window: tuple[float, float] | None) -> Image.Image:
-    from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi_lut
+    from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
 
     pixels = np.asarray(held.pixel_array)
     if frames > 1:
@@ -60,41 +62,49 @@ def _shown(held: Any, frames: int, window: tuple[float, float] | None) -> Image.
             pixels = (pixels >> (8 * (pixels.dtype.itemsize - 1))).astype(np.uint8)
         return Image.fromarray(pixels[..., :3])
     values = np.asarray(apply_modality_lut(pixels, held), dtype=np.float64)
-    if window is None:
-        width = held.get("WindowWidth")
-        if width is not None or "VOILUTSequence" in held:
-            values = np.asarray(apply_voi_lut(values, held, index=0), dtype=np.float64)
-            window = _output_range(held, values)
-        else:
-            window = (float(values.min()), float(values.max()))
-    grey = windowed(values, window)
+    grey = windowed(values, window) if window else _by_its_own_window(held, values)
     # MONOCHROME1 stores black as the greatest value.
     return Image.fromarray(255 - grey if kind == "MONOCHROME1" else grey)
 
 
-def _output_range(held: Any, values: np.ndarray) -> tuple[float, float]:
-    """What black and white are after pydicom's windowing: it stretches to the range of the stored
-    bits, rescaled."""
-    if "VOILUTSequence" in held:
-        return float(values.min()), float(values.max())
-    bits, signed = int(held.BitsStored), int(held.get("PixelRepresentation", 0))
-    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
-    slope = float(held.get("RescaleSlope") or 1)
-    intercept = float(held.get("RescaleIntercept") or 0)
-    return low * slope + intercept, high * slope + intercept
+def _by_its_own_window(held: Any, values: np.ndarray) -> np.ndarray:
+    """The first window or table of the file (DICOM PS3.3, C.11.2), else all values."""
+    from pydicom.pixels.processing import apply_voi_lut
+
+    def first(name: str) -> float:
+        value = held[name].value
+        return float(value[0] if isinstance(value, Sequence) else value)
+
+    if "WindowCenter" in held and "WindowWidth" in held:
+        center, width = first("WindowCenter"), first("WindowWidth")
+        function = str(held.get("VOILUTFunction") or "LINEAR")
+        if function == "SIGMOID" and width > 0:
+            exponent = (-4 * (values - center) / width).clip(-50, 50)
+            return windowed(1 / (1 + np.exp(exponent)), (0.0, 1.0))
+        if function == "LINEAR_EXACT" and width > 0:
+            return windowed(values, (center - width / 2, center + width / 2))
+        if width > 1:
+            middle = center - 0.5
+            return windowed(values, (middle - (width - 1) / 2, middle + (width - 1) / 2))
+    elif "VOILUTSequence" in held:
+        values = np.asarray(apply_voi_lut(values.astype(np.int64), held, index=0), np.float64)
+    return windowed(values, (float(values.min()), float(values.max())))
 
 
-def read_header(file: IO[bytes]) -> dict[str, str]:
-    """`patient`, a hash of the patient's id (empty where there is none), and `burned_in`: YES, NO
-    or empty, as the file says of text in the picture.
+def read_header(head: bytes) -> dict[str, str]:
+    """Of a file's first bytes: `patient`, a hash of the patient's id (empty where there is none or
+    it is packed), and `burned_in`: YES, NO or empty, as the file says of text in the picture.
 
     The hash keeps ids out of tables and pages; whoever knows the ids can find them again. Raises
     `Rejected`.
     """
     pydicom = _pydicom()
+    # A packed header is not unpacked here: a megabyte of it may become a gigabyte.
+    if _DEFLATED in head[:4096]:
+        return {"patient": "", "burned_in": ""}
     try:
         held = pydicom.dcmread(
-            file, stop_before_pixels=True,
+            io.BytesIO(head), stop_before_pixels=True,
             specific_tags=["PatientID", "BurnedInAnnotation"],
         )  # fmt: skip
         patient = str(held.get("PatientID") or "").strip()

@@ -55,9 +55,9 @@ class Source:
         self.__dict__.update(state)
         self._open()
 
-    def files(self, extensions: tuple[str, ...]) -> Iterator[str]:
-        """Relative paths of all files with one of these extensions, sorted; links out are listed,
-        never read."""
+    def files(self, extensions: tuple[str, ...] | None) -> Iterator[str]:
+        """Relative paths of all files with one of these extensions (None: of all), sorted; links
+        out are listed, never read."""
         if self.local:
             found = (
                 os.path.relpath(f"{folder}/{name}", self.root).replace(os.sep, "/")
@@ -68,7 +68,9 @@ class Source:
             start = len(self._root) + 1
             found = (path[start:] for path in self._fs.find(self._root))
         yield from sorted(
-            name for name in found if PurePosixPath(name).suffix.lower() in extensions
+            name
+            for name in found
+            if extensions is None or PurePosixPath(name).suffix.lower() in extensions
         )
 
     def folders(self) -> list[str]:
@@ -94,6 +96,15 @@ class Source:
         fails: such a run stops and can go on later.
         """
         return self._patiently(uri, self._read)
+
+    def head(self, uri: str, size: int) -> bytes:
+        """The first bytes of one file. Raises as `read` does."""
+
+        def act(name: str) -> bytes:
+            with self._opened(name) as file:
+                return file.read(size)
+
+        return self._patiently(uri, act)
 
     def open(self, uri: str) -> IO[bytes]:
         """One file, of any size, to be read here and there. Raises as `read` does."""

@@ -1,5 +1,5 @@
-"""Tar files of each split with the members `<image>.png`, `.cls` and `.json` of each image: what
-WebDataset streams, and the reader `webdataset` takes in again."""
+"""Tar files of each split with the members `<image>.png`, `.cls` (the number of the class) and
+`.json` of each image: what WebDataset streams, and the reader `webdataset` takes in again."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from engine.exporters import Exporter, Item, told
 
 
 class Webdataset(Exporter):
-    # Images of one tar.
+    # Images and bytes of one tar, about.
     per_tar: ClassVar[int] = 1000
+    tar_bytes: ClassVar[int] = 256 * 2**20
 
     def __init__(self, target: Store, classes: Sequence[str]) -> None:
         super().__init__(target, classes)
@@ -30,12 +31,13 @@ class Webdataset(Exporter):
         if item.split != self.split:
             self._flush()
             self.split, self.number = item.split, 0
-        elif self.count == self.per_tar:
+        elif self.count == self.per_tar or self.sink.tell() > self.tar_bytes:
             self._flush()
             self.number += 1
         described = json.dumps(dict(told(item)), ensure_ascii=False).encode()
+        number = str(self.classes.index(item.label)).encode()
         for extension, data in (
-            (item.extension, item.data), (".cls", item.label.encode()), (".json", described),
+            (item.extension, item.data), (".cls", number), (".json", described),
         ):  # fmt: skip
             member = tarfile.TarInfo(item.name + extension)
             member.size = len(data)

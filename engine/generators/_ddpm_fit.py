@@ -14,6 +14,7 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 
+from engine.core.errors import StudyError
 from engine.core.fit import FitContext
 from engine.core.images import grid
 from engine.core.rng import derive_seed
@@ -49,6 +50,13 @@ def fit(generator: Ddpm, context: FitContext, data: TrainingImages, seed: int) -
     autoencoder, part = None, context
     if spec.latent is not None and spec.latent.model is not None:
         autoencoder = open_autoencoder(spec.latent)
+        smaller, side = 2 ** (len(autoencoder.config.block_out_channels) - 1), data.pixels.shape[1]
+        if side % smaller:
+            raise StudyError(
+                f"generators: ddpm's latent.model makes {smaller} px one, which {side} px does not"
+                " allow; change preprocess.size"
+            )
+        generator.check_halvings(side // smaller)
     elif spec.latent is not None:
         whole = spec.latent.train_steps + spec.train_steps
         autoencoder = train_autoencoder(
@@ -129,8 +137,12 @@ class Training:
             num_warmup_steps=spec.lr_warmup_steps,
             num_training_steps=spec.train_steps,
         )
+        # Published for 1000 timesteps (Ho et al. 2020): fewer take as much noise in all.
+        scale = 1000 / spec.num_train_timesteps
         self.noise_scheduler = DDPMScheduler(
             spec.num_train_timesteps,
+            beta_start=1e-4 * scale,
+            beta_end=0.02 * scale,
             beta_schedule=spec.beta_schedule,
             prediction_type=spec.prediction_type,
         )

@@ -86,6 +86,25 @@ class DdpmSpec(GeneratorSpec):
             raise PydanticCustomError(
                 "explained", "num_inference_steps exceeds num_train_timesteps"
             )
+        if self.beta_schedule == "linear" and self.num_train_timesteps < 50:
+            raise PydanticCustomError("explained", "beta_schedule: linear needs 50 timesteps")
+        if (
+            self.scheduler == "dpmsolver++"
+            and self.num_inference_steps > 0.8 * self.num_train_timesteps
+        ):
+            # Its levels would fall together, and it divides by what lies between them.
+            raise PydanticCustomError(
+                "explained", "dpmsolver++ takes at most 0.8 num_train_timesteps steps"
+            )
+        if (
+            self.latent is not None
+            and self.prediction_type == "epsilon"
+            and self.beta_schedule == "squaredcos_cap_v2"
+        ):
+            # At its end nothing of the image is left to divide by, and latents are not clipped.
+            raise PydanticCustomError(
+                "explained", "latent needs prediction_type: v_prediction, or beta_schedule: linear"
+            )
         if self.guidance_scale != 1 and self.condition_dropout == 0:
             raise PydanticCustomError(
                 "explained", "guidance needs condition_dropout > 0, or guidance_scale 1"
@@ -94,7 +113,7 @@ class DdpmSpec(GeneratorSpec):
 
 
 class Ddpm(Generator):
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     Spec: ClassVar[type[GeneratorSpec]] = DdpmSpec
     trainable = True
     sampling_fields: ClassVar[tuple[str, ...]] = (
@@ -116,6 +135,12 @@ class Ddpm(Generator):
             size //= smaller
         elif spec.latent is not None:
             return  # a given autoencoder says by itself how much smaller its latents are
+        self.check_halvings(size)
+
+    def check_halvings(self, size: int) -> None:
+        """Raise `StudyError` where images, or latents of this side, cannot be halved as often as
+        the network does it."""
+        spec = self.spec
         halvings, patch = len(spec.block_out_channels) - 1, spec.patch_size
         if size % (2**halvings * patch):
             squares = f" in squares of {patch} px" if patch > 1 else ""
@@ -230,28 +255,33 @@ class Ddpm(Generator):
         images = noise.to(device) * scheduler.init_noise_sigma
         without_condition = torch.full_like(conditions, nobody)
         scheduler.set_timesteps(steps, device=device)
+        # A look at a training knows no settings of sampling: what has no "no condition" has no
+        # guidance.
+        guidance = spec.guidance_scale if spec.condition_dropout else 1.0
         dtype = dtype_of(spec.precision)
         kind = torch.device(device).type
         with torch.inference_mode(), torch.autocast(kind, dtype, enabled=dtype != torch.float32):
             for timestep in scheduler.timesteps:
                 inputs = scheduler.scale_model_input(images, timestep)
-                if spec.guidance_scale != 1:
+                if guidance != 1:
                     both = predict(
                         unet, torch.cat([inputs, inputs]), timestep,
                         torch.cat([conditions, without_condition]), spec.patch_size,
                     )  # fmt: skip
                     given, without = both.float().chunk(2)
-                    guided = without + spec.guidance_scale * (given - without)
+                    guided = without + guidance * (given - without)
                     images = guided_step(scheduler, given, guided, timestep, images)
                 else:
                     given = predict(unet, inputs, timestep, conditions, spec.patch_size).float()
                     images = scheduler.step(given, timestep, images).prev_sample
-            if autoencoder is not None:
-                shift = autoencoder.config.shift_factor or 0.0
-                latents = images / autoencoder.config.scaling_factor + shift
+        if autoencoder is not None:
+            # In full precision: some autoencoders leave the range of halves.
+            shift = autoencoder.config.shift_factor or 0.0
+            with torch.inference_mode():
+                latents = images.float() / autoencoder.config.scaling_factor + shift
                 images = autoencoder.decode(latents).sample.float()
-                if self.preprocess.shape[2] < images.shape[1]:
-                    images = images.mean(1, keepdim=True)
+            if self.preprocess.shape[2] < images.shape[1]:
+                images = images.mean(1, keepdim=True)
         finite = images.isfinite().flatten(1).all(dim=1).tolist()
         shown = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
         pixels = shown.permute(0, 2, 3, 1).cpu().numpy()

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from engine.generators import GeneratorSpec
 from engine.generators._adversarial import AdversarialGenerator, AdversarialSpec
@@ -25,6 +26,13 @@ class PgganSpec(AdversarialSpec):
     discriminator_learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.0
     adam_beta2: Annotated[float, Field(gt=0, lt=1)] = 0.99
+
+    @model_validator(mode="after")
+    def _augment(self) -> PgganSpec:
+        if self.augment == "ada":
+            # It asks how often real images are called real; a Wasserstein score calls them nothing.
+            raise PydanticCustomError("explained", "pggan has no augment: ada; say diffaugment")
+        return self
 
 
 class Pggan(AdversarialGenerator):

@@ -47,7 +47,7 @@ class TraditionalSpec(GeneratorSpec):
 
 
 class Traditional(Generator):
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     Spec: ClassVar[type[GeneratorSpec]] = TraditionalSpec
     # A moved picture shows what it showed, and is near its parent by nature.
     filters: ClassVar[tuple[str, ...]] = ()
@@ -96,7 +96,7 @@ class Traditional(Generator):
 
     def _moved(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
         import torch
-        from kornia.enhance import adjust_contrast, adjust_saturation
+        from kornia.enhance import adjust_contrast_with_mean_subtraction, adjust_saturation
         from kornia.geometry.transform import get_affine_matrix2d, warp_affine
 
         spec, side = self.spec, self.preprocess.size
@@ -121,7 +121,7 @@ class Traditional(Generator):
             images, matrix, (side, side), padding_mode="border", align_corners=True
         )
         images = (images * (1 + signed[:, 6] * spec.brightness).view(-1, 1, 1, 1)).clamp(0, 1)
-        images = adjust_contrast(images, 1 + signed[:, 7] * spec.contrast)
+        images = adjust_contrast_with_mean_subtraction(images, 1 + signed[:, 7] * spec.contrast)
         if spec.saturation and images.shape[1] == 3:
             images = adjust_saturation(images, 1 + signed[:, 8] * spec.saturation)
         return images

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 import numpy as np
 from pydantic import Field
 
-from engine.core.errors import EngineError
+from engine.core.errors import EngineError, StudyError
 from engine.core.fit import FitContext
 from engine.core.rng import derive_seed
 from engine.core.rng import generator as random_generator
@@ -166,6 +166,13 @@ class AdversarialTraining:
         }
         torch.manual_seed(derive_seed(seed, "weights"))
         generator, discriminator = build()
+        group = getattr(discriminator, "group", 1)
+        if any((piece.stop - piece.start) % group for piece in self.slices):
+            raise StudyError(
+                f"generators: batch_size {settings.batch_size} is no multiple of {group} *"
+                f" {context.world_size} workers * {settings.gradient_accumulation_steps}"
+                f" gradient_accumulation_steps: {group} images are compared with each other"
+            )
         self.accelerator = make_accelerator(
             context, settings.precision, settings.gradient_accumulation_steps
         )
@@ -369,13 +376,15 @@ class AdversarialTraining:
         if not found:
             return {}
         variety = float(np.median(list(found.values())))
-        # Early images are all alike anyway.
-        poor = variety < self.settings.collapse_below and step > self.settings.train_steps / 2
+        # One class is enough, for rare ones go first. Early images are all alike anyway.
+        worst = min(found, key=lambda number: found[number])
+        poor = found[worst] < self.settings.collapse_below and step > self.settings.train_steps / 2
         self.poor_looks = self.poor_looks + 1 if poor else 0
         if self.poor_looks >= _LOOKS:
             raise EngineError(
-                f"training collapsed at step {step}: images of one class differ from each other"
-                f" {variety:.2f} times as much as real ones; lower the learning rates, set"
+                f"training collapsed at step {step}: images of class {worst} (of"
+                f" {len(found)}, counted from 0) differ from each other"
+                f" {found[worst]:.2f} times as much as real ones; lower the learning rates, set"
                 " r1_weight, or augment: ada"
             )
         return {"variety": variety}
@@ -414,8 +423,8 @@ class AdversarialTraining:
         self.poor_looks = int(tensors["poor_looks"])
 
 
-# Karras et al. 2020: the share of real images that are called real, above which the discriminator
-# is taken to overfit, and the images in which the share of augmented ones may rise from 0 to 1.
+# Karras et al. 2020: the mean sign of the logits of real images above which the discriminator is
+# taken to overfit, and the images in which the share of augmented ones may rise from 0 to 1.
 _ADA_TARGET = 0.6
 _ADA_IMAGES = 50_000
 

@@ -3,6 +3,7 @@ et al. 2022). The network is diffusers' `AutoencoderKL`."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,8 @@ class _Training:
             mid_block_add_attention=False, sample_size=pixels.shape[1],
         )  # fmt: skip
         self.accelerator = make_accelerator(context, precision, 1)
+        # In fp16 its gradients, means over all pixels, would vanish.
+        self.half = precision == "fp16"
         self.network = network.to(self.accelerator.device)
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=spec.learning_rate, foreach=True
@@ -130,7 +133,7 @@ class _Training:
             )
             for place, row in zip(range(piece.start, piece.stop), rows, strict=True)
         ]
-        with self.accelerator.autocast():
+        with nullcontext() if self.half else self.accelerator.autocast():
             posterior, decoded = self._through(images, draws)
         reconstruction = l1_loss(decoded.float(), images)
         # Of each pixel, so that the weight means the same at every size.

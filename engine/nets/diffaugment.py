@@ -44,7 +44,7 @@ def _recoloured(images: Tensor, drawn: Tensor) -> Tensor:
 
 
 def _moved(images: Tensor, drawn: Tensor) -> Tensor:
-    """Move by whole pixels, up to an eighth of the side; what comes in is black."""
+    """Move by whole pixels, up to an eighth of the side; what comes in is grey."""
     import torch
 
     count, _, height, width = images.shape

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from engine.core import rows
 from engine.core.errors import DataError
 from engine.core.images import MAX_BYTES, Rejected
 from engine.core.rows import TaskKind
+from engine.core.source import Source
 from engine.readers import ReaderSpec, image_ids
 from engine.readers.imagefolder import SPLIT_NAMES
 
@@ -21,13 +24,23 @@ from engine.readers.imagefolder import SPLIT_NAMES
 class ColumnsSpec(ReaderSpec):
     # The column of images: bytes, or Hugging Face's {bytes, path}.
     image: str = "image"
-    # Name of the task: name of its column. A column of lists is a task with several labels at once.
+    # Name of the task: name of its column.
     labels: dict[str, str] = Field(default={"class": "label"}, min_length=1)
+    # Tasks whose column holds lists: several labels at once.
+    multi: tuple[str, ...] = ()
     group: str | None = None
     # A column; without one, the names of files or of the dataset's own splits say it.
     split: str | None = None
     # A column with unique ids; without one, the id comes from the image's place.
     id: str | None = None
+
+    @model_validator(mode="after")
+    def _multi_are_tasks(self) -> ColumnsSpec:
+        if unknown := sorted(set(self.multi) - set(self.labels)):
+            raise PydanticCustomError(
+                "explained", "multi names {task}, which is no task of labels", {"task": unknown[0]}
+            )
+        return self
 
     def columns(self) -> dict[str, str]:
         """All columns but the images', by the field that names them."""
@@ -37,22 +50,29 @@ class ColumnsSpec(ReaderSpec):
         }
 
 
-def check_columns(spec: ColumnsSpec, names: Iterable[str], where: str) -> None:
-    """Raises `DataError` where a column that is named is not there."""
-    there = list(names)
+def check_columns(spec: ColumnsSpec, schema: pa.Schema, where: str) -> None:
+    """Raises `DataError` where a column that is named is not there, or is a list against what
+    `multi` says."""
+    there = schema.names
     for field, name in {"image": spec.image, **spec.columns()}.items():
         if name not in there:
             raise DataError(
                 f"reader.{field}: {where} has no column {name!r}; it has {', '.join(there)[:200]}"
             )
 
-
-def tasks_of(spec: ColumnsSpec, schema: pa.Schema) -> dict[str, TaskKind]:
     lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-    return {
-        task: "multi" if any(is_one(schema.field(name).type) for is_one in lists) else "single"
-        for task, name in spec.labels.items()
-    }
+    for task, name in spec.labels.items():
+        listed = any(is_one(schema.field(name).type) for is_one in lists)
+        if listed != (task in spec.multi):
+            raise DataError(
+                f"reader.multi: column {name!r} of {where} holds"
+                f" {'lists; name' if listed else 'no lists; leave out'} the task {task!r}"
+                f"{' in multi' if listed else ''}"
+            )
+
+
+def tasks_of(spec: ColumnsSpec) -> dict[str, TaskKind]:
+    return {task: "multi" if task in spec.multi else "single" for task in spec.labels}
 
 
 def class_names(schema: pa.Schema) -> dict[str, list[str]]:
@@ -144,6 +164,11 @@ def _split_named(spec: ColumnsSpec, value: Any) -> str | None:
             " use train, val and test, or leave the cell empty"
         )
     return SPLIT_NAMES[name]
+
+
+def files_of(source: Source, wanted: str | None, extension: str) -> list[str]:
+    """Files with the extension whose paths match a pattern."""
+    return [name for name in source.files((extension,)) if fnmatch.fnmatch(name, wanted or "*")]
 
 
 def splits_of_files(files: list[str]) -> dict[str, str | None]:

@@ -9,7 +9,9 @@ extra `dicom`.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import PurePosixPath
 from typing import ClassVar, Literal
 
 import pyarrow as pa
@@ -24,6 +26,9 @@ from engine.readers import ReaderSpec
 from engine.readers.imagefolder import FolderSpec, Imagefolder
 
 _THREADS = 16
+_HEAD = 2**20
+_EXTENSIONS = (".dcm", ".dicom", ".ima", "")
+_NONE = ("DICOMDIR", "LICENSE", "README", "VERSION")
 
 
 class DicomSpec(FolderSpec):
@@ -33,7 +38,14 @@ class DicomSpec(FolderSpec):
 class Dicom(Imagefolder):
     version: ClassVar[int] = 1
     Spec: ClassVar[type[ReaderSpec]] = DicomSpec
-    listed: ClassVar[tuple[str, ...]] = (".dcm", ".dicom", ".ima", "")
+
+    def files(self, source: Source) -> Iterator[str]:
+        for uri in source.files(None):
+            path = PurePosixPath(uri)
+            # Scanners name files by numbers with points between them.
+            known = path.suffix.lower() in _EXTENSIONS or path.suffix[1:].isdigit()
+            if known and not path.name.startswith(".") and path.name.upper() not in _NONE:
+                yield uri
 
     def records(self) -> pa.Table:
         records = super().records()
@@ -41,8 +53,7 @@ class Dicom(Imagefolder):
 
         def header(uri: str) -> dict[str, str]:
             try:
-                with source.open(uri) as file:
-                    return read_header(file)
+                return read_header(source.head(uri, _HEAD))
             except Rejected as rejected:
                 if rejected.reason == "format_not_allowed":
                     raise DataError(f"reader: {rejected}") from None

@@ -7,8 +7,8 @@ their names.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
@@ -17,6 +17,7 @@ from engine.core import rows
 from engine.core.errors import DataError
 from engine.core.images import Rejected
 from engine.core.rows import TaskKind
+from engine.core.source import Source
 from engine.readers import Reader, ReaderSpec
 from engine.readers._columns import (
     ColumnsSpec,
@@ -51,7 +52,11 @@ class HuggingfaceBytes:
 
     def read(self, uri: str) -> bytes:
         if self._splits is None:
-            self._splits = load(self.spec)
+            # The image alone: reading a row decodes its other pictures.
+            self._splits = {
+                name: held.select_columns([self.spec.image])
+                for name, held in load(self.spec).items()
+            }
         split, _, number = uri.rpartition("#")
         if split not in self._splits or not number.isdigit():
             raise Rejected("missing", uri[:100])
@@ -61,10 +66,7 @@ class HuggingfaceBytes:
         cell = held[int(number)][self.spec.image]
         if isinstance(cell, dict) and cell.get("bytes") is None and cell.get("path"):
             # A dataset of files: `datasets` names where they lie on this machine.
-            try:
-                cell = Path(cell["path"]).read_bytes()
-            except OSError as error:
-                raise Rejected("missing", f"{uri[:60]}: {error.strerror}") from None
+            return read_file(str(cell["path"]), self.spec.path, uri)
         return bytes_of(cell, uri)
 
 
@@ -76,15 +78,13 @@ class Huggingface(Reader):
         self.spec = spec
 
     def tasks(self) -> Mapping[str, TaskKind]:
-        held = next(iter(load(self.spec).values()))
-        check_columns(self.spec, held.column_names, self.spec.path)
-        return tasks_of(self.spec, held.features.arrow_schema)
+        return tasks_of(self.spec)
 
     def records(self) -> pa.Table:
         spec, splits, tables = self.spec, load(self.spec), []
         tasks = self.tasks()
         for name, held in splits.items():
-            check_columns(spec, held.column_names, f"{spec.path}, {name}")
+            check_columns(spec, held.features.arrow_schema, f"{spec.path}, {name}")
             if spec.split is None and len(splits) > 1 and name.lower() not in SPLIT_NAMES:
                 raise DataError(
                     f"reader.path: the dataset's split {name!r} is none of train, val and test;"
@@ -109,6 +109,21 @@ class Huggingface(Reader):
     def fingerprint(self) -> Mapping[str, str]:
         listed = self.records().drop_columns([rows.IMAGE_ID])
         return {"records": hashlib.sha256(repr(listed.to_pylist()).encode()).hexdigest()}
+
+
+def read_file(path: str, dataset: str, uri: str) -> bytes:
+    """A file of the dataset's own folder or of the caches. Raises `Rejected` for any other, which
+    a hostile row may name."""
+    import datasets
+
+    caches = (datasets.config.HF_CACHE_HOME, datasets.config.HF_DATASETS_CACHE)
+    for folder in (dataset, *map(str, caches)):
+        if not os.path.isdir(folder):
+            continue
+        root, real = os.path.realpath(folder), os.path.realpath(path)
+        if os.path.isabs(path) and os.path.commonpath([real, root]) == root:
+            return Source(root).read(os.path.relpath(real, root))
+    raise Rejected("path_not_allowed", f"{uri[:60]}: {path[:100]}")
 
 
 def load(spec: HuggingfaceSpec) -> dict[str, Any]:

@@ -7,7 +7,7 @@ root/<split>/<class>/*.jpg    train, val (or validation, valid, dev) and test ar
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import ClassVar, Literal
 
@@ -47,8 +47,6 @@ class ImagefolderSpec(FolderSpec):
 class Imagefolder(Reader):
     version: ClassVar[int] = 1
     Spec: ClassVar[type[ReaderSpec]] = ImagefolderSpec
-    # Extensions of the files that are taken for images.
-    listed: ClassVar[tuple[str, ...]] = LISTED
 
     def __init__(self, spec: FolderSpec) -> None:
         self.spec = spec
@@ -78,7 +76,7 @@ class Imagefolder(Reader):
             )
         depth = 2 if with_splits else 1
         uris, labels, splits, groups = [], [], [], []
-        for uri in source.files(self.listed):
+        for uri in self.files(source):
             if any("\udc80" <= char <= "\udcff" for char in uri):
                 raise DataError(f"reader.root: the name {uri!r} is no UTF-8 text; rename the file")
             parts = PurePosixPath(uri).parts
@@ -98,7 +96,9 @@ class Imagefolder(Reader):
             separator = self.spec.group_separator
             groups.append(PurePosixPath(uri).stem.split(separator)[0] if separator else None)
         if not uris:
-            raise DataError(f"reader.root: no image below {self.spec.root} ({self._named()})")
+            raise DataError(
+                f"reader.root: no image below {self.spec.root} ({', '.join(sorted(EXTENSIONS))})"
+            )
         self._refuse_empty_classes(source, folders, with_splits, set(labels))
         return pa.table(
             [image_ids(uris), uris, labels, splits, groups],
@@ -118,14 +118,14 @@ class Imagefolder(Reader):
                 + (f" (and {len(empty) - 1} more)" if len(empty) > 1 else "")
             )
 
-    def _named(self) -> str:
-        known = EXTENSIONS if self.listed is LISTED else self.listed
-        return ", ".join(sorted(filter(None, known)))
+    def files(self, source: Source) -> Iterator[str]:
+        """What is taken for an image."""
+        return source.files(LISTED)
 
     def bytes(self) -> Source:
         return Source(self.spec.root)
 
     def fingerprint(self) -> Mapping[str, str]:
         source = Source(self.spec.root)
-        listing = "\n".join(source.files(self.listed))
+        listing = "\n".join(self.files(source))
         return {"listing": hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()}

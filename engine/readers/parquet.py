@@ -6,7 +6,6 @@ Class numbers get their names from the file's own metadata. Splits are named by 
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 from bisect import bisect_right
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine.core import rows
-from engine.core.errors import DataError
+from engine.core.errors import DataError, StorageError
 from engine.core.images import Rejected
 from engine.core.rows import TaskKind
 from engine.core.source import Source
@@ -26,6 +25,7 @@ from engine.readers._columns import (
     bytes_of,
     check_columns,
     class_names,
+    files_of,
     splits_of_files,
     tasks_of,
     to_records,
@@ -40,6 +40,25 @@ class ParquetSpec(ColumnsSpec):
     files: str | None = None
 
 
+_GROUP_BYTES = 2 * 2**30
+
+
+def refuse_large_groups(metadata: Any, image: str, name: str, most: int = _GROUP_BYTES) -> None:
+    """Raise `DataError` where a group of rows, which is read at once, holds too much."""
+    for group in range(metadata.num_row_groups):
+        held = metadata.row_group(group)
+        columns = (held.column(number) for number in range(held.num_columns))
+        size = sum(
+            column.total_uncompressed_size for column in columns
+            if column.path_in_schema.split(".")[0] == image
+        )  # fmt: skip
+        if size > most:
+            raise DataError(
+                f"reader.files: {name}: {size / 2**30:.1f} GiB of images are in one group of rows,"
+                f" which is read at once; write it anew with smaller ones (row_group_size=256)"
+            )
+
+
 class ParquetBytes:
     """Images by `file#row`. One group of rows is held, for shards are rows that follow each
     other. Picklable."""
@@ -50,7 +69,7 @@ class ParquetBytes:
 
     def _forget(self) -> None:
         self._file: tuple[str, Any, list[int]] | None = None
-        self._group: tuple[str, int, list[Any]] | None = None
+        self._group: tuple[str, int, pa.ChunkedArray] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {"source": self.source, "image": self.image}
@@ -65,7 +84,10 @@ class ParquetBytes:
             raise Rejected("missing", uri[:100])
         row = int(number)
         if self._file is None or self._file[0] != name:
-            file = pq.ParquetFile(self.source.open(name))
+            try:
+                file = pq.ParquetFile(self.source.open(name))
+            except pa.ArrowException as error:
+                raise Rejected("not_decodable", f"{name[:100]}: {str(error)[:100]}") from None
             starts = [0]
             for group in range(file.num_row_groups):
                 starts.append(starts[-1] + file.metadata.row_group(group).num_rows)
@@ -77,10 +99,14 @@ class ParquetBytes:
         if self._group is None or self._group[1] != group:
             try:
                 column = file.read_row_group(group, columns=[self.image])[self.image]
-            except pa.ArrowInvalid as error:
+            except pa.ArrowException as error:
                 raise Rejected("not_decodable", f"{name[:100]}: {str(error)[:100]}") from None
-            self._group = (name, group, column.to_pylist())
-        return bytes_of(self._group[2][row - starts[group]], uri)
+            except OSError as error:
+                if self.source.local:  # pyarrow's name for a damaged page
+                    raise Rejected("not_decodable", f"{name[:100]}: {str(error)[:100]}") from None
+                raise StorageError(f"reader.root: {name[:100]}: {str(error)[:200]}") from error
+            self._group = (name, group, column)
+        return bytes_of(self._group[2][row - starts[group]].as_py(), uri)
 
 
 class Parquet(Reader):
@@ -91,31 +117,24 @@ class Parquet(Reader):
         self.spec = spec
 
     def _files(self) -> list[str]:
-        wanted = self.spec.files or "*"
-        found = [
-            name for name in Source(self.spec.root).files((".parquet",))
-            if fnmatch.fnmatch(name, wanted)
-        ]  # fmt: skip
+        found = files_of(Source(self.spec.root), self.spec.files, ".parquet")
         if not found:
             raise DataError(
                 f"reader.files: no Parquet file below {self.spec.root}"
-                + (f" matches {wanted!r}" if self.spec.files else "")
+                + (f" matches {self.spec.files!r}" if self.spec.files else "")
             )
         return found
 
     def _open(self, name: str) -> Any:
         try:
             return pq.ParquetFile(Source(self.spec.root).open(name))
-        except (pa.ArrowInvalid, Rejected) as error:
+        except (pa.ArrowException, OSError, Rejected) as error:
             raise DataError(
                 f"reader.files: {name} is no Parquet file: {str(error)[:120]}"
             ) from None
 
     def tasks(self) -> Mapping[str, TaskKind]:
-        first = self._files()[0]
-        schema = self._open(first).schema_arrow
-        check_columns(self.spec, schema.names, first)
-        return tasks_of(self.spec, schema)
+        return tasks_of(self.spec)
 
     def records(self) -> pa.Table:
         spec, files = self.spec, self._files()
@@ -124,10 +143,12 @@ class Parquet(Reader):
         tables = []
         for name in files:
             file = self._open(name)
-            check_columns(spec, file.schema_arrow.names, name)
-            if dict(tasks_of(spec, file.schema_arrow)) != dict(tasks):
-                raise DataError(f"reader.labels: columns of {name} differ from those of {files[0]}")
-            table = file.read(columns=sorted(set(spec.columns().values())))
+            check_columns(spec, file.schema_arrow, name)
+            refuse_large_groups(file.metadata, spec.image, name)
+            try:
+                table = file.read(columns=sorted(set(spec.columns().values())))
+            except (pa.ArrowException, OSError) as error:
+                raise DataError(f"reader.files: {name}: {str(error)[:120]}") from None
             places = [f"{name}#{row}" for row in range(table.num_rows)]
             tables.append(
                 to_records(

@@ -6,7 +6,6 @@ Tars are read where they lie, each image by its place in them; nothing is unpack
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 import json
 import tarfile
@@ -23,7 +22,7 @@ from engine.core.images import EXTENSIONS, FOREIGN, MAX_BYTES, Rejected
 from engine.core.rows import TaskKind
 from engine.core.source import Source
 from engine.readers import Reader, ReaderSpec, image_ids
-from engine.readers._columns import splits_of_files
+from engine.readers._columns import files_of, splits_of_files
 
 _MOST_TEXT = 2**20
 
@@ -81,14 +80,15 @@ class Webdataset(Reader):
         self.spec = spec
 
     def _files(self) -> list[str]:
-        wanted = self.spec.files or "*"
         source = Source(self.spec.root)
-        found = [name for name in source.files((".tar",)) if fnmatch.fnmatch(name, wanted)]
+        found = files_of(source, self.spec.files, ".tar")
+        if odd := next((name for name in found if "#" in name or not name.isprintable()), None):
+            raise DataError(f"reader.files: {odd!r}: a tar's name holds no #; rename it")
         if not found:
             packed = next(source.files((".tgz", ".gz", ".zst", ".bz2")), None)
             raise DataError(
                 f"reader.files: no tar below {self.spec.root}"
-                + (f" matches {wanted!r}" if self.spec.files else "")
+                + (f" matches {self.spec.files!r}" if self.spec.files else "")
                 + (f"; {packed} is packed, unpack it to .tar" if packed else "")
             )
         return found
@@ -148,6 +148,7 @@ def samples(source: Source, name: str, wanted: set[str]) -> Iterator[tuple[str, 
                 if not member.isreg():
                     continue
                 path = PurePosixPath(member.name)
+                path.name.encode()  # a name that is no text is refused
                 stem, _, extension = path.name.partition(".")
                 this = f"{path.parent}/{stem}"
                 if this != key:
@@ -165,7 +166,18 @@ def samples(source: Source, name: str, wanted: set[str]) -> Iterator[tuple[str, 
                     texts[extension] = _text(tar, member, name)
             if place is not None:
                 yield place, texts
-    except (tarfile.TarError, EOFError, UnicodeError) as error:
+            # What is damaged or cut off reads as an end like any other.
+            file.seek(tar.offset)
+            left = 0
+            while rest := file.read(2**20):
+                left += len(rest)
+                if rest.count(0) < len(rest):
+                    raise tarfile.ReadError(f"what begins at byte {tar.offset:,} is no member")
+            if left < tarfile.BLOCKSIZE:
+                raise tarfile.ReadError("it is cut off")
+    except (
+        tarfile.TarError, EOFError, ValueError, RecursionError, Rejected,
+    ) as error:  # fmt: skip
         raise DataError(f"reader.files: {name} is no whole tar: {str(error)[:120]}") from None
 
 
@@ -185,7 +197,7 @@ def found(texts: Mapping[str, str], where: str) -> str | None:
         return text or None
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"reader.labels: {where}: no valid JSON: {str(error)[:100]}") from None
     for part in field.split("."):
         value = value.get(part) if isinstance(value, dict) else None

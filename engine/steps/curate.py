@@ -297,6 +297,7 @@ def measure(context: Context, spec: CurateSpec, classes: Sequence[str]) -> list[
     generated = context.inputs["generate"]
     measured_by = {
         "embedder": spec.embedder.model_dump(),
+        "code": dict(context.step.code),
         "labeler": digest(sorted(part.sha256 for part in labeler.parts)),
         "generator": generated.inputs.get("finetune"),
     }

@@ -17,6 +17,7 @@ from engine.context import Context, Result
 from engine.core import rows
 from engine.core.arrays import grouped_vectors
 from engine.core.dataset import split_index
+from engine.core.errors import DataError
 from engine.core.images import decode_own
 from engine.core.rng import generator
 from engine.core.spec import Spec
@@ -29,6 +30,7 @@ from engine.vectors.neighbours import Neighbours
 
 QUERY_ID, QUERY_LABEL = "query_id", "query_label"
 _BLOCK = 8192
+_SHOWN_MATCHES = 20
 
 
 class MatchSpec(Spec):
@@ -79,7 +81,7 @@ class Match(StepKind):
                 f" {len(among.ids):,} of {settings.among}; the nearest is of the same class for"
                 f" {share:.1%}",
                 "same_class": share, "index": index.kind,
-                "median_distance": float(np.median(nearest[rows.DISTANCE].to_numpy())),
+                "median_distance": pc.approximate_median(nearest[rows.DISTANCE]).as_py(),
             },
         )  # fmt: skip
 
@@ -98,7 +100,8 @@ class Match(StepKind):
         held = matches.filter(pc.is_in(matches[QUERY_ID], pa.array(chosen))).to_pylist()
         of_query: dict[str, list[str]] = {}
         for pair in held:
-            of_query.setdefault(pair[QUERY_ID], []).append(pair[rows.IMAGE_ID])
+            if pair[rows.RANK] < _SHOWN_MATCHES:
+                of_query.setdefault(pair[QUERY_ID], []).append(pair[rows.IMAGE_ID])
         left = pictures(context.store, queries.images, chosen)
         right = pictures(context.store, among.images, {i for ids in of_query.values() for i in ids})
         label_of = dict(zip(queries.ids, queries.labels, strict=True))
@@ -132,6 +135,10 @@ class ImageSet:
             self.images = synthetic_images({"generate": context.inputs[f"{role}.generate"]})
         label_of = dict(zip(ids.to_pylist(), labels.to_pylist(), strict=True))
         held = grouped_vectors(store, keys, dict.fromkeys(label_of, name))
+        if name not in held:
+            raise DataError(
+                f"{context.step.label}: no image of {name} was kept, so that none can be matched"
+            )
         self.ids, self.vectors = held[name]
         self.labels = [label_of[image_id] for image_id in self.ids]
 

@@ -12,6 +12,7 @@ chosen, best first, with the method that chose each.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import ClassVar
 
 import numpy as np
@@ -57,7 +58,7 @@ class Select(StepKind):
         cells: dict[tuple[str, int], list[int]] = {}
         for row, place in enumerate(zip(labels, numbers, strict=True)):
             cells.setdefault(place, []).append(row)
-        vectors = self._vectors(context, spec, ordered)
+        vectors_of = self._vectors(context, spec, ordered)
         wanted = budget({place: len(held) for place, held in cells.items()}, spec.settings)
 
         chosen: list[int] = []
@@ -68,7 +69,7 @@ class Select(StepKind):
                 orders = {
                     method: order_by(
                         method,
-                        None if vectors is None else vectors[np.asarray(held)],
+                        vectors_of(held),
                         len(held), wanted[place],
                         generator(spec.seed, "select", *map(str, place)),
                     )
@@ -92,17 +93,19 @@ class Select(StepKind):
             },
         )  # fmt: skip
 
-    def _vectors(self, context: Context, spec: SelectSpec, ordered: pa.Table) -> np.ndarray | None:
-        """Embeddings in the order of `ordered`, where a method looks at them."""
+    def _vectors(
+        self, context: Context, spec: SelectSpec, ordered: pa.Table
+    ) -> Callable[[list[int]], np.ndarray | None]:
+        """Gives the embeddings of rows of `ordered`, where a method looks at them."""
         if not {"spread", "density"} & set(spec.settings.method):
-            return None
+            return lambda held: None
         ids = ordered[rows.IMAGE_ID].to_pylist()
         held = grouped_vectors(
             context.store, context.inputs["embed"].keys(split="train"), dict.fromkeys(ids, "")
         )
         names, vectors = held[""]
         place = {image_id: row for row, image_id in enumerate(names)}
-        return vectors[[place[image_id] for image_id in ids]]
+        return lambda held: vectors[[place[ids[row]] for row in held]]
 
 
 def budget(

@@ -121,10 +121,34 @@ def test_a_window_has_two_ends() -> None:
 
 def test_the_patient_s_id_is_hashed() -> None:
     first, same, other = (
-        read_header(io.BytesIO(dicom(RAMP, PatientID=name, BurnedInAnnotation="NO")))
+        read_header(dicom(RAMP, PatientID=name, BurnedInAnnotation="NO"))
         for name in ("Doe^1", "Doe^1 ", "Doe^2")
     )
     assert first == same != other
     assert "Doe" not in str(first)
     assert first["burned_in"] == "NO"
-    assert read_header(io.BytesIO(dicom(RAMP))) == {"patient": "", "burned_in": ""}
+    assert read_header(dicom(RAMP)) == {"patient": "", "burned_in": ""}
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"RescaleSlope": -1, "RescaleIntercept": 4000},
+        {"RescaleSlope": 2, "RescaleIntercept": -100},
+        {"VOILUTFunction": "LINEAR_EXACT"},
+        {"VOILUTFunction": "SIGMOID"},
+    ],
+)
+def test_windows_are_of_rescaled_values(tags: dict[str, Any]) -> None:
+    slope, intercept = tags.get("RescaleSlope", 1), tags.get("RescaleIntercept", 0)
+    values = RAMP * float(slope) + intercept
+    found = shown(dicom(RAMP, WindowCenter=2000, WindowWidth=1000, **tags)).astype(int)
+    bright, dark = found[values > 2600], found[values < 1400]
+    assert bright.min() > 225
+    assert dark.max() < 30
+    assert abs(int(np.interp(2000, np.sort(values.ravel()), np.sort(found.ravel()))) - 127) < 25
+
+
+def test_a_packed_header_is_not_unpacked() -> None:
+    head = dicom(RAMP, PatientID="p").replace(b"1.2.840.10008.1.2.1\x00", b"1.2.840.10008.1.2.1.99")
+    assert read_header(head) == {"patient": "", "burned_in": ""}

@@ -24,6 +24,7 @@ from engine.exporters import Exporter, Item
 from engine.exporters.imagefolder import folder_of
 from engine.exporters.parquet import Parquet
 from engine.exporters.webdataset import Webdataset
+from engine.plan import plan
 from engine.study import Study
 
 CLASSES = {"a": 20, "=b/<i>": 12}
@@ -150,7 +151,8 @@ def test_tars_are_read_in_again_with_their_labels(
 ) -> None:
     told = counted(write(made, store, tmp_path / "out", "webdataset"))
     kind = resolve("readers", "webdataset")
-    records = kind(kind.Spec(root=str(tmp_path / "out"))).records().to_pylist()
+    spec = kind.Spec(root=str(tmp_path / "out"), class_names=sorted(CLASSES))
+    records = kind(spec).records().to_pylist()
     found = Counter((row["split"], row["label.class"]) for row in records)
     wanted: Counter[tuple[str, str]] = Counter()
     for (split, label, _), count in told.items():
@@ -242,5 +244,20 @@ def test_what_is_not_computed_is_named_with_what_computes_it(
     image_folder: Callable[..., Path], toy_study: Callable[..., Study], store: Store, tmp_path: Path
 ) -> None:
     study = toy_study(image_folder({"a": 6, "b": 6}))
-    with pytest.raises(StudyError, match=r"ingest is not computed yet; run jobs/run_study\.py"):
+    with pytest.raises(
+        StudyError, match=r"ingest is not done \(not computed yet\); run jobs/run_study\.py"
+    ):
         write(study, store, tmp_path / "out", "csv", "real")
+
+
+def test_results_that_are_out_of_date_are_not_exported(
+    made: Study, store: Store, tmp_path: Path
+) -> None:
+    """Generated images of an ingest that has been thrown away may be of what is test now."""
+    ingest = next(step for step in plan(made) if step.kind == "ingest")
+    key = store.manifest("ingest", ingest.key)
+    manifest = json.loads(store.read(key))
+    manifest["metrics"]["counts"]["train"]["a"] += 1
+    store.put(key, json.dumps(manifest).encode())
+    with pytest.raises(StudyError, match=r"generate\.turned is not done"):
+        write(made, store, tmp_path / "out", "csv")

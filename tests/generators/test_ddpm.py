@@ -272,7 +272,7 @@ def test_latents_of_a_trained_autoencoder_are_diffused_and_decoded(tmp_path: Pat
     from diffusers import AutoencoderKL
 
     store = Store(str(tmp_path / "store"))
-    made = spec(latent=LATENT, attention_resolution=2)
+    made = spec(latent=LATENT, attention_resolution=2, prediction_type="v_prediction")
     published = fit(store, made, checkpoint_every=2)
     assert {"unet/config.json", "vae/config.json"} <= set(published)
     assert [name for name in published if name.startswith("looks/autoencoder-")]
@@ -290,7 +290,7 @@ def test_latents_of_a_trained_autoencoder_are_diffused_and_decoded(tmp_path: Pat
 def test_a_killed_latent_training_goes_on_to_bitwise_equal_weights(
     tmp_path: Path, last: int
 ) -> None:
-    made = spec(latent=LATENT)
+    made = spec(latent=LATENT, prediction_type="v_prediction")
     whole = fit(Store(str(tmp_path / "whole")), made, checkpoint_every=2)
     store = Store(str(tmp_path / "killed"))
 
@@ -319,7 +319,9 @@ def test_a_given_autoencoder_is_used_as_it_is(tmp_path: Path, whole: bool) -> No
     folder = save_pipeline("sd", tmp_path)
     model = folder if whole else folder / "vae"
     store = Store(str(tmp_path / "store"))
-    made = spec(latent={"model": str(model)}, attention_resolution=2)
+    made = spec(
+        latent={"model": str(model)}, attention_resolution=2, prediction_type="v_prediction"
+    )
     Ddpm(made, PREPROCESS).check()
     fit(store, made)
     generator = loaded(store, made, tmp_path / "weights")
@@ -332,13 +334,17 @@ def test_a_given_autoencoder_is_used_as_it_is(tmp_path: Path, whole: bool) -> No
 
 
 def test_an_autoencoder_that_is_not_there_is_named(tmp_path: Path) -> None:
-    made = spec(latent={"model": str(tmp_path / "nowhere")})
+    made = spec(latent={"model": str(tmp_path / "nowhere")}, prediction_type="v_prediction")
     with pytest.raises(StudyError, match=r"latent\.model: .*nowhere"):
         fit(Store(str(tmp_path / "store")), made)
 
 
 def test_latents_that_cannot_be_halved_so_often_are_refused() -> None:
-    made = spec(latent={"block_out_channels": (8, 8)}, block_out_channels=(8, 8, 8, 8))
+    made = spec(
+        latent={"block_out_channels": (8, 8)},
+        block_out_channels=(8, 8, 8, 8),
+        prediction_type="v_prediction",
+    )
     with pytest.raises(StudyError, match="3 times, which the latent of 4 px"):
         Ddpm(made, PREPROCESS).check()
 
@@ -407,3 +413,46 @@ def test_where_nothing_is_clipped_guidance_is_as_published() -> None:
             guided_step(scheduler, given, guided, timestep, images),
             scheduler.step(guided, timestep, images).prev_sample, atol=1e-5, rtol=1e-5,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("fields", "match"),
+    [
+        ({"latent": {}}, "latent needs prediction_type: v_prediction"),
+        ({"beta_schedule": "linear", "num_train_timesteps": 40}, "linear needs 50"),
+        (
+            {"scheduler": "dpmsolver++", "num_train_timesteps": 50, "num_inference_steps": 50},
+            "at most 0.8 num_train_timesteps",
+        ),
+    ],
+)
+def test_settings_that_make_no_image_are_refused(fields: dict[str, Any], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        spec(**fields)
+
+
+def test_fewer_timesteps_of_a_linear_schedule_end_in_noise_too(tmp_path: Path) -> None:
+    from diffusers import DDPMScheduler
+
+    made = spec(beta_schedule="linear", num_train_timesteps=100)
+    store = Store(str(tmp_path))
+    fit(store, made)
+    folder = store.download("weights/one", tmp_path / "weights")
+    scheduler = DDPMScheduler.from_pretrained(folder / "scheduler")
+    assert float(scheduler.alphas_cumprod[-1]) < 1e-3
+
+
+def test_a_given_autoencoder_must_divide_the_image(tmp_path: Path) -> None:
+    from diffusers import AutoencoderKL
+
+    network = AutoencoderKL(
+        block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=4, latent_channels=2,
+    )  # fmt: skip
+    network.save_pretrained(tmp_path / "vae")
+    made = spec(latent={"model": str(tmp_path / "vae")}, block_out_channels=(8, 8, 8),
+                prediction_type="v_prediction", attention_resolution=0)  # fmt: skip
+    with pytest.raises(StudyError, match="2 times, which the latent of 5 px"):
+        harness.fit(Store(str(tmp_path / "s")), made, Preprocess(size=10, channels="L"),
+                    TrainingImages(np.zeros((4, 10, 10, 1), np.uint8), list("abcd"), ["x"] * 4,
+                                   [0] * 4))  # fmt: skip

@@ -187,3 +187,15 @@ def test_both_networks_lower_the_loss_of_reading_the_class(tmp_path: Path) -> No
     for step in range(150):
         training.update(step)
     assert misread() < 0.5 * before
+
+
+def test_batches_that_cannot_be_compared_by_class_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="batch_size 10 is no multiple of 4"):
+        in_training(tmp_path, spec(batch_size=10))
+    with pytest.raises(StudyError, match=r"1 workers \* 4 gradient_accumulation_steps"):
+        in_training(tmp_path, spec(batch_size=8, gradient_accumulation_steps=4))
+
+
+def test_ada_is_refused() -> None:
+    with pytest.raises(ValueError, match="pggan has no augment: ada; say diffaugment"):
+        spec(augment="ada")

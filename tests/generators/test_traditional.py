@@ -95,3 +95,11 @@ def test_a_policy_draws_nothing_from_the_process() -> None:
     torch.manual_seed(3)
     sample(parents(2), [1, 2], policy="randaugment")
     assert torch.equal(torch.rand(1), first)
+
+
+def test_contrast_moves_values_from_their_mean_and_not_the_mean() -> None:
+    pixels = np.repeat(parents(1), 20, axis=0)
+    made = sample(pixels, list(range(20)), **{**STILL, "contrast": 0.4}).astype(float)
+    means, spreads = made.mean(axis=(1, 2, 3)), made.std(axis=(1, 2, 3))
+    assert np.abs(means - pixels[0].mean()).max() < 3
+    assert spreads.min() < 0.8 * pixels[0].std() < 1.1 * pixels[0].std() < spreads.max()

@@ -12,6 +12,7 @@ from engine.core import rows
 from engine.core.errors import DataError
 from engine.core.manifest import Manifest
 from engine.core.store import Store
+from engine.readers.dicom import Dicom, DicomSpec
 from engine.study import Study
 from tests.core.test_dicom import RAMP, dicom
 
@@ -59,3 +60,14 @@ def test_a_series_without_patients_needs_another_group(
     study = toy_study({"name": "dicom", "root": str(folder)}, split={"group": "column"})
     with pytest.raises(DataError, match="16 images have no group"):
         run_until(study, "ingest")
+
+
+def test_files_are_known_by_their_look_and_not_by_a_name(tmp_path: Path) -> None:
+    (tmp_path / "in" / "ill").mkdir(parents=True)
+    names = ("IM0001", "a.DCM", "1.2.840.113619.2.5.1762583153", ".DS_Store", "DICOMDIR", "x.txt")
+    for name in names:
+        (tmp_path / "in" / "ill" / name).write_bytes(dicom(RAMP, PatientID=name))
+    (tmp_path / "in" / "README").write_text("of a scanner")
+    records = Dicom(DicomSpec(root=str(tmp_path / "in"))).records()
+    found = {uri.split("/")[1] for uri in records[rows.URI].to_pylist()}
+    assert found == {"IM0001", "a.DCM", "1.2.840.113619.2.5.1762583153"}

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from engine.core import rows
@@ -71,3 +73,16 @@ def test_a_study_takes_its_images_from_a_dataset(
     write(tmp_path / "in" / "a.parquet", [0, 1] * 10, features=None)
     manifest = run_until(toy_study({"name": "huggingface", "path": str(tmp_path / "in")}), "ingest")
     assert sum(sum(held.values()) for held in manifest.metrics["counts"].values()) == 20
+
+
+def test_a_row_that_names_a_file_elsewhere_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "secret.png").write_bytes(png(0))
+    images = [{"bytes": None, "path": name}
+              for name in (str(tmp_path / "secret.png"), "../secret.png", "/dev/zero")]  # fmt: skip
+    (tmp_path / "d").mkdir()
+    table = pa.table({"image": pa.array(images, rows.IMAGE_TYPE), "label": ["a", "b", "c"]})
+    pq.write_table(table, tmp_path / "d" / "a.parquet")
+    source = reader(tmp_path / "d").bytes()
+    for row in range(3):
+        with pytest.raises(Rejected, match="path_not_allowed"):
+            source.read(f"train#{row}")

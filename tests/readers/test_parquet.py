@@ -15,7 +15,7 @@ from engine.core.errors import DataError
 from engine.core.images import Rejected
 from engine.core.manifest import Manifest
 from engine.core.store import Store
-from engine.readers.parquet import Parquet, ParquetSpec
+from engine.readers.parquet import Parquet, ParquetSpec, refuse_large_groups
 from engine.study import Study
 from tests.readers.pictures import png
 
@@ -97,8 +97,8 @@ def test_columns_of_any_name_and_lists_serve(tmp_path: Path) -> None:
         part=["VALID", ""], signs=pa.array([["a", "b"], None]),
     )  # fmt: skip
     found = read(
-        tmp_path, labels={"kind": "label", "signs": "signs"}, group="patient", split="part",
-        id="key",
+        tmp_path, labels={"kind": "label", "signs": "signs"}, multi=["signs"], group="patient",
+        split="part", id="key",
     )  # fmt: skip
     assert found == [
         {"image_id": "k1", "uri": "a.parquet#0", "label.kind": "x", "label.signs": ["a", "b"],
@@ -125,6 +125,7 @@ def test_some_files_may_be_chosen(tmp_path: Path) -> None:
         ({"labels": {"class": "kind"}}, r"reader\.labels\.class: .* no column 'kind'"),
         ({"group": "patient"}, r"reader\.group"),
         ({"split": "label"}, "is no name of a split"),
+        ({"multi": ["class"]}, "holds no lists; leave out the task 'class'"),
     ],
 )
 def test_what_the_file_has_not_is_named(tmp_path: Path, fields: Any, match: str) -> None:
@@ -187,3 +188,29 @@ def test_seventy_thousand_digits_are_listed_with_their_splits() -> None:
     assert (splits.count("train"), splits.count("test")) == (60_000, 10_000)
     assert set(records["label.class"].to_pylist()) == set("0123456789")
     assert reader.bytes().read("train.parquet#59999").startswith(b"\x89PNG")
+
+
+def test_a_damaged_page_costs_its_rows_and_no_more(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", [0, 1] * 6)
+    whole = path.read_bytes()
+    start = pq.ParquetFile(path).metadata.row_group(0).column(0).data_page_offset
+    path.write_bytes(whole[:start] + b"\xff" * 40 + whole[start + 40 :])
+    source = Parquet(ParquetSpec(root=str(tmp_path))).bytes()
+    with pytest.raises(Rejected):
+        source.read("a.parquet#1")
+    assert source.read("a.parquet#11") == png(11)
+
+
+def test_rows_that_are_read_at_once_are_bounded(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", [0, 1] * 6)
+    metadata = pq.ParquetFile(path).metadata
+    refuse_large_groups(metadata, "image", "a")
+    with pytest.raises(DataError, match="smaller ones"):
+        refuse_large_groups(metadata, "image", "a", most=100)
+
+
+def test_planning_opens_no_file(tmp_path: Path) -> None:
+    tmp_path.joinpath("in").mkdir()
+    reader = Parquet(ParquetSpec(root=str(tmp_path / "in"), multi=["class"]))
+    (tmp_path / "in").rmdir()
+    assert reader.tasks() == {"class": "multi"}

@@ -125,3 +125,24 @@ def test_tars_are_read_from_s3(tmp_path: Path, s3_endpoint: str) -> None:
     records = reader.records()
     assert records[rows.SPLIT].to_pylist() == ["test", "test"]
     assert reader.bytes().read(records[rows.URI][1].as_py()) == png(1)
+
+
+def test_a_tar_that_is_damaged_or_cut_off_is_none(tmp_path: Path) -> None:
+    """Reading one ends there as at an end like any other."""
+    path = write(tmp_path / "a.tar", [member for n in range(6) for member in sample(n, "cat")])
+    whole = path.read_bytes()
+    place = int(read(tmp_path)[3][rows.URI].split("#")[1].split("+")[0])
+    header = place - tarfile.BLOCKSIZE
+    for damaged in (
+        whole[: header + 5] + b"\xff" + whole[header + 6 :], whole[:header],
+        whole[: header + 100], whole + whole,
+    ):  # fmt: skip
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"a\.tar is no whole tar"):
+            read(tmp_path)
+
+
+def test_names_that_cannot_be_told_apart_later_are_refused(tmp_path: Path) -> None:
+    write(tmp_path / "a#1.tar", sample(0, "cat"))
+    with pytest.raises(DataError, match="holds no #; rename it"):
+        read(tmp_path)
