@@ -49,7 +49,7 @@ def test_a_plugin_whose_import_fails_is_not_called_unknown(more_readers: Path) -
 
 @pytest.mark.parametrize("name", ["nope", "", "../csv", "csv.Csv", "__init__", "Digits", "a\nb"])
 def test_an_unknown_name_lists_what_there_is(name: str) -> None:
-    with pytest.raises(StudyError, match=r"no reader named .*csv, digits, imagefolder"):
+    with pytest.raises(StudyError, match=r"no reader named .*csv, dicom, digits"):
         resolve("readers", name)
 
 
