@@ -220,9 +220,9 @@ def show_sheet(study: Study, step: Step, store: Store, keys: Sequence[str]) -> N
         say(f"picture sheet: {store.location(page)}")
 
 
-def main(**options: str | bool) -> None:
+def main(*, until_step: str | None = None, dry_run: bool = False) -> None:
     """Entry of a script in `jobs/`."""
-    _end(lambda: run_study(**options))  # type: ignore[arg-type]
+    _end(lambda: run_study(until_step=until_step, dry_run=dry_run))
 
 
 def main_export() -> None:

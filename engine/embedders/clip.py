@@ -4,7 +4,7 @@ vectors of length 1 in the space that they share with text."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from engine.embedders import EmbedderSpec
 from engine.embedders._checkpoint import CheckpointEmbedder, CheckpointSpec
@@ -56,7 +56,7 @@ def _pooled(network: Module, images: Tensor) -> Tensor:
     return found
 
 
-def _features(network: Module, images: Tensor) -> Tensor:
-    found = network.get_image_features(pixel_values=images)  # type: ignore[operator]
+def _features(network: Any, images: Tensor) -> Tensor:
+    found = network.get_image_features(pixel_values=images)
     made: Tensor = getattr(found, "pooler_output", found)
     return made

@@ -53,7 +53,7 @@ class TarBytes:
         return {"source": self.source}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["source"])  # type: ignore[misc]
+        self.source, self._open = state["source"], None
 
     def read(self, uri: str) -> bytes:
         name, place, _ = (*uri.split("#", 2), "", "")[:3]

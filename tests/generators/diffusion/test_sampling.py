@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from engine.core.images import Preprocess
+from engine.core.stage import Offload
 from engine.generators.diffusion import Diffusion, DiffusionSpec
 from tests.generators.diffusion.tiny import (
     KINDS,
@@ -71,8 +72,7 @@ def test_strengths_of_one_batch_may_differ(folders: dict[str, Path]) -> None:
     parents = images().pixels[:3]
     mixed = batch(generator, ["cat"] * 3, strengths=[0.3, 1.0, 0.3], parents=parents)
     alone = batch(generator, ["cat"], strengths=[1.0], parents=parents[1:2], seeds=[2])
-    found = generator.sample(mixed)
-    assert (found[1] == generator.sample(alone)[0]).all()  # type: ignore[union-attr]
+    assert (pixels(generator.sample(mixed))[1] == pixels(generator.sample(alone))[0]).all()
 
 
 def test_a_strength_of_32_bits_takes_as_many_steps(folders: dict[str, Path]) -> None:
@@ -80,10 +80,10 @@ def test_a_strength_of_32_bits_takes_as_many_steps(folders: dict[str, Path]) -> 
     generator.load(None, "cpu")
     parents = images().pixels[:1]
     one, other = (
-        generator.sample(batch(generator, ["cat"], strengths=[strength], parents=parents))[0]
+        pixels(generator.sample(batch(generator, ["cat"], strengths=[strength], parents=parents)))
         for strength in (0.7, float(np.float32(0.7)))
     )
-    assert (one == other).all()  # type: ignore[union-attr]
+    assert (one == other).all()
 
 
 def test_what_is_painted_anew_is_where_the_mask_says(folders: dict[str, Path]) -> None:
@@ -131,9 +131,11 @@ def test_another_scheduler_samples_the_same_checkpoint(
     # accelerate's hooks of single layers need a device of their own.
     ["model", pytest.param("sequential", marks=pytest.mark.gpu)],
 )
-def test_offloaded_networks_make_the_same_images(folders: dict[str, Path], offload: str) -> None:
+def test_offloaded_networks_make_the_same_images(
+    folders: dict[str, Path], offload: Offload
+) -> None:
     generator, plain = made(folders["sd"]), made(folders["sd"])
-    generator.offload = offload  # type: ignore[assignment]
+    generator.offload = offload
     device = "cpu" if offload == "model" else "cuda"
     generator.load(None, device)
     plain.load(None, device)
