@@ -64,12 +64,12 @@ from engine.core.step import Step
 from engine.core.store import Store
 from engine.embedders.cnn import CnnSpec
 from engine.generators.ddpm import Ddpm, DdpmSpec
+from engine.profile import Profile
 from engine.runtime.cluster import RayRuntime
+from engine.sections import Request as RequestSettings
 from engine.steps.embed import EmbedImages, image_shards
 from engine.steps.generate import Encode, GenerateSpec, Sample
 from engine.steps.request import Request, RequestSpec, planned_shards
-from engine.study import Profile
-from engine.study import Request as RequestSettings
 
 SHARED = Path(__file__).parents[2] / "shared"
 WEIGHTS = SHARED / "weights" / "mobilenet_v2"

@@ -69,11 +69,11 @@ from engine.core.stage import Batch, Device, Place, Stage
 from engine.core.step import Step
 from engine.core.store import Store
 from engine.generators.ddpm import DdpmSpec
+from engine.profile import Profile
 from engine.runtime.base import Worker
 from engine.runtime.cluster import RayRuntime
+from engine.sections import Request as RequestSettings
 from engine.steps.request import Request, RequestSpec, planned_shards
-from engine.study import Profile
-from engine.study import Request as RequestSettings
 
 SIZES = (1_000, 10_000, 100_000)
 QUICK_SIZES = (1_000, 10_000)

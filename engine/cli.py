@@ -21,9 +21,10 @@ from engine.core.step import Step
 from engine.core.store import Store
 from engine.execute import discard, execute, inspect
 from engine.plan import named, plan, until
+from engine.profile import Profile
 from engine.runtime.base import Runtime
 from engine.runtime.inline import InlineRuntime
-from engine.study import Profile, Study, apply_sets, load_profile, load_study, validate
+from engine.study import Study, apply_sets, load_profile, load_study, validate
 from engine.tracking import track
 
 

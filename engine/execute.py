@@ -21,8 +21,8 @@ from engine.core.shards import ShardSet
 from engine.core.spec import canonical
 from engine.core.step import Step, upstream
 from engine.core.store import Store
+from engine.profile import Profile
 from engine.runtime.base import Runtime
-from engine.study import Profile
 
 State = Literal["done", "missing", "out of date", "waits"]
 _PACKAGES = (

@@ -9,8 +9,9 @@ from engine.core.registry import resolve
 from engine.core.rng import derive_seed
 from engine.core.spec import digest
 from engine.core.step import Step, make_step, upstream
+from engine.sections import Amount
 from engine.steps.search import Arm
-from engine.study import Amount, Study
+from engine.study import Study
 
 
 def plan(study: Study) -> list[Step]:

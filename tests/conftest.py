@@ -15,8 +15,9 @@ from engine.core.manifest import Manifest
 from engine.core.store import Store
 from engine.execute import execute
 from engine.plan import plan, until
+from engine.profile import Profile
 from engine.runtime.inline import InlineRuntime
-from engine.study import Profile, Study, validate
+from engine.study import Study, validate
 
 Classes = Mapping[str, int]
 

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from engine.cli import run_study
 from engine.core.errors import StudyError
 from engine.plan import plan, until
-from engine.study import Profile, Study, apply_sets, load_profile, load_study, validate
+from engine.profile import Profile
+from engine.study import Study, apply_sets, load_profile, load_study, validate
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 DIGITS = (CONFIGS / "digits.yaml").read_text("utf-8")

@@ -10,8 +10,8 @@ import pytest
 from engine.core.store import Store
 from engine.execute import execute
 from engine.plan import plan
+from engine.profile import Profile
 from engine.runtime.inline import InlineRuntime
-from engine.study import Profile
 from engine.tracking import track, tracking_uri, without_password
 
 

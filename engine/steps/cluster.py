@@ -21,8 +21,8 @@ from engine.core.errors import DataError
 from engine.core.rng import derive_seed
 from engine.core.rows import TaskKind
 from engine.core.spec import Spec
+from engine.sections import Cluster as ClusterSettings
 from engine.steps import StepKind
-from engine.study import Cluster as ClusterSettings
 from engine.vectors.kmeans import Clusters, choose_k, k_means
 
 _WHOLE = "all classes"

@@ -33,11 +33,11 @@ from engine.core.step import Step
 from engine.core.store import Store
 from engine.metrics.memorization import copies, copy_limits, nearest
 from engine.nets.classification import class_numbers
+from engine.sections import ClassifierField, EmbedderField
+from engine.sections import Curate as CurateSettings
 from engine.steps import StepKind
 from engine.steps.embed import DecodeOwn, EmbedImages, Hash, PrepareImages
 from engine.steps.train import PREDICTIONS, synthetic_images
-from engine.study import ClassifierField, EmbedderField
-from engine.study import Curate as CurateSettings
 
 # Of real images, whose labels are taken for right: what `confidence: auto` would drop of them.
 _MOST_CONTRADICTED = 0.02

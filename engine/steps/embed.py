@@ -17,8 +17,8 @@ from engine.core.registry import resolve
 from engine.core.shards import OK, Shard, ids_digest, parquet_rows
 from engine.core.spec import Spec
 from engine.core.stage import Batch, Device, Place, Stage
+from engine.sections import EmbedderField
 from engine.steps import StepKind
-from engine.study import EmbedderField
 
 SPLITS = ("train", "val")
 

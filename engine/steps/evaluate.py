@@ -37,12 +37,12 @@ from engine.metrics.significance import (
     verdicts,
 )
 from engine.nets.classification import class_numbers
+from engine.sections import ClassifierField
+from engine.sections import Evaluate as EvaluateSettings
 from engine.steps import StepKind
 from engine.steps.curate import Classify
 from engine.steps.embed import DecodeOwn, image_shards
 from engine.steps.search import Arm, trial_steps
-from engine.study import ClassifierField
-from engine.study import Evaluate as EvaluateSettings
 
 MODEL = "model"
 

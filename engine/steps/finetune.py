@@ -20,8 +20,8 @@ from engine.core.spec import Spec
 from engine.core.step import Step
 from engine.core.store import Store
 from engine.generators import TrainingImages
+from engine.sections import GeneratorField
 from engine.steps import StepKind
-from engine.study import GeneratorField
 
 
 class FinetuneSpec(Spec):

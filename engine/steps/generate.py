@@ -32,9 +32,9 @@ from engine.core.step import Step
 from engine.core.store import Store
 from engine.generators import SampleBatch
 from engine.report.sheet import contact_sheet
+from engine.sections import GeneratorField
 from engine.steps import StepKind
 from engine.steps.request import planned_shards
-from engine.study import GeneratorField
 
 TRIES = 3
 _XMP = (

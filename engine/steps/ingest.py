@@ -45,9 +45,9 @@ from engine.core.step import Step
 from engine.core.store import Store
 from engine.readers import Bytes
 from engine.readers import image_ids as image_names
+from engine.sections import Audit, ReaderField, Split
 from engine.steps import StepKind
 from engine.steps.embed import EmbedImages
-from engine.study import Audit, ReaderField, Split
 
 SHARD_ROWS = 256
 ROW_GROUP = 512

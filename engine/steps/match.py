@@ -23,9 +23,9 @@ from engine.core.rng import generator
 from engine.core.spec import Spec
 from engine.core.store import Store
 from engine.report.sheet import paired_sheet
+from engine.sections import Match as MatchSettings
 from engine.steps import StepKind
 from engine.steps.train import synthetic_images
-from engine.study import Match as MatchSettings
 from engine.vectors.neighbours import Neighbours
 
 QUERY_ID, QUERY_LABEL = "query_id", "query_label"

@@ -24,9 +24,9 @@ from engine.core.dataset import split_index
 from engine.core.errors import DataError
 from engine.core.spec import Spec
 from engine.nets.training import balanced_weights
+from engine.sections import Amount, Classes
 from engine.steps import StepKind
 from engine.steps.request import target_classes
-from engine.study import Amount, Classes
 
 REAL, OVERSAMPLED = "real", "oversampled"
 

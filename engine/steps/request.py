@@ -31,10 +31,10 @@ from engine.core.spec import Spec, digest
 from engine.core.step import Step
 from engine.generators import Generator, TrainingRows
 from engine.generators import Request as Wanted
+from engine.sections import MAX_IMAGES, Classes, GeneratorField
+from engine.sections import Request as RequestSettings
 from engine.steps import StepKind
 from engine.steps.finetune import read_clusters
-from engine.study import MAX_IMAGES, Classes, GeneratorField
-from engine.study import Request as RequestSettings
 
 # Where next to nothing was kept, more of the same helps no more than this much.
 _LEAST_SHARE = 0.1

@@ -20,8 +20,8 @@ from engine.core.images import Preprocess
 from engine.core.spec import Spec
 from engine.core.step import Step, make_step
 from engine.nets.classification import Training
+from engine.sections import ClassifierField
 from engine.steps import StepKind
-from engine.study import ClassifierField
 
 
 class Arm(Spec):

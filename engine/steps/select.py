@@ -23,8 +23,8 @@ from engine.core import rows
 from engine.core.arrays import grouped_vectors
 from engine.core.rng import generator
 from engine.core.spec import Spec
+from engine.sections import Select as SelectSettings
 from engine.steps import StepKind
-from engine.study import Select as SelectSettings
 from engine.vectors.choose import farthest_first, local_density, shares
 
 

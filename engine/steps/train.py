@@ -31,8 +31,8 @@ from engine.core.spec import Spec
 from engine.core.store import Store
 from engine.metrics.classification import METRICS, confusion, summary
 from engine.nets.classification import LabelledImages, Training, class_numbers, train
+from engine.sections import ClassifierField
 from engine.steps import StepKind
-from engine.study import ClassifierField
 
 PREDICTIONS = "predictions.parquet"
 

@@ -19,14 +19,16 @@ from engine.core.manifest import Manifest, read_manifest
 from engine.core.store import Store
 from engine.execute import RunTrial, discard, execute, inspect
 from engine.plan import named, plan
+from engine.profile import Profile
 from engine.runtime.base import Trial
 from engine.runtime.inline import InlineRuntime
+from engine.sections import Amount
 from engine.steps.curate import confidence_of
 from engine.steps.evaluate import budget_effect, budget_in_words
 from engine.steps.mix import pool_order, wanted_images
 from engine.steps.request import top_up
 from engine.steps.search import Arm, choose, hardly_learnt, trial_steps
-from engine.study import Amount, Profile, Study
+from engine.study import Study
 from tests.conftest import write_bars
 
 Run = Callable[[Study, str], Manifest]

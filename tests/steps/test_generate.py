@@ -22,10 +22,12 @@ from engine.core.store import Store
 from engine.execute import discard, execute
 from engine.generators import Generator, GeneratorSpec, SampleBatch
 from engine.plan import named, plan
+from engine.profile import Profile
 from engine.runtime.inline import InlineRuntime
+from engine.sections import Request
 from engine.steps.generate import GenerateSpec, Sample
 from engine.steps.request import count_per_class
-from engine.study import Profile, Request, Study
+from engine.study import Study
 
 Run = Callable[[Study, str], Manifest]
 TRADITIONAL = {"t": {"name": "traditional"}}

@@ -25,9 +25,10 @@ from engine.core.stage import Place
 from engine.core.store import Store
 from engine.execute import execute, inspect
 from engine.plan import plan, until
+from engine.profile import Profile
 from engine.runtime.inline import InlineRuntime
 from engine.steps.ingest import Decode
-from engine.study import Profile, Study
+from engine.study import Study
 
 Folder = Callable[..., Path]
 MakeStudy = Callable[..., Study]

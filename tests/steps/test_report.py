@@ -12,8 +12,9 @@ import pytest
 from engine.core.store import Store
 from engine.execute import execute
 from engine.plan import named, plan
+from engine.profile import Profile
 from engine.runtime.inline import InlineRuntime
-from engine.study import Profile, Study
+from engine.study import Study
 
 
 class Tags(HTMLParser):

@@ -15,8 +15,8 @@ from engine.core.resources import FitResources, StageResources
 from engine.core.step import Step
 from engine.core.store import Store
 from engine.runtime.inline import InlineRuntime
+from engine.sections import Select as SelectSettings
 from engine.steps.select import Select, SelectSpec
-from engine.study import Select as SelectSettings
 from engine.study import Study
 
 

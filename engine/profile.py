@@ -1,0 +1,67 @@
+"""The profile: where and how a study is computed. Never part of any identity."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from engine.core.resources import FitResources, StageResources, TrialResources
+from engine.core.spec import Spec
+
+StageName = Literal["default", "decode", "embed", "generate", "classify"]
+_ON_ACCELERATOR = ("embed", "generate", "classify")
+
+
+class Profile(Spec):
+    """Where and how to compute: never part of any identity."""
+
+    storage: str = "runs"
+    # ray: everything that has work runs on Ray. inline: in this process, for tests and debugging.
+    runtime: Literal["ray", "inline"] = "ray"
+    # local: a private Ray of this run. auto: the cluster that this job was submitted to.
+    address: str = "local"
+    # Logical CPUs of a local Ray; None: as many as the machine has, at least 4.
+    num_cpus: Annotated[int, Field(ge=1)] | None = None
+    device: Literal["cpu", "cuda"] = "cpu"
+    # Of the stages decode, embed and generate; `default` stands for those that are not named.
+    stages: dict[StageName, StageResources] = {
+        "decode": StageResources(actors=2, cpus=0.5, batch_size=64),
+        "embed": StageResources(cpus=2, batch_size=64),
+        "generate": StageResources(cpus=2, batch_size=32),
+    }
+    fit: FitResources = FitResources(cpus=2, checkpoint_every=100)
+    # Of one trial of a search; as many run at once as there is room for.
+    trial: TrialResources = TrialResources(cpus=2)
+    # Where runs are logged: an MLflow server's URI. auto: an SQLite file in local storage. none.
+    mlflow: str = "auto"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Profile:
+        gpus = {f"stages.{name}": stage.gpus for name, stage in self.stages.items()}
+        gpus |= {"fit": self.fit.gpus, "trial": self.trial.gpus}
+        if self.device == "cpu" and (with_gpu := [name for name, count in gpus.items() if count]):
+            text = "{place}.gpus asks for a GPU, device: cpu uses none; say device: cuda"
+            raise PydanticCustomError("explained", text, {"place": with_gpu[0]})
+        offloads = [name for name, stage in self.stages.items() if stage.offload != "none"]
+        if self.device == "cpu" and offloads:
+            text = "stages.{name}.offload spares a GPU's memory, device: cpu has none; leave it out"
+            raise PydanticCustomError("explained", text, {"name": offloads[0]})
+        if self.device == "cuda" and self.runtime == "ray":
+            # Ray hides the GPUs from what asks for none, and two trials on one run out of memory.
+            gpus |= {f"stages.{name}": self.stage(name).gpus for name in _ON_ACCELERATOR}
+            for place, count in gpus.items():
+                if not count and place not in ("stages.decode", "stages.default"):
+                    text = "device: cuda needs {place}.gpus above 0"
+                    raise PydanticCustomError("explained", text, {"place": place})
+        relative = "://" not in self.storage and not self.storage.startswith(("/", "~"))
+        if self.address != "local" and relative:
+            text = "storage: {storage} lies in the job's own folder; name a URL or a full path"
+            raise PydanticCustomError("explained", text, {"storage": self.storage})
+        return self
+
+    def stage(self, name: str) -> StageResources:
+        """Resources of a stage, or the entry `default`."""
+        named = {str(key): resources for key, resources in self.stages.items()}
+        return named.get(name) or named.get("default") or StageResources()

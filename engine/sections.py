@@ -1,0 +1,212 @@
+"""The sections of a study, each a spec. `docs/study.md` explains every field."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
+from pydantic_core import PydanticCustomError
+
+from engine.core.registry import PluginField
+from engine.core.spec import Spec
+
+MAX_IMAGES = 100_000_000
+
+
+ReaderField = Annotated[SerializeAsAny[Spec], BeforeValidator(PluginField("readers"))]
+EmbedderField = Annotated[SerializeAsAny[Spec], BeforeValidator(PluginField("embedders"))]
+GeneratorField = Annotated[SerializeAsAny[Spec], BeforeValidator(PluginField("generators"))]
+ClassifierField = Annotated[SerializeAsAny[Spec], BeforeValidator(PluginField("classifiers"))]
+
+
+def as_text(value: Any) -> Any:
+    """Class names are text; YAML reads 3 as a number."""
+    return str(value) if type(value) is int else value
+
+
+def _as_list(value: Any) -> Any:
+    """One word stands for a list of it."""
+    return [value] if isinstance(value, str) else value
+
+
+ClassName = Annotated[str, BeforeValidator(as_text)]
+Classes = Literal["all"] | tuple[ClassName, ...]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Split(Spec):
+    """Made once and frozen. Splits that the data gives are kept; a missing one is carved out of
+    train by group."""
+
+    val: Fraction = 0.15
+    test: Fraction = 0.2
+    # column: the reader says which images belong together. none: every image stands for itself
+    # (say so knowingly).
+    group: Literal["column", "none"] = "column"
+    # At most so many training images of a class, chosen by the seed: makes a long tail for an
+    # experiment.
+    train_limit: dict[ClassName, Annotated[int, Field(ge=2)]] = {}
+
+    @model_validator(mode="after")
+    def _leaves_train(self) -> Split:
+        if self.val + self.test >= 0.9:
+            raise PydanticCustomError(
+                "explained", "val + test must leave at least a tenth for train"
+            )
+        return self
+
+
+class Audit(Spec):
+    """What is done about leaks between splits and about files that cannot be used."""
+
+    # fail: stop with the list. drop: remove the image from the earlier split (train before val
+    # before test).
+    # move: bring the whole group to the later split.
+    on_leak: Literal["fail", "drop", "move"] = "fail"
+    # Near duplicates need both signals: perceptual hash and embedding.
+    embedder: EmbedderField = Field(default={"name": "pixels"}, validate_default=True)
+    # The threshold: this quantile of nearest-neighbour distances between different groups of train.
+    near_quantile: Annotated[float, Field(ge=0, le=0.2)] = 0.001
+    # Share of quarantined files above which the run stops.
+    max_quarantined: Annotated[float, Field(ge=0, le=1)] = 0.01
+    wrong_extension: Literal["quarantine", "accept"] = "quarantine"
+    # Seconds after which a decoder counts as hung.
+    decode_timeout: Annotated[float, Field(gt=0, le=600)] = 20.0
+
+
+class Cluster(Spec):
+    """k-means on the train split."""
+
+    # class: of each class by itself. whole: of all classes together.
+    scope: Literal["class", "whole"] = "class"
+    # auto: the root of half the images, at least 1. silhouette: the number up to k_max with the
+    # highest mean silhouette on a sample.
+    k: Annotated[int, Field(ge=1, le=4096)] | Literal["auto", "silhouette"] = "auto"
+    k_max: Annotated[int, Field(ge=2, le=1024)] = 16
+    # At most; it ends where little more is gained.
+    iterations: Annotated[int, Field(ge=1, le=1000)] = 100
+    # Images that centroids are learnt from; None: all.
+    sample: Annotated[int, Field(ge=2)] | None = None
+    # By direction alone: rows and centroids have length 1.
+    spherical: bool = False
+    # Smaller clusters are dissolved, and their images go where they are nearest.
+    min_size: Annotated[int, Field(ge=1)] = 1
+
+
+SelectMethod = Literal["nearest", "spread", "density", "random"]
+
+
+class Select(Spec):
+    """Representatives of each cluster of each class."""
+
+    # Several share the places of a cluster in turn.
+    method: Annotated[tuple[SelectMethod, ...], BeforeValidator(_as_list), Field(min_length=1)] = (
+        "nearest",
+    )
+    per_cluster: Annotated[int, Field(ge=1, le=10_000)] = 3
+    # In place of per_cluster: a number for each class, in proportion to its clusters' sizes.
+    per_class: Annotated[int, Field(ge=1, le=100_000)] | None = None
+
+    @model_validator(mode="after")
+    def _different(self) -> Select:
+        if len(set(self.method)) < len(self.method):
+            raise PydanticCustomError("explained", "select.method names one method twice")
+        return self
+
+
+class Match(Spec):
+    """For each image of a set, the most similar of another. A set is train, val, or the label of a
+    generator: its images that were kept."""
+
+    queries: str = "train"
+    among: str = "train"
+    n: Annotated[int, Field(ge=1, le=1000)] = 10
+    # flat looks at every image, ivf and hnsw at some. auto: flat up to 200,000 images, else ivf.
+    index: Literal["auto", "flat", "ivf", "hnsw"] = "auto"
+    # Images of `queries` on the picture sheet.
+    shown: Annotated[int, Field(ge=1, le=200)] = 20
+
+
+class Amount(Spec):
+    """A number of images for each class. Exactly one of the three is given.
+
+    ratio: round(ratio * n) where n is the class's real training images. balance_to: max(0,
+    balance_to - n).
+    per_class: the same number for each.
+    """
+
+    ratio: Annotated[float, Field(gt=0, le=1000)] | None = None
+    balance_to: Annotated[int, Field(ge=1, le=MAX_IMAGES)] | None = None
+    per_class: Annotated[int, Field(ge=1, le=MAX_IMAGES)] | None = None
+
+    @model_validator(mode="after")
+    def _one_count(self) -> Amount:
+        given = [
+            name for name in ("ratio", "balance_to", "per_class") if getattr(self, name) is not None
+        ]
+        if len(given) != 1:
+            raise PydanticCustomError(
+                "explained", "needs exactly one of ratio, balance_to and per_class; has {given}",
+                {"given": ", ".join(given) or "none"},
+            )  # fmt: skip
+        return self
+
+    def count(self, real: int) -> int:
+        """Images for a class that has `real` training images."""
+        if self.ratio is not None:
+            return round(self.ratio * real)
+        if self.balance_to is not None:
+            return max(0, self.balance_to - real)
+        return int(self.per_class or 0)
+
+
+class Request(Amount):
+    """How many images to make, and of which classes. What is requested is an arm of the comparison
+    too, whether `search.ratios` names it or not."""
+
+    # The target classes: those that images are made for and, in the comparison, added to.
+    classes: Classes = "all"
+    # Images of one shard: the unit that a kill can cost.
+    shard_size: Annotated[int, Field(ge=1, le=4096)] = 256
+
+
+class Curate(Spec):
+    """Which generated images are used, and under which label."""
+
+    # intended: the label asked for; dropped where the labeler sees another with `confidence`.
+    # agree: kept only where the labeler sees the label asked for. labeler: what the labeler sees.
+    label_from: Literal["intended", "agree", "labeler"] = "intended"
+    # auto: so that the labeler contradicts with such confidence at most one in fifty real images of
+    # val.
+    confidence: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = "auto"
+    # An image nearer to train than all but this share of val is a copy.
+    copies: Annotated[float, Field(ge=0, le=0.2)] = 0.01
+    # What is asked of images, where their generator allows it; [] keeps all.
+    filters: tuple[Literal["label", "copies"], ...] = ("label", "copies")
+    # How often generation may be asked for more where too few images were kept; 1: never.
+    max_rounds: Annotated[int, Field(ge=1, le=10)] = 3
+
+
+class Search(Spec):
+    """The arms of the comparison: real, oversampled, real at double steps, and every generator at
+    every ratio and at what is requested, each with the same seeds. The ratio is chosen on val."""
+
+    ratios: Annotated[tuple[Annotated[float, Field(gt=0, le=1000)], ...], Field(min_length=1)] = (
+        0.5, 1.0, 2.0,
+    )  # fmt: skip
+    # Classifier seeds of each arm, paired across arms.
+    seeds: Annotated[int, Field(ge=2, le=1000)] = 5
+
+    @model_validator(mode="after")
+    def _sorted(self) -> Search:
+        if list(self.ratios) != sorted(set(self.ratios)):
+            raise PydanticCustomError("explained", "ratios must rise, each standing once")
+        return self
+
+
+class Evaluate(Spec):
+    """How the verdict is reached, on test."""
+
+    # Differences of the objective within ± margin count as none.
+    margin: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    bootstrap_draws: Annotated[int, Field(ge=200, le=1_000_000)] = 4000
