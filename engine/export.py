@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from engine.core import rows
 from engine.core.dataset import class_names
-from engine.core.errors import StudyError
+from engine.core.errors import DataError, StudyError
 from engine.core.manifest import Manifest
 from engine.core.progress import Bar
 from engine.core.registry import available, resolve
@@ -100,6 +100,8 @@ def select(study: Study, store: Store, what: str) -> Selection:
     step = next(step for step in steps if step.label == arm.mix)
     mix = done(store, step)
     real.read["mix"] = mix.digest
+    if "curate" in step.inputs:
+        refuse_stopped(arm.family, done(store, step.inputs["curate"]))
     if "generate" in step.inputs:
         real.generate = done(store, step.inputs["generate"])
         real.read["generate"] = real.generate.digest
@@ -133,6 +135,7 @@ def _all_kept(steps: list[Step], store: Store, label: str, real: Selection) -> S
     labels = _labels(store, real.ingest.keys(split="train"), column)
     if curated := last("curate"):
         real.read["curate"] = curated.digest
+        refuse_stopped(label, curated)
         for table in store.tables(curated.keys(table="curated")):
             held = table.filter(table[rows.KEPT])
             ids, names = held[rows.IMAGE_ID].to_pylist(), held[rows.LABEL].to_pylist()
@@ -142,6 +145,17 @@ def _all_kept(steps: list[Step], store: Store, label: str, real: Selection) -> S
         labels |= _labels(store, keys, column)
     real.train = {image_id: (name, 1.0) for image_id, name in labels.items()}
     return real
+
+
+def refuse_stopped(label: str, curated: Manifest) -> None:
+    """Raises `DataError` where a filter says that a generator's images must not go out."""
+    for told in curated.metrics.get("filters", ()):
+        if told["stops"]:
+            raise DataError(
+                f"{label} is not exported: {told['stops']}, and curate.filters {told['name']} says"
+                " strict: true; train the generator on more images or for fewer steps, or say"
+                " strict: false knowingly"
+            )
 
 
 def done(store: Store, step: Step) -> Manifest:

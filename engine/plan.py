@@ -7,9 +7,10 @@ from typing import Any
 from engine.core.errors import StudyError
 from engine.core.registry import resolve
 from engine.core.rng import derive_seed
-from engine.core.spec import digest
+from engine.core.spec import digest, without
 from engine.core.step import Step, make_step, upstream
 from engine.sections import Amount
+from engine.steps.measure import measuring
 from engine.steps.search import Arm
 from engine.study import Study
 
@@ -107,7 +108,7 @@ def _generator_steps(
         finetune = make_step(
             "finetune", f"finetune.{label}",
             {
-                "generator": without_sampling(spec, kind.sampling_fields),
+                "generator": without(spec, kind.sampling_fields),
                 "preprocess": study.preprocess,
                 "task": common["task"], "seed": study.seed,
             },
@@ -155,10 +156,9 @@ def _generator_steps(
         )  # fmt: skip
         steps.append(generate)
         if comparison is not None:
-            filters = comparison.filters(generator)
-            if filters and number == 1:
-                steps.append(comparison.labeler)
-            curate = comparison.curate(suffix, generate, generator_key, filters)
+            if generator.filtered and number == 1:
+                steps += comparison.curation.values()
+            curate = comparison.curate(suffix, generate, generator_key, generator.filtered)
             steps.append(curate)
     if comparison is not None and curate is not None:
         comparison.add(label, generator, curate)
@@ -181,24 +181,48 @@ class Comparison:
             Arm(name="real_double", family="real_double", mix="mix.real", budget=2.0),
             Arm(name="oversampled", family="oversampled", mix="mix.oversampled"),
         ]
-        self.labeler = make_step(
-            "train", "train.labeler",
-            {
-                "classifier": study.classifier, "training": study.training,
-                "preprocess": study.preprocess, "task": self.task,
-                "seed": derive_seed(study.seed, "labeler"),
-            },
-            {"ingest": ingest, "mix": self.real}, self.plugins,
-        )  # fmt: skip
+        # What filters need beside the images: the labeler's training, and val measured.
+        self.curation: dict[str, Step] = self._curation() if study.curate.filters else {}
 
     def check(self) -> None:
         """Refuse a classifier that cannot work at this size."""
         name = self.study.classifier.name  # type: ignore[union-attr]
         resolve("classifiers", name)(self.study.classifier, self.study.preprocess, ()).check()
 
-    def filters(self, generator: Any) -> tuple[str, ...]:
-        """What is asked of a generator's images, less what the study switches off."""
-        return tuple(name for name in generator.filters if name in self.study.curate.filters)
+    def _curation(self) -> dict[str, Step]:
+        study, filters = self.study, self.study.curate.filters
+        spec: Any = study.curate.labeler
+        self.filter_plugins: list[tuple[str, Any]] = [("filters", one) for one in filters]
+        found = {}
+        if spec is not None:
+            self.filter_plugins.append(("labelers", spec))
+            if resolve("labelers", spec.name).trained:
+                spec = spec.model_copy(
+                    update={
+                        "classifier": spec.classifier or study.classifier,
+                        "training": spec.training or study.training,
+                    }
+                )
+                found["labeler"] = make_step(
+                    "train", "train.labeler",
+                    {
+                        "classifier": spec.classifier, "training": spec.training,
+                        "preprocess": study.preprocess, "task": self.task,
+                        "seed": derive_seed(study.seed, "labeler"),
+                    },
+                    {"ingest": self.ingest, "mix": self.real}, [("classifiers", spec.classifier)],
+                )  # fmt: skip
+                self.filter_plugins.append(("classifiers", spec.classifier))
+        self.labeler = spec
+        looks = measuring(self.task, study.preprocess, spec, filters)
+        if looks.labeler is not None or looks.filters:
+            found["measure"] = make_step(
+                "measure", "measure.val", looks.model_dump(),
+                {"ingest": self.ingest, **found},
+                [("filters", one) for one in looks.filters]
+                + [plugin for plugin in self.filter_plugins if plugin[0] != "filters"],
+            )  # fmt: skip
+        return found
 
     @property
     def largest_ratio(self) -> float:
@@ -216,23 +240,21 @@ class Comparison:
             found[f"+{request.per_class}"] = Amount(per_class=request.per_class)
         return found
 
-    def curate(
-        self, suffix: str, generate: Step, generator_key: str, filters: tuple[str, ...]
-    ) -> Step:
-        inputs = {"ingest": self.ingest, "generate": generate}
-        spec: dict[str, Any] = {}
+    def curate(self, suffix: str, generate: Step, generator_key: str, filtered: bool) -> Step:
+        study, inputs = self.study, {"ingest": self.ingest, "generate": generate}
+        spec: dict[str, Any] = {"filters": ()}
         plugins: list[tuple[str, Any]] = []
-        if filters:
-            inputs |= {"embed": self.embed, "labeler": self.labeler}
+        if filtered and study.curate.filters:
+            inputs |= {"embed": self.embed, **self.curation}
             spec = {
-                "settings": self.study.curate, "classifier": self.study.classifier,
-                "embedder": self.study.embedder,
+                "filters": study.curate.filters, "labeler": self.labeler,
+                "embedder": study.embedder,
             }  # fmt: skip
-            plugins = [*self.plugins, ("embedders", self.study.embedder)]
+            plugins = [*self.filter_plugins, ("embedders", study.embedder)]
         return make_step(
             "curate", f"curate.{suffix}",
             {
-                "filters": filters, "task": self.task, "preprocess": self.study.preprocess,
+                "task": self.task, "preprocess": study.preprocess,
                 "generator_key": generator_key, **spec,
             },
             inputs, plugins,
@@ -312,11 +334,6 @@ class Comparison:
             },
         )  # fmt: skip
         return [*self.mixes, search, evaluate, report]
-
-
-def without_sampling(spec: Any, fields: tuple[str, ...]) -> Any:
-    """The spec with the fields that training never reads at their defaults."""
-    return spec.model_copy(update={name: type(spec).model_fields[name].default for name in fields})
 
 
 def choose_task(study: Study, tasks: dict[str, Any]) -> str:

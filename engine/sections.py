@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 from pydantic_core import PydanticCustomError
 
-from engine.core.registry import PluginField
+from engine.core.registry import PluginField, resolve
 from engine.core.spec import Spec
 
 MAX_IMAGES = 100_000_000
@@ -16,6 +16,8 @@ MAX_IMAGES = 100_000_000
 ReaderField = Annotated[SerializeAsAny[Spec], BeforeValidator(PluginField("readers"))]
 EmbedderField = Annotated[SerializeAsAny[Spec], BeforeValidator(PluginField("embedders"))]
 GeneratorField = Annotated[SerializeAsAny[Spec], BeforeValidator(PluginField("generators"))]
+LabelerField = Annotated[SerializeAsAny[Spec], BeforeValidator(PluginField("labelers"))]
+FilterField = Annotated[SerializeAsAny[Spec], BeforeValidator(PluginField("filters"))]
 ClassifierField = Annotated[SerializeAsAny[Spec], BeforeValidator(PluginField("classifiers"))]
 
 
@@ -173,18 +175,26 @@ class Request(Amount):
 class Curate(Spec):
     """Which generated images are used, and under which label."""
 
-    # intended: the label asked for; dropped where the labeler sees another with `confidence`.
-    # agree: kept only where the labeler sees the label asked for. labeler: what the labeler sees.
-    label_from: Literal["intended", "agree", "labeler"] = "intended"
-    # auto: so that the labeler contradicts with such confidence at most one in fifty real images of
-    # val.
-    confidence: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = "auto"
-    # An image nearer to train than all but this share of val is a copy.
-    copies: Annotated[float, Field(ge=0, le=0.2)] = 0.01
-    # What is asked of images, where their generator allows it; [] keeps all.
-    filters: tuple[Literal["label", "copies"], ...] = ("label", "copies")
+    # Says which class is seen on an image; None: nobody.
+    labeler: LabelerField | None = Field(default={"name": "classifier"}, validate_default=True)
+    # What is asked of images, one after the other; [] keeps all.
+    filters: tuple[FilterField, ...] = Field(
+        default=({"name": "agreement"}, {"name": "copies"}), validate_default=True
+    )
     # How often generation may be asked for more where too few images were kept; 1: never.
     max_rounds: Annotated[int, Field(ge=1, le=10)] = 3
+
+    @model_validator(mode="after")
+    def _possible(self) -> Curate:
+        names = [str(getattr(one, "name", "")) for one in self.filters]
+        for name in names:
+            if names.count(name) > 1:
+                raise PydanticCustomError("explained", "filters names {name} twice", {"name": name})
+            if self.labeler is None and resolve("filters", name).needs_labeler:
+                raise PydanticCustomError(
+                    "explained", "filters: {name} needs a labeler, which is null", {"name": name}
+                )
+        return self
 
 
 class Search(Spec):

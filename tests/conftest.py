@@ -121,7 +121,9 @@ def bars_study(tmp_path: Path, toy_study: Callable[..., Study]) -> Callable[...,
             "classifier": {"name": "small", "channels": [8, 8]},
             "training": {"steps": 12, "batch_size": 16, "learning_rate": 0.01, "evaluate_every": 4},
             "search": {"ratios": [1, 2], "seeds": 2},
-            "curate": {"max_rounds": 1, "confidence": 0.9},
+            "curate": {
+                "filters": [{"name": "agreement", "confidence": 0.9}, "copies"], "max_rounds": 1,
+            },
             "evaluate": {"bootstrap_draws": 200},
             **fields,
         }  # fmt: skip

@@ -94,7 +94,9 @@ def test_a_change_reaches_the_steps_that_depend_on_it_and_no_others(write: Write
               for suffix in ("", ".2", ".3")]  # fmt: skip
     made = {*rounds, "mix.ddpm.x1", "mix.ddpm.x2", "mix.ddpm.x4", "search",
             "evaluate"}  # fmt: skip
-    assert changed("curate.confidence=0.5") == made - {"request.ddpm", "generate.ddpm"}
+    judged = made - {"request.ddpm", "generate.ddpm"}
+    assert changed("curate.filters=[{name: agreement, confidence: 0.5}]") == judged
+    assert changed("curate.filters=[agreement, copies, blank]") == judged | {"measure.val"}
     assert changed("training.objective=accuracy") >= {"train.labeler", "search", "evaluate"}
     assert changed("evaluate.margin=0.02") == {"evaluate"}
     assert changed("search.seeds=4") == {"search", "evaluate"}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -44,6 +45,25 @@ def read_pixels(
                 ids.append("")
             ids[len(ids) - len(encoded) :] = table[rows.IMAGE_ID].to_pylist()
     return pixels, ids
+
+
+def pictures(store: Store, keys: Sequence[str], ids: Iterable[str]) -> Mapping[str, np.ndarray]:
+    """Pixels of a few images by id; of the parts, only row groups are read that hold one."""
+    wanted = pa.array(sorted(set(ids)), pa.string())
+    found: dict[str, Any] = {}
+    for key in keys:
+        with store.parquet(key) as file:
+            for number in range(file.num_row_groups):
+                held = file.read_row_group(number, columns=[rows.IMAGE_ID])
+                if not pc.any(pc.is_in(held[rows.IMAGE_ID], wanted)).as_py():
+                    continue
+                table = file.read_row_group(number, columns=[rows.IMAGE_ID, rows.IMAGE])
+                table = table.filter(pc.is_in(table[rows.IMAGE_ID], wanted))
+                for image_id, image in zip(
+                    table[rows.IMAGE_ID].to_pylist(), table[rows.IMAGE].to_pylist(), strict=True
+                ):
+                    found[image_id] = decode_own(image["bytes"])
+    return found
 
 
 class Stack:
@@ -92,6 +112,8 @@ def grouped_vectors(
         for image_id in part:
             if image_id in group_of:
                 ids[group_of[image_id]].append(image_id)
+    if not any(ids.values()):
+        return {}
     with store.parquet(keys[0]) as file:
         width = file.schema_arrow.field(rows.EMBEDDING).type.list_size
     shape = (sum(map(len, ids.values())), width)

@@ -47,9 +47,6 @@ LABEL = "label"
 LABEL_INTENDED = "label_intended"
 LABEL_SEEN = "label_seen"
 CONFIDENCE = "confidence"
-NEAREST_ID = "nearest_id"
-NEAREST_DISTANCE = "nearest_distance"
-NEAREST_BITS = "nearest_bits"
 KEPT = "kept"
 REASON = "reason"
 ARM = "arm"
@@ -126,18 +123,14 @@ def embeddings_schema(width: int) -> pa.Schema:
     )
 
 
-def scores_schema(width: int, classes: int) -> pa.Schema:
-    """What is measured of generated images: the labeler's probabilities beside the embedding."""
-    return pa.schema(
-        [
-            *embeddings_schema(width),
-            pa.field(PROBABILITIES, pa.list_(pa.float32(), classes)),
-        ]
-    )
+def score_column(of: str, name: str) -> str:
+    """The column of a filter's figure."""
+    return f"{of}.{name}"
 
 
 def curated_schema() -> pa.Schema:
-    """Every generated image, kept or not. `label` is the one that it is used under."""
+    """Every generated image, kept or not. `label` is the one that it is used under; the columns of
+    the filters (`score_column`) follow."""
     return pa.schema(
         [
             pa.field(IMAGE_ID, pa.string()),
@@ -145,9 +138,6 @@ def curated_schema() -> pa.Schema:
             pa.field(LABEL_INTENDED, pa.string()),
             pa.field(LABEL_SEEN, pa.string()),
             pa.field(CONFIDENCE, pa.float32()),
-            pa.field(NEAREST_ID, pa.string()),
-            pa.field(NEAREST_DISTANCE, pa.float32()),
-            pa.field(NEAREST_BITS, pa.int32()),
             pa.field(KEPT, pa.bool_()),
             pa.field(REASON, pa.string()),
         ]

@@ -11,8 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -27,6 +27,14 @@ class Spec(BaseModel):
         validate_default=True,
         protected_namespaces=(),
     )
+
+
+S = TypeVar("S", bound=Spec)
+
+
+def without(spec: S, fields: Sequence[str]) -> S:
+    """The spec with these fields at their defaults: what does not read them has the same key."""
+    return spec.model_copy(update={name: type(spec).model_fields[name].default for name in fields})
 
 
 def canonical(value: Any) -> Any:

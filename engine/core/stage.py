@@ -10,7 +10,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 Batch = dict[str, Any]
 Device = Literal["cpu", "accelerator"]
@@ -39,9 +39,14 @@ class Stage(Protocol):
     `status` instead of an exception, so that one bad row costs no other.
     """
 
-    reads: ClassVar[tuple[str, ...]]
-    writes: ClassVar[tuple[str, ...]]
-    device: ClassVar[Device]
+    @property
+    def reads(self) -> tuple[str, ...]: ...
+
+    @property
+    def writes(self) -> tuple[str, ...]: ...
+
+    @property
+    def device(self) -> Device: ...
 
     def load(self, place: Place) -> None: ...
 

@@ -133,9 +133,8 @@ class Generator:
     sampling_fields: ClassVar[tuple[str, ...]] = ()
     # Whether its images are synthetic; else they are a baseline that synthetic ones must beat.
     synthetic: ClassVar[bool] = True
-    # What `curate` asks of the images: `label` (does a classifier see the intended class?) and
-    # `copies` (is it a copy of a training image?).
-    filters: ClassVar[tuple[str, ...]] = ("label", "copies")
+    # Whether the study's filters are asked of its images.
+    filtered: ClassVar[bool] = True
     # What the pictures are, in IPTC's vocabulary of digital source types
     # (cv.iptc.org/newscodes/digitalsourcetype).
     digital_source_type: str = "trainedAlgorithmicMedia"

@@ -50,7 +50,7 @@ class Traditional(Generator):
     version: ClassVar[int] = 2
     Spec: ClassVar[type[GeneratorSpec]] = TraditionalSpec
     # A moved picture shows what it showed, and is near its parent by nature.
-    filters: ClassVar[tuple[str, ...]] = ()
+    filtered: ClassVar[bool] = False
     synthetic: ClassVar[bool] = False
     digital_source_type = "algorithmicallyEnhanced"
     spec: TraditionalSpec

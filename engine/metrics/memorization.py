@@ -49,6 +49,28 @@ def nearest(
     return Nearest(row[:, 0], np.maximum(1 - similarity[:, 0], 0), bits)
 
 
+def nearest_other(vectors: np.ndarray, hashes: np.ndarray) -> Nearest:
+    """The nearest other one of each image of a set: float32 (n, width) and uint64 (n,)."""
+    import faiss
+
+    unit = _unit(vectors)
+    index = faiss.IndexFlatIP(unit.shape[1])
+    index.add(unit)
+    similarity, found = index.search(unit, 2)
+    # Of twins either may stand first.
+    other = np.where(found[:, 0] == np.arange(len(unit)), 1, 0)[:, None]
+    bits = np.empty(len(unit), dtype=np.int64)
+    for start in range(0, len(unit), _BLOCK):
+        differing = np.bitwise_count(hashes[start : start + _BLOCK, None] ^ hashes[None, :])
+        here = np.arange(len(differing))
+        differing[here, start + here] = 64
+        bits[start : start + _BLOCK] = differing.min(1)
+    return Nearest(
+        np.take_along_axis(found, other, 1)[:, 0],
+        np.maximum(1 - np.take_along_axis(similarity, other, 1)[:, 0], 0), bits,
+    )  # fmt: skip
+
+
 def copy_limits(held_out: Nearest, quantile: float) -> CopyLimits:
     """The `quantile` of held-out real images lies this near to train."""
     return CopyLimits(

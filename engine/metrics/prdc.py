@@ -64,3 +64,25 @@ def squared_distances(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """(n, m) of vectors (n, width) and (m, width)."""
     found = (one**2).sum(1)[:, None] + (other**2).sum(1)[None, :] - 2 * (one @ other.T)
     return np.maximum(found, 0, out=found)
+
+
+def realism(real: np.ndarray, images: np.ndarray, k: int = 5) -> tuple[np.ndarray, np.ndarray]:
+    """Realism score of each image (Kynkäänniemi et al. 2019) and the share of k real neighbourhoods
+    that it lies in (density, Naeem et al. 2020), float32 (n,) each.
+
+    real, images: vectors (m, width) and (n, width), more than `k` real ones. Realism looks at the
+    half of the real images whose neighbourhoods are smallest: lone ones would count all as real.
+    Raises `ValueError` for fewer.
+    """
+    if len(real) <= k:
+        raise ValueError(f"{len(real)} vectors; more than k = {k} are needed")
+    real = np.ascontiguousarray(real, np.float64)
+    radius = squared_radii(real, k)
+    dense = np.where(radius <= np.median(radius), radius, 0.0)
+    score, density = np.empty(len(images), np.float32), np.empty(len(images), np.float32)
+    for start in range(0, len(images), _BLOCK):
+        held = slice(start, start + _BLOCK)
+        distances = squared_distances(images[held].astype(np.float64), real)
+        density[held] = (distances < radius).sum(1) / k
+        score[held] = np.sqrt((dense / np.maximum(distances, 1e-12)).max(1))
+    return score, density

@@ -1,19 +1,16 @@
 """Curate: which generated images are used, under which label, and why the others are not.
 
-    label    a classifier that was trained on the train split sees another class than was asked for
-    copies   the image is a copy of a training image (`engine.metrics.memorization`)
-
-A generator says which of them apply to it. The manifest's metrics hold the funnel, class by class:
-requested, generated, kept, and the reasons; the part `table: curated` has every image with its
-scores.
+The labeler says what is seen on each; the study's filters (`engine/filters`) look one after the
+other, and the first that drops an image is the reason. The manifest's metrics hold the funnel,
+class by class: requested, generated, kept, and the reasons; what each filter judged by; and what
+was seen of what was asked for. The part `table: curated` has every image with its scores.
 """
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,85 +18,37 @@ import pyarrow as pa
 
 from engine.context import Context, Result
 from engine.core import rows
-from engine.core.arrays import hashes_of, matrix_of, vectors_of
-from engine.core.dataset import class_names
+from engine.core.arrays import grouped_vectors, hashes_of, matrix_of
+from engine.core.dataset import class_names, split_index
 from engine.core.images import Preprocess
 from engine.core.manifest import Part
 from engine.core.registry import resolve
 from engine.core.shards import Commit, Shard, ids_digest, parquet_rows
 from engine.core.spec import Spec, digest
-from engine.core.stage import Batch, Device, Place
 from engine.core.step import Step
 from engine.core.store import Store
-from engine.metrics.memorization import copies, copy_limits, nearest
+from engine.filters import Judged, Scored
+from engine.metrics.classification import confusion
 from engine.nets.classification import class_numbers
-from engine.sections import ClassifierField, EmbedderField
-from engine.sections import Curate as CurateSettings
+from engine.sections import EmbedderField, FilterField, LabelerField
 from engine.steps import StepKind
 from engine.steps.embed import DecodeOwn, EmbedImages, Hash, PrepareImages
-from engine.steps.train import PREDICTIONS, synthetic_images
-
-# Of real images, whose labels are taken for right: what `confidence: auto` would drop of them.
-_MOST_CONTRADICTED = 0.02
+from engine.steps.measure import MeasurePixels, figures, make_labeler, measuring, weights_of
+from engine.steps.train import synthetic_images
 
 
 class CurateSpec(Spec):
-    settings: CurateSettings = CurateSettings()
-    # Which filters apply: what the generator says, less what the settings switch off.
-    filters: tuple[str, ...]
+    # What is asked of the images; empty keeps all, and nothing else of this is needed then.
+    filters: tuple[FilterField, ...]
+    labeler: LabelerField | None = None
     task: str
     preprocess: Preprocess
     generator_key: str
-    # Of the labeler and of the study; None where no filter needs them.
-    classifier: ClassifierField | None = None
     embedder: EmbedderField | None = None
 
 
-class Classify:
-    """Stage: pixels to class probabilities, by a classifier that a `train` step left."""
-
-    reads: ClassVar[tuple[str, ...]] = ("pixels",)
-    writes: ClassVar[tuple[str, ...]] = (rows.PROBABILITIES,)
-    device: ClassVar[Device] = "accelerator"
-
-    def __init__(
-        self, store: Store, spec: Any, preprocess: Preprocess, classes: Sequence[str],
-        weights: Sequence[Part],
-    ) -> None:  # fmt: skip
-        self.store, self.spec, self.preprocess = store, spec, preprocess
-        self.classes, self.weights = tuple(classes), tuple(weights)
-
-    def load(self, place: Place) -> None:
-        self.place = place.device
-        self.classifier = resolve("classifiers", self.spec.name)(
-            self.spec, self.preprocess, self.classes
-        )
-        with tempfile.TemporaryDirectory() as name:
-            folder = write_parts(self.store, self.weights, Path(name))
-            self.network = self.classifier.load(folder / "weights").to(place.device)
-
-    def __call__(self, batch: Batch) -> Batch:
-        from engine.nets.classification import predict
-
-        return {
-            **batch,
-            rows.PROBABILITIES: predict(
-                self.network, self.classifier.prepare, batch["pixels"], self.place
-            ),
-        }
-
-
-def write_parts(store: Store, parts: Sequence[Part], folder: Path) -> Path:
-    """The files that a fit published, in a local folder."""
-    for part in parts:
-        target = folder / part.tags["file"]
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(store.read(part.key))
-    return folder
-
-
 class Curate(StepKind):
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     Spec: ClassVar[type[Spec]] = CurateSpec
     summary: ClassVar[str] = "choose the images that are used"
 
@@ -110,14 +59,14 @@ class Curate(StepKind):
         notes: dict[str, Any] = {}
         scores: list[Part] = []
         if spec.filters:
-            commits = measure(context, spec, class_names(context.inputs["ingest"]))
+            commits = score(context, spec, class_names(context.inputs["ingest"]))
             # Tagged for readers of this step; their bytes are the commits'.
             scores = [
                 commit.data.model_copy(update={"tags": {"table": "scores"}})
                 for commit in commits
                 if commit.data
             ]
-            table, notes = self._judge(context, spec, table, scores)
+            table, notes = judge(context, spec, table, [part.key for part in scores])
         funnel = make_funnel(table, generated.metrics["requested"])
         kept = sum(entry["kept"] for entry in funnel.values())
         out: Counter[str] = Counter()
@@ -134,74 +83,162 @@ class Curate(StepKind):
             },
         )  # fmt: skip
 
-    def _judge(
-        self, context: Context, spec: CurateSpec, table: pa.Table, parts: Sequence[Part]
-    ) -> tuple[pa.Table, dict[str, Any]]:
-        """Fill in the scores and the reasons."""
-        classes = class_names(context.inputs["ingest"])
-        scores = pa.concat_tables(context.store.tables([part.key for part in parts]))
-        place = {image_id: row for row, image_id in enumerate(scores[rows.IMAGE_ID].to_pylist())}
-        ids = table[rows.IMAGE_ID].to_pylist()
-        # An image without a usable embedding has no scores.
-        scored = np.asarray([image_id in place for image_id in ids])
-        held = np.asarray([place[i] for i in ids if i in place], dtype=np.int64)
-        reason = np.where(scored, "", "embedding").astype(object)
-        columns: dict[str, np.ndarray] = {}
-        notes: dict[str, Any] = {}
-
-        def column(name: str, values: np.ndarray) -> None:
-            columns[name] = np.full(len(ids), None, dtype=object)
-            columns[name][scored] = values
-
-        intended = np.asarray(table[rows.LABEL_INTENDED].to_pylist(), dtype=object)
-        probabilities = matrix_of(scores, rows.PROBABILITIES)[held]
-        seen = np.asarray(classes, dtype=object)[probabilities.argmax(1)]
-        column(rows.LABEL_SEEN, seen)
-        column(rows.CONFIDENCE, probabilities.max(1))
-        notes["agreement"] = float((seen == intended[scored]).mean()) if len(seen) else 0.0
-        used = intended.copy()
-        if "label" in spec.filters:
-            how = spec.settings.label_from
-            differs = seen != intended[scored]
-            if how == "labeler":
-                used[scored] = seen
-            elif how == "agree":
-                reason[scored] = np.where(differs, "label", reason[scored])
-            else:
-                limit = spec.settings.confidence
-                if limit == "auto":
-                    limit = confidence_of(*labeled_val(context, spec, classes))
-                notes["confidence"] = limit
-                sure = differs & (probabilities.max(1) >= limit)
-                reason[scored] = np.where(sure, "label", reason[scored])
-        train, val = reference(context, "train"), reference(context, "val")
-        found = nearest(vectors_of(scores)[held], hashes_of(scores)[held], *train.arrays)
-        column(rows.NEAREST_ID, train.ids[found.row])
-        column(rows.NEAREST_DISTANCE, found.distance)
-        column(rows.NEAREST_BITS, found.bits)
-        if "copies" in spec.filters:
-            limits = copy_limits(nearest(*val.arrays, *train.arrays), spec.settings.copies)
-            copied = copies(found, limits)
-            reason[scored] = np.where(copied, "copy", reason[scored])
-            notes["copies"] = {
-                "copied": int(copied.sum()), "distance": limits.distance, "bits": limits.bits,
-            }  # fmt: skip
-        good = reason[scored] == ""
-        if good.any():
-            notes["agreement_kept"] = float((seen == intended[scored])[good].mean())
-        # The yardstick of both: how often it sees the label of a real image that it never saw.
-        truth, of_val = labeled_val(context, spec, classes)
-        notes["agreement_val"] = float((of_val.argmax(1) == truth).mean())
-        columns |= {rows.LABEL: used, rows.REASON: reason, rows.KEPT: reason == ""}
-        for name, values in columns.items():
-            kind = rows.curated_schema().field(name).type
-            number = table.schema.get_field_index(name)
-            table = table.set_column(number, name, pa.array(values.tolist(), kind))
-        return table, notes
-
     def shard_prefixes(self, store: Store, step: Step) -> list[str]:
         spec = step.spec_as(CurateSpec)
         return [store.join(store.generated(spec.generator_key), "scores")]
+
+
+def judge(
+    context: Context, spec: CurateSpec, table: pa.Table, keys: list[str]
+) -> tuple[pa.Table, dict[str, Any]]:
+    """Ask the filters; fills in scores, labels and reasons, and returns what is told of it."""
+    classes = class_names(context.inputs["ingest"])
+    sets = Sets(context, spec, classes, table, keys)
+    made, val = sets.made, sets.val
+    # An image without a usable embedding has no scores.
+    place = {image_id: row for row, image_id in enumerate(table[rows.IMAGE_ID].to_pylist())}
+    at = np.asarray([place[image_id] for image_id in made.ids], dtype=np.int64)
+    reason = np.full(table.num_rows, "embedding", dtype=object)
+    reason[at] = ""
+    used = np.asarray(table[rows.LABEL_INTENDED].to_pylist(), dtype=object)
+    notes: dict[str, Any] = {}
+    columns: dict[str, pa.Array] = {}
+
+    def column(name: str, values: np.ndarray) -> None:
+        whole: list[Any] = [None] * table.num_rows
+        for row, value in zip(at.tolist(), np.asarray(values).tolist(), strict=True):
+            whole[row] = value
+        columns[name] = pa.array(whole)
+
+    told = []
+    for one in spec.filters if len(made) else ():
+        kept = reason[at] == ""
+        found: Judged = resolve("filters", one.name)(one, classes).judge(
+            sets.of(made, one.name), sets.train, sets.of(val, one.name), kept
+        )
+        reason[at] = np.where(kept & found.drop, one.name, reason[at])
+        if found.labels is not None:
+            used[at] = found.labels
+        for name, values in found.columns.items():
+            column(rows.score_column(one.name, name), values)
+        told.append(
+            {
+                "name": one.name, "dropped": int((kept & found.drop).sum()),
+                "limits": dict(found.limits), "stops": found.stops,
+            }
+        )  # fmt: skip
+    notes["filters"] = told
+    if made.probabilities is not None and val.probabilities is not None:
+        seen = np.asarray(classes, dtype=object)[made.probabilities.argmax(1)]
+        column(rows.LABEL_SEEN, seen)
+        column(rows.CONFIDENCE, made.probabilities.max(1))
+        notes["labeler"] = agreement(classes, made, val, reason[at] == "")
+    columns |= {
+        rows.LABEL: pa.array(used, pa.string()), rows.REASON: pa.array(reason, pa.string()),
+        rows.KEPT: pa.array(reason == ""),
+    }  # fmt: skip
+    for name, values in columns.items():
+        number = table.schema.get_field_index(name)
+        if number < 0:
+            table = table.append_column(name, values)
+        else:
+            kind = table.schema.field(name).type
+            table = table.set_column(number, name, values.cast(kind))
+    return table, notes
+
+
+def agreement(
+    classes: Sequence[str], made: Scored, val: Scored, kept: np.ndarray
+) -> dict[str, Any]:
+    """How often the labeler sees what was asked for: of all, of those kept, and the yardstick of
+    both, real images that it never saw."""
+    assert made.probabilities is not None
+    assert val.probabilities is not None
+    intended, seen = class_numbers(made.labels, classes), made.probabilities.argmax(1)
+    right = seen == intended
+    truth = class_numbers(val.labels, classes)
+    of_val = val.probabilities.argmax(1)
+    return {
+        "agreement": float(right.mean()) if len(right) else None,
+        "agreement_kept": float(right[kept].mean()) if kept.any() else None,
+        "agreement_val": float((of_val == truth).mean()),
+        "confusion": confusion(intended, seen, len(classes)).tolist(),
+        "confusion_val": confusion(truth, of_val, len(classes)).tolist(),
+    }
+
+
+class Sets:
+    """The generated images that have scores, and the embedded ones of train and of val."""
+
+    def __init__(
+        self, context: Context, spec: CurateSpec, classes: Sequence[str], table: pa.Table,
+        keys: list[str],
+    ) -> None:  # fmt: skip
+        ids, intended = (table[name].to_pylist() for name in (rows.IMAGE_ID, rows.LABEL_INTENDED))
+        looks = measuring(spec.task, spec.preprocess, spec.labeler, spec.filters)
+        names = [field.name for field in figures(looks, classes)]
+        store = context.store
+        self.made = read_scored(
+            store, keys, dict(zip(ids, intended, strict=True)), keys if names else [], names
+        )
+        of_split = {}
+        for split, measured in (("train", False), ("val", bool(names))):
+            index = split_index(store, context.inputs["ingest"], spec.task, split)
+            labels = index[rows.label_column(spec.task)].to_pylist()
+            of_split[split] = read_scored(
+                store, context.inputs["embed"].keys(split=split),
+                dict(zip(index[rows.IMAGE_ID].to_pylist(), labels, strict=True)),
+                context.inputs["measure"].keys() if measured else [], names,
+            )  # fmt: skip
+        self.train, self.val = of_split["train"], of_split["val"]
+        if spec.labeler is None:
+            return
+        labeler = make_labeler(spec, classes)
+        if labeler.reads == "embedding":
+            labeler.load(None, context.device)
+            labeler.learn(self.train.vectors, class_numbers(self.train.labels, classes))
+            self.made, self.val = (
+                replace(held, probabilities=labeler.label(held.vectors)) if len(held) else held
+                for held in (self.made, self.val)
+            )
+
+    @staticmethod
+    def of(held: Scored, name: str) -> Scored:
+        """The set as a filter sees it: with its own figures under their own names."""
+        prefix = rows.score_column(name, "")
+        own = {key.removeprefix(prefix): values for key, values in held.measured.items()
+               if key.startswith(prefix)}  # fmt: skip
+        return replace(held, measured=own)
+
+
+def read_scored(
+    store: Store, keys: list[str], label_of: Mapping[str, str], measured: list[str],
+    names: Sequence[str],
+) -> Scored:  # fmt: skip
+    """The images of `label_of` that have a vector in the parts `keys` and, where some are given,
+    the figures `names` in the parts `measured`."""
+    figure_of = {}
+    if measured:
+        held = pa.concat_tables(store.tables(measured, [rows.IMAGE_ID, *names]))
+        row_of = {name: row for row, name in enumerate(held[rows.IMAGE_ID].to_pylist())}
+        label_of = {name: label for name, label in label_of.items() if name in row_of}
+        figure_of = {
+            name: matrix_of(held, name) if name == rows.PROBABILITIES else held[name].to_numpy()
+            for name in names
+        }
+    ids, vectors = grouped_vectors(store, keys, dict.fromkeys(label_of, "")).get(
+        "", ([], np.empty((0, 0), np.float32))
+    )
+    hash_of: dict[str, int] = {}
+    for table in store.tables(keys, [rows.IMAGE_ID, rows.PHASH]):
+        hash_of |= dict(zip(table[rows.IMAGE_ID].to_pylist(), hashes_of(table), strict=True))
+    order = [row_of[name] for name in ids] if measured else []
+    found = {name: values[order] for name, values in figure_of.items()}
+    return Scored(
+        np.asarray(ids, dtype=object), np.asarray([label_of[name] for name in ids], dtype=object),
+        vectors, np.asarray([hash_of[name] for name in ids], np.uint64),
+        found.pop(rows.PROBABILITIES, None), found,
+    )  # fmt: skip
 
 
 def make_funnel(table: pa.Table, requested: Mapping[str, int]) -> dict[str, dict[str, Any]]:
@@ -223,34 +260,6 @@ def make_funnel(table: pa.Table, requested: Mapping[str, int]) -> dict[str, dict
         }
         for name, count in sorted(requested.items())
     }  # fmt: skip
-
-
-def labeled_val(
-    context: Context, spec: CurateSpec, classes: Sequence[str]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Class numbers (n,) of val and the labeler's probabilities (n, classes), which its training
-    left."""
-    (key,) = context.inputs["labeler"].keys(file=PREDICTIONS)
-    (table,) = context.store.tables([key])
-    labels = class_numbers(table[rows.label_column(spec.task)].to_pylist(), classes)
-    return labels, matrix_of(table, rows.PROBABILITIES)
-
-
-def confidence_of(
-    labels: np.ndarray, probabilities: np.ndarray, most: float = _MOST_CONTRADICTED
-) -> float:
-    """The least confidence with which the labeler contradicts at most a share `most` of images
-    whose labels are right; above 1 where it is too often certain and wrong.
-
-    labels: (n,). probabilities: (n, classes).
-    """
-    wrong = probabilities.argmax(1) != labels
-    confident = np.sort(probabilities.max(1)[wrong])[::-1]
-    allowed = int(most * len(labels))
-    if len(confident) <= allowed:
-        return 0.0
-    # Just above the first that would be one too many.
-    return float(np.nextafter(np.float32(confident[allowed]), np.float32(2)))
 
 
 def read_generated(context: Context, task: str) -> pa.Table:
@@ -275,13 +284,15 @@ def read_generated(context: Context, task: str) -> pa.Table:
     )
 
 
-def measure(context: Context, spec: CurateSpec, classes: Sequence[str]) -> list[Commit]:
-    """Score every generated image; shards by content, so that a later round scores what is new."""
-    labeler = context.inputs["labeler"]
+def score(context: Context, spec: CurateSpec, classes: Sequence[str]) -> list[Commit]:
+    """Measure and embed every generated image; shards by content, so that a later round scores what
+    is new."""
+    looks = measuring(spec.task, spec.preprocess, spec.labeler, spec.filters)
+    weights = weights_of(context.inputs)
     embedding = EmbedImages(spec.embedder)
     stages = [
         DecodeOwn(),
-        Classify(context.store, spec.classifier, spec.preprocess, classes, labeler.parts),
+        MeasurePixels(context.store, looks, classes, weights),
         Hash(),
         PrepareImages(spec.embedder),
         embedding,
@@ -294,31 +305,20 @@ def measure(context: Context, spec: CurateSpec, classes: Sequence[str]) -> list[
                 ids = held[rows.IMAGE_ID].to_pylist()
                 task = {"part": key, "row_group": number, "ids_digest": ids_digest(ids)}
                 shards.append(Shard(f"scores-{task['ids_digest']}", len(ids), task, {}))
-    generated = context.inputs["generate"]
     measured_by = {
-        "embedder": spec.embedder.model_dump(),
+        "embedder": spec.embedder.model_dump() if spec.embedder else None,
+        "looks": looks.model_dump(),
         "code": dict(context.step.code),
-        "labeler": digest(sorted(part.sha256 for part in labeler.parts)),
-        "generator": generated.inputs.get("finetune"),
+        "labeler": digest(sorted(part.sha256 for part in weights)),
+        "generator": context.inputs["generate"].inputs.get("finetune"),
     }
     prefix = context.store.join(
         context.store.generated(spec.generator_key), "scores", digest(measured_by)
     )
     return context.compute(
         "embed", shards, rows_of=parquet_rows, stages=stages,
-        schema=lambda: rows.scores_schema(embedding.embedder.width, len(classes)),
+        schema=lambda: pa.schema(
+            [*rows.embeddings_schema(embedding.embedder.width), *figures(looks, classes)]
+        ),
         fingerprint=measured_by, prefix=prefix,
     )  # fmt: skip
-
-
-class Reference:
-    """The embedded images of one split."""
-
-    def __init__(self, table: pa.Table) -> None:
-        self.ids = np.asarray(table[rows.IMAGE_ID].to_pylist(), dtype=object)
-        self.arrays = (vectors_of(table), hashes_of(table))
-
-
-def reference(context: Context, split: str) -> Reference:
-    keys = context.inputs["embed"].keys(split=split)
-    return Reference(pa.concat_tables(context.store.tables(keys)))

@@ -9,8 +9,10 @@ that is not synthetic, chosen on val too (`engine.metrics.significance`).
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,7 +24,8 @@ from engine.core.arrays import matrix_of
 from engine.core.dataset import class_names, split_index
 from engine.core.errors import ResumeError
 from engine.core.images import Preprocess
-from engine.core.manifest import Manifest, read_manifest
+from engine.core.manifest import Manifest, Part, read_manifest
+from engine.core.registry import resolve
 from engine.core.shards import Shard, parquet_rows
 from engine.core.spec import Spec, digest
 from engine.core.stage import Batch, Device, Place
@@ -40,8 +43,8 @@ from engine.nets.classification import class_numbers
 from engine.sections import ClassifierField
 from engine.sections import Evaluate as EvaluateSettings
 from engine.steps import StepKind
-from engine.steps.curate import Classify
 from engine.steps.embed import DecodeOwn, image_shards
+from engine.steps.measure import write_parts
 from engine.steps.search import Arm, trial_steps
 
 MODEL = "model"
@@ -83,6 +86,40 @@ def rows_with_model(store: Store, task: Mapping[str, Any]) -> pa.Table:
     """The images of a shard, with the model that is to see them."""
     table = parquet_rows(store, task)
     return table.append_column(MODEL, pa.array([task[MODEL]] * table.num_rows, pa.string()))
+
+
+class Classify:
+    """Stage: pixels to class probabilities, by a classifier that a `train` step left."""
+
+    reads: ClassVar[tuple[str, ...]] = ("pixels",)
+    writes: ClassVar[tuple[str, ...]] = (rows.PROBABILITIES,)
+    device: ClassVar[Device] = "accelerator"
+
+    def __init__(
+        self, store: Store, spec: Any, preprocess: Preprocess, classes: Sequence[str],
+        weights: Sequence[Part],
+    ) -> None:  # fmt: skip
+        self.store, self.spec, self.preprocess = store, spec, preprocess
+        self.classes, self.weights = tuple(classes), tuple(weights)
+
+    def load(self, place: Place) -> None:
+        self.place = place.device
+        self.classifier = resolve("classifiers", self.spec.name)(
+            self.spec, self.preprocess, self.classes
+        )
+        with tempfile.TemporaryDirectory() as name:
+            folder = write_parts(self.store, self.weights, Path(name))
+            self.network = self.classifier.load(folder / "weights").to(place.device)
+
+    def __call__(self, batch: Batch) -> Batch:
+        from engine.nets.classification import predict
+
+        return {
+            **batch,
+            rows.PROBABILITIES: predict(
+                self.network, self.classifier.prepare, batch["pixels"], self.place
+            ),
+        }
 
 
 class Evaluate(StepKind):

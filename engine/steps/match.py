@@ -6,8 +6,7 @@ matches` has a row for each pair, the nearest first; `file: sheet.png` shows som
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -15,13 +14,11 @@ import pyarrow.compute as pc
 
 from engine.context import Context, Result
 from engine.core import rows
-from engine.core.arrays import grouped_vectors
+from engine.core.arrays import grouped_vectors, pictures
 from engine.core.dataset import split_index
 from engine.core.errors import DataError
-from engine.core.images import decode_own
 from engine.core.rng import generator
 from engine.core.spec import Spec
-from engine.core.store import Store
 from engine.report.sheet import paired_sheet
 from engine.sections import Match as MatchSettings
 from engine.steps import StepKind
@@ -165,22 +162,3 @@ def pairs(
             rows.DISTANCE: pa.array(distance[row, column], pa.float32()),
         }
     )
-
-
-def pictures(store: Store, keys: list[str], ids: Iterable[str]) -> Mapping[str, np.ndarray]:
-    """Pixels of these images, of whose parts only the rows are read that hold one."""
-    wanted = pa.array(sorted(set(ids)), pa.string())
-    found: dict[str, Any] = {}
-    for key in keys:
-        with store.parquet(key) as file:
-            for number in range(file.num_row_groups):
-                held = file.read_row_group(number, columns=[rows.IMAGE_ID])
-                if not pc.any(pc.is_in(held[rows.IMAGE_ID], wanted)).as_py():
-                    continue
-                table = file.read_row_group(number, columns=[rows.IMAGE_ID, rows.IMAGE])
-                table = table.filter(pc.is_in(table[rows.IMAGE_ID], wanted))
-                for image_id, image in zip(
-                    table[rows.IMAGE_ID].to_pylist(), table[rows.IMAGE].to_pylist(), strict=True
-                ):
-                    found[image_id] = decode_own(image["bytes"])
-    return found

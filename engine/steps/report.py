@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -10,15 +9,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from engine.context import Context, Result
 from engine.core import rows
 from engine.core.arrays import vectors_of
 from engine.core.dataset import class_names, split_index
-from engine.core.images import Preprocess, decode_own, encode
+from engine.core.images import Preprocess
 from engine.core.manifest import Manifest, read_manifest
-from engine.core.registry import resolve
 from engine.core.rng import generator
 from engine.core.spec import Spec
 from engine.core.step import upstream
@@ -27,9 +24,8 @@ from engine.report import plots
 from engine.report.page import render
 from engine.report.table import as_text, comparison
 from engine.steps import StepKind
-from engine.steps.generate import first_images
+from engine.steps._curated import closest, filters_told, sheets, words
 
-TILES = 8
 _TILE = 52  # px
 _SCATTER = 450  # of each side
 _PROBE_LEAST = 8
@@ -48,7 +44,7 @@ class ReportSpec(Spec):
 
 
 class Report(StepKind):
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     Spec: ClassVar[type[Spec]] = ReportSpec
     summary: ClassVar[str] = "write the page"
 
@@ -64,6 +60,7 @@ class Report(StepKind):
         curated = {name: context.inputs[f"curate.{name}"].metrics for name in spec.generators}
         probed = probes(context, spec, classes)
         search_spec = context.inputs["search"].spec
+        synthetic = {arm["family"] for arm in search_spec["arms"] if arm["synthetic"]}
         page = render(
             "report.html",
             name=spec.study["name"], preprocess=spec.preprocess, classes=classes,
@@ -72,8 +69,12 @@ class Report(StepKind):
             seeds=len(set(trials[rows.SEED].to_pylist())),
             curve=ratio_curve(trials, search, colours),
             recalls=recall_plots(evaluate, classes, colours),
-            confusions=confusions(evaluate), sheets=sheets(context, spec),
-            funnels=curated,
+            confusions=confusions(evaluate),
+            sheets=sheets(context, spec.generators, spec.task, spec.preprocess, synthetic),
+            closest=closest(context, spec.generators, spec.preprocess),
+            funnels=curated, reasons=words(curated), filters=filters_told(curated, classes),
+            seen={name: shares(held["labeler"]["confusion"])
+                  for name, held in curated.items() if "labeler" in held},
             scatter=scatter(context, spec, classes), probes=probed,
             warnings=image_warnings(probed, curated, spec),
             needed=needed(context), seeds_used=[int(seed) for seed in search_spec["seeds"]],
@@ -83,7 +84,6 @@ class Report(StepKind):
             tile=_TILE // spec.preprocess.size * spec.preprocess.size or _TILE,
             small=spec.preprocess.size <= _TILE // 2,
             only_some=spec.target_classes != "all", targets=spec.target_classes,
-            study_confidence=spec.study["curate"]["confidence"],
             steps=history(context), study=json.dumps(spec.study, indent=2),
             versions=context.inputs["evaluate"].provenance["versions"],
         )  # fmt: skip
@@ -175,81 +175,18 @@ def confusions(evaluate: Mapping[str, Any]) -> list[dict[str, Any]]:
     )
     found = []
     for name in names:
-        counts = np.asarray(evaluate["arms"][name]["confusion"])
-        share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-        cells = [
-            [{"count": int(c), "share": float(s)} for c, s in zip(row, part, strict=True)]
-            for row, part in zip(counts, share, strict=True)
-        ]
-        found.append({"arm": name, "cells": cells})
+        found.append({"arm": name, "cells": shares(evaluate["arms"][name]["confusion"])})
     return found
 
 
-def sheets(context: Context, spec: ReportSpec) -> list[dict[str, Any]]:
-    """Real images of each target class beside kept and dropped ones of each generator."""
-    real = first_images(
-        context.store, context.inputs["ingest"].keys(split="train"), spec.task, TILES
-    )
-    found = []
-    for name in spec.generators:
-        curated = pa.concat_tables(
-            context.store.tables(context.inputs[f"curate.{name}"].keys(table="curated"))
-        )
-        kept, dropped = choose_tiles(curated)
-        wanted = {image_id for ids in [*kept.values(), *dropped.values()] for image_id, _ in ids}
-        images = read_images(context, name, wanted)
-        classes = []
-        for label in sorted({*kept, *dropped}):
-            classes.append(
-                {
-                    "label": label,
-                    "real": [_tile(image, spec.preprocess) for image in real.get(label, [])],
-                    "kept": [_tile(images[i], spec.preprocess) for i, _ in kept.get(label, [])],
-                    "dropped": [
-                        (_tile(images[i], spec.preprocess), why)
-                        for i, why in dropped.get(label, [])
-                    ],
-                }
-            )
-        synthetic = resolve("generators", spec.study["generators"][name]["name"]).synthetic
-        found.append({"generator": name, "synthetic": synthetic, "classes": classes})
-    return found
-
-
-Tiles = dict[str, list[tuple[str, str]]]
-
-
-def choose_tiles(curated: pa.Table) -> tuple[Tiles, Tiles]:
-    """Ids (and reasons) of a few kept and dropped images of each intended class."""
-    kept: Tiles = {}
-    dropped: Tiles = {}
-    for image_id, label, good, reason, seen in zip(
-        *(curated[name].to_pylist() for name in
-          (rows.IMAGE_ID, rows.LABEL_INTENDED, rows.KEPT, rows.REASON, rows.LABEL_SEEN)),
-        strict=True,
-    ):  # fmt: skip
-        held = (kept if good else dropped).setdefault(label, [])
-        if len(held) < TILES:
-            held.append((image_id, f"seen as {seen}" if reason == "label" else reason))
-    return kept, dropped
-
-
-def read_images(context: Context, name: str, wanted: set[str]) -> dict[str, np.ndarray]:
-    keys = [p.key for p in context.inputs[f"generate.{name}"].parts if "label" in p.tags]
-    found: dict[str, np.ndarray] = {}
-    for table in context.store.tables(keys, [rows.IMAGE_ID, rows.IMAGE]):
-        mask = pc.is_in(table[rows.IMAGE_ID], pa.array(sorted(wanted), pa.string()))
-        held = table.filter(mask)
-        encoded = pc.struct_field(held[rows.IMAGE], "bytes").to_pylist()
-        for image_id, data in zip(held[rows.IMAGE_ID].to_pylist(), encoded, strict=True):
-            found[image_id] = decode_own(data)
-    return found
-
-
-def _tile(image: np.ndarray, preprocess: Preprocess) -> str:
-    """An image as a data URL, at most as large as it is shown."""
-    data = encode(image, preprocess.model_copy(update={"codec": "png"}))
-    return f"data:image/png;base64,{base64.b64encode(data).decode()}"
+def shares(matrix: Sequence[Sequence[int]]) -> list[list[dict[str, Any]]]:
+    """Counts of a confusion matrix with their shares of the row."""
+    counts = np.asarray(matrix)
+    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    return [
+        [{"count": int(c), "share": float(s)} for c, s in zip(row, part, strict=True)]
+        for row, part in zip(counts, share, strict=True)
+    ]
 
 
 def embedded(
@@ -387,14 +324,20 @@ def image_warnings(
                 " the class"
             )
         metrics = curated[name]
-        kept, real = metrics.get("agreement_kept"), metrics.get("agreement_val")
+        labeler = metrics.get("labeler", {})
+        kept, real = labeler.get("agreement_kept"), labeler.get("agreement_val")
         if kept is not None and real is not None and kept < real - _CLEARLY_LESS:
             said.append(
-                f"often show another class than was asked for: a classifier of real images sees the"
+                f"often show another class than was asked for: the labeler sees the"
                 f" right one in {100 * kept:.0f}% of those kept, in {100 * real:.0f}% of real ones"
             )
         if said:
             found.append(f"images of {name} {'; and they '.join(said)}")
+        found += [
+            f"{name}: {told['stops']}; the study's strict setting stops their export"
+            for told in metrics.get("filters", ())
+            if told["stops"]
+        ]
         found += [f"{name}: {text}" for text in metrics.get("warnings", ())]
     return found
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from engine.metrics.memorization import copies, copy_limits, nearest
+from engine.metrics.memorization import copies, copy_limits, nearest, nearest_other
 
 
 def cloud(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -42,3 +42,18 @@ def test_one_signal_alone_makes_no_copy() -> None:
     same_hashes = nearest(cloud(5, 9)[0], train_hashes[:5], train, train_hashes)
     assert not copies(same_vectors, limits).all()
     assert not copies(same_hashes, limits).any()
+
+
+def test_the_nearest_other_one_is_never_the_image_itself() -> None:
+    vectors, hashes = cloud(300, 4)
+    vectors, hashes = np.concatenate([vectors, vectors[:3]]), np.concatenate([hashes, hashes[:3]])
+    found = nearest_other(vectors, hashes)
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    distance = 1 - unit @ unit.T
+    np.fill_diagonal(distance, np.inf)
+    np.testing.assert_allclose(found.distance, distance.min(1), atol=1e-5)
+    assert found.row[300:].tolist() == [0, 1, 2]
+    assert found.bits[:3].tolist() == found.bits[300:].tolist() == [0, 0, 0]
+    assert found.bits[5] == min(
+        bin(int(hashes[5]) ^ int(other)).count("1") for row, other in enumerate(hashes) if row != 5
+    )

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from PIL import Image
 
@@ -23,7 +24,6 @@ from engine.profile import Profile
 from engine.runtime.base import Trial
 from engine.runtime.inline import InlineRuntime
 from engine.sections import Amount
-from engine.steps.curate import confidence_of
 from engine.steps.evaluate import budget_effect, budget_in_words
 from engine.steps.mix import pool_order, wanted_images
 from engine.steps.request import top_up
@@ -115,12 +115,13 @@ def test_images_that_show_another_class_are_dropped_with_their_reason(
             held[rows.LABEL_SEEN].to_pylist(), held[rows.REASON].to_pylist(), strict=True
         )
     )
-    assert seen["across", "label"] > 0
+    assert seen["across", "agreement"] > 0
     assert seen["down", ""] > 0
     assert held[rows.LABEL].to_pylist() == ["down"] * held.num_rows
     relabelled = run_until(
         bars_study("mixed", search={"ratios": [0.5], "seeds": 2},
-              curate={"label_from": "labeler", "max_rounds": 1},
+              curate={"filters": [{"name": "agreement", "label_from": "labeler"}],
+                      "max_rounds": 1},
               training=made.training.model_dump()), "curate",
     )  # fmt: skip
     other = table(store, relabelled, "curated")
@@ -149,12 +150,12 @@ def test_a_copy_of_a_training_image_is_found(
         curate={"filters": ["copies"], "max_rounds": 1},
     )
     held = table(store, run_until(made, "curate"), "curated")
-    nearest = [
-        (reason, bits) for reason, bits in zip(
-            held[rows.REASON].to_pylist(), held[rows.NEAREST_BITS].to_pylist(), strict=True
-        )
-    ]  # fmt: skip
-    assert sum(reason == "copy" for reason, _ in nearest) == 6
+    reasons = Counter(held[rows.REASON].to_pylist())
+    assert reasons == {"copies": 6, "": held.num_rows - 6}
+    copied = held.filter(pc.equal(held[rows.REASON], "copies"))
+    originals = train.filter(pc.is_in(train[rows.URI], pa.array(uris)))
+    assert set(copied["copies.nearest_id"].to_pylist()) == set(originals[rows.IMAGE_ID].to_pylist())
+    assert max(copied["copies.distance"].to_pylist()) < 0.01
 
 
 def test_too_few_images_never_bear_a_larger_ratio_s_name(
@@ -344,17 +345,6 @@ def test_a_trial_that_fails_says_which_it_is(bars_study, run_until: Run, store: 
 def test_nothing_is_left_of_a_fit_but_its_weights(bars_study, run_until: Run, store: Store) -> None:
     run_until(bars_study(), "search")
     assert not store.listing("work")
-
-
-def test_confidence_is_set_by_what_the_labeler_gets_wrong_on_val() -> None:
-    labels = np.zeros(100, dtype=int)
-    sure = np.linspace(0.5, 0.995, 100)
-    probabilities = np.stack([1 - sure, sure], 1)  # all of them wrong
-    limit = confidence_of(labels, probabilities.astype(np.float32))
-    assert (sure.astype(np.float32) >= limit).sum() == 2
-    assert confidence_of(1 - labels, probabilities) == 0.0
-    certain = np.tile([0.0, 1.0], (100, 1))
-    assert confidence_of(labels, certain.astype(np.float32)) > 1.0
 
 
 def test_a_changed_pool_trains_its_own_arms_anew_and_no_others(

@@ -1,0 +1,56 @@
+"""Does the image fit the description of its class? The cosine of the two in the space of CLIP
+(Radford et al. 2021) or its kin, as CLIPScore takes it (Hessel et al. 2021)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from engine.filters import Filter, FilterSpec, Judged, Scored
+from engine.nets.text_image import Described, TextImage
+
+# Fewer images of a class do not say what is usual in it; then all of val do.
+_ENOUGH = 20
+
+
+class SimilaritySpec(Described, FilterSpec):
+    name: Literal["similarity"] = "similarity"
+    # auto: the value that this share of the class's images in val stays below.
+    least: Annotated[float, Field(ge=-1, le=1)] | Literal["auto"] = "auto"
+    quantile: Annotated[float, Field(ge=0, le=0.5)] = 0.02
+
+
+class Similarity(Filter):
+    version: ClassVar[int] = 1
+    Spec: ClassVar[type[FilterSpec]] = SimilaritySpec
+    told: ClassVar[str] = "unlike the description of their class"
+    measures: ClassVar[tuple[str, ...]] = ("similarity",)
+    judging_fields: ClassVar[tuple[str, ...]] = ("least", "quantile")
+    spec: SimilaritySpec
+
+    def load(self, device: str) -> None:
+        section = "curate.filters.similarity"
+        self.model = TextImage.of(section, self.spec, device)
+        self.texts = self.model.classes(self.spec, self.classes, section)
+        self.number = {label: number for number, label in enumerate(self.classes)}
+
+    def measure(self, pixels: np.ndarray, labels: Sequence[str]) -> Mapping[str, np.ndarray]:
+        wanted = self.texts[[self.number[label] for label in labels]]
+        return {"similarity": (self.model.images(pixels) * wanted).sum(1)}
+
+    def judge(self, made: Scored, train: Scored, val: Scored, kept: np.ndarray) -> Judged:
+        score, real = made.measured["similarity"], val.measured["similarity"]
+        limits: dict[str, float] = {}
+        drop = np.zeros(len(made), bool)
+        for label in sorted(set(made.labels)):
+            least = self.spec.least
+            if least == "auto":
+                of_class = real[val.labels == label]
+                held = of_class if len(of_class) >= _ENOUGH else real
+                least = float(np.quantile(held, self.spec.quantile))
+            limits[label] = least
+            drop |= (made.labels == label) & (score < least)
+        return Judged(drop, {"similarity": score}, limits)

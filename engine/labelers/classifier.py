@@ -1,0 +1,39 @@
+"""A classifier that was trained on the train split: the study's, or one of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+from pydantic import BeforeValidator, SerializeAsAny
+
+from engine.core.registry import PluginField, resolve
+from engine.core.spec import Spec
+from engine.labelers import Labeler, LabelerSpec
+from engine.nets.classification import Training, predict
+
+
+class ClassifierSpec(LabelerSpec):
+    name: Literal["classifier"] = "classifier"
+    # None: as the comparison trains it.
+    classifier: (
+        Annotated[SerializeAsAny[Spec], BeforeValidator(PluginField("classifiers"))] | None
+    ) = None
+    training: Training | None = None
+
+
+class Classifier(Labeler):
+    version: ClassVar[int] = 1
+    Spec: ClassVar[type[LabelerSpec]] = ClassifierSpec
+    trained: ClassVar[bool] = True
+
+    def load(self, weights: Path | None, device: str) -> None:
+        assert weights is not None, "a trained labeler has weights"
+        spec = self.spec.classifier
+        self.classifier = resolve("classifiers", spec.name)(spec, self.preprocess, self.classes)
+        self.network = self.classifier.load(weights / "weights").to(device)
+        self.device = device
+
+    def label(self, images: np.ndarray) -> np.ndarray:
+        return predict(self.network, self.classifier.prepare, images, self.device)

@@ -1,0 +1,36 @@
+"""Zero-shot: the class whose descriptions lie nearest to the image in the space that CLIP (Radford
+et al. 2021), SigLIP and their kin share with text. Several templates of one class are averaged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from engine.labelers import Labeler, LabelerSpec
+from engine.nets.text_image import Described, TextImage
+
+
+class ClipSpec(Described, LabelerSpec):
+    name: Literal["clip"] = "clip"
+    # Sharpens the probabilities; None: as the checkpoint was trained.
+    logit_scale: Annotated[float, Field(gt=0, le=1000)] | None = None
+
+
+class Clip(Labeler):
+    version: ClassVar[int] = 1
+    Spec: ClassVar[type[LabelerSpec]] = ClipSpec
+    spec: ClipSpec
+
+    def load(self, weights: Path | None, device: str) -> None:
+        self.model = TextImage.of("curate.labeler", self.spec, device)
+        self.texts = self.model.classes(self.spec, self.classes, "curate.labeler")
+
+    def label(self, images: np.ndarray) -> np.ndarray:
+        scale = self.spec.logit_scale or self.model.logit_scale
+        logits = scale * self.model.images(images) @ self.texts.T
+        logits -= logits.max(1, keepdims=True)
+        found = np.exp(logits)
+        return np.asarray(found / found.sum(1, keepdims=True), np.float32)

@@ -1,0 +1,148 @@
+"""Images and texts in one space: CLIP (Radford et al. 2021), SigLIP (Zhai et al. 2023) and any
+checkpoint of transformers that gives features of both."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from engine.core.errors import StudyError
+from engine.core.spec import Spec
+from engine.nets.checkpoints import dtype_of
+from engine.nets.model_input import ModelInput
+
+_BATCH = 64
+_THREADS = 4
+
+
+class Described(Spec):
+    """A checkpoint, and how classes are described to it."""
+
+    # A hub id or a local folder.
+    model: str = "openai/clip-vit-base-patch32"
+    revision: str | None = None
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    # Each with {label}; their vectors are averaged.
+    templates: Annotated[tuple[str, ...], Field(min_length=1)] = ("a photo of a {label}.",)
+    # What a class is called in them, where its name says little; several are averaged.
+    words: dict[str, str | tuple[str, ...]] = {}
+
+    @model_validator(mode="after")
+    def _named(self) -> Described:
+        for template in self.templates:
+            rest = template.replace("{label}", "")
+            if rest == template or set("{}") & set(rest):
+                raise PydanticCustomError(
+                    "explained",
+                    "templates: {template} must hold {field} and no other braces",
+                    {"template": repr(template[:60]), "field": "{label}"},
+                )
+        return self
+
+
+class TextImage:
+    """One loaded checkpoint. Vectors are float32 of length 1."""
+
+    def __init__(self, section: str, spec: Described, device: str) -> None:
+        from transformers import AutoModel, AutoTokenizer
+
+        try:
+            model = AutoModel.from_pretrained(
+                spec.model, revision=spec.revision, use_safetensors=True, trust_remote_code=False
+            )
+            self.tokenizer = AutoTokenizer.from_pretrained(
+                spec.model, revision=spec.revision, trust_remote_code=False
+            )
+        except (OSError, ValueError, KeyError) as error:
+            text = " ".join(str(error).split())[:200]
+            raise StudyError(f"{section}.model: {spec.model}: {text}") from None
+        if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
+            kind = model.config.model_type
+            raise StudyError(f"{section}.model: {spec.model}: a {kind} shares no space with text")
+        self.input = ModelInput.of(section, spec.model, spec.revision, None)
+        self.dtype, self.device = dtype_of(spec.precision), device
+        self.model: Any = model.to(device=device, dtype=self.dtype).eval().requires_grad_(False)
+        learnt = getattr(model, "logit_scale", None)
+        # CLIP's scale after training, where the checkpoint names none.
+        self.logit_scale = 100.0 if learnt is None else math.exp(float(learnt))
+        text = getattr(model.config, "text_config", None)
+        self.limit = int(getattr(text, "max_position_embeddings", 77))
+        self.threads = ThreadPoolExecutor(_THREADS)
+
+    @classmethod
+    def of(cls, section: str, spec: Described, device: str) -> TextImage:
+        """One for all of this process that name the same checkpoint. Raises `StudyError`."""
+        return _loaded(section, spec.model, spec.revision, spec.precision, device)
+
+    def images(self, pixels: np.ndarray) -> np.ndarray:
+        """uint8 (n, height, width, 1 or 3) to (n, width)."""
+        import torch
+
+        found = []
+        with torch.inference_mode():
+            for start in range(0, len(pixels), _BATCH):
+                fitted = np.stack(
+                    list(self.threads.map(self.input.fitted, pixels[start : start + _BATCH]))
+                )
+                values = self.input.values(fitted, self.device).to(self.dtype)
+                found.append(_unit(self.model.get_image_features(pixel_values=values)))
+        return np.concatenate(found)
+
+    def texts(self, prompts: Sequence[str], section: str) -> np.ndarray:
+        """(n, width) of prompts. Raises `StudyError` for one that is longer than it reads."""
+        import torch
+
+        lengths = [len(self.tokenizer(prompt, verbose=False).input_ids) for prompt in prompts]
+        if max(lengths) > self.limit:
+            prompt = prompts[int(np.argmax(lengths))]
+            raise StudyError(
+                f"{section}.templates: {prompt[:60]!r} is {max(lengths)} tokens long, the"
+                f" checkpoint reads {self.limit}; shorten it"
+            )
+        # SigLIP was trained on texts of full length.
+        padded: dict[str, Any] = {"padding": True}
+        if "siglip" in self.model.config.model_type:
+            padded = {"padding": "max_length", "max_length": self.limit}
+        with torch.inference_mode():
+            held = self.tokenizer(list(prompts), return_tensors="pt", **padded)
+            return _unit(self.model.get_text_features(**held.to(self.device)))
+
+    def classes(self, spec: Described, classes: Sequence[str], section: str) -> np.ndarray:
+        """(classes, width): the mean of each class's prompts, at length 1 again."""
+        unknown = sorted(set(spec.words) - set(classes))
+        if unknown:
+            raise StudyError(
+                f"{section}.words: there is no class {unknown[0]!r}; there are"
+                f" {', '.join(classes)[:200]}"
+            )
+        found = []
+        for label in classes:
+            words = spec.words.get(label, label.replace("_", " "))
+            names = [words] if isinstance(words, str) else words
+            prompts = [template.format(label=name) for template in spec.templates for name in names]
+            mean = self.texts(prompts, section).mean(0)
+            found.append(mean / max(float(np.linalg.norm(mean)), 1e-12))
+        return np.stack(found)
+
+
+@lru_cache(maxsize=2)
+def _loaded(
+    section: str, model: str, revision: str | None, precision: Any, device: str
+) -> TextImage:
+    return TextImage(
+        section, Described(model=model, revision=revision, precision=precision), device
+    )
+
+
+def _unit(features: Any) -> np.ndarray:
+    import torch
+
+    vectors = getattr(features, "pooler_output", features).float()
+    return np.asarray(torch.nn.functional.normalize(vectors, dim=-1).cpu().numpy())

@@ -1,0 +1,146 @@
+"""Measure: what the labeler and the filters read off pixels, of val.
+
+Generated images are measured in the same way by `curate`; held-out real ones say what is normal,
+and how often the labeler is right. The parts `table: measured` have a column for each figure.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pyarrow as pa
+
+from engine.context import Context, Result
+from engine.core import rows
+from engine.core.dataset import class_names
+from engine.core.images import Preprocess
+from engine.core.manifest import Manifest, Part
+from engine.core.registry import resolve
+from engine.core.shards import parquet_rows
+from engine.core.spec import Spec, without
+from engine.core.stage import Batch, Device, Place
+from engine.core.store import Store
+from engine.sections import FilterField, LabelerField
+from engine.steps import StepKind
+from engine.steps.embed import DecodeOwn, image_shards
+
+
+class MeasureSpec(Spec):
+    task: str
+    preprocess: Preprocess
+    # Those that look at pixels, without the fields that only judging reads.
+    labeler: LabelerField | None = None
+    filters: tuple[FilterField, ...] = ()
+
+
+class MeasurePixels:
+    """Stage: pixels to the labeler's probabilities and the filters' figures."""
+
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    device: ClassVar[Device] = "accelerator"
+
+    def __init__(
+        self, store: Store, spec: MeasureSpec, classes: Sequence[str], weights: Sequence[Part]
+    ) -> None:
+        self.store, self.spec = store, spec
+        self.classes, self.weights = tuple(classes), tuple(weights)
+        self.reads = ("pixels", rows.label_column(spec.task))
+        self.writes = tuple(field.name for field in figures(spec, classes))
+
+    def load(self, place: Place) -> None:
+        spec, self.labeler = self.spec, None
+        if spec.labeler is not None:
+            self.labeler = make_labeler(spec, self.classes)
+            with tempfile.TemporaryDirectory() as name:
+                folder = write_parts(self.store, self.weights, Path(name))
+                self.labeler.load(folder if self.weights else None, place.device)
+        self.filters = [resolve("filters", one.name)(one, self.classes) for one in spec.filters]
+        for one in self.filters:
+            one.load(place.device)
+
+    def __call__(self, batch: Batch) -> Batch:
+        found = dict(batch)
+        pixels = batch["pixels"]
+        labels = batch[rows.label_column(self.spec.task)].to_pylist()
+        if self.labeler is not None:
+            found[rows.PROBABILITIES] = self.labeler.label(pixels)
+        for one in self.filters:
+            for name, values in one.measure(pixels, labels).items():
+                found[rows.score_column(one.spec.name, name)] = values
+        return found
+
+
+def figures(spec: MeasureSpec, classes: Sequence[str]) -> list[pa.Field]:
+    """The columns that `MeasurePixels` writes."""
+    found = []
+    if spec.labeler is not None:
+        found.append(pa.field(rows.PROBABILITIES, pa.list_(pa.float32(), len(classes))))
+    for one in spec.filters:
+        for name in resolve("filters", one.name).measures:
+            found.append(pa.field(rows.score_column(one.name, name), pa.float32()))
+    return found
+
+
+def make_labeler(spec: Any, classes: Sequence[str]) -> Any:
+    return resolve("labelers", spec.labeler.name)(spec.labeler, spec.preprocess, classes)
+
+
+def measuring(
+    task: str, preprocess: Preprocess, labeler: Any, filters: Sequence[Any]
+) -> MeasureSpec:
+    """What of a labeler and of filters looks at pixels."""
+    looks = labeler is not None and resolve("labelers", labeler.name).reads == "pixels"
+    kinds = [(one, resolve("filters", one.name)) for one in filters]
+    return MeasureSpec(
+        task=task, preprocess=preprocess, labeler=labeler if looks else None,
+        filters=tuple(without(one, kind.judging_fields) for one, kind in kinds if kind.measures),
+    )  # fmt: skip
+
+
+def write_parts(store: Store, parts: Sequence[Part], folder: Path) -> Path:
+    """The files that a fit published, in a local folder."""
+    for part in parts:
+        target = folder / part.tags["file"]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(store.read(part.key))
+    return folder
+
+
+def weights_of(inputs: Mapping[str, Manifest]) -> Sequence[Part]:
+    """What the labeler's training left, where it was trained."""
+    return inputs["labeler"].parts if "labeler" in inputs else ()
+
+
+class Measure(StepKind):
+    version: ClassVar[int] = 1
+    Spec: ClassVar[type[Spec]] = MeasureSpec
+    summary: ClassVar[str] = "measure val as generated images are"
+
+    def run(self, context: Context) -> Result:
+        spec = context.step.spec_as(MeasureSpec)
+        classes = class_names(context.inputs["ingest"])
+        shards = image_shards(context, ("val",))
+        commits = context.compute(
+            "embed", shards, rows_of=parquet_rows,
+            stages=[
+                DecodeOwn(), MeasurePixels(context.store, spec, classes, weights_of(context.inputs))
+            ],
+            schema=pa.schema([pa.field(rows.IMAGE_ID, pa.string()), *figures(spec, classes)]),
+            fingerprint={
+                "spec": spec.model_dump(),
+                "inputs": {name: held.digest for name, held in context.inputs.items()},
+            },
+            replace=True,
+        )  # fmt: skip
+        parts = [
+            commit.data.model_copy(update={"tags": {"table": "measured"}})
+            for commit in commits
+            if commit.data
+        ]
+        names = [field.name for field in figures(spec, classes)]
+        kept = sum(commit.kept for commit in commits)
+        return Result(parts, kept, {"headline": f"{kept:,} images of val: {', '.join(names)}"})

@@ -1,0 +1,224 @@
+"""Each filter on images whose right answer is known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engine.core.registry import available, resolve
+from engine.filters import Judged, Scored
+from engine.filters.agreement import confidence_of
+from engine.filters.duplicates import leaders
+from engine.metrics.memorization import CopyLimits
+from tests.text_image import save_clip
+
+CLASSES = ("a", "b")
+
+
+def images(count: int, seed: int, prefix: str = "i", **fields: Any) -> Scored:
+    random = np.random.default_rng(seed)
+    return Scored(
+        np.asarray([f"{prefix}{number:04d}" for number in range(count)], dtype=object),
+        np.asarray(random.choice(CLASSES, count), dtype=object),
+        random.normal(size=(count, 12)).astype(np.float32),
+        random.integers(0, 2**63, count, dtype=np.uint64), **fields,
+    )  # fmt: skip
+
+
+TRAIN, VAL, MADE = images(400, 1, "t"), images(200, 2, "v"), images(50, 3, "m")
+
+
+def made_of(*parts: tuple[Scored, list[int]]) -> Scored:
+    """Rows of several sets after each other, with new ids."""
+    whole = {
+        name: np.concatenate([getattr(held, name)[rows] for held, rows in parts])
+        for name in ("labels", "vectors", "hashes")
+    }
+    count = len(whole["labels"])
+    return Scored(np.asarray([f"m{number:04d}" for number in range(count)], object), **whole)
+
+
+def judge(
+    name: str, made: Scored, train: Scored = TRAIN, val: Scored = VAL,
+    kept: np.ndarray | None = None, **fields: Any,
+) -> Judged:  # fmt: skip
+    kind = resolve("filters", name)
+    kept = np.ones(len(made), bool) if kept is None else kept
+    found: Judged = kind(kind.Spec(**fields), CLASSES).judge(made, train, val, kept)
+    assert found.drop.shape == (len(made),)
+    return found
+
+
+def test_every_filter_says_what_is_wrong_with_what_it_drops() -> None:
+    names = available("filters")
+    assert set(names) == {"agreement", "blank", "copies", "duplicates", "realism", "similarity"}
+    for name in names:
+        kind = resolve("filters", name)
+        assert kind.told
+        assert set(kind.judging_fields) <= set(kind.Spec.model_fields)
+
+
+# Agreement ----------------------------------------------------------------------------------------
+
+
+def probable(labels: np.ndarray, right: np.ndarray, sure: np.ndarray) -> np.ndarray:
+    """Probabilities that name the class of `labels` where `right`, with the confidence `sure`."""
+    number = np.asarray([CLASSES.index(label) for label in labels])
+    named = np.where(right, number, 1 - number)
+    found = np.empty((len(labels), 2), np.float32)
+    found[np.arange(len(labels)), named] = sure
+    found[np.arange(len(labels)), 1 - named] = 1 - sure
+    return found
+
+
+def test_what_is_surely_another_class_is_dropped_or_called_so() -> None:
+    right = np.arange(50) % 5 > 0
+    sure = np.where(np.arange(50) < 25, 0.95, 0.6)
+    made = replace(MADE, probabilities=probable(MADE.labels, right, sure))
+    val = replace(VAL, probabilities=probable(VAL.labels, np.ones(200, bool), np.full(200, 0.9)))
+    assert (judge("agreement", made, val=val).drop == ~right).all()  # val was never contradicted
+    by_hand = judge("agreement", made, val=val, confidence=0.9)
+    assert (by_hand.drop == (~right & (sure > 0.9))).all()
+    assert by_hand.limits == {"confidence": 0.9}
+    assert (judge("agreement", made, val=val, label_from="agree").drop == ~right).all()
+    relabelled = judge("agreement", made, val=val, label_from="labeler")
+    assert not relabelled.drop.any()
+    assert relabelled.labels is not None
+    assert ((relabelled.labels == MADE.labels) == right).all()
+
+
+def test_confidence_is_set_by_what_the_labeler_gets_wrong_on_val() -> None:
+    sure = np.linspace(0.5, 0.995, 100).astype(np.float32)
+    limit = confidence_of(np.ones(100, bool), sure)
+    assert (sure >= limit).sum() == 2
+    assert confidence_of(np.zeros(100, bool), sure) == 0.0
+    assert confidence_of(np.ones(100, bool), np.ones(100, np.float32)) > 1.0
+
+
+# Copies and duplicates ----------------------------------------------------------------------------
+
+
+def test_copies_name_the_training_image_and_strict_stops_export() -> None:
+    made = made_of((MADE, list(range(40))), (TRAIN, [7, 30, 200]))
+    found = judge("copies", made)
+    assert found.drop.nonzero()[0].tolist() == [40, 41, 42]
+    assert found.columns["nearest_id"][40:].tolist() == ["t0007", "t0030", "t0200"]
+    assert found.columns["distance"][40:].max() < 1e-6
+    assert not found.stops
+    assert "3 of 43 images are copies" in judge("copies", made, strict=True).stops
+    assert not judge("copies", MADE, strict=True).stops
+
+
+def test_of_repetitions_one_stays_whatever_was_dropped_before() -> None:
+    made = made_of((MADE, [0, 1, 2, 0, 0, 3, 1]))
+    found = judge("duplicates", made)
+    assert found.drop.tolist() == [False, False, False, True, True, False, True]
+    assert found.columns["duplicate_of"].tolist()[3:] == ["m0000", "m0000", None, "m0001"]
+    # The first of the three was no candidate: the next one stays in its place.
+    kept = np.asarray([False, True, True, True, True, True, True])
+    again = judge("duplicates", made, kept=kept)
+    assert again.drop.tolist() == [False, False, False, False, True, False, True]
+
+
+def test_leaders_are_those_of_a_plain_loop() -> None:
+    random = np.random.default_rng(0)
+    centres = random.normal(size=(300, 6))
+    of = random.integers(0, 300, 2500)
+    vectors = (centres[of] + random.normal(size=(2500, 6)) * 0.02).astype(np.float32)
+    hashes = random.integers(0, 2**63, 300, dtype=np.uint64)[of]
+    limits = CopyLimits(distance=0.004, bits=0)
+    found = leaders(vectors, hashes, np.arange(2500), limits)
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    standing: list[int] = []
+    for row in range(2500):
+        alike = [
+            lead for lead in standing
+            if 1 - unit[lead] @ unit[row] <= 0.004 and hashes[lead] == hashes[row]
+        ]  # fmt: skip
+        assert (found[row] >= 0) == bool(alike)
+        assert found[row] < 0 or found[row] in alike
+        if not alike:
+            standing.append(row)
+    assert 300 <= len(standing) < 2000
+
+
+def test_a_generator_that_repeats_one_image_keeps_one() -> None:
+    made = made_of((MADE, [5] * 3000))
+    assert (~judge("duplicates", made).drop).sum() == 1
+
+
+# Realism ------------------------------------------------------------------------------------------
+
+
+def test_what_lies_far_from_all_real_images_is_unreal() -> None:
+    far = replace(images(10, 4), vectors=images(10, 4).vectors + 40)
+    made = made_of((MADE, list(range(40))), (far, list(range(10))))
+    found = judge("realism", made)
+    assert found.drop[40:].all()
+    assert found.drop[:40].mean() < 0.1
+    assert found.columns["density"][40:].max() == 0
+    assert (found.columns["realism"][40:] < found.limits["realism"]).all()
+    assert not judge("realism", made, least=0).drop.any()
+
+
+def test_realism_is_the_largest_ratio_of_radius_to_distance() -> None:
+    from scipy.spatial.distance import cdist
+
+    between = cdist(TRAIN.vectors, TRAIN.vectors)
+    radius = np.sort(between, 1)[:, 5]
+    dense = radius <= np.median(radius)
+    distance = cdist(MADE.vectors, TRAIN.vectors)
+    found = judge("realism", MADE)
+    expected = (radius[dense] / distance[:, dense]).max(1)
+    np.testing.assert_allclose(found.columns["realism"], expected, rtol=1e-5)
+    inside = (distance < radius).sum(1) / 5
+    np.testing.assert_allclose(found.columns["density"], inside, rtol=1e-5)
+
+
+# Blank, similarity --------------------------------------------------------------------------------
+
+
+def measured(name: str, held: Scored, pixels: np.ndarray, **fields: Any) -> Scored:
+    kind = resolve("filters", name)
+    one = kind(kind.Spec(**fields), CLASSES)
+    one.load("cpu")
+    figures = one.measure(pixels, held.labels.tolist())
+    assert set(figures) == set(kind.measures)
+    return replace(held, measured=figures)
+
+
+def test_black_empty_and_blurred_images_are_dropped() -> None:
+    from PIL import Image, ImageFilter
+
+    random = np.random.default_rng(0)
+    real = random.integers(0, 256, (200, 24, 24, 3), dtype=np.uint8)
+    new = random.integers(0, 256, (5, 24, 24, 3), dtype=np.uint8)
+    new[1], new[2] = 0, 200
+    new[3] = np.asarray(Image.fromarray(new[3]).filter(ImageFilter.GaussianBlur(3)))
+    found = judge(
+        "blank", measured("blank", images(5, 5), new), val=measured("blank", VAL, real)
+    )  # fmt: skip
+    assert found.drop.tolist() == [False, True, True, True, False]
+    assert found.columns["contrast"][1] == found.columns["sharpness"][2] == 0
+
+
+def test_images_unlike_the_words_for_their_class_are_dropped(tmp_path: Path) -> None:
+    folder = str(save_clip(tmp_path))
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 256, (200, 32, 32, 3), dtype=np.uint8)
+    fields = {"model": folder, "words": {"a": "cat", "b": "dog"}}
+    val = measured("similarity", VAL, pixels, **fields)
+    made = measured("similarity", MADE, pixels[:50], **fields)
+    found = judge("similarity", made, val=val, quantile=0.5, **fields)
+    for label in CLASSES:
+        limit = np.median(val.measured["similarity"][VAL.labels == label])
+        assert found.limits[label] == pytest.approx(limit)
+        of_class = MADE.labels == label
+        below = made.measured["similarity"][of_class] < limit
+        assert (found.drop[of_class] == below).all()
+    assert judge("similarity", made, val=val, least=1, **fields).drop.all()
+    assert not judge("similarity", made, val=val, least=-1, **fields).drop.any()

@@ -1,0 +1,71 @@
+"""Images and texts in one space: what plain transformers computes, averaged over prompts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pydantic import ValidationError
+
+from engine.core.errors import StudyError
+from engine.nets.text_image import Described, TextImage
+from tests.text_image import save_clip
+
+TEMPLATES = ("a photo of a {label}", "a blurry {label}")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_clip(tmp_path_factory.mktemp("clip"))
+
+
+def pictures(count: int, channels: int = 3) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, 40, 40, channels), dtype=np.uint8)
+
+
+def test_probabilities_are_those_of_plain_transformers(folder: Path) -> None:
+    from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
+
+    spec = Described(model=str(folder), templates=("a photo of a {label}",))
+    ours = TextImage("curate.labeler", spec, "cpu")
+    images = pictures(5)
+    processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = CLIPModel.from_pretrained(folder).eval()
+    inputs = processor([Image.fromarray(image) for image in images], return_tensors="pt")
+    words = tokenizer(["a photo of a cat", "a photo of a dog"], padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        logits = model(**words, **inputs).logits_per_image.numpy()
+    found = ours.logit_scale * ours.images(images) @ ours.classes(spec, ("cat", "dog"), "x").T
+    np.testing.assert_allclose(found, logits, atol=1e-3)
+
+
+def test_prompts_of_a_class_are_averaged_at_length_one(folder: Path) -> None:
+    spec = Described(model=str(folder), templates=TEMPLATES, words={"k": ("cat", "dog")})
+    ours = TextImage.of("curate.labeler", spec, "cpu")
+    prompts = [template.format(label=word) for template in TEMPLATES for word in ("cat", "dog")]
+    mean = ours.texts(prompts, "x").mean(0)
+    found = ours.classes(spec, ("k", "a_cat"), "x")
+    np.testing.assert_allclose(found[0], mean / np.linalg.norm(mean), atol=1e-6)
+    # Padding beside longer prompts changes nothing; _ is read as a space.
+    plain = Described(model=str(folder), templates=TEMPLATES, words={"a_cat": "a cat"})
+    np.testing.assert_allclose(found[1], ours.classes(plain, ("a_cat",), "x")[0], atol=1e-6)
+    assert TextImage.of("curate.labeler", spec, "cpu") is ours
+    assert ours.images(pictures(2, 1)).shape == found.shape
+
+
+def test_what_cannot_be_said_is_refused_in_a_line(folder: Path, tmp_path: Path) -> None:
+    spec = Described(model=str(folder), words={"bird": "crow"})
+    ours = TextImage.of("curate.labeler", spec, "cpu")
+    with pytest.raises(StudyError, match=r"curate.labeler.words: there is no class 'bird'; .* cat"):
+        ours.classes(spec, ("cat",), "curate.labeler")
+    with pytest.raises(StudyError, match=r"is \d+ tokens long, the checkpoint reads 16; shorten"):
+        ours.texts(["long words " * 9], "curate.labeler")
+    with pytest.raises(StudyError, match=r"curate.labeler.model: .*nowhere"):
+        TextImage("curate.labeler", Described(model=str(tmp_path / "nowhere")), "cpu")
+    for template in ("no place for it", "{label} of {place}", "{label} }"):
+        with pytest.raises(ValidationError, match=r"must hold \{label\} and no other braces"):
+            Described(templates=(template,))

@@ -1,0 +1,142 @@
+"""Curation through the real steps: labelers and filters together, on bars and on tiny CLIP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from engine.core import rows
+from engine.core.errors import DataError, StudyError
+from engine.core.manifest import Manifest
+from engine.core.store import Store
+from engine.export import export
+from engine.plan import named, plan
+from engine.study import Study
+from tests.conftest import write_bars
+from tests.text_image import save_clip
+
+Run = Callable[[Study, str], Manifest]
+
+
+def table_of(store: Store, manifest: Manifest) -> pa.Table:
+    return pa.concat_tables(store.tables(manifest.keys(table="curated")))
+
+
+def test_every_filter_and_a_zero_shot_labeler_in_one_study(
+    bars_study, run_until: Run, store: Store, tmp_path: Path
+) -> None:
+    words = {"model": str(save_clip(tmp_path)), "words": {"across": "cat", "down": "dog"}}
+    filters = [
+        "agreement", {"name": "similarity", **words}, "realism", "blank", "copies", "duplicates",
+    ]  # fmt: skip
+    study = bars_study(
+        curate={"labeler": {"name": "clip", **words}, "filters": filters, "max_rounds": 1}
+    )
+    # A labeler that is not trained needs no training, and both look at val in one step.
+    labels = [step.label for step in plan(study)]
+    assert "train.labeler" not in labels
+    assert labels.count("measure.val") == 1
+    curated = run_until(study, "curate")
+    told = curated.metrics["filters"]
+    assert [entry["name"] for entry in told] == [
+        one if isinstance(one, str) else one["name"] for one in filters
+    ]
+    table = table_of(store, curated)
+    columns = {
+        "similarity.similarity", "realism.realism", "realism.density", "blank.contrast",
+        "blank.sharpness", "copies.nearest_id", "copies.distance", "copies.bits",
+        "duplicates.duplicate_of",
+    }  # fmt: skip
+    assert columns == {name for name in table.column_names if "." in name}
+    reasons = table[rows.REASON].to_pylist()
+    for entry in told:
+        assert entry["dropped"] == reasons.count(entry["name"])
+    assert curated.rows == reasons.count("") == sum(table[rows.KEPT].to_pylist())
+    seen = np.asarray(curated.metrics["labeler"]["confusion"])
+    assert seen.sum() == table.num_rows
+    assert seen[0].sum() == 0  # "across" was not asked for
+    assert table[rows.LABEL_SEEN].to_pylist().count("down") == seen[1, 1]
+    measured = named(plan(study), "measure.val")[0]
+    assert sum(curated.metrics["labeler"]["confusion_val"][0]) > 0
+    assert set(measured.inputs) == {"ingest"}
+
+
+def test_neighbours_in_the_embedding_label_without_a_look_at_pixels(
+    bars_study, run_until: Run, store: Store, tmp_path: Path
+) -> None:
+    write_bars(tmp_path / "mixed", {"down": 30}, 7000)
+    write_bars(tmp_path / "mixed", {"down": 15}, 9000, {"down": "across"})
+    study = bars_study(
+        "mixed", search={"ratios": [0.5], "seeds": 2},
+        curate={"labeler": {"name": "knn", "k": 5}, "max_rounds": 1,
+                "filters": [{"name": "agreement", "label_from": "agree"}]},
+    )  # fmt: skip
+    assert not {"train.labeler", "measure.val"} & {step.label for step in plan(study)}
+    curated = run_until(study, "curate")
+    metrics = curated.metrics["labeler"]
+    table = table_of(store, curated)
+    intended, seen = (table[name].to_pylist() for name in (rows.LABEL_INTENDED, rows.LABEL_SEEN))
+    agree = [one == other for one, other in zip(intended, seen, strict=True)]
+    assert table[rows.KEPT].to_pylist() == agree
+    assert metrics["agreement"] == pytest.approx(np.mean(agree))
+    assert metrics["agreement_kept"] == 1.0
+
+
+def test_without_a_labeler_nobody_says_what_is_seen(
+    bars_study, run_until: Run, store: Store
+) -> None:
+    study = bars_study(curate={"labeler": None, "filters": ["blank"], "max_rounds": 1})
+    curated = run_until(study, "curate")
+    assert "labeler" not in curated.metrics
+    table = table_of(store, curated)
+    assert table[rows.LABEL_SEEN].null_count == table.num_rows > 0
+
+
+def test_a_changed_limit_measures_nothing_anew(bars_study, run_until: Run, store: Store) -> None:
+    def shards() -> set[str]:
+        return {key for key in store.listing("generated") if "/scores/" in key}
+
+    for quantile in (0.01, 0.1):
+        filters = [{"name": "blank", "quantile": quantile}]
+        run_until(bars_study(curate={"filters": filters, "max_rounds": 1}), "curate")
+        if quantile == 0.01:
+            first = shards()
+    assert first
+    assert shards() == first
+
+
+def test_strict_stops_the_export_of_what_copies(
+    bars_study, run_until: Run, store: Store, tmp_path: Path
+) -> None:
+    for number, path in enumerate(sorted((tmp_path / "real" / "down").glob("*.png"))[:6]):
+        (tmp_path / "good" / "down" / f"{number:04d}.png").write_bytes(path.read_bytes())
+    curate = {"filters": [{"name": "copies", "strict": True}], "max_rounds": 2}
+    study = bars_study(curate=curate, search={"ratios": [1], "seeds": 2})
+    curated = run_until(study, "evaluate")
+    assert curated.metrics["verdict"]
+    for what in ("more", "more x1"):
+        with pytest.raises(
+            DataError, match=r"more is not exported: \d+ of \d+ images are copies of .* strict: true"
+        ):
+            export(study, store, Store(str(tmp_path / "out")), what, "csv", ["train"])
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+    assert export(study, store, Store(str(tmp_path / "real-only")), "real", "csv", ["train"])
+
+
+@pytest.mark.parametrize(
+    ("curate", "said"),
+    [
+        ({"filters": ["copies", "copies"]}, "filters names copies twice"),
+        ({"labeler": None}, "filters: agreement needs a labeler, which is null"),
+        ({"filters": ["beauty"]}, r"no filter named 'beauty'; there are: agreement, blank"),
+        ({"labeler": "oracle"}, r"no labeler named 'oracle'; there are: classifier, clip, knn"),
+        ({"filters": [{"name": "copies", "quantile": 0.9}]}, "quantile: must be less than or"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused(bars_study, curate: dict, said: str) -> None:
+    with pytest.raises(StudyError, match=said):
+        bars_study(curate=curate)
