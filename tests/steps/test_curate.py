@@ -119,9 +119,8 @@ def test_strict_stops_the_export_of_what_copies(
     curated = run_until(study, "evaluate")
     assert curated.metrics["verdict"]
     for what in ("more", "more x1"):
-        with pytest.raises(
-            DataError, match=r"more is not exported: \d+ of \d+ images are copies of .* strict: true"
-        ):
+        said = r"more is not exported: \d+ of \d+ images are copies of .* strict: true"
+        with pytest.raises(DataError, match=said):
             export(study, store, Store(str(tmp_path / "out")), what, "csv", ["train"])
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
     assert export(study, store, Store(str(tmp_path / "real-only")), "real", "csv", ["train"])
