@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from engine.classifiers import Classifier, ClassifierSpec
-from engine.core.errors import StudyError
-from engine.nets.checkpoints import image_processor_settings
+from engine.nets.checkpoints import image_processor_settings, load_model
 from engine.nets.images import normalised
 
 if TYPE_CHECKING:
@@ -47,21 +46,18 @@ class Pretrained(Classifier):
         from transformers import AutoModelForImageClassification
 
         self._read_processor(self.spec.model, self.spec.revision)
-        try:
-            model = AutoModelForImageClassification.from_pretrained(
-                self.spec.model,
-                revision=self.spec.revision,
-                num_labels=len(self.classes),
-                id2label=dict(enumerate(self.classes)),
-                label2id={name: number for number, name in enumerate(self.classes)},
-                # The head of another number of classes is left behind; a new one is drawn.
-                ignore_mismatched_sizes=True,
-                use_safetensors=True,
-                trust_remote_code=False,
-            )
-        except (OSError, ValueError, KeyError) as error:
-            text = " ".join(str(error).split())[:200]
-            raise StudyError(f"classifier.model: {self.spec.model}: {text}") from None
+        model, _ = load_model(
+            "classifier",
+            AutoModelForImageClassification,
+            self.spec.model,
+            self.spec.revision,
+            # A checkpoint without a head, or with one of another number of classes, gets a new one.
+            fresh=lambda made, name: not name.startswith(f"{made.base_model_prefix}."),
+            num_labels=len(self.classes),
+            id2label=dict(enumerate(self.classes)),
+            label2id={name: number for number, name in enumerate(self.classes)},
+            ignore_mismatched_sizes=True,
+        )
         if self.spec.head_dropout is not None:
             _set_head_dropout(model, self.spec.head_dropout)
         return _logits_of(model, self.spec.trained == "head", self.spec.freeze_batch_norm)

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from engine.core.errors import StudyError
 from engine.embedders import Embedder, EmbedderSpec
-from engine.nets.checkpoints import dtype_of
+from engine.nets.checkpoints import dtype_of, load_model
 from engine.nets.model_input import ModelInput
 
 if TYPE_CHECKING:
@@ -46,11 +46,11 @@ class CheckpointEmbedder(Embedder):
         May raise what `from_pretrained` raises."""
         raise NotImplementedError
 
-    def pretrained(self, kind: Any, **options: Any) -> Any:
-        """The checkpoint as a model of transformers, from safetensors alone."""
-        return kind.from_pretrained(
-            self.spec.model, revision=self.spec.revision, use_safetensors=True,
-            trust_remote_code=False, **options,
+    def pretrained(self, kind: Any) -> tuple[Any, list[str]]:
+        """The checkpoint as a model of transformers, and which of a pooler's weights it lacks."""
+        return load_model(
+            "embedder", kind, self.spec.model, self.spec.revision,
+            fresh=lambda made, name: "pooler" in name,
         )  # fmt: skip
 
     def load(self, device: str) -> None:

@@ -37,10 +37,10 @@ class Clip(CheckpointEmbedder):
         ).model_type
         # The two that are common are loaded without their text encoders.
         if kind in ("clip", "clip_vision_model"):
-            return self.pretrained(CLIPVisionModelWithProjection), _projected
+            return self.pretrained(CLIPVisionModelWithProjection)[0], _projected
         if kind in ("siglip", "siglip_vision_model"):
-            return self.pretrained(SiglipVisionModel), _pooled
-        model = self.pretrained(AutoModel)
+            return self.pretrained(SiglipVisionModel)[0], _pooled
+        model, _ = self.pretrained(AutoModel)
         if not hasattr(model, "get_image_features"):
             raise ValueError(f"a {kind} shares no space with text; name it as cnn or dino")
         return model, _features

@@ -51,11 +51,10 @@ class Cnn(CheckpointEmbedder):
 
         if self.spec.model.startswith("timm/"):
             return self._timm_model(pretrained=True), _as_it_is
-        model, found = self.pretrained(AutoModel, output_loading_info=True)
+        model, missing = self.pretrained(AutoModel)
         # A pooler that the checkpoint has no weights for would answer with noise: its classifier
         # was given the class token.
-        trained = not any("pooler" in name for name in found["missing_keys"])
-        return model, _pooled if trained else _class_token
+        return model, _class_token if missing else _pooled
 
     def _timm_model(self, pretrained: bool) -> Any:
         name = self.spec.model.removeprefix("timm/")

@@ -27,7 +27,7 @@ class Dino(CheckpointEmbedder):
     def network(self) -> tuple[Module, Callable[[Module, Tensor], Tensor]]:
         from transformers import AutoModel
 
-        return self.pretrained(AutoModel), _class_token
+        return self.pretrained(AutoModel)[0], _class_token
 
 
 def _class_token(network: Module, images: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,39 @@ def dtype_of(precision: str) -> Any:
     import torch
 
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def load_model(
+    section: str, kind: Any, model: str, revision: str | None,
+    fresh: Callable[[Any, str], bool] = lambda made, name: False, **options: Any,
+) -> tuple[Any, list[str]]:  # fmt: skip
+    """A model of transformers, from safetensors alone, and the names of its weights that the
+    checkpoint lacks.
+
+    fresh: (model, name) -> whether a weight may be drawn at random in that case. `section` of the
+    study names the checkpoint in an error. Raises `StudyError` where it cannot be read, and where
+    other weights are lacking: transformers would draw them too, and say so among much else.
+    """
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        made, found = kind.from_pretrained(
+            model, revision=revision, use_safetensors=True, trust_remote_code=False,
+            output_loading_info=True, **options,
+        )  # fmt: skip
+    except (OSError, ValueError, KeyError) as error:
+        raise StudyError(
+            f"{section}.model: {model}: {' '.join(str(error).split())[:200]}"
+        ) from None
+    missing = sorted(found["missing_keys"])
+    if lacking := [name for name in missing if not fresh(made, name)]:
+        raise StudyError(
+            f"{section}.model: {model}: lacks {len(lacking)} of the weights that its config.json"
+            f" asks for, such as {lacking[0]}; name a complete checkpoint"
+        )
+    return made, missing
 
 
 def order_header(path: Path) -> None:
@@ -39,6 +73,7 @@ def image_processor_settings(section: str, model: str, revision: str | None) -> 
         path = cached_file(model, "preprocessor_config.json", revision=revision)
         values = json.loads(Path(str(path)).read_text())
     except (OSError, ValueError) as error:
+        text = " ".join(str(error).split())[:200]
         text = " ".join(str(error).split())[:200]
         raise StudyError(f"{section}.model: {model}: {text}") from None
     size = (

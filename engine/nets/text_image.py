@@ -15,7 +15,7 @@ from pydantic_core import PydanticCustomError
 
 from engine.core.errors import StudyError
 from engine.core.spec import Spec
-from engine.nets.checkpoints import dtype_of
+from engine.nets.checkpoints import dtype_of, load_model
 from engine.nets.model_input import ModelInput
 
 _BATCH = 64
@@ -53,10 +53,8 @@ class TextImage:
     def __init__(self, section: str, spec: Described, device: str) -> None:
         from transformers import AutoModel, AutoTokenizer
 
+        model, _ = load_model(section, AutoModel, spec.model, spec.revision)
         try:
-            model = AutoModel.from_pretrained(
-                spec.model, revision=spec.revision, use_safetensors=True, trust_remote_code=False
-            )
             self.tokenizer = AutoTokenizer.from_pretrained(
                 spec.model, revision=spec.revision, trust_remote_code=False
             )

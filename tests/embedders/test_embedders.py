@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ def tiny_efficientnet() -> Any:
             depth_coefficient=0.2,
             hidden_dim=320,
             image_size=32,
-            initializer_range=0.62,
+            initializer_range=0.45,
         )
     )
 
@@ -325,3 +326,16 @@ def test_a_picture_of_one_colour_is_the_zero_vector() -> None:
     embedder = Pixels(PixelsSpec())
     embedder.load("cpu")
     assert not embedder.embed(np.full((1, 16, 16, 1), 90, dtype=np.uint8)).any()
+
+
+def test_a_checkpoint_without_all_of_its_weights_is_refused(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(folders["dinov2"], tmp_path / "part")
+    weights = load_file(folders["dinov2"] / "model.safetensors")
+    weights.pop(next(name for name in weights if "attention" in name))
+    save_file(weights, tmp_path / "part" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(StudyError, match=r"embedder.model: .*part: lacks 1 of the weights that"):
+        embedder_of("dinov2", tmp_path / "part")
