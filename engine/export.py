@@ -12,12 +12,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 
+from engine import __version__
 from engine.core import rows
 from engine.core.dataset import class_names
 from engine.core.errors import DataError, StudyError
@@ -220,7 +220,7 @@ def provenance(
         " digital source type trainedAlgorithmicMedia); they are no photographs of anything.",
         "images": by_split, "manifests": chosen.read,
         "data": chosen.ingest.metrics.get("data", {}),
-        "engine": version("synthetic-training-engine"),
+        "engine": __version__,
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 
+from engine import __version__
 from engine.context import Context, Result
 from engine.core import rows
 from engine.core.arrays import vectors_of
@@ -78,7 +78,7 @@ class Report(StepKind):
             scatter=scatter(context, spec, classes), probes=probed,
             warnings=image_warnings(probed, curated, spec),
             needed=needed(context), seeds_used=[int(seed) for seed in search_spec["seeds"]],
-            study_seed=spec.study["seed"], engine=version("synthetic-training-engine"),
+            study_seed=spec.study["seed"], engine=__version__,
             python=context.inputs["evaluate"].provenance["python"],
             # Small pictures at a whole multiple of their size, with their pixels to be seen.
             tile=_TILE // spec.preprocess.size * spec.preprocess.size or _TILE,
