@@ -40,7 +40,7 @@ def plan(study: Study) -> list[Step]:
         "select",
         "select",
         {"task": task, "settings": study.select, "seed": study.seed},
-        {"cluster": cluster, "embed": embed},
+        {"ingest": ingest, "cluster": cluster, "embed": embed},
     )
     steps = [ingest, embed, cluster, select]
     reduce = _reduce_step(study, task, ingest, embed, cluster)

@@ -39,12 +39,19 @@ def contact_sheet(
     )
 
 
-def picture_sheet(rows: Sequence[Row], titles: Sequence[str]) -> bytes:
+def picture_sheet(rows: Sequence[Row], titles: Sequence[str], most: int = 1_000) -> bytes:
     """A PNG of rows: a name, then its images section by section, each section with its title.
+    After `most` rows a new column begins.
 
     Small images are enlarged by whole numbers, without smoothing, to at least 48 px.
     """
-    return _encoded(_pictures(rows, titles))
+    columns = [_pictures(rows[at : at + most], titles) for at in range(0, len(rows), most)]
+    size = (sum(column.width for column in columns), columns[0].height)
+    sheet, place = Image.new("RGB", size, _PAPER), 0
+    for column in columns:
+        sheet.paste(column, (place, 0))
+        place += column.width
+    return _encoded(sheet)
 
 
 def selection_sheet(planes: Sequence[Plane], rows: Sequence[Row], titles: Sequence[str]) -> bytes:
