@@ -163,7 +163,7 @@ def _run(arguments: argparse.Namespace, last: str | None, dry_run: bool) -> int:
             for step in steps:
                 # Of a generator's rounds, the first shows what it makes.
                 if step.label.count(".") < 2:
-                    show_sheet(study, step, store, manifests[step.key].keys(file="sheet.png"))
+                    show_pages(study, step, store, manifests[step.key])
     finally:
         runtime.close()
     say(f"done in {time.monotonic() - started:.1f} s")
@@ -213,12 +213,13 @@ def show_report(
             say(f"report: {store.location(page)}")
 
 
-def show_sheet(study: Study, step: Step, store: Store, keys: Sequence[str]) -> None:
-    """Copy a step's picture sheet to where a person finds it, and say where."""
-    for key in keys:
-        page = store.page(study.name, f"{step.label}.png")
-        store.put(page, store.read(key))
-        say(f"picture sheet: {store.location(page)}")
+def show_pages(study: Study, step: Step, store: Store, manifest: Manifest) -> None:
+    """Copy a step's picture sheet and list to where a person finds them, and say where."""
+    for name, suffix, what in (("sheet.png", "png", "picture sheet"), ("list.csv", "csv", "list")):
+        for key in manifest.keys(file=name):
+            page = store.page(study.name, f"{step.label}.{suffix}")
+            store.put(page, store.read(key))
+            say(f"{what}: {store.location(page)}")
 
 
 def main(*, until_step: str | None = None, dry_run: bool = False) -> None:

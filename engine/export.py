@@ -177,6 +177,9 @@ def items(store: Store, chosen: Selection, splits: Sequence[str]) -> Iterator[It
             for row in _rows_of(table):
                 label, weight = row[column], None
                 if split == "train" and chosen.train is not None:
+                    # An arm may leave real images out.
+                    if row[rows.IMAGE_ID] not in chosen.train:
+                        continue
                     label, weight = chosen.train[row[rows.IMAGE_ID]]
                 yield _item(row, label, split, "real", weight)
         if split == "train" and chosen.generate is not None and chosen.train is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 from engine.core.errors import StudyError
@@ -40,10 +41,15 @@ def plan(study: Study) -> list[Step]:
         "select",
         "select",
         {"task": task, "settings": study.select, "seed": study.seed},
-        {"cluster": cluster, "embed": embed},
+        {"ingest": ingest, "cluster": cluster, "embed": embed},
     )
     steps = [ingest, embed, cluster, select]
-    comparison = Comparison(study, common, ingest, embed) if study.classifier is not None else None
+    reduce = _reduce_step(study, task, ingest, embed, cluster)
+    if reduce is not None:
+        steps.append(reduce)
+    comparison = None
+    if study.classifier is not None:
+        comparison = Comparison(study, common, ingest, embed, reduce)
     if comparison is not None:
         comparison.check()
         steps += [comparison.real]
@@ -56,6 +62,23 @@ def plan(study: Study) -> list[Step]:
     if comparison is not None:
         steps += comparison.steps()
     return steps
+
+
+def _reduce_step(study: Study, task: str, ingest: Step, embed: Step, cluster: Step) -> Step | None:
+    if study.reduce is None:
+        return None
+    method = study.reduce.method
+    if method == "umap" and find_spec("umap") is None:
+        raise StudyError(
+            "reduce.method: umap needs umap-learn: pip install"
+            ' "synthetic-training-engine[umap]", or say tsne'
+        )
+    inputs = {"ingest": ingest, "embed": embed}
+    if method == "stratified":
+        inputs["cluster"] = cluster
+    return make_step(
+        "reduce", "reduce", {"settings": study.reduce, "task": task, "seed": study.seed}, inputs
+    )
 
 
 def _match_step(
@@ -169,9 +192,11 @@ class Comparison:
     """The steps that find out whether images help: labeler, curate, mixes, search, evaluate,
     report."""
 
-    def __init__(self, study: Study, common: dict[str, Any], ingest: Step, embed: Step) -> None:
+    def __init__(
+        self, study: Study, common: dict[str, Any], ingest: Step, embed: Step, reduce: Step | None
+    ) -> None:
         self.study, self.task = study, common["task"]
-        self.ingest, self.embed = ingest, embed
+        self.ingest, self.embed, self.reduce = ingest, embed, reduce
         self.plugins = [("classifiers", study.classifier)]
         self.real = self._mix("real")
         self.mixes: list[Step] = [self._mix("oversampled")]
@@ -183,6 +208,9 @@ class Comparison:
         ]
         # What filters need beside the images: the labeler's training, and val measured.
         self.curation: dict[str, Step] = self._curation() if study.curate.filters else {}
+        if reduce is not None:
+            self.mixes.append(self._mix("reduced", reduce=reduce))
+            self.arms.append(Arm(name="reduced", family="reduced", mix="mix.reduced"))
 
     def check(self) -> None:
         """Refuse a classifier that cannot work at this size."""
@@ -274,8 +302,9 @@ class Comparison:
             )  # fmt: skip
 
     def _mix(
-        self, family: str, name: str = "", amount: Amount | None = None, curate: Step | None = None
-    ) -> Step:
+        self, family: str, name: str = "", amount: Amount | None = None,
+        curate: Step | None = None, reduce: Step | None = None,
+    ) -> Step:  # fmt: skip
         study = self.study
         return make_step(
             "mix", f"mix.{family}.{name.replace(' ', '.')}" if curate else f"mix.{family}",
@@ -287,6 +316,7 @@ class Comparison:
             },
             {
                 "ingest": self.ingest,
+                **({"reduce": reduce} if reduce else {}),
                 **({"curate": curate, "generate": curate.inputs["generate"]} if curate else {}),
             },
         )  # fmt: skip

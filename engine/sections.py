@@ -116,6 +116,32 @@ class Select(Spec):
         return self
 
 
+class Reduce(Spec):
+    """Fewer training images of the dominant classes, chosen so that they stand for the rest. Makes
+    the arm `reduced`."""
+
+    # tsne, umap: so that a class's plane is covered evenly. k_center: so that none is far from one
+    # that is kept. stratified: by chance, of each cluster its share. random: by the seed.
+    method: Literal["tsne", "umap", "k_center", "stratified", "random"] = "tsne"
+    # Images that are kept of a class: a number, or that of the median or the smallest class.
+    balance_to: Annotated[int, Field(ge=2)] | Literal["median", "smallest"] = "median"
+    # In place of balance_to: this share of each class.
+    share: Fraction | None = None
+    # auto: the classes that have more than is kept; with `share`, those above the median.
+    classes: Literal["auto"] | Annotated[tuple[ClassName, ...], Field(min_length=1)] = "auto"
+    # About how many near images t-SNE and UMAP look at.
+    perplexity: Annotated[float, Field(ge=2, le=1000)] = 30.0
+    n_neighbors: Annotated[int, Field(ge=2, le=1000)] = 15
+    # Images of a class that t-SNE and UMAP place; the others lie where the nearest of these does.
+    sample: Annotated[int, Field(ge=100, le=100_000)] = 5_000
+
+    @model_validator(mode="after")
+    def _one_count(self) -> Reduce:
+        if self.share is not None and self.balance_to != "median":
+            raise PydanticCustomError("explained", "takes one of balance_to and share; has both")
+        return self
+
+
 class Match(Spec):
     """For each image of a set, the most similar of another. A set is train, val, or the label of a
     generator: its images that were kept."""
@@ -198,8 +224,9 @@ class Curate(Spec):
 
 
 class Search(Spec):
-    """The arms of the comparison: real, oversampled, real at double steps, and every generator at
-    every ratio and at what is requested, each with the same seeds. The ratio is chosen on val."""
+    """The arms of the comparison: real, oversampled, real at double steps, reduced where the study
+    reduces, and every generator at every ratio and at what is requested, each with the same seeds.
+    The ratio is chosen on val."""
 
     ratios: Annotated[tuple[Annotated[float, Field(gt=0, le=1000)], ...], Field(min_length=1)] = (
         0.5, 1.0, 2.0,

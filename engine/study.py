@@ -35,6 +35,7 @@ from engine.sections import (
     GeneratorField,
     Match,
     ReaderField,
+    Reduce,
     Request,
     Search,
     Select,
@@ -44,7 +45,7 @@ from engine.sections import (
 
 S = TypeVar("S", bound=Spec)
 # Arms of the comparison that no generator makes.
-RESERVED = ("real", "real_double", "oversampled", "train", "val", "test")
+RESERVED = ("real", "real_double", "oversampled", "reduced", "train", "val", "test")
 
 _LABEL = re.compile(r"[a-z][a-z0-9_]{0,31}")
 
@@ -65,6 +66,7 @@ class Study(Spec):
     cluster: Cluster = Cluster()
     select: Select = Select()
     match: dict[str, Match] = {}
+    reduce: Reduce | None = None
     generators: dict[str, GeneratorField] = {}
     request: Request = Request(ratio=1.0)
     # What the comparison trains. Without one the study ends with its images.

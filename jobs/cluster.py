@@ -1,4 +1,4 @@
-"""Up to the clusters and the representatives.
+"""Up to the clusters.
 
 python jobs/cluster.py configs/digits.yaml [--profile FILE] [--set a.b=c]
 """
@@ -12,4 +12,4 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from engine.cli import main
 
 if __name__ == "__main__":
-    main(until_step="select")
+    main(until_step="cluster")

@@ -54,6 +54,8 @@ GENERATOR = "generator"
 GENERATOR_FIT = "generator_fit"
 POOL = "pool"
 RATIO = "ratio"
+X = "x"
+Y = "y"
 
 IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 HUGGING_FACE = {

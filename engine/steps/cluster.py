@@ -38,7 +38,7 @@ class ClusterSpec(Spec):
 
 
 class Cluster(StepKind):
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     Spec: ClassVar[type[Spec]] = ClusterSpec
     summary: ClassVar[str] = "k-means within each class of train"
 

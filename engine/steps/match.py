@@ -19,7 +19,7 @@ from engine.core.dataset import split_index
 from engine.core.errors import DataError
 from engine.core.rng import generator
 from engine.core.spec import Spec
-from engine.report.sheet import paired_sheet
+from engine.report.sheet import picture_sheet
 from engine.sections import Match as MatchSettings
 from engine.steps import StepKind
 from engine.steps.train import synthetic_images
@@ -103,7 +103,7 @@ class Match(StepKind):
         right = pictures(context.store, among.images, {i for ids in of_query.values() for i in ids})
         label_of = dict(zip(queries.ids, queries.labels, strict=True))
         ordered = sorted(chosen, key=lambda image_id: label_of[image_id])
-        return paired_sheet(
+        return picture_sheet(
             [
                 (label_of[query], [left[query]], [right[i] for i in of_query.get(query, [])])
                 for query in ordered

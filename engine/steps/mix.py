@@ -1,11 +1,12 @@
 """Mix: which images an arm of the comparison trains on.
 
 An arm is a family at a ratio. `real` trains on the train split as it is; `oversampled` on the same
-images, drawn so that every class is seen alike; any other family is a generator of the study, and
-an amount says how many of its images are added to each target class (`ratio: r`: round(r * n), n
-being the class's real training images). Smaller amounts are prefixes of larger ones, class by
-class, in an order that belongs to the images' ids. Too few images stop the run: a smaller set never
-bears a larger amount's name, and real images alone bear none.
+images, drawn so that every class is seen alike; `reduced` on those that `reduce` keeps. Any other
+family is a generator of the study, and an amount says how many of its images are added to each
+target class (`ratio: r`: round(r * n), n being the class's real training images). Smaller amounts
+are prefixes of larger ones, class by class, in an order that belongs to the images' ids. Too few
+images stop the run: a smaller set never bears a larger amount's name, and real images alone bear
+none.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from engine.context import Context, Result
 from engine.core import rows
@@ -33,7 +35,7 @@ REAL, OVERSAMPLED = "real", "oversampled"
 
 class MixSpec(Spec):
     task: str
-    # real, oversampled, or the label of a generator.
+    # real, oversampled, reduced, or the label of a generator.
     family: str
     amount: Amount | None = None
     classes: Classes = "all"
@@ -48,6 +50,8 @@ class Mix(StepKind):
     def run(self, context: Context) -> Result:
         spec = context.step.spec_as(MixSpec)
         index = split_index(context.store, context.inputs["ingest"], spec.task, "train")
+        if "reduce" in context.inputs:
+            index = index.filter(pc.is_in(index[rows.IMAGE_ID], self._kept(context)))
         labels = index[rows.label_column(spec.task)].to_pylist()
         ids, sources = index[rows.IMAGE_ID].to_pylist(), [REAL] * len(labels)
         weights = np.ones(len(labels))
@@ -76,6 +80,12 @@ class Mix(StepKind):
             [context.table("members", members, table="members")], len(ids),
             {"headline": headline, "real": len(index), "added": dict(sorted(added.items()))},
         )  # fmt: skip
+
+    def _kept(self, context: Context) -> pa.Array:
+        """Ids of the real images that are left where the dominant classes are reduced."""
+        keys = context.inputs["reduce"].keys(table="reduction")
+        table = pa.concat_tables(context.store.tables(keys, [rows.IMAGE_ID, rows.KEPT]))
+        return table.filter(table[rows.KEPT])[rows.IMAGE_ID].combine_chunks()
 
     def _chosen(
         self, context: Context, spec: MixSpec, real: Mapping[str, int]

@@ -69,7 +69,7 @@ class Report(StepKind):
             seeds=len(set(trials[rows.SEED].to_pylist())),
             curve=ratio_curve(trials, search, colours),
             recalls=recall_plots(evaluate, classes, colours),
-            confusions=confusions(evaluate),
+            confusions=confusions(evaluate), reduced=reduced(context),
             sheets=sheets(context, spec.generators, spec.task, spec.preprocess, synthetic),
             closest=closest(context, spec.generators, spec.preprocess),
             funnels=curated, reasons=words(curated), filters=filters_told(curated, classes),
@@ -354,6 +354,14 @@ def needed(context: Context) -> dict[str, dict[str, int]]:
         for label, count in manifest.metrics["added"].items():
             held[label] = max(held.get(label, 0), count)
     return found
+
+
+def reduced(context: Context) -> dict[str, Any]:
+    """What was kept of each dominant class, where the study reduces them."""
+    for step in upstream(list(context.step.inputs.values())):
+        if step.kind == "reduce" and (manifest := read_manifest(context.store, step)):
+            return dict(manifest.metrics["classes"])
+    return {}
 
 
 def history(context: Context) -> list[dict[str, Any]]:

@@ -6,11 +6,14 @@
     random     by the seed
 
 Several methods share the places of a cluster in turn. The part `table: representatives` has the
-chosen, best first, with the method that chose each.
+chosen, best first, with the method that chose each; `file: list.csv` the same with the name of each
+original, for people, and `file: sheet.png` a row of pictures for each cluster.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 from collections import Counter
 from collections.abc import Callable
 from typing import ClassVar
@@ -20,12 +23,17 @@ import pyarrow as pa
 
 from engine.context import Context, Result
 from engine.core import rows
-from engine.core.arrays import grouped_vectors
+from engine.core.arrays import grouped_vectors, pictures
+from engine.core.names import csv_cell
 from engine.core.rng import generator
 from engine.core.spec import Spec
+from engine.report.sheet import picture_sheet
 from engine.sections import Select as SelectSettings
 from engine.steps import StepKind
 from engine.vectors.choose import farthest_first, local_density, shares
+
+# On the sheet: pictures of a cluster, clusters of a class and of all, and of a column.
+_SHOWN, _SHOWN_CLUSTERS, _SHOWN_ROWS, _COLUMN = 12, 20, 200, 24
 
 
 class SelectSpec(Spec):
@@ -35,7 +43,7 @@ class SelectSpec(Spec):
 
 
 class Select(StepKind):
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     Spec: ClassVar[type[Spec]] = SelectSpec
     summary: ClassVar[str] = "choose representatives of each cluster"
 
@@ -83,10 +91,17 @@ class Select(StepKind):
         found = ordered.take(pa.array(chosen, pa.int64()))
         found = found.append_column(rows.RANK, pa.array(ranks, pa.int32()))
         found = found.append_column(rows.METHOD, pa.array(methods, pa.string()))
-        part = context.table("representatives", found, table="representatives")
+        sizes = {place: len(held) for place, held in cells.items()}
+        parts = [
+            context.table("representatives", found, table="representatives"),
+            context.file(
+                "sheet", "png", self._sheet(context, found, column, sizes), file="sheet.png"
+            ),
+            context.file("list", "csv", self._list(context, found, column), file="list.csv"),
+        ]
         counts = Counter(found[column].to_pylist())
         return Result(
-            [part], found.num_rows,
+            parts, found.num_rows,
             {
                 "headline": f"{found.num_rows:,} representatives",
                 "chosen": dict(sorted(counts.items())),
@@ -106,6 +121,58 @@ class Select(StepKind):
         names, vectors = held[""]
         place = {image_id: row for row, image_id in enumerate(names)}
         return lambda held: vectors[[place[ids[row]] for row in held]]
+
+    def _sheet(
+        self, context: Context, found: pa.Table, column: str, sizes: dict[tuple[str, int], int]
+    ) -> bytes:
+        """A row for each of a class's largest clusters: its first representatives."""
+        chosen: dict[tuple[str, int], list[str]] = {}
+        columns = (found[name].to_pylist() for name in (column, rows.CLUSTER, rows.IMAGE_ID))
+        for label, number, image_id in zip(*columns, strict=True):
+            chosen.setdefault((label, number), []).append(image_id)
+        shown: list[tuple[str, int]] = []
+        for label in dict.fromkeys(label for label, _ in chosen):
+            largest = sorted(
+                (place for place in chosen if place[0] == label), key=lambda place: -sizes[place]
+            )
+            shown += sorted(largest[:_SHOWN_CLUSTERS])
+        shown = shown[:_SHOWN_ROWS]
+        images = pictures(
+            context.store, context.inputs["ingest"].keys(split="train"),
+            {image_id for place in shown for image_id in chosen[place][:_SHOWN]},
+        )  # fmt: skip
+        return picture_sheet(
+            [
+                (
+                    f"{label[:12]} #{number} ({sizes[label, number]:,})",
+                    [images[image_id] for image_id in chosen[label, number][:_SHOWN]],
+                )
+                for label, number in shown
+            ],
+            ("class #cluster (its images): the best first",),
+            _COLUMN,
+        )
+
+    def _list(self, context: Context, found: pa.Table, column: str) -> bytes:
+        """A CSV for people, in which no cell is taken for a formula."""
+        keys = context.inputs["ingest"].keys(split="train")
+        uri_of: dict[str, str] = {}
+        for table in context.store.tables(keys, [rows.IMAGE_ID, rows.URI]):
+            columns = (table[name].to_pylist() for name in (rows.IMAGE_ID, rows.URI))
+            uri_of |= dict(zip(*columns, strict=True))
+        text = io.StringIO()
+        writer = csv.writer(text)
+        writer.writerow(
+            ["class", rows.CLUSTER, rows.RANK, rows.METHOD, rows.DISTANCE, rows.IMAGE_ID, rows.URI]
+        )
+        for entry in found.to_pylist():
+            image_id = entry[rows.IMAGE_ID]
+            writer.writerow(
+                [csv_cell(entry[column]), entry[rows.CLUSTER], entry[rows.RANK],
+                 entry[rows.METHOD], f"{entry[rows.DISTANCE]:.6g}", csv_cell(image_id),
+                 csv_cell(uri_of[image_id])]
+            )  # fmt: skip
+        return text.getvalue().encode()
 
 
 def budget(

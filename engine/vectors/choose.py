@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from engine.vectors.kmeans import k_means
+
 _NEIGHBOURS = 10
 _BLOCK = 4096
+_CELLS = 1024
 
 
 def farthest_first(vectors: np.ndarray, count: int, first: int) -> np.ndarray:
@@ -22,6 +25,44 @@ def farthest_first(vectors: np.ndarray, count: int, first: int) -> np.ndarray:
         nearest[current] = -1
         current = int(nearest.argmax())
     return chosen
+
+
+def k_center(vectors: np.ndarray, count: int) -> np.ndarray:
+    """`count` rows of (n, width) that no other lies far from (core-set selection, Sener and
+    Savarese 2018): farthest first, from the row nearest to the mean. int64, in the order of
+    choice."""
+    middle = np.square(vectors - vectors.mean(0)).sum(1).argmin()
+    return farthest_first(vectors, count, int(middle))
+
+
+def cover(points: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """`count` rows that cover points (n, 2) evenly; int64, rising.
+
+    k-means parts the points into as many cells as rows are chosen, at most 1,024, and a cell gives
+    the row nearest to its centroid (undersampling by clusters, Lin et al. 2017). Where cells have
+    several to give, in proportion to their rows, the others of a cell are farthest first.
+    """
+    clusters = k_means(points, min(count, _CELLS), seed)
+    given = shares(count, clusters.sizes.astype(float), clusters.sizes)
+    order = np.argsort(clusters.assigned, kind="stable")
+    chosen = [np.empty(0, np.int64)]
+    for held, wanted in zip(np.split(order, clusters.sizes.cumsum()[:-1]), given, strict=True):
+        first = int(clusters.distance[held].argmin())
+        chosen.append(held[farthest_first(points[held], int(wanted), first)])
+    return np.sort(np.concatenate(chosen))
+
+
+def stratified(strata: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
+    """`count` rows, of each stratum by chance as many as its share of the rows says (proportional
+    allocation, Neyman 1934), one at least where there are enough. strata: (n,), any values. int64,
+    rising."""
+    names, of, sizes = np.unique(strata, return_inverse=True, return_counts=True)
+    given = shares(count, sizes.astype(float), sizes)
+    chosen = [
+        random.choice(np.flatnonzero(of == number), wanted, replace=False)
+        for number, wanted in zip(range(len(names)), given, strict=True)
+    ]
+    return np.sort(np.concatenate(chosen))
 
 
 def local_density(vectors: np.ndarray, neighbours: int = _NEIGHBOURS) -> np.ndarray:

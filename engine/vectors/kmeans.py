@@ -1,5 +1,6 @@
 """k-means by FAISS (Johnson et al. 2019), begun by greedy k-means++ (Arthur and Vassilvitskii 2007)
-on a sample: random beginnings end several percent above it."""
+on a sample: random beginnings end several percent above it. Lloyd's iterations run on a sample
+too, until they gain little there, and a few on all rows then do."""
 
 from __future__ import annotations
 
@@ -10,11 +11,14 @@ import numpy as np
 
 from engine.core.rng import generator
 
-# Rows on which k-means++ chooses, rows that are assigned at once, iterations between two looks at
-# how much is still gained.
-_SEEDED = 16_384
+# Rows for each cluster on which k-means++ chooses, between two numbers of rows in all; and in the
+# sample that is iterated on first.
+_SEEDED, _SEEDED_LEAST, _SEEDED_MOST = 16, 4_096, 16_384
+_FIRST, _FIRST_LEAST = 64, 16_384
+# Iterations between two looks at how much is still gained.
+_ROUND = 2
+# Rows that are assigned at once.
 _BLOCK = 65_536
-_ROUND = 5
 _SILHOUETTE = 2_000
 
 
@@ -49,19 +53,18 @@ def k_means(
     sample: int | None = None,
     min_size: int = 1,
     gpu: bool = False,
-    tolerance: float = 1e-4,
+    tolerance: float = 1e-3,
 ) -> Clusters:
     """Cluster the rows of float32 (n, width), which may be a memory map.
 
-    iterations: at most; it ends before where five of them gain less than a share `tolerance`.
+    iterations: at most, on a sample and on all rows; they end before where two of them gain less
+    than a share `tolerance`.
     spherical: rows and centroids have length 1. sample: rows that centroids are learnt from, all
     being assigned. min_size: clusters with fewer rows are dissolved, smallest first, and their rows
     go where they are nearest. Deterministic for a seed, a machine and its number of threads.
     """
     random = generator(seed, "k-means")
-    learnt = vectors
-    if sample is not None and sample < len(vectors):
-        learnt = vectors[np.sort(random.choice(len(vectors), max(sample, k), replace=False))]
+    learnt = vectors if sample is None else _drawn(vectors, max(sample, k), random)
     learnt = _lengthened(learnt, spherical)
     centroids = _learn(learnt, k, random, iterations, spherical, gpu, tolerance)
     wanted = len(centroids)
@@ -120,10 +123,7 @@ def choose_k(
     from sklearn.metrics import silhouette_score
 
     random = generator(seed, "choose k")
-    held = vectors
-    if sample < len(vectors):
-        held = vectors[np.sort(random.choice(len(vectors), sample, replace=False))]
-    held = _lengthened(held, spherical)
+    held = _lengthened(_drawn(vectors, sample, random), spherical)
     looked_at = np.sort(random.permutation(len(held))[:_SILHOUETTE])
     found: dict[int, float] = {}
     for k in sorted(set(candidates)):
@@ -142,16 +142,28 @@ def _learn(
     vectors: np.ndarray, k: int, random: np.random.Generator, iterations: int, spherical: bool,
     gpu: bool, tolerance: float,
 ) -> np.ndarray:  # fmt: skip
-    import faiss
     from sklearn.cluster import kmeans_plusplus
 
-    count = len(vectors)
-    if k >= count:
+    if k >= len(vectors):
         return np.array(vectors[:k])
-    seeded = vectors
-    if count > max(_SEEDED, 4 * k):
-        seeded = vectors[np.sort(random.choice(count, max(_SEEDED, 4 * k), replace=False))]
-    centroids, _ = kmeans_plusplus(seeded, k, random_state=int(random.integers(2**31)))
+    seeded = _drawn(vectors, max(4 * k, min(max(_SEEDED * k, _SEEDED_LEAST), _SEEDED_MOST)), random)
+    # Of float32 rows scikit-learn makes float64 ones anew for every centroid.
+    centroids, _ = kmeans_plusplus(
+        seeded.astype(np.float64), k, random_state=int(random.integers(2**31))
+    )
+    first = _drawn(vectors, max(_FIRST * k, _FIRST_LEAST), random)
+    if 2 * len(first) < len(vectors):
+        centroids = _lloyd(first, centroids, iterations, spherical, gpu, tolerance)
+    return _lloyd(vectors, centroids, iterations, spherical, gpu, tolerance)
+
+
+def _lloyd(
+    vectors: np.ndarray, centroids: np.ndarray, iterations: int, spherical: bool, gpu: bool,
+    tolerance: float,
+) -> np.ndarray:  # fmt: skip
+    import faiss
+
+    count, k = len(vectors), len(centroids)
     done, before = 0, np.inf
     while done < iterations:
         rounds = min(_ROUND, iterations - done)
@@ -168,6 +180,13 @@ def _learn(
             break
         before = lost
     return np.asarray(centroids)
+
+
+def _drawn(vectors: np.ndarray, wanted: int, random: np.random.Generator) -> np.ndarray:
+    """So many rows, in their order; all where there are no more."""
+    if wanted >= len(vectors):
+        return vectors
+    return vectors[np.sort(random.choice(len(vectors), wanted, replace=False))]
 
 
 def _lengthened(vectors: np.ndarray, spherical: bool) -> np.ndarray:

@@ -21,7 +21,9 @@ class Neighbours:
     """An index of vectors (n, width), asked for the nearest by cosine.
 
     kind: flat looks at all of them; ivf at the lists around the query, of √n lists about √n / 4;
-    hnsw follows a graph. auto: flat for up to 200,000, else ivf.
+    hnsw follows a graph. auto: flat for up to 200,000, else ivf. Of vectors that lie in groups, as
+    embeddings do, ivf and hnsw find at least 95% of the ten nearest; of plain noise ivf finds as
+    few as half.
     """
 
     def __init__(self, vectors: np.ndarray, kind: IndexKind = "auto", *, gpu: bool = False) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image, ImageEnhance
+from scipy.spatial.distance import cdist
 
 from engine.core import rows
 from engine.core.dataset import mend_all
@@ -193,3 +194,30 @@ def test_mending_goes_on_until_no_leak_is_left(how: str) -> None:
             zip(*(mended[name].to_pylist() for name in (rows.IMAGE_ID, rows.SPLIT)), strict=True)
         )
         assert {splits[image_id] for image_id in gone} == {"test"}
+
+
+def test_near_duplicates_are_those_of_a_plain_search_over_all_pairs() -> None:
+    random = np.random.default_rng(4)
+    pictures = [scene(number) for number in range(90)]
+    splits = ["train"] * 60 + ["val"] * 15 + ["test"] * 15
+    # Some of val and test are train's in another light, more or less.
+    for number in range(60, 90, 2):
+        factor = float(random.uniform(0.7, 1.3))
+        pictures[number] = encoded_again(
+            ImageEnhance.Contrast(pictures[number - 60]).enhance(factor),
+            int(random.integers(5, 90)),
+        )
+    table, vectors = table_of(pictures, splits)
+    found, limits = find_leaks(table, vectors, 0.02)
+    distance = cdist(vectors, vectors, "cosine")
+    hashes = [imagehash.hex_to_hash(value) for value in table[rows.PHASH].to_pylist()]
+    expected = {
+        (f"a{one}", f"a{other}")
+        for one in range(90)
+        for other in range(one + 1, 90)
+        if splits[one] != splits[other]
+        and distance[one, other] <= limits["embedding_distance"]
+        and hashes[one] - hashes[other] <= limits["hash_bits"]
+    }
+    assert {(leak.first, leak.second) for leak in found if leak.kind == "near"} == expected
+    assert 3 < len(expected) < 45

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import imagehash
 import numpy as np
+from sklearn.neighbors import NearestNeighbors
 
 from engine.metrics.memorization import copies, copy_limits, nearest, nearest_other
 
@@ -11,15 +13,18 @@ def cloud(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return vectors, random.integers(0, 2**63, count, dtype=np.uint64)
 
 
-def test_the_nearest_is_the_one_of_a_plain_search() -> None:
+def test_the_nearest_is_that_of_scikit_learn_and_of_imagehash() -> None:
     (vectors, hashes), (train, train_hashes) = cloud(40, 1), cloud(300, 2)
     found = nearest(vectors, hashes, train, train_hashes)
-    unit, others = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (vectors, train))
-    distance = 1 - unit @ others.T
-    assert found.row.tolist() == distance.argmin(1).tolist()
-    np.testing.assert_allclose(found.distance, distance.min(1), atol=1e-5)
-    assert found.bits[0] == min(bin(int(hashes[0]) ^ int(other)).count("1")
-                                for other in train_hashes)  # fmt: skip
+    search = NearestNeighbors(n_neighbors=1, metric="cosine", algorithm="brute").fit(train)
+    distance, row = search.kneighbors(vectors)
+    assert found.row.tolist() == row[:, 0].tolist()
+    np.testing.assert_allclose(found.distance, distance[:, 0], atol=1e-5)
+    queries, others = (
+        [imagehash.hex_to_hash(f"{value:016x}") for value in side.tolist()]
+        for side in (hashes, train_hashes)
+    )
+    assert found.bits.tolist() == [min(one - other for other in others) for one in queries]
 
 
 def test_copies_are_found_and_new_pictures_are_not() -> None:

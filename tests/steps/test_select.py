@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -7,9 +9,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from PIL import Image
 
-from engine.context import Context
+from engine.context import Context, Result
 from engine.core import rows
+from engine.core.images import Preprocess, encode
 from engine.core.manifest import Manifest, Part
 from engine.core.resources import FitResources, StageResources
 from engine.core.step import Step
@@ -20,10 +24,10 @@ from engine.steps.select import Select, SelectSpec
 from engine.study import Study
 
 
-def selected(
+def run_select(
     store: Store, clusters: pa.Table, per_cluster: int = 3, *, seed: int = 0,
     vectors: dict[str, list[float]] | None = None, **fields: Any,
-) -> pa.Table:  # fmt: skip
+) -> Result:  # fmt: skip
     """Run the real step on a hand-written table of clusters, and of vectors by id."""
     settings = SelectSettings(per_cluster=per_cluster, **fields)
     step = Step("select", "select", SelectSpec(task="class", settings=settings, seed=seed), {})
@@ -43,15 +47,38 @@ def selected(
         split="train",
     )
 
+    ids = clusters[rows.IMAGE_ID].to_pylist()
+    pixels = encode(np.full((8, 8, 1), 90, np.uint8), Preprocess(size=8, channels="L"))
+    images = context.table(
+        "images",
+        pa.table(
+            {
+                rows.IMAGE_ID: ids,
+                rows.IMAGE: pa.array([{"bytes": pixels, "path": ""}] * len(ids), rows.IMAGE_TYPE),
+                rows.URI: [f"=of/{image_id}.png" for image_id in ids],
+            }
+        ),
+        split="train",
+    )
+
     def manifest(kind: str, part: Part) -> Manifest:
         return Manifest(
             kind=kind, key="0", label=kind, spec={}, inputs={}, parts=(part,), rows=part.rows,
             metrics={}, provenance={},
         )  # fmt: skip
 
-    context.inputs = {"cluster": manifest("cluster", part), "embed": manifest("embed", embedded)}
-    result = Select().run(context)
-    tables: Iterator[pa.Table] = store.tables([entry.key for entry in result.parts])
+    context.inputs = {
+        "ingest": manifest("ingest", images), "cluster": manifest("cluster", part),
+        "embed": manifest("embed", embedded),
+    }  # fmt: skip
+    return Select().run(context)
+
+
+def selected(store: Store, clusters: pa.Table, per_cluster: int = 3, **more: Any) -> pa.Table:
+    result = run_select(store, clusters, per_cluster, **more)
+    tables: Iterator[pa.Table] = store.tables(
+        [entry.key for entry in result.parts if "table" in entry.tags]
+    )
     found = pa.concat_tables(tables)
     assert result.rows == found.num_rows
     return found
@@ -156,3 +183,20 @@ def test_a_class_s_places_go_to_its_clusters_by_their_size(store: Store) -> None
     cells = list(zip(found["label.class"].to_pylist(), found["cluster"].to_pylist(), strict=True))
     counts = {cell: cells.count(cell) for cell in dict.fromkeys(cells)}
     assert counts == {("a", 0): 4, ("a", 1): 2, ("a", 2): 1, ("b", 0): 2}
+
+
+def test_people_find_a_list_and_a_row_of_pictures_for_each_cluster(store: Store) -> None:
+    result = run_select(store, clusters(ENTRIES), 2)
+    of_kind = {part.tags["file"]: part.key for part in result.parts if "file" in part.tags}
+    with io.StringIO(store.read(of_kind["list.csv"]).decode(), newline="") as text:
+        listed = list(csv.DictReader(text))
+    found = selected(store, clusters(ENTRIES), 2)
+    assert [entry["image_id"] for entry in listed] == found[rows.IMAGE_ID].to_pylist()
+    assert [int(entry["rank"]) for entry in listed] == found[rows.RANK].to_pylist()
+    # No spreadsheet computes what a file is called.
+    assert {entry["uri"] for entry in listed} == {
+        f"'=of/{entry['image_id']}.png" for entry in listed
+    }
+    sheet = np.asarray(Image.open(io.BytesIO(store.read(of_kind["sheet.png"]))).convert("L"))
+    tiles = len(listed)
+    assert (sheet == 90).sum() == pytest.approx(tiles * 48 * 48, rel=0.02)

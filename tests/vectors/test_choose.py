@@ -5,7 +5,14 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from engine.vectors.choose import farthest_first, local_density, shares
+from engine.vectors.choose import (
+    cover,
+    farthest_first,
+    k_center,
+    local_density,
+    shares,
+    stratified,
+)
 
 
 def points(count: int = 60) -> np.ndarray:
@@ -66,3 +73,59 @@ def test_whole_shares_go_by_weight_and_none_beyond_its_limit(
 ) -> None:
     found = shares(total, np.asarray(weights, float), np.asarray(limits))
     assert found.tolist() == expected
+
+
+def mean_distance(points_: np.ndarray, chosen: np.ndarray) -> float:
+    """From a row to the nearest chosen one."""
+    apart = np.linalg.norm(points_[:, None] - points_[chosen][None], axis=2)
+    return float(apart.min(1).mean())
+
+
+@pytest.mark.parametrize("count", [1, 7, 40, 120])
+def test_chosen_points_cover_a_plane_better_than_chance(count: int) -> None:
+    random = np.random.default_rng(3)
+    # A crowd and some strays, of which chance would forget most.
+    plane = np.concatenate([random.normal(size=(180, 2)), random.uniform(-9, 9, (20, 2))])
+    plane = plane.astype(np.float32)
+    chosen = cover(plane, count, 0)
+    assert len(set(chosen)) == count
+    assert (np.diff(chosen) > 0).all()
+    by_chance = [mean_distance(plane, random.choice(200, count, replace=False)) for _ in range(20)]
+    assert mean_distance(plane, chosen) < np.quantile(by_chance, 0.2)
+    assert np.array_equal(chosen, cover(plane, count, 0))
+
+
+def test_where_more_are_chosen_than_there_are_cells_each_cell_gives_its_share() -> None:
+    plane = np.random.default_rng(0).uniform(size=(4000, 2)).astype(np.float32)
+    chosen = cover(plane, 1500, 0)
+    assert len(set(chosen)) == 1500
+    left = np.bincount((plane[chosen] * 4).astype(int) @ [4, 1], minlength=16)
+    whole = np.bincount((plane * 4).astype(int) @ [4, 1], minlength=16)
+    assert np.abs(left / whole - 1500 / 4000).max() < 0.1
+
+
+def test_twins_in_a_plane_are_still_as_many_as_are_asked_for() -> None:
+    assert len(set(cover(np.zeros((6, 2), np.float32), 4, 0))) == 4
+
+
+def test_centres_leave_no_row_far_away() -> None:
+    vectors = points(200)
+    chosen = k_center(vectors, 12)
+    middle = np.linalg.norm(vectors - vectors.mean(0), axis=1).argmin()
+    assert chosen[0] == middle
+    random = np.random.default_rng(0)
+    assert radius(vectors, chosen) < min(
+        radius(vectors, random.choice(200, 12, replace=False)) for _ in range(20)
+    )
+
+
+def test_each_stratum_keeps_its_share() -> None:
+    strata = np.asarray(["a"] * 60 + ["b"] * 30 + ["c"] * 9 + ["d"])
+    chosen = stratified(strata, 20, np.random.default_rng(1))
+    assert len(set(chosen)) == 20
+    counts = {name: int((strata[chosen] == name).sum()) for name in "abcd"}
+    assert counts["d"] == 1
+    assert abs(counts["a"] - 12) <= 1
+    assert abs(counts["b"] - 6) <= 1
+    other = stratified(strata, 20, np.random.default_rng(2))
+    assert not np.array_equal(chosen, other)

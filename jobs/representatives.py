@@ -1,0 +1,15 @@
+"""The images that stand for each cluster of each class: a picture sheet and a list.
+
+python jobs/representatives.py configs/digits.yaml [--profile FILE] [--set a.b=c]
+"""
+
+import sys
+from pathlib import Path
+
+# Under `ray job submit` the package lies beside this folder and is not installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from engine.cli import main
+
+if __name__ == "__main__":
+    main(until_step="select")
