@@ -96,10 +96,16 @@ class EmbedImages:
         self.spec = spec
 
     @classmethod
-    def stages(cls, spec: Any) -> tuple[list[Stage], Callable[[], pa.Schema]]:
-        """The stages from stored images to vectors, and the schema, known once they are loaded."""
+    def stages(
+        cls, spec: Any, *, hashes: bool = True
+    ) -> tuple[list[Stage], Callable[[], pa.Schema]]:
+        """The stages from stored images to vectors, and the schema, known once they are loaded.
+
+        hashes: with perceptual hashes of the pictures.
+        """
         stage = cls(spec)
-        return [DecodeOwn(), Hash(), PrepareImages(spec), stage], partial(_schema, stage)
+        hashing: list[Stage] = [Hash()] if hashes else []
+        return [DecodeOwn(), *hashing, PrepareImages(spec), stage], partial(_schema, stage, hashes)
 
     def load(self, place: Place) -> None:
         self.embedder = resolve("embedders", self.spec.name)(self.spec)
@@ -115,8 +121,9 @@ class EmbedImages:
         return {**batch, rows.EMBEDDING: vectors, rows.STATUS: status}
 
 
-def _schema(stage: EmbedImages) -> pa.Schema:
-    return rows.embeddings_schema(stage.embedder.width)
+def _schema(stage: EmbedImages, hashes: bool) -> pa.Schema:
+    schema = rows.embeddings_schema(stage.embedder.width)
+    return schema if hashes else schema.remove(schema.get_field_index(rows.PHASH))
 
 
 class Embed(StepKind):
