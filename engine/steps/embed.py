@@ -44,7 +44,8 @@ class DecodeOwn:
 
 
 class Hash:
-    """Stage: the perceptual hash of each preprocessed image (64 bits, as hexadecimal text)."""
+    """Stage: the perceptual hash of each preprocessed image (64 bits, as hexadecimal text), equal
+    to `imagehash.phash` of it, which takes half as long again for an image at a time."""
 
     reads: ClassVar[tuple[str, ...]] = ("pixels",)
     writes: ClassVar[tuple[str, ...]] = (rows.PHASH,)
@@ -54,14 +55,16 @@ class Hash:
         return
 
     def __call__(self, batch: Batch) -> Batch:
-        import imagehash
         from PIL import Image
+        from scipy.fftpack import dct
 
-        pictures = (image[..., 0] if image.shape[-1] == 1 else image for image in batch["pixels"])
-        return {
-            **batch,
-            rows.PHASH: [str(imagehash.phash(Image.fromarray(picture))) for picture in pictures],
-        }
+        small = []
+        for image in batch["pixels"]:
+            grey = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).convert("L")
+            small.append(np.asarray(grey.resize((32, 32), Image.Resampling.LANCZOS)))
+        low = dct(dct(np.stack(small), axis=1)[:, :8], axis=2)[:, :, :8]
+        bits = (low > np.median(low, axis=(1, 2), keepdims=True)).reshape(len(low), -1)
+        return {**batch, rows.PHASH: [row.tobytes().hex() for row in np.packbits(bits, axis=1)]}
 
 
 class PrepareImages:
