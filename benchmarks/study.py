@@ -150,7 +150,9 @@ def run_study(folder: Path, count: int, sets: list[str]) -> Run:
         "--profile", str(folder / "profile.yaml"), "--until", "match",
         *(word for value in sets for word in ("--set", value)),
     ]  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    # Ray starts its workers at nice 15: what else the machine does would take from them, and hardly
+    # from the plain loop.
+    environment = {"RAY_worker_niceness": "0", **os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
         command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment
     ) as driver:
