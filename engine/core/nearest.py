@@ -50,11 +50,10 @@ def most_similar(queries: Vectors, among: Vectors, n: int) -> tuple[np.ndarray, 
             held = unit_length(among[first : first + _BLOCK])
             near, row = faiss.knn(asked, held, min(n, len(held)), faiss.METRIC_INNER_PRODUCT)
             best.add_result(near, row + first)
+            if isinstance(among, np.ndarray):
+                release(among)
         best.finalize()
         similarity[start : start + _BLOCK], found[start : start + _BLOCK] = best.D, best.I
-        for vectors in (queries, among):
-            if isinstance(vectors, np.ndarray):
-                release(vectors)
     return similarity, found
 
 
