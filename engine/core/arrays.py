@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ from engine.core.images import decode_own
 from engine.core.store import Store
 
 _IN_MEMORY_BYTES = 2 * 2**30
-_VECTORS_IN_MEMORY = 256 * 2**20
+_VECTORS_IN_MEMORY = 16 * 2**20
 
 
 def read_pixels(
@@ -86,6 +87,25 @@ class Stack:
         return found
 
 
+def empty_vectors(count: int, width: int) -> np.ndarray:
+    """An array float32 (count, width) to be filled: beyond 16 MiB in an unnamed temporary file, so
+    that memory does not grow with the images."""
+    shape = (count, width)
+    if 4 * count * width <= _VECTORS_IN_MEMORY:
+        return np.empty(shape, dtype=np.float32)
+    return np.memmap(tempfile.TemporaryFile(), dtype=np.float32, mode="w+", shape=shape)
+
+
+def release(array: np.ndarray) -> None:
+    """Let the system take the pages of an array that lies in a file, which stay where it is read
+    again; of any other, do nothing."""
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        base.madvise(mmap.MADV_DONTNEED)
+
+
 def matrix_of(table: pa.Table, name: str) -> np.ndarray:
     """A column of fixed-size lists as float32 (n, width)."""
     values = table[name].combine_chunks()
@@ -104,7 +124,7 @@ def grouped_vectors(
     """Ids and embeddings float32 (n, width) of the images of each group, in the order of the parts;
     images without a group are left out.
 
-    One part is in memory at a time; beyond 256 MiB the vectors lie in an unnamed temporary file.
+    One part is in memory at a time; beyond 16 MiB the vectors lie in an unnamed temporary file.
     """
     of_part = [table[rows.IMAGE_ID].to_pylist() for table in store.tables(keys, [rows.IMAGE_ID])]
     ids: dict[str, list[str]] = {name: [] for name in sorted(set(group_of.values()))}
@@ -116,11 +136,7 @@ def grouped_vectors(
         return {}
     with store.parquet(keys[0]) as file:
         width = file.schema_arrow.field(rows.EMBEDDING).type.list_size
-    shape = (sum(map(len, ids.values())), width)
-    if 4 * shape[0] * width <= _VECTORS_IN_MEMORY:
-        vectors = np.empty(shape, dtype=np.float32)
-    else:
-        vectors = np.memmap(tempfile.TemporaryFile(), dtype=np.float32, mode="w+", shape=shape)
+    vectors = empty_vectors(sum(map(len, ids.values())), width)
     ends = np.cumsum([len(held) for held in ids.values()]).tolist()
     slices = {
         name: slice(end - len(held), end)
@@ -134,6 +150,7 @@ def grouped_vectors(
             here = found[names == name]
             vectors[place[name] : place[name] + len(here)] = here
             place[name] += len(here)
+        release(vectors)
     return {name: (ids[name], vectors[held]) for name, held in slices.items() if ids[name]}
 
 

@@ -16,12 +16,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from engine.core import rows
+from engine.core.nearest import Rows, most_similar
 
 _NEIGHBOURS = 10
 _SAMPLE = 5_000
-_BLOCK = 1024
+# Pairs of hashes that are compared, and vectors that are measured, at once.
+_PAIRS, _NORMS = 2**21, 2**14
 
 
 @dataclass(frozen=True)
@@ -84,20 +87,18 @@ def _near_pairs(
     quantile: float,
     thresholds: dict[str, Any] | None,
 ) -> tuple[list[tuple[int, int, int, float]], dict[str, Any]]:
-    import faiss
-
-    norms = np.linalg.norm(vectors, axis=1)
+    norms = np.concatenate(
+        [np.linalg.norm(vectors[start : start + _NORMS], axis=1)
+         for start in range(0, len(vectors), _NORMS)]
+    )  # fmt: skip
     usable = np.isfinite(norms) & (norms > 0)
-    unit = np.ascontiguousarray(vectors / np.where(usable, norms, 1)[:, None], dtype=np.float32)
     hashes = np.asarray(
         [int(value, 16) for value in index[rows.PHASH].to_pylist()], dtype=np.uint64
     )
-    groups = np.asarray(index[rows.GROUP_ID].to_pylist(), dtype=object)
+    groups = np.asarray(pc.rank(index[rows.GROUP_ID], tiebreaker="min"))
 
     def neighbours(queries: np.ndarray, among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        flat = faiss.IndexFlatIP(unit.shape[1])
-        flat.add(unit[among])
-        similarity, found = flat.search(unit[queries], min(_NEIGHBOURS, len(among)))
+        similarity, found = most_similar(Rows(vectors, queries), Rows(vectors, among), _NEIGHBOURS)
         return 1 - similarity, among[found]
 
     if not thresholds:
@@ -138,11 +139,12 @@ def _calibrate(
     best = distance.argmin(axis=1)
     nearest, row = np.take_along_axis(distance, best[:, None], 1)[:, 0], np.arange(len(sample))
     nearest_bits = np.full(len(sample), 64)
-    for start in range(0, len(sample), _BLOCK):
-        queries = sample[start : start + _BLOCK]
-        bits = np.bitwise_count(hashes[queries][:, None] ^ hashes[train][None, :]).astype(np.int64)
+    block = max(1, _PAIRS // len(train))
+    for start in range(0, len(sample), block):
+        queries = sample[start : start + block]
+        bits = np.bitwise_count(hashes[queries][:, None] ^ hashes[train][None, :])
         bits[groups[queries][:, None] == groups[train][None, :]] = 64
-        nearest_bits[start : start + _BLOCK] = bits.min(axis=1)
+        nearest_bits[start : start + block] = bits.min(axis=1)
     bits_there = np.bitwise_count(hashes[found[row, best]] ^ hashes[sample]).astype(np.int64)
     agree = bits_there <= nearest_bits
     known = np.isfinite(nearest) & ~agree

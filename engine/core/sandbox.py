@@ -148,8 +148,6 @@ def serve(settings: dict[str, Any], requests: BinaryIO, replies: BinaryIO) -> No
     """The child's loop: one reply for each request, until the pipe is closed."""
     import resource
 
-    import imagehash
-
     from engine.core import images
 
     spec = Preprocess.model_validate(settings["preprocess"])
@@ -169,7 +167,7 @@ def serve(settings: dict[str, Any], requests: BinaryIO, replies: BinaryIO) -> No
                 "width": image.width,
                 "height": image.height,
                 "pixel_sha256": images.pixel_sha256(image),
-                "phash": str(imagehash.phash(image)),
+                "phash": images.perceptual_hashes([image])[0],
             }
             _send(replies, header, images.encode(images.preprocess(image, spec), spec))
         except Rejected as rejected:

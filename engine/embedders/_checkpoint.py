@@ -11,11 +11,18 @@ from pydantic import Field
 from engine.core.errors import StudyError
 from engine.embedders import Embedder, EmbedderSpec
 from engine.nets.checkpoints import dtype_of, load_model
+from engine.nets.folding import fold_batch_norms
 from engine.nets.model_input import ModelInput
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
+
+
+# Pixels that pass the network at once on a CPU. A tensor beyond 32 MiB, which larger batches of a
+# convolutional network have, is handed back to the system each time and faulted in again (see
+# `keep_freed_memory`); and caches hold less than that.
+_CPU_PIXELS = 2**18
 
 
 class CheckpointSpec(EmbedderSpec):
@@ -54,6 +61,8 @@ class CheckpointEmbedder(Embedder):
         )  # fmt: skip
 
     def load(self, device: str) -> None:
+        import torch
+
         if not hasattr(self, "input"):
             self.open()
         try:
@@ -64,10 +73,24 @@ class CheckpointEmbedder(Embedder):
             ) from None
         self.device, self.dtype = device, dtype_of(self.spec.precision)
         self.loaded = network.to(device=device, dtype=self.dtype).eval().requires_grad_(False)
-        grey = self.prepare(np.zeros((32, 32, 3), np.uint8))
-        self.width = self.encode(grey[None]).shape[1]
+        noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+        prepared = self.prepare(noise)[None]
+        if self.spec.precision == "fp32":
+            fold_batch_norms(self.loaded, lambda: torch.from_numpy(self.encode(prepared)))
+        self.width = self.encode(prepared).shape[1]
 
     def encode(self, prepared: np.ndarray) -> np.ndarray:
+        if self.device != "cpu":
+            return self._encode(prepared)
+        # As equal as can be: a network is planned anew for each shape.
+        pieces = -(-prepared[:, 0].size // _CPU_PIXELS)
+        size = -(-len(prepared) // pieces)
+        return np.concatenate(
+            [self._encode(prepared[start : start + size])
+             for start in range(0, len(prepared), size)]
+        )  # fmt: skip
+
+    def _encode(self, prepared: np.ndarray) -> np.ndarray:
         import torch
 
         with torch.inference_mode():

@@ -173,5 +173,10 @@ class Parquet(Reader):
             ]
             hasher.update(f"{name} {file.metadata.num_rows} {chunks}\n".encode())
         labels = self.records().drop_columns([rows.IMAGE_ID])
-        hasher.update(repr(labels.to_pylist()).encode())
+        # As one list of rows would be written, which would take a hundred times the memory.
+        hasher.update(b"[")
+        for number, batch in enumerate(labels.to_batches(max_chunksize=1024)):
+            text = repr(batch.to_pylist())[1:-1]
+            hasher.update((f", {text}" if number else text).encode())
+        hasher.update(b"]")
         return {"files": hasher.hexdigest()}

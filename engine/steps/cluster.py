@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from engine.context import Context, Result
 from engine.core import rows
-from engine.core.arrays import grouped_vectors
+from engine.core.arrays import grouped_vectors, release
 from engine.core.dataset import split_index
 from engine.core.errors import DataError
 from engine.core.rng import derive_seed
@@ -77,6 +77,7 @@ class Cluster(StepKind):
                     spherical=settings.spherical, sample=settings.sample,
                     min_size=settings.min_size, gpu=gpu,
                 )  # fmt: skip
+                release(vectors)
                 found[name] = made
                 tables.append(
                     pa.table(

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from engine.context import Context, Result
 from engine.core import rows
-from engine.core.images import decode_own
+from engine.core.images import decode_own, perceptual_hashes
 from engine.core.registry import resolve
 from engine.core.shards import OK, Shard, ids_digest, parquet_rows
 from engine.core.spec import Spec
@@ -54,14 +54,13 @@ class Hash:
         return
 
     def __call__(self, batch: Batch) -> Batch:
-        import imagehash
         from PIL import Image
 
-        pictures = (image[..., 0] if image.shape[-1] == 1 else image for image in batch["pixels"])
-        return {
-            **batch,
-            rows.PHASH: [str(imagehash.phash(Image.fromarray(picture))) for picture in pictures],
-        }
+        pictures = [
+            Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+            for image in batch["pixels"]
+        ]
+        return {**batch, rows.PHASH: perceptual_hashes(pictures)}
 
 
 class PrepareImages:
@@ -96,10 +95,16 @@ class EmbedImages:
         self.spec = spec
 
     @classmethod
-    def stages(cls, spec: Any) -> tuple[list[Stage], Callable[[], pa.Schema]]:
-        """The stages from stored images to vectors, and the schema, known once they are loaded."""
+    def stages(
+        cls, spec: Any, *, hashes: bool = True
+    ) -> tuple[list[Stage], Callable[[], pa.Schema]]:
+        """The stages from stored images to vectors, and the schema, known once they are loaded.
+
+        hashes: with perceptual hashes of the pictures.
+        """
         stage = cls(spec)
-        return [DecodeOwn(), Hash(), PrepareImages(spec), stage], partial(_schema, stage)
+        hashing: list[Stage] = [Hash()] if hashes else []
+        return [DecodeOwn(), *hashing, PrepareImages(spec), stage], partial(_schema, stage, hashes)
 
     def load(self, place: Place) -> None:
         self.embedder = resolve("embedders", self.spec.name)(self.spec)
@@ -115,8 +120,9 @@ class EmbedImages:
         return {**batch, rows.EMBEDDING: vectors, rows.STATUS: status}
 
 
-def _schema(stage: EmbedImages) -> pa.Schema:
-    return rows.embeddings_schema(stage.embedder.width)
+def _schema(stage: EmbedImages, hashes: bool) -> pa.Schema:
+    schema = rows.embeddings_schema(stage.embedder.width)
+    return schema if hashes else schema.remove(schema.get_field_index(rows.PHASH))
 
 
 class Embed(StepKind):

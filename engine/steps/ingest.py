@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 
 from engine.context import Context, Result
 from engine.core import rows
-from engine.core.arrays import vectors_of
+from engine.core.arrays import empty_vectors, release, vectors_of
 from engine.core.dataset import (
     assign_splits,
     limit_train,
@@ -51,6 +51,8 @@ from engine.steps.embed import EmbedImages
 
 SHARD_ROWS = 256
 ROW_GROUP = 512
+# A part of the images of a split; the driver holds one of each split.
+PART_BYTES = 32 * 2**20
 # At or below this side, perceptual hashes of different pictures collide so often that near
 # duplicates only warn.
 SMALL_SIDE = 32
@@ -239,7 +241,7 @@ class Ingest(StepKind):
     ) -> np.ndarray:
         """Embeddings of all images of the index, in its order."""
         prefix = context.store.join(context.prefix, "audit")
-        stages, schema = EmbedImages.stages(spec.audit.embedder)
+        stages, schema = EmbedImages.stages(spec.audit.embedder, hashes=False)
         shards = []
         for key in decoded_keys:
             with context.store.parquet(key) as file:
@@ -252,14 +254,18 @@ class Ingest(StepKind):
             fingerprint={"embedder": spec.audit.embedder.model_dump()}, replace=True,
         )  # fmt: skip
         keys = [commit.data.key for commit in commits if commit.data]
-        table = pa.concat_tables(context.store.tables(keys))
-        place = {image_id: row for row, image_id in enumerate(table[rows.IMAGE_ID].to_pylist())}
-        matrix = vectors_of(table)
-        ids = index[rows.IMAGE_ID].to_pylist()
-        found = np.full((len(ids), matrix.shape[1]), np.nan, dtype=np.float32)
-        for row, image_id in enumerate(ids):
-            if image_id in place:
-                found[row] = matrix[place[image_id]]
+        found: np.ndarray | None = None
+        ids = index[rows.IMAGE_ID].combine_chunks()
+        for table in context.store.tables(keys):
+            matrix = vectors_of(table)
+            if found is None:
+                found = empty_vectors(len(ids), matrix.shape[1])
+                found[:] = np.nan
+            place = pc.index_in(table[rows.IMAGE_ID], ids).combine_chunks()
+            here = np.asarray(place.is_valid())
+            found[np.asarray(place.drop_null())] = matrix[here]
+            release(found)
+        assert found is not None
         return found
 
     def _leak_text(self, context: Context, leaks: Sequence[Leak]) -> str:
@@ -437,7 +443,7 @@ def write_splits(
             )
             counts[split].update(held[rows.label_column(spec.task)].to_pylist())
             pending[split].append(held.cast(schema))
-            if sum(piece.nbytes for piece in pending[split]) > 256 * 2**20:
+            if sum(piece.nbytes for piece in pending[split]) > PART_BYTES:
                 flush(split)
     for split in rows.SPLITS:
         flush(split)

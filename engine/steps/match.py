@@ -138,6 +138,8 @@ class ImageSet:
             )
         self.ids, self.vectors = held[name]
         self.labels = [label_of[image_id] for image_id in self.ids]
+        self.named = pa.array(self.ids, pa.string())
+        self.labelled = pa.array(self.labels, pa.string())
 
 
 def pairs(
@@ -150,15 +152,15 @@ def pairs(
         wanted &= found != np.arange(len(queries.ids))[here][:, None]
     wanted &= wanted.cumsum(1) <= n
     row, column = np.nonzero(wanted)
-    match = found[row, column]
-    query = np.arange(len(queries.ids))[here][row]
+    match = pa.array(found[row, column])
+    query = pa.array(np.arange(len(queries.ids))[here][row])
     return pa.table(
         {
-            QUERY_ID: pa.array([queries.ids[i] for i in query], pa.string()),
-            QUERY_LABEL: pa.array([queries.labels[i] for i in query], pa.string()),
+            QUERY_ID: queries.named.take(query),
+            QUERY_LABEL: queries.labelled.take(query),
             rows.RANK: pa.array((wanted.cumsum(1) - 1)[row, column], pa.int32()),
-            rows.IMAGE_ID: pa.array([among.ids[i] for i in match], pa.string()),
-            rows.LABEL: pa.array([among.labels[i] for i in match], pa.string()),
+            rows.IMAGE_ID: among.named.take(match),
+            rows.LABEL: among.labelled.take(match),
             rows.DISTANCE: pa.array(distance[row, column], pa.float32()),
         }
     )

@@ -8,6 +8,8 @@ from typing import Literal
 
 import numpy as np
 
+from engine.core.nearest import most_similar, unit_length
+
 IndexKind = Literal["auto", "flat", "ivf", "hnsw"]
 # Up to so many vectors, looking at all is quick enough.
 _FLAT = 200_000
@@ -21,7 +23,8 @@ class Neighbours:
     """An index of vectors (n, width), asked for the nearest by cosine.
 
     kind: flat looks at all of them; ivf at the lists around the query, of √n lists about √n / 4;
-    hnsw follows a graph. auto: flat for up to 200,000, else ivf. Of vectors that lie in groups, as
+    hnsw follows a graph. auto: flat for up to 200,000, else ivf. flat holds no copy of the vectors,
+    which may lie in a file. Of vectors that lie in groups, as
     embeddings do, ivf and hnsw find at least 95% of the ten nearest; of plain noise ivf finds as
     few as half.
     """
@@ -34,6 +37,9 @@ class Neighbours:
             kind = "flat" if count <= _FLAT else "ivf"
         self.kind = kind
         lists = max(1, round(math.sqrt(count)))
+        self.count, self.index, self.vectors = count, None, vectors
+        if kind == "flat" and not gpu:
+            return
         if kind == "flat":
             index = faiss.IndexFlatIP(width)
         elif kind == "ivf":
@@ -48,26 +54,24 @@ class Neighbours:
             index = faiss.index_cpu_to_all_gpus(index)
         if not index.is_trained:
             step = max(1, count // (_TRAIN_PER_LIST * lists))
-            index.train(_unit(vectors[::step]))
+            index.train(unit_length(vectors[::step]))
         for start in range(0, count, _BLOCK):
-            index.add(_unit(vectors[start : start + _BLOCK]))
-        self.index, self.count = index, count
+            index.add(unit_length(vectors[start : start + _BLOCK]))
+        self.index = index
 
     def nearest(self, queries: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows int64 (m, n) of the nearest to each query (m, width), nearest first, and their
         cosine distances float32 (m, n). Rows are -1 where fewer were found; equal distances stand
         in the order of the rows."""
         n = min(n, self.count)
-        found = np.empty((len(queries), n), np.int64)
-        distance = np.empty((len(queries), n), np.float32)
-        for start in range(0, len(queries), _BLOCK):
-            here = slice(start, start + _BLOCK)
-            similarity, found[here] = self.index.search(_unit(queries[here]), n)
-            distance[here] = np.maximum(1 - similarity, 0)
+        if self.index is None:
+            similarity, found = most_similar(queries, self.vectors, n)
+        else:
+            found = np.empty((len(queries), n), np.int64)
+            similarity = np.empty((len(queries), n), np.float32)
+            for start in range(0, len(queries), _BLOCK):
+                here = slice(start, start + _BLOCK)
+                similarity[here], found[here] = self.index.search(unit_length(queries[here]), n)
+        distance = np.maximum(1 - similarity, 0)
         order = np.lexsort((found, distance), axis=1)
         return np.take_along_axis(found, order, 1), np.take_along_axis(distance, order, 1)
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    held = np.ascontiguousarray(vectors, dtype=np.float32)
-    return held / np.maximum(np.linalg.norm(held, axis=1, keepdims=True), 1e-12)

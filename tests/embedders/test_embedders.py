@@ -206,9 +206,9 @@ def test_it_is_the_checkpoint_s_own_processor_and_network(
     plain = KINDS[name].build().from_pretrained(folders[name]).eval()
     with torch.inference_mode():
         expected = KINDS[name].vectors(plain, inputs).numpy()
-    # Random weights of deep networks shrink or swell what passes.
+    # Random weights of deep networks shrink or swell what passes, and rounding with it.
     scale = np.abs(expected).max()
-    assert np.abs(vectors - expected).max() < 1e-5 * scale
+    assert np.abs(vectors - expected).max() < 1e-4 * scale
     assert vectors.std(axis=0).max() > 1e-3 * scale
 
 
@@ -258,6 +258,26 @@ def test_a_batch_embeds_as_its_rows_do(folders: dict[str, Path]) -> None:
     together = embedder.embed(pictures())
     alone = np.concatenate([embedder.embed(pictures()[row : row + 1]) for row in range(4)])
     assert np.allclose(together, alone, atol=1e-5)
+
+
+def test_more_images_than_pass_at_once_embed_as_they_do_alone(folders: dict[str, Path]) -> None:
+    embedder = embedder_of("resnet", folders["resnet"], input_size=160)
+    images = pictures(23, side=20)
+    together = embedder.embed(images)
+    assert np.allclose(together[20:], embedder.embed(images[20:]), atol=1e-5)
+    assert len(together) == 23
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_image_of_the_network_s_size_is_what_the_processor_makes_of_it(
+    folders: dict[str, Path], channels: int
+) -> None:
+    embedder = embedder_of("efficientnet", folders["efficientnet"], input_size=48)
+    image = pictures(channels=channels)[0]
+    assert isinstance(embedder, Cnn)
+    colour = np.repeat(image, 3 // channels, axis=-1)
+    assert np.array_equal(embedder.prepare(image), embedder.input._processed(colour))
+    assert np.array_equal(embedder.prepare(image), colour.transpose(2, 0, 1))
 
 
 def test_half_precision_is_close(folders: dict[str, Path]) -> None:
