@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from engine.core.nearest import most_similar
+
 _BLOCK = 1024
 
 
@@ -37,11 +39,7 @@ def nearest(
     vectors: np.ndarray, hashes: np.ndarray, train: np.ndarray, train_hashes: np.ndarray
 ) -> Nearest:
     """vectors, train: float32 (n, width) and (m, width). hashes: uint64 (n,) and (m,)."""
-    import faiss
-
-    index = faiss.IndexFlatIP(train.shape[1])
-    index.add(_unit(train))
-    similarity, row = index.search(_unit(vectors), 1)
+    similarity, row = most_similar(vectors, train, 1)
     bits = np.empty(len(vectors), dtype=np.int64)
     for start in range(0, len(vectors), _BLOCK):
         differing = hashes[start : start + _BLOCK, None] ^ train_hashes[None, :]
@@ -51,16 +49,11 @@ def nearest(
 
 def nearest_other(vectors: np.ndarray, hashes: np.ndarray) -> Nearest:
     """The nearest other one of each image of a set: float32 (n, width) and uint64 (n,)."""
-    import faiss
-
-    unit = _unit(vectors)
-    index = faiss.IndexFlatIP(unit.shape[1])
-    index.add(unit)
-    similarity, found = index.search(unit, 2)
+    similarity, found = most_similar(vectors, vectors, 2)
     # Of twins either may stand first.
-    other = np.where(found[:, 0] == np.arange(len(unit)), 1, 0)[:, None]
-    bits = np.empty(len(unit), dtype=np.int64)
-    for start in range(0, len(unit), _BLOCK):
+    other = np.where(found[:, 0] == np.arange(len(vectors)), 1, 0)[:, None]
+    bits = np.empty(len(vectors), dtype=np.int64)
+    for start in range(0, len(vectors), _BLOCK):
         differing = np.bitwise_count(hashes[start : start + _BLOCK, None] ^ hashes[None, :])
         here = np.arange(len(differing))
         differing[here, start + here] = 64
@@ -82,8 +75,3 @@ def copy_limits(held_out: Nearest, quantile: float) -> CopyLimits:
 def copies(found: Nearest, limits: CopyLimits) -> np.ndarray:
     """Which images are copies: bool (n,)."""
     return (found.distance < limits.distance) & (found.bits <= limits.bits)
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.ascontiguousarray(vectors / np.maximum(norms, 1e-12), dtype=np.float32)
