@@ -38,6 +38,7 @@ from benchmarks.timing import (
     ratios,
     timed,
 )
+from engine.core.progress import say
 from engine.vectors.kmeans import k_means
 
 ENGINE, SAMPLED = "engine", "engine, sample"
@@ -105,6 +106,7 @@ def compare(name: str, vectors: np.ndarray, arguments: argparse.Namespace) -> No
             memory[work] = max(memory.get(work, 0.0), memory_mib()["peak"] - before)
             costs.setdefault(work, []).append(cost)
             inertias.setdefault(work, []).append(inertia(vectors, found[0]))
+            say(f"{name}, seed {seed}: {work}, {cost.wall:,.1f} s")
     show(name, vectors, costs, inertias, memory)
 
 

@@ -1,6 +1,6 @@
 """k-means by FAISS (Johnson et al. 2019), begun by greedy k-means++ (Arthur and Vassilvitskii 2007)
-on a sample: random beginnings end several percent above it. Lloyd's iterations run on a sample
-too, until they gain little there, and a few on all rows then do."""
+on a sample: random beginnings end several percent above it. Lloyd's iterations run on samples too,
+each four times as large as the one before, until they gain little; a few on all rows then do."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import numpy as np
 from engine.core.rng import generator
 
 # Rows for each cluster on which k-means++ chooses, between two numbers of rows in all; and in the
-# sample that is iterated on first.
+# first sample that is iterated on.
 _SEEDED, _SEEDED_LEAST, _SEEDED_MOST = 16, 4_096, 16_384
 _FIRST, _FIRST_LEAST = 64, 16_384
 # Iterations between two looks at how much is still gained.
-_ROUND = 2
+_ROUND = 3
 # Rows that are assigned at once.
 _BLOCK = 65_536
 _SILHOUETTE = 2_000
@@ -57,8 +57,8 @@ def k_means(
 ) -> Clusters:
     """Cluster the rows of float32 (n, width), which may be a memory map.
 
-    iterations: at most, on a sample and on all rows; they end before where two of them gain less
-    than a share `tolerance`.
+    iterations: at most, on each sample and on all rows; they end where less than a share
+    `tolerance` is gained.
     spherical: rows and centroids have length 1. sample: rows that centroids are learnt from, all
     being assigned. min_size: clusters with fewer rows are dissolved, smallest first, and their rows
     go where they are nearest. Deterministic for a seed, a machine and its number of threads.
@@ -151,9 +151,12 @@ def _learn(
     centroids, _ = kmeans_plusplus(
         seeded.astype(np.float64), k, random_state=int(random.integers(2**31))
     )
-    first = _drawn(vectors, max(_FIRST * k, _FIRST_LEAST), random)
-    if 2 * len(first) < len(vectors):
-        centroids = _lloyd(first, centroids, iterations, spherical, gpu, tolerance)
+    rows = max(_FIRST * k, _FIRST_LEAST)
+    while 2 * rows < len(vectors):
+        centroids = _lloyd(
+            _drawn(vectors, rows, random), centroids, iterations, spherical, gpu, tolerance
+        )
+        rows *= 4
     return _lloyd(vectors, centroids, iterations, spherical, gpu, tolerance)
 
 
@@ -164,7 +167,7 @@ def _lloyd(
     import faiss
 
     count, k = len(vectors), len(centroids)
-    done, before = 0, np.inf
+    done = 0
     while done < iterations:
         rounds = min(_ROUND, iterations - done)
         clustering = faiss.Kmeans(
@@ -173,12 +176,10 @@ def _lloyd(
         )  # fmt: skip
         clustering.train(vectors, init_centroids=np.ascontiguousarray(centroids, np.float32))
         centroids, done = clustering.centroids, done + rounds
-        # The sum of squared distances, or of what is lacking to full similarity.
-        last = float(clustering.obj[-1])
-        lost = count - last if spherical else last
-        if before - lost <= tolerance * abs(lost):
+        # Before each update, the sum of squared distances or of what is lacking to full similarity.
+        lost = [count - value if spherical else value for value in clustering.obj]
+        if lost[0] - lost[-1] <= tolerance * abs(lost[-1]):
             break
-        before = lost
     return np.asarray(centroids)
 
 
