@@ -4,8 +4,8 @@
 Parquet file, MobileNetV2 at that size, k-means within each class, representatives, and the most
 similar images of train for each of val. Ray starts its pools as the default profile says. The
 60,000 images of one file are train, the 10,000 of the other val, for `embed` looks at no other
-split; test, which a study must have, is the negative of one digit of each class. A near duplicate
-between splits leaves train (`audit.on_leak: drop`): the table says how many are embedded.
+split; test, which a study must have, is the negative of one digit of each class. Near duplicates
+between splits go to the later one (`audit.on_leak: move`), so that all are embedded.
 
 A thread looks ten times a second at the resident memory of the driver, the process that the user
 started, and of the processes below it. A tenth of the images runs first: what grows in the driver
@@ -131,7 +131,7 @@ def study_of(folder: Path) -> dict[str, Any]:
         "reader": {"name": "parquet", "root": str(folder), "split": "split"},
         "preprocess": PREPROCESS.model_dump(exclude_defaults=True),
         "split": {"group": "none"},
-        "audit": {"near_quantile": 0.0, "on_leak": "drop"},
+        "audit": {"near_quantile": 0.0, "on_leak": "move"},
         "embedder": {"name": "cnn", "model": str(WEIGHTS), "input_size": PREPROCESS.size},
         "match": {"val": {"queries": "val", "among": "train"}},
     }
