@@ -67,7 +67,7 @@ class Stack:
 
 
 def matrix_of(table: pa.Table, name: str) -> np.ndarray:
-    """A column of fixed-size lists as float32 (n, width)."""
+    """A column of fixed-size lists as an array (n, width)."""
     values = table[name].combine_chunks()
     width = values.type.list_size
     return np.asarray(values.flatten()).reshape(len(values), width)
@@ -113,6 +113,30 @@ def grouped_vectors(
             vectors[place[name] : place[name] + len(here)] = here
             place[name] += len(here)
     return {name: (ids[name], vectors[held]) for name, held in slices.items() if ids[name]}
+
+
+def aligned(store: Store, keys: Sequence[str], name: str, ids: Sequence[str]) -> np.ndarray:
+    """A column of fixed-size lists as (n, width), its rows in the order of `ids`; zeros for images
+    that these parts do not hold.
+
+    One part is in memory at a time; beyond 256 MiB the array lies in an unnamed temporary file.
+    """
+    place = {image_id: row for row, image_id in enumerate(ids)}
+    found: np.ndarray | None = None
+    for table in store.tables(list(keys), [rows.IMAGE_ID, name]):
+        here = matrix_of(table, name)
+        if found is None:
+            found = _zeros((len(ids), here.shape[1]), here.dtype)
+        held = [place.get(image_id, -1) for image_id in table[rows.IMAGE_ID].to_pylist()]
+        known = np.asarray(held) >= 0
+        found[np.asarray(held)[known]] = here[known]
+    return np.zeros((len(ids), 1), np.float32) if found is None else found
+
+
+def _zeros(shape: tuple[int, int], dtype: np.dtype) -> np.ndarray:
+    if shape[0] * shape[1] * dtype.itemsize <= _VECTORS_IN_MEMORY:
+        return np.zeros(shape, dtype)
+    return np.memmap(tempfile.TemporaryFile(), dtype=dtype, mode="w+", shape=shape)
 
 
 def hashes_of(table: pa.Table) -> np.ndarray:

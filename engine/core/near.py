@@ -128,7 +128,7 @@ def calibrate(
     what lies in the tail are the twins that are looked for, and they must not set their limit.
     """
     random = generator(seed, "near")
-    chosen = random.permutation(len(pictures))[:_COPIES]
+    chosen = random.permutation(np.unique(matched.pairs))[:_COPIES]
     copies = np.stack([_copy(pictures[row], random) for row in chosen])
     both, number = np.concatenate([pictures[chosen], copies]), np.arange(len(chosen))
     own = match(both, np.stack([number, number + len(chosen)], 1))
@@ -211,7 +211,8 @@ def _shrink(spans: Spans, grid: int) -> tuple[np.ndarray, np.ndarray]:
     low, high = ends[:, :-1, None], ends[:, 1:, None]
     covered = np.clip(np.minimum(high, pixel + 1) - np.maximum(low, pixel), 0, None) / (high - low)
     shades = _blur(grid) @ covered
-    return tuple(part.reshape(-1, SIDE).astype(np.float32) for part in (covered, shades))  # type: ignore
+    first, second = (part.reshape(-1, SIDE).astype(np.float32) for part in (covered, shades))
+    return first, second
 
 
 def _blur(grid: int) -> np.ndarray:
