@@ -136,45 +136,51 @@ def audit(root: Path, storage: Path) -> tuple[pa.Table, dict[str, Any], float]:
     return found, manifest.provenance["timings"], seconds
 
 
-def rows(planted: Planted, found: pa.Table, clean: int) -> tuple[list[list[Any]], list[str]]:
+def rows(planted: Planted, found: pa.Table, clean: int) -> tuple[list[list[str]], list[str]]:
     """A line for each kind, and what was accused although nothing was planted there."""
     held = found.to_pylist()
     lines, accused = [], []
-    everything = planted.touched
     for kind, pairs in planted.pairs.items():
-        of = [entry for entry in held if entry["kind"].startswith(kind)]
-        told = {frozenset((entry["uri"], entry["other_uri"])): entry for entry in of}
-        hit = pairs & set(told)
-        false = {uri for pair in set(told) - pairs for uri in pair} - everything
-        lines.append([kind, len(pairs), len(hit), len(pairs - hit), len(false),
-                      f"{100 * len(false) / clean:.2f}%"])  # fmt: skip
-        accused += [f"{kind}: {' and '.join(sorted(pair))} ({entry['score']:.3f})"
-                    for pair, entry in told.items() if pair not in pairs]  # fmt: skip
+        told = {
+            frozenset((entry["uri"], entry["other_uri"])): entry["score"]
+            for entry in held
+            if entry["kind"].startswith(kind)
+        }
+        false = {uri for pair in set(told) - pairs for uri in pair} - planted.touched
+        lines.append(line(kind, pairs, pairs & set(told), len(false), share(len(false), clean)))
+        accused += [
+            f"{kind}: {' and '.join(sorted(pair))} ({score:.3f})"
+            for pair, score in told.items()
+            if pair not in pairs
+        ]
     broken = {entry["uri"] for entry in held if entry["kind"] == "broken"}
     false = broken - planted.rows["broken"]
-    hit = broken & planted.rows["broken"]
-    lines.append(["broken", len(planted.rows["broken"]), len(hit),
-                  len(planted.rows["broken"] - hit), len(false), f"{100 * len(false) / clean:.2f}%"])  # fmt: skip
+    lines.append(
+        line("broken", planted.rows["broken"], broken & planted.rows["broken"], len(false),
+             share(len(false), clean))
+    )  # fmt: skip
     suspects = [entry["uri"] for entry in held if entry["kind"] == "label"]
+    moved = planted.rows["label"]
     for name, listed in ((f"label, first {FIRST}", suspects[:FIRST]), ("label, all", suspects)):
-        hit = set(listed) & planted.rows["label"]
-        lines.append([name, len(planted.rows["label"]), len(hit),
-                      len(planted.rows["label"] - hit), len(listed) - len(hit),
-                      f"of {len(listed)} named, {100 * len(hit) / max(1, len(listed)):.0f}% planted"])  # fmt: skip
+        hit = moved & set(listed)
+        said = f"{len(listed)} named, {share(len(hit), len(listed), 0)} planted"
+        lines.append(line(name, moved, hit, len(listed) - len(hit), said))
     return lines, accused
 
 
+def line(name: str, planted: set[Any], hit: set[Any], false: int, said: str) -> list[str]:
+    return [name, str(len(planted)), str(len(hit)), str(len(planted - hit)), str(false), said]
+
+
+def share(part: int, whole: int, digits: int = 2) -> str:
+    return f"{100 * part / max(1, whole):.{digits}f}%"
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seed", type=int, default=11)
-    parser.add_argument(
-        "--keep", type=Path, help="an empty folder for the copy, the page and the rest"
-    )
-    parser.add_argument(
-        "--quick", action="store_true", help="every fifth image, a fifth of the faults"
-    )
+    parser.add_argument("--keep", type=Path, help="an empty folder for the copy and the page")
+    parser.add_argument("--quick", action="store_true", help="a fifth of images and faults")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = arguments.keep or Path(scratch)
@@ -189,16 +195,14 @@ def main() -> None:
         found, timings, seconds = audit(root, folder / "runs")
         clean = total - len(planted.touched)
         lines, accused = rows(planted, found, clean)
-    print(
-        f"{machine()}\nclothing, {total:,} files, {clean:,} of them clean, seed {arguments.seed}\n"
-    )
-    print_table(["fault", "planted", "found", "missed", "falsely", "of clean"], lines)
+    print(machine())
+    title = f"clothing, {total:,} files, {clean:,} of them clean, seed {arguments.seed}"
+    print_table(title, ["fault", "planted", "found", "missed", "falsely", "of clean"], lines)
     kinds = Counter(found["kind"].to_pylist())
     print(f"\nall findings: {', '.join(f'{n} {kind}' for kind, n in sorted(kinds.items()))}")
     print("\n".join(["accused, not planted:", *(f"  {text}" for text in accused)]))
-    print(
-        f"\n{seconds:.0f} s in all: {', '.join(f'{name} {value:g}' for name, value in timings.items())}"
-    )
+    shown = ", ".join(f"{name} {value:g}" for name, value in timings.items())
+    print(f"\n{seconds:.0f} s in all: {shown}")
 
 
 if __name__ == "__main__":

@@ -57,14 +57,13 @@ def thumbnail(pixels: np.ndarray, width: int, height: int, padded: bool) -> np.n
     """A preprocessed picture (side, side, channels) as grey uint8 (SIDE, SIDE), without the bars
     that `fit: pad` lays around an original of `width` by `height`."""
     image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).convert("L")
-    box = None
     if padded:
         side, longest = image.width, max(width, height)
         held = [max(1, round(side * length / longest)) for length in (width, height)]
-        # As `PIL.ImageOps.pad` rounds.
+        # As `PIL.ImageOps.pad` rounds. A `box` of `resize` would let the bars shine through.
         left, top = (round((side - length) * 0.5) for length in held)
-        box = (left, top, left + held[0], top + held[1])
-    return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BILINEAR, box))
+        image = image.crop((left, top, left + held[0], top + held[1]))
+    return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
 
 
 @dataclass(frozen=True)
