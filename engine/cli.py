@@ -20,7 +20,7 @@ from engine.core.progress import say
 from engine.core.step import Step
 from engine.core.store import Store
 from engine.execute import discard, execute, inspect
-from engine.plan import named, plan, until
+from engine.plan import named, plan, plan_audit, until
 from engine.profile import Profile
 from engine.runtime.base import Runtime
 from engine.runtime.inline import InlineRuntime
@@ -66,6 +66,37 @@ def run_export(argv: Sequence[str] | None = None) -> int:
                   for split, by_class in told["images"].items()}  # fmt: skip
         shown = ", ".join(f"{count:,} {split}" for split, count in totals.items())
         say(f"{shown}: {target.url}")
+        return 0
+
+    return _in_one_line(act)
+
+
+def run_audit(argv: Sequence[str] | None = None) -> int:
+    """Write the page that says what is wrong with a study's data; returns the exit code, 0 where
+    the page was written."""
+    parser = argparse.ArgumentParser(
+        description="Look for what is wrong with a study's data, before anything is trained."
+    )
+    _add_common(parser)
+    arguments = parser.parse_args(argv)
+
+    def act() -> int:
+        study, profile = read(arguments.study, arguments.profile, arguments.sets)
+        step = plan_audit(study)
+        store = Store(profile.storage)
+        store.probe()
+        runtime = make_runtime(profile)
+        try:
+            manifest = execute([step], store, runtime, profile)[step.key]
+        finally:
+            runtime.close()
+        page = store.page(study.name, "audit.html")
+        for key in manifest.keys(file="audit.html"):
+            store.put(page, store.read(key))
+        must, found = manifest.metrics["must"], manifest.metrics["found"]
+        kinds = ", ".join(f"{count:,} {kind.replace('_', ' ')}" for kind, count in found.items())
+        say(f"{len(must)} things to mend before a study runs; found: {kinds or 'nothing'}")
+        say(f"audit: {store.location(page)}")
         return 0
 
     return _in_one_line(act)
@@ -230,6 +261,11 @@ def main(*, until_step: str | None = None, dry_run: bool = False) -> None:
 def main_export() -> None:
     """Entry of `jobs/export.py`."""
     _end(run_export)
+
+
+def main_audit() -> None:
+    """Entry of `jobs/audit.py`."""
+    _end(run_audit)
 
 
 def _end(act: Callable[[], int]) -> None:

@@ -64,6 +64,23 @@ def plan(study: Study) -> list[Step]:
     return steps
 
 
+def plan_audit(study: Study) -> Step:
+    """The step that looks for what is wrong with a study's data; no other needs it. It embeds by a
+    network where the study names one."""
+    tasks = dict(resolve("readers", study.reader.name)(study.reader).tasks())  # type: ignore[attr-defined]
+    named_ones = (study.embedder, study.audit.embedder)
+    embedder = next((one for one in named_ones if one.name != "pixels"), study.embedder)  # type: ignore[attr-defined]
+    return make_step(
+        "audit", "audit",
+        {
+            "name": study.name, "reader": study.reader, "task": choose_task(study, tasks),
+            "tasks": tasks, "preprocess": study.preprocess, "split": study.split,
+            "audit": study.audit, "embedder": embedder, "seed": study.seed,
+        },
+        plugins=[("readers", study.reader), ("embedders", embedder)],
+    )  # fmt: skip
+
+
 def _reduce_step(study: Study, task: str, ingest: Step, embed: Step, cluster: Step) -> Step | None:
     if study.reduce is None:
         return None

@@ -65,10 +65,10 @@ class Audit(Spec):
     # before test).
     # move: bring the whole group to the later split.
     on_leak: Literal["fail", "drop", "move"] = "fail"
-    # Near duplicates need both signals: perceptual hash and embedding.
+    # Near duplicates are looked for among the nearest by this embedding.
     embedder: EmbedderField = Field(default={"name": "pixels"}, validate_default=True)
-    # The threshold: this quantile of nearest-neighbour distances between different groups of train.
-    near_quantile: Annotated[float, Field(ge=0, le=0.2)] = 0.001
+    # Share of pictures that may pass for near duplicates of a different one.
+    near_quantile: Annotated[float, Field(gt=0, le=0.2)] = 0.0001
     # Share of quarantined files above which the run stops.
     max_quarantined: Annotated[float, Field(ge=0, le=1)] = 0.01
     wrong_extension: Literal["quarantine", "accept"] = "quarantine"

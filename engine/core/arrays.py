@@ -87,13 +87,13 @@ class Stack:
         return found
 
 
-def empty_vectors(count: int, width: int) -> np.ndarray:
-    """An array float32 (count, width) to be filled: beyond 16 MiB in an unnamed temporary file, so
-    that memory does not grow with the images."""
+def large_zeros(count: int, width: int, dtype: Any = np.float32) -> np.ndarray:
+    """An array (count, width) of zeros, to be filled: beyond 16 MiB in an unnamed temporary file,
+    so that memory does not grow with the images."""
     shape = (count, width)
-    if 4 * count * width <= _VECTORS_IN_MEMORY:
-        return np.empty(shape, dtype=np.float32)
-    return np.memmap(tempfile.TemporaryFile(), dtype=np.float32, mode="w+", shape=shape)
+    if count * width * np.dtype(dtype).itemsize <= _VECTORS_IN_MEMORY:
+        return np.zeros(shape, dtype)
+    return np.memmap(tempfile.TemporaryFile(), dtype=dtype, mode="w+", shape=shape)
 
 
 def release(array: np.ndarray) -> None:
@@ -107,7 +107,7 @@ def release(array: np.ndarray) -> None:
 
 
 def matrix_of(table: pa.Table, name: str) -> np.ndarray:
-    """A column of fixed-size lists as float32 (n, width)."""
+    """A column of fixed-size lists as an array (n, width)."""
     values = table[name].combine_chunks()
     width = values.type.list_size
     return np.asarray(values.flatten()).reshape(len(values), width)
@@ -136,7 +136,7 @@ def grouped_vectors(
         return {}
     with store.parquet(keys[0]) as file:
         width = file.schema_arrow.field(rows.EMBEDDING).type.list_size
-    vectors = empty_vectors(sum(map(len, ids.values())), width)
+    vectors = large_zeros(sum(map(len, ids.values())), width)
     ends = np.cumsum([len(held) for held in ids.values()]).tolist()
     slices = {
         name: slice(end - len(held), end)
@@ -152,6 +152,25 @@ def grouped_vectors(
             place[name] += len(here)
         release(vectors)
     return {name: (ids[name], vectors[held]) for name, held in slices.items() if ids[name]}
+
+
+def aligned(store: Store, keys: Sequence[str], name: str, ids: Sequence[str]) -> np.ndarray:
+    """A column of fixed-size lists as (n, width), its rows in the order of `ids`; zeros for images
+    that these parts do not hold.
+
+    One part is in memory at a time; beyond 16 MiB the array lies in an unnamed temporary file.
+    """
+    place = {image_id: row for row, image_id in enumerate(ids)}
+    found: np.ndarray | None = None
+    for table in store.tables(list(keys), [rows.IMAGE_ID, name]):
+        here = matrix_of(table, name)
+        if found is None:
+            found = large_zeros(len(ids), here.shape[1], here.dtype)
+        held = [place.get(image_id, -1) for image_id in table[rows.IMAGE_ID].to_pylist()]
+        known = np.asarray(held) >= 0
+        found[np.asarray(held)[known]] = here[known]
+        release(found)
+    return np.zeros((len(ids), 1), np.float32) if found is None else found
 
 
 def hashes_of(table: pa.Table) -> np.ndarray:

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from engine.core import rows
 from engine.core.errors import DataError
-from engine.core.leaks import Leak, find_leaks
+from engine.core.leaks import Leak, NearPair, find_leaks
 from engine.core.manifest import Manifest
 from engine.core.rng import generator
 from engine.core.splits import stratified_group_split
@@ -110,24 +110,16 @@ def assign_splits(
 
 
 def mend_all(
-    index: pa.Table,
-    vectors: np.ndarray | None,
-    leaks: list[Leak],
-    thresholds: dict[str, Any],
-    how: str,
-    fate: dict[str, str],
+    index: pa.Table, leaks: list[Leak], near: Sequence[NearPair], how: str, fate: dict[str, str]
 ) -> tuple[pa.Table, list[Leak]]:
     """`mend_leaks` until none is left: what goes or moves may uncover others. Returns all leaks.
 
-    vectors, thresholds: what the leaks were found by.
+    near: what the leaks were found by.
     """
     found = list(leaks)
     while leaks:
-        before = index[rows.IMAGE_ID]
         index = mend_leaks(index, leaks, how, fate)
-        if vectors is not None:
-            vectors = vectors[np.asarray(pc.is_in(before, index[rows.IMAGE_ID].combine_chunks()))]
-        leaks, _ = find_leaks(index, vectors, 0.0, thresholds)
+        leaks = find_leaks(index, near)
         found += leaks
     return index, found
 

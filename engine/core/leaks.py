@@ -1,30 +1,21 @@
 """Leaks between splits: exact duplicates, groups that cross, and near duplicates.
 
-A near duplicate needs two independent signals, the perceptual hash and the embedding. Fixed
-thresholds fail (what is rare among photographs is common among X-rays), so both are set from the
-data: a small quantile of nearest-neighbour distances between images of *different groups* within
-train, which are known to be different pictures. (Unless both signals name the same neighbour: that
-may be a twin that nobody grouped, and one of a thousand would set the threshold to nothing.)
+Near duplicates are pairs that `engine.core.near` tells from alike pictures. Copies of copies count:
+what is connected by near duplicates is one picture, wherever it lies.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from engine.core import rows
-from engine.core.nearest import Rows, most_similar
 
-_NEIGHBOURS = 10
-_SAMPLE = 5_000
-# Pairs of hashes that are compared, and vectors that are measured, at once.
-_PAIRS, _NORMS = 2**21, 2**14
+# The ids of two pictures, and how well they agree.
+NearPair = tuple[str, str, float]
 
 
 @dataclass(frozen=True)
@@ -41,19 +32,11 @@ class Leak:
     detail: str = ""
 
 
-def find_leaks(
-    index: pa.Table,
-    vectors: np.ndarray | None,
-    quantile: float,
-    thresholds: dict[str, Any] | None = None,
-) -> tuple[list[Leak], dict[str, Any]]:
-    """All leaks among the images of `index`, and the thresholds used for near duplicates.
-
-    vectors: float32 (n, width), rows of NaN for images without; None looks for no near duplicates.
-    thresholds: of an earlier look at the same data, rather than new ones.
-    """
+def find_leaks(index: pa.Table, near: Iterable[NearPair] = ()) -> list[Leak]:
+    """All leaks among the images of `index`; pairs of `near` with another image are left out."""
     ids, uris = index[rows.IMAGE_ID].to_pylist(), index[rows.URI].to_pylist()
-    splits = np.asarray(index[rows.SPLIT].to_pylist(), dtype=object)
+    splits = index[rows.SPLIT].to_pylist()
+    order = {split: number for number, split in enumerate(rows.SPLITS)}
 
     def leak(kind: str, a: int, b: int, detail: str = "") -> Leak:
         return Leak(kind, ids[a], uris[a], splits[a], ids[b], uris[b], splits[b], detail)
@@ -68,93 +51,38 @@ def find_leaks(
         for value, found in by_value.items():
             detail = value if kind == "group" else ""
             leaks += [leak(kind, a, b, detail) for a, b in combinations(found, 2)]
-    if vectors is None:
-        return leaks, {}
-    known = {(found.first, found.second) for found in leaks} | {
-        (found.second, found.first) for found in leaks
-    }
-    near, thresholds = _near_pairs(index, vectors, splits, quantile, thresholds)
-    for a, b, bits, distance in near:
-        if (ids[a], ids[b]) not in known:
-            leaks.append(leak("near", a, b, f"hash {bits} bits apart, embedding {distance:.4f}"))
-    return leaks, thresholds
-
-
-def _near_pairs(
-    index: pa.Table,
-    vectors: np.ndarray,
-    splits: np.ndarray,
-    quantile: float,
-    thresholds: dict[str, Any] | None,
-) -> tuple[list[tuple[int, int, int, float]], dict[str, Any]]:
-    norms = np.concatenate(
-        [np.linalg.norm(vectors[start : start + _NORMS], axis=1)
-         for start in range(0, len(vectors), _NORMS)]
-    )  # fmt: skip
-    usable = np.isfinite(norms) & (norms > 0)
-    hashes = np.asarray(
-        [int(value, 16) for value in index[rows.PHASH].to_pylist()], dtype=np.uint64
-    )
-    groups = np.asarray(pc.rank(index[rows.GROUP_ID], tiebreaker="min"))
-
-    def neighbours(queries: np.ndarray, among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        similarity, found = most_similar(Rows(vectors, queries), Rows(vectors, among), _NEIGHBOURS)
-        return 1 - similarity, among[found]
-
-    if not thresholds:
-        train = np.flatnonzero((splits == "train") & usable)
-        if len(train) < 20:
-            return [], {}
-        thresholds = _calibrate(neighbours, hashes, groups, train, quantile)
-    distance_limit, bits_limit = thresholds["embedding_distance"], thresholds["hash_bits"]
-
-    pairs: dict[tuple[int, int], tuple[int, float]] = {}
-    for earlier, later in (("train", "val"), ("train", "test"), ("val", "test")):
-        among, queries = (np.flatnonzero((splits == name) & usable) for name in (earlier, later))
-        if not len(among) or not len(queries):
+    known = {frozenset((found.first, found.second)) for found in leaks}
+    place = {image_id: row for row, image_id in enumerate(ids)}
+    pairs = [(place[a], place[b], agreement) for a, b, agreement in near
+             if a in place and b in place]  # fmt: skip
+    told: set[int] = set()
+    for a, b, agreement in pairs:
+        earlier, later = sorted((a, b), key=lambda row: order[splits[row]])
+        if splits[a] == splits[b]:
             continue
-        distance, found = neighbours(queries, among)
-        bits = np.bitwise_count(hashes[found] ^ hashes[queries][:, None])
-        for row, column in zip(
-            *np.nonzero((distance <= distance_limit) & (bits <= bits_limit)), strict=True
-        ):
-            pair = (int(found[row, column]), int(queries[row]))
-            pairs[pair] = (int(bits[row, column]), float(distance[row, column]))
-    near = [(a, b, bits, distance) for (a, b), (bits, distance) in sorted(pairs.items())]
-    return near, thresholds
+        told.add(earlier)
+        if frozenset((ids[a], ids[b])) not in known:
+            leaks.append(leak("near", earlier, later, f"agree to {agreement:.3f}"))
+    for held in connected((a, b) for a, b, _ in pairs):
+        last = max(held, key=lambda row: order[splits[row]])
+        leaks += [leak("near", row, last, "by way of others") for row in held
+                  if order[splits[row]] < order[splits[last]] and row not in told]  # fmt: skip
+    return leaks
 
 
-def _calibrate(
-    neighbours: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]],
-    hashes: np.ndarray,
-    groups: np.ndarray,
-    train: np.ndarray,
-    quantile: float,
-) -> dict[str, Any]:
-    """How near different pictures come, by each signal; `twins` counts the training images that
-    have a near duplicate in another group of train."""
-    sample = train[:: max(1, len(train) // _SAMPLE)]
-    distance, found = neighbours(sample, train)
-    distance = np.where(groups[found] != groups[sample][:, None], distance, np.inf)
-    best = distance.argmin(axis=1)
-    nearest, row = np.take_along_axis(distance, best[:, None], 1)[:, 0], np.arange(len(sample))
-    nearest_bits = np.full(len(sample), 64)
-    block = max(1, _PAIRS // len(train))
-    for start in range(0, len(sample), block):
-        queries = sample[start : start + block]
-        bits = np.bitwise_count(hashes[queries][:, None] ^ hashes[train][None, :])
-        bits[groups[queries][:, None] == groups[train][None, :]] = 64
-        nearest_bits[start : start + block] = bits.min(axis=1)
-    bits_there = np.bitwise_count(hashes[found[row, best]] ^ hashes[sample]).astype(np.int64)
-    agree = bits_there <= nearest_bits
-    known = np.isfinite(nearest) & ~agree
-    if not known.any():
-        return {"hash_bits": 0, "embedding_distance": 0.0, "twins": 0}
-    distance_limit = round(float(np.quantile(nearest[known], quantile)), 6)
-    bits_limit = int(np.quantile(nearest_bits[known], quantile))
-    twins = agree & (nearest <= distance_limit) & (bits_there <= bits_limit)
-    return {
-        "hash_bits": bits_limit,
-        "embedding_distance": distance_limit,
-        "twins": int(twins.sum()),
-    }
+def connected(pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
+    """What pairs join, directly or by way of others: sorted, by its smallest member."""
+    parent: dict[int, int] = {}
+
+    def root(row: int) -> int:
+        while parent.setdefault(row, row) != row:
+            row = parent[row]
+        return row
+
+    for a, b in pairs:
+        low, high = sorted((root(a), root(b)))
+        parent[high] = low
+    found: dict[int, list[int]] = {}
+    for row in sorted(parent):
+        found.setdefault(root(row), []).append(row)
+    return list(found.values())

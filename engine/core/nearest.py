@@ -14,6 +14,9 @@ _BLOCK = 4096
 class Vectors(Protocol):
     """Vectors float32 (n, width), of which blocks are taken: an array, or `Rows` of one."""
 
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
     def __len__(self) -> int: ...
 
     def __getitem__(self, block: slice, /) -> np.ndarray: ...
@@ -24,6 +27,10 @@ class Rows:
 
     def __init__(self, array: np.ndarray, rows: np.ndarray) -> None:
         self.array, self.rows = array, rows
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.rows), *self.array.shape[1:])
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -62,3 +69,11 @@ def unit_length(vectors: np.ndarray) -> np.ndarray:
     held = np.ascontiguousarray(vectors, dtype=np.float32)
     made: np.ndarray = held / np.maximum(np.linalg.norm(held, axis=1, keepdims=True), 1e-12)
     return made
+
+
+def lengths(vectors: Vectors) -> np.ndarray:
+    """Euclidean lengths float32 (n,)."""
+    found = np.empty(len(vectors), np.float32)
+    for start in range(0, len(vectors), _BLOCK):
+        found[start : start + _BLOCK] = np.linalg.norm(vectors[start : start + _BLOCK], axis=1)
+    return found

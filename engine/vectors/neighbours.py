@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from engine.core.nearest import most_similar, unit_length
+from engine.core.nearest import Vectors, most_similar, unit_length
 
 IndexKind = Literal["auto", "flat", "ivf", "hnsw"]
 # Up to so many vectors, looking at all is quick enough.
@@ -24,12 +24,11 @@ class Neighbours:
 
     kind: flat looks at all of them; ivf at the lists around the query, of √n lists about √n / 4;
     hnsw follows a graph. auto: flat for up to 200,000, else ivf. flat holds no copy of the vectors,
-    which may lie in a file. Of vectors that lie in groups, as
-    embeddings do, ivf and hnsw find at least 95% of the ten nearest; of plain noise ivf finds as
-    few as half.
+    which may lie in a file. Of vectors that lie in groups, as embeddings do, ivf and hnsw find at
+    least 95% of the ten nearest; of plain noise ivf finds as few as half.
     """
 
-    def __init__(self, vectors: np.ndarray, kind: IndexKind = "auto", *, gpu: bool = False) -> None:
+    def __init__(self, vectors: Vectors, kind: IndexKind = "auto", *, gpu: bool = False) -> None:
         import faiss
 
         count, width = vectors.shape
@@ -59,7 +58,7 @@ class Neighbours:
             index.add(unit_length(vectors[start : start + _BLOCK]))
         self.index = index
 
-    def nearest(self, queries: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    def nearest(self, queries: Vectors, n: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows int64 (m, n) of the nearest to each query (m, width), nearest first, and their
         cosine distances float32 (m, n). Rows are -1 where fewer were found; equal distances stand
         in the order of the rows."""

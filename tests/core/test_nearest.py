@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.neighbors import NearestNeighbors
 
-from engine.core.arrays import empty_vectors, release
+from engine.core.arrays import large_zeros, release
 from engine.core.nearest import Rows, most_similar
 
 
@@ -49,13 +49,13 @@ def mapped() -> bool:
 
 @pytest.mark.skipif(not mapped(), reason="Linux tells what is resident")
 def test_what_is_released_is_resident_no_more_and_reads_as_before() -> None:
-    held = empty_vectors(6000, 1000)
+    held = large_zeros(6000, 1000)
     held[:] = np.arange(6000)[:, None]
     before = resident()
     release(held[10:20])
     assert before - resident() > 20
     assert (held[:, 7] == np.arange(6000)).all()
-    small = empty_vectors(3, 2)
+    small = large_zeros(3, 2)
     small[:] = 1
     release(small)
     assert small.sum() == 6

@@ -27,7 +27,7 @@ from engine.execute import execute, inspect
 from engine.plan import plan, until
 from engine.profile import Profile
 from engine.runtime.inline import InlineRuntime
-from engine.steps.ingest import Decode
+from engine.steps._intake import Decode
 from engine.study import Study
 
 Folder = Callable[..., Path]

@@ -1,0 +1,325 @@
+"""What ingest and audit share: the reader's records checked, decoded in a sandbox, embedded."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from engine.context import Context
+from engine.core import rows
+from engine.core.errors import DataError
+from engine.core.images import Preprocess, Rejected, extension
+from engine.core.names import check_class_names
+from engine.core.near import SIDE, NearLimit, calibrate, match, near_pairs, thumbnail
+from engine.core.nearest import Rows, lengths
+from engine.core.rows import TaskKind
+from engine.core.sandbox import Sandbox
+from engine.core.shards import OK, Shard, ShardSet, ids_digest, image_column, parquet_rows
+from engine.core.spec import Spec
+from engine.core.stage import Batch, Device, Place
+from engine.core.step import Step
+from engine.core.store import Store
+from engine.readers import Bytes, Reader
+from engine.readers import image_ids as image_names
+from engine.sections import Audit, ReaderField, Split
+from engine.steps.embed import EmbedImages
+from engine.vectors.neighbours import Neighbours
+
+SHARD_ROWS = 256
+# At or below this side, different pictures are so much alike that near duplicates cannot be told.
+SMALL_SIDE = 32
+# Fewer pictures say nothing of how alike different ones are.
+_LEAST = 20
+_NEIGHBOURS = 10
+NEAR_UNTOLD = (
+    "different pictures of this data are as much alike as copies are; near duplicates could not be"
+    " told, only exact ones were looked for"
+)
+
+
+class IntakeSpec(Spec):
+    """What says how the user's files are read."""
+
+    reader: ReaderField
+    task: str
+    tasks: dict[str, TaskKind]
+    preprocess: Preprocess
+    split: Split
+    audit: Audit
+    seed: int
+
+
+class Decode:
+    """Stage: bytes of the user to preprocessed, encoded images, by way of a sandbox."""
+
+    reads: ClassVar[tuple[str, ...]] = (rows.IMAGE_ID, rows.URI)
+    writes: ClassVar[tuple[str, ...]] = (
+        rows.IMAGE, rows.WIDTH, rows.HEIGHT, rows.SOURCE, rows.PIXEL_SHA256, rows.PHASH,
+        rows.STATUS,
+    )  # fmt: skip
+    device: ClassVar[Device] = "cpu"
+
+    def __init__(
+        self, source: Bytes, preprocess: Preprocess, timeout: float, check_extension: bool
+    ) -> None:
+        self.source, self.preprocess = source, preprocess
+        self.timeout, self.check_extension = timeout, check_extension
+
+    def load(self, place: Place) -> None:
+        self.sandbox = Sandbox(
+            self.preprocess, timeout=self.timeout, check_extension=self.check_extension
+        )
+
+    def __call__(self, batch: Batch) -> Batch:
+        ids, uris = batch[rows.IMAGE_ID].to_pylist(), batch[rows.URI].to_pylist()
+        # An id may come from a user's table; what is offered as a file's name never does.
+        names = image_names(ids)
+        decoded: list[Any] = []
+        status = []
+        for uri in uris:
+            try:
+                decoded.append(self.sandbox.decode(self.source.read(uri), uri))
+                status.append(OK)
+            except Rejected as rejected:
+                decoded.append(None)
+                status.append(rejected.reason)
+
+        def values(name: str) -> list[Any]:
+            return [None if item is None else getattr(item, name) for item in decoded]
+
+        return {
+            **batch,
+            rows.IMAGE: image_column(values("encoded"), names, extension(self.preprocess)),
+            rows.WIDTH: values("width"),
+            rows.HEIGHT: values("height"),
+            rows.SOURCE: ["real"] * len(ids),
+            rows.PIXEL_SHA256: values("pixel_sha256"),
+            rows.PHASH: values("phash"),
+            rows.STATUS: status,
+        }
+
+
+class Thumbnails:
+    """Stage: the small grey pictures that near duplicates are looked for among."""
+
+    reads: ClassVar[tuple[str, ...]] = ("pixels", rows.WIDTH, rows.HEIGHT)
+    writes: ClassVar[tuple[str, ...]] = (rows.THUMBNAIL,)
+    device: ClassVar[Device] = "cpu"
+
+    def __init__(self, padded: bool) -> None:
+        self.padded = padded
+
+    def load(self, place: Place) -> None:
+        return
+
+    def __call__(self, batch: Batch) -> Batch:
+        sizes = (batch[name].to_pylist() for name in (rows.WIDTH, rows.HEIGHT))
+        small = [
+            thumbnail(image, width, height, self.padded).ravel()
+            for image, width, height in zip(batch["pixels"], *sizes, strict=True)
+        ]
+        return {**batch, rows.THUMBNAIL: np.stack(small)}
+
+
+def record_problems(records: pa.Table, spec: IntakeSpec) -> Iterator[str]:
+    """What no compute can mend in what the reader listed, a line each."""
+    ids = records[rows.IMAGE_ID].to_pylist()
+    if len(set(ids)) < len(ids):
+        twice = Counter(ids).most_common(1)[0]
+        places = [
+            uri for uri, i in zip(records[rows.URI].to_pylist(), ids, strict=True) if i == twice[0]
+        ]
+        yield (
+            f"the id {twice[0]!r} stands {twice[1]} times (first: {places[0]}, {places[1]}); ids"
+            " must be unique"
+        )
+    if spec.split.group == "column" and records[rows.GROUP_ID].null_count:
+        yield (
+            f"split.group: {records[rows.GROUP_ID].null_count:,} images have no group; name the"
+            " reader's group column,"
+            " or say split.group: none if every image is independent of the others"
+        )
+    labels = records[rows.label_column(spec.task)]
+    for task in spec.tasks:
+        values = records[rows.label_column(task)]
+        flat = pc.list_flatten(values) if spec.tasks[task] == "multi" else values
+        names = (name for name in pc.unique(flat).to_pylist() if name is not None)
+        try:
+            check_class_names(names, task)
+        except DataError as error:
+            yield str(error)
+    if spec.tasks[spec.task] == "multi":
+        yield (
+            f"task: {spec.task} has several labels per image; studies with one label per image"
+            " run today"
+        )
+        return
+    if labels.null_count:
+        yield (
+            f"label.{spec.task}: {labels.null_count:,} images have no label; fill it in or leave"
+            " them out"
+        )
+    counts = Counter(label for label in labels.to_pylist() if label is not None)
+    if len(counts) < 2:
+        only = f"one class alone ({next(iter(counts))!r})" if counts else "no label at all"
+        yield f"label.{spec.task}: there is {only}; a study needs two"
+    for name, count in sorted(counts.items()):
+        if count < 2:
+            yield (
+                f"label.{spec.task}: the class {name!r} has one image; it cannot be split, add"
+                " images or leave it out"
+            )
+    unknown = sorted(set(spec.split.train_limit) - set(counts))
+    if unknown:
+        yield (
+            f"split.train_limit: there is no class {unknown[0]!r}; there are"
+            f" {', '.join(sorted(counts))[:200]}"
+        )
+
+
+def check_records(records: pa.Table, spec: IntakeSpec) -> None:
+    """Raise `DataError` at the first problem."""
+    for problem in record_problems(records, spec):
+        raise DataError(problem)
+
+
+@dataclass(frozen=True)
+class Intake:
+    """The user's files, decoded: `index` has a row for each that could be, with all columns but the
+    picture; `fate` a status for each record; `keys` are the parts that hold the pictures."""
+
+    index: pa.Table
+    fate: dict[str, str]
+    keys: list[str]
+
+
+def decode_records(
+    context: Context, reader: Reader, records: pa.Table, spec: IntakeSpec, *, replace: bool = False
+) -> Intake:
+    """Decode every record in the sandbox, as shards of fixed membership.
+
+    replace: of `Context.compute`.
+    """
+    key = context.store.join(decoded_prefix(context.store, context.step), "records.parquet")
+    sink = pa.BufferOutputStream()
+    pq.write_table(records, sink, row_group_size=SHARD_ROWS)
+    context.store.put(key, sink.getvalue())
+    ids = records[rows.IMAGE_ID].to_pylist()
+    shards = []
+    for number, start in enumerate(range(0, len(ids), SHARD_ROWS)):
+        held = ids[start : start + SHARD_ROWS]
+        task = {"part": key, "row_group": number, "ids_digest": ids_digest(held)}
+        shards.append(Shard(f"{number:06d}-{task['ids_digest'][:8]}", len(held), task, {}))
+    schema = rows.images_schema(spec.tasks)
+    commits = context.compute(
+        "decode", shards, rows_of=parquet_rows, schema=schema, replace=replace,
+        stages=[
+            Decode(
+                reader.bytes(), spec.preprocess, spec.audit.decode_timeout,
+                spec.audit.wrong_extension == "quarantine",
+            )
+        ],
+        fingerprint={"data": dict(reader.fingerprint()), "code": dict(context.step.code)},
+        prefix=decoded_prefix(context.store, context.step),
+    )  # fmt: skip
+    fate = {
+        image_id: status
+        for commit in commits
+        for image_id, status in zip(commit.image_id, commit.status, strict=True)
+    }
+    keys = [commit.data.key for commit in commits if commit.data]
+    columns = [name for name in schema.names if name != rows.IMAGE]
+    index = pa.schema([schema.field(name) for name in columns]).empty_table()
+    index = pa.concat_tables([index, *context.store.tables(keys, columns)]).combine_chunks()
+    return Intake(index, fate, keys)
+
+
+def forget_decoded(context: Context, keys: Sequence[str]) -> None:
+    """Throw the decoded pictures away: what is looked at next time is read from the originals."""
+    prefix = decoded_prefix(context.store, context.step)
+    ShardSet(context.store, prefix).discard()
+    for key in [*keys, context.store.join(prefix, "records.parquet")]:
+        context.store.delete(key)
+
+
+def embed_decoded(context: Context, embedder: Spec, intake: Intake, padded: bool) -> list[str]:
+    """Vectors and thumbnails of all decoded pictures, as the keys of their parts.
+
+    A shard's name follows from its pictures, so that those that did not change are found again.
+    """
+    stages, schema = EmbedImages.stages(embedder, hashes=False)
+    stages.insert(1, Thumbnails(padded))
+    digests = dict(
+        zip(*(intake.index[name].to_pylist() for name in (rows.IMAGE_ID, rows.PIXEL_SHA256)),
+            strict=True)
+    )  # fmt: skip
+    shards = []
+    for key in intake.keys:
+        with context.store.parquet(key) as file:
+            ids = file.read(columns=[rows.IMAGE_ID])[rows.IMAGE_ID].to_pylist()
+        # The parts of a decode shard are one row group each.
+        task = {"part": key, "row_group": 0, "ids_digest": ids_digest(ids)}
+        name = ids_digest(text for image_id in ids for text in (image_id, digests[image_id]))
+        shards.append(Shard(f"audit-{name}", len(ids), task, {}))
+    commits = context.compute(
+        "embed", shards, rows_of=parquet_rows, stages=stages,
+        schema=partial(_with_thumbnails, schema), prefix=audit_prefix(context.store, context.step),
+        fingerprint={"embedder": embedder.model_dump(), "thumbnail": SIDE}, replace=True,
+    )  # fmt: skip
+    return [commit.data.key for commit in commits if commit.data]
+
+
+def _with_thumbnails(schema: Callable[[], pa.Schema]) -> pa.Schema:
+    return schema().append(pa.field(rows.THUMBNAIL, pa.list_(pa.uint8(), SIDE * SIDE)))
+
+
+@dataclass(frozen=True)
+class Near:
+    """Near duplicates: pairs of rows of the index, int64 (m, 2), how well they agree, float32 (m,),
+    and what was asked of them; None where the data has too few pictures to say."""
+
+    pairs: np.ndarray
+    agreement: np.ndarray
+    limit: NearLimit | None
+
+
+def find_near(
+    index: pa.Table, vectors: np.ndarray, pictures: np.ndarray, quantile: float, seed: int
+) -> Near:
+    """Near duplicates within and across splits: the nearest by embedding, laid over each other.
+
+    vectors, pictures: float32 (n, width) and uint8 (n, SIDE²) in the order of the index, zeros
+    where there are none. Of equal pictures the first stands for all.
+    """
+    digests = index[rows.PIXEL_SHA256].to_pylist()
+    first = dict(zip(reversed(digests), range(len(digests) - 1, -1, -1), strict=True))
+    usable = np.asarray(sorted(first.values()), np.int64)
+    usable = usable[lengths(Rows(vectors, usable)) > 0]
+    if len(usable) < _LEAST:
+        return Near(np.empty((0, 2), np.int64), np.empty(0, np.float32), None)
+    held = Rows(vectors, usable)
+    found, _ = Neighbours(held).nearest(held, _NEIGHBOURS + 1)
+    found = np.where(found < 0, np.arange(len(found))[:, None], found)
+    pairs = np.stack([np.repeat(np.arange(len(found)), found.shape[1]), found.ravel()], 1)
+    pairs = np.unique(np.sort(pairs[pairs[:, 0] != pairs[:, 1]], axis=1), axis=0)
+    pictures = pictures.reshape(-1, SIDE, SIDE)
+    matched = match(pictures, usable[pairs])
+    groups = np.asarray(index[rows.GROUP_ID].to_pylist(), dtype=object)
+    limit = calibrate(pictures, matched, groups, quantile, seed)
+    return Near(*near_pairs(pictures, matched, limit), limit)
+
+
+def decoded_prefix(store: Store, step: Step) -> str:
+    return store.join(store.step(step.kind, step.key), "decoded")
+
+
+def audit_prefix(store: Store, step: Step) -> str:
+    return store.join(store.step(step.kind, step.key), "audit")

@@ -1,0 +1,394 @@
+"""Audit: what is wrong with the data, as one page, before anything is trained.
+
+Nothing is stopped and nothing is changed here: what ingest would refuse is told, beside what it
+cannot know. Files are read anew each time, for a remedy may change them in place; vectors of
+pictures that are the same as before are found again.
+
+Label errors and outliers are looked for in train and val alone. Whoever mends the labels of test by
+the eyes of a classifier makes a test that suits it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from engine.context import Context, Result
+from engine.core import rows
+from engine.core.arrays import aligned
+from engine.core.dataset import assign_splits, replace_column, without
+from engine.core.errors import DataError
+from engine.core.leaks import connected
+from engine.core.manifest import Manifest, read_manifest
+from engine.core.registry import resolve
+from engine.core.shards import OK
+from engine.core.spec import Spec
+from engine.core.step import Step
+from engine.core.store import Store
+from engine.metrics.label_errors import label_errors
+from engine.metrics.outliers import LIMIT, neighbour_outliers, odd_sizes
+from engine.report.audit import Finding, Look, page, shown_images
+from engine.sections import EmbedderField
+from engine.steps import StepKind
+from engine.steps._intake import (
+    NEAR_UNTOLD,
+    SMALL_SIDE,
+    Intake,
+    IntakeSpec,
+    audit_prefix,
+    decode_records,
+    decoded_prefix,
+    embed_decoded,
+    find_near,
+    forget_decoded,
+    record_problems,
+)
+from engine.vectors.neighbours import Neighbours
+
+_NEIGHBOUR = 5  # whose distance says how far an image lies out
+_NO_LABEL = "(no label)"
+
+
+class AuditSpec(IntakeSpec):
+    name: str
+    embedder: EmbedderField
+
+
+class Audit(StepKind):
+    version: ClassVar[int] = 1
+    Spec: ClassVar[type[Spec]] = AuditSpec
+    summary: ClassVar[str] = "look for what is wrong with the data"
+
+    def run(self, context: Context) -> Result:
+        spec = context.step.spec_as(AuditSpec)
+        before = read_manifest(context.store, context.step)
+        reader = resolve("readers", spec.reader.name)(spec.reader)
+        records = reader.records()
+        work = _Work(context, spec, list(record_problems(records, spec)), reader.warnings())
+        ids = records[rows.IMAGE_ID].to_pylist()
+        first = dict(zip(reversed(ids), range(len(ids) - 1, -1, -1), strict=True))
+        if len(first) < len(ids):
+            records = records.take(sorted(first.values()))
+        with work.timed("decode"):
+            intake = decode_records(context, reader, records, spec, replace=True)
+        work.broken(records, intake)
+        work.split(intake.index)
+        work.equal()
+        vectors = work.embedded(intake)
+        if vectors is not None:
+            work.labels(vectors)
+            work.outliers(vectors)
+        work.sizes()
+        look = work.look(len(records))
+        wanted = shown_images(look)
+        with work.timed("page"):
+            look.pictures.update(pictures(context.store, intake.keys, wanted))
+            html = page(look).encode()
+        parts = [
+            context.file("audit", "html", html, file="audit.html"),
+            context.table("findings", findings_table(look.findings), table="findings"),
+        ]
+        forget_decoded(context, intake.keys)
+        for part in before.parts if before else ():
+            context.store.delete(part.key)
+        counts = Counter(finding.kind for finding in look.findings)
+        context.notes["timings"] = {name: round(value, 1) for name, value in work.seconds.items()}
+        must = [*look.musts]
+        return Result(
+            parts, len(records),
+            {
+                "headline": f"{len(records):,} images, {len(look.findings):,} findings",
+                "found": dict(sorted(counts.items())), "must": must, "warnings": look.warnings,
+                "near_limit": look.near_limit,
+            },
+        )  # fmt: skip
+
+    def outdated(self, step: Step, manifest: Manifest) -> str | None:
+        return "the files are looked at each time"
+
+    def shard_prefixes(self, store: Store, step: Step) -> list[str]:
+        return [decoded_prefix(store, step), audit_prefix(store, step)]
+
+
+@dataclass
+class _Work:
+    """What is found, as it is found."""
+
+    context: Context
+    spec: AuditSpec
+    problems: list[str]
+    warnings: list[str]
+    findings: list[Finding] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    near_limit: dict[str, Any] = field(default_factory=dict)
+    carved: list[str] = field(default_factory=list)
+    broken_share: float = 0.0
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0) + time.monotonic() - started
+
+    def broken(self, records: pa.Table, intake: Intake) -> None:
+        column = rows.label_column(self.spec.task)
+        for row in records.select([rows.IMAGE_ID, rows.URI, column, rows.SPLIT]).to_pylist():
+            status = intake.fate[row[rows.IMAGE_ID]]
+            if status != OK:
+                self.findings.append(
+                    Finding("broken", row[rows.IMAGE_ID], row[rows.URI], _text(row[column]),
+                            row[rows.SPLIT] or "", detail=status)
+                )  # fmt: skip
+        self.broken_share = len(self.findings) / max(1, records.num_rows)
+
+    def split(self, index: pa.Table) -> None:
+        """The index as ingest would split it, as far as it can be: the seed, the fractions and the
+        groups are the study's."""
+        spec = self.spec
+        column = rows.label_column(spec.task)
+        labels = [_text(label) for label in index[column].to_pylist()]
+        place = index.schema.get_field_index(column)
+        index = index.set_column(place, column, pa.array(labels, pa.string()))
+        ids, groups = index[rows.IMAGE_ID].to_pylist(), index[rows.GROUP_ID].to_pylist()
+        grouped = spec.split.group == "column"
+        # Who has no group stands for himself, until it is mended.
+        groups = [group if grouped and group is not None else own
+                  for group, own in zip(groups, ids, strict=True)]  # fmt: skip
+        index = replace_column(index, rows.GROUP_ID, groups)
+        fractions = {"val": spec.split.val, "test": spec.split.test}
+        # Of equal pictures in one split ingest takes one, so that the same are drawn for test.
+        seen: set[tuple[str, str]] = set()
+        twice = {}
+        for image_id, pixels, split in zip(
+            ids, index[rows.PIXEL_SHA256].to_pylist(), index[rows.SPLIT].to_pylist(), strict=True
+        ):
+            if (pixels, split or "train") in seen:
+                twice[image_id] = "duplicate"
+            seen.add((pixels, split or "train"))
+        try:
+            kept, self.carved = assign_splits(
+                without(index, twice), spec.task, fractions, grouped, spec.seed
+            )
+        except DataError as error:
+            self.problems.append(str(error))
+            kept = index
+        held = dict(
+            zip(*(kept[name].to_pylist() for name in (rows.IMAGE_ID, rows.SPLIT)), strict=True)
+        )
+        by_pixels = dict(
+            zip(*(kept[name].to_pylist() for name in (rows.PIXEL_SHA256, rows.SPLIT)), strict=True)
+        )
+        splits = [
+            held.get(image_id) or given or by_pixels.get(pixels) or "train"
+            for image_id, given, pixels in zip(
+                ids, index[rows.SPLIT].to_pylist(), index[rows.PIXEL_SHA256].to_pylist(),
+                strict=True,
+            )
+        ]  # fmt: skip
+        self.index = replace_column(index, rows.SPLIT, splits)
+        self.ids, self.groups = ids, np.asarray(groups, dtype=object)
+        self.uris = index[rows.URI].to_pylist()
+        self.label = np.asarray(labels, dtype=object)
+        self.of = np.asarray(splits, dtype=object)
+
+    def add(self, kind: str, a: int, b: int | None = None, score: float = 0.0, **more: str) -> None:
+        other = {}
+        if b is not None:
+            other = {"other_id": self.ids[b], "other_uri": self.uris[b],
+                     "other_label": self.label[b], "other_split": self.of[b]}  # fmt: skip
+        self.findings.append(
+            Finding(kind, self.ids[a], self.uris[a], self.label[a], self.of[a], score=score,
+                    **other, **more)
+        )  # fmt: skip
+
+    def pair_kind(self, what: str, a: int, b: int) -> str:
+        if self.label[a] != self.label[b]:
+            return f"{what}_contradictory"
+        return f"{what}_across" if self.of[a] != self.of[b] else f"{what}_within"
+
+    def equal(self) -> None:
+        """Equal pictures, and groups that stand in two splits."""
+        by_pixels: dict[str, list[int]] = defaultdict(list)
+        for row, digest in enumerate(self.index[rows.PIXEL_SHA256].to_pylist()):
+            by_pixels[digest].append(row)
+        for held in by_pixels.values():
+            for row in held[1:]:
+                # Against the one that says most: of another label, or else of another split.
+                worse = sorted(
+                    held[: held.index(row)],
+                    key=lambda other: (
+                        self.label[other] == self.label[row], self.of[other] == self.of[row]
+                    ),
+                )  # fmt: skip
+                self.add(self.pair_kind("exact", worse[0], row), worse[0], row, 1.0)
+        by_group: dict[str, list[int]] = defaultdict(list)
+        for row, group in enumerate(self.groups.tolist()):
+            by_group[group].append(row)
+        for group, held in by_group.items():
+            if len(places := {self.of[row] for row in held}) > 1:
+                one = {self.of[row]: row for row in held}
+                a, b = (one[split] for split in sorted(places, key=rows.SPLITS.index)[:2])
+                self.add("group", a, b, detail=group)
+
+    def embedded(self, intake: Intake) -> np.ndarray | None:
+        """Vectors of the index, and the near duplicates among its pictures."""
+        spec = self.spec
+        if not intake.keys:
+            return None
+        if spec.embedder.name == "pixels":
+            self.warnings.append(
+                "the study embeds by pixels alone: label errors, outliers and crops are found far"
+                " worse than with a network; name one as embedder (cnn, clip or dino)"
+            )
+        with self.timed("embed"):
+            padded = spec.preprocess.fit == "pad"
+            keys = embed_decoded(self.context, spec.embedder, intake, padded)
+            vectors = aligned(self.context.store, keys, rows.EMBEDDING, self.ids)
+        if spec.preprocess.size <= SMALL_SIDE:
+            self.warnings.append(
+                f"at {spec.preprocess.size} px near duplicates cannot be told from alike pictures;"
+                " only exact ones were looked for"
+            )
+            return vectors
+        with self.timed("near duplicates"):
+            pictures = aligned(self.context.store, keys, rows.THUMBNAIL, self.ids)
+            found = find_near(
+                self.index, vectors, pictures, spec.audit.near_quantile, spec.seed
+            )  # fmt: skip
+        if found.limit is not None:
+            self.near_limit = {
+                "copies": round(found.limit.copies, 4), "different": round(found.limit.different, 4)
+            }  # fmt: skip
+            if found.limit.fine is None:
+                self.warnings.append(NEAR_UNTOLD)
+        agreement = {tuple(pair): float(value) for pair, value in
+                     zip(found.pairs.tolist(), found.agreement, strict=True)}  # fmt: skip
+        for (a, b), value in sorted(agreement.items(), key=lambda item: -item[1]):
+            self.add(self.pair_kind("near", a, b), a, b, value,
+                     detail="same group" if self.groups[a] == self.groups[b] else "")  # fmt: skip
+        self.bursts = len(connected(agreement))
+        return vectors
+
+    def seen(self, vectors: np.ndarray) -> np.ndarray:
+        """Rows whose labels may be looked at: labelled, embedded, not of test."""
+        usable = np.abs(vectors).max(1) > 0
+        return np.flatnonzero(usable & (self.of != "test") & (self.label != _NO_LABEL))
+
+    def labels(self, vectors: np.ndarray) -> None:
+        held = self.seen(vectors)
+        # A class of one group cannot be told by others.
+        groups_of: dict[str, set[str]] = defaultdict(set)
+        for row in held:
+            groups_of[self.label[row]].add(self.groups[row])
+        thin = sorted(name for name, groups in groups_of.items() if len(groups) < 2)
+        held = held[~np.isin(self.label[held].astype(str), thin)] if thin else held
+        names, numbers = np.unique(self.label[held].astype(str), return_inverse=True)
+        with self.timed("label errors"):
+            found = None
+            if len(names) > 1:
+                found = label_errors(
+                    vectors[held], numbers, self.groups[held].astype(str), self.spec.seed
+                )
+        if thin:
+            self.warnings.append(f"no label errors were looked for in {', '.join(thin)[:200]}:"
+                                 " one group or image alone")  # fmt: skip
+        if found is None:
+            return
+        for row in found.order:
+            self.add(
+                "label", int(held[row]), score=float(found.confidence[row]),
+                suggested=str(names[found.suggested[row]]),
+                detail=f"{100 * found.suggested_confidence[row]:.0f}%",
+            )  # fmt: skip
+
+    def outliers(self, vectors: np.ndarray) -> None:
+        held = self.seen(vectors)
+        score = np.zeros(len(held))
+        with self.timed("outliers"):
+            for name in set(self.label[held].tolist()):
+                own = np.flatnonzero(self.label[held] == name)
+                if len(own) < 4 * _NEIGHBOUR:
+                    continue
+                mine = vectors[held[own]]
+                _, distance = Neighbours(mine).nearest(mine, _NEIGHBOUR + 1)
+                score[own] = neighbour_outliers(distance[:, -1])
+        for row in np.argsort(-score, kind="stable"):
+            if score[row] <= LIMIT:
+                break
+            self.add("outlier", int(held[row]), score=float(score[row]))
+
+    def sizes(self) -> None:
+        if not self.ids:
+            return
+        widths, heights = (
+            np.asarray(self.index[name].to_pylist(), np.float64)
+            for name in (rows.WIDTH, rows.HEIGHT)
+        )
+        score = odd_sizes(widths, heights)
+        for row in np.argsort(-score, kind="stable"):
+            if score[row] <= LIMIT:
+                break
+            self.add("size", int(row), score=float(score[row]),
+                     detail=f"{widths[row]:.0f} x {heights[row]:.0f}")  # fmt: skip
+
+    def look(self, records: int) -> Look:
+        """All of it, for the page."""
+        spec = self.spec
+        return Look(
+            name=spec.name, images=records, task=spec.task, findings=self.findings,
+            problems=self.problems, warnings=self.warnings, near_limit=self.near_limit,
+            counts=counts(self.label, self.of), groups=group_counts(self.label, self.groups),
+            grouped=spec.split.group == "column", carved=self.carved,
+            max_quarantined=spec.audit.max_quarantined, broken_share=self.broken_share,
+            on_leak=spec.audit.on_leak, embedder=spec.embedder.name, size=spec.preprocess.size,
+        )  # fmt: skip
+
+
+def _text(label: Any) -> str:
+    if isinstance(label, list):
+        return ", ".join(label) or _NO_LABEL
+    return _NO_LABEL if label is None else str(label)
+
+
+def counts(labels: np.ndarray, splits: np.ndarray) -> dict[str, dict[str, int]]:
+    """Images of each class in each split."""
+    held = Counter(zip(labels.tolist(), splits.tolist(), strict=True))
+    return {name: {split: held[name, split] for split in rows.SPLITS}
+            for name in sorted(set(labels.tolist()))}  # fmt: skip
+
+
+def group_counts(labels: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
+    """Groups of each class, and the largest groups with their images."""
+    by_class: dict[str, set[str]] = defaultdict(set)
+    for label, group in zip(labels.tolist(), groups.tolist(), strict=True):
+        by_class[label].add(group)
+    largest = Counter(groups.tolist()).most_common(10)
+    return {"by_class": {name: len(held) for name, held in by_class.items()},
+            "largest": [entry for entry in largest if entry[1] > 1],
+            "total": len(set(groups.tolist()))}  # fmt: skip
+
+
+def pictures(store: Store, keys: list[str], wanted: set[str]) -> dict[str, bytes]:
+    """The stored bytes of the images named."""
+    found: dict[str, bytes] = {}
+    for table in store.tables(keys, [rows.IMAGE_ID, rows.IMAGE]) if wanted else ():
+        held = table.filter(pc.is_in(table[rows.IMAGE_ID], pa.array(sorted(wanted), pa.string())))
+        encoded = pc.struct_field(held[rows.IMAGE], "bytes").to_pylist()
+        found |= dict(zip(held[rows.IMAGE_ID].to_pylist(), encoded, strict=True))
+    return found
+
+
+def findings_table(findings: list[Finding]) -> pa.Table:
+    """A row for each finding."""
+    names = {name: pa.float32() if name == "score" else pa.string()
+             for name in Finding.__dataclass_fields__}  # fmt: skip
+    return pa.table({name: pa.array([getattr(found, name) for found in findings], kind)
+                     for name, kind in names.items()})  # fmt: skip

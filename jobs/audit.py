@@ -1,0 +1,15 @@
+"""Look for what is wrong with a study's data, before anything is trained: one page.
+
+python jobs/audit.py configs/digits.yaml [--profile FILE] [--set a.b=c]
+"""
+
+import sys
+from pathlib import Path
+
+# Under `ray job submit` the package lies beside this folder and is not installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from engine.cli import main_audit
+
+if __name__ == "__main__":
+    main_audit()

@@ -1,0 +1,302 @@
+"""The real audit on toy folders with planted faults: what is told, and who is not accused."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from engine.cli import run_audit
+from engine.core.errors import DataError
+from engine.core.manifest import Manifest
+from engine.core.store import Store
+from engine.execute import execute, inspect
+from engine.plan import plan, plan_audit, until
+from engine.profile import Profile
+from engine.runtime.inline import InlineRuntime
+from engine.study import Study
+
+MakeStudy = Callable[..., Study]
+Audit = Callable[[Study], Manifest]
+
+
+@pytest.fixture
+def audit(profile: Profile, store: Store) -> Audit:
+    def run(study: Study) -> Manifest:
+        step = plan_audit(study)
+        return execute([step], store, InlineRuntime(), profile)[step.key]
+
+    return run
+
+
+def picture(number: int, kind: int) -> Image.Image:
+    """What all of a kind share, under something of its own: 80 px."""
+    random = np.random.default_rng([kind, number])
+    fine = random.integers(0, 120, (12, 12, 3), dtype=np.uint8)
+    coarse = np.random.default_rng(kind).integers(0, 130, (3, 3, 3), dtype=np.uint8)
+    layers = [
+        np.asarray(Image.fromarray(part).resize((80, 80), Image.Resampling.BICUBIC), np.uint16)
+        for part in (fine, coarse)
+    ]
+    return Image.fromarray((layers[0] + layers[1]).clip(0, 255).astype(np.uint8))
+
+
+def write(root: Path, counts: dict[str, int]) -> None:
+    """Pictures of two kinds: `a` and `b` in every split."""
+    for split, count in counts.items():
+        for kind, name in enumerate("ab"):
+            folder = root / split / name
+            folder.mkdir(parents=True, exist_ok=True)
+            for number in range(count):
+                picture(hash_free(split, number), kind).save(folder / f"{number:03d}.png")
+
+
+def hash_free(split: str, number: int) -> int:
+    return {"train": 0, "val": 1000, "test": 2000}[split] + number
+
+
+def crop(source: Path, target: Path) -> None:
+    image = Image.open(source)
+    image.crop((4, 6, 75, 74)).save(target, quality=70)
+
+
+@pytest.fixture
+def faulty(tmp_path: Path) -> Path:
+    root = tmp_path / "data"
+    write(root, {"train": 30, "val": 8, "test": 8})
+    shutil.copy(root / "train/a/000.png", root / "test/a/exact.png")
+    shutil.copy(root / "train/a/001.png", root / "train/b/contradiction.png")
+    shutil.copy(root / "train/b/002.png", root / "train/b/twice.png")
+    crop(root / "train/a/003.png", root / "test/a/near.jpg")
+    crop(root / "train/b/004.png", root / "train/b/crop.jpg")
+    (root / "train/a/005.png").rename(root / "train/b/swapped.png")
+    (root / "test/b/005.png").rename(root / "test/a/swapped.png")
+    (root / "val/b/001.png").write_bytes(b"")
+    (root / "val/b/002.png").write_bytes(b"<html>not found</html>")
+    Image.open(root / "val/a/003.png").resize((900, 900)).save(root / "val/a/003.png")
+    return root
+
+
+def found(store: Store, manifest: Manifest) -> list[dict[str, Any]]:
+    return pa.concat_tables(store.tables(manifest.keys(table="findings"))).to_pylist()
+
+
+def told(entries: list[dict[str, Any]], kind: str) -> set[Any]:
+    return {
+        frozenset((e["uri"], e["other_uri"])) if e["other_uri"] else e["uri"]
+        for e in entries
+        if e["kind"] == kind
+    }
+
+
+def html(store: Store, manifest: Manifest) -> str:
+    return store.read(manifest.keys(file="audit.html")[0]).decode()
+
+
+def tables(text: str) -> dict[str, list[dict[str, str]]]:
+    """The CSV files that a page holds, by name."""
+    links = re.findall(
+        r'href="data:text/csv;charset=utf-8;base64,([^"]+)" download="([^"]+)"', text
+    )
+    return {
+        name: list(csv.DictReader(io.StringIO(base64.b64decode(data).decode())))
+        for data, name in links
+    }
+
+
+def test_planted_faults_are_told_by_their_kind_and_clean_images_are_not_accused(
+    faulty: Path, toy_study: MakeStudy, audit: Audit, store: Store, profile: Profile
+) -> None:
+    study = toy_study(faulty, preprocess={"size": 64})
+    manifest = audit(study)
+    entries = found(store, manifest)
+    assert told(entries, "broken") == {"val/b/001.png", "val/b/002.png"}
+    pairs = {
+        "exact_across": ("train/a/000.png", "test/a/exact.png"),
+        "exact_contradictory": ("train/a/001.png", "train/b/contradiction.png"),
+        "exact_within": ("train/b/002.png", "train/b/twice.png"),
+        "near_across": ("train/a/003.png", "test/a/near.jpg"),
+        "near_within": ("train/b/004.png", "train/b/crop.jpg"),
+    }
+    for kind, pair in pairs.items():
+        assert told(entries, kind) == {frozenset(pair)}, kind
+    assert told(entries, "near_contradictory") == set()
+    assert told(entries, "size") == {"val/a/003.png"}
+    suspects = [entry for entry in entries if entry["kind"] == "label"]
+    named = [entry["uri"] for entry in suspects]
+    assert "train/b/swapped.png" in named[:3]
+    assert {e["suggested"] for e in suspects if e["uri"] == "train/b/swapped.png"} == {"a"}
+    # Labels of test are looked at by nobody.
+    assert not [uri for uri in named if uri.startswith("test")]
+    assert len(named) <= 4
+
+    text = html(store, manifest)
+    assert "To be mended before a study runs" in text
+    assert "http" not in re.sub(r"data:[^\"]+", "", text).replace("http-equiv", "")
+    assert "test stays unseen" in text
+    musts = " ".join(manifest.metrics["must"])
+    for words in ("2 files cannot be used", "stands under two labels", "stands in two splits",
+                  "is a crop or a new encoding"):  # fmt: skip
+        assert words in musts
+    assert len(tables(text)["toy-findings.csv"]) == len(entries)
+    # The study itself does stop where the page says so.
+    with pytest.raises(DataError, match="2 of 97 files cannot be used"):
+        execute(until(plan(study), "ingest"), store, InlineRuntime(), profile)
+
+
+def test_a_clean_folder_stops_nothing(
+    tmp_path: Path, toy_study: MakeStudy, audit: Audit, store: Store
+) -> None:
+    write(tmp_path / "data", {"train": 20, "val": 4, "test": 4})
+    manifest = audit(toy_study(tmp_path / "data", preprocess={"size": 64}))
+    assert manifest.metrics["must"] == []
+    assert not [e for e in found(store, manifest) if e["kind"] not in ("label", "outlier")]
+    assert "Nothing here stops a study" in html(store, manifest)
+    assert any("by pixels alone" in text for text in manifest.metrics["warnings"])
+
+
+def test_hostile_names_are_escaped_in_the_page_and_in_its_tables(
+    tmp_path: Path, toy_study: MakeStudy, audit: Audit, store: Store
+) -> None:
+    root = tmp_path / "data"
+    evil, formula = "<script>alert(1)</script>", "=CMD()"
+    for kind, name in enumerate(("x", formula)):
+        for number in range(12):
+            (root / name).mkdir(parents=True, exist_ok=True)
+            picture(number, kind).save(root / name / f"{number:03d}.png")
+    shutil.copy(root / formula / "001.png", root / formula / "<img src=x onerror=alert(1)>.png")
+    (root / formula / "=1+1.png").write_bytes(b"")
+    lines = ["path,label"]
+    lines += [f"x/{number:03d}.png,{evil}" for number in range(12)]
+    lines += [f"{formula}/{path.name},{formula}" for path in sorted((root / formula).iterdir())]
+    (root / "t.csv").write_text("\n".join(lines))
+    reader = {"name": "csv", "root": str(root), "file": "t.csv"}
+    text = html(store, audit(toy_study(reader)))
+    assert "<script" not in text
+    assert "<img src=x" not in text
+    assert "&lt;script&gt;alert(1)" in text
+    cells = [cell for rows in tables(text).values() for row in rows for cell in row.values()]
+    assert "'=CMD()/=1+1.png" in cells
+    assert not [cell for cell in cells if cell.startswith(("=", "+", "-", "@"))]
+
+
+def test_what_ingest_refuses_at_once_is_told_beside_the_rest(
+    tmp_path: Path, toy_study: MakeStudy, audit: Audit, store: Store
+) -> None:
+    root = tmp_path / "data"
+    write(root, {"train": 6})
+    lines = ["path,label,key,patient"]
+    lines += [f"train/a/{n:03d}.png,{'a' if n else ''},{max(n, 1)},p{n // 2}" for n in range(6)]
+    lines += [f"train/b/{n:03d}.png,{'b' if n else 'rare'},{n + 10}," for n in range(6)]
+    (root / "t.csv").write_text("\n".join(lines))
+    reader = {"name": "csv", "root": str(root), "file": "t.csv", "id": "key", "group": "patient"}
+    manifest = audit(toy_study(reader, split={"group": "column"}))
+    musts = " ".join(manifest.metrics["must"])
+    for words in ("the id '1' stands 2 times", "6 images have no group", "1 images have no label",
+                  "the class 'rare' has one image"):  # fmt: skip
+        assert words in musts
+    assert "(no label)" in html(store, manifest)
+
+
+def test_a_folder_without_one_image_that_opens_gets_its_page(
+    tmp_path: Path, toy_study: MakeStudy, audit: Audit, store: Store
+) -> None:
+    for name in "ab":
+        (tmp_path / "data" / name).mkdir(parents=True)
+        (tmp_path / "data" / name / "0.png").write_bytes(b"")
+        (tmp_path / "data" / name / "1.png").write_bytes(b"no image")
+    manifest = audit(toy_study(tmp_path / "data"))
+    assert manifest.metrics["found"] == {"broken": 4}
+    assert "empty file" in html(store, manifest)
+
+
+def test_groups_that_cross_are_told_and_those_of_one_split_are_not(
+    tmp_path: Path, toy_study: MakeStudy, audit: Audit, store: Store
+) -> None:
+    root = tmp_path / "data"
+    write(root, {"train": 8, "val": 4, "test": 4})
+    lines = ["path,label,set,patient"]
+    for path in sorted(root.rglob("*.png")):
+        split, label, name = path.relative_to(root).parts
+        number = int(name[:3])
+        # Patient p0 of class a stands in train and test.
+        patient = "p0" if (split, label, number) in (("train", "a", 0), ("test", "a", 0)) else (
+            f"{split}{label}{number // 2}")  # fmt: skip
+        lines.append(f"{split}/{label}/{name},{label},{split},{patient}")
+    (root / "t.csv").write_text("\n".join(lines))
+    reader = {"name": "csv", "root": str(root), "file": "t.csv", "group": "patient", "split": "set"}
+    manifest = audit(toy_study(reader, split={"group": "column"}))
+    held = [entry for entry in found(store, manifest) if entry["kind"] == "group"]
+    assert [entry["detail"] for entry in held] == ["p0"]
+    assert "group stands in two splits" in " ".join(manifest.metrics["must"])
+
+
+class Killed(InlineRuntime):
+    """Dies after so many shards."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self.left = after
+
+    def stream(self, worker: Any, shards: Any, resources: Any) -> Any:
+        for summary in super().stream(worker, shards, replace_calls(resources)):
+            yield summary
+            self.left -= 1
+            if not self.left:
+                raise KeyboardInterrupt
+
+
+def replace_calls(resources: Any) -> Any:
+    return resources.model_copy(update={"shards_per_call": 1})
+
+
+def test_a_killed_audit_goes_on_and_a_second_one_embeds_only_what_changed(
+    tmp_path: Path, toy_study: MakeStudy, profile: Profile, store: Store
+) -> None:
+    root = tmp_path / "data"
+    write(root, {"train": 170, "val": 8, "test": 8})  # 372 files, two shards
+    study = toy_study(root)
+    step = plan_audit(study)
+    with pytest.raises(KeyboardInterrupt):
+        execute([step], store, Killed(after=3), profile)
+    first = execute([step], store, InlineRuntime(), profile)[step.key]
+    assert first.provenance["shards.decode"] == {"found": 2, "made": 0}
+    assert first.provenance["shards.embed"] == {"found": 1, "made": 1}
+
+    # Mended in place: the listing is the same, and yet it is seen.
+    (root / "train/b/100.png").write_bytes(b"")
+    assert [status.state for status in inspect([step], store)] == ["out of date"]
+    second = execute([step], store, InlineRuntime(), profile)[step.key]
+    assert second.provenance["shards.decode"] == {"found": 0, "made": 2}
+    assert second.provenance["shards.embed"]["found"] == 1
+    assert second.metrics["found"]["broken"] == 1
+    # Nothing of the first page is left.
+    assert len([key for key in store.listing("steps") if key.endswith(".html")]) == 1
+
+
+def test_the_job_writes_the_page_where_a_person_finds_it(
+    faulty: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "study.yaml"
+    config.write_text(
+        f"name: toy\nreader: {{name: imagefolder, root: {faulty}}}\n"
+        "preprocess: {size: 16}\nsplit: {group: none}\n"
+    )
+    sets = [f"profile.storage={tmp_path / 'runs'}", "profile.runtime=inline"]
+    assert run_audit([str(config), *(part for one in sets for part in ("--set", one))]) == 0
+    last = capsys.readouterr().err.splitlines()[-2:]
+    assert "2 broken" in last[0]
+    assert last[1].startswith("audit: ")
+    page = Path(last[1].removeprefix("audit: "))
+    assert page == tmp_path / "runs" / "pages" / "toy" / "audit.html"
+    assert "<title>toy: is the data in order?" in page.read_text()
