@@ -26,8 +26,8 @@ def neighbour_outliers(nearest: np.ndarray) -> np.ndarray:
 
 
 def odd_sizes(widths: np.ndarray, heights: np.ndarray) -> np.ndarray:
-    """The larger modified z-score of n pictures in length of the longer side and in aspect: sizes
-    that differ by less than half from the rest are never odd."""
+    """The larger modified z-score of n pictures in length of the longer side and in aspect, lying
+    or standing: what differs by less than half from the rest is never odd."""
     longest = modified_z(np.log2(np.maximum(widths, heights)), least_spread=0.17)
-    aspect = modified_z(np.log2(widths / heights), least_spread=0.17)
+    aspect = modified_z(np.abs(np.log2(widths / heights)), least_spread=0.17)
     return np.maximum(np.abs(longest), np.abs(aspect))

@@ -79,4 +79,5 @@ def test_sizes_far_from_the_rest_are_odd_and_small_differences_are_not() -> None
     widths[0], heights[0] = 1000, 1000  # ten times as large
     widths[1] = 400  # a strip
     widths[2] = 110
+    widths[3], heights[4] = 140, 140  # lying and standing
     assert np.flatnonzero(odd_sizes(widths, heights) > LIMIT).tolist() == [0, 1]
