@@ -26,6 +26,9 @@ class LabelErrors:
     suggested: np.ndarray
     suggested_confidence: np.ndarray
 
+    # How often the likeliest class is the given one.
+    agreed: float
+
     @property
     def order(self) -> np.ndarray:
         """Rows that are flagged, the least likely label first."""
@@ -51,7 +54,11 @@ def label_errors(
     confidence = get_label_quality_scores(labels, probabilities, method="self_confidence")
     suggested = probabilities.argmax(1)
     return LabelErrors(
-        np.asarray(flagged) & (suggested != labels), confidence, suggested, probabilities.max(1)
+        np.asarray(flagged) & (suggested != labels),
+        confidence,
+        suggested,
+        probabilities.max(1),
+        float((suggested == labels).mean()),
     )
 
 

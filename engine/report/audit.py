@@ -57,6 +57,7 @@ class Look:
     max_quarantined: float
     broken_share: float
     on_leak: str
+    agreed: float
     embedder: str
     size: int
     # Encoded pictures by id, of what is shown.

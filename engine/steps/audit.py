@@ -26,7 +26,6 @@ from engine.core import rows
 from engine.core.arrays import aligned
 from engine.core.dataset import assign_splits, replace_column, without
 from engine.core.errors import DataError
-from engine.core.leaks import connected
 from engine.core.manifest import Manifest, read_manifest
 from engine.core.registry import resolve
 from engine.core.shards import OK
@@ -101,13 +100,12 @@ class Audit(StepKind):
             context.store.delete(part.key)
         counts = Counter(finding.kind for finding in look.findings)
         context.notes["timings"] = {name: round(value, 1) for name, value in work.seconds.items()}
-        must = [*look.musts]
         return Result(
             parts, len(records),
             {
                 "headline": f"{len(records):,} images, {len(look.findings):,} findings",
-                "found": dict(sorted(counts.items())), "must": must, "warnings": look.warnings,
-                "near_limit": look.near_limit,
+                "found": dict(sorted(counts.items())), "must": look.musts,
+                "warnings": look.warnings, "near_limit": look.near_limit,
             },
         )  # fmt: skip
 
@@ -131,6 +129,7 @@ class _Work:
     near_limit: dict[str, Any] = field(default_factory=dict)
     carved: list[str] = field(default_factory=list)
     broken_share: float = 0.0
+    agreed: float = 0.0
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -164,35 +163,33 @@ class _Work:
                   for group, own in zip(groups, ids, strict=True)]  # fmt: skip
         index = replace_column(index, rows.GROUP_ID, groups)
         fractions = {"val": spec.split.val, "test": spec.split.test}
-        # Of equal pictures in one split ingest takes one, so that the same are drawn for test.
-        seen: set[tuple[str, str]] = set()
-        twice = {}
-        for image_id, pixels, split in zip(
-            ids, index[rows.PIXEL_SHA256].to_pylist(), index[rows.SPLIT].to_pylist(), strict=True
-        ):
-            if (pixels, split or "train") in seen:
-                twice[image_id] = "duplicate"
-            seen.add((pixels, split or "train"))
+        # Of equal pictures in one split ingest takes the first, and so the same are drawn for test.
+        given = [split or "train" for split in index[rows.SPLIT].to_pylist()]
+        pictures = list(zip(index[rows.PIXEL_SHA256].to_pylist(), given, strict=True))
+        first: dict[tuple[str, str], str] = {}
+        for picture, image_id in zip(pictures, ids, strict=True):
+            first.setdefault(picture, image_id)
+        twice = {image_id: "duplicate" for picture, image_id in zip(pictures, ids, strict=True)
+                 if first[picture] != image_id}  # fmt: skip
+        drawn: dict[str, str] = {}
         try:
             kept, self.carved = assign_splits(
                 without(index, twice), spec.task, fractions, grouped, spec.seed
             )
+            drawn = dict(
+                zip(*(kept[name].to_pylist() for name in (rows.IMAGE_ID, rows.SPLIT)), strict=True)
+            )
         except DataError as error:
             self.problems.append(str(error))
-            kept = index
-        held = dict(
-            zip(*(kept[name].to_pylist() for name in (rows.IMAGE_ID, rows.SPLIT)), strict=True)
-        )
-        by_pixels = dict(
-            zip(*(kept[name].to_pylist() for name in (rows.PIXEL_SHA256, rows.SPLIT)), strict=True)
-        )
+        # The others go where the first goes; a group stays whole.
+        of_group = {group: drawn[own] for group, own, split in zip(groups, ids, given, strict=True)
+                    if own in drawn and split == "train"}  # fmt: skip
         splits = [
-            held.get(image_id) or given or by_pixels.get(pixels) or "train"
-            for image_id, given, pixels in zip(
-                ids, index[rows.SPLIT].to_pylist(), index[rows.PIXEL_SHA256].to_pylist(),
-                strict=True,
-            )
-        ]  # fmt: skip
+            drawn.get(own)
+            or (of_group.get(group) if split == "train" else None)
+            or drawn.get(first[picture], split)
+            for own, group, split, picture in zip(ids, groups, given, pictures, strict=True)
+        ]
         self.index = replace_column(index, rows.SPLIT, splits)
         self.ids, self.groups = ids, np.asarray(groups, dtype=object)
         self.uris = index[rows.URI].to_pylist()
@@ -274,7 +271,6 @@ class _Work:
         for (a, b), value in sorted(agreement.items(), key=lambda item: -item[1]):
             self.add(self.pair_kind("near", a, b), a, b, value,
                      detail="same group" if self.groups[a] == self.groups[b] else "")  # fmt: skip
-        self.bursts = len(connected(agreement))
         return vectors
 
     def seen(self, vectors: np.ndarray) -> np.ndarray:
@@ -302,6 +298,7 @@ class _Work:
                                  " one group or image alone")  # fmt: skip
         if found is None:
             return
+        self.agreed = float(found.agreed)
         for row in found.order:
             self.add(
                 "label", int(held[row]), score=float(found.confidence[row]),
@@ -348,7 +345,8 @@ class _Work:
             counts=counts(self.label, self.of), groups=group_counts(self.label, self.groups),
             grouped=spec.split.group == "column", carved=self.carved,
             max_quarantined=spec.audit.max_quarantined, broken_share=self.broken_share,
-            on_leak=spec.audit.on_leak, embedder=spec.embedder.name, size=spec.preprocess.size,
+            on_leak=spec.audit.on_leak, agreed=self.agreed, embedder=spec.embedder.name,
+            size=spec.preprocess.size,
         )  # fmt: skip
 
 

@@ -241,6 +241,26 @@ def test_groups_that_cross_are_told_and_those_of_one_split_are_not(
     assert "group stands in two splits" in " ".join(manifest.metrics["must"])
 
 
+def test_equal_pictures_and_groups_are_not_torn_apart_by_the_split_that_is_drawn_here(
+    tmp_path: Path, toy_study: MakeStudy, audit: Audit, store: Store
+) -> None:
+    root = tmp_path / "data"
+    write(root, {"train": 40, "test": 4})
+    lines = ["path,label,set,patient"]
+    for label in "ab":
+        for number in range(40):
+            name = f"train/{label}/{number:03d}"
+            shutil.copy(root / f"{name}.png", root / f"{name}-again.png")
+            lines += [f"{name}{end}.png,{label},train,{label}{number}" for end in ("", "-again")]
+        lines += [f"test/{label}/{n:03d}.png,{label},test,t{label}{n}" for n in range(4)]
+    (root / "t.csv").write_text("\n".join(lines))
+    reader = {"name": "csv", "root": str(root), "file": "t.csv", "group": "patient", "split": "set"}
+    manifest = audit(toy_study(reader, split={"group": "column", "val": 0.3}))
+    assert manifest.metrics["found"]["exact_within"] == 80
+    assert not {"exact_across", "group"} & set(manifest.metrics["found"])
+    assert manifest.metrics["must"] == []
+
+
 class Killed(InlineRuntime):
     """Dies after so many shards."""
 
