@@ -19,12 +19,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from engine.core import rows
+from engine.core.arrays import release
 from engine.core.nearest import Rows, most_similar
 
 _NEIGHBOURS = 10
 _SAMPLE = 5_000
 # Pairs of hashes that are compared, and vectors that are measured, at once.
-_PAIRS, _NORMS = 2**21, 2**14
+_PAIRS, _NORMS = 2**20, 2**12
 
 
 @dataclass(frozen=True)
@@ -52,17 +53,20 @@ def find_leaks(
     vectors: float32 (n, width), rows of NaN for images without; None looks for no near duplicates.
     thresholds: of an earlier look at the same data, rather than new ones.
     """
-    ids, uris = index[rows.IMAGE_ID].to_pylist(), index[rows.URI].to_pylist()
     splits = np.asarray(index[rows.SPLIT].to_pylist(), dtype=object)
 
     def leak(kind: str, a: int, b: int, detail: str = "") -> Leak:
-        return Leak(kind, ids[a], uris[a], splits[a], ids[b], uris[b], splits[b], detail)
+        sides = ((index[rows.IMAGE_ID][row].as_py(), index[rows.URI][row].as_py(), splits[row])
+                 for row in (a, b))  # fmt: skip
+        first, second = sides
+        return Leak(kind, *first, *second, detail)
 
     leaks = []
     for kind, column in (("exact", rows.PIXEL_SHA256), ("group", rows.GROUP_ID)):
         first: dict[tuple[str, str], int] = {}
         by_value: dict[str, list[int]] = {}
-        for row, value in enumerate(index[column].to_pylist()):
+        some = repeated(index, column)
+        for row, value in zip(some.tolist(), index[column].take(some).to_pylist(), strict=True):
             if first.setdefault((value, splits[row]), row) == row:
                 by_value.setdefault(value, []).append(row)
         for value, found in by_value.items():
@@ -75,9 +79,17 @@ def find_leaks(
     }
     near, thresholds = _near_pairs(index, vectors, splits, quantile, thresholds)
     for a, b, bits, distance in near:
-        if (ids[a], ids[b]) not in known:
-            leaks.append(leak("near", a, b, f"hash {bits} bits apart, embedding {distance:.4f}"))
+        found = leak("near", a, b, f"hash {bits} bits apart, embedding {distance:.4f}")
+        if (found.first, found.second) not in known:
+            leaks.append(found)
     return leaks, thresholds
+
+
+def repeated(table: pa.Table, column: str) -> np.ndarray:
+    """The rows whose value in a column stands in another row too, int64, in order."""
+    counts = table.select([column]).group_by(column).aggregate([([], "count_all")])
+    values = counts.filter(pc.greater(counts["count_all"], 1))[column]
+    return np.flatnonzero(pc.is_in(table[column], values.combine_chunks()))
 
 
 def _near_pairs(
@@ -87,10 +99,10 @@ def _near_pairs(
     quantile: float,
     thresholds: dict[str, Any] | None,
 ) -> tuple[list[tuple[int, int, int, float]], dict[str, Any]]:
-    norms = np.concatenate(
-        [np.linalg.norm(vectors[start : start + _NORMS], axis=1)
-         for start in range(0, len(vectors), _NORMS)]
-    )  # fmt: skip
+    norms = np.empty(len(vectors), np.float32)
+    for start in range(0, len(vectors), _NORMS):
+        norms[start : start + _NORMS] = np.linalg.norm(vectors[start : start + _NORMS], axis=1)
+        release(vectors)
     usable = np.isfinite(norms) & (norms > 0)
     hashes = np.asarray(
         [int(value, 16) for value in index[rows.PHASH].to_pylist()], dtype=np.uint64

@@ -52,7 +52,7 @@ from engine.steps.embed import EmbedImages
 SHARD_ROWS = 256
 ROW_GROUP = 512
 # A part of the images of a split; the driver holds one of each split.
-PART_BYTES = 32 * 2**20
+PART_BYTES = 16 * 2**20
 # At or below this side, perceptual hashes of different pictures collide so often that near
 # duplicates only warn.
 SMALL_SIDE = 32
