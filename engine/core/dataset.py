@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from engine.core import rows
 from engine.core.errors import DataError
-from engine.core.leaks import Leak, NearPair, find_leaks
+from engine.core.leaks import Leak, NearPair, find_leaks, repeated
 from engine.core.manifest import Manifest
 from engine.core.rng import generator
 from engine.core.splits import stratified_group_split
@@ -51,14 +51,15 @@ def without(table: pa.Table, removed: Mapping[str, str]) -> pa.Table:
 def remove_duplicates(index: pa.Table, tasks: Iterable[str], fate: dict[str, str]) -> pa.Table:
     """Keep the first of equal pictures within a split. Raises `DataError` where their labels
     contradict."""
-    ids, uris = index[rows.IMAGE_ID].to_pylist(), index[rows.URI].to_pylist()
-    splits = index[rows.SPLIT].to_pylist()
-    labels = list(zip(*(index[rows.label_column(task)].to_pylist() for task in tasks), strict=True))
+    alike = index.take(repeated(index, rows.PIXEL_SHA256))
+    ids, uris = alike[rows.IMAGE_ID].to_pylist(), alike[rows.URI].to_pylist()
+    splits = alike[rows.SPLIT].to_pylist()
+    labels = list(zip(*(alike[rows.label_column(task)].to_pylist() for task in tasks), strict=True))
     first: dict[str, int] = {}
     kept: dict[tuple[str, str], int] = {}
     contradictory: list[tuple[int, int]] = []
     removed: dict[str, str] = {}
-    for row, pixels in enumerate(index[rows.PIXEL_SHA256].to_pylist()):
+    for row, pixels in enumerate(alike[rows.PIXEL_SHA256].to_pylist()):
         known = first.setdefault(pixels, row)
         if labels[known] != labels[row]:
             contradictory.append((known, row))

@@ -10,7 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import combinations
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from engine.core import rows
 
@@ -34,18 +36,20 @@ class Leak:
 
 def find_leaks(index: pa.Table, near: Iterable[NearPair] = ()) -> list[Leak]:
     """All leaks among the images of `index`; pairs of `near` with another image are left out."""
-    ids, uris = index[rows.IMAGE_ID].to_pylist(), index[rows.URI].to_pylist()
+    ids = index[rows.IMAGE_ID].to_pylist()
     splits = index[rows.SPLIT].to_pylist()
     order = {split: number for number, split in enumerate(rows.SPLITS)}
 
     def leak(kind: str, a: int, b: int, detail: str = "") -> Leak:
-        return Leak(kind, ids[a], uris[a], splits[a], ids[b], uris[b], splits[b], detail)
+        one, other = ((ids[row], index[rows.URI][row].as_py(), splits[row]) for row in (a, b))
+        return Leak(kind, *one, *other, detail)
 
     leaks = []
     for kind, column in (("exact", rows.PIXEL_SHA256), ("group", rows.GROUP_ID)):
         first: dict[tuple[str, str], int] = {}
         by_value: dict[str, list[int]] = {}
-        for row, value in enumerate(index[column].to_pylist()):
+        some = repeated(index, column)
+        for row, value in zip(some.tolist(), index[column].take(some).to_pylist(), strict=True):
             if first.setdefault((value, splits[row]), row) == row:
                 by_value.setdefault(value, []).append(row)
         for value, found in by_value.items():
@@ -68,6 +72,13 @@ def find_leaks(index: pa.Table, near: Iterable[NearPair] = ()) -> list[Leak]:
         leaks += [leak("near", row, last, "by way of others") for row in held
                   if order[splits[row]] < order[splits[last]] and row not in told]  # fmt: skip
     return leaks
+
+
+def repeated(table: pa.Table, column: str) -> np.ndarray:
+    """The rows whose value in a column stands in another row too, int64, in order."""
+    counts = table.select([column]).group_by(column).aggregate([([], "count_all")])
+    values = counts.filter(pc.greater(counts["count_all"], 1))[column]
+    return np.flatnonzero(pc.is_in(table[column], values.combine_chunks()))
 
 
 def connected(pairs: Iterable[tuple[int, int]]) -> list[list[int]]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from engine.core.arrays import release
 
-_BLOCK = 4096
+_BLOCK = 2048
 
 
 class Vectors(Protocol):

@@ -55,7 +55,7 @@ from engine.steps._intake import (
 
 ROW_GROUP = 512
 # A part of the images of a split; the driver holds one of each split.
-PART_BYTES = 32 * 2**20
+PART_BYTES = 16 * 2**20
 
 
 class IngestSpec(IntakeSpec):
