@@ -72,7 +72,7 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         "ddpm": {
             "patch_size": 2, "block_out_channels": [48, 96, 128], "layers_per_block": 1,
             "attention_resolution": 4, "resnet_time_scale_shift": "scale_shift",
-            "prediction_type": "v_prediction", "train_steps": 4000, "batch_size": 64,
+            "prediction_type": "v_prediction", "train_steps": 3200, "batch_size": 64,
             "learning_rate": 1e-3, "ema_decay": 0.995, "precision": "bf16",
             "num_inference_steps": 25, "guidance_scale": 1.5, "class_balance": 0.0,
         },
@@ -89,7 +89,7 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         "ddpm": {
             "patch_size": 2, "block_out_channels": [48, 96, 128], "layers_per_block": 1,
             "attention_resolution": 4, "resnet_time_scale_shift": "scale_shift",
-            "prediction_type": "v_prediction", "train_steps": 4000, "batch_size": 64,
+            "prediction_type": "v_prediction", "train_steps": 3200, "batch_size": 64,
             "learning_rate": 1e-3, "ema_decay": 0.995, "precision": "bf16",
             "num_inference_steps": 25, "guidance_scale": 1.5,
         },
