@@ -162,6 +162,7 @@ class Ingest(StepKind):
         refuse_many_quarantined(fate, records, spec)
 
         decoded_keys = [commit.data.key for commit in commits if commit.data]
+        del commits  # a digest for each image, which nobody asks for any more
         index = read_index(context.store, decoded_keys, spec)
         index, leaks, notes = self._audit(context, spec, index, fate, decoded_keys)
         notes["warnings"] += reader.warnings()
