@@ -79,9 +79,9 @@ def find_leaks(
     }
     near, thresholds = _near_pairs(index, vectors, splits, quantile, thresholds)
     for a, b, bits, distance in near:
-        found = leak("near", a, b, f"hash {bits} bits apart, embedding {distance:.4f}")
-        if (found.first, found.second) not in known:
-            leaks.append(found)
+        pair = leak("near", a, b, f"hash {bits} bits apart, embedding {distance:.4f}")
+        if (pair.first, pair.second) not in known:
+            leaks.append(pair)
     return leaks, thresholds
 
 
