@@ -189,17 +189,11 @@ def pixel_sha256(image: Image.Image) -> str:
     return hasher.hexdigest()
 
 
-def perceptual_hashes(images: Sequence[Image.Image]) -> list[str]:
-    """64 bits of each picture as hexadecimal text, equal to `imagehash.phash` (its low frequencies
-    against their median), in two thirds of the time."""
-    from scipy.fftpack import dct
+def perceptual_hash(image: Image.Image) -> str:
+    """64 bits of a picture as hexadecimal text: alike pictures differ in few of them."""
+    import imagehash
 
-    small = [image.convert("L").resize((32, 32), Image.Resampling.LANCZOS) for image in images]
-    low = dct(dct(np.stack([np.asarray(image) for image in small]), axis=1)[:, :8], axis=2)
-    values = low[:, :, :8].reshape(len(small), 64)
-    ordered = np.sort(values, axis=1)
-    bits = values > (ordered[:, 31:32] + ordered[:, 32:33]) / 2
-    return [row.tobytes().hex() for row in np.packbits(bits, axis=1)]
+    return str(imagehash.phash(image))
 
 
 def preprocess(image: Image.Image, spec: Preprocess) -> np.ndarray:

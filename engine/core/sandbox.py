@@ -167,7 +167,7 @@ def serve(settings: dict[str, Any], requests: BinaryIO, replies: BinaryIO) -> No
                 "width": image.width,
                 "height": image.height,
                 "pixel_sha256": images.pixel_sha256(image),
-                "phash": images.perceptual_hashes([image])[0],
+                "phash": images.perceptual_hash(image),
             }
             _send(replies, header, images.encode(images.preprocess(image, spec), spec))
         except Rejected as rejected:

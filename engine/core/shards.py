@@ -20,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -161,7 +162,8 @@ class ShardSet:
                 shard=name,
                 data=Part.model_validate(record["data"]) if record["data"] else None,
                 image_id=tuple(columns[rows.IMAGE_ID]),
-                status=tuple(columns[rows.STATUS]),
+                # A few words, of which each row would have its own copy.
+                status=tuple(map(sys.intern, columns[rows.STATUS])),
                 sha256=tuple(columns["sha256"]),
                 provenance=record["provenance"],
             )

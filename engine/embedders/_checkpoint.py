@@ -11,7 +11,6 @@ from pydantic import Field
 from engine.core.errors import StudyError
 from engine.embedders import Embedder, EmbedderSpec
 from engine.nets.checkpoints import dtype_of, load_model
-from engine.nets.folding import fold_batch_norms
 from engine.nets.model_input import ModelInput
 
 if TYPE_CHECKING:
@@ -61,7 +60,6 @@ class CheckpointEmbedder(Embedder):
         )  # fmt: skip
 
     def load(self, device: str) -> None:
-        import torch
 
         if not hasattr(self, "input"):
             self.open()
@@ -73,11 +71,8 @@ class CheckpointEmbedder(Embedder):
             ) from None
         self.device, self.dtype = device, dtype_of(self.spec.precision)
         self.loaded = network.to(device=device, dtype=self.dtype).eval().requires_grad_(False)
-        noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
-        prepared = self.prepare(noise)[None]
-        if self.spec.precision == "fp32":
-            fold_batch_norms(self.loaded, lambda: torch.from_numpy(self.encode(prepared)))
-        self.width = self.encode(prepared).shape[1]
+        grey = self.prepare(np.zeros((32, 32, 3), np.uint8))
+        self.width = self.encode(grey[None]).shape[1]
 
     def encode(self, prepared: np.ndarray) -> np.ndarray:
         if self.device != "cpu":

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from engine.context import Context, Result
 from engine.core import rows
-from engine.core.images import decode_own, perceptual_hashes
+from engine.core.images import decode_own, perceptual_hash
 from engine.core.registry import resolve
 from engine.core.shards import OK, Shard, ids_digest, parquet_rows
 from engine.core.spec import Spec
@@ -56,11 +56,11 @@ class Hash:
     def __call__(self, batch: Batch) -> Batch:
         from PIL import Image
 
-        pictures = [
-            Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-            for image in batch["pixels"]
-        ]
-        return {**batch, rows.PHASH: perceptual_hashes(pictures)}
+        pictures = (image[..., 0] if image.shape[-1] == 1 else image for image in batch["pixels"])
+        return {
+            **batch,
+            rows.PHASH: [perceptual_hash(Image.fromarray(picture)) for picture in pictures],
+        }
 
 
 class PrepareImages:

@@ -7,7 +7,6 @@ import struct
 import zlib
 from typing import Any
 
-import imagehash
 import numpy as np
 import pytest
 from PIL import Image
@@ -19,7 +18,6 @@ from engine.core.images import (
     decode,
     decode_own,
     encode,
-    perceptual_hashes,
     pixel_sha256,
     preprocess,
 )
@@ -263,16 +261,6 @@ def test_fit_says_what_becomes_of_a_wide_picture(fit: Any) -> None:
         "crop": [255, 255, 255], "pad": [255, 0, 0], "stretch": [255, 0, 0]
     }[fit]  # fmt: skip
     assert found[0, 6].tolist() == ([0, 0, 0] if fit == "pad" else [255, 255, 255])
-
-
-@pytest.mark.parametrize("mode", ["L", "RGB"])
-def test_perceptual_hashes_are_those_of_imagehash(mode: str) -> None:
-    random = np.random.default_rng(0)
-    noise = [random.integers(0, 256, (side, 40, 3), dtype=np.uint8) for side in range(20, 50)]
-    pictures = [Image.fromarray(pixels // 5 * 5).convert(mode) for pixels in noise]
-    pictures += [Image.radial_gradient("L").convert(mode), Image.new(mode, (9, 9), "red")]
-    assert perceptual_hashes(pictures) == [str(imagehash.phash(image)) for image in pictures]
-    assert perceptual_hashes(pictures[3:4]) == perceptual_hashes(pictures)[3:4]
 
 
 @pytest.mark.parametrize("channels", ["L", "RGB"])
