@@ -52,7 +52,13 @@ def plan(study: Study) -> list[Step]:
         comparison = Comparison(study, common, ingest, embed, reduce)
     if comparison is not None:
         comparison.check()
-        steps += [comparison.real]
+        # What is wrong with a labeler is told before hours of training.
+        steps += [comparison.real, *comparison.curation.values()]
+    elif any(getattr(one, "strict", False) for one in study.curate.filters):
+        raise StudyError(
+            "curate.filters: one is strict, and a study without a classifier ends before images"
+            " are curated; name a classifier, or leave strict out"
+        )
     for label, generator in study.generators.items():
         steps += _generator_steps(
             study, label, generator, common, ingest, cluster, select, comparison
@@ -196,8 +202,6 @@ def _generator_steps(
         )  # fmt: skip
         steps.append(generate)
         if comparison is not None:
-            if generator.filtered and number == 1:
-                steps += comparison.curation.values()
             curate = comparison.curate(suffix, generate, generator_key, generator.filtered)
             steps.append(curate)
     if comparison is not None and curate is not None:
@@ -224,7 +228,9 @@ class Comparison:
             Arm(name="oversampled", family="oversampled", mix="mix.oversampled"),
         ]
         # What filters need beside the images: the labeler's training, and val measured.
-        self.curation: dict[str, Step] = self._curation() if study.curate.filters else {}
+        names = [str(getattr(one, "name", "")) for one in study.generators.values()]
+        filtered = [name for name in names if resolve("generators", name).filtered]
+        self.curation = self._curation() if study.curate.filters and filtered else {}
         if reduce is not None:
             self.mixes.append(self._mix("reduced", reduce=reduce))
             self.arms.append(Arm(name="reduced", family="reduced", mix="mix.reduced"))
@@ -235,6 +241,7 @@ class Comparison:
         resolve("classifiers", name)(self.study.classifier, self.study.preprocess, ()).check()
 
     def _curation(self) -> dict[str, Step]:
+        """Also sets `labeler` and `filter_plugins`."""
         study, filters = self.study, self.study.curate.filters
         spec: Any = study.curate.labeler
         self.filter_plugins: list[tuple[str, Any]] = [("filters", one) for one in filters]

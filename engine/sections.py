@@ -220,6 +220,13 @@ class Curate(Spec):
                 raise PydanticCustomError(
                     "explained", "filters: {name} needs a labeler, which is null", {"name": name}
                 )
+        relabels = any(getattr(one, "label_from", "") == "labeler" for one in self.filters)
+        if relabels and "similarity" in names:
+            raise PydanticCustomError(
+                "explained",
+                "filters: similarity holds images against the label that was asked for, and"
+                " label_from: labeler gives them others; leave one of the two out",
+            )
         return self
 
 

@@ -45,14 +45,51 @@ class Scored:
 @dataclass(frozen=True)
 class Judged:
     """drop: bool (n,). columns: what stands in the table of images, (n,) each. limits: what was
-    judged by, for people. labels: those that the images are used under, if not those asked for.
-    stops: why no image of this generator may be exported; empty: they may."""
+    judged by, for people: a number, or one for each class. labels: those that the images are used
+    under, if not those asked for. stops: why no image of this generator may be exported; empty:
+    they may."""
 
     drop: np.ndarray
     columns: Mapping[str, np.ndarray] = field(default_factory=dict)
-    limits: Mapping[str, float | str] = field(default_factory=dict)
+    limits: Mapping[str, float | Mapping[str, float]] = field(default_factory=dict)
     labels: np.ndarray | None = None
     stops: str = ""
+
+
+# Fewer images of a class in val do not say what is usual in it.
+_ENOUGH = 20
+
+
+def least_by_class(
+    values: np.ndarray,
+    labels: np.ndarray,
+    classes: Sequence[str],
+    quantile: float,
+    *,
+    comparable: bool = True,
+) -> dict[str, float]:
+    """The value that a share `quantile` of held-out real images stays below, class by class: a rare
+    class has a look of its own, and a limit of all together would drop it first.
+
+    values: (n,) of images with `labels` (n,). Of a class with fewer than 20 images the limit is the
+    lowest of its own and, where values of classes are `comparable`, of all together; of one without
+    images, and without that, nothing is too low.
+    """
+    whole = float(np.quantile(values, quantile)) if comparable and len(values) else np.inf
+    found = {}
+    for label in classes:
+        held = values[labels == label]
+        if len(held) >= _ENOUGH:
+            found[label] = float(np.quantile(held, quantile))
+        else:
+            lowest = min([whole, *held.tolist()])
+            found[label] = lowest if np.isfinite(lowest) else -np.inf
+    return found
+
+
+def of_labels(limits: Mapping[str, float], labels: np.ndarray) -> np.ndarray:
+    """The limit of each image's class, (n,)."""
+    return np.asarray([limits[label] for label in labels], dtype=np.float64)
 
 
 class Filter:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
-from engine.filters import Filter, FilterSpec, Judged, Scored
+from engine.filters import Filter, FilterSpec, Judged, Scored, of_labels
 
 # Of real images, whose labels are taken for right: what `confidence: auto` would drop of them.
 _MOST_CONTRADICTED = 0.02
@@ -19,7 +20,7 @@ class AgreementSpec(FilterSpec):
     # agree: kept only where the labeler sees the label asked for. labeler: what the labeler sees.
     label_from: Literal["intended", "agree", "labeler"] = "intended"
     # auto: so that the labeler contradicts with such confidence at most one in fifty real images of
-    # val.
+    # val, and of each class of it.
     confidence: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = "auto"
 
 
@@ -41,12 +42,27 @@ class Agreement(Filter):
         differs = seen != made.labels
         if self.spec.label_from == "agree":
             return Judged(differs)
-        limit = self.spec.confidence
-        if limit == "auto":
-            wrong = classes[val.probabilities.argmax(1)] != val.labels
-            limit = confidence_of(wrong, val.probabilities.max(1))
-        sure = made.probabilities.max(1) >= limit
-        return Judged(differs & sure, limits={"confidence": limit})
+        sure = made.probabilities.max(1)
+        if self.spec.confidence != "auto":
+            limit = self.spec.confidence
+            return Judged(differs & (sure >= limit), limits={"confidence": limit})
+        wrong = classes[val.probabilities.argmax(1)] != val.labels
+        limits = confidences(wrong, val.probabilities.max(1), val.labels, self.classes)
+        return Judged(
+            differs & (sure >= of_labels(limits, made.labels)), limits={"confidence": limits}
+        )
+
+
+def confidences(
+    wrong: np.ndarray, confidence: np.ndarray, labels: np.ndarray, classes: Sequence[str]
+) -> dict[str, float]:
+    """`confidence_of` for each class, and never below that of all: a labeler that sees little of a
+    rare class would else drop what is right there."""
+    whole = confidence_of(wrong, confidence)
+    return {
+        label: max(whole, confidence_of(wrong[labels == label], confidence[labels == label]))
+        for label in classes
+    }
 
 
 def confidence_of(

@@ -15,12 +15,13 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from engine.filters import Filter, FilterSpec, Judged, Scored
+from engine.filters import Filter, FilterSpec, Judged, Scored, least_by_class, of_labels
 
 
 class BlankSpec(FilterSpec):
     name: Literal["blank"] = "blank"
-    # The share of val that has less contrast, or less sharpness, than is asked for.
+    # The share of the class's images in val that has less contrast, or less sharpness, than is
+    # asked for.
     quantile: Annotated[float, Field(ge=0, le=0.2)] = 0.005
 
 
@@ -43,10 +44,10 @@ class Blank(Filter):
 
     def judge(self, made: Scored, train: Scored, val: Scored, kept: np.ndarray) -> Judged:
         limits = {
-            name: float(np.quantile(val.measured[name], self.spec.quantile))
+            name: least_by_class(val.measured[name], val.labels, self.classes, self.spec.quantile)
             for name in self.measures
         }
         drop = np.zeros(len(made), bool)
         for name, least in limits.items():
-            drop |= made.measured[name] < least
+            drop |= made.measured[name] < of_labels(least, made.labels)
         return Judged(drop, {name: made.measured[name] for name in self.measures}, limits)

@@ -23,7 +23,8 @@ _LOOKED_AT = 8
 
 class DuplicatesSpec(FilterSpec):
     name: Literal["duplicates"] = "duplicates"
-    # Two images that are more alike than all but this share of training images to their nearest.
+    # The share of different pictures that may count as repetitions, as train has it: of its images,
+    # so many lie nearer to another one.
     quantile: Annotated[float, Field(ge=0, le=0.2)] = 0.01
 
 
@@ -35,7 +36,10 @@ class Duplicates(Filter):
     spec: DuplicatesSpec
 
     def judge(self, made: Scored, train: Scored, val: Scored, kept: np.ndarray) -> Judged:
-        limits = copy_limits(nearest_other(train.vectors, train.hashes), self.spec.quantile)
+        # The nearest of many is nearer than the nearest of few: in a pool larger than train, the
+        # share of different pictures that lie so near grows with it.
+        quantile = self.spec.quantile * min(1.0, len(train) / max(1, int(kept.sum())))
+        limits = copy_limits(nearest_other(train.vectors, train.hashes), quantile)
         # By id: which of two stays does not depend on the order in which they were made.
         order = np.argsort(made.ids[kept].astype(str))
         rows = np.flatnonzero(kept)[order]

@@ -15,7 +15,7 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from engine.filters import Filter, FilterSpec, Judged, Scored
+from engine.filters import Filter, FilterSpec, Judged, Scored, least_by_class, of_labels
 from engine.metrics.prdc import realism
 
 
@@ -23,7 +23,7 @@ class RealismSpec(FilterSpec):
     name: Literal["realism"] = "realism"
     # The radius of a neighbourhood is the distance to the k-th nearest other training image.
     k: Annotated[int, Field(ge=1, le=100)] = 5
-    # auto: the value that this share of val stays below.
+    # auto: the value that this share of the class's images in val stays below.
     least: Annotated[float, Field(ge=0, le=100)] | Literal["auto"] = "auto"
     quantile: Annotated[float, Field(ge=0, le=0.5)] = 0.01
 
@@ -38,9 +38,10 @@ class Realism(Filter):
     def judge(self, made: Scored, train: Scored, val: Scored, kept: np.ndarray) -> Judged:
         k = min(self.spec.k, len(train) - 1)
         score, density = realism(train.vectors, made.vectors, k)
-        least = self.spec.least
-        if least == "auto":
-            least = float(
-                np.quantile(realism(train.vectors, val.vectors, k)[0], self.spec.quantile)
-            )
-        return Judged(score < least, {"realism": score, "density": density}, {"realism": least})
+        columns = {"realism": score, "density": density}
+        if self.spec.least != "auto":
+            return Judged(score < self.spec.least, columns, {"realism": self.spec.least})
+        of_val, _ = realism(train.vectors, val.vectors, k)
+        least = least_by_class(of_val, val.labels, self.classes, self.spec.quantile)
+        drop = score < of_labels(least, made.labels)
+        return Judged(drop, columns, {"realism": least})

@@ -9,11 +9,8 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from engine.filters import Filter, FilterSpec, Judged, Scored
+from engine.filters import Filter, FilterSpec, Judged, Scored, least_by_class, of_labels
 from engine.nets.text_image import Described, TextImage
-
-# Fewer images of a class do not say what is usual in it; then all of val do.
-_ENOUGH = 20
 
 
 class SimilaritySpec(Described, FilterSpec):
@@ -43,14 +40,12 @@ class Similarity(Filter):
 
     def judge(self, made: Scored, train: Scored, val: Scored, kept: np.ndarray) -> Judged:
         score, real = made.measured["similarity"], val.measured["similarity"]
-        limits: dict[str, float] = {}
-        drop = np.zeros(len(made), bool)
-        for label in sorted(set(made.labels)):
-            least = self.spec.least
-            if least == "auto":
-                of_class = real[val.labels == label]
-                held = of_class if len(of_class) >= _ENOUGH else real
-                least = float(np.quantile(held, self.spec.quantile))
-            limits[label] = least
-            drop |= (made.labels == label) & (score < least)
-        return Judged(drop, {"similarity": score}, limits)
+        if self.spec.least != "auto":
+            limits = dict.fromkeys(self.classes, self.spec.least)
+        else:
+            # Cosines to different texts do not compare.
+            limits = least_by_class(
+                real, val.labels, self.classes, self.spec.quantile, comparable=False
+            )
+        drop = score < of_labels(limits, made.labels)
+        return Judged(drop, {"similarity": score}, {"similarity": limits})

@@ -14,7 +14,9 @@ import numpy as np
 
 from engine.core.nearest import most_similar
 
-_BLOCK = 1024
+# Pairs of hashes that are compared at once.
+_PAIRS = 2**22
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,10 @@ def nearest(
     """vectors, train: float32 (n, width) and (m, width). hashes: uint64 (n,) and (m,)."""
     similarity, row = most_similar(vectors, train, 1)
     bits = np.empty(len(vectors), dtype=np.int64)
-    for start in range(0, len(vectors), _BLOCK):
-        differing = hashes[start : start + _BLOCK, None] ^ train_hashes[None, :]
-        bits[start : start + _BLOCK] = np.bitwise_count(differing).min(1)
+    block = max(1, _PAIRS // len(train))
+    for start in range(0, len(vectors), block):
+        differing = hashes[start : start + block, None] ^ train_hashes[None, :]
+        bits[start : start + block] = np.bitwise_count(differing).min(1)
     return Nearest(row[:, 0], np.maximum(1 - similarity[:, 0], 0), bits)
 
 
@@ -53,11 +56,12 @@ def nearest_other(vectors: np.ndarray, hashes: np.ndarray) -> Nearest:
     # Of twins either may stand first.
     other = np.where(found[:, 0] == np.arange(len(vectors)), 1, 0)[:, None]
     bits = np.empty(len(vectors), dtype=np.int64)
-    for start in range(0, len(vectors), _BLOCK):
-        differing = np.bitwise_count(hashes[start : start + _BLOCK, None] ^ hashes[None, :])
+    block = max(1, _PAIRS // len(vectors))
+    for start in range(0, len(vectors), block):
+        differing = np.bitwise_count(hashes[start : start + block, None] ^ hashes[None, :])
         here = np.arange(len(differing))
         differing[here, start + here] = 64
-        bits[start : start + _BLOCK] = differing.min(1)
+        bits[start : start + block] = differing.min(1)
     return Nearest(
         np.take_along_axis(found, other, 1)[:, 0],
         np.maximum(1 - np.take_along_axis(similarity, other, 1)[:, 0], 0), bits,
@@ -74,4 +78,5 @@ def copy_limits(held_out: Nearest, quantile: float) -> CopyLimits:
 
 def copies(found: Nearest, limits: CopyLimits) -> np.ndarray:
     """Which images are copies: bool (n,)."""
-    return (found.distance < limits.distance) & (found.bits <= limits.bits)
+    # Equal vectors are up to rounding apart: where val touches train, so may the limit be.
+    return (found.distance <= max(limits.distance, _ROUNDING)) & (found.bits <= limits.bits)

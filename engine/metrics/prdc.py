@@ -16,7 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-_BLOCK = 1024
+# Distances that are in memory at once.
+_PAIRS = 2**22
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,9 @@ def prdc(real: np.ndarray, synthetic: np.ndarray, k: int = 5) -> Prdc:
     inside = balls = 0
     covered = np.zeros(len(real), dtype=bool)
     reached = np.zeros(len(real), dtype=bool)
-    for start in range(0, len(synthetic), _BLOCK):
-        held = slice(start, start + _BLOCK)
+    block = max(1, _PAIRS // len(real))
+    for start in range(0, len(synthetic), block):
+        held = slice(start, start + block)
         distances = squared_distances(synthetic[held], real)
         in_real = distances < real_radius
         inside += int(in_real.any(1).sum())
@@ -53,8 +55,9 @@ def prdc(real: np.ndarray, synthetic: np.ndarray, k: int = 5) -> Prdc:
 def squared_radii(vectors: np.ndarray, k: int) -> np.ndarray:
     """Squared distance of each vector to its k-th nearest other one."""
     found = []
-    for start in range(0, len(vectors), _BLOCK):
-        distances = squared_distances(vectors[start : start + _BLOCK], vectors)
+    block = max(1, _PAIRS // len(vectors))
+    for start in range(0, len(vectors), block):
+        distances = squared_distances(vectors[start : start + block], vectors)
         # The vector itself is among them, at distance nil.
         found.append(np.partition(distances, k, axis=1)[:, k])
     return np.concatenate(found)
@@ -80,8 +83,9 @@ def realism(real: np.ndarray, images: np.ndarray, k: int = 5) -> tuple[np.ndarra
     radius = squared_radii(real, k)
     dense = np.where(radius <= np.median(radius), radius, 0.0)
     score, density = np.empty(len(images), np.float32), np.empty(len(images), np.float32)
-    for start in range(0, len(images), _BLOCK):
-        held = slice(start, start + _BLOCK)
+    block = max(1, _PAIRS // len(real))
+    for start in range(0, len(images), block):
+        held = slice(start, start + block)
         distances = squared_distances(images[held].astype(np.float64), real)
         density[held] = (distances < radius).sum(1) / k
         score[held] = np.sqrt((dense / np.maximum(distances, 1e-12)).max(1))

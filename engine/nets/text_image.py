@@ -6,11 +6,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from engine.core.errors import StudyError
@@ -20,6 +19,11 @@ from engine.nets.model_input import ModelInput
 
 _BATCH = 64
 _THREADS = 4
+
+
+def _text(name: Any) -> Any:
+    """Class names are text; YAML reads 3 as a number."""
+    return str(name) if type(name) is int else name
 
 
 class Described(Spec):
@@ -32,7 +36,10 @@ class Described(Spec):
     # Each with {label}; their vectors are averaged.
     templates: Annotated[tuple[str, ...], Field(min_length=1)] = ("a photo of a {label}.",)
     # What a class is called in them, where its name says little; several are averaged.
-    words: dict[str, str | tuple[str, ...]] = {}
+    words: dict[
+        Annotated[str, BeforeValidator(_text)],
+        str | Annotated[tuple[str, ...], Field(min_length=1)],
+    ] = {}
 
     @model_validator(mode="after")
     def _named(self) -> Described:
@@ -77,7 +84,10 @@ class TextImage:
     @classmethod
     def of(cls, section: str, spec: Described, device: str) -> TextImage:
         """One for all of this process that name the same checkpoint. Raises `StudyError`."""
-        return _loaded(section, spec.model, spec.revision, spec.precision, device)
+        key = (spec.model, spec.revision, spec.precision, device)
+        if key not in _LOADED:
+            _LOADED[key] = cls(section, spec, device)
+        return _LOADED[key]
 
     def images(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 (n, height, width, 1 or 3) to (n, width)."""
@@ -130,13 +140,8 @@ class TextImage:
         return np.stack(found)
 
 
-@lru_cache(maxsize=2)
-def _loaded(
-    section: str, model: str, revision: str | None, precision: Any, device: str
-) -> TextImage:
-    return TextImage(
-        section, Described(model=model, revision=revision, precision=precision), device
-    )
+# A worker has few; what they take stays until it ends.
+_LOADED: dict[tuple[str, str | None, str, str], TextImage] = {}
 
 
 def _unit(features: Any) -> np.ndarray:

@@ -48,15 +48,17 @@ def sheets(
 
 
 def choose_tiles(table: pa.Table) -> tuple[Tiles, Tiles]:
-    """Ids (and reasons) of a few kept and dropped images of each intended class."""
+    """Ids (and reasons) of a few images: kept ones by the class that they are used as, dropped ones
+    by the class that was asked for."""
     kept: Tiles = {}
     dropped: Tiles = {}
-    for image_id, label, good, reason, seen in zip(
+    for image_id, used, intended, good, reason, seen in zip(
         *(table[name].to_pylist() for name in
-          (rows.IMAGE_ID, rows.LABEL_INTENDED, rows.KEPT, rows.REASON, rows.LABEL_SEEN)),
+          (rows.IMAGE_ID, rows.LABEL, rows.LABEL_INTENDED, rows.KEPT, rows.REASON,
+           rows.LABEL_SEEN)),
         strict=True,
     ):  # fmt: skip
-        held = (kept if good else dropped).setdefault(label, [])
+        held = kept.setdefault(used, []) if good else dropped.setdefault(intended, [])
         if len(held) < TILES:
             held.append((image_id, f"seen as {seen}" if reason == "agreement" else reason))
     return kept, dropped
@@ -110,25 +112,28 @@ def words(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     return {"embedding": "without an embedding", **found}
 
 
-def filters_told(
-    metrics: Mapping[str, Mapping[str, Any]], classes: Sequence[str]
-) -> dict[str, list[dict[str, Any]]]:
+def limit_in_words(limit: float | Mapping[str, float | None] | None) -> str:
+    """A limit, or the range of those of the classes."""
+    every = limit.values() if isinstance(limit, Mapping) else [limit]
+    values = [value for value in every if value is not None]
+    if not values:
+        return "none"
+    low, high = format(min(values), ".3g"), format(max(values), ".3g")
+    return low if low == high else f"{low} to {high} by class"
+
+
+def filters_told(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """Of each generator, what every filter dropped and the limits that it judged by."""
     found = {}
     for name, held in metrics.items():
         entries = []
         for told in held.get("filters", ()):
-            limits = dict(told["limits"])
-            if limits and set(limits) <= set(classes):
-                values = [float(value) for value in limits.values()]
-                limits = {"by class": f"{min(values):.3g} to {max(values):.3g}"}
             entries.append(
                 {
                     "name": told["name"], "dropped": told["dropped"],
                     "told": resolve("filters", told["name"]).told,
                     "limits": ", ".join(
-                        f"{key} {value if isinstance(value, str) else format(value, '.3g')}"
-                        for key, value in limits.items()
+                        f"{key} {limit_in_words(value)}" for key, value in told["limits"].items()
                     ),
                 }
             )  # fmt: skip

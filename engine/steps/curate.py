@@ -68,7 +68,7 @@ class Curate(StepKind):
             ]
             table, notes = judge(context, spec, table, [part.key for part in scores])
         funnel = make_funnel(table, generated.metrics["requested"])
-        kept = sum(entry["kept"] for entry in funnel.values())
+        kept = sum(table[rows.KEPT].to_pylist())
         out: Counter[str] = Counter()
         for entry in funnel.values():
             out.update(entry["reasons"])
@@ -124,7 +124,8 @@ def judge(
         told.append(
             {
                 "name": one.name, "dropped": int((kept & found.drop).sum()),
-                "limits": dict(found.limits), "stops": found.stops,
+                "limits": {key: finite(limit) for key, limit in found.limits.items()},
+                "stops": found.stops,
             }
         )  # fmt: skip
     notes["filters"] = told
@@ -132,7 +133,7 @@ def judge(
         seen = np.asarray(classes, dtype=object)[made.probabilities.argmax(1)]
         column(rows.LABEL_SEEN, seen)
         column(rows.CONFIDENCE, made.probabilities.max(1))
-        notes["labeler"] = agreement(classes, made, val, reason[at] == "")
+        notes["labeler"] = agreement(classes, made, val, used[at], reason[at] == "")
     columns |= {
         rows.LABEL: pa.array(used, pa.string()), rows.REASON: pa.array(reason, pa.string()),
         rows.KEPT: pa.array(reason == ""),
@@ -147,11 +148,18 @@ def judge(
     return table, notes
 
 
+def finite(limit: float | Mapping[str, float]) -> Any:
+    """A limit for the manifest; None where nothing is too much or too little."""
+    if isinstance(limit, Mapping):
+        return {label: finite(value) for label, value in limit.items()}
+    return float(limit) if np.isfinite(limit) else None
+
+
 def agreement(
-    classes: Sequence[str], made: Scored, val: Scored, kept: np.ndarray
+    classes: Sequence[str], made: Scored, val: Scored, used: np.ndarray, kept: np.ndarray
 ) -> dict[str, Any]:
-    """How often the labeler sees what was asked for: of all, of those kept, and the yardstick of
-    both, real images that it never saw."""
+    """How often the labeler sees what was asked for, and in those kept what they are used as; the
+    yardstick of both is val. used: the labels (n,) that images are used under."""
     assert made.probabilities is not None
     assert val.probabilities is not None
     intended, seen = class_numbers(made.labels, classes), made.probabilities.argmax(1)
@@ -160,7 +168,9 @@ def agreement(
     of_val = val.probabilities.argmax(1)
     return {
         "agreement": float(right.mean()) if len(right) else None,
-        "agreement_kept": float(right[kept].mean()) if kept.any() else None,
+        "agreement_kept": float((class_numbers(used, classes) == seen)[kept].mean())
+        if kept.any()
+        else None,
         "agreement_val": float((of_val == truth).mean()),
         "confusion": confusion(intended, seen, len(classes)).tolist(),
         "confusion_val": confusion(truth, of_val, len(classes)).tolist(),
@@ -298,17 +308,28 @@ def score(context: Context, spec: CurateSpec, classes: Sequence[str]) -> list[Co
         embedding,
     ]
     shards = []
+    sha256_of = {part.key: part.sha256 for part in context.inputs["generate"].parts}
     for key in synthetic_images(context.inputs):
         with context.store.parquet(key) as file:
             for number in range(file.num_row_groups):
                 held = file.read_row_group(number, columns=[rows.IMAGE_ID])
                 ids = held[rows.IMAGE_ID].to_pylist()
                 task = {"part": key, "row_group": number, "ids_digest": ids_digest(ids)}
-                shards.append(Shard(f"scores-{task['ids_digest']}", len(ids), task, {}))
+                # Of these very pictures: made anew they have the same ids.
+                name = digest([sha256_of[key], number])
+                shards.append(Shard(f"scores-{name}", len(ids), task, {}))
+    # What only judges measures nothing anew.
+    plugins = {"embedders": [spec.embedder], "filters": looks.filters, "labelers": [looks.labeler]}
     measured_by = {
         "embedder": spec.embedder.model_dump() if spec.embedder else None,
         "looks": looks.model_dump(),
-        "code": dict(context.step.code),
+        "code": {
+            f"{family}.{one.name}": resolve(family, one.name).version
+            for family, held in plugins.items()
+            for one in held
+            if one is not None
+        },
+        "classes": list(classes),
         "labeler": digest(sorted(part.sha256 for part in weights)),
         "generator": context.inputs["generate"].inputs.get("finetune"),
     }

@@ -72,7 +72,7 @@ class Report(StepKind):
             confusions=confusions(evaluate), reduced=reduced(context),
             sheets=sheets(context, spec.generators, spec.task, spec.preprocess, synthetic),
             closest=closest(context, spec.generators, spec.preprocess),
-            funnels=curated, reasons=words(curated), filters=filters_told(curated, classes),
+            funnels=curated, reasons=words(curated), filters=filters_told(curated),
             seen={name: shares(held["labeler"]["confusion"])
                   for name, held in curated.items() if "labeler" in held},
             scatter=scatter(context, spec, classes), probes=probed,

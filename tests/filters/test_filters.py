@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from engine.core.registry import available, resolve
-from engine.filters import Judged, Scored
-from engine.filters.agreement import confidence_of
+from engine.filters import Judged, Scored, least_by_class
+from engine.filters.agreement import confidence_of, confidences
 from engine.filters.duplicates import leaders
 from engine.metrics.memorization import CopyLimits
 from tests.text_image import save_clip
@@ -99,6 +99,15 @@ def test_confidence_is_set_by_what_the_labeler_gets_wrong_on_val() -> None:
     assert confidence_of(np.ones(100, bool), np.ones(100, np.float32)) > 1.0
 
 
+def test_a_class_that_the_labeler_hardly_sees_is_not_what_is_dropped() -> None:
+    labels = np.asarray(["a"] * 980 + ["b"] * 20, dtype=object)
+    wrong = labels == "b"  # every one of them is taken for the other class
+    sure = np.full(1000, 0.8, np.float32)
+    limits = confidences(wrong, sure, labels, CLASSES)
+    assert limits["a"] == 0.0  # of all, one in fifty
+    assert limits["b"] > 0.8
+
+
 # Copies and duplicates ----------------------------------------------------------------------------
 
 
@@ -122,6 +131,32 @@ def test_of_repetitions_one_stays_whatever_was_dropped_before() -> None:
     kept = np.asarray([False, True, True, True, True, True, True])
     again = judge("duplicates", made, kept=kept)
     assert again.drop.tolist() == [False, False, False, False, True, False, True]
+
+
+def test_a_pool_larger_than_train_is_not_thinned_by_its_size() -> None:
+    def draw(count: int, seed: int) -> Scored:
+        random = np.random.default_rng(seed)
+        held = images(count, seed)
+        return replace(
+            held, vectors=random.normal(size=(count, 4)).astype(np.float32),
+            hashes=np.zeros(count, np.uint64),
+        )  # fmt: skip
+
+    train = draw(300, 1)
+    small, large = draw(300, 2), draw(1500, 2)  # five times as many
+    asked = judge("duplicates", large, train=train, quantile=0.15)
+    assert asked.limits == judge("duplicates", small, train=train, quantile=0.03).limits
+    assert asked.drop.mean() < 0.15
+
+
+def test_copies_are_found_where_val_touches_train() -> None:
+    val = made_of((VAL, list(range(190))), (TRAIN, [1, 2, 3, 4, 5]))
+    made = made_of((MADE, list(range(40))), (TRAIN, list(range(100, 140))))
+    # The same pictures, a rounding apart.
+    made = replace(made, vectors=made.vectors * np.float32(1.0000001) * 3)
+    found = judge("copies", made, val=val)
+    assert found.limits["distance"] < 1e-6
+    assert found.drop.tolist() == [False] * 40 + [True] * 40
 
 
 def test_leaders_are_those_of_a_plain_loop() -> None:
@@ -161,8 +196,24 @@ def test_what_lies_far_from_all_real_images_is_unreal() -> None:
     assert found.drop[40:].all()
     assert found.drop[:40].mean() < 0.1
     assert found.columns["density"][40:].max() == 0
-    assert (found.columns["realism"][40:] < found.limits["realism"]).all()
+    limits = found.limits["realism"]
+    assert (found.columns["realism"][40:] < min(limits.values())).all()
     assert not judge("realism", made, least=0).drop.any()
+
+
+def test_a_rare_class_with_a_look_of_its_own_is_not_what_is_dropped() -> None:
+    random = np.random.default_rng(6)
+    labels = np.asarray(["a"] * 1000 + ["b"] * 8, dtype=object)
+    values = np.concatenate([random.normal(10, 1, 1000), random.normal(2, 1, 8)])
+    few = least_by_class(values, labels, CLASSES, 0.01)
+    assert few["a"] == pytest.approx(np.quantile(values[:1000], 0.01))
+    assert few["b"] == values[1000:].min()
+    # Figures that do not compare say nothing of one another.
+    alone = least_by_class(values[:1000], labels[:1000], CLASSES, 0.01, comparable=False)
+    assert alone == {"a": few["a"], "b": -np.inf}
+    # Where the few lie higher than the rest, the rest say what is too low.
+    high = least_by_class(values + 20 * (labels == "b"), labels, CLASSES, 0.01)
+    assert high["b"] == pytest.approx(few["a"], abs=0.5)
 
 
 def test_realism_is_the_largest_ratio_of_radius_to_distance() -> None:
@@ -216,7 +267,7 @@ def test_images_unlike_the_words_for_their_class_are_dropped(tmp_path: Path) -> 
     found = judge("similarity", made, val=val, quantile=0.5, **fields)
     for label in CLASSES:
         limit = np.median(val.measured["similarity"][VAL.labels == label])
-        assert found.limits[label] == pytest.approx(limit)
+        assert found.limits["similarity"][label] == pytest.approx(limit)
         of_class = MADE.labels == label
         below = made.measured["similarity"][of_class] < limit
         assert (found.drop[of_class] == below).all()

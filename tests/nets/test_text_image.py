@@ -53,7 +53,8 @@ def test_prompts_of_a_class_are_averaged_at_length_one(folder: Path) -> None:
     # Padding beside longer prompts changes nothing; _ is read as a space.
     plain = Described(model=str(folder), templates=TEMPLATES, words={"a_cat": "a cat"})
     np.testing.assert_allclose(found[1], ours.classes(plain, ("a_cat",), "x")[0], atol=1e-6)
-    assert TextImage.of("curate.labeler", spec, "cpu") is ours
+    # Whoever names the checkpoint gets the same one.
+    assert TextImage.of("curate.filters.similarity", spec, "cpu") is ours
     assert ours.images(pictures(2, 1)).shape == found.shape
 
 
@@ -69,3 +70,6 @@ def test_what_cannot_be_said_is_refused_in_a_line(folder: Path, tmp_path: Path) 
     for template in ("no place for it", "{label} of {place}", "{label} }"):
         with pytest.raises(ValidationError, match=r"must hold \{label\} and no other braces"):
             Described(templates=(template,))
+    assert Described.model_validate({"words": {3: "three"}}).words == {"3": "three"}
+    with pytest.raises(ValidationError, match="at least 1"):
+        Described.model_validate({"words": {"a": []}})

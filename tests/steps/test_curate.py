@@ -8,13 +8,18 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from PIL import Image
 
 from engine.core import rows
 from engine.core.errors import DataError, StudyError
-from engine.core.manifest import Manifest
+from engine.core.images import decode_own
+from engine.core.manifest import Manifest, read_manifest
 from engine.core.store import Store
+from engine.execute import discard
 from engine.export import export
 from engine.plan import named, plan
+from engine.profile import Profile
+from engine.steps._curated import choose_tiles
 from engine.study import Study
 from tests.conftest import write_bars
 from tests.text_image import save_clip
@@ -126,9 +131,87 @@ def test_strict_stops_the_export_of_what_copies(
     assert export(study, store, Store(str(tmp_path / "real-only")), "real", "csv", ["train"])
 
 
+def test_scores_belong_to_the_pictures_and_classes_that_they_were_taken_of(
+    bars_study, run_until: Run, store: Store, profile: Profile, tmp_path: Path
+) -> None:
+    study = bars_study(curate={"labeler": "knn", "filters": ["blank"], "max_rounds": 1})
+    run_until(study, "curate")
+    # Other pictures under the names that were there.
+    for path in (tmp_path / "good" / "down").glob("*.png"):
+        Image.fromarray(np.asarray(Image.open(path)) // 2).save(path)
+    steps = {step.label: step for step in plan(study)}
+    discard(steps["generate.more"], store)
+    curated = run_until(study, "curate")
+    made = read_manifest(store, steps["generate.more"])
+    assert made is not None
+    keys = [part.key for part in made.parts if "label" in part.tags]
+    contrast_of = {
+        image_id: decode_own(image["bytes"]).std() / 255
+        for table in store.tables(keys)
+        for image_id, image in zip(
+            table[rows.IMAGE_ID].to_pylist(), table[rows.IMAGE].to_pylist(), strict=True
+        )
+    }
+    table = table_of(store, curated)
+    for image_id, contrast in zip(
+        table[rows.IMAGE_ID].to_pylist(), table["blank.contrast"].to_pylist(), strict=True
+    ):
+        assert contrast == pytest.approx(contrast_of[image_id], abs=1e-4)
+
+
+def test_a_filter_that_only_judges_measures_nothing_anew(
+    bars_study, run_until: Run, store: Store
+) -> None:
+    def shards() -> set[str]:
+        return {key for key in store.listing("generated") if "/scores/" in key}
+
+    run_until(bars_study(curate={"filters": ["blank"], "max_rounds": 1}), "curate")
+    before = shards()
+    run_until(bars_study(curate={"filters": ["blank", "realism"], "max_rounds": 1}), "curate")
+    assert before == shards()
+
+
+def test_images_used_as_what_is_seen_are_told_as_such(
+    bars_study, run_until: Run, store: Store, tmp_path: Path
+) -> None:
+    write_bars(tmp_path / "mixed", {"down": 30}, 7000)
+    write_bars(tmp_path / "mixed", {"down": 15}, 9000, {"down": "across"})
+    study = bars_study(
+        "mixed", search={"ratios": [0.5], "seeds": 2},
+        curate={"labeler": {"name": "knn", "k": 3}, "max_rounds": 1,
+                "filters": [{"name": "agreement", "label_from": "labeler"}]},
+    )  # fmt: skip
+    curated = run_until(study, "curate")
+    assert curated.metrics["labeler"]["agreement"] < 1
+    assert curated.metrics["labeler"]["agreement_kept"] == 1.0
+    table = table_of(store, curated)
+    assert curated.rows == table.num_rows
+    kept, _ = choose_tiles(table)
+    assert set(kept) == {"across", "down"}
+
+
+def test_a_labeler_is_looked_at_before_anything_is_trained(bars_study) -> None:
+    two = {"d": {"name": "ddpm"}, "e": {"name": "ddpm"}}
+    labels = [step.label for step in plan(bars_study(generators=two))]
+    assert labels.index("measure.val") < labels.index("finetune.d")
+    assert labels.count("train.labeler") == labels.count("measure.val") == 1
+    moves = [step.label for step in plan(bars_study(generators={"t": {"name": "traditional"}}))]
+    assert not {"train.labeler", "measure.val"} & set(moves)
+
+
+def test_strict_needs_a_classifier(bars_study) -> None:
+    study = bars_study(classifier=None, curate={"filters": [{"name": "copies", "strict": True}]})
+    with pytest.raises(StudyError, match=r"curate.filters: one is strict, and a study without"):
+        plan(study)
+
+
 @pytest.mark.parametrize(
     ("curate", "said"),
     [
+        (
+            {"filters": ["similarity", {"name": "agreement", "label_from": "labeler"}]},
+            "leave one of the two out",
+        ),
         ({"filters": ["copies", "copies"]}, "filters names copies twice"),
         ({"labeler": None}, "filters: agreement needs a labeler, which is null"),
         ({"filters": ["beauty"]}, r"no filter named 'beauty'; there are: agreement, blank"),
