@@ -213,19 +213,16 @@ class _Work:
 
     def equal(self) -> None:
         """Equal pictures, and groups that stand in two splits."""
-        by_pixels: dict[str, list[int]] = defaultdict(list)
+        # The first of each label and split, by picture.
+        firsts: dict[str, dict[tuple[str, str], int]] = defaultdict(dict)
         for row, digest in enumerate(self.index[rows.PIXEL_SHA256].to_pylist()):
-            by_pixels[digest].append(row)
-        for held in by_pixels.values():
-            for row in held[1:]:
+            earlier, own = firsts[digest], (self.label[row], self.of[row])
+            if earlier:
                 # Against the one that says most: of another label, or else of another split.
-                worse = sorted(
-                    held[: held.index(row)],
-                    key=lambda other: (
-                        self.label[other] == self.label[row], self.of[other] == self.of[row]
-                    ),
-                )  # fmt: skip
-                self.add(self.pair_kind("exact", worse[0], row), worse[0], row, 1.0)
+                label, split = own
+                says = min(earlier, key=lambda other: (other[0] == label, other[1] == split))
+                self.add(self.pair_kind("exact", earlier[says], row), earlier[says], row, 1.0)
+            earlier.setdefault(own, row)
         by_group: dict[str, list[int]] = defaultdict(list)
         for row, group in enumerate(self.groups.tolist()):
             by_group[group].append(row)
@@ -258,8 +255,8 @@ class _Work:
         with self.timed("near duplicates"):
             pictures = aligned(self.context.store, keys, rows.THUMBNAIL, self.ids)
             found = find_near(
-                self.index, vectors, pictures, spec.audit.near_quantile, spec.seed
-            )  # fmt: skip
+                self.index, spec.task, vectors, pictures, spec.audit.near_quantile, spec.seed
+            )
         if found.limit is not None:
             self.near_limit = {
                 "copies": round(found.limit.copies, 4), "different": round(found.limit.different, 4)

@@ -63,7 +63,7 @@ class IngestSpec(IntakeSpec):
 
 
 class Ingest(StepKind):
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     Spec: ClassVar[type[Spec]] = IngestSpec
     summary: ClassVar[str] = "decode and check the images, split them, look for leaks"
 
@@ -152,7 +152,7 @@ class Ingest(StepKind):
         vectors, pictures = (
             aligned(context.store, keys, name, ids) for name in (rows.EMBEDDING, rows.THUMBNAIL)
         )
-        found = find_near(index, vectors, pictures, spec.audit.near_quantile, spec.seed)
+        found = find_near(index, spec.task, vectors, pictures, spec.audit.near_quantile, spec.seed)
         if found.limit is None:
             return [], {}, []
         limits = {name: round(value, 6) if value else value

@@ -11,9 +11,12 @@ import pytest
 from PIL import Image
 
 from engine.core import rows
+from engine.core.dataset import mend_all
 from engine.core.images import Preprocess, preprocess
+from engine.core.leaks import find_leaks
 from engine.core.near import thumbnail
 from engine.steps._intake import Near, find_near
+from tests.core.test_near import crop, scene
 
 CLOTHING = Path(__file__).parents[3] / "shared" / "data" / "clothing"
 
@@ -46,7 +49,7 @@ def arrays(images: Sequence[Image.Image]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def near(table: pa.Table, images: Sequence[Image.Image]) -> Near:
-    return find_near(table, *arrays(images), 1e-4, 0)
+    return find_near(table, "class", *arrays(images), 1e-4, 0)
 
 
 def pairs(found: Near) -> set[tuple[int, ...]]:
@@ -61,5 +64,37 @@ def test_of_a_few_clean_photographs_none_is_accused() -> None:
     for count in (20, 30, 50):
         for draw in range(20):
             held = np.random.default_rng([count, draw]).permutation(300)[:count]
-            found = find_near(index(count), vectors[held], small[held], 1e-4, draw)
+            found = find_near(index(count), "class", vectors[held], small[held], 1e-4, draw)
             assert pairs(found) == set(), (count, draw)
+
+
+def test_a_crop_in_another_group_is_found_behind_many_frames_of_its_own() -> None:
+    # Of twelve films 15 frames each, which are far more alike than a crop of one of them is.
+    random = np.random.default_rng(0)
+
+    def frame(film: int) -> Image.Image:
+        shot = np.asarray(scene(film), float)
+        return Image.fromarray((shot + random.normal(0, 3, shot.shape)).clip(0, 255).astype("u1"))
+
+    films = [film for film in range(12) for _ in range(15)]
+    images = [*map(frame, films), crop(frame(3), 1), crop(frame(7), 2)]
+    groups = [*(f"film {film}" for film in films), "a crop", "another"]
+    found = pairs(near(index(len(images), groups), images))
+    assert {first // 15 for first, second in found if second == 180} == {3}
+    assert {first // 15 for first, second in found if second == 181} == {7}
+    assert all(groups[a] == groups[b] for a, b in found if b < 180)
+
+
+def test_what_is_found_of_a_picture_holds_for_its_equals_in_other_splits() -> None:
+    scenes = [scene(number) for number in range(24)]
+    # 24 is 0 in val; 25 is a crop of it in train.
+    table = index(
+        26, splits=["train"] * 24 + ["val", "train"],
+        digests=[*(str(number) for number in range(24)), "0", "crop"],
+    )  # fmt: skip
+    found = near(table, [*scenes, scenes[0], crop(scenes[0], 1)])
+    assert pairs(found) == {(0, 25), (24, 25)}
+    named = [(str(a), str(b), 1.0) for a, b in found.pairs.tolist()]
+    mended, leaks = mend_all(table, find_leaks(table, named), named, "drop", {})
+    assert {(leak.kind, leak.first) for leak in leaks} == {("exact", "0"), ("near", "25")}
+    assert not {"0", "25"} & set(mended[rows.IMAGE_ID].to_pylist())
