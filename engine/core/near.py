@@ -38,6 +38,9 @@ _RANKS = 10
 # Share of true copies that the limit may cost.
 _MISSED = 0.05
 _TINY = 1e-6
+# Standard deviation, in grey levels, that JPEG leaves of an even surface.
+_EVEN = 1.0
+_BLOCK = 4096
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,15 @@ def thumbnail(pixels: np.ndarray, width: int, height: int, padded: bool) -> np.n
         left, top = (round((side - length) * 0.5) for length in held)
         image = image.crop((left, top, left + held[0], top + held[1]))
     return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
+
+
+def of_one_colour(thumbnails: np.ndarray) -> np.ndarray:
+    """Which thumbnails, uint8 (n, SIDE²), show nothing: bool (n,)."""
+    found = np.empty(len(thumbnails), bool)
+    for start in range(0, len(thumbnails), _BLOCK):
+        here = slice(start, start + _BLOCK)
+        found[here] = thumbnails[here].astype(np.float32).std(1) < _EVEN
+    return found
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -244,12 +244,14 @@ def decode_records(
     return Intake(index, fate, keys)
 
 
-def forget_decoded(context: Context, keys: Sequence[str]) -> None:
-    """Throw the decoded pictures away: what is looked at next time is read from the originals."""
+def forget_decoded(context: Context) -> None:
+    """Throw the decoded pictures away, those of a killed run among them: what is looked at next
+    time is read from the originals."""
     prefix = decoded_prefix(context.store, context.step)
-    ShardSet(context.store, prefix).discard()
-    for key in [*keys, context.store.join(prefix, "records.parquet")]:
-        context.store.delete(key)
+    shards = ShardSet(context.store, prefix)
+    shards.discard()
+    shards.keep(())
+    context.store.delete(context.store.join(prefix, "records.parquet"))
 
 
 def embed_decoded(context: Context, embedder: Spec, intake: Intake, padded: bool) -> list[str]:

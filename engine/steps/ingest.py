@@ -93,7 +93,7 @@ class Ingest(StepKind):
             context.table("records", fates_table(records, fate, index), table="records"),
             context.table("leaks", leaks_table(leaks), table="leaks"),
         ]
-        forget_decoded(context, intake.keys)
+        forget_decoded(context)
 
         quarantined = Counter(status for status in fate.values() if status != OK)
         totals = {split: sum(by_class.values()) for split, by_class in counts.items()}
