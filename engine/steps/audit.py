@@ -268,10 +268,9 @@ class _Work:
             }  # fmt: skip
             if found.limit.fine is None:
                 self.warnings.append(NEAR_UNTOLD)
-        agreement = {tuple(pair): float(value) for pair, value in
-                     zip(found.pairs.tolist(), found.agreement, strict=True)}  # fmt: skip
-        for (a, b), value in sorted(agreement.items(), key=lambda item: -item[1]):
-            self.add(self.pair_kind("near", a, b), a, b, value,
+        for place in np.argsort(-found.agreement, kind="stable"):
+            a, b = found.pairs[place].tolist()
+            self.add(self.pair_kind("near", a, b), a, b, float(found.agreement[place]),
                      detail="same group" if self.groups[a] == self.groups[b] else "")  # fmt: skip
         return vectors
 
