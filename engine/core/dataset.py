@@ -136,13 +136,15 @@ def mend_leaks(index: pa.Table, leaks: Sequence[Leak], how: str, fate: dict[str,
     splits = dict(zip(ids, index[rows.SPLIT].to_pylist(), strict=True))
     removed: dict[str, str] = {}
     if how == "drop":
+        members: dict[tuple[str, str], list[str]] = {}
+        for image_id in ids:
+            members.setdefault((groups[image_id], splits[image_id]), []).append(image_id)
         for leak in leaks:
             earlier, _ = sorted(
                 (leak.first, leak.second), key=lambda image_id: order[splits[image_id]]
             )
             if leak.kind == "group":
-                members = (i for i in ids if groups[i] == groups[earlier])
-                removed |= {i: "leak" for i in members if splits[i] == splits[earlier]}
+                removed |= dict.fromkeys(members[groups[earlier], splits[earlier]], "leak")
             removed[earlier] = "leak"
     else:
         parent: dict[str, str] = {}

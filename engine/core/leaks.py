@@ -70,7 +70,8 @@ def find_leaks(index: pa.Table, near: Iterable[NearPair] = ()) -> list[Leak]:
     for held in connected((a, b) for a, b, _ in pairs):
         last = max(held, key=lambda row: order[splits[row]])
         leaks += [leak("near", row, last, "by way of others") for row in held
-                  if order[splits[row]] < order[splits[last]] and row not in told]  # fmt: skip
+                  if order[splits[row]] < order[splits[last]] and row not in told
+                  and frozenset((ids[row], ids[last])) not in known]  # fmt: skip
     return leaks
 
 

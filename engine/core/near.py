@@ -33,9 +33,14 @@ _COARSE, _FINE = 12, 32
 _SHADING = 1.5
 _COPIES = 200
 _DIFFERENT = 1000
+# Of so many pictures that one agrees best with, all but the last may be its copies.
+_RANKS = 10
 # Share of true copies that the limit may cost.
 _MISSED = 0.05
 _TINY = 1e-6
+# Standard deviation, in grey levels, that JPEG leaves of an even surface.
+_EVEN = 1.0
+_BLOCK = 4096
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,15 @@ def thumbnail(pixels: np.ndarray, width: int, height: int, padded: bool) -> np.n
         left, top = (round((side - length) * 0.5) for length in held)
         image = image.crop((left, top, left + held[0], top + held[1]))
     return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
+
+
+def of_one_colour(thumbnails: np.ndarray) -> np.ndarray:
+    """Which thumbnails, uint8 (n, SIDE²), show nothing: bool (n,)."""
+    found = np.empty(len(thumbnails), bool)
+    for start in range(0, len(thumbnails), _BLOCK):
+        here = slice(start, start + _BLOCK)
+        found[here] = thumbnails[here].astype(np.float32).std(1) < _EVEN
+    return found
 
 
 @dataclass(frozen=True)
@@ -124,7 +138,8 @@ def calibrate(
     matched: pairs of pictures that are alike. groups: of n pictures; those of one group say
     nothing, for they may be alike for good reason. Agreements of different pictures are taken for
     normal after Fisher's transformation (1915), with the middle and the spread of their quartiles:
-    what lies in the tail are the twins that are looked for, and they must not set their limit.
+    what lies in the tail are the twins that are looked for, and they must not set their limit. So
+    the agreement asked of each picture is its best, or a later one where most pictures have twins.
     """
     random = generator(seed, "near")
     chosen = random.permutation(np.unique(matched.pairs))[:_COPIES]
@@ -139,27 +154,50 @@ def calibrate(
     # A first sieve half-way between the two: what is made here is a little better than what a
     # study's preprocessing leaves of a copy.
     sieve = (_fisher(np.median(foreign.score)) + _fisher(np.quantile(own.score, _MISSED))) / 2
-    # Of each picture asked, the one that it agrees best with.
-    best = np.full(len(pictures), -1, np.int64)
-    order = np.argsort(foreign.score, kind="stable")
-    for role in (0, 1):
-        better = np.full(len(pictures), -1, np.int64)
-        better[foreign.pairs[order, role]] = order
-        known = np.where(best >= 0, foreign.score[best], -2)
-        best = np.where((better >= 0) & (foreign.score[better] > known), better, best)
-    asked = random.permutation(np.flatnonzero(best >= 0))[:_DIFFERENT]
-    nearest = _fisher(match_finely(pictures, foreign[np.unique(best[asked])]))
-    limit, held = np.inf, nearest
-    # Twins widen the quartiles; each that is found narrows them again.
-    while len(held := held[held < limit]):
-        low, middle, high = np.quantile(held, (0.25, 0.5, 0.75))
-        limit = middle + (high - low) / 1.349 * norm.isf(max(quantile, 1e-12))
-        if held.max() < limit:
+    # No lower than half-way from alike pictures to copies: in few pictures the tail is a guess.
+    least = (_fisher(np.median(foreign.score)) + reached) / 2
+    asked = random.permutation(np.unique(foreign.pairs))[:_DIFFERENT]
+    limit = np.inf
+    for place in _ranked(foreign, asked).T:
+        nearest = _fisher(match_finely(pictures, foreign[np.unique(place[place >= 0])]))
+        # What agrees like a copy says nothing of different pictures. Where most pictures have one,
+        # the next best of each is asked.
+        if len(held := nearest[nearest < reached]) > len(nearest) / 2:
+            limit = max(least, _tail(held, quantile))
             break
     return NearLimit(
         float(np.tanh(limit)) if limit < reached else None, float(np.tanh(sieve)),
         float(np.tanh(reached)), float(np.tanh(limit)),
     )  # fmt: skip
+
+
+def _ranked(matched: Matched, asked: np.ndarray) -> np.ndarray:
+    """Of each picture asked, the places of the pairs that hold it, best first: int64 (asked,
+    `_RANKS`), -1 where there are fewer."""
+    found = np.full((len(asked), _RANKS), -1, np.int64)
+    place = np.tile(np.arange(len(matched.pairs)), 2)
+    picture = matched.pairs.T.ravel()
+    order = np.lexsort((-matched.score[place], picture))
+    place, picture = place[order], picture[order]
+    first, last = (np.searchsorted(picture, asked, side) for side in ("left", "right"))
+    for rank in range(_RANKS):
+        there = first + rank < last
+        found[there, rank] = place[first[there] + rank]
+    return found
+
+
+def _tail(held: np.ndarray, quantile: float) -> float:
+    """What the share `quantile` of a normal distribution with the quartiles of `held` exceeds.
+
+    Twins widen the quartiles; each that is found narrows them again.
+    """
+    limit = np.inf
+    while len(held := held[held < limit]):
+        low, middle, high = np.quantile(held, (0.25, 0.5, 0.75))
+        limit = middle + (high - low) / 1.349 * norm.isf(max(quantile, 1e-12))
+        if held.max() < limit:
+            break
+    return float(limit)
 
 
 def near_pairs(

@@ -228,6 +228,19 @@ class ShardSet:
             self.store.delete(self.store.join(self.prefix, "fingerprint.json"))
         return len(chosen)
 
+    def keep(self, keys: Iterable[str]) -> None:
+        """Delete all data but these parts, and void the commits that name what goes. Whoever calls
+        it is the only one at work here."""
+        kept = set(keys)
+        self.discard(
+            name
+            for name, generation in self.committed().items()
+            if (data := self.read(name, generation).data) and data.key not in kept
+        )
+        for key in self.store.listing(self.store.join(self.prefix, "parts")):
+            if key not in kept:
+                self.store.delete(key)
+
     def collect(self, shards: Sequence[Shard]) -> list[Commit]:
         """The commits of a whole plan, in its order. Raises `StorageError` unless every planned row
         is there once."""

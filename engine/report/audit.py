@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import io
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -16,7 +17,7 @@ from engine.core.names import csv_cell
 from engine.report.page import render
 
 _SHOWN = 24  # findings of a kind with their pictures
-_LISTED = 20_000  # findings of a kind in its CSV
+_LISTED = 20_000  # findings in a CSV
 _NAMED = 40  # files of a kind that has no pictures
 _TILE = 112  # px, at most
 
@@ -50,7 +51,9 @@ class Look:
     problems: list[str]
     warnings: list[str]
     near_limit: dict[str, Any]
+    # Images of each class in each split: all, and less the duplicates that a study takes out.
     counts: dict[str, dict[str, int]]
+    distinct: dict[str, dict[str, int]]
     groups: dict[str, Any]
     grouped: bool
     carved: list[str]
@@ -81,7 +84,7 @@ class Look:
         return [
             f"the class {name!r} has {held[split]} images in {split}, it needs {needed}: add"
             " images, leave the class out, or change the split"
-            for name, held in self.counts.items()
+            for name, held in self.distinct.items()
             for split, needed in (("train", 2), ("val", 1), ("test", 1))
             if held[split] < needed and name != "(no label)"
         ]
@@ -155,6 +158,10 @@ KINDS = (
          "pairs within a split are nearly equal", "remove one of each if they are copies",
          "No leak, but such a picture counts twice. Pictures of one group may be alike for good"
          " reason."),
+    Kind("one_colour", "Pictures of one colour", "picture is of one colour",
+         "pictures are of one colour", "see whether they belong here",
+         "Nothing is seen in them: blank pages, black frames, failed exports. Near duplicates, and"
+         " with some embedders label errors and outliers, are not looked for among them."),
     Kind("outlier", "Images unlike their class", "image is unlike its class",
          "images are unlike their class", "see whether they belong here",
          "Even their fifth nearest neighbour within the class is far, against what is usual there:"
@@ -215,8 +222,14 @@ def page(look: Look) -> str:
         largest=max(train, key=lambda name: train[name], default=""),
         smallest=min(train, key=lambda name: train[name], default=""),
         none=[kind for kind in KINDS if not look.of(kind.name)],
-        all_csv=csv_url(look.findings[:_LISTED]),
+        all_csv=csv_url(look.findings[:_LISTED]), left_out=left_out(look.findings),
     )  # fmt: skip
+
+
+def left_out(findings: Sequence[Finding]) -> str:
+    """What the table of all findings has no room for, by kind; empty where it holds all."""
+    held = Counter(found.kind for found in findings[_LISTED:])
+    return ", ".join(f"{held[kind.name]:,} of “{kind.title}”" for kind in KINDS if held[kind.name])
 
 
 def csv_url(findings: Sequence[Finding]) -> str:

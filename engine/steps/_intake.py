@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from typing import Any, ClassVar
 
 import numpy as np
@@ -38,7 +39,8 @@ SHARD_ROWS = 256
 SMALL_SIDE = 32
 # Fewer pictures say nothing of how alike different ones are.
 _LEAST = 20
-_NEIGHBOURS = 10
+_NEIGHBOURS, _WIDEST = 10, 512
+_BLOCK = 16_384
 NEAR_UNTOLD = (
     "different pictures of this data are as much alike as copies are; near duplicates could not be"
     " told, only exact ones were looked for"
@@ -242,12 +244,14 @@ def decode_records(
     return Intake(index, fate, keys)
 
 
-def forget_decoded(context: Context, keys: Sequence[str]) -> None:
-    """Throw the decoded pictures away: what is looked at next time is read from the originals."""
+def forget_decoded(context: Context) -> None:
+    """Throw the decoded pictures away, those of a killed run among them: what is looked at next
+    time is read from the originals."""
     prefix = decoded_prefix(context.store, context.step)
-    ShardSet(context.store, prefix).discard()
-    for key in [*keys, context.store.join(prefix, "records.parquet")]:
-        context.store.delete(key)
+    shards = ShardSet(context.store, prefix)
+    shards.discard()
+    shards.keep(())
+    context.store.delete(context.store.join(prefix, "records.parquet"))
 
 
 def embed_decoded(context: Context, embedder: Spec, intake: Intake, padded: bool) -> list[str]:
@@ -292,29 +296,59 @@ class Near:
 
 
 def find_near(
-    index: pa.Table, vectors: np.ndarray, pictures: np.ndarray, quantile: float, seed: int
-) -> Near:
+    index: pa.Table, task: str, vectors: np.ndarray, pictures: np.ndarray, quantile: float,
+    seed: int,
+) -> Near:  # fmt: skip
     """Near duplicates within and across splits: the nearest by embedding, laid over each other.
 
     vectors, pictures: float32 (n, width) and uint8 (n, SIDE²) in the order of the index, zeros
-    where there are none. Of equal pictures the first stands for all.
+    where there are none. Of equal pictures the first is looked at; what is found of it holds for
+    the first of them in each split and with each label of `task`.
     """
     digests = index[rows.PIXEL_SHA256].to_pylist()
-    first = dict(zip(reversed(digests), range(len(digests) - 1, -1, -1), strict=True))
-    usable = np.asarray(sorted(first.values()), np.int64)
+    splits, labels = (index[name].to_pylist() for name in (rows.SPLIT, rows.label_column(task)))
+    equal: dict[str, dict[tuple[str, str], int]] = defaultdict(dict)
+    for row, digest in enumerate(digests):
+        equal[digest].setdefault((splits[row], labels[row]), row)
+    usable = np.asarray([min(held.values()) for held in equal.values()], np.int64)
     usable = usable[lengths(Rows(vectors, usable)) > 0]
     if len(usable) < _LEAST:
         return Near(np.empty((0, 2), np.int64), np.empty(0, np.float32), None)
-    held = Rows(vectors, usable)
-    found, _ = Neighbours(held).nearest(held, _NEIGHBOURS + 1)
-    found = np.where(found < 0, np.arange(len(found))[:, None], found)
-    pairs = np.stack([np.repeat(np.arange(len(found)), found.shape[1]), found.ravel()], 1)
-    pairs = np.unique(np.sort(pairs[pairs[:, 0] != pairs[:, 1]], axis=1), axis=0)
+    _, groups = np.unique(np.asarray(index[rows.GROUP_ID].to_pylist()), return_inverse=True)
     pictures = pictures.reshape(-1, SIDE, SIDE)
-    matched = match(pictures, usable[pairs])
-    groups = np.asarray(index[rows.GROUP_ID].to_pylist(), dtype=object)
+    matched = match(pictures, usable[candidates(Rows(vectors, usable), groups[usable])])
     limit = calibrate(pictures, matched, groups, quantile, seed)
-    return Near(*near_pairs(pictures, matched, limit), limit)
+    found = [
+        (pair, value)
+        for (a, b), value in zip(*near_pairs(pictures, matched, limit), strict=True)
+        for pair in product(equal[digests[a]].values(), equal[digests[b]].values())
+    ]
+    return Near(
+        np.asarray([sorted(pair) for pair, _ in found], np.int64).reshape(-1, 2),
+        np.asarray([value for _, value in found], np.float32), limit,
+    )  # fmt: skip
+
+
+def candidates(vectors: Rows, groups: np.ndarray) -> np.ndarray:
+    """Pairs of rows that may be near duplicates, each once: int64 (m, 2).
+
+    Each with its 10 nearest, and with the 10 nearest of other groups among its 512 nearest: those
+    of its own group, such as frames of one film, must not hide a copy in another.
+    """
+    among, pairs = Neighbours(vectors), []
+    for start in range(0, len(vectors), _BLOCK):
+        lacking, wide = np.arange(start, min(start + _BLOCK, len(vectors))), _NEIGHBOURS + 1
+        while len(lacking):
+            found, _ = among.nearest(Rows(vectors.array, vectors.rows[lacking]), wide)
+            other = (found >= 0) & (found != lacking[:, None])
+            foreign = other & (groups[found] != groups[lacking][:, None])
+            wanted = [held & (held.cumsum(1) <= _NEIGHBOURS) for held in (other, foreign)]
+            row, column = np.nonzero(wanted[0] | wanted[1])
+            pairs.append(np.stack([lacking[row], found[row, column]], 1))
+            if wide >= min(_WIDEST, len(vectors)):
+                break
+            lacking, wide = lacking[foreign.sum(1) < _NEIGHBOURS], min(4 * wide, _WIDEST)
+    return np.unique(np.sort(np.concatenate(pairs), axis=1), axis=0)
 
 
 def decoded_prefix(store: Store, step: Step) -> str:

@@ -27,8 +27,9 @@ from engine.core.arrays import aligned
 from engine.core.dataset import assign_splits, replace_column, without
 from engine.core.errors import DataError
 from engine.core.manifest import Manifest, read_manifest
+from engine.core.near import of_one_colour
 from engine.core.registry import resolve
-from engine.core.shards import OK
+from engine.core.shards import OK, ShardSet
 from engine.core.spec import Spec
 from engine.core.step import Step
 from engine.core.store import Store
@@ -95,7 +96,8 @@ class Audit(StepKind):
             context.file("audit", "html", html, file="audit.html"),
             context.table("findings", findings_table(look.findings), table="findings"),
         ]
-        forget_decoded(context, intake.keys)
+        forget_decoded(context)
+        ShardSet(context.store, audit_prefix(context.store, context.step)).keep(work.embedded_in)
         for part in before.parts if before else ():
             context.store.delete(part.key)
         counts = Counter(finding.kind for finding in look.findings)
@@ -128,6 +130,7 @@ class _Work:
     seconds: dict[str, float] = field(default_factory=dict)
     near_limit: dict[str, Any] = field(default_factory=dict)
     carved: list[str] = field(default_factory=list)
+    embedded_in: list[str] = field(default_factory=list)
     broken_share: float = 0.0
     agreed: float = 0.0
 
@@ -213,19 +216,16 @@ class _Work:
 
     def equal(self) -> None:
         """Equal pictures, and groups that stand in two splits."""
-        by_pixels: dict[str, list[int]] = defaultdict(list)
+        # The first of each label and split, by picture.
+        firsts: dict[str, dict[tuple[str, str], int]] = defaultdict(dict)
         for row, digest in enumerate(self.index[rows.PIXEL_SHA256].to_pylist()):
-            by_pixels[digest].append(row)
-        for held in by_pixels.values():
-            for row in held[1:]:
+            earlier, own = firsts[digest], (self.label[row], self.of[row])
+            if earlier:
                 # Against the one that says most: of another label, or else of another split.
-                worse = sorted(
-                    held[: held.index(row)],
-                    key=lambda other: (
-                        self.label[other] == self.label[row], self.of[other] == self.of[row]
-                    ),
-                )  # fmt: skip
-                self.add(self.pair_kind("exact", worse[0], row), worse[0], row, 1.0)
+                label, split = own
+                says = min(earlier, key=lambda other: (other[0] == label, other[1] == split))
+                self.add(self.pair_kind("exact", earlier[says], row), earlier[says], row, 1.0)
+            earlier.setdefault(own, row)
         by_group: dict[str, list[int]] = defaultdict(list)
         for row, group in enumerate(self.groups.tolist()):
             by_group[group].append(row)
@@ -247,8 +247,11 @@ class _Work:
             )
         with self.timed("embed"):
             padded = spec.preprocess.fit == "pad"
-            keys = embed_decoded(self.context, spec.embedder, intake, padded)
+            self.embedded_in = keys = embed_decoded(self.context, spec.embedder, intake, padded)
             vectors = aligned(self.context.store, keys, rows.EMBEDDING, self.ids)
+            pictures = aligned(self.context.store, keys, rows.THUMBNAIL, self.ids)
+        for row in np.flatnonzero(of_one_colour(pictures)):
+            self.add("one_colour", int(row))
         if spec.preprocess.size <= SMALL_SIDE:
             self.warnings.append(
                 f"at {spec.preprocess.size} px near duplicates cannot be told from alike pictures;"
@@ -256,20 +259,18 @@ class _Work:
             )
             return vectors
         with self.timed("near duplicates"):
-            pictures = aligned(self.context.store, keys, rows.THUMBNAIL, self.ids)
             found = find_near(
-                self.index, vectors, pictures, spec.audit.near_quantile, spec.seed
-            )  # fmt: skip
+                self.index, spec.task, vectors, pictures, spec.audit.near_quantile, spec.seed
+            )
         if found.limit is not None:
             self.near_limit = {
                 "copies": round(found.limit.copies, 4), "different": round(found.limit.different, 4)
             }  # fmt: skip
             if found.limit.fine is None:
                 self.warnings.append(NEAR_UNTOLD)
-        agreement = {tuple(pair): float(value) for pair, value in
-                     zip(found.pairs.tolist(), found.agreement, strict=True)}  # fmt: skip
-        for (a, b), value in sorted(agreement.items(), key=lambda item: -item[1]):
-            self.add(self.pair_kind("near", a, b), a, b, value,
+        for place in np.argsort(-found.agreement, kind="stable"):
+            a, b = found.pairs[place].tolist()
+            self.add(self.pair_kind("near", a, b), a, b, float(found.agreement[place]),
                      detail="same group" if self.groups[a] == self.groups[b] else "")  # fmt: skip
         return vectors
 
@@ -336,17 +337,23 @@ class _Work:
             self.add("size", int(row), score=float(score[row]),
                      detail=f"{widths[row]:.0f} x {heights[row]:.0f}")  # fmt: skip
 
+    def distinct(self) -> dict[str, dict[str, int]]:
+        """Images of each class in each split, less those that a study takes out as duplicates."""
+        places = zip(self.index[rows.PIXEL_SHA256].to_pylist(), self.of.tolist(), strict=True)
+        _, held = np.unique([f"{digest} {split}" for digest, split in places], return_index=True)
+        return counts(self.label[held], self.of[held])
+
     def look(self, records: int) -> Look:
         """All of it, for the page."""
         spec = self.spec
         return Look(
             name=spec.name, images=records, task=spec.task, findings=self.findings,
             problems=self.problems, warnings=self.warnings, near_limit=self.near_limit,
-            counts=counts(self.label, self.of), groups=group_counts(self.label, self.groups),
-            grouped=spec.split.group == "column", carved=self.carved,
-            max_quarantined=spec.audit.max_quarantined, broken_share=self.broken_share,
-            on_leak=spec.audit.on_leak, agreed=self.agreed, embedder=spec.embedder.name,
-            size=spec.preprocess.size,
+            counts=counts(self.label, self.of), distinct=self.distinct(),
+            groups=group_counts(self.label, self.groups), grouped=spec.split.group == "column",
+            carved=self.carved, max_quarantined=spec.audit.max_quarantined,
+            broken_share=self.broken_share, on_leak=spec.audit.on_leak, agreed=self.agreed,
+            embedder=spec.embedder.name, size=spec.preprocess.size,
         )  # fmt: skip
 
 

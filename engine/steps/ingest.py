@@ -63,7 +63,7 @@ class IngestSpec(IntakeSpec):
 
 
 class Ingest(StepKind):
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     Spec: ClassVar[type[Spec]] = IngestSpec
     summary: ClassVar[str] = "decode and check the images, split them, look for leaks"
 
@@ -93,7 +93,7 @@ class Ingest(StepKind):
             context.table("records", fates_table(records, fate, index), table="records"),
             context.table("leaks", leaks_table(leaks), table="leaks"),
         ]
-        forget_decoded(context, intake.keys)
+        forget_decoded(context)
 
         quarantined = Counter(status for status in fate.values() if status != OK)
         totals = {split: sum(by_class.values()) for split, by_class in counts.items()}
@@ -152,7 +152,7 @@ class Ingest(StepKind):
         vectors, pictures = (
             aligned(context.store, keys, name, ids) for name in (rows.EMBEDDING, rows.THUMBNAIL)
         )
-        found = find_near(index, vectors, pictures, spec.audit.near_quantile, spec.seed)
+        found = find_near(index, spec.task, vectors, pictures, spec.audit.near_quantile, spec.seed)
         if found.limit is None:
             return [], {}, []
         limits = {name: round(value, 6) if value else value

@@ -57,6 +57,23 @@ def test_planted_crops_are_found_and_nothing_else(fit: str) -> None:
     assert limit.different < limit.copies
 
 
+@pytest.mark.parametrize("count", [10, 15, 30])
+def test_copies_of_a_third_of_half_and_of_all_pictures_are_found(count: int) -> None:
+    scenes = [scene(number) for number in range(30)]
+    copies = [crop(scenes[number], number) for number in range(count)]
+    found, limit = look(small([*scenes, *copies]))
+    assert found == {(number, 30 + number) for number in range(count)}
+    assert limit.different < limit.copies
+
+
+def test_several_copies_of_each_picture_are_found() -> None:
+    scenes = [scene(number) for number in range(12)]
+    copies = [crop(image, 3 * number + n) for n in range(3) for number, image in enumerate(scenes)]
+    found, _ = look(small([*scenes, *copies]))
+    assert {(number, 12 * n + number) for n in (1, 2, 3) for number in range(12)} <= found
+    assert all(first % 12 == second % 12 for first, second in found)
+
+
 def test_alike_pictures_of_one_group_do_not_set_the_limit() -> None:
     scenes = [scene(number // 2) for number in range(30)]
     bursts = [image if number % 2 else crop(image, number) for number, image in enumerate(scenes)]

@@ -261,6 +261,50 @@ def test_equal_pictures_and_groups_are_not_torn_apart_by_the_split_that_is_drawn
     assert manifest.metrics["must"] == []
 
 
+def test_a_class_of_one_picture_twice_is_thin_as_ingest_finds_it(
+    tmp_path: Path, toy_study: MakeStudy, audit: Audit, store: Store, profile: Profile
+) -> None:
+    root = tmp_path / "data"
+    write(root, {"train": 6, "val": 3, "test": 3})
+    for split in ("train", "val", "test"):
+        (root / split / "c").mkdir()
+        picture(hash_free(split, 0), 2).save(root / split / "c" / "0.png")
+        shutil.copy(root / split / "c" / "0.png", root / split / "c" / "1.png")
+    study = toy_study(root)
+    thin = "the class 'c' has 1 images in train, it needs 2"
+    assert any(text.startswith(thin) for text in audit(study).metrics["must"])
+    with pytest.raises(DataError, match=thin):
+        execute(until(plan(study), "ingest"), store, InlineRuntime(), profile)
+
+
+def test_an_equal_picture_is_told_against_the_one_that_says_most(
+    tmp_path: Path, toy_study: MakeStudy, audit: Audit, store: Store
+) -> None:
+    root = tmp_path / "data"
+    write(root, {"train": 6, "val": 3, "test": 3})
+    source = root / "train/a/000.png"
+    for copy in ("train/a/copy.png", "train/b/copy.png", "val/a/copy.png"):
+        shutil.copy(source, root / copy)
+    entries = found(store, audit(toy_study(root)))
+    kinds = {entry["other_uri"]: entry["kind"] for entry in entries if "exact" in entry["kind"]}
+    assert kinds == {
+        "train/a/copy.png": "exact_within", "train/b/copy.png": "exact_contradictory",
+        "val/a/copy.png": "exact_contradictory",
+    }  # fmt: skip
+
+
+def test_pictures_of_one_colour_are_told(
+    tmp_path: Path, toy_study: MakeStudy, audit: Audit, store: Store
+) -> None:
+    root = tmp_path / "data"
+    write(root, {"train": 8, "val": 3, "test": 3})
+    Image.new("RGB", (80, 60), "black").save(root / "train/a/black.png")
+    Image.new("RGB", (60, 80), (250, 240, 230)).save(root / "test/b/paper.jpg")
+    manifest = audit(toy_study(root, preprocess={"size": 64, "fit": "pad"}))
+    assert told(found(store, manifest), "one_colour") == {"train/a/black.png", "test/b/paper.jpg"}
+    assert "Pictures of one colour" in html(store, manifest)
+
+
 class Killed(InlineRuntime):
     """Dies after so many shards."""
 
@@ -300,8 +344,18 @@ def test_a_killed_audit_goes_on_and_a_second_one_embeds_only_what_changed(
     assert second.provenance["shards.decode"] == {"found": 0, "made": 2}
     assert second.provenance["shards.embed"]["found"] == 1
     assert second.metrics["found"]["broken"] == 1
-    # Nothing of the first page is left.
-    assert len([key for key in store.listing("steps") if key.endswith(".html")]) == 1
+    # Nothing is left of the first page, of vectors of pictures as they were, or of decoded ones.
+    parts = [key for key in store.listing("steps") if "/parts/" in key]
+    assert len([key for key in parts if key.endswith(".html")]) == 1
+    assert len([key for key in parts if "/audit/parts/" in key]) == 2
+    assert not [key for key in parts if "/decoded/" in key]
+
+    # A killed run whose files are others by then leaves nothing either.
+    with pytest.raises(KeyboardInterrupt):
+        execute([step], store, Killed(after=1), profile)
+    (root / "train/b/101.png").unlink()
+    execute([step], store, InlineRuntime(), profile)
+    assert not [key for key in store.listing("steps") if "/decoded/parts/" in key]
 
 
 def test_the_job_writes_the_page_where_a_person_finds_it(
