@@ -31,6 +31,17 @@ def table_of(store: Store, manifest: Manifest) -> pa.Table:
     return pa.concat_tables(store.tables(manifest.keys(table="curated")))
 
 
+def half_lying(bars_study: Callable[..., Study], folder: Path, label_from: str) -> Study:
+    """Half of what a generator made of "down" lies across; neighbours say what is seen."""
+    write_bars(folder / "mixed", {"down": 30}, 7000)
+    write_bars(folder / "mixed", {"down": 15}, 9000, {"down": "across"})
+    return bars_study(
+        "mixed", search={"ratios": [0.5], "seeds": 2},
+        curate={"labeler": {"name": "knn", "k": 5}, "max_rounds": 1,
+                "filters": [{"name": "agreement", "label_from": label_from}]},
+    )  # fmt: skip
+
+
 def test_every_filter_and_a_zero_shot_labeler_in_one_study(
     bars_study, run_until: Run, store: Store, tmp_path: Path
 ) -> None:
@@ -73,13 +84,7 @@ def test_every_filter_and_a_zero_shot_labeler_in_one_study(
 def test_neighbours_in_the_embedding_label_without_a_look_at_pixels(
     bars_study, run_until: Run, store: Store, tmp_path: Path
 ) -> None:
-    write_bars(tmp_path / "mixed", {"down": 30}, 7000)
-    write_bars(tmp_path / "mixed", {"down": 15}, 9000, {"down": "across"})
-    study = bars_study(
-        "mixed", search={"ratios": [0.5], "seeds": 2},
-        curate={"labeler": {"name": "knn", "k": 5}, "max_rounds": 1,
-                "filters": [{"name": "agreement", "label_from": "agree"}]},
-    )  # fmt: skip
+    study = half_lying(bars_study, tmp_path, "agree")
     assert not {"train.labeler", "measure.val"} & {step.label for step in plan(study)}
     curated = run_until(study, "curate")
     metrics = curated.metrics["labeler"]
@@ -174,13 +179,7 @@ def test_a_filter_that_only_judges_measures_nothing_anew(
 def test_images_used_as_what_is_seen_are_told_as_such(
     bars_study, run_until: Run, store: Store, tmp_path: Path
 ) -> None:
-    write_bars(tmp_path / "mixed", {"down": 30}, 7000)
-    write_bars(tmp_path / "mixed", {"down": 15}, 9000, {"down": "across"})
-    study = bars_study(
-        "mixed", search={"ratios": [0.5], "seeds": 2},
-        curate={"labeler": {"name": "knn", "k": 3}, "max_rounds": 1,
-                "filters": [{"name": "agreement", "label_from": "labeler"}]},
-    )  # fmt: skip
+    study = half_lying(bars_study, tmp_path, "labeler")
     curated = run_until(study, "curate")
     assert curated.metrics["labeler"]["agreement"] < 1
     assert curated.metrics["labeler"]["agreement_kept"] == 1.0
