@@ -1,6 +1,7 @@
 # make quickstart   install into .venv and run the example study to its end
 # make test         install and run the tests (at most 12 minutes on two cores)
-# make test-all     the slow ones too
+# make test-ray     a submitted job, a killed search, one and two workers (five minutes)
+# make test-all     all slow ones too
 # make check        ruff and mypy
 #
 # On Linux, PyPI's torch brings several GB of CUDA. Without a GPU, PyTorch's own index has a smaller build:
@@ -13,7 +14,7 @@ ifdef PIP_EXTRA_INDEX_URL
 export PIP_EXTRA_INDEX_URL
 endif
 
-.PHONY: quickstart install install-test test test-all check clean
+.PHONY: quickstart install install-test test test-ray test-all check clean
 
 quickstart: install
 	$(BIN)/python jobs/run_study.py configs/digits.yaml
@@ -37,6 +38,11 @@ install-test: .venv/installed-$(EXTRA)-test
 
 test: install-test
 	$(BIN)/python -m pytest
+
+# Of the slow ones those that a change breaks most easily: a submitted job, a killed search, two workers.
+test-ray: install-test
+	$(BIN)/python -m pytest -m slow tests/e2e/test_job_submit.py tests/e2e/test_search_kill.py \
+		tests/runtime/test_ray.py -k "not adapt"
 
 test-all: install-test
 	$(BIN)/python -m pytest -m "not gpu"

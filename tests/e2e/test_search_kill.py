@@ -77,6 +77,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_killed_driver_and_a_killed_trial_cost_what_was_in_flight(
     tmp_path: Path, undisturbed: dict
