@@ -131,7 +131,7 @@ def study_of(folder: Path) -> dict[str, Any]:
         "reader": {"name": "parquet", "root": str(folder), "split": "split"},
         "preprocess": PREPROCESS.model_dump(exclude_defaults=True),
         "split": {"group": "none"},
-        "audit": {"near_quantile": 0.0, "on_leak": "move"},
+        "audit": {"on_leak": "move"},
         "embedder": {"name": "cnn", "model": str(WEIGHTS), "input_size": PREPROCESS.size},
         "match": {"val": {"queries": "val", "among": "train"}},
     }
