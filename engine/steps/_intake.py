@@ -36,7 +36,7 @@ from engine.vectors.neighbours import Neighbours
 
 SHARD_ROWS = 256
 # At or below this side, different pictures are so much alike that near duplicates cannot be told.
-SMALL_SIDE = 32
+_SMALL_SIDE = 32
 # Fewer pictures say nothing of how alike different ones are.
 _LEAST = 20
 _NEIGHBOURS, _WIDEST = 10, 512
@@ -349,6 +349,20 @@ def candidates(vectors: Rows, groups: np.ndarray) -> np.ndarray:
                 break
             lacking, wide = lacking[foreign.sum(1) < _NEIGHBOURS], min(4 * wide, _WIDEST)
     return np.unique(np.sort(np.concatenate(pairs), axis=1), axis=0)
+
+
+def too_small(index: pa.Table, preprocess: Preprocess) -> str:
+    """Why near duplicates are not looked for: what pictures show is no more than the study keeps of
+    them and no more than half of the originals hold, however much they were enlarged. Empty where
+    that is enough."""
+    sides = pc.min_element_wise(index[rows.WIDTH], index[rows.HEIGHT])
+    side = min(preprocess.size, int(pc.approximate_median(sides).as_py() or preprocess.size))
+    if side > _SMALL_SIDE:
+        return ""
+    return (
+        f"at {side} px near duplicates cannot be told from alike pictures; only exact ones were"
+        " looked for"
+    )
 
 
 def decoded_prefix(store: Store, step: Step) -> str:

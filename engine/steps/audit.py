@@ -40,7 +40,6 @@ from engine.sections import EmbedderField
 from engine.steps import StepKind
 from engine.steps._intake import (
     NEAR_UNTOLD,
-    SMALL_SIDE,
     Intake,
     IntakeSpec,
     audit_prefix,
@@ -50,6 +49,7 @@ from engine.steps._intake import (
     find_near,
     forget_decoded,
     record_problems,
+    too_small,
 )
 from engine.vectors.neighbours import Neighbours
 
@@ -252,11 +252,8 @@ class _Work:
             pictures = aligned(self.context.store, keys, rows.THUMBNAIL, self.ids)
         for row in np.flatnonzero(of_one_colour(pictures)):
             self.add("one_colour", int(row))
-        if spec.preprocess.size <= SMALL_SIDE:
-            self.warnings.append(
-                f"at {spec.preprocess.size} px near duplicates cannot be told from alike pictures;"
-                " only exact ones were looked for"
-            )
+        if small := too_small(self.index, spec.preprocess):
+            self.warnings.append(small)
             return vectors
         with self.timed("near duplicates"):
             found = find_near(

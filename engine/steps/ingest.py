@@ -41,7 +41,6 @@ from engine.core.store import Store
 from engine.steps import StepKind
 from engine.steps._intake import (
     NEAR_UNTOLD,
-    SMALL_SIDE,
     Intake,
     IntakeSpec,
     audit_prefix,
@@ -51,6 +50,7 @@ from engine.steps._intake import (
     embed_decoded,
     find_near,
     forget_decoded,
+    too_small,
 )
 
 ROW_GROUP = 512
@@ -63,7 +63,7 @@ class IngestSpec(IntakeSpec):
 
 
 class Ingest(StepKind):
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     Spec: ClassVar[type[Spec]] = IngestSpec
     summary: ClassVar[str] = "decode and check the images, split them, look for leaks"
 
@@ -142,11 +142,8 @@ class Ingest(StepKind):
         self, context: Context, spec: IngestSpec, intake: Intake, index: pa.Table
     ) -> tuple[list[NearPair], dict[str, Any], list[str]]:
         """Near duplicates by id, what was asked of them, and what a person has to know."""
-        if spec.preprocess.size <= SMALL_SIDE:
-            return [], {}, [
-                f"at {spec.preprocess.size} px near duplicates between splits cannot be told from"
-                " alike pictures; only exact ones were looked for"
-            ]  # fmt: skip
+        if small := too_small(index, spec.preprocess):
+            return [], {}, [small]
         keys = embed_decoded(context, spec.audit.embedder, intake, spec.preprocess.fit == "pad")
         ids = index[rows.IMAGE_ID].to_pylist()
         vectors, pictures = (

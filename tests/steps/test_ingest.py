@@ -582,3 +582,13 @@ def test_at_32_pixels_near_duplicates_are_not_looked_for_and_that_is_said(
     manifest = ingest(toy_study(folder_with_copies, preprocess={"size": 32}))
     assert manifest.metrics["leaks"] == {}
     assert any("only exact ones were looked for" in text for text in manifest.metrics["warnings"])
+
+
+def test_small_originals_hold_no_more_for_being_enlarged(
+    folder_with_copies: Path, toy_study: MakeStudy, ingest: Run
+) -> None:
+    for path in folder_with_copies.rglob("*.png"):
+        Image.open(path).resize((28, 28)).save(path)
+    manifest = ingest(toy_study(folder_with_copies, preprocess={"size": 64}))
+    assert manifest.metrics["leaks"] == {}
+    assert any(text.startswith("at 28 px near") for text in manifest.metrics["warnings"])
