@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.core.registry import resolve
+from engine.core.registry import kind_of, resolve
 from engine.core.rng import derive_seed
 from engine.core.step import Step, make_step
 from engine.sections import Amount
@@ -33,8 +33,7 @@ class Comparison:
             Arm(name="oversampled", family="oversampled", mix="mix.oversampled"),
         ]
         # What filters need beside the images: the labeler's training, and val measured.
-        names = [str(getattr(one, "name", "")) for one in study.generators.values()]
-        filtered = [name for name in names if resolve("generators", name).filtered]
+        filtered = any(kind_of("generators", one).filtered for one in study.generators.values())
         self.curation = self._curation() if study.curate.filters and filtered else {}
         if reduce is not None:
             self.mixes.append(self._mix("reduced", reduce=reduce))
@@ -42,8 +41,9 @@ class Comparison:
 
     def check(self) -> None:
         """Refuse a classifier that cannot work at this size."""
-        name = self.study.classifier.name  # type: ignore[union-attr]
-        resolve("classifiers", name)(self.study.classifier, self.study.preprocess, ()).check()
+        study = self.study
+        assert study.classifier is not None, "a comparison trains a classifier"
+        kind_of("classifiers", study.classifier)(study.classifier, study.preprocess, ()).check()
 
     def _curation(self) -> dict[str, Step]:
         """Also sets `labeler` and `filter_plugins`."""

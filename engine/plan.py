@@ -7,7 +7,7 @@ from typing import Any
 
 from engine.comparison import Comparison
 from engine.core.errors import StudyError
-from engine.core.registry import resolve
+from engine.core.registry import kind_of, resolve
 from engine.core.spec import digest, without
 from engine.core.step import Step, make_step, upstream
 from engine.study import Study
@@ -15,7 +15,7 @@ from engine.study import Study
 
 def plan(study: Study) -> list[Step]:
     """The steps of a study, inputs before what uses them. Raises `StudyError`."""
-    tasks = dict(resolve("readers", study.reader.name)(study.reader).tasks())  # type: ignore[attr-defined]
+    tasks = tasks_of(study)
     task = choose_task(study, tasks)
     common = {"task": task, "tasks": tasks}
     ingest = make_step(
@@ -70,9 +70,10 @@ def plan(study: Study) -> list[Step]:
 def plan_audit(study: Study) -> Step:
     """The step that looks for what is wrong with a study's data; no other needs it. It embeds by a
     network where the study names one."""
-    tasks = dict(resolve("readers", study.reader.name)(study.reader).tasks())  # type: ignore[attr-defined]
-    named_ones = (study.embedder, study.audit.embedder)
-    embedder = next((one for one in named_ones if one.name != "pixels"), study.embedder)  # type: ignore[attr-defined]
+    tasks = tasks_of(study)
+    pixels = resolve("embedders", "pixels").Spec
+    networks = [one for one in (study.embedder, study.audit.embedder) if type(one) is not pixels]
+    embedder = networks[0] if networks else study.embedder
     return make_step(
         "audit", "audit",
         {
@@ -204,6 +205,11 @@ def _generator_steps(
     if comparison is not None and curate is not None:
         comparison.add(label, generator, curate)
     return steps
+
+
+def tasks_of(study: Study) -> dict[str, Any]:
+    """The labelling tasks that the study's reader gives."""
+    return dict(kind_of("readers", study.reader)(study.reader).tasks())
 
 
 def choose_task(study: Study, tasks: dict[str, Any]) -> str:

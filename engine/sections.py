@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 from pydantic_core import PydanticCustomError
 
-from engine.core.registry import PluginField, resolve
+from engine.core.registry import PluginField, kind_of
 from engine.core.spec import Spec
 
 MAX_IMAGES = 100_000_000
@@ -213,10 +213,10 @@ class Curate(Spec):
     @model_validator(mode="after")
     def _possible(self) -> Curate:
         names = [str(getattr(one, "name", "")) for one in self.filters]
-        for name in names:
+        for name, one in zip(names, self.filters, strict=True):
             if names.count(name) > 1:
                 raise PydanticCustomError("explained", "filters names {name} twice", {"name": name})
-            if self.labeler is None and resolve("filters", name).needs_labeler:
+            if self.labeler is None and kind_of("filters", one).needs_labeler:
                 raise PydanticCustomError(
                     "explained", "filters: {name} needs a labeler, which is null", {"name": name}
                 )

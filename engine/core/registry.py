@@ -44,6 +44,11 @@ def resolve(family: str, name: str) -> Any:
     )
 
 
+def kind_of(family: str, spec: Spec) -> Any:
+    """The class of the plugin that a spec belongs to. Raises `StudyError`."""
+    return resolve(family, str(getattr(spec, "name", "")))
+
+
 def available(family: str) -> list[str]:
     """Names of all plugins of a family, sorted."""
     package = importlib.import_module(f"engine.{family}")
