@@ -41,7 +41,7 @@ from engine.core.images import Preprocess, decode, preprocess
 from engine.core.progress import Bar
 from engine.core.registry import resolve
 from engine.core.rng import derive_seed, generator
-from engine.core.spec import digest
+from engine.core.spec import digest, without
 from engine.core.store import Store
 from engine.embedders.cnn import Cnn, CnnSpec
 from engine.generators import SampleBatch, TrainingImages
@@ -50,7 +50,6 @@ from engine.metrics.frechet import frechet_distance
 from engine.metrics.kernel import kernel_distance
 from engine.metrics.prdc import prdc
 from engine.nets.classification import LabelledImages, Training, class_numbers, predict, train
-from engine.plan import without_sampling
 from engine.report.sheet import contact_sheet
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -207,7 +206,7 @@ def train_and_sample(
     made.check()
     with tempfile.TemporaryDirectory() as temporary:
         store = Store(str(kept) if kept else temporary)
-        learnt = digest([without_sampling(made.spec, kind.sampling_fields), data.train.labels])
+        learnt = digest([without(made.spec, kind.sampling_fields), data.train.labels])
         folder = f"{name}-{learnt}"
         if not store.exists(f"{folder}/seconds"):
             seconds = fit(made, store, folder, data)

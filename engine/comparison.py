@@ -3,13 +3,16 @@ the verdict, the page."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from engine.core.errors import StudyError
 from engine.core.registry import kind_of, resolve
 from engine.core.rng import derive_seed
 from engine.core.step import Step, make_step
 from engine.sections import Amount
 from engine.steps.measure import measuring
+from engine.steps.mix import Added
 from engine.steps.search import Arm
 from engine.study import Study
 
@@ -25,23 +28,54 @@ class Comparison:
         self.ingest, self.embed, self.reduce = ingest, embed, reduce
         self.plugins = [("classifiers", study.classifier)]
         self.real = self._mix("real")
-        self.mixes: list[Step] = [self._mix("oversampled")]
-        self.pools: dict[str, Step] = {}
-        self.arms = [
-            Arm(name="real", family="real", mix="mix.real"),
-            Arm(name="real_double", family="real_double", mix="mix.real", budget=2.0),
-            Arm(name="oversampled", family="oversampled", mix="mix.oversampled"),
-        ]
+        self.mixes: list[Step] = []
+        self.arms = self._real_arms()
+        # Of each generator and fit: the images that are kept, and all that were made.
+        self.pools: dict[str, list[Step]] = {}
+        self.unfiltered: dict[str, list[Step]] = {}
         # What filters need beside the images: the labeler's training, and val measured.
         filtered = any(kind_of("generators", one).filtered for one in study.generators.values())
         self.curation = self._curation() if study.curate.filters and filtered else {}
-        if reduce is not None:
-            self.mixes.append(self._mix("reduced", reduce=reduce))
-            self.arms.append(Arm(name="reduced", family="reduced", mix="mix.reduced"))
+
+    def _real_arms(self) -> list[Arm]:
+        """The arms of real images alone."""
+        search = self.study.search
+        settings: dict[str, dict[str, Any]] = {
+            "class_weighted": {"class_weights": "balanced"},
+            "mixup": {"mixup_alpha": search.mixup_alpha, "cutmix_alpha": 0.0},
+            "cutmix": {"cutmix_alpha": search.cutmix_alpha, "mixup_alpha": 0.0},
+        }
+        real = (self.real.label,)
+        found = [
+            Arm(name="real", family="real", mixes=real),
+            Arm(name="real_double", family="real_double", mixes=real, budget=2.0, role="shown"),
+        ]
+        if "oversampled" in search.arms:
+            mixes = self._added([self._mix("oversampled", oversampled=True)])
+            found.append(Arm(name="oversampled", family="oversampled", mixes=mixes))
+        found += [
+            Arm(name=name, family=name, mixes=real, training=settings[name])
+            for name in search.arms
+            if name in settings
+        ]
+        if self.reduce is not None:
+            mixes = self._added([self._mix("reduced", real="reduced")])
+            found.append(Arm(name="reduced", family="reduced", mixes=mixes))
+        return found
+
+    def _added(self, mixes: list[Step]) -> tuple[str, ...]:
+        """Adds them to the plan; returns their labels."""
+        self.mixes += mixes
+        return tuple(mix.label for mix in mixes)
 
     def check(self) -> None:
-        """Refuse a classifier that cannot work at this size."""
+        """Refuse a classifier that cannot work at this size, and arms that cannot be made."""
         study = self.study
+        if "synthetic_only" in study.search.arms and study.request.classes != "all":
+            raise StudyError(
+                "search.arms: synthetic_only needs images of every class; say request.classes: all,"
+                " or leave it out"
+            )
         assert study.classifier is not None, "a comparison trains a classifier"
         kind_of("classifiers", study.classifier)(study.classifier, study.preprocess, ()).check()
 
@@ -83,7 +117,8 @@ class Comparison:
 
     @property
     def largest_ratio(self) -> float:
-        return max(self.study.search.ratios)
+        least = 1.0 if "synthetic_only" in self.study.search.arms else 0.0
+        return max(least, *self.study.search.ratios)
 
     def amounts(self) -> dict[str, Amount]:
         """How many images the arms of a generator add, by what follows its name: every ratio of the
@@ -117,50 +152,96 @@ class Comparison:
             inputs, plugins,
         )  # fmt: skip
 
-    def add(self, label: str, generator: Any, curate: Step) -> None:
-        """The arms of one generator: a mix for each amount."""
-        self.pools[label] = curate
-        for name, amount in self.amounts().items():
-            mix = self._mix(label, name, amount, curate)
-            self.mixes.append(mix)
-            self.arms.append(
-                Arm(
-                    name=f"{label} {name}", family=label, ratio=amount.ratio, mix=mix.label,
-                    synthetic=generator.synthetic,
+    def add(self, label: str, curate: Step, unfiltered: Step | None) -> None:
+        """The images of one more fit of a generator."""
+        self.pools.setdefault(label, []).append(curate)
+        if unfiltered is not None:
+            self.unfiltered.setdefault(label, []).append(unfiltered)
+
+    def _generator_arms(self) -> list[Arm]:
+        """The arms of each generator, and of those that are added together."""
+        study, found = self.study, []
+        combined = {**{label: (label,) for label in study.generators}, **study.search.combine}
+        for family, parts in combined.items():
+            real = "reduced" if "reduced" in parts else "all"
+            labels = tuple(part for part in parts if part != "reduced")
+            synthetic = any(kind_of("generators", study.generators[one]).synthetic
+                            for one in labels)  # fmt: skip
+            for name, amount in self.amounts().items():
+                arm = Arm(
+                    name=f"{family} {name}", family=family, ratio=amount.ratio, generators=labels,
+                    mixes=self._fits(f"{family}.{name}", labels, amount, real),
+                    role="compared" if synthetic else "baseline",
+                )  # fmt: skip
+                found.append(arm)
+                if family in self.unfiltered:
+                    twins = self._fits(
+                        f"{family}.unfiltered.{name}", labels, amount, real, self.unfiltered
+                    )
+                    twin = {"name": f"{family} unfiltered {name}", "family": f"{family} unfiltered",
+                            "mixes": twins, "role": "shown", "twin_of": arm.name}  # fmt: skip
+                    found.append(arm.model_copy(update=twin))
+            if synthetic and family in study.generators and "synthetic_only" in study.search.arms:
+                mixes = self._fits(f"{family}.only", labels, Amount(ratio=1.0), "none")
+                only = f"{family} only"
+                found.append(
+                    Arm(name=only, family=only, ratio=None, mixes=mixes, role="shown",
+                        generators=labels)
+                )  # fmt: skip
+        return found
+
+    def _fits(
+        self, name: str, labels: tuple[str, ...], amount: Amount, real: str,
+        pools: dict[str, list[Step]] | None = None,
+    ) -> tuple[str, ...]:  # fmt: skip
+        """A mix for each generator fit."""
+        added = tuple(Added(generator=label, amount=amount) for label in labels)
+        pools = pools or self.pools
+        return self._added(
+            [
+                self._mix(
+                    f"{name}.{fit_name(fit)}" if fit else name, real=real, added=added,
+                    curates={label: pools[label][fit] for label in labels}, fit=fit,
                 )
-            )  # fmt: skip
+                for fit in range(self.study.search.generator_fits)
+            ]
+        )  # fmt: skip
 
     def _mix(
-        self, family: str, name: str = "", amount: Amount | None = None,
-        curate: Step | None = None, reduce: Step | None = None,
+        self, name: str, real: str = "all", oversampled: bool = False,
+        added: tuple[Added, ...] = (), curates: Mapping[str, Step] | None = None, fit: int = 0,
     ) -> Step:  # fmt: skip
         study = self.study
+        inputs = {"ingest": self.ingest}
+        if real == "reduced":
+            assert self.reduce is not None, "the study has been checked"
+            inputs["reduce"] = self.reduce
+        for label, curate in (curates or {}).items():
+            inputs |= {f"curate.{label}": curate, f"generate.{label}": curate.inputs["generate"]}
         return make_step(
-            "mix", f"mix.{family}.{name.replace(' ', '.')}" if curate else f"mix.{family}",
+            "mix", f"mix.{name.replace(' ', '.')}",
             {
-                "task": self.task, "family": family, "amount": amount,
+                "task": self.task, "real": real, "oversampled": oversampled, "added": added,
                 # Real images are the same whatever the target classes are.
-                "classes": study.request.classes if curate else "all",
-                "seed": study.seed if curate else 0,
+                "classes": study.request.classes if added else "all",
+                "seed": fit_seed(study.seed, fit) if added else 0,
             },
-            {
-                "ingest": self.ingest,
-                **({"reduce": reduce} if reduce else {}),
-                **({"curate": curate, "generate": curate.inputs["generate"]} if curate else {}),
-            },
+            inputs,
         )  # fmt: skip
 
     def steps(self) -> list[Step]:
         """The mixes, and all that comes after them."""
         study = self.study
+        arms = [*self.arms, *self._generator_arms()]
         search = make_step(
             "search", "search",
             {
                 "classifier": study.classifier, "training": study.training,
-                "preprocess": study.preprocess, "task": self.task, "arms": tuple(self.arms),
+                "preprocess": study.preprocess, "task": self.task, "arms": tuple(arms),
+                "generator_fits": study.search.generator_fits,
                 "seeds": tuple(
                     derive_seed(study.seed, "classifier", number)
-                    for number in range(study.search.seeds)
+                    for number in range(study.search.generator_fits * study.search.seeds)
                 ),
             },
             {"ingest": self.ingest, **{mix.label: mix for mix in [self.real, *self.mixes]}},
@@ -177,7 +258,7 @@ class Comparison:
         )  # fmt: skip
         pools = {
             f"{kind}.{label}": step
-            for label, curate in self.pools.items()
+            for label, (curate, *_) in self.pools.items()
             for kind, step in (("curate", curate), ("generate", curate.inputs["generate"]))
         }
         report = make_step(
@@ -193,3 +274,13 @@ class Comparison:
             },
         )  # fmt: skip
         return [*self.mixes, search, evaluate, report]
+
+
+def fit_name(fit: int) -> str:
+    """What follows a generator's name in the labels of its steps, from the second fit on."""
+    return f"fit{fit}"
+
+
+def fit_seed(seed: int, fit: int) -> int:
+    """The seed of all that is drawn anew with a generator fit: the study's own for the first."""
+    return derive_seed(seed, "generator fit", fit) if fit else seed

@@ -142,7 +142,11 @@ class Context:
         unique = list({step.key: step for step in steps}.values())
         found = self.runner.find(unique)
         missing = [step for step in unique if step.key not in found]
-        self.notes["trials"] = {"found": len(found), "made": len(missing)}
+        # A step may run trials that depend on those before.
+        before = self.notes.get("trials", {"found": 0, "made": 0})
+        self.notes["trials"] = {
+            "found": before["found"] + len(found), "made": before["made"] + len(missing)
+        }  # fmt: skip
         if not missing:
             return found
         if found:

@@ -44,8 +44,8 @@ class Selection:
 
     ingest: Manifest
     task: str
-    generate: Manifest | None = None
-    family: str = "real"
+    # By generator, all that it made.
+    generated: dict[str, Manifest] = field(default_factory=dict)
     train: dict[str, tuple[str, float]] | None = None
     read: dict[str, str] = field(default_factory=dict)
 
@@ -97,17 +97,16 @@ def select(study: Study, store: Store, what: str) -> Selection:
     if arm is None:
         names = ["real", *study.generators, *(arm.name for arm in arms)]
         raise StudyError(f"--arm {what!r}: there are {', '.join(dict.fromkeys(names))}")
-    step = next(step for step in steps if step.label == arm.mix)
+    # Of several generator fits the first: an arm's images are a sample of what it stands for.
+    step = next(step for step in steps if step.label == arm.mixes[0])
     mix = done(store, step)
     real.read["mix"] = mix.digest
-    if "curate" in step.inputs:
-        refuse_stopped(arm.family, done(store, step.inputs["curate"]))
-    if "generate" in step.inputs:
-        real.generate = done(store, step.inputs["generate"])
-        real.read["generate"] = real.generate.digest
+    for label in arm.generators:
+        refuse_stopped(label, done(store, step.inputs[f"curate.{label}"]))
+        real.generated[label] = done(store, step.inputs[f"generate.{label}"])
+        real.read[f"generate.{label}"] = real.generated[label].digest
     labels = _labels(store, mix.keys(table="members"), rows.label_column(real.task))
     weights = _labels(store, mix.keys(table="members"), rows.WEIGHT)
-    real.family = arm.family
     real.train = {image_id: (label, weights[image_id]) for image_id, label in labels.items()}
     return real
 
@@ -125,13 +124,19 @@ def _all_kept(steps: list[Step], store: Store, label: str, real: Selection) -> S
     classifier, all."""
 
     def last(kind: str) -> Manifest | None:
-        rounds = [step for step in steps if step.label.split(".")[:2] == [kind, label]]
+        # Of several fits the first one's.
+        rounds = [
+            step for step in steps
+            if step.label.split(".")[:2] == [kind, label]
+            and all(part.isdigit() for part in step.label.split(".")[2:])
+        ]  # fmt: skip
         return done(store, rounds[-1]) if rounds else None
 
     column = rows.label_column(real.task)
-    real.generate, real.family = last("generate"), label
-    assert real.generate is not None, "every generator generates"
-    real.read["generate"] = real.generate.digest
+    generate = last("generate")
+    assert generate is not None, "every generator generates"
+    real.generated[label] = generate
+    real.read[f"generate.{label}"] = generate.digest
     labels = _labels(store, real.ingest.keys(split="train"), column)
     if curated := last("curate"):
         real.read["curate"] = curated.digest
@@ -141,7 +146,7 @@ def _all_kept(steps: list[Step], store: Store, label: str, real: Selection) -> S
             ids, names = held[rows.IMAGE_ID].to_pylist(), held[rows.LABEL].to_pylist()
             labels |= dict(zip(ids, names, strict=True))
     else:
-        keys = [part.key for part in real.generate.parts if "label" in part.tags]
+        keys = [part.key for part in generate.parts if "label" in part.tags]
         labels |= _labels(store, keys, column)
     real.train = {image_id: (name, 1.0) for image_id, name in labels.items()}
     return real
@@ -182,13 +187,15 @@ def items(store: Store, chosen: Selection, splits: Sequence[str]) -> Iterator[It
                         continue
                     label, weight = chosen.train[row[rows.IMAGE_ID]]
                 yield _item(row, label, split, "real", weight)
-        if split == "train" and chosen.generate is not None and chosen.train is not None:
-            keys = [part.key for part in chosen.generate.parts if "label" in part.tags]
+        if split != "train" or chosen.train is None:
+            continue
+        for name, generated in chosen.generated.items():
+            keys = [part.key for part in generated.parts if "label" in part.tags]
             for table in store.tables(keys):
                 for row in _rows_of(table):
                     if row[rows.IMAGE_ID] in chosen.train:
                         label, weight = chosen.train[row[rows.IMAGE_ID]]
-                        yield _item(row, label, split, chosen.family, weight)
+                        yield _item(row, label, split, name, weight)
 
 
 def _rows_of(table: pa.Table) -> Iterator[dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import Any
 
-from engine.comparison import Comparison
+from engine.comparison import Comparison, fit_name, fit_seed
 from engine.core.errors import StudyError
 from engine.core.registry import kind_of, resolve
 from engine.core.spec import digest, without
@@ -56,10 +56,13 @@ def plan(study: Study) -> list[Step]:
             "curate.filters: one is strict, and a study without a classifier ends before images"
             " are curated; name a classifier, or leave strict out"
         )
+    # Without a comparison nothing asks for another fit.
+    fits = study.search.generator_fits if comparison is not None else 1
     for label, generator in study.generators.items():
-        steps += _generator_steps(
-            study, label, generator, common, ingest, cluster, select, comparison
-        )
+        for fit in range(fits):
+            steps += _generator_steps(
+                study, label, generator, common, ingest, cluster, select, comparison, fit
+            )
     for label, match in study.match.items():
         steps.append(_match_step(study, label, match, task, ingest, embed, comparison))
     if comparison is not None:
@@ -114,7 +117,7 @@ def _match_step(
         if name not in study.generators:
             known = ", ".join(["train", "val", *study.generators])
             raise StudyError(f"match.{label}.{role}: there is no {name!r}; there are {known}")
-        curate = comparison.pools[name] if comparison is not None else None
+        curate = comparison.pools[name][0] if comparison is not None else None
         if curate is None or "embed" not in curate.inputs:
             raise StudyError(
                 f"match.{label}.{role}: images of {name} are not embedded, which curate does where"
@@ -135,9 +138,11 @@ def _generator_steps(
     cluster: Step,
     select: Step,
     comparison: Comparison | None,
+    fit: int,
 ) -> list[Step]:
-    """request, finetune (of what is trained) and generate of one generator; where images are
-    compared, curate too, and as many rounds of asking for more as the study allows."""
+    """request, finetune (of what is trained) and generate of one fit of a generator; where images
+    are compared, curate too, and as many rounds of asking for more as the study allows."""
+    name, seed = f"{label}.{fit_name(fit)}" if fit else label, fit_seed(study.seed, fit)
     kind = resolve("generators", spec.name)
     generator = kind(spec, study.preprocess)
     generator.check()
@@ -150,11 +155,11 @@ def _generator_steps(
     finetune = None
     if generator.trainable:
         finetune = make_step(
-            "finetune", f"finetune.{label}",
+            "finetune", f"finetune.{name}",
             {
                 "generator": without(spec, kind.sampling_fields),
                 "preprocess": study.preprocess,
-                "task": common["task"], "seed": study.seed,
+                "task": common["task"], "seed": seed,
             },
             inputs, plugins,
         )  # fmt: skip
@@ -162,6 +167,8 @@ def _generator_steps(
         {
             "code": kind.version,
             **({"nested": nested} if nested else {}),
+            # Draws of a later fit lie apart, though nothing were trained.
+            **({"fit": fit} if fit else {}),
             "spec": spec,
             "preprocess": study.preprocess,
             "task": common["task"],
@@ -174,14 +181,14 @@ def _generator_steps(
     curate: Step | None = None
     rounds = study.curate.max_rounds if comparison is not None else 1
     for number in range(1, rounds + 1):
-        suffix = label if number == 1 else f"{label}.{number}"
+        suffix = name if number == 1 else f"{name}.{number}"
         request = make_step(
             "request", f"request.{suffix}",
             {
                 "request": study.request,
                 "least_ratio": comparison.largest_ratio if comparison is not None else 0.0,
                 "generator": spec, "generator_key": generator_key,
-                "preprocess": study.preprocess, **common, "seed": study.seed,
+                "preprocess": study.preprocess, **common, "seed": seed,
             },
             {**inputs, **({"curate": curate} if curate else {})}, plugins,
         )  # fmt: skip
@@ -203,7 +210,11 @@ def _generator_steps(
             curate = comparison.curate(suffix, generate, generator_key, generator.filtered)
             steps.append(curate)
     if comparison is not None and curate is not None:
-        comparison.add(label, generator, curate)
+        unfiltered = None
+        if "unfiltered" in study.search.arms and "embed" in curate.inputs:
+            unfiltered = comparison.curate(f"{name}.unfiltered", generate, generator_key, False)
+            steps.append(unfiltered)
+        comparison.add(label, curate, unfiltered)
     return steps
 
 

@@ -230,21 +230,47 @@ class Curate(Spec):
         return self
 
 
+ArmName = Literal[
+    "oversampled", "class_weighted", "mixup", "cutmix", "synthetic_only", "unfiltered"
+]
+
+
 class Search(Spec):
-    """The arms of the comparison: real, oversampled, real at double steps, reduced where the study
-    reduces, and every generator at every ratio and at what is requested, each with the same seeds.
-    The ratio is chosen on val."""
+    """The arms of the comparison: real, real at double steps, reduced where the study reduces,
+    those that `arms` and `combine` name, and every generator at every ratio and at what is
+    requested, each with the same seeds. The ratio is chosen on val."""
 
     ratios: Annotated[tuple[Annotated[float, Field(gt=0, le=1000)], ...], Field(min_length=1)] = (
         0.5, 1.0, 2.0,
     )  # fmt: skip
-    # Classifier seeds of each arm, paired across arms.
-    seeds: Annotated[int, Field(ge=2, le=1000)] = 5
+    # How often each generator is trained and its images drawn anew. From 2 on, a replicate of the
+    # comparison is one of these; with one, a classifier seed, and the verdict is conditional on
+    # that generator.
+    generator_fits: Annotated[int, Field(ge=1, le=100)] = 1
+    # Classifier seeds of each arm and generator fit, paired across arms.
+    seeds: Annotated[int, Field(ge=1, le=1000)] = 5
+    # oversampled: real images drawn so that every class is seen alike. class_weighted: their loss
+    # weighted so. mixup, cutmix: real images mixed in training. synthetic_only: of each generator
+    # as many images as there are real ones, and none of these. unfiltered: at the ratio chosen, as
+    # many images of each generator as they come.
+    arms: tuple[ArmName, ...] = ("oversampled",)
+    mixup_alpha: Annotated[float, Field(gt=0, le=10)] = 0.2
+    cutmix_alpha: Annotated[float, Field(gt=0, le=10)] = 1.0
+    # Generators that are added together, each as many as the ratio says; `reduced` among them: to
+    # what is left of real images.
+    combine: dict[str, Annotated[tuple[str, ...], Field(min_length=2)]] = {}
 
     @model_validator(mode="after")
     def _sorted(self) -> Search:
         if list(self.ratios) != sorted(set(self.ratios)):
             raise PydanticCustomError("explained", "ratios must rise, each standing once")
+        if self.generator_fits * self.seeds < 2:
+            raise PydanticCustomError(
+                "explained", "needs two classifiers of each arm: raise generator_fits or seeds"
+            )
+        for label, parts in {"arms": self.arms, **self.combine}.items():
+            if len(set(parts)) < len(parts):
+                raise PydanticCustomError("explained", "{label} names one twice", {"label": label})
         return self
 
 

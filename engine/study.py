@@ -45,7 +45,10 @@ from engine.sections import (
 
 S = TypeVar("S", bound=Spec)
 # Arms of the comparison that no generator makes.
-RESERVED = ("real", "real_double", "oversampled", "reduced", "train", "val", "test")
+RESERVED = (
+    "real", "real_double", "oversampled", "class_weighted", "mixup", "cutmix", "reduced", "train",
+    "val", "test",
+)  # fmt: skip
 
 _LABEL = re.compile(r"[a-z][a-z0-9_]{0,31}")
 
@@ -78,7 +81,10 @@ class Study(Spec):
 
     @model_validator(mode="after")
     def _labels(self) -> Study:
-        for section, labels in (("generators", self.generators), ("match", self.match)):
+        for section, labels in (
+            ("generators", self.generators), ("match", self.match),
+            ("search.combine", self.search.combine),
+        ):  # fmt: skip
             for label in labels:
                 if not _LABEL.fullmatch(label):
                     raise PydanticCustomError(
@@ -86,13 +92,25 @@ class Study(Spec):
                         "{section}.{label}: use small letters, digits and _",
                         {"section": section, "label": label},
                     )
-        for label in self.generators:
-            if label in RESERVED:
+        for section, labels, taken in (
+            ("generators", self.generators, RESERVED),
+            ("search.combine", self.search.combine, (*RESERVED, *self.generators)),
+        ):
+            for label in labels:
+                if label in taken:
+                    raise PydanticCustomError(
+                        "explained",
+                        "{section}.{label}: is the name of an arm or of a split; choose another",
+                        {"section": section, "label": label},
+                    )
+        for label, parts in self.search.combine.items():
+            known = [*self.generators, *(["reduced"] if self.reduce else [])]
+            unknown = [part for part in parts if part not in known]
+            if unknown:
                 raise PydanticCustomError(
-                    "explained",
-                    "generators.{label}: is the name of an arm or of a split; choose another",
-                    {"label": label},
-                )
+                    "explained", "search.combine.{label}: there is no {part}; there are {known}",
+                    {"label": label, "part": repr(unknown[0]), "known": ", ".join(known)},
+                )  # fmt: skip
         return self
 
 

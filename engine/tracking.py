@@ -107,7 +107,8 @@ def _log(
         for key in done["report"].keys(file="report.html") if "report" in done else []:
             (Path(name) / "report.html").write_bytes(store.read(key))
         client.log_artifacts(parent, name)
-    for arm, number, step in trial_steps(search):
+    for trial in trial_steps(search):
+        arm, step = trial.arm, trial.step
         manifest = read_manifest(store, step)
         if manifest is None:
             continue
@@ -117,8 +118,9 @@ def _log(
             continue
         _params(
             client, run,
-            {"arm": arm.name, "family": arm.family, "ratio": arm.ratio, "seed": number,
-             "key": step.key, "images": manifest.rows},
+            {"arm": arm.name, "family": arm.family, "ratio": arm.ratio,
+             "generator_fit": trial.fit, "seed": trial.number, "key": step.key,
+             "images": manifest.rows},
         )  # fmt: skip
         for part in manifest.keys(file="history.json"):
             _history(client, run, json.loads(store.read(part)))

@@ -253,3 +253,19 @@ def test_jobs_are_short_and_hide_no_module_of_python() -> None:
     for job in JOBS:
         assert job.stem not in sys.stdlib_module_names
         assert len(job.read_text("utf-8").splitlines()) <= 60
+
+
+def test_benchmarks_import_what_there_is() -> None:
+    import importlib
+
+    missing = []
+    for path in sorted(Path("benchmarks").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("engine"):
+                module = importlib.import_module(str(node.module))
+                missing += [
+                    f"{path}: {node.module}.{alias.name}"
+                    for alias in node.names
+                    if not hasattr(module, alias.name)
+                ]
+    assert not missing

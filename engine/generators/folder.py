@@ -1,7 +1,8 @@
 """Images that exist already, made elsewhere, with the labels that they were meant to have.
 
 They enter curation and comparison like any other generator's. Any reader can list them; they pass
-the study's preprocessing like every image.
+the study's preprocessing like every image. Which of them are used is drawn by the seed, so that
+another generator fit is another draw.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from engine.core.errors import DataError
 from engine.core.images import Rejected, decode_own
 from engine.core.registry import PluginField, resolve
 from engine.core.sandbox import Sandbox
-from engine.core.spec import Spec
+from engine.core.spec import Spec, digest
 from engine.generators import Generator, GeneratorSpec, Request, SampleBatch, TrainingRows
 
 
@@ -34,7 +35,7 @@ class FolderSpec(GeneratorSpec):
 
 
 class Folder(Generator):
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     Spec: ClassVar[type[GeneratorSpec]] = FolderSpec
     spec: FolderSpec
 
@@ -67,7 +68,9 @@ class Folder(Generator):
         return Counter({label: len(uris) for label, uris in self._by_label.items()})
 
     def plan(self, label: str, count: int, train: TrainingRows, seed: int) -> Iterator[Request]:
-        for index, uri in enumerate(self._by_label.get(label, [])[:count]):
+        uris = self._by_label.get(label, [])
+        drawn = sorted(uris, key=lambda uri: digest([seed, uri]))
+        for index, uri in enumerate(drawn[:count]):
             yield Request(label=label, index=index, uri=uri)
 
     def load(self, weights: Path | None, device: str) -> None:

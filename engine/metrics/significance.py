@@ -1,10 +1,11 @@
 """Is a difference more than chance: intervals, corrections and the verdict of a comparison.
 
 Differences are paired: replicate i of one arm against replicate i of the other (the same seed, the
-same test images). Two sources of chance are looked at, by two methods that must agree, whatever the
-word is:
+same test images). A replicate is a generator's fit with its images and classifiers, or, where there
+is one fit alone, a classifier's seed. Two sources of chance are looked at, by two methods that must
+agree, whatever the word is:
 
-    paired t     over replicates: would other seeds say the same?
+    paired t     over replicates: would other fits and seeds say the same?
     bootstrap    over replicates and test groups at once: would other patients say the same?
                  (percentile interval; Efron and Tibshirani 1993, ch. 13; resampling two factors
                  as Owen 2007, "The pigeonhole bootstrap")
@@ -17,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from scipy import sparse, stats
@@ -28,6 +29,8 @@ Word = Literal["helps", "harms", "equivalent", "undecided"]
 POWER = 0.8
 LEAST_REPLICATES = 5
 LEAST_GROUPS = 10
+# With five replicates its p-value is never below 1/16, with eight it may be 1/128.
+LEAST_FOR_WILCOXON = 8
 _CELLS = 2**22
 
 
@@ -80,7 +83,9 @@ class Verdict:
     equivalence_p: likewise, of two one-sided tests within `margin`. detectable: the difference that
     so many replicates on such a test set would find in 80 of 100 studies. obstacle: why nothing
     could be decided, whatever was measured; or empty. replicates_needed, groups_needed: how many
-    would find a difference of `margin`; None for more replicates than 1,000.
+    would find a difference of `margin`; None for more replicates than 1,000. effect_size: see
+    `standardised`. wilcoxon_p: of the signed-rank test, from eight replicates on; it decides
+    nothing.
     """
 
     word: Word
@@ -97,6 +102,8 @@ class Verdict:
     groups: int
     groups_needed: int
     obstacle: str = ""
+    effect_size: float | None = None
+    wilcoxon_p: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -132,33 +139,101 @@ def confusions_by_group(
     return sparse.coo_array((ones, (inverse, cells)), shape=(len(names), classes * classes)).tocsr()
 
 
-def bootstrap(
-    one: Sequence[sparse.csr_array],
-    other: Sequence[sparse.csr_array],
-    metric: Metric,
-    draws: int,
-    seed: int,
-) -> Resampled:
-    """Difference `one` - `other` of a metric's mean over replicates, by resampling replicates and
-    groups.
+class Scores(Protocol):
+    """A metric of an arm's replicates, with each test group counted as often as it is drawn."""
 
-    one, other: for each replicate the confusions by group, of the same images.
+    @property
+    def replicates(self) -> int: ...
+
+    @property
+    def groups(self) -> int: ...
+
+    @property
+    def cells(self) -> int:
+        """Numbers that one draw needs."""
+        ...
+
+    def __call__(self, weights: np.ndarray) -> np.ndarray:
+        """(draws, replicates) of weights (draws, groups)."""
+        ...
+
+
+class ConfusionScores:
+    """Scores by a metric of the confusion matrix. by_group: for each classifier, fit after fit, the
+    confusions by group of the same images; a replicate's score is the mean of its classifiers'."""
+
+    def __init__(
+        self, by_group: Sequence[sparse.csr_array], metric: Metric, replicates: int | None = None
+    ) -> None:
+        shapes = {matrix.shape for matrix in by_group}
+        if len(shapes) != 1:
+            raise ValueError(f"the classifiers saw other groups or classes: {shapes}")
+        self.replicates, self.metric = replicates or len(by_group), metric
+        ((self.groups, cells),) = shapes
+        self.classes, self.cells = math.isqrt(cells), cells * len(by_group)
+        self._stacked = sparse.hstack(list(by_group)).T.tocsr()
+
+    def __call__(self, weights: np.ndarray) -> np.ndarray:
+        counts = (self._stacked @ weights.T).T
+        scores = self.metric(counts.reshape(len(weights), -1, self.classes, self.classes))
+        return scores.reshape(len(weights), self.replicates, -1).mean(-1)
+
+
+class AreaScores:
+    """Scores by the area under the ROC curve, one class against the rest, the mean over the classes
+    that have both in a draw (ties count half; Hanley and McNeil 1982).
+
+    probabilities: float (classifiers, n, classes), fit after fit. labels: class numbers (n,).
     """
-    shapes = [matrix.shape for matrix in [*one, *other]]
-    if len(one) != len(other) or len(set(shapes)) != 1:
-        raise ValueError(f"the arms differ in shape: {len(one)}, {len(other)} of {set(shapes)}")
-    replicates, (groups, cells) = len(one), shapes[0]
-    classes = math.isqrt(cells)
+
+    def __init__(
+        self, labels: np.ndarray, probabilities: np.ndarray, groups: np.ndarray,
+        replicates: int | None = None,
+    ) -> None:  # fmt: skip
+        self.replicates = replicates or len(probabilities)
+        names, self._group_of = np.unique(groups, return_inverse=True)
+        self.groups, self.cells = len(names), 4 * len(labels)
+        self._labels, self._probabilities = np.asarray(labels), np.asarray(probabilities)
+
+    def __call__(self, weights: np.ndarray) -> np.ndarray:
+        of_image = weights[:, self._group_of]
+        scores = [self._areas(of_image, held) for held in self._probabilities]
+        return np.stack(scores, 1).reshape(len(weights), self.replicates, -1).mean(-1)
+
+    def _areas(self, weights: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+        """(draws,) of one classifier."""
+        found = []
+        for number, values in enumerate(probabilities.T):
+            order = np.argsort(values, kind="stable")
+            ordered = weights[:, order]
+            positive = ordered * (self._labels[order] == number)
+            # Equal values are one step of the curve.
+            starts = np.flatnonzero(np.r_[True, np.diff(values[order]) > 0])
+            ups, every = (np.add.reduceat(held, starts, 1) for held in (positive, ordered))
+            downs = every - ups
+            below = downs.cumsum(1) - downs / 2
+            pairs = ups.sum(1) * downs.sum(1)
+            area = (ups * below).sum(1)
+            found.append(np.divide(area, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0))
+        return np.nanmean(np.stack(found), 0)
+
+
+def bootstrap(one: Scores, other: Scores, draws: int, seed: int) -> Resampled:
+    """Difference `one` - `other` of a metric's mean over replicates, by resampling replicates and
+    groups."""
+    if (one.replicates, one.groups) != (other.replicates, other.groups):
+        raise ValueError(
+            f"the arms differ: {one.replicates} and {other.replicates} replicates of {one.groups}"
+            f" and {other.groups} groups"
+        )
+    replicates, groups = one.replicates, one.groups
     random = np.random.default_rng(seed)
-    stacked = sparse.hstack([*one, *other]).T.tocsr()
 
     def differences(weights: np.ndarray) -> np.ndarray:
         """(draws, replicates) of weights (draws, groups)."""
-        counts = (stacked @ weights.T).T.reshape(len(weights), 2 * replicates, classes, classes)
-        scores = metric(counts)
-        return scores[:, :replicates] - scores[:, replicates:]
+        return one(weights) - other(weights)
 
-    block = max(1, _CELLS // (2 * replicates * cells + groups))
+    block = max(1, _CELLS // (one.cells + other.cells + groups))
     found, of_groups = [], []
     for start in range(0, draws, block):
         count = min(block, draws - start)
@@ -233,6 +308,41 @@ def replicates_needed(
     return None
 
 
+def standardised(differences: Sequence[float]) -> float | None:
+    """Effect size of paired differences: their mean over their standard deviation (Cohen's d_z),
+    less its bias in few pairs (Hedges 1981); None without any spread."""
+    values = np.asarray(differences, dtype=float)
+    spread = float(values.std(ddof=1))
+    if spread <= 1e-12:
+        return None
+    return float(values.mean() / spread * (1 - 3 / (4 * (len(values) - 1) - 1)))
+
+
+def wilcoxon(differences: Sequence[float]) -> float | None:
+    """p-value of the signed-rank test (Wilcoxon 1945, exact where no two are alike); None below
+    `LEAST_FOR_WILCOXON` replicates, and without any difference."""
+    values = np.asarray(differences, dtype=float)
+    if len(values) < LEAST_FOR_WILCOXON or not values.any():
+        return None
+    return float(stats.wilcoxon(values).pvalue)
+
+
+def saturation(
+    ratios: Sequence[float], scores: np.ndarray, margin: float, draws: int = 2000, seed: int = 0
+) -> tuple[float, float, float]:
+    """The least ratio from which the best is no more than `margin` away, with its 95% percentile
+    interval over replicates drawn anew.
+
+    ratios: rising, the first of them 0. scores: (replicates, ratios).
+    """
+    chosen = np.random.default_rng(seed).integers(0, len(scores), (draws, len(scores)))
+    means = np.concatenate([scores.mean(0, keepdims=True), scores[chosen].mean(1)])
+    near = means >= means.max(1, keepdims=True) - margin
+    points = np.asarray(ratios)[near.argmax(1)]
+    low, high = np.quantile(points[1:], [0.025, 0.975], method="inverted_cdf")
+    return float(points[0]), float(low), float(high)
+
+
 def mcnemar(labels: np.ndarray, one: np.ndarray, other: np.ndarray) -> float:
     """Exact McNemar test of two classifiers on the same images: p-value of "equally often right".
 
@@ -284,7 +394,8 @@ def verdicts(
                 replicates=len(differences),
                 replicates_needed=replicates_needed(differences, margin, level),
                 groups=resampled.groups, groups_needed=groups_needed(resampled, margin, level),
-                obstacle=obstacle,
+                obstacle=obstacle, effect_size=standardised(differences),
+                wilcoxon_p=wilcoxon(differences),
             )
         )  # fmt: skip
     return found
@@ -292,9 +403,9 @@ def verdicts(
 
 def _obstacle(differences: Sequence[float], resampled: Resampled) -> str:
     if len(differences) < LEAST_REPLICATES:
-        return f"{len(differences)} seeds decide nothing, {LEAST_REPLICATES} are the least"
+        return f"{len(differences)} replicates decide nothing, {LEAST_REPLICATES} are the least"
     if resampled.groups < LEAST_GROUPS:
         return f"{resampled.groups} test groups decide nothing, {LEAST_GROUPS} are the least"
     if np.ptp(differences) <= 1e-12:
-        return "the difference is the same for every seed, so that there is no spread to judge by"
+        return "the difference is always the same, so that there is no spread to judge by"
     return ""

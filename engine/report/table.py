@@ -42,18 +42,20 @@ def comparison(
                 row.arm, row.added, row.val, row.val_sd, figure["mean"], max(0.0, figure["low"]),
                 min(1.0, figure["high"]), opened[arm]["accuracy"]["mean"],
                 figure["mean"] - opened[baseline][objective]["mean"],
-                _mark(arm, opened[arm], baseline),
+                _mark(arm, opened[arm], search),
             )  # fmt: skip
         rows.append(row)
     return rows
 
 
-def _mark(arm: str, figures: Mapping[str, Any], baseline: str) -> str:
-    if arm == baseline:
+def _mark(arm: str, figures: Mapping[str, Any], search: Mapping[str, Any]) -> str:
+    if arm == search["baseline"]:
         return "baseline"
-    if figures["synthetic"]:
+    if figures["role"] == "compared":
         return "compared"
-    return "best ratio" if figures["ratio"] != 0 else ""
+    if arm in search["twins"]:
+        return "without filters"
+    return "best ratio" if figures["ratio"] and figures["role"] == "baseline" else ""
 
 
 def as_text(rows: Sequence[Row], objective: str) -> str:

@@ -31,21 +31,23 @@ from engine.core.spec import Spec, digest
 from engine.core.stage import Batch, Device, Place
 from engine.core.step import Step
 from engine.core.store import Store
-from engine.metrics.classification import METRICS, confusion, summary
-from engine.metrics.significance import (
-    bootstrap,
-    confusions_by_group,
-    mcnemar,
-    paired_t,
-    verdicts,
-)
 from engine.nets.classification import class_numbers
 from engine.sections import ClassifierField
 from engine.sections import Evaluate as EvaluateSettings
 from engine.steps import StepKind
+from engine.steps._verdict import (
+    Contrast,
+    Predictions,
+    budget_effect,
+    budget_in_words,
+    compare,
+    figures_of,
+    in_words,
+    saturations,
+)
 from engine.steps.embed import DecodeOwn, image_shards
 from engine.steps.measure import write_parts
-from engine.steps.search import Arm, trial_steps
+from engine.steps.search import Arm, Trial, trial_steps
 
 MODEL = "model"
 
@@ -123,60 +125,89 @@ class Classify:
 
 
 class Evaluate(StepKind):
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     Spec: ClassVar[type[Spec]] = EvaluateSpec
     summary: ClassVar[str] = "open test for the chosen arms, reach the verdict"
 
     def run(self, context: Context) -> Result:
         spec = context.step.spec_as(EvaluateSpec)
         search = context.inputs["search"]
-        chosen = set(search.metrics["chosen"])
+        chosen = {*search.metrics["chosen"], *search.metrics["twins"]}
         trials = [
-            (arm, number, step)
-            for arm, number, step in trial_steps(context.step.inputs["search"])
-            if arm.name in chosen
-        ]
-        manifests = read_trials(context.store, search, [step for _, _, step in trials])
+            trial for trial in trial_steps(context.step.inputs["search"])
+            if trial.arm.name in chosen
+        ]  # fmt: skip
+        manifests = read_trials(context.store, search, [trial.step for trial in trials])
         classes = class_names(context.inputs["ingest"])
         test = split_index(context.store, context.inputs["ingest"], spec.task, "test")
         opened = record_opening(context, test)
         probabilities = predict_test(context, spec, classes, manifests)
-        labels = class_numbers(test[rows.label_column(spec.task)].to_pylist(), classes)
-        groups = np.asarray(test[rows.GROUP_ID].to_pylist(), dtype=str)
-        predicted: dict[str, list[np.ndarray]] = {}
-        tables = []
-        for arm, number, step in trials:
-            predicted.setdefault(arm.name, []).append(probabilities[step.key].argmax(1))
-            tables.append(
-                predictions_table(test, spec.task, arm, number, context, probabilities[step.key])
-            )
-        arms = {arm.name: arm for arm, _, _ in trials}
-        results = {name: score_arm(labels, found, classes) for name, found in predicted.items()}
-        contrasts = compare(spec, arms, predicted, labels, groups, len(classes), search)
+        arms = {trial.arm.name: trial.arm for trial in trials}
+        predictions = Predictions(
+            classes=classes,
+            labels=class_numbers(test[rows.label_column(spec.task)].to_pylist(), classes),
+            groups=np.asarray(test[rows.GROUP_ID].to_pylist(), dtype=str),
+            probabilities={
+                name: np.stack(
+                    [probabilities[trial.step.key] for trial in trials if trial.arm.name == name]
+                )
+                for name in arms
+            },
+            generator_fits=search.spec["generator_fits"],
+        )
+        tables = [
+            predictions_table(test, spec.task, trial, probabilities[trial.step.key])
+            for trial in trials
+        ]
+        results = {name: figures_of(predictions, name) for name in arms}
+        contrasts = compare(
+            predictions, declared(search, arms), spec.objective, spec.settings, spec.seed
+        )
+        for contrast in contrasts:
+            contrast["ratio"] = arms[contrast["arm"]].ratio
         sentence = in_words(contrasts, spec.objective, search.metrics["baseline"])
         budget = budget_effect(results, spec.objective)
         if budget is not None and budget["low"] > 0:
             sentence += " " + budget_in_words(budget, spec.objective)
         return Result(
             [context.table("predictions", pa.concat_tables(tables), table="predictions")],
-            len(labels),
+            len(predictions.labels),
             {
                 "headline": sentence.rstrip("."),
                 "verdict": sentence,
                 "objective": spec.objective,
                 "arms": {
                     name: {**results[name], "family": arm.family, "ratio": arm.ratio,
-                           "synthetic": arm.synthetic}
+                           "role": arm.role}
                     for name, arm in arms.items()
                 },
                 "baseline": search.metrics["baseline"],
                 "contrasts": contrasts,
                 "budget": budget,
+                "saturation": saturations(
+                    pa.concat_tables(context.store.tables(search.keys(table="trials"))).to_pylist(),
+                    spec.objective, predictions.generator_fits, spec.settings.margin,
+                ),
                 "test": {
-                    "images": len(labels), "groups": len(np.unique(groups)), "opened": opened,
+                    "images": len(predictions.labels),
+                    "groups": len(np.unique(predictions.groups)), "opened": opened,
                 },
             },
         )  # fmt: skip
+
+
+def declared(search: Manifest, arms: Mapping[str, Arm]) -> list[Contrast]:
+    """What the study compares: each synthetic family, at its ratio, with the strongest baseline,
+    and with as many of its images as they come."""
+    # A family that chose among more settings on val had more tries.
+    tries = Counter(arm["family"] for arm in search.spec["arms"])
+    baseline = search.metrics["baseline"]
+    found = [
+        Contrast(name, baseline, (tries[arm.family], tries[arms[baseline].family]))
+        for name, arm in arms.items()
+        if arm.role == "compared"
+    ]
+    return found + [Contrast(of, twin) for twin, of in search.metrics["twins"].items()]
 
 
 def read_trials(store: Store, search: Manifest, steps: Sequence[Step]) -> dict[str, Manifest]:
@@ -245,160 +276,22 @@ def predict_test(
     return {key: np.concatenate(pieces) for key, pieces in found.items()}
 
 
-def predictions_table(
-    test: pa.Table, task: str, arm: Arm, number: int, context: Context, probabilities: np.ndarray
-) -> pa.Table:
+def predictions_table(test: pa.Table, task: str, trial: Trial, found: np.ndarray) -> pa.Table:
     """One row for each test image and classifier: what every figure of the report comes from."""
-    count = len(probabilities)
+    arm, count = trial.arm, len(found)
+    made = bool(arm.generators)
     return pa.table(
         {
             rows.IMAGE_ID: test[rows.IMAGE_ID],
             rows.GROUP_ID: test[rows.GROUP_ID],
             rows.SPLIT: pa.array(["test"] * count),
             rows.ARM: pa.array([arm.name] * count),
-            rows.GENERATOR: pa.array([arm.family if arm.synthetic else None] * count, pa.string()),
-            rows.GENERATOR_FIT: pa.array([0 if arm.synthetic else None] * count, pa.int32()),
-            rows.POOL: pa.array([0 if arm.synthetic else None] * count, pa.int32()),
+            rows.GENERATOR: pa.array([arm.family if made else None] * count, pa.string()),
+            rows.GENERATOR_FIT: pa.array([trial.fit if made else None] * count, pa.int32()),
+            rows.POOL: pa.array([trial.fit if made else None] * count, pa.int32()),
             rows.RATIO: pa.array([arm.ratio] * count, pa.float64()),
-            rows.SEED: pa.array([number] * count, pa.int64()),
+            rows.SEED: pa.array([trial.number] * count, pa.int64()),
             rows.label_column(task): test[rows.label_column(task)],
-            rows.PROBABILITIES: rows.fixed_lists(probabilities),
+            rows.PROBABILITIES: rows.fixed_lists(found),
         }
     )
-
-
-def score_arm(
-    labels: np.ndarray, predicted: Sequence[np.ndarray], classes: Sequence[str]
-) -> dict[str, Any]:
-    """Figures of an arm: of each seed, their means with intervals, and those of each class."""
-    matrices = np.stack([confusion(labels, found, len(classes)) for found in predicted])
-    figures: dict[str, Any] = {}
-    for name, metric in METRICS.items():
-        values = metric(matrices)
-        interval = paired_t(values)
-        figures[name] = {
-            "seeds": values.tolist(), "mean": interval.estimate,
-            "low": interval.low, "high": interval.high,
-        }  # fmt: skip
-    whole = summary(matrices.sum(0), classes)
-    return {**figures, "per_class": whole["per_class"], "confusion": whole["confusion"]}
-
-
-def compare(
-    spec: EvaluateSpec,
-    arms: Mapping[str, Arm],
-    predicted: Mapping[str, Sequence[np.ndarray]],
-    labels: np.ndarray,
-    groups: np.ndarray,
-    classes: int,
-    search: Manifest,
-) -> list[dict[str, Any]]:
-    """Each synthetic arm against the strongest baseline: effect, intervals, verdict."""
-    baseline = search.metrics["baseline"]
-    metric = METRICS[spec.objective]
-    names = [name for name, arm in arms.items() if arm.synthetic]
-    whole, by_group = {}, {}
-    for name in {*names, baseline, "real"}:
-        whole[name] = np.stack([confusion(labels, found, classes) for found in predicted[name]])
-        by_group[name] = [
-            confusions_by_group(labels, found, groups, classes) for found in predicted[name]
-        ]
-    judged = []
-    for name in names:
-        differences = (metric(whole[name]) - metric(whole[baseline])).tolist()
-        resampled = bootstrap(
-            by_group[name], by_group[baseline], metric, spec.settings.bootstrap_draws, spec.seed
-        )
-        judged.append((differences, resampled))
-    found = verdicts(judged, spec.settings.margin)
-    # A family that chose among more settings on val had more tries.
-    tries = Counter(arm["family"] for arm in search.spec["arms"])
-    contrasts = []
-    for name, (differences, _), verdict in zip(names, judged, found, strict=True):
-        contrast: dict[str, Any] = {
-            "arm": name, "against": baseline, "ratio": arms[name].ratio,
-            "differences": differences, **verdict.as_dict(),
-            "grouped": verdict.groups < len(labels),
-            "tries": tries[arms[name].family], "tries_against": tries[arms[baseline].family],
-            "mcnemar": [
-                mcnemar(labels, one, other)
-                for one, other in zip(predicted[name], predicted[baseline], strict=True)
-            ],
-            "recall_gain": class_gains(whole[name], whole[baseline]),
-            "recall_gain_to_real": class_gains(whole[name], whole["real"]),
-            "generator_fits": 1,
-        }  # fmt: skip
-        contrasts.append({**contrast, "settle": what_would_settle(contrast)})
-    return contrasts
-
-
-def class_gains(one: np.ndarray, other: np.ndarray) -> list[dict[str, float]]:
-    """Difference of recall of each class: mean over seeds, with its paired t interval.
-
-    one, other: confusion matrices (seeds, classes, classes).
-    """
-    from engine.metrics.classification import recall
-
-    differences = recall(one) - recall(other)
-    found = []
-    for values in differences.T:
-        interval = paired_t(values)
-        found.append({"mean": interval.estimate, "low": interval.low, "high": interval.high})
-    return found
-
-
-def budget_effect(results: Mapping[str, Any], objective: str) -> dict[str, float] | None:
-    """What twice the steps do to real images: by how much the budget limits every arm."""
-    if not {"real", "real_double"} <= set(results):
-        return None
-    both = (np.asarray(results[name][objective]["seeds"]) for name in ("real_double", "real"))
-    interval = paired_t(np.subtract(*both))
-    return {"estimate": interval.estimate, "low": interval.low, "high": interval.high}
-
-
-def budget_in_words(budget: Mapping[str, float], objective: str) -> str:
-    return (
-        f"Beware: real images alone gain {100 * budget['estimate']:.1f} points of {objective} from"
-        " twice the steps, so that the budget limits every arm; raise training.steps."
-    )
-
-
-def in_words(contrasts: Sequence[Mapping[str, Any]], objective: str, baseline: str) -> str:
-    """The verdict in a sentence for each contrast."""
-    if not contrasts:
-        return f"no synthetic arm was compared; the strongest baseline on val is {baseline}"
-    return " ".join(one_in_words(contrast, objective) for contrast in contrasts)
-
-
-def one_in_words(contrast: Mapping[str, Any], objective: str) -> str:
-    effect, margin = contrast["effect"], contrast["margin"]
-    name, against = contrast["arm"], contrast["against"]
-    shown = (
-        f"{objective} {100 * effect['estimate']:+.1f} points against {against}, 95% interval"
-        f" {100 * contrast['low']:+.1f} to {100 * contrast['high']:+.1f}"
-    )
-    count = contrast["replicates"]
-    condition = f"{count} classifier seeds, conditional on one generator"
-    if contrast["word"] in ("helps", "harms"):
-        return f"{name} {contrast['word']}: {shown} ({condition})."
-    if contrast["word"] == "equivalent":
-        return f"{name} makes no difference beyond ±{100 * margin:g} points: {shown} ({condition})."
-    return f"{name} is undecided: {shown} ({condition}; {contrast['settle']})."
-
-
-def what_would_settle(contrast: Mapping[str, Any]) -> str:
-    """Of an undecided contrast: what there is too little of."""
-    if contrast["obstacle"]:
-        return str(contrast["obstacle"])
-    points = f"{100 * contrast['margin']:g}"
-    groups, seeds = contrast["groups_needed"], contrast["replicates_needed"]
-    needed = []
-    if groups > contrast["groups"]:
-        unit = "test groups" if contrast["grouped"] else "test images"
-        needed.append(f"about {groups:,} {unit} (here {contrast['groups']:,})")
-    if seeds is None or seeds > contrast["replicates"]:
-        count = "more than 1,000" if seeds is None else f"about {seeds:,}"
-        needed.append(f"{count} seeds (here {contrast['replicates']})")
-    unit = "point" if points == "1" else "points"
-    what = "at least " + " and ".join(needed) if needed else "no more than there is here"
-    return f"to find a difference of {points} {unit}, the study's margin, takes {what}"

@@ -1,12 +1,11 @@
 """Mix: which images an arm of the comparison trains on.
 
-An arm is a family at a ratio. `real` trains on the train split as it is; `oversampled` on the same
-images, drawn so that every class is seen alike; `reduced` on those that `reduce` keeps. Any other
-family is a generator of the study, and an amount says how many of its images are added to each
-target class (`ratio: r`: round(r * n), n being the class's real training images). Smaller amounts
-are prefixes of larger ones, class by class, in an order that belongs to the images' ids. Too few
-images stop the run: a smaller set never bears a larger amount's name, and real images alone bear
-none.
+Real images are all of the train split, those that `reduce` keeps, or none; they may be drawn so
+that every class is seen alike. Of each generator that an arm adds, an amount says how many images
+each target class gets (`ratio: r`: round(r * n), n being the class's real training images). Smaller
+amounts are prefixes of larger ones, class by class, in an order that belongs to the images' ids.
+Too few images stop the run: a smaller set never bears a larger amount's name, and real images alone
+bear none.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -30,20 +29,29 @@ from engine.sections import Amount, Classes
 from engine.steps import StepKind
 from engine.steps.request import target_classes
 
-REAL, OVERSAMPLED = "real", "oversampled"
+REAL = "real"
+
+
+class Added(Spec):
+    """Images of one generator; the inputs `curate.<generator>` and `generate.<generator>` have
+    them."""
+
+    generator: str
+    amount: Amount
 
 
 class MixSpec(Spec):
     task: str
-    # real, oversampled, reduced, or the label of a generator.
-    family: str
-    amount: Amount | None = None
+    real: Literal["all", "reduced", "none"] = "all"
+    # Drawn so that every class is seen alike.
+    oversampled: bool = False
+    added: tuple[Added, ...] = ()
     classes: Classes = "all"
     seed: int = 0
 
 
 class Mix(StepKind):
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     Spec: ClassVar[type[Spec]] = MixSpec
     summary: ClassVar[str] = "put together what an arm trains on"
 
@@ -53,18 +61,20 @@ class Mix(StepKind):
         if "reduce" in context.inputs:
             index = index.filter(pc.is_in(index[rows.IMAGE_ID], self._kept(context)))
         labels = index[rows.label_column(spec.task)].to_pylist()
+        counts = Counter(labels)
         ids, sources = index[rows.IMAGE_ID].to_pylist(), [REAL] * len(labels)
-        weights = np.ones(len(labels))
-        if spec.family == OVERSAMPLED:
-            weights = balanced_weights(labels, 1.0)
-        added: Counter[str] = Counter()
-        if "curate" in context.inputs:
-            for label, chosen in self._chosen(context, spec, Counter(labels)).items():
-                ids += chosen
-                labels += [label] * len(chosen)
-                sources += [spec.family] * len(chosen)
-                added[label] = len(chosen)
-            weights = np.ones(len(labels))
+        if spec.real == "none":
+            ids, labels, sources = [], [], []
+        real = len(ids)
+        added: dict[str, dict[str, int]] = {}
+        for one in spec.added:
+            chosen = self._chosen(context, spec, one, counts)
+            for label, images in sorted(chosen.items()):
+                ids += images
+                labels += [label] * len(images)
+                sources += [one.generator] * len(images)
+            added[one.generator] = {label: len(held) for label, held in sorted(chosen.items())}
+        weights = balanced_weights(labels, 1.0) if spec.oversampled else np.ones(len(labels))
         members = pa.table(
             {
                 rows.IMAGE_ID: pa.array(ids, pa.string()),
@@ -73,12 +83,11 @@ class Mix(StepKind):
                 rows.WEIGHT: pa.array(weights, pa.float64()),
             }
         )
-        headline = f"{len(index):,} real images"
-        if added:
-            headline += f" and {sum(added.values()):,} of {spec.family}"
+        told = [f"{real:,} real images"] if real else []
+        told += [f"{sum(held.values()):,} of {name}" for name, held in added.items()]
         return Result(
             [context.table("members", members, table="members")], len(ids),
-            {"headline": headline, "real": len(index), "added": dict(sorted(added.items()))},
+            {"headline": " and ".join(told), "real": real, "added": added},
         )  # fmt: skip
 
     def _kept(self, context: Context) -> pa.Array:
@@ -88,10 +97,12 @@ class Mix(StepKind):
         return table.filter(table[rows.KEPT])[rows.IMAGE_ID].combine_chunks()
 
     def _chosen(
-        self, context: Context, spec: MixSpec, real: Mapping[str, int]
+        self, context: Context, spec: MixSpec, one: Added, real: Mapping[str, int]
     ) -> dict[str, list[str]]:
-        """The synthetic images of each target class. Raises `DataError` where there are too few."""
-        tables = context.store.tables(context.inputs["curate"].keys(table="curated"))
+        """A generator's images for each target class. Raises `DataError` where there are too
+        few."""
+        curate, amount = context.inputs[f"curate.{one.generator}"], one.amount
+        tables = context.store.tables(curate.keys(table="curated"))
         kept: dict[str, list[str]] = {}
         for table in tables:
             held = table.filter(table[rows.KEPT])
@@ -99,18 +110,17 @@ class Mix(StepKind):
                 held[rows.IMAGE_ID].to_pylist(), held[rows.LABEL].to_pylist(), strict=True
             ):
                 kept.setdefault(label, []).append(image_id)
-        assert spec.amount is not None, "generated images are added by an amount"
-        wanted = wanted_images(real, spec.amount, spec.classes)
+        wanted = wanted_images(real, amount, spec.classes)
         nothing = sorted(name for name, count in wanted.items() if not count)
-        if spec.amount.ratio is not None and nothing:
+        if amount.ratio is not None and nothing:
             raise DataError(
-                f"{context.step.label}: ratio {spec.amount.ratio:g} adds no image to"
+                f"{context.step.label}: ratio {amount.ratio:g} adds no image to"
                 f" {nothing[0]!r}, which has {real[nothing[0]]}; raise search.ratios or leave the"
                 " class out of request.classes"
             )
         if len(nothing) == len(wanted):
             raise DataError(
-                f"{context.step.label}: no class has fewer than {spec.amount.balance_to} images,"
+                f"{context.step.label}: no class has fewer than {amount.balance_to} images,"
                 " so that none is added; raise request.balance_to"
             )
         short = {
@@ -123,8 +133,8 @@ class Mix(StepKind):
                 f"{label}: {have} of {count}" for label, (have, count) in short.items()
             )
             raise DataError(
-                f"{context.step.label}: too few images of {spec.family} were kept ({shown[:300]});"
-                f" {funnel_text(context.inputs['curate'].metrics['funnel'], short)}."
+                f"{context.step.label}: too few images of {one.generator} were kept"
+                f" ({shown[:300]}); {funnel_text(curate.metrics['funnel'], short)}."
                 " Ask for fewer, loosen curate, raise curate.max_rounds, or train the"
                 " generator longer"
             )

@@ -25,6 +25,7 @@ from engine.report.page import render
 from engine.report.table import as_text, comparison
 from engine.steps import StepKind
 from engine.steps._curated import closest, filters_told, sheets, words
+from engine.steps.search import replicates
 
 _TILE = 52  # px
 _SCATTER = 450  # of each side
@@ -60,14 +61,17 @@ class Report(StepKind):
         curated = {name: context.inputs[f"curate.{name}"].metrics for name in spec.generators}
         probed = probes(context, spec, classes)
         search_spec = context.inputs["search"].spec
-        synthetic = {arm["family"] for arm in search_spec["arms"] if arm["synthetic"]}
+        synthetic = {arm["family"] for arm in search_spec["arms"] if arm["role"] == "compared"}
         page = render(
             "report.html",
             name=spec.study["name"], preprocess=spec.preprocess, classes=classes,
             objective=search["objective"], search=search, evaluate=evaluate, table=table,
             ingest=context.inputs["ingest"].metrics, trials=trials.num_rows,
-            seeds=len(set(trials[rows.SEED].to_pylist())),
-            curve=ratio_curve(trials, search, colours),
+            seeds=len(search_spec["seeds"]), search_spec=search_spec,
+            replicates="generator fits" if search_spec["generator_fits"] > 1 else "seeds",
+            study_margin=context.inputs["evaluate"].spec["settings"]["margin"],
+            arm_notes=arm_notes(search_spec["arms"]),
+            curve=ratio_curve(trials, search, search_spec["generator_fits"], colours),
             recalls=recall_plots(evaluate, classes, colours),
             confusions=confusions(evaluate), reduced=reduced(context),
             sheets=sheets(context, spec.generators, spec.task, spec.preprocess, synthetic),
@@ -100,10 +104,12 @@ class Report(StepKind):
 
 
 def ratio_curve(
-    trials: pa.Table, search: Mapping[str, Any], colours: Mapping[str, int]
+    trials: pa.Table, search: Mapping[str, Any], generator_fits: int, colours: Mapping[str, int]
 ) -> dict[str, Any]:
-    """The objective on val against the ratio, with t intervals over seeds."""
-    held = trials.to_pylist()
+    """The objective on val against the ratio, with t intervals over replicates."""
+    # Twins and other arms that only show something have no part in the choice.
+    held = [entry for entry in trials.to_pylist() if entry["role"] != "shown"
+            or entry["family"] == "real_double"]  # fmt: skip
     families: dict[str, dict[float, list[float]]] = {}
     levels: dict[str, list[float]] = {}
     family_of = {entry[rows.ARM]: entry["family"] for entry in held}
@@ -118,7 +124,7 @@ def ratio_curve(
     for name, by_ratio in families.items():
         points = []
         for ratio, values in sorted(by_ratio.items()):
-            points.append(_point(ratio, values))
+            points.append(_point(ratio, values, generator_fits))
         lines.append(plots.Line(name, points, colours[name]))
     drawn = [
         plots.Level(name, float(np.mean(values)), colours[family_of[name]])
@@ -127,15 +133,34 @@ def ratio_curve(
     legend = [("real", "neutral", "line"), *((line.name, line.colour, "line") for line in lines)]
     legend += [(level.name, level.colour, "level") for level in drawn]
     objective = f"val {search['objective'].replace('_', ' ')}"
-    start = _point(0.0, real)
+    start = _point(0.0, real, generator_fits)
     below = [line.name for line in lines if all(point.y <= start.y for point in line.points)]
     svg = plots.ratio_curve(lines, drawn, start, objective) if lines else ""
     return {"svg": svg, "legend": legend, "below_real": below}
 
 
-def _point(ratio: float, values: Sequence[float]) -> plots.Point:
-    interval = paired_t(values)
+def _point(ratio: float, values: Sequence[float], generator_fits: int) -> plots.Point:
+    interval = paired_t(replicates(np.asarray(values), generator_fits).tolist())
     return plots.Point(ratio, interval.estimate, interval.low, interval.high)
+
+
+_ARM_NOTES = {
+    "oversampled": "“oversampled” draws every class alike.",
+    "class_weighted": "“class weighted” weighs an image's loss by how rare its class is.",
+    "mixup": "“mixup” and “cutmix” mix each batch of real images with itself.",
+    "cutmix": "“mixup” and “cutmix” mix each batch of real images with itself.",
+}
+
+
+def arm_notes(arms: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a reader of the table must know of arms that are named shortly."""
+    families = {arm["family"] for arm in arms}
+    found = [text for family, text in _ARM_NOTES.items() if family in families]
+    if any(arm["twin_of"] for arm in arms):
+        found.append("“unfiltered” adds as many images of a generator as its rival, as they come.")
+    if any(arm["ratio"] is None and arm["role"] == "shown" for arm in arms):
+        found.append("“only” trains on generated images alone, as many as there are real ones.")
+    return list(dict.fromkeys(found))
 
 
 def recall_plots(
@@ -145,7 +170,7 @@ def recall_plots(
     found = []
     for contrast in evaluate["contrasts"]:
         arms = list(dict.fromkeys(["real", contrast["against"], contrast["arm"]]))
-        seeds = contrast["replicates"]
+        seeds = contrast["generator_fits"] * contrast["seeds"]
         of_arms = [colours[evaluate["arms"][arm]["family"]] for arm in arms]
         gains = [
             plots.Gain(
@@ -350,9 +375,10 @@ def needed(context: Context) -> dict[str, dict[str, int]]:
         manifest = read_manifest(context.store, step) if step.kind == "mix" else None
         if manifest is None:
             continue
-        held = found.setdefault(str(manifest.spec["family"]), {})
-        for label, count in manifest.metrics["added"].items():
-            held[label] = max(held.get(label, 0), count)
+        for name, added in manifest.metrics["added"].items():
+            held = found.setdefault(name, {})
+            for label, count in added.items():
+                held[label] = max(held.get(label, 0), count)
     return found
 
 

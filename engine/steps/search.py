@@ -1,14 +1,17 @@
-"""Search: every arm with every seed, each a `train` step in a trial of its own.
+"""Search: every arm with every generator fit and every seed, each a `train` step in a trial of its
+own.
 
 A trial that has its manifest is found and not run again, so a restart costs what is missing. What
 is chosen is chosen on val: for each family the ratio with the best mean objective, and among the
-families that are not synthetic the strongest, which synthetic images must beat.
+families that are not synthetic the strongest, which synthetic images must beat. Twins of what is
+chosen, the same number of images without filters, are trained after the choice.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -17,24 +20,36 @@ from engine.context import Context, Result
 from engine.core import rows
 from engine.core.dataset import class_names
 from engine.core.images import Preprocess
+from engine.core.manifest import Manifest
 from engine.core.spec import Spec
 from engine.core.step import Step, make_step
 from engine.nets.classification import Training
 from engine.sections import ClassifierField
 from engine.steps import StepKind
 
+# baseline: one of those whose strongest synthetic images must beat. compared: held against it.
+# shown: with another budget or other images than the rest, for the reader alone.
+Role = Literal["baseline", "compared", "shown"]
+
 
 class Arm(Spec):
-    """One arm of the comparison. `mix` names the input with its images; `budget` multiplies the
-    optimizer steps."""
+    """One arm of the comparison."""
 
     name: str
     family: str
-    mix: str
+    # The inputs with its images: one for each generator fit, or one for all.
+    mixes: tuple[str, ...]
     # Of added to real images; None where the amount is not given as one.
     ratio: float | None = 0.0
+    # Multiplies the optimizer steps.
     budget: float = 1.0
-    synthetic: bool = False
+    # Settings of its training that are not those of all arms.
+    training: dict[str, Any] = {}
+    role: Role = "baseline"
+    # Whose images it trains on beside real ones.
+    generators: tuple[str, ...] = ()
+    # The arm that this one differs from in having no filters.
+    twin_of: str | None = None
 
 
 class SearchSpec(Spec):
@@ -43,42 +58,56 @@ class SearchSpec(Spec):
     preprocess: Preprocess
     task: str
     arms: tuple[Arm, ...]
+    generator_fits: int
+    # Of each generator fit, one after the other.
     seeds: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Trial:
+    """A classifier of the comparison: its arm, the generator fit, the number of its seed among all
+    of the search, and the step that trains it."""
+
+    arm: Arm
+    fit: int
+    number: int
+    step: Step
+
+
 class Search(StepKind):
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     Spec: ClassVar[type[Spec]] = SearchSpec
     summary: ClassVar[str] = "train every arm with every seed, choose on val"
 
     def run(self, context: Context) -> Result:
         spec = context.step.spec_as(SearchSpec)
-        trials = trial_steps(context.step)
-        manifests = context.trials([step for _, _, step in trials])
-        scores: dict[str, list[float]] = {arm.name: [] for arm in spec.arms}
-        columns: dict[str, list[Any]] = {
-            name: [] for name in (
-                rows.ARM, "family", rows.RATIO, "synthetic", rows.SEED, "key", "steps", "best_step",
-                "images", "accuracy", "macro_f1", "balanced_accuracy",
-            )
-        }  # fmt: skip
-        for arm, number, step in trials:
-            manifest = manifests[step.key]
-            val = manifest.metrics["val"]
-            scores[arm.name].append(float(val[spec.training.objective]))
-            for name, value in {
-                rows.ARM: arm.name, "family": arm.family, rows.RATIO: arm.ratio,
-                "synthetic": arm.synthetic, rows.SEED: number, "key": step.key,
-                "steps": steps_of(spec, arm),
-                "best_step": manifest.metrics["best_step"], "images": manifest.rows,
-                **{name: val[name] for name in ("accuracy", "macro_f1", "balanced_accuracy")},
-            }.items():  # fmt: skip
-                columns[name].append(value)
-        found = choose(spec.arms, scores)
+        every = trial_steps(context.step)
+        trials = [trial for trial in every if trial.arm.twin_of is None]
+        manifests = context.trials([trial.step for trial in trials])
+
+        def scores(trials: Sequence[Trial]) -> dict[str, np.ndarray]:
+            """What each arm's replicates reach on val."""
+            found: dict[str, list[float]] = {trial.arm.name: [] for trial in trials}
+            for trial in trials:
+                val = manifests[trial.step.key].metrics["val"]
+                found[trial.arm.name].append(float(val[spec.training.objective]))
+            return {
+                name: replicates(np.asarray(values), spec.generator_fits)
+                for name, values in found.items()
+            }
+
+        of_arm = scores(trials)
+        found = choose([arm for arm in spec.arms if arm.name in of_arm], of_arm)
+        twins = [trial for trial in every if trial.arm.twin_of in found["chosen"]]
+        manifests |= context.trials([trial.step for trial in twins])
+        found["arms"] |= {name: mean_and_sd(values) for name, values in scores(twins).items()}
+        found["twins"] = {trial.arm.name: trial.arm.twin_of for trial in twins}
+        trials += twins
+        columns = trial_columns(spec, trials, manifests)
         warnings = hardly_learnt(columns, len(class_names(context.inputs["ingest"])))
         for text in warnings:
             context.say(f"warning: {text}")
-        best = max((arm for arm in found["chosen"]), key=lambda name: found["arms"][name]["mean"])
+        best = max(found["chosen"], key=lambda name: found["arms"][name]["mean"])
         return Result(
             [context.table("trials", pa.table(columns), table="trials")], len(trials),
             {
@@ -95,28 +124,63 @@ class Search(StepKind):
         )  # fmt: skip
 
 
-def trial_steps(search: Step) -> list[tuple[Arm, int, Step]]:
-    """The `train` step of every arm and seed, in order: what each trial of a search computes."""
+def trial_steps(search: Step) -> list[Trial]:
+    """The `train` step of every arm, generator fit and seed: what each trial of a search computes.
+
+    Fit after fit, so that a process decodes a pool of images once for all arms.
+    """
     spec = search.spec_as(SearchSpec)
+    each = len(spec.seeds) // spec.generator_fits
     found = []
-    for arm in spec.arms:
-        mix = search.inputs[arm.mix]
-        inputs = {"ingest": search.inputs["ingest"], "mix": mix}
-        if "generate" in mix.inputs:
-            inputs["generate"] = mix.inputs["generate"]
-        training = spec.training.model_copy(update={"steps": steps_of(spec, arm)})
-        for number, seed in enumerate(spec.seeds):
-            step = make_step(
-                "train", f"train.{arm.name.replace(' ', '.')}.{number}",
-                {
-                    "classifier": spec.classifier,
-                    "training": training, "preprocess": spec.preprocess, "task": spec.task,
-                    "seed": seed,
-                },
-                inputs, [("classifiers", spec.classifier)],
-            )  # fmt: skip
-            found.append((arm, number, step))
+    for fit in range(spec.generator_fits):
+        for arm in spec.arms:
+            mix = search.inputs[arm.mixes[fit % len(arm.mixes)]]
+            inputs = {"ingest": search.inputs["ingest"], "mix": mix}
+            inputs |= {
+                name: step for name, step in mix.inputs.items() if name.startswith("generate.")
+            }
+            training = {**arm.training, "steps": steps_of(spec, arm)}
+            for number in range(fit * each, (fit + 1) * each):
+                step = make_step(
+                    "train", f"train.{arm.name.replace(' ', '.')}.{number}",
+                    {
+                        "classifier": spec.classifier,
+                        "training": spec.training.model_copy(update=training),
+                        "preprocess": spec.preprocess, "task": spec.task,
+                        "seed": spec.seeds[number],
+                    },
+                    inputs, [("classifiers", spec.classifier)],
+                )  # fmt: skip
+                found.append(Trial(arm, fit, number, step))
     return found
+
+
+def trial_columns(
+    spec: SearchSpec, trials: Sequence[Trial], manifests: Mapping[str, Manifest]
+) -> dict[str, list[Any]]:
+    """The table of trials: what each was, and what it reached on val."""
+    held = []
+    for trial in trials:
+        manifest, arm = manifests[trial.step.key], trial.arm
+        val = manifest.metrics["val"]
+        held.append(
+            {
+                rows.ARM: arm.name, "family": arm.family, rows.RATIO: arm.ratio, "role": arm.role,
+                rows.GENERATOR_FIT: trial.fit, rows.SEED: trial.number, "key": trial.step.key,
+                "steps": steps_of(spec, arm), "best_step": manifest.metrics["best_step"],
+                "images": manifest.rows,
+                **{name: value for name, value in val.items() if isinstance(value, float)},
+            }
+        )  # fmt: skip
+    return {name: [entry[name] for entry in held] for name in held[0]}
+
+
+def replicates(values: np.ndarray, generator_fits: int) -> np.ndarray:
+    """Figures (generator fits * seeds, …) of trials to those of replicates (n, …): generator fits,
+    each the mean of its seeds; seeds where there is one fit alone."""
+    if generator_fits == 1:
+        return values
+    return values.reshape(generator_fits, -1, *values.shape[1:]).mean(1)
 
 
 def hardly_learnt(columns: Mapping[str, Sequence[Any]], classes: int) -> list[str]:
@@ -140,20 +204,23 @@ def steps_of(spec: SearchSpec, arm: Arm) -> int:
     return round(spec.training.steps * arm.budget)
 
 
-def choose(arms: Sequence[Arm], scores: dict[str, list[float]]) -> dict[str, Any]:
+def mean_and_sd(values: Sequence[float] | np.ndarray) -> dict[str, float]:
+    return {"mean": float(np.mean(values)), "sd": float(np.std(values, ddof=1))}
+
+
+def choose(
+    arms: Sequence[Arm], scores: Mapping[str, Sequence[float] | np.ndarray]
+) -> dict[str, Any]:
     """The ratio of each family with the best mean on val (the smaller of equals), and the strongest
-    family that is not synthetic, at the budget of all."""
-    figures = {
-        name: {"mean": float(np.mean(values)), "sd": float(np.std(values, ddof=1))}
-        for name, values in scores.items()
-    }
+    family that is not synthetic, at the budget of all. scores: of each arm's replicates."""
+    figures = {name: mean_and_sd(values) for name, values in scores.items()}
     chosen: dict[str, Arm] = {}
     for arm in arms:
         best = chosen.get(arm.family)
         if best is None or figures[arm.name]["mean"] > figures[best.name]["mean"]:
             chosen[arm.family] = arm
     # More steps are no fair rival: they show whether the budget is what limits all arms.
-    baselines = [arm for arm in chosen.values() if not arm.synthetic and arm.budget == 1]
+    baselines = [arm for arm in chosen.values() if arm.role == "baseline"]
     strongest = max(baselines, key=lambda arm: figures[arm.name]["mean"])
     return {
         "arms": figures,

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -53,9 +54,9 @@ class TrainClassifier:
     store: Store
     spec: TrainSpec
     classes: tuple[str, ...]
-    # Keys of image parts: real train, synthetic, val.
+    # Keys of image parts: real train, of each generator, val.
     images: tuple[str, ...]
-    synthetic: tuple[str, ...]
+    synthetic: tuple[tuple[str, ...], ...]
     val_images: tuple[str, ...]
     members: tuple[str, ...]
     val: pa.Table
@@ -100,8 +101,7 @@ class TrainClassifier:
         pixels, ids = zip(
             *(
                 decoded(self.store, keys, self.spec.preprocess.shape)
-                for keys in (self.images, self.synthetic)
-                if keys
+                for keys in (self.images, *self.synthetic)
             ),
             strict=True,
         )
@@ -126,7 +126,11 @@ class Train(StepKind):
             spec=spec,
             classes=class_names(ingest),
             images=tuple(ingest.keys(split="train")),
-            synthetic=tuple(synthetic_images(context.inputs)),
+            synthetic=tuple(
+                tuple(synthetic_images({name: manifest}))
+                for name, manifest in context.inputs.items()
+                if name.split(".")[0] == "generate"
+            ),
             val_images=tuple(ingest.keys(split="val")),
             members=tuple(mix.keys(table="members")),
             val=split_index(context.store, ingest, spec.task, "val"),
@@ -140,10 +144,13 @@ class Train(StepKind):
         return Result(parts, mix.rows, {"headline": headline, **metrics})
 
 
-def synthetic_images(inputs: Any) -> list[str]:
+def synthetic_images(inputs: Mapping[str, Manifest]) -> list[str]:
     """Keys of the generated images among a step's inputs, if any."""
-    generate: Manifest | None = inputs.get("generate")
-    return [part.key for part in generate.parts if "label" in part.tags] if generate else []
+    return [
+        part.key
+        for name, manifest in inputs.items() if name.split(".")[0] == "generate"
+        for part in manifest.parts if "label" in part.tags
+    ]  # fmt: skip
 
 
 @lru_cache(maxsize=6)

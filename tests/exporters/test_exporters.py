@@ -204,7 +204,7 @@ def test_what_was_made_from_what_stands_beside_the_images(
     write(made, store, tmp_path / "out", "csv")
     told = json.loads((tmp_path / "out" / "provenance.json").read_text())
     assert told["licence"] == "CC0-1.0"
-    assert set(told["manifests"]) == {"ingest", "generate"}
+    assert set(told["manifests"]) == {"ingest", "generate.turned"}
     assert told["study"]["generators"]["turned"]["name"] == "traditional"
     card = (tmp_path / "out" / "README.md").read_text()
     assert "trainedAlgorithmicMedia" in card

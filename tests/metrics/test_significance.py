@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import sparse, stats
+from sklearn.metrics import roc_auc_score
 
-from engine.metrics.classification import accuracy, macro_f1
+from engine.metrics.classification import Metric, accuracy, macro_f1
 from engine.metrics.significance import (
+    AreaScores,
+    ConfusionScores,
     Resampled,
     bootstrap,
     confusions_by_group,
@@ -19,9 +23,19 @@ from engine.metrics.significance import (
     mcnemar,
     paired_t,
     replicates_needed,
+    saturation,
+    standardised,
     tost,
     verdicts,
+    wilcoxon,
 )
+
+
+def resample(
+    one: Sequence[sparse.csr_array], other: Sequence[sparse.csr_array], metric: Metric, draws: int,
+    seed: int,
+) -> Resampled:  # fmt: skip
+    return bootstrap(ConfusionScores(one, metric), ConfusionScores(other, metric), draws, seed)
 
 
 def test_the_t_interval_is_scipy_s() -> None:
@@ -86,18 +100,30 @@ def test_confusions_by_group_add_up_to_the_whole() -> None:
 
 def test_the_bootstrap_finds_a_planted_difference_and_its_size() -> None:
     one, other = matrices([0.9] * 5, 200, 1), matrices([0.8] * 5, 200, 2)
-    found = bootstrap(one, other, accuracy, 1000, seed=0)
+    found = resample(one, other, accuracy, 1000, seed=0)
     interval = found.interval()
     truth = float((scores_of(one) - scores_of(other)).mean())
     assert found.estimate == pytest.approx(truth)
     assert interval.low < truth < interval.high
     assert interval.p < 0.01
-    assert bootstrap(one, other, accuracy, 1000, seed=0).interval() == interval
+    assert resample(one, other, accuracy, 1000, seed=0).interval() == interval
 
 
 def test_the_error_of_test_is_that_of_its_images_and_halves_with_four_times_as_many() -> None:
-    few = bootstrap(matrices([0.9], 100, 1, 1), matrices([0.8], 100, 2, 1), accuracy, 2000, 0)
-    many = bootstrap(matrices([0.9], 400, 1, 1), matrices([0.8], 400, 2, 1), accuracy, 2000, 0)
+    few = resample(
+        matrices([0.9], 100, 1, 1),
+        matrices([0.8], 100, 2, 1),
+        accuracy,
+        2000,
+        0,
+    )
+    many = resample(
+        matrices([0.9], 400, 1, 1),
+        matrices([0.8], 400, 2, 1),
+        accuracy,
+        2000,
+        0,
+    )
     # Two independent classifiers on n images: the variances of their accuracies add up.
     assert few.error_of_test == pytest.approx(np.sqrt((0.09 + 0.16) / 100), rel=0.2)
     assert few.error_of_test / many.error_of_test == pytest.approx(2, rel=0.15)
@@ -106,14 +132,26 @@ def test_the_error_of_test_is_that_of_its_images_and_halves_with_four_times_as_m
 
 
 def test_the_bootstrap_s_p_value_is_never_nil() -> None:
-    found = bootstrap(matrices([1.0] * 3, 50, 1), matrices([0.0] * 3, 50, 1), macro_f1, 400, 0)
+    found = resample(
+        matrices([1.0] * 3, 50, 1),
+        matrices([0.0] * 3, 50, 1),
+        macro_f1,
+        400,
+        0,
+    )
     assert found.interval().p == pytest.approx(2 / 401)
     assert found.beyond(2.0) == pytest.approx(1 / 401)
 
 
 def test_arms_of_other_shapes_are_refused() -> None:
-    with pytest.raises(ValueError, match="differ in shape"):
-        bootstrap(matrices([1.0], 5, 1), matrices([1.0], 6, 1), accuracy, 200, 0)
+    with pytest.raises(ValueError, match="5 and 6 groups"):
+        resample(
+            matrices([1.0], 5, 1),
+            matrices([1.0], 6, 1),
+            accuracy,
+            200,
+            0,
+        )
 
 
 def drawn(estimate: float, spread: float, groups: int = 100) -> Resampled:
@@ -158,7 +196,7 @@ def test_what_decides_nothing_is_said() -> None:
     def obstacle(differences: list[float], groups: int = 100) -> str:
         return verdicts([(differences, drawn(0.047, 0.005, groups))], 0.01)[0].obstacle
 
-    assert obstacle(CLEAR[:4]) == "4 seeds decide nothing, 5 are the least"
+    assert obstacle(CLEAR[:4]) == "4 replicates decide nothing, 5 are the least"
     assert obstacle(CLEAR, groups=1) == "1 test groups decide nothing, 10 are the least"
     assert "no spread" in obstacle([0.047] * 5)
     assert obstacle(CLEAR) == ""
@@ -193,7 +231,7 @@ def test_of_two_draws_of_one_distribution_few_are_called_different() -> None:
         one, other = (matrices(part.tolist(), 60, 2 * study + n) for n, part in
                       enumerate((shares[:5], shares[5:])))  # fmt: skip
         differences = (scores_of(one) - scores_of(other)).tolist()
-        resampled = bootstrap(one, other, accuracy, 300, study)
+        resampled = resample(one, other, accuracy, 300, study)
         words.append(verdicts([(differences, resampled)], 0.001)[0].word)
     assert sum(word in ("helps", "harms") for word in words) <= 6
 
@@ -212,7 +250,7 @@ def test_a_true_difference_is_seldom_called_none() -> None:
                 wrong = (hard + noise > share).astype(int)
                 found.append(confusions_by_group(labels, wrong, names, 2))
         differences = (scores_of(one) - scores_of(other)).tolist()
-        resampled = bootstrap(one, other, accuracy, 300, study)
+        resampled = resample(one, other, accuracy, 300, study)
         words.append(verdicts([(differences, resampled)], 0.01)[0].word)
     assert sum(word == "equivalent" for word in words) <= 3
 
@@ -224,3 +262,59 @@ def test_the_number_of_replicates_needed_falls_with_the_effect() -> None:
     assert small is not None
     assert large < small
     assert replicates_needed([0.5, -0.5, 0.4], 0.001) is None
+
+
+def test_seeds_of_a_fit_are_averaged_before_fits_are_compared() -> None:
+    held = matrices([0.9, 0.5, 0.8, 0.6], 50, 1)
+    weights = np.random.default_rng(0).multinomial(50, np.full(50, 1 / 50), 7).astype(float)
+    each = ConfusionScores(held, accuracy)(weights)
+    of_fits = ConfusionScores(held, accuracy, replicates=2)(weights)
+    assert of_fits == pytest.approx(np.stack([each[:, :2].mean(1), each[:, 2:].mean(1)], 1))
+
+
+def test_areas_of_drawn_groups_are_scikit_learn_s_with_weights() -> None:
+    random = np.random.default_rng(3)
+    labels, groups = random.integers(0, 3, 90), random.integers(0, 30, 90).astype(str)
+    # Rounded, so that ties count.
+    probabilities = random.dirichlet(np.ones(3), (2, 90)).round(1)
+    scores = AreaScores(labels, probabilities, groups)
+    weights = random.multinomial(scores.groups, np.full(scores.groups, 1 / scores.groups), 4)
+    of_image = weights[:, np.unique(groups, return_inverse=True)[1]]
+    want = [
+        [
+            np.mean(
+                [
+                    roc_auc_score(labels == number, held[:, number], sample_weight=drawn)
+                    for number in range(3)
+                ]
+            )
+            for held in probabilities
+        ]
+        for drawn in of_image
+    ]
+    assert scores(weights.astype(float)) == pytest.approx(np.asarray(want), abs=1e-9)
+
+
+def test_the_effect_size_is_cohen_s_less_its_bias() -> None:
+    values = [0.01, 0.03, 0.02, 0.05, -0.01]
+    cohen = np.mean(values) / np.std(values, ddof=1)
+    assert standardised(values) == pytest.approx(cohen * (1 - 3 / 15))
+    assert standardised([0.02, 0.02]) is None
+
+
+def test_the_signed_rank_test_is_scipy_s_and_needs_eight() -> None:
+    values = [0.01, 0.03, 0.02, 0.05, -0.011, 0.04, 0.06, 0.07]
+    assert wilcoxon(values) == pytest.approx(stats.wilcoxon(values).pvalue)
+    assert wilcoxon(values[:7]) is None
+    assert wilcoxon([0.0] * 9) is None
+
+
+def test_saturation_is_where_more_images_add_no_more_than_the_margin() -> None:
+    rising = np.asarray([0.5, 0.6, 0.698, 0.7]) + np.random.default_rng(1).normal(0, 0.001, (6, 1))
+    assert saturation([0, 0.5, 1, 2], rising, 0.01) == (1.0, 1.0, 1.0)
+    flat = np.asarray([0.7, 0.7, 0.69]) + np.zeros((5, 1))
+    assert saturation([0, 1, 2], flat, 0.01)[0] == 0.0
+    noisy = np.asarray([0.5, 0.6, 0.61]) + np.random.default_rng(2).normal(0, 0.02, (5, 3))
+    point, low, high = saturation([0, 1, 2], noisy, 0.01)
+    assert low <= point <= high
+    assert low < high

@@ -63,14 +63,14 @@ def test_a_gain_beyond_chance_is_marked_and_none_is_not() -> None:
 
 def test_the_table_says_closed_arms_by_leaving_them_empty() -> None:
     trials = {"arm": ["real", "g x1", "g x2"], "images": [10, 15, 20]}
-    search = {"objective": "accuracy", "arms": {
+    search = {"objective": "accuracy", "baseline": "real", "twins": {}, "arms": {
         name: {"mean": mean, "sd": 0.01} for name, mean in
         (("real", 0.8), ("g x1", 0.9), ("g x2", 0.7))}}  # fmt: skip
     opened = {
         name: {
             "accuracy": {"mean": mean, "low": mean - 0.1, "high": mean + 0.1},
             "ratio": ratio,
-            "synthetic": ratio > 0,
+            "role": "compared" if ratio else "baseline",
         }
         for name, mean, ratio in (("real", 0.75, 0.0), ("g x1", 0.95, 1.0))
     }

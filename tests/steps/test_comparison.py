@@ -24,7 +24,7 @@ from engine.profile import Profile
 from engine.runtime.base import Trial
 from engine.runtime.inline import InlineRuntime
 from engine.sections import Amount
-from engine.steps.evaluate import budget_effect, budget_in_words
+from engine.steps._verdict import budget_effect, budget_in_words, saturations
 from engine.steps.mix import pool_order, wanted_images
 from engine.steps.request import top_up
 from engine.steps.search import Arm, choose, hardly_learnt, trial_steps
@@ -137,8 +137,9 @@ def test_a_copy_of_a_training_image_is_found(
 ) -> None:
     ingest = run_until(bars_study(), "ingest")
     train = pa.concat_tables(store.tables(ingest.keys(split="train")))
-    uris = [uri for uri in train[rows.URI].to_pylist() if uri.startswith("down")][:6]
-    write_bars(tmp_path / "copied", {"down": 30}, 5000)
+    downs = [uri for uri in train[rows.URI].to_pylist() if uri.startswith("down")]
+    uris = downs[:6]
+    write_bars(tmp_path / "copied", {"down": len(downs)}, 5000)  # all of them are asked for
     for number, uri in enumerate(uris):
         picture = np.asarray(Image.open(tmp_path / "real" / uri)).astype(int) + 1
         Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(
@@ -205,7 +206,7 @@ def test_what_is_requested_is_an_arm_too(bars_study, run_until: Run, store: Stor
     assert {name: arm.ratio for name, arm in arms.items()} == {"more x1": 1.0, "more to 40": None}
     mix = run_until(balanced, "mix.more.to.40")
     real = run_until(balanced, "ingest").metrics["counts"]["train"]["down"]
-    assert mix.metrics["added"] == {"down": 40 - real}
+    assert mix.metrics["added"] == {"more": {"down": 40 - real}}
     assert run_until(balanced, "evaluate").metrics["contrasts"][0]["tries"] == 2
     asked = bars_study(request={"ratio": 1.5, "classes": ["down"]})
     names = [arm.name for arm in named(plan(asked), "search")[0].spec.arms]
@@ -250,12 +251,12 @@ def test_more_is_asked_for_at_the_share_that_was_kept() -> None:
 
 def test_the_ratio_is_chosen_on_val_and_the_smaller_of_equals_wins() -> None:
     arms = [
-        Arm(name="real", family="real", mix="m"),
+        Arm(name="real", family="real", mixes=("m",)),
         # More steps are no fair rival.
-        Arm(name="real_double", family="real_double", mix="m", budget=2.0),
-        Arm(name="oversampled", family="oversampled", mix="m"),
-        Arm(name="g x1", family="g", mix="m", ratio=1.0, synthetic=True),
-        Arm(name="g x2", family="g", mix="m", ratio=2.0, synthetic=True),
+        Arm(name="real_double", family="real_double", mixes=("m",), budget=2.0, role="shown"),
+        Arm(name="oversampled", family="oversampled", mixes=("m",)),
+        Arm(name="g x1", family="g", mixes=("m",), ratio=1.0, role="compared"),
+        Arm(name="g x2", family="g", mixes=("m",), ratio=2.0, role="compared"),
     ]
     found = choose(
         arms, {"real": [0.5, 0.6], "real_double": [0.9, 0.9], "oversampled": [0.6, 0.6],
@@ -315,7 +316,7 @@ def test_a_trial_that_another_attempt_finished_is_left_as_it_is(
 ) -> None:
     steps = plan(bars_study())
     execute(steps[: steps.index(named(steps, "search")[0]) + 1], store, InlineRuntime(), profile)
-    _, _, trial = trial_steps(named(steps, "search")[0])[0]
+    trial = trial_steps(named(steps, "search")[0])[0].step
     inputs = {needed.key: read_manifest(store, needed) for needed in trial.inputs.values()}
     before = read_manifest(store, trial)
     figures = RunTrial({trial.key: trial}, inputs, store, profile)(trial.key, InlineRuntime())
@@ -328,7 +329,7 @@ def test_evaluate_reads_the_trials_that_were_chosen_by_and_no_others(
 ) -> None:
     run_until(bars_study(), "search")
     search = named(plan(bars_study()), "search")[0]
-    _, _, trial = trial_steps(search)[0]
+    trial = trial_steps(search)[0].step
     discard(trial, store)
     with pytest.raises(ResumeError, match=r"train.real.0 is not the trial .* --discard search"):
         run_until(bars_study(), "evaluate")
@@ -373,8 +374,8 @@ def test_a_generator_cannot_take_the_name_of_an_arm(bars_study) -> None:
 def test_a_budget_that_limits_every_arm_is_said() -> None:
     def arms(real: list[float], double: list[float]) -> dict[str, Any]:
         return {
-            "real": {"macro_f1": {"seeds": real}},
-            "real_double": {"macro_f1": {"seeds": double}},
+            "real": {"macro_f1": {"replicates": real}},
+            "real_double": {"macro_f1": {"replicates": double}},
         }
 
     short = budget_effect(arms([0.5, 0.52, 0.51], [0.6, 0.61, 0.62]), "macro_f1")
@@ -383,3 +384,124 @@ def test_a_budget_that_limits_every_arm_is_said() -> None:
     enough = budget_effect(arms([0.5, 0.52, 0.51], [0.51, 0.5, 0.52]), "macro_f1")
     assert enough["low"] < 0 < enough["high"]
     assert budget_effect({"real": {}}, "macro_f1") is None
+
+
+def test_each_generator_fit_is_a_replicate_with_its_own_images_and_classifiers(
+    bars_study, store: Store, profile: Profile
+) -> None:
+    made = bars_study(
+        search={
+            "ratios": [1], "generator_fits": 3, "seeds": 2, "arms": ["oversampled", "mixup"],
+        },
+    )  # fmt: skip
+    steps = plan(made)
+    manifests = execute(steps, store, InlineRuntime(), profile)
+    drawn = []
+    for suffix in ("", ".fit1", ".fit2"):
+        held = table(store, manifests[named(steps, f"mix.more.x1{suffix}")[0].key], "members")
+        real = held.filter(pc.equal(held[rows.SOURCE], "real"))
+        parts = store.tables(
+            manifests[named(steps, f"request.more{suffix}")[0].key].keys(table="requests")
+        )
+        uri_of = {row[rows.IMAGE_ID]: row[rows.URI] for part in parts for row in part.to_pylist()}
+        drawn.append({uri_of[name] for name in held[rows.IMAGE_ID].to_pylist() if name in uri_of})
+        assert len(drawn[-1]) == held.num_rows - real.num_rows > 0
+    assert len(set(map(frozenset, drawn))) == 3
+    search = manifests[named(steps, "search")[0].key]
+    trials = table(store, search, "trials")
+    assert trials.num_rows == 5 * 3 * 2
+    of_arm = trials.filter(pc.equal(trials[rows.ARM], "more x1"))
+    assert of_arm[rows.GENERATOR_FIT].to_pylist() == [0, 0, 1, 1, 2, 2]
+    assert of_arm[rows.SEED].to_pylist() == list(range(6))
+    assert len(set(trials["key"].to_pylist())) == trials.num_rows
+    evaluated = manifests[named(steps, "evaluate")[0].key]
+    (contrast,) = evaluated.metrics["contrasts"]
+    assert len(contrast["differences"]) == contrast["replicates"] == 3
+    assert contrast["obstacle"].startswith("3 replicates decide nothing")
+    assert "3 generator fits of 2 classifier seeds each" in evaluated.metrics["verdict"]
+    assert len(contrast["mcnemar"]) == 6
+    predictions = table(store, evaluated, "predictions")
+    each = {(row[rows.ARM], row[rows.SEED], row[rows.IMAGE_ID]) for row in predictions.to_pylist()}
+    assert len(each) == predictions.num_rows
+
+
+def test_twins_without_filters_and_generated_images_alone_are_arms(
+    bars_study, run_until: Run, store: Store, tmp_path: Path
+) -> None:
+    write_bars(tmp_path / "lying", {"across": 90, "down": 40}, 7000)
+    write_bars(tmp_path / "lying", {"down": 20}, 9000, {"down": "across"})
+    made = bars_study(
+        "lying", request={"ratio": 1, "shard_size": 16},
+        search={"ratios": [1], "seeds": 2, "arms": ["synthetic_only", "unfiltered"]},
+        curate={"filters": [{"name": "agreement", "confidence": 0.9}], "max_rounds": 3},
+        training={"steps": 80, "batch_size": 32, "learning_rate": 0.01, "evaluate_every": 20},
+    )  # fmt: skip
+    search = run_until(made, "search").metrics
+    assert search["twins"] == {"more unfiltered x1": "more x1"}
+    filtered, whole = (
+        run_until(made, f"mix.more.{name}").metrics["added"]["more"]
+        for name in ("x1", "unfiltered.x1")
+    )
+    assert filtered == whole  # compared at equal counts
+    steps = plan(made)
+    ids = [
+        set(table(store, read_manifest(store, named(steps, f"mix.more.{name}")[0]), "members")[
+            rows.IMAGE_ID].to_pylist())
+        for name in ("x1", "unfiltered.x1")
+    ]  # fmt: skip
+    assert ids[0] != ids[1]
+    alone = run_until(made, "mix.more.only").metrics
+    assert alone["real"] == 0
+    assert sum(alone["added"]["more"].values()) == run_until(made, "mix.real").rows
+    evaluated = run_until(made, "evaluate").metrics
+    assert {(one["arm"], one["against"]) for one in evaluated["contrasts"]} == {
+        ("more x1", search["baseline"]), ("more x1", "more unfiltered x1")
+    }  # fmt: skip
+    assert "more only" in evaluated["arms"]
+    assert search["baseline"] not in ("more only", "more unfiltered x1", "real_double")
+
+
+def test_generators_are_added_together_each_by_the_ratio(bars_study, run_until: Run) -> None:
+    made = bars_study(
+        generators={"t": {"name": "traditional"}, "u": {"name": "traditional", "rotate": 5}},
+        reduce={"method": "random", "balance_to": "smallest"},
+        search={
+            "ratios": [1], "seeds": 2, "combine": {"both": ["t", "u"], "few": ["reduced", "t"]},
+        },
+    )  # fmt: skip
+    train = run_until(made, "ingest").metrics["counts"]["train"]
+    both = run_until(made, "mix.both.x1").metrics
+    assert both["added"]["t"] == both["added"]["u"] == {"down": train["down"]}
+    few = run_until(made, "mix.few.x1").metrics
+    assert few["real"] == 2 * min(train.values())
+    assert list(few["added"]) == ["t"]
+    arms = {arm.name: arm for arm in named(plan(made), "search")[0].spec.arms}
+    # Moves of real images are no synthetic ones, however they are put together.
+    assert {arms[name].role for name in ("both x1", "few x1", "t x1")} == {"baseline"}
+
+
+def test_arms_that_cannot_be_made_are_refused_when_the_study_is_read(bars_study) -> None:
+    with pytest.raises(StudyError, match=r"search.arms: synthetic_only needs images of every cla"):
+        plan(bars_study(search={"ratios": [1], "arms": ["synthetic_only"]}))
+    with pytest.raises(StudyError, match="there is no 'other'; there are more"):
+        bars_study(search={"combine": {"both": ["more", "other"]}})
+    with pytest.raises(StudyError, match="both names one twice"):
+        bars_study(search={"combine": {"both": ["more", "more"]}})
+    two = {"t": {"name": "traditional"}, "u": {"name": "traditional", "rotate": 5}}
+    with pytest.raises(StudyError, match=r"search\.combine\.t: is the name of an arm"):
+        bars_study(generators=two, search={"combine": {"t": ["t", "u"]}})
+    with pytest.raises(StudyError, match="needs two classifiers of each arm"):
+        bars_study(search={"seeds": 1})
+
+
+def test_saturation_looks_at_the_replicates_of_each_family_s_ratios() -> None:
+    def trial(family: str, ratio: float, value: float, role: str = "compared") -> dict[str, Any]:
+        return {"family": family, "ratio": ratio, "role": role, "macro_f1": value}
+
+    trials = [trial("real", 0.0, value, "baseline") for value in (0.5, 0.52)]
+    for ratio, value in ((1.0, 0.7), (2.0, 0.705)):
+        trials += [trial("g", ratio, value + shift) for shift in (0, 0.02)]
+    trials += [trial("g unfiltered", 1.0, 0.9, "shown")]
+    found = saturations(trials, "macro_f1", 1, 0.01)
+    assert found == {"g": {"ratio": 1.0, "low": 1.0, "high": 1.0}}
+    assert saturations(trials, "macro_f1", 2, 0.001)["g"]["ratio"] == 2.0

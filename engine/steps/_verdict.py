@@ -1,0 +1,238 @@
+"""What the predictions of a comparison's classifiers come to: figures of each arm, the contrasts
+that the study declares, and the verdict in words.
+
+Whoever made the predictions: `evaluate` judges its own by this, and those of a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from engine.core import rows
+from engine.metrics.classification import METRICS, confusion, recall, summary
+from engine.metrics.significance import (
+    AreaScores,
+    ConfusionScores,
+    Scores,
+    bootstrap,
+    confusions_by_group,
+    mcnemar,
+    paired_t,
+    saturation,
+    verdicts,
+)
+from engine.sections import Evaluate
+from engine.steps.search import replicates
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Two arms that the study compares. tries: settings that each one's family had on val."""
+
+    arm: str
+    against: str
+    tries: tuple[int, int] = (1, 1)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What the classifiers of each arm say of the same images.
+
+    labels: class numbers int64 (n,). groups: names (n,). probabilities: by arm, float32 (generator
+    fits * seeds, n, classes), fit after fit.
+    """
+
+    classes: Sequence[str]
+    labels: np.ndarray
+    groups: np.ndarray
+    probabilities: Mapping[str, np.ndarray]
+    generator_fits: int
+
+    @property
+    def seeds(self) -> int:
+        """Classifiers of each arm and generator fit."""
+        return len(next(iter(self.probabilities.values()))) // self.generator_fits
+
+    @property
+    def replicates(self) -> int:
+        return self.generator_fits if self.generator_fits > 1 else self.seeds
+
+    def confusions(self, arm: str) -> np.ndarray:
+        """Counts (classifiers, classes, classes)."""
+        return np.stack(
+            [
+                confusion(self.labels, held.argmax(1), len(self.classes))
+                for held in self.probabilities[arm]
+            ]
+        )
+
+    def objective(self, arm: str, name: str) -> np.ndarray:
+        """The objective of each replicate of an arm (replicates,)."""
+        scores = self.scores(arm, name)
+        return scores(np.ones((1, scores.groups)))[0]
+
+    def scores(self, arm: str, name: str) -> Scores:
+        """The objective of an arm for any weights of the test groups."""
+        held = self.probabilities[arm]
+        if name == "roc_auc":
+            return AreaScores(self.labels, held, self.groups, self.replicates)
+        by_group = [
+            confusions_by_group(self.labels, one.argmax(1), self.groups, len(self.classes))
+            for one in held
+        ]
+        return ConfusionScores(by_group, METRICS[name], self.replicates)
+
+
+def figures_of(predictions: Predictions, arm: str) -> dict[str, Any]:
+    """Figures of an arm: of each replicate, their means with intervals, and those of each class."""
+    matrices = predictions.confusions(arm)
+    figures: dict[str, Any] = {}
+    for name, metric in METRICS.items():
+        values = replicates(metric(matrices), predictions.generator_fits)
+        interval = paired_t(values)
+        figures[name] = {
+            "replicates": values.tolist(), "mean": interval.estimate,
+            "low": interval.low, "high": interval.high,
+        }  # fmt: skip
+    whole = summary(matrices.sum(0), predictions.classes)
+    return {**figures, "per_class": whole["per_class"], "confusion": whole["confusion"]}
+
+
+def compare(
+    predictions: Predictions, declared: Sequence[Contrast], objective: str, settings: Evaluate,
+    seed: int,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Each contrast's effect, intervals and verdict; Holm's correction is over all of them."""
+    arms = dict.fromkeys(name for one in declared for name in (one.arm, one.against))
+    scores = {name: predictions.scores(name, objective) for name in arms}
+    judged = []
+    for one in declared:
+        differences = predictions.objective(one.arm, objective) - predictions.objective(
+            one.against, objective
+        )
+        resampled = bootstrap(scores[one.arm], scores[one.against], settings.bootstrap_draws, seed)
+        judged.append((differences.tolist(), resampled))
+    contrasts = []
+    for one, (differences, _), verdict in zip(
+        declared, judged, verdicts(judged, settings.margin), strict=True
+    ):
+        contrast: dict[str, Any] = {
+            "arm": one.arm, "against": one.against,
+            "differences": differences, **verdict.as_dict(),
+            "grouped": verdict.groups < len(predictions.labels),
+            "tries": one.tries[0], "tries_against": one.tries[1],
+            "mcnemar": [
+                mcnemar(predictions.labels, ours.argmax(1), theirs.argmax(1))
+                for ours, theirs in zip(
+                    predictions.probabilities[one.arm], predictions.probabilities[one.against],
+                    strict=True,
+                )
+            ],
+            "recall_gain": class_gains(predictions, one.arm, one.against),
+            "generator_fits": predictions.generator_fits, "seeds": predictions.seeds,
+        }  # fmt: skip
+        if "real" in predictions.probabilities:
+            contrast["recall_gain_to_real"] = class_gains(predictions, one.arm, "real")
+        contrasts.append({**contrast, "settle": what_would_settle(contrast)})
+    return contrasts
+
+
+def class_gains(predictions: Predictions, one: str, other: str) -> list[dict[str, float]]:
+    """Difference of recall of each class: mean over replicates, with its paired t interval."""
+    of_arms = [
+        replicates(recall(predictions.confusions(arm)), predictions.generator_fits)
+        for arm in (one, other)
+    ]
+    found = []
+    for values in (of_arms[0] - of_arms[1]).T:
+        interval = paired_t(values)
+        found.append({"mean": interval.estimate, "low": interval.low, "high": interval.high})
+    return found
+
+
+def saturations(
+    trials: Sequence[Mapping[str, Any]], objective: str, generator_fits: int, margin: float
+) -> dict[str, dict[str, float]]:
+    """By family, the ratio from which on more images add no more than the margin, on val. trials:
+    rows of search's table."""
+    of_arm: dict[tuple[str, float], list[float]] = {}
+    for row in trials:
+        if row["role"] != "shown" and row[rows.RATIO] is not None:
+            of_arm.setdefault((row["family"], row[rows.RATIO]), []).append(row[objective])
+    found = {}
+    for family in dict.fromkeys(family for family, ratio in of_arm if ratio):
+        ratios = sorted({0.0, *(ratio for name, ratio in of_arm if name == family)})
+        values = [of_arm[(family, ratio) if ratio else ("real", 0.0)] for ratio in ratios]
+        scores = replicates(np.asarray(values).T, generator_fits)
+        point, low, high = saturation(ratios, scores, margin)
+        found[family] = {"ratio": point, "low": low, "high": high}
+    return found
+
+
+def budget_effect(results: Mapping[str, Any], objective: str) -> dict[str, float] | None:
+    """What twice the steps do to real images: by how much the budget limits every arm."""
+    if not {"real", "real_double"} <= set(results):
+        return None
+    both = (np.asarray(results[name][objective]["replicates"]) for name in ("real_double", "real"))
+    interval = paired_t(np.subtract(*both))
+    return {"estimate": interval.estimate, "low": interval.low, "high": interval.high}
+
+
+def budget_in_words(budget: Mapping[str, float], objective: str) -> str:
+    return (
+        f"Beware: real images alone gain {100 * budget['estimate']:.1f} points of {objective} from"
+        " twice the steps, so that the budget limits every arm; raise training.steps."
+    )
+
+
+def in_words(contrasts: Sequence[Mapping[str, Any]], objective: str, baseline: str) -> str:
+    """The verdict in a sentence for each contrast."""
+    if not contrasts:
+        return f"no synthetic arm was compared; the strongest baseline on val is {baseline}"
+    return " ".join(one_in_words(contrast, objective) for contrast in contrasts)
+
+
+def one_in_words(contrast: Mapping[str, Any], objective: str) -> str:
+    effect, margin = contrast["effect"], contrast["margin"]
+    name, against = contrast["arm"], contrast["against"]
+    shown = (
+        f"{objective} {100 * effect['estimate']:+.1f} points against {against}, 95% interval"
+        f" {100 * contrast['low']:+.1f} to {100 * contrast['high']:+.1f}"
+    )
+    condition = replicates_in_words(contrast)
+    if contrast["word"] in ("helps", "harms"):
+        return f"{name} {contrast['word']}: {shown} ({condition})."
+    if contrast["word"] == "equivalent":
+        return f"{name} makes no difference beyond ±{100 * margin:g} points: {shown} ({condition})."
+    return f"{name} is undecided: {shown} ({condition}; {contrast['settle']})."
+
+
+def replicates_in_words(contrast: Mapping[str, Any]) -> str:
+    """What the interval is over."""
+    fits, seeds = contrast["generator_fits"], contrast["seeds"]
+    if fits == 1:
+        return f"{seeds} classifier seeds, conditional on one generator"
+    return f"{fits} generator fits" + (f" of {seeds} classifier seeds each" if seeds > 1 else "")
+
+
+def what_would_settle(contrast: Mapping[str, Any]) -> str:
+    """Of an undecided contrast: what there is too little of."""
+    if contrast["obstacle"]:
+        return str(contrast["obstacle"])
+    points = f"{100 * contrast['margin']:g}"
+    groups, count = contrast["groups_needed"], contrast["replicates_needed"]
+    needed = []
+    if groups > contrast["groups"]:
+        unit = "test groups" if contrast["grouped"] else "test images"
+        needed.append(f"about {groups:,} {unit} (here {contrast['groups']:,})")
+    if count is None or count > contrast["replicates"]:
+        unit = "generator fits" if contrast["generator_fits"] > 1 else "seeds"
+        number = "more than 1,000" if count is None else f"about {count:,}"
+        needed.append(f"{number} {unit} (here {contrast['replicates']})")
+    unit = "point" if points == "1" else "points"
+    what = "at least " + " and ".join(needed) if needed else "no more than there is here"
+    return f"to find a difference of {points} {unit}, the study's margin, takes {what}"
