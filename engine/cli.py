@@ -7,6 +7,7 @@ profile or the command line is wrong; 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import time
@@ -16,11 +17,12 @@ from pathlib import Path
 from engine.core import rows
 from engine.core.errors import EngineError, StudyError
 from engine.core.manifest import Manifest
+from engine.core.names import slug
 from engine.core.progress import say
 from engine.core.step import Step
 from engine.core.store import Store
 from engine.execute import discard, execute, inspect
-from engine.plan import named, plan, plan_audit, until
+from engine.plan import choose_task, named, plan, plan_audit, tasks_of, until
 from engine.profile import Profile
 from engine.runtime.base import Runtime
 from engine.runtime.inline import InlineRuntime
@@ -69,6 +71,54 @@ def run_export(argv: Sequence[str] | None = None) -> int:
         return 0
 
     return _in_one_line(act)
+
+
+def run_evaluate(argv: Sequence[str] | None = None) -> int:
+    """Run a study up to the verdict, or judge the predictions of a file; returns the exit code."""
+    parser = _parser("evaluate", False)
+    parser.add_argument(
+        "--predictions", type=Path, metavar="FILE",
+        help="judge these predictions of the study's test images in place of its own",
+    )  # fmt: skip
+    parser.add_argument(
+        "--baseline", default="real", metavar="ARM",
+        help="of FILE, the arm that the others are compared with (default: real)",
+    )  # fmt: skip
+    arguments = parser.parse_args(argv)
+
+    def act() -> int:
+        if arguments.predictions is None:
+            last = arguments.until or "evaluate"
+            return _run(arguments, last, arguments.dry_run)
+        return _judge(arguments)
+
+    return _in_one_line(act)
+
+
+def _judge(arguments: argparse.Namespace) -> int:
+    from engine.predictions import score
+
+    study, profile = read(arguments.study, arguments.profile, arguments.sets)
+    store = Store(profile.storage)
+    store.probe()
+    (ingest,) = named(plan(study), "ingest")
+    runtime = make_runtime(profile)
+    try:
+        manifest = execute([ingest], store, runtime, profile)[ingest.key]
+    finally:
+        runtime.close()
+    task = choose_task(study, tasks_of(study))
+    told = score(study, store, manifest, task, arguments.predictions, arguments.baseline)
+    page = store.page(study.name, f"predictions-{slug(arguments.predictions.stem)}.json")
+    store.put(page, json.dumps(told, indent=1, ensure_ascii=False).encode())
+    for arm, figures in told["arms"].items():
+        figure = figures[told["objective"]]
+        print(f"{arm:<24} test {told['objective']} {figure['mean']:.3f}"
+              f" ({figure['low']:.3f} to {figure['high']:.3f})")  # fmt: skip
+    print(f"\n{told['verdict']}\n", flush=True)
+    say(f"test was opened by {told['test']['opened']} studies and files of this storage so far")
+    say(f"figures: {store.location(page)}")
+    return 0
 
 
 def run_audit(argv: Sequence[str] | None = None) -> int:
@@ -261,6 +311,11 @@ def main(*, until_step: str | None = None, dry_run: bool = False) -> None:
 def main_export() -> None:
     """Entry of `jobs/export.py`."""
     _end(run_export)
+
+
+def main_evaluate() -> None:
+    """Entry of `jobs/evaluate.py`."""
+    _end(run_evaluate)
 
 
 def main_audit() -> None:

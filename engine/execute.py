@@ -66,20 +66,26 @@ def _inspect(step: Step, store: Store, known: dict[str, Status]) -> Status:
             shards += len(ShardSet(store, prefix).committed())
         partly = f"; {shards} shards lie committed" if shards else ""
         if waiting:
-            return Status(step, "waits", f"needs {', '.join(waiting)}{partly}")
+            return Status(step, "waits", f"needs {_few(waiting)}{partly}")
         return Status(step, "missing", f"not computed yet{partly}")
     if waiting:
-        return Status(step, "waits", f"needs {', '.join(waiting)}")
+        return Status(step, "waits", f"needs {_few(waiting)}")
     changed = [
         status.step.label
         for name, status in inputs.items()
         if status.manifest is None or manifest.inputs.get(name) != status.manifest.digest
     ]
     if changed:
-        return Status(step, "out of date", f"{', '.join(changed)} changed since", manifest)
+        return Status(step, "out of date", f"{_few(changed)} changed since", manifest)
     if reason := resolve("steps", step.kind)().outdated(step, manifest):
         return Status(step, "out of date", reason, manifest)
     return Status(step, "done", "", manifest)
+
+
+def _few(labels: Sequence[str], most: int = 8) -> str:
+    """Labels in a line; a search has hundreds of inputs."""
+    more = f" and {len(labels) - most} more" if len(labels) > most else ""
+    return ", ".join(labels[:most]) + more
 
 
 def execute(

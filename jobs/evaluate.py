@@ -1,6 +1,7 @@
-"""Up to the verdict on test.
+"""Up to the verdict on test; or the verdict on somebody else's predictions of it.
 
 python jobs/evaluate.py configs/digits.yaml [--profile FILE] [--set a.b=c]
+python jobs/evaluate.py configs/digits.yaml --predictions FILE --baseline real
 """
 
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 # Under `ray job submit` the package lies beside this folder and is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.cli import main
+from engine.cli import main_evaluate
 
 if __name__ == "__main__":
-    main(until_step="evaluate")
+    main_evaluate()

@@ -140,7 +140,8 @@ class Evaluate(StepKind):
         manifests = read_trials(context.store, search, [trial.step for trial in trials])
         classes = class_names(context.inputs["ingest"])
         test = split_index(context.store, context.inputs["ingest"], spec.task, "test")
-        opened = record_opening(context, test)
+        opener = digest([context.step.key, search.digest])
+        opened = record_opening(context.store, test, opener)
         probabilities = predict_test(context, spec, classes, manifests)
         arms = {trial.arm.name: trial.arm for trial in trials}
         predictions = Predictions(
@@ -224,15 +225,13 @@ def read_trials(store: Store, search: Manifest, steps: Sequence[Step]) -> dict[s
     return found
 
 
-def record_opening(context: Context, test: pa.Table) -> int:
+def record_opening(store: Store, test: pa.Table, opener: str) -> int:
     """Note that test was opened, and say how often it has been in this storage.
 
     A run that goes on after a kill opens it no second time; one for other classifiers does, though
     the study be the same.
     """
-    store = context.store
     prefix = store.openings(digest(sorted(test[rows.IMAGE_ID].to_pylist())))
-    opener = digest([context.step.key, context.inputs["search"].digest])
     store.put_if_absent(store.join(prefix, f"{opener}.json"), b"{}")
     return len([key for key in store.listing(prefix) if key.endswith(".json")])
 

@@ -1,0 +1,130 @@
+"""Predictions of others are judged as the study's own, and nothing that cannot be paired is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+
+from engine.cli import run_evaluate
+from engine.core import rows
+from engine.core.dataset import class_names, split_index
+from engine.core.errors import DataError
+from engine.core.manifest import Manifest
+from engine.core.store import Store
+from engine.predictions import score
+from engine.study import Study
+
+Run = Callable[[Study, str], Manifest]
+
+
+def write(path: Path, columns: dict[str, Any]) -> Path:
+    table = pa.table(columns)
+    if path.suffix == ".csv":
+        pyarrow.csv.write_csv(table, path)
+    else:
+        pq.write_table(table, path)
+    return path
+
+
+@pytest.fixture
+def test_split(bars_study, run_until: Run, store: Store) -> tuple[Manifest, pa.Table]:
+    ingest = run_until(bars_study(), "ingest")
+    return ingest, split_index(store, ingest, "class", "test")
+
+
+def test_a_study_s_own_predictions_come_to_its_own_verdict(
+    bars_study, run_until: Run, store: Store, tmp_path: Path
+) -> None:
+    evaluated = run_until(bars_study(), "evaluate")
+    path = tmp_path / "own.parquet"
+    pq.write_table(pa.concat_tables(store.tables(evaluated.keys(table="predictions"))), path)
+    ingest = run_until(bars_study(), "ingest")
+    baseline = evaluated.metrics["baseline"]
+    found = score(bars_study(), store, ingest, "class", path, baseline)
+    (want,) = evaluated.metrics["contrasts"]
+    (same,) = (one for one in found["contrasts"] if one["arm"] == want["arm"])
+    assert same["differences"] == want["differences"]
+    assert same["bootstrap"] == want["bootstrap"]
+    assert found["arms"][baseline]["macro_f1"] == evaluated.metrics["arms"][baseline]["macro_f1"]
+    # Another look at the same test images.
+    assert found["test"]["opened"] == evaluated.metrics["test"]["opened"] + 1
+    again = score(bars_study(), store, ingest, "class", path, baseline)
+    assert again["test"]["opened"] == found["test"]["opened"]
+
+
+def test_a_table_by_file_names_and_classes_is_judged_from_the_command_line(
+    bars_study, test_split: tuple[Manifest, pa.Table], store: Store, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    ingest, test = test_split
+    images = pa.concat_tables(store.tables(ingest.keys(split="test"), [rows.URI, "label.class"]))
+    random = np.random.default_rng(0)
+    columns: dict[str, list[Any]] = {"uri": [], "arm": [], "seed": [], "predicted": []}
+    for arm, wrong in (("real", 0.4), ("mine", 0.05)):
+        for seed in range(6):
+            for uri, label in zip(*(images[name].to_pylist() for name in images.column_names),
+                                  strict=True):  # fmt: skip
+                other = "down" if label == "across" else "across"
+                columns["uri"].append(uri)
+                columns["arm"].append(arm)
+                columns["seed"].append(seed)
+                columns["predicted"].append(other if random.random() < wrong else label)
+    path = write(tmp_path / "mine.csv", columns)
+    study = tmp_path / "study.yaml"
+    study.write_text(json.dumps(bars_study().model_dump(mode="json")))
+    code = run_evaluate(
+        [str(study), "--predictions", str(path), "--set", f"profile.storage={store.url}",
+         "--set", "profile.runtime=inline"]
+    )  # fmt: skip
+    said = capsys.readouterr()
+    assert code == 0, said
+    assert "mine helps: macro_f1 +" in said.out
+    (page,) = (key for key in store.listing("pages") if "/predictions-mine" in key)
+    told = json.loads(store.read(page))
+    assert told["test"]["images"] == len(test)
+    assert told["contrasts"][0]["generator_fits"] == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda held: {**held, "image_id": ["x", *held["image_id"][1:]]}, "'x' is no test image"),
+        (lambda held: {name: held[name][1:] for name in held}, "stands there 0 times"),
+        (lambda held: {name: [*held[name], held[name][0]] for name in held}, "stands there 2 ti"),
+        (lambda held: {**held, "predicted": ["up", *held["predicted"][1:]]}, "is no class of"),
+        (lambda held: {name: held[name] for name in held if name != "predicted"}, "says no class"),
+        (lambda held: {name: held[name] for name in held if name != "arm"}, "has no column arm"),
+        (
+            lambda held: {
+                **{name: held[name] for name in held if name != "predicted"},
+                "probability.across": [float("nan")] * len(held["arm"]),
+                "probability.down": [0.5] * len(held["arm"]),
+            },
+            "negative or no number",
+        ),
+    ],
+)
+def test_predictions_that_cannot_be_paired_are_refused_in_a_line(
+    bars_study, test_split: tuple[Manifest, pa.Table], store: Store, tmp_path: Path,
+    change: Callable[[dict[str, list[Any]]], dict[str, list[Any]]], said: str,
+) -> None:  # fmt: skip
+    ingest, test = test_split
+    assert class_names(ingest) == ("across", "down")
+    ids = test[rows.IMAGE_ID].to_pylist()
+    held = {
+        "image_id": ids * 4, "arm": ["real"] * 2 * len(ids) + ["mine"] * 2 * len(ids),
+        "seed": ([0] * len(ids) + [1] * len(ids)) * 2, "predicted": ["across"] * 4 * len(ids),
+    }  # fmt: skip
+    path = write(tmp_path / "theirs.parquet", change(held))
+    with pytest.raises(DataError, match=said) as refused:
+        score(bars_study(), store, ingest, "class", path, "real")
+    assert "\n" not in str(refused.value)
+    assert not store.listing("openings")  # what is refused opens nothing
