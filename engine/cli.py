@@ -26,7 +26,7 @@ from engine.plan import choose_task, named, plan, plan_audit, tasks_of, until
 from engine.profile import Profile
 from engine.runtime.base import Runtime
 from engine.runtime.inline import InlineRuntime
-from engine.study import Study, apply_sets, load_profile, load_study, validate
+from engine.study import Study, apply_sets, load_profile, load_study, load_values, validate
 from engine.tracking import track
 
 
@@ -147,6 +147,41 @@ def run_audit(argv: Sequence[str] | None = None) -> int:
         kinds = ", ".join(f"{count:,} {kind.replace('_', ' ')}" for kind, count in found.items())
         say(f"{len(must)} things to mend before a study runs; found: {kinds or 'nothing'}")
         say(f"audit: {store.location(page)}")
+        return 0
+
+    return _in_one_line(act)
+
+
+def run_tune(argv: Sequence[str] | None = None) -> int:
+    """Try the settings that a study's section `tune` names, write down the best as a study; returns
+    the exit code."""
+    parser = argparse.ArgumentParser(
+        description="Try settings of a study by what they reach on val; write the best as a study."
+    )
+    _add_common(parser)
+    arguments = parser.parse_args(argv)
+
+    def act() -> int:
+        from engine.report.tries import as_csv, as_text
+        from engine.tune import tune
+
+        study, profile = read(arguments.study, arguments.profile, arguments.sets)
+        sets = [setting for setting in arguments.sets if not setting.startswith("profile.")]
+        store = Store(profile.storage)
+        store.probe()
+        runtime = make_runtime(profile)
+        try:
+            tried = tune(load_values(arguments.study, sets), store, runtime, profile)
+        finally:
+            runtime.close()
+        page = store.page(study.name, "tuned.yaml")
+        store.put(page, tried.study.encode())
+        store.put(store.page(study.name, "tries.csv"), as_csv(tried.tries).encode())
+        told = json.dumps({"objective": tried.objective, "tries": tried.tries}, indent=1)
+        store.put(store.page(study.name, "tries.json"), told.encode())
+        print(f"\n{as_text(tried.tries, tried.best, tried.objective)}\n", flush=True)
+        say(f"tries: {store.location(store.page(study.name, 'tries.csv'))}")
+        say(f"the best as a study: {store.location(page)}")
         return 0
 
     return _in_one_line(act)
@@ -316,6 +351,11 @@ def main_export() -> None:
 def main_evaluate() -> None:
     """Entry of `jobs/evaluate.py`."""
     _end(run_evaluate)
+
+
+def main_tune() -> None:
+    """Entry of `jobs/tune.py`."""
+    _end(run_tune)
 
 
 def main_audit() -> None:

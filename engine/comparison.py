@@ -9,8 +9,9 @@ from typing import Any
 from engine.core.errors import StudyError
 from engine.core.registry import kind_of, resolve
 from engine.core.rng import derive_seed
+from engine.core.spec import canonical
 from engine.core.step import Step, make_step
-from engine.sections import Amount
+from engine.sections import Amount, Tune
 from engine.steps.measure import measuring
 from engine.steps.mix import Added
 from engine.steps.search import Arm
@@ -130,6 +131,8 @@ class Comparison:
             found[f"to {request.balance_to}"] = Amount(balance_to=request.balance_to)
         if request.per_class is not None:
             found[f"+{request.per_class}"] = Amount(per_class=request.per_class)
+        if request.ratio_by_class is not None:
+            found["by class"] = Amount(ratio_by_class=request.ratio_by_class)
         return found
 
     def curate(self, suffix: str, generate: Step, generator_key: str, filtered: bool) -> Step:
@@ -264,7 +267,11 @@ class Comparison:
         report = make_step(
             "report", "report",
             {
-                "study": study.model_dump(mode="json"), "preprocess": study.preprocess,
+                # Of how the study was tuned, the page tells the number of settings alone.
+                "study": canonical(
+                    study.model_copy(update={"tune": Tune(tried=study.tune.tried)})
+                ),
+                "preprocess": study.preprocess,
                 "task": self.task, "generators": tuple(self.pools),
                 "target_classes": study.request.classes, "seed": study.seed,
             },

@@ -89,15 +89,17 @@ def _few(labels: Sequence[str], most: int = 8) -> str:
 
 
 def execute(
-    steps: Sequence[Step], store: Store, runtime: Runtime, profile: Profile
+    steps: Sequence[Step], store: Store, runtime: Runtime, profile: Profile, quiet: bool = False
 ) -> dict[str, Manifest]:
-    """Run what is not done, inputs first; returns the manifests by step key."""
+    """Run what is not done, inputs first; returns the manifests by step key. quiet: nothing is said
+    of what is done."""
     known: dict[str, Status] = {}
     for step in steps:
         status = _inspect(step, store, known)
         if status.state == "done":
             assert status.manifest is not None
-            say(f"{step.label:<20} {step.key}  done: {_headline(status.manifest)}")
+            if not quiet:
+                say(f"{step.label:<20} {step.key}  done: {_headline(status.manifest)}")
         else:
             say(f"{step.label:<20} {step.key}  {resolve('steps', step.kind).summary}")
             if status.manifest is not None:

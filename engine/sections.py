@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from engine.core.registry import PluginField, kind_of
+from engine.core.proposals import Range
+from engine.core.registry import PluginField, explain, kind_of
 from engine.core.spec import Spec
 
 MAX_IMAGES = 100_000_000
@@ -156,31 +157,39 @@ class Match(Spec):
 
 
 class Amount(Spec):
-    """A number of images for each class. Exactly one of the three is given.
+    """A number of images for each class. Exactly one of the four is given.
 
     ratio: round(ratio * n) where n is the class's real training images. balance_to: max(0,
     balance_to - n).
-    per_class: the same number for each.
+    per_class: the same number for each. ratio_by_class: a ratio for each class that is named, 0 for
+    the others.
     """
+
+    later_fields: ClassVar[tuple[str, ...]] = ("ratio_by_class",)
 
     ratio: Annotated[float, Field(gt=0, le=1000)] | None = None
     balance_to: Annotated[int, Field(ge=1, le=MAX_IMAGES)] | None = None
     per_class: Annotated[int, Field(ge=1, le=MAX_IMAGES)] | None = None
+    ratio_by_class: dict[ClassName, Annotated[float, Field(ge=0, le=1000)]] | None = None
 
     @model_validator(mode="after")
     def _one_count(self) -> Amount:
-        given = [
-            name for name in ("ratio", "balance_to", "per_class") if getattr(self, name) is not None
-        ]
+        ways = ("ratio", "balance_to", "per_class", "ratio_by_class")
+        given = [name for name in ways if getattr(self, name) is not None]
         if len(given) != 1:
             raise PydanticCustomError(
-                "explained", "needs exactly one of ratio, balance_to and per_class; has {given}",
+                "explained",
+                "needs exactly one of ratio, balance_to, per_class and ratio_by_class; has {given}",
                 {"given": ", ".join(given) or "none"},
-            )  # fmt: skip
+            )
+        if self.ratio_by_class is not None and not any(self.ratio_by_class.values()):
+            raise PydanticCustomError("explained", "ratio_by_class adds to no class")
         return self
 
-    def count(self, real: int) -> int:
-        """Images for a class that has `real` training images."""
+    def count(self, label: str, real: int) -> int:
+        """Images for the class `label`, which has `real` training images."""
+        if self.ratio_by_class is not None:
+            return round(self.ratio_by_class.get(label, 0.0) * real)
         if self.ratio is not None:
             return round(self.ratio * real)
         if self.balance_to is not None:
@@ -196,6 +205,15 @@ class Request(Amount):
     classes: Classes = "all"
     # Images of one shard: the unit that a kill can cost.
     shard_size: Annotated[int, Field(ge=1, le=4096)] = 256
+
+    @model_validator(mode="after")
+    def _of_targets(self) -> Request:
+        for name in self.ratio_by_class or {}:
+            if self.classes != "all" and name not in self.classes:
+                raise PydanticCustomError(
+                    "explained", "ratio_by_class: {name} is none of classes", {"name": repr(name)}
+                )
+        return self
 
 
 class Curate(Spec):
@@ -272,6 +290,49 @@ class Search(Spec):
             if len(set(parts)) < len(parts):
                 raise PydanticCustomError("explained", "{label} names one twice", {"label": label})
         return self
+
+
+def _as_knob(value: Any) -> Any:
+    """A list of choices, or a range."""
+    if isinstance(value, Range):
+        return value
+    if isinstance(value, dict):
+        try:
+            return Range.model_validate(value)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"])
+            told = {"text": explain(first), "place": place or None}
+            raise PydanticCustomError("explained", "{text}", told) from None
+    if not isinstance(value, list | tuple) or len(value) < 2:
+        raise PydanticCustomError(
+            "explained", "must be a list of two choices or more, or a range: {{low: 1, high: 3}}"
+        )
+    return tuple(value)
+
+
+class Tune(Spec):
+    """Settings that `jobs/tune.py` tries, by what classifiers of one arm reach on val."""
+
+    # Fields of the study, as `--set` names them, to lists of choices or ranges.
+    knobs: dict[str, Annotated[Any, BeforeValidator(_as_knob)]] = {}
+    # Whose objective on val is maximised.
+    arm: str | None = None
+    method: Literal["grid", "random", "optuna"] = "grid"
+    # Of random and optuna; None: 20. A grid tries all.
+    trials: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    # After these no further setting is begun.
+    budget_hours: Annotated[float, Field(gt=0)] | None = None
+    # Classifiers of each setting, the first of search.seeds; None: all.
+    seeds: Annotated[int, Field(ge=1, le=1000)] | None = None
+    # asha: classifiers of a setting are trained with few steps first, and with reduction_factor
+    # times as many where they are among the best 1/reduction_factor so far.
+    scheduler: Literal["none", "asha"] = "none"
+    reduction_factor: Annotated[int, Field(ge=2, le=16)] = 3
+    # Share of training.steps that the first of these trainings has.
+    grace: Fraction = 0.1
+    # How many settings this study was chosen from; written by jobs/tune.py.
+    tried: Annotated[int, Field(ge=0)] = 0
 
 
 class Evaluate(Spec):

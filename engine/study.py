@@ -3,6 +3,7 @@
     base: other.yaml      a file to start from, relative to this one; what stands here is laid over
                           it
     a: null               takes away what the file below says of a
+    a: {b: {c: 1}}        where a is a list of plugins: changes the one that is named b
     --set a.b=c           laid over both; the value is read as YAML
 
 Two people with the same study and the same data get the same step keys, whatever their profiles.
@@ -13,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -40,6 +41,7 @@ from engine.sections import (
     Search,
     Select,
     Split,
+    Tune,
     as_text,
 )
 
@@ -55,6 +57,8 @@ _LABEL = re.compile(r"[a-z][a-z0-9_]{0,31}")
 
 class Study(Spec):
     """What to compute. `docs/study.md` explains every field."""
+
+    later_fields: ClassVar[tuple[str, ...]] = ("tune",)
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
@@ -78,6 +82,8 @@ class Study(Spec):
     curate: Curate = Curate()
     search: Search = Search()
     evaluate: Evaluate = Evaluate()
+    # Read by jobs/tune.py alone: what it tries, and how many settings this study was chosen from.
+    tune: Tune = Tune()
 
     @model_validator(mode="after")
     def _labels(self) -> Study:
@@ -209,12 +215,27 @@ def _overlay(below: dict[Any, Any], above: dict[Any, Any]) -> dict[Any, Any]:
 
 
 def _overlaid(below: Any, above: Any) -> Any:
+    if isinstance(below, list) and isinstance(above, dict):
+        return _overlaid_by_name(below, above)
     if not (isinstance(below, dict) and isinstance(above, dict)):
         return above
     # Another plugin: the fields of the one below mean nothing to it. (A study's own name is none.)
     if "name" in above and "name" in below and above["name"] != below["name"]:
         return above
     return _overlay(below, above)
+
+
+def _overlaid_by_name(below: list[Any], above: dict[Any, Any]) -> Any:
+    """Of a list of plugins, those that `above` names by their names changed, or taken away."""
+    plain = [entry if isinstance(entry, dict) else {"name": entry} for entry in below]
+    names = [entry.get("name") for entry in plain]
+    if not set(above) <= set(names):
+        return above
+    laid = [
+        _overlaid(plain[place], above[name]) if name in above else below[place]
+        for place, name in enumerate(names)
+    ]
+    return [entry for entry in laid if entry is not None]
 
 
 def _load(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -240,19 +261,28 @@ def apply_sets(values: dict[str, Any], sets: Sequence[str]) -> dict[str, Any]:
         name, found, text = setting.partition("=")
         if not found or not all(name.split(".")):
             raise StudyError(_one_line(f"--set {setting}: write it as field.subfield=value"))
-        value = _parse_yaml(text, f"--set {setting}")
-        for part in reversed(name.split(".")):
-            value = {part: value}
         try:
-            values = _overlay(values, value)
+            values = lay(values, name, _parse_yaml(text, f"--set {setting}"))
         except RecursionError:
             raise StudyError(_one_line(f"--set {setting}: nested too deeply")) from None
     return values
 
 
+def lay(values: dict[str, Any], name: str, value: Any) -> dict[str, Any]:
+    """Lay the field `a.b` over `values`."""
+    for part in reversed(name.split(".")):
+        value = {part: value}
+    return _overlay(values, value)
+
+
+def load_values(path: Path, sets: Sequence[str] = ()) -> dict[str, Any]:
+    """What a file and those below it say, as it is written. Raises `StudyError`."""
+    return apply_sets(_load(path), sets)
+
+
 def load_study(path: Path, sets: Sequence[str] = ()) -> Study:
     """Read a study. Raises `StudyError`."""
-    return validate(Study, apply_sets(_load(path), sets), str(path))
+    return validate(Study, load_values(path, sets), str(path))
 
 
 def load_profile(path: Path, sets: Sequence[str] = ()) -> Profile:

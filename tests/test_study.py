@@ -286,7 +286,7 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
         (
             "request.per_class=1",
             "request",
-            "needs exactly one of ratio, balance_to and per_class; has",
+            "needs exactly one of ratio, balance_to, per_class and ratio_by_class; has",
         ),
         ("request.shard_size=0", "request.shard_size", "must be greater than or equal to 1"),
         ("generators={A b: {name: ddpm}}", "generators.A b", "use small letters"),

@@ -28,3 +28,9 @@ class StorageError(EngineError):
 
 class ResumeError(EngineError):
     """What lies in storage was made under other settings, code or weights."""
+
+
+def in_a_line(error: BaseException) -> str:
+    """What an error says; of one that is not ours, its kind too."""
+    text = " ".join(str(error).split())[:500]
+    return text if isinstance(error, EngineError) else f"{type(error).__name__}: {text}"

@@ -36,6 +36,9 @@ class TrialResources(Spec):
     gpus: Annotated[float, Field(ge=0)] = 0.0
     # How often a trial whose process died is tried again before the run stops.
     max_failures: Annotated[int, Field(ge=0)] = 3
+    # Settings of a tuning that are tried at once where each generates images: their streams and
+    # fits share the CPUs and GPUs, and on a small machine two would wait for each other for ever.
+    drivers: Annotated[int, Field(ge=1, le=1000)] = 1
 
 
 class FitResources(Spec):

@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -27,6 +27,9 @@ class Spec(BaseModel):
         validate_default=True,
         protected_namespaces=(),
     )
+
+    # Fields that came after keys were in use: at their defaults they are no part of the identity.
+    later_fields: ClassVar[tuple[str, ...]] = ()
 
 
 S = TypeVar("S", bound=Spec)
@@ -49,7 +52,11 @@ def canonical(value: Any) -> Any:
             raise TypeError(f"no canonical encoding for {value}")
         return value
     if isinstance(value, Spec):
-        return {name: canonical(getattr(value, name)) for name in type(value).model_fields}
+        return {
+            name: canonical(getattr(value, name))
+            for name, field in type(value).model_fields.items()
+            if name not in value.later_fields or getattr(value, name) != field.default
+        }
     if isinstance(value, Mapping):
         if not all(type(key) is str for key in value):
             raise TypeError("no canonical encoding for a mapping whose keys are not strings")

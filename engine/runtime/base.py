@@ -4,9 +4,11 @@ no step."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from engine.core.fit import FitContext
+from engine.core.proposals import Halving, Proposals, Rung, Settings
 from engine.core.resources import FitResources, StageResources, TrialResources
 from engine.core.shards import Shard
 
@@ -26,8 +28,27 @@ class Trial(Protocol):
     def __call__(self, name: str, runtime: Runtime) -> dict[str, float]: ...
 
 
+class Try(Protocol):
+    """Picklable; computes what a setting reaches, rung after rung, on the runtime that it is
+    given."""
+
+    def __call__(self, settings: Settings, runtime: Runtime) -> Iterator[Rung]: ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a setting. reached: None where nothing was. error: why it failed, in a
+    line."""
+
+    number: int
+    settings: Settings
+    reached: Rung | None
+    error: str
+    seconds: float
+
+
 class Runtime(Protocol):
-    """`stream`, `fit` and `search` start what they need; making a runtime costs nothing."""
+    """`stream`, `fit`, `search` and `tune` start what they need; making a runtime costs nothing."""
 
     def stream(
         self, worker: Worker, shards: Sequence[Shard], resources: StageResources
@@ -51,6 +72,23 @@ class Runtime(Protocol):
     ) -> None:
         """Run a trial for each name, several at once; `on_end` is told as each ends. One whose
         process dies is tried again."""
+        ...
+
+    def tune(
+        self,
+        run: Try,
+        proposals: Proposals,
+        halving: Halving | None,
+        resources: TrialResources,
+        leaf: bool,
+        on_end: Callable[[Outcome], None],
+    ) -> None:
+        """Try settings until none is proposed; `on_end` is told what became of each. One that
+        fails ends none of the others.
+
+        leaf: a setting needs small fits alone, computed where it is tried; else it starts streams
+        and fits of its own.
+        """
         ...
 
     def close(self) -> None: ...

@@ -15,16 +15,17 @@ from typing import Any
 
 from engine.core.errors import EngineError, StudyError
 from engine.core.fit import FitContext
+from engine.core.proposals import Halving, Proposals
 from engine.core.resources import FitResources, StageResources, TrialResources
 from engine.core.shards import Shard
-from engine.runtime.base import Trial, Worker
+from engine.runtime.base import Outcome, Trial, Try, Worker
 
 _TEMP_PREFIX = "engine-ray-"
 
 
 class RayRuntime:
-    """Ray Data for `stream`, Ray Train for `fit`, Ray Tune for `search`. Connects when there is
-    work, not before.
+    """Ray Data for `stream`, Ray Train for `fit`, Ray Tune for `search` and `tune`. Connects when
+    there is work, not before.
 
     address: `local` for a private Ray of this process, else the cluster's (`auto` under `ray job
     submit`).
@@ -65,6 +66,21 @@ class RayRuntime:
 
         with tempfile.TemporaryDirectory(prefix=_TEMP_PREFIX) as folder:
             search(run, names, resources, on_end, folder)
+
+    def tune(
+        self,
+        run: Try,
+        proposals: Proposals,
+        halving: Halving | None,
+        resources: TrialResources,
+        leaf: bool,
+        on_end: Callable[[Outcome], None],
+    ) -> None:
+        self._connect()
+        from engine.runtime.tune import tune
+
+        with tempfile.TemporaryDirectory(prefix=_TEMP_PREFIX) as folder:
+            tune(run, proposals, halving, resources, leaf, on_end, folder)
 
     def _connect(self) -> None:
         if self._connected:

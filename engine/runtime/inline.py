@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from engine.core.errors import in_a_line
 from engine.core.fit import FitContext
+from engine.core.proposals import Halving, Proposals, Rung
 from engine.core.resources import FitResources, StageResources, TrialResources
 from engine.core.shards import Shard
-from engine.runtime.base import Trial, Worker
+from engine.runtime.base import Outcome, Trial, Try, Worker
 
 
 class InlineRuntime:
@@ -45,6 +48,34 @@ class InlineRuntime:
         for name in names:
             run(name, alone)
             on_end(name)
+
+    def tune(
+        self,
+        run: Try,
+        proposals: Proposals,
+        halving: Halving | None,
+        resources: TrialResources,
+        leaf: bool,
+        on_end: Callable[[Outcome], None],
+    ) -> None:
+        seen: dict[int, list[float]] = {}
+        while (asked := proposals.ask()) is not None:
+            number, settings = asked
+            started = time.monotonic()
+            reached: Rung | None = None
+            error = ""
+            try:
+                for rung in run(settings, self):
+                    reached = rung
+                    before = seen.setdefault(rung.steps, [])
+                    on = halving is None or halving.goes_on(rung.value, before)
+                    before.append(rung.value)
+                    if not on:
+                        break
+            except Exception as failure:
+                reached, error = None, in_a_line(failure)
+            proposals.tell(number, None if error or reached is None else reached.value)
+            on_end(Outcome(number, settings, reached, error, time.monotonic() - started))
 
     def close(self) -> None:
         return

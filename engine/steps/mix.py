@@ -122,6 +122,8 @@ class Mix(StepKind):
             raise DataError(
                 f"{context.step.label}: no class has fewer than {amount.balance_to} images,"
                 " so that none is added; raise request.balance_to"
+                if amount.balance_to is not None
+                else f"{context.step.label}: request.ratio_by_class rounds to no image of any class"
             )
         short = {
             label: (len(kept.get(label, [])), count)
@@ -147,7 +149,7 @@ class Mix(StepKind):
 
 def wanted_images(real: Mapping[str, int], amount: Amount, classes: Classes) -> dict[str, int]:
     """Images to add to each target class, of its real ones."""
-    return {name: amount.count(real[name]) for name in target_classes(classes, real)}
+    return {name: amount.count(name, real[name]) for name in target_classes(classes, real)}
 
 
 def pool_order(seed: int, image_id: str) -> bytes:

@@ -132,7 +132,10 @@ def needed_images(spec: RequestSpec, real: Mapping[str, int]) -> dict[str, int]:
 
 def count_per_class(request: RequestSettings, train: Mapping[str, int]) -> dict[str, int]:
     """Images to make of each target class, from its real training images. Raises `StudyError`."""
-    counts = {name: request.count(train[name]) for name in target_classes(request.classes, train)}
+    target_classes(tuple(request.ratio_by_class or ()), train, "request.ratio_by_class")
+    counts = {
+        name: request.count(name, train[name]) for name in target_classes(request.classes, train)
+    }
     if sum(counts.values()) > MAX_IMAGES:
         raise StudyError(
             f"request: {sum(counts.values()):,} images are more than {MAX_IMAGES:,}; ask for fewer"
@@ -140,15 +143,16 @@ def count_per_class(request: RequestSettings, train: Mapping[str, int]) -> dict[
     return counts
 
 
-def target_classes(classes: Classes, train: Mapping[str, int]) -> list[str]:
+def target_classes(
+    classes: Classes, train: Mapping[str, int], where: str = "request.classes"
+) -> list[str]:
     """The classes that images are made for. Raises `StudyError` on one that does not exist."""
     if classes == "all":
         return sorted(train)
     unknown = [name for name in classes if name not in train]
     if unknown:
         raise StudyError(
-            f"request.classes: there is no class {unknown[0]!r}; there are"
-            f" {', '.join(sorted(train))[:200]}"
+            f"{where}: there is no class {unknown[0]!r}; there are {', '.join(sorted(train))[:200]}"
         )
     return list(classes)
 

@@ -1,0 +1,238 @@
+"""Settings that a search tries, one after the other, and when one is not worth more.
+
+A setting is a value for each knob. Which settings come follows from the seed; with Optuna, from
+what was reached before too.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from pydantic import model_validator
+from pydantic_core import PydanticCustomError
+
+from engine.core.rng import derive_seed, generator
+from engine.core.spec import Spec
+
+Settings = dict[str, Any]
+Method = Literal["grid", "random", "optuna"]
+
+
+class Range(Spec):
+    """Numbers from low to high, both among them; by equal ratios where `log` is set, in steps from
+    low where `step` is given, whole where `integer` is set."""
+
+    low: float
+    high: float
+    log: bool = False
+    step: float | None = None
+    integer: bool = False
+
+    @model_validator(mode="after")
+    def _possible(self) -> Range:
+        if self.high <= self.low:
+            raise PydanticCustomError("explained", "high must be above low")
+        if self.log and (self.low <= 0 or self.step is not None):
+            raise PydanticCustomError("explained", "log needs low above 0, and no step")
+        if self.step is not None and not 0 < self.step <= self.high - self.low:
+            raise PydanticCustomError("explained", "step must be above 0 and at most high - low")
+        ends = (self.low, self.high, self.step or 1)
+        if self.integer and not all(float(end).is_integer() for end in ends):
+            raise PydanticCustomError("explained", "integer needs whole numbers: low, high, step")
+        return self
+
+    def at(self, share: float) -> float:
+        """The number that a share of 0 to below 1 of the range stands for."""
+        step = self.step or (1.0 if self.integer else None)
+        if self.log:
+            # Of whole numbers, the first and the last are drawn as often as the others.
+            low, high = (self.low - 0.5, self.high + 0.5) if self.integer else (self.low, self.high)
+            value = math.exp(math.log(low) + share * math.log(high / low))
+            value = min(max(round(value), self.low), self.high) if self.integer else value
+        elif step is not None:
+            places = math.floor((self.high - self.low) / step + 1e-9) + 1
+            value = self.low + math.floor(share * places) * step
+        else:
+            value = self.low + share * (self.high - self.low)
+        return self.number(value)
+
+    def number(self, value: float) -> float:
+        # 0.1 + 2 * 0.1 is 0.30000000000000004: hard to read, and another key than 0.3.
+        digits = 6 if self.step is None else 12
+        return round(value) if self.integer else float(f"{value:.{digits}g}")
+
+    def ends(self) -> tuple[float, float]:
+        return self.number(self.low), self.at(1 - 1e-12)
+
+    def all(self) -> tuple[float, ...]:
+        """Every number, where there is a step between them; else none."""
+        step = self.step or (1.0 if self.integer and not self.log else None)
+        if step is None:
+            return ()
+        places = math.floor((self.high - self.low) / step + 1e-9) + 1
+        return tuple(self.number(self.low + place * step) for place in range(places))
+
+
+Space = Mapping[str, tuple[Any, ...] | Range]
+
+
+def grid(space: Space) -> list[Settings]:
+    """Every setting, the last knob changing fastest. Raises `ValueError` with the name of a knob
+    that has no end of values."""
+    for name, knob in space.items():
+        if isinstance(knob, Range) and not knob.all():
+            raise ValueError(name)
+    values = [knob.all() if isinstance(knob, Range) else knob for knob in space.values()]
+    return [dict(zip(space, chosen, strict=True)) for chosen in itertools.product(*values)]
+
+
+def draw(space: Space, random: np.random.Generator) -> Settings:
+    """A setting by chance, each knob by itself."""
+    shares = random.random(len(space))
+    return {
+        name: knob.at(float(share))
+        if isinstance(knob, Range)
+        else knob[int(share * len(knob))]
+        for (name, knob), share in zip(space.items(), shares, strict=True)
+    }  # fmt: skip
+
+
+class Proposals:
+    """Numbered settings: 0 is none at all, what stands; then `count` others by the method.
+
+    known: settings that were asked for before, by number: they come again as they were. note: is
+    told of each new one. ended: whether none is to come any more.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        method: Method,
+        count: int,
+        seed: int,
+        *,
+        known: Mapping[int, Settings] | None = None,
+        note: Callable[[int, Settings], None] | None = None,
+        ended: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.space, self.seed, self.count = space, seed, count
+        self.known, self.note, self.ended = dict(known or {}), note, ended
+        self.number = 0
+        self.listed = grid(space) if method == "grid" else None
+        self.optuna = _Optuna(space, seed) if method == "optuna" else None
+
+    def ask(self) -> tuple[int, Settings] | None:
+        """The next setting and its number, or None where there is no other."""
+        number = self.number
+        if number > self.count or self.ended():
+            return None
+        self.number += 1
+        if number == 0:
+            return 0, {}
+        settings = self.known.get(number)
+        if self.optuna is not None:
+            settings = self.optuna.ask(number, settings)
+        elif settings is None and self.listed is not None:
+            settings = self.listed[number - 1]
+        elif settings is None:
+            settings = draw(self.space, generator(self.seed, "setting", number))
+        if self.note is not None and number not in self.known:
+            self.note(number, settings)
+        return number, settings
+
+    def tell(self, number: int, value: float | None) -> None:
+        """What a setting reached; None where it failed."""
+        if self.optuna is not None and number:
+            self.optuna.tell(number, value)
+
+
+class _Optuna:
+    """Optuna's TPE (Bergstra et al. 2011), whose draws follow from the seed and the number."""
+
+    def __init__(self, space: Space, seed: int) -> None:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self.space, self.seed = space, seed
+        self.study = optuna.create_study(direction="maximize")
+        self.trials: dict[int, Any] = {}
+        self.distributions: dict[str, Any] = {}
+        for name, knob in space.items():
+            if isinstance(knob, Range) and knob.integer:
+                step = 1 if knob.log else int(knob.step or 1)
+                low, high = int(knob.low), int(knob.high)
+                made: Any = optuna.distributions.IntDistribution(low, high, knob.log, step)
+            elif isinstance(knob, Range):
+                made = optuna.distributions.FloatDistribution(
+                    knob.low, knob.high, knob.log, knob.step
+                )
+            else:
+                # By place: a choice may be a list, which Optuna takes for none.
+                made = optuna.distributions.CategoricalDistribution(range(len(knob)))
+            self.distributions[name] = made
+
+    def ask(self, number: int, known: Settings | None) -> Settings:
+        import optuna
+
+        # Settings that are being tried count as bad ones, so that none is asked for twice.
+        with warnings.catch_warnings(category=optuna.exceptions.ExperimentalWarning):
+            warnings.simplefilter("ignore")
+            self.study.sampler = optuna.samplers.TPESampler(
+                seed=derive_seed(self.seed, "setting", number) % 2**32, constant_liar=True
+            )
+        if known is not None:
+            self.study.enqueue_trial(self._places(known))
+        trial = self.trials[number] = self.study.ask(self.distributions)
+        return {
+            name: knob.number(trial.params[name])
+            if isinstance(knob, Range)
+            else knob[trial.params[name]]
+            for name, knob in self.space.items()
+        }  # fmt: skip
+
+    def _places(self, settings: Settings) -> dict[str, Any]:
+        return {
+            name: value if isinstance(knob := self.space[name], Range) else knob.index(value)
+            for name, value in settings.items()
+        }
+
+    def tell(self, number: int, value: float | None) -> None:
+        import optuna
+
+        failed = optuna.trial.TrialState.FAIL if value is None else None
+        self.study.tell(self.trials.pop(number), value, failed)
+
+
+class Rung(NamedTuple):
+    """What a setting reached with so many optimizer steps."""
+
+    steps: int
+    value: float
+
+
+class Halving(NamedTuple):
+    """Successive halving, asynchronous (Li et al. 2020): the budgets of a setting, and which goes
+    on. grace: steps of the first; most: of the last."""
+
+    grace: int
+    reduction_factor: int
+    most: int
+
+    def rungs(self) -> list[int]:
+        """Optimizer steps, rising."""
+        found, steps = [], self.grace
+        while steps < self.most:
+            found.append(steps)
+            steps *= self.reduction_factor
+        return [*found, self.most]
+
+    def goes_on(self, value: float, before: Sequence[float]) -> bool:
+        """Whether a value is among the best 1/reduction_factor of those that were there before it,
+        by the rule of Ray's scheduler."""
+        cut = 100 * (1 - 1 / self.reduction_factor)
+        return not before or value >= float(np.percentile(before, cut))

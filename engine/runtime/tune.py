@@ -1,0 +1,152 @@
+"""Settings of a study on Ray Tune.
+
+What a setting computes lies in the store, so Tune's own state is thrown away and never restored. A
+trial whose setting needs small fits alone computes them in its own process, which goes on to the
+next (`leaf`). Any other drives streams and fits that hold CPUs and GPUs of their own, and holds
+none itself: two that did would wait for each other on a small cluster.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+from ray import tune as ray_tune
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+from ray.tune.search import Searcher
+
+from engine.core.errors import EngineError, in_a_line
+from engine.core.proposals import Halving, Proposals, Rung, Settings
+from engine.core.resources import TrialResources
+from engine.runtime.base import Outcome, Runtime, Trial, Try
+from engine.runtime.cluster import RayRuntime, ray_error_text
+from engine.runtime.inline import InlineRuntime
+
+_VALUE, _STEPS, _ERROR = "objective", "steps", "refused"
+# Ray needs a resource to place a trial by, and every node has so many bytes.
+_DRIVER = {"memory": 1e6}
+
+
+class _Nested(RayRuntime):
+    """Ray as a trial sees it that starts streams and fits: connected already, not its to leave."""
+
+    def __init__(self) -> None:
+        super().__init__("auto", None, warn=lambda text: None)
+        self._connected = True
+
+    def search(
+        self,
+        run: Trial,
+        names: Sequence[str],
+        resources: TrialResources,
+        on_end: Callable[[str], None],
+    ) -> None:
+        # Tune within a trial of Tune is none of its uses.
+        def trial(name: str) -> None:
+            run(name, InlineRuntime(threads=resources.threads))
+
+        task = ray.remote(trial).options(
+            num_cpus=resources.cpus, num_gpus=resources.gpus,
+            # Else a task is placed in what its parent holds, which has no CPU.
+            scheduling_strategy="DEFAULT", max_retries=resources.max_failures,
+        )  # fmt: skip
+        running = {task.remote(name): name for name in names}
+        failed: EngineError | None = None
+        while running:
+            (ended, *_), _ = ray.wait(list(running))
+            name = running.pop(ended)
+            try:
+                ray.get(ended)
+            except Exception as error:
+                # The others go on: what they compute is there for the next attempt.
+                failed = failed or ray_error_text(error) or EngineError(in_a_line(error))
+            on_end(name)
+        if failed is not None:
+            raise failed from None
+
+    def close(self) -> None:
+        return
+
+
+class _Ask(Searcher):
+    """Hands out proposals, and tells them what was reached."""
+
+    def __init__(self, proposals: Proposals, on_end: Callable[[Outcome], None]) -> None:
+        super().__init__(metric=_VALUE, mode="max")
+        self.proposals, self.on_end = proposals, on_end
+        self.asked: dict[str, tuple[int, Settings]] = {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        asked = self.proposals.ask()
+        if asked is None:
+            return str(Searcher.FINISHED)
+        self.asked[trial_id] = asked
+        # As text: Tune reads meaning into / and lists.
+        return {"settings": json.dumps(asked[1])}
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        if trial_id not in self.asked:
+            return
+        number, settings = self.asked.pop(trial_id)
+        told = result or {}
+        why = "its process died" if error or not told else str(told.get(_ERROR, ""))
+        reached = None if why else Rung(int(told[_STEPS]), float(told[_VALUE]))
+        self.proposals.tell(number, reached.value if reached else None)
+        seconds = float(told.get("time_total_s", 0.0))
+        self.on_end(Outcome(number, settings, reached, why, seconds))
+
+    def save(self, checkpoint_path: str) -> None:
+        return
+
+    def restore(self, checkpoint_path: str) -> None:
+        return
+
+
+def tune(
+    run: Try,
+    proposals: Proposals,
+    halving: Halving | None,
+    resources: TrialResources,
+    leaf: bool,
+    on_end: Callable[[Outcome], None],
+    folder: str,
+) -> None:
+    """Try settings until none is proposed, as many at once as there is room for."""
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    threads = resources.threads
+
+    def trial(config: dict[str, Any]) -> None:
+        runtime: Runtime = InlineRuntime(threads=threads) if leaf else _Nested()
+        try:
+            for rung in run(json.loads(config["settings"]), runtime):
+                ray_tune.report({_VALUE: rung.value, _STEPS: rung.steps})
+        except Exception as error:
+            # Another attempt would come to the same: Tune is not told of a failure.
+            told = {_VALUE: float("-inf"), _STEPS: 0, _ERROR: in_a_line(error)}
+            ray_tune.report(told)
+
+    held = {"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})}
+    scheduler = FIFOScheduler()
+    if halving is not None:
+        scheduler = ASHAScheduler(
+            time_attr=_STEPS, metric=_VALUE, mode="max", max_t=halving.most,
+            grace_period=halving.grace, reduction_factor=halving.reduction_factor,
+        )  # fmt: skip
+    tuner = ray_tune.Tuner(
+        ray_tune.with_resources(trial, held if leaf else _DRIVER),
+        # One process goes on from setting to setting: starting one costs more than a small fit.
+        tune_config=ray_tune.TuneConfig(
+            search_alg=_Ask(proposals, on_end), scheduler=scheduler, num_samples=-1,
+            max_concurrent_trials=None if leaf else resources.drivers, reuse_actors=True,
+        ),
+        run_config=ray_tune.RunConfig(
+            name="tune", storage_path=folder, verbose=0,
+            failure_config=ray_tune.FailureConfig(max_failures=resources.max_failures),
+        ),
+    )  # fmt: skip
+    tuner.fit()

@@ -1,0 +1,361 @@
+"""A study's settings tried, by what the classifiers of one arm reach on val.
+
+A setting is the study with other values in some fields. What it needs is what the study itself
+would compute with these values: a setting is found again when its study runs, and a restart costs
+what is missing. Test stays closed. The best setting is written down as a study, with the number of
+settings that it was chosen from.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import yaml
+
+from engine.core.errors import EngineError, StudyError
+from engine.core.manifest import Manifest, read_manifest
+from engine.core.progress import say
+from engine.core.proposals import Halving, Proposals, Range, Rung, Settings, grid
+from engine.core.spec import Spec, digest
+from engine.core.step import Step, upstream
+from engine.core.store import Store
+from engine.execute import Trials, execute
+from engine.plan import named, plan
+from engine.profile import Profile
+from engine.report.tries import shown
+from engine.runtime.base import Outcome, Runtime
+from engine.sections import Tune
+from engine.steps.search import SearchSpec, trial_steps
+from engine.study import Study, lay, validate
+
+# What settings may differ in. All else would change what they are compared on, or nothing.
+TUNABLE = (
+    "embedder", "cluster", "select", "reduce", "generators", "request", "classifier", "training",
+    "curate",
+)  # fmt: skip
+_TRIALS = 20
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a try's process runs: a setting's classifiers and all that they need.
+
+    values: the study as it is written.
+    """
+
+    values: dict[str, Any]
+    tune: Tune
+    store: Store
+    profile: Profile
+
+    def study(self, settings: Settings) -> Study:
+        """Raises `StudyError`."""
+        values = self.values
+        for name, value in settings.items():
+            values = lay(values, name, value)
+        told = ", ".join(f"{name}={shown(value)}" for name, value in settings.items())
+        return validate(Study, values, told or "study")
+
+    def halving(self) -> Halving | None:
+        if self.tune.scheduler == "none":
+            return None
+        most = self.study({}).training.steps
+        return Halving(max(1, round(self.tune.grace * most)), self.tune.reduction_factor, most)
+
+    def classifiers(self, settings: Settings, steps: int | None = None) -> list[Step]:
+        """The `train` steps of the arm, of as many optimizer steps. Raises `StudyError`."""
+        study = self.study(settings)
+        if study.classifier is None:
+            raise StudyError("tune: needs a classifier, by which settings are compared")
+        (search,) = named(plan(study), "search")
+        spec = search.spec_as(SearchSpec)
+        if steps is not None:
+            training = spec.training.model_copy(update={"steps": steps})
+            search = replace(search, spec=spec.model_copy(update={"training": training}))
+        # Of the first generator fit alone: the others are the study's, to see whether it holds.
+        found = [
+            trial.step
+            for trial in trial_steps(search)
+            if trial.arm.name == self.tune.arm and trial.fit == 0
+        ]
+        if not found:
+            what = f"there is no arm {self.tune.arm!r}" if self.tune.arm else "name one to judge by"
+            arms = ", ".join(arm.name for arm in spec.arms)
+            raise StudyError(f"tune.arm: {what}; there are {arms}")
+        wanted = self.tune.seeds or len(found)
+        if wanted > len(found):
+            raise StudyError(f"tune.seeds: {wanted}: search.seeds has {len(found)}; raise it")
+        return found[:wanted]
+
+    def needs(self, settings: Settings) -> list[Step]:
+        """All that the classifiers need, inputs first."""
+        trains = self.classifiers(settings)
+        return upstream([needed for step in trains for needed in step.inputs.values()])
+
+    def scores(self, manifests: Iterable[Manifest]) -> list[float]:
+        """What classifiers reached on val."""
+        return [float(manifest.metrics["val"][self.objective]) for manifest in manifests]
+
+    @property
+    def objective(self) -> str:
+        return self.study({}).training.objective
+
+    def __call__(self, settings: Settings, runtime: Runtime) -> Iterator[Rung]:
+        execute(self.needs(settings), self.store, runtime, self.profile, quiet=True)
+        runner = Trials(self.store, runtime, self.profile)
+        halving = self.halving()
+        for steps in halving.rungs() if halving else [None]:
+            trains = self.classifiers(settings, steps)
+            found = runner.find(trains)
+            missing = [step for step in trains if step.key not in found]
+            if missing:
+                found |= runner.run(missing, lambda count: None)
+            value = float(np.mean(self.scores(found.values())))
+            yield Rung(steps or self.study(settings).training.steps, value)
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What came of a tuning. tries: a row for each setting, by number; best: one of them. study:
+    the study file that it makes."""
+
+    tries: list[dict[str, Any]]
+    best: dict[str, Any]
+    objective: str
+    study: str
+
+
+def tune(values: dict[str, Any], store: Store, runtime: Runtime, profile: Profile) -> Tried:
+    """Try what the study's section `tune` says. Raises `StudyError` before anything is computed,
+    and `EngineError` where no setting could be computed."""
+    started = time.monotonic()
+    study = validate(Study, values, "study")
+    settings = study.tune
+    one = Setting(values, settings, store, profile)
+    sides = check(one)
+    listed = known_settings(one, study.seed)
+    count = len(listed) if listed is not None else settings.trials or _TRIALS
+    ends = None if settings.budget_hours is None else started + 3600 * settings.budget_hours
+
+    def ended() -> bool:
+        return ends is not None and time.monotonic() > ends
+
+    before = {step.key for step in one.needs({})}
+    leaf = all({step.key for step in one.needs(side)} == before for side in sides)
+    say(f"{count} settings and the study as it is, judged by {settings.arm} on val")
+    prepare(one, sides, listed, runtime, ended)
+    notes = Notes(store, one, study.seed)
+    # Other methods name the same settings each time.
+    remembers = settings.method == "optuna"
+    proposals = Proposals(
+        settings.knobs, settings.method, count, study.seed, ended=ended,
+        known=notes.read() if remembers else None, note=notes.write if remembers else None,
+    )  # fmt: skip
+    rows: dict[int, dict[str, Any]] = {}
+    objective = study.training.objective
+    halving = one.halving()
+
+    def on_end(outcome: Outcome) -> None:
+        row = row_of(one, outcome, halving)
+        rows[outcome.number] = row
+        told = row["error"] or f"{objective} {row['mean']:.3f}" + (
+            "" if row["state"] == "ok" else f" at {row['steps']:,} steps, stopped"
+        )
+        what = ", ".join(f"{name} {shown(value)}" for name, value in outcome.settings.items())
+        say(f"try {outcome.number} of {count} ({what or 'the study as it is'}): {told}")
+
+    runtime.tune(one, proposals, halving, profile.trial, leaf, on_end)
+    tries = [rows[number] for number in sorted(rows)]
+    done = [row for row in tries if row["state"] == "ok"]
+    if not done:
+        first = next((row["error"] for row in tries if row["error"]), "the budget was too short")
+        raise EngineError(f"tune: none of {len(tries)} settings could be computed: {first}")
+    best = max(done, key=lambda row: row["mean"])
+    return Tried(tries, best, objective, tuned_study(one, study, tries, best))
+
+
+def check(one: Setting) -> list[Settings]:
+    """Refuse what cannot be tried; returns settings that differ from the study in one knob
+    each. Raises `StudyError`."""
+    settings = one.tune
+    if not settings.knobs:
+        raise StudyError("tune.knobs: name the fields to try, as generators.ddpm.guidance_scale")
+    if settings.method == "grid" and settings.trials is not None:
+        raise StudyError("tune.trials: a grid tries every setting; leave it out, or say random")
+    for name in settings.knobs:
+        refuse(name, settings)
+    one.classifiers({})
+    sides = []
+    for name, knob in settings.knobs.items():
+        values = knob.ends() if isinstance(knob, Range) else knob
+        keys = set()
+        for value in values:
+            sides.append({name: value})
+            # Every value is a study that can be planned, before any is computed.
+            keys.add(one.classifiers({name: value})[0].key)
+        if len(keys) == 1:
+            raise StudyError(
+                f"tune.knobs: {name} changes nothing that {settings.arm} is trained on; leave it"
+                " out, or name another arm as tune.arm"
+            )
+    return sides
+
+
+def refuse(name: str, settings: Tune) -> None:
+    """Refuse a knob that would change what settings are compared on. Raises `StudyError`."""
+    section = name.split(".")[0]
+    if section not in TUNABLE:
+        raise StudyError(
+            f"tune.knobs: {name} is no setting: it changes what settings are compared on, or"
+            f" nothing; there are fields of {', '.join(TUNABLE)}"
+        )
+    if name == "training.objective":
+        raise StudyError("tune.knobs: training.objective is what settings are compared by")
+    if name in ("training", "training.steps") and settings.scheduler == "asha":
+        raise StudyError(f"tune.knobs: asha gives each setting its steps; leave {name} out")
+    for other in settings.knobs:
+        if other.startswith(f"{name}."):
+            raise StudyError(f"tune.knobs: {other} is a part of {name}; leave one of them out")
+
+
+def known_settings(one: Setting, seed: int) -> list[Settings] | None:
+    """All settings, where the method can name them before any is tried. Raises `StudyError`."""
+    settings = one.tune
+    if settings.method == "optuna":
+        try:
+            import optuna  # noqa: F401
+        except ImportError:
+            raise StudyError(
+                "tune.method: optuna needs Optuna: pip install"
+                ' "synthetic-training-engine[optuna]", or say random'
+            ) from None
+        return None
+    try:
+        if settings.method == "grid":
+            return grid(settings.knobs)
+    except ValueError as error:
+        raise StudyError(
+            f"tune.knobs.{error}: a grid needs a list, or a step between low and high"
+        ) from None
+    proposals = Proposals(settings.knobs, "random", settings.trials or _TRIALS, seed)
+    return [asked[1] for asked in iter(proposals.ask, None)][1:]
+
+
+def prepare(
+    one: Setting, sides: Sequence[Settings], listed: Sequence[Settings] | None, runtime: Runtime,
+    ended: Callable[[], bool],
+) -> None:  # fmt: skip
+    """Compute what settings share before any is tried, each step once."""
+    counts: Counter[str] = Counter()
+    steps: dict[str, Step] = {}
+    tried = [{}, *(listed if listed is not None else sides)]
+    for settings in tried:
+        try:
+            needed = one.needs(settings)
+        except EngineError:
+            continue  # said where it is tried
+        steps |= {step.key: step for step in needed}
+        counts.update(step.key for step in needed)
+    # What Optuna will ask for is not known: what all need is needed in any case.
+    least = 2 if listed is not None else len(tried)
+    common = [step for step in steps.values() if counts[step.key] == len(tried)]
+    execute(common, one.store, runtime, one.profile)
+    for step in steps.values():
+        if least <= counts[step.key] < len(tried) and not ended():
+            try:
+                execute(upstream([step]), one.store, runtime, one.profile, quiet=True)
+            except EngineError:
+                continue  # said where it is tried
+
+
+class Notes:
+    """Which settings were asked for, in the store: Optuna's depend on which were done first, and a
+    restart goes on with those that a kill ended."""
+
+    def __init__(self, store: Store, one: Setting, seed: int) -> None:
+        left_out = {"trials": None, "budget_hours": None, "tried": 0}
+        key = digest(
+            {
+                "tune": one.tune.model_copy(update=left_out).model_dump(mode="json"),
+                "steps": [step.key for step in one.classifiers({})], "seed": seed,
+            }
+        )  # fmt: skip
+        self.store, self.folder = store, store.work(key)
+
+    def read(self) -> dict[int, Settings]:
+        found = {}
+        for key in self.store.listing(self.folder):
+            noted = json.loads(self.store.read(key))
+            found[int(noted["number"])] = dict(noted["settings"])
+        return found
+
+    def write(self, number: int, settings: Settings) -> None:
+        text = json.dumps({"number": number, "settings": settings})
+        self.store.put(self.store.join(self.folder, f"{number:06d}.json"), text.encode())
+
+
+def row_of(one: Setting, outcome: Outcome, halving: Halving | None) -> dict[str, Any]:
+    """A row of the table of tries."""
+    row: dict[str, Any] = {"try": outcome.number}
+    for name in one.tune.knobs:
+        row[name] = outcome.settings[name] if outcome.number else field_of(one.study({}), name)
+    scores: list[float] = []
+    if outcome.reached is not None:
+        steps = outcome.reached.steps if halving else None
+        trains = one.classifiers(outcome.settings, steps)
+        manifests = [read_manifest(one.store, step) for step in trains]
+        scores = one.scores(manifest for manifest in manifests if manifest is not None)
+    state = "failed" if outcome.reached is None else "ok"
+    if halving is not None and outcome.reached is not None and outcome.reached.steps < halving.most:
+        state = "stopped"
+    return {
+        **row, "state": state,
+        "mean": float(np.mean(scores)) if scores else None,
+        "sd": float(np.std(scores, ddof=1)) if len(scores) > 1 else None,
+        "steps": outcome.reached.steps if outcome.reached else None,
+        "seconds": round(outcome.seconds, 1), "error": outcome.error, "scores": scores,
+    }  # fmt: skip
+
+
+def tuned_study(
+    one: Setting, study: Study, tries: Sequence[Mapping[str, Any]], best: Mapping[str, Any]
+) -> str:
+    """The study with the best setting, as a file that says what it was chosen from."""
+    knobs = one.tune.knobs
+    different = {tuple(shown(row[name]) for name in knobs) for row in tries}
+    tried = one.tune.tried + len(different)
+    values = one.values
+    if best["try"]:
+        for name in knobs:
+            values = lay(values, name, best[name])
+    name = study.name if study.name.endswith("-tuned") else f"{study.name[:58]}-tuned"
+    values = {**values, "name": name, "tune": {"tried": tried}}
+    stands = next((row["mean"] for row in tries if row["try"] == 0), None)
+    head = (
+        f"# {study.name} with the best of {tried} settings by {one.tune.arm} on val:"
+        f" {study.training.objective} {best['mean']:.3f}"
+        + (f" ({stands:.3f} as it was)." if stands is not None else ".")
+        + "\n# Val has been chosen on: what this setting is worth is for test to say.\n"
+    )
+    return head + yaml.safe_dump(
+        values, sort_keys=False, allow_unicode=True, width=100, default_flow_style=None
+    )
+
+
+def field_of(study: Study, name: str) -> Any:
+    """What a study says of a dotted field, its defaults among it; None where it has none."""
+    found: Any = study
+    for part in name.split("."):
+        if isinstance(found, tuple):
+            found = next((entry for entry in found if getattr(entry, "name", "") == part), None)
+        elif isinstance(found, Mapping):
+            found = found.get(part)
+        else:
+            found = getattr(found, part, None)
+    return found.model_dump(mode="json") if isinstance(found, Spec) else found
