@@ -192,21 +192,22 @@ class Trials:
     def run(self, steps: Sequence[Step], on_end: Callable[[int], None]) -> dict[str, Manifest]:
         needed = {needed.key: needed for step in steps for needed in step.inputs.values()}
         inputs = {key: read_manifest(self.store, needed) for key, needed in needed.items()}
-        by_key = {step.key: step for step in steps}
-        trial = RunTrial(by_key, inputs, self.store, self.profile)
-        self.runtime.search(trial, list(by_key), self.profile.trial, lambda _: on_end(1))
+        # The name is what an error tells of a trial.
+        by_name = {f"{step.label} ({step.key})": step for step in steps}
+        trial = RunTrial(by_name, inputs, self.store, self.profile)
+        self.runtime.search(trial, list(by_name), self.profile.trial, lambda _: on_end(1))
         made = {}
-        for key, step in by_key.items():
+        for step in steps:
             manifest = read_manifest(self.store, step)
             if manifest is None:
                 raise EngineError(f"{step.label}: its trial ended without a result")
-            made[key] = manifest
+            made[step.key] = manifest
         return made
 
 
 @dataclass(frozen=True)
 class RunTrial:
-    """What a trial's process runs: one step, by its key."""
+    """What a trial's process runs: one step, by its name."""
 
     steps: dict[str, Step]
     inputs: dict[str, Manifest | None]

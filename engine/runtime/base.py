@@ -71,7 +71,8 @@ class Runtime(Protocol):
         on_end: Callable[[str], None],
     ) -> None:
         """Run a trial for each name, several at once; `on_end` is told as each ends. One whose
-        process dies is tried again."""
+        process dies is tried again. Where one fails the others are run all the same, and then the
+        first error is raised."""
         ...
 
     def tune(

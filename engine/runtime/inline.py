@@ -45,9 +45,16 @@ class InlineRuntime:
     ) -> None:
         # As many threads as elsewhere: sums of floats depend on it.
         alone = InlineRuntime(resources.threads)
+        failed: Exception | None = None
         for name in names:
-            run(name, alone)
+            try:
+                run(name, alone)
+            except Exception as error:
+                failed = failed or error
+                continue
             on_end(name)
+        if failed is not None:
+            raise failed
 
     def tune(
         self,

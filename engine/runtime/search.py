@@ -63,10 +63,13 @@ def search(
         ),
     )  # fmt: skip
     results = tuner.fit()
-    for error in results.errors:
-        if (own := ray_error_text(error)) is not None:
-            raise own from None
-        raise EngineError(f"a trial failed: {' '.join(str(error).split())[-500:]}") from error
+    # All others have been run, and what they computed stays.
+    for result in results:
+        if (error := result.error) is not None:
+            if (own := ray_error_text(error)) is not None:
+                raise own from None
+            name = (result.config or {}).get("name", "a trial")
+            raise EngineError(f"{name} failed: {' '.join(str(error).split())[-500:]}") from error
     for result in results:
         if _REFUSED in (result.metrics or {}):
             raise EngineError(result.metrics[_REFUSED])

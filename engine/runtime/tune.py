@@ -62,7 +62,8 @@ class _Nested(RayRuntime):
                 ray.get(ended)
             except Exception as error:
                 # The others go on: what they compute is there for the next attempt.
-                failed = failed or ray_error_text(error) or EngineError(in_a_line(error))
+                told = EngineError(f"{name} failed: {in_a_line(error)}")
+                failed = failed or ray_error_text(error) or told
             on_end(name)
         if failed is not None:
             raise failed from None
