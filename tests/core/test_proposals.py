@@ -29,7 +29,9 @@ def optimum(settings: Settings) -> float:
 def test_a_grid_is_every_combination_after_the_study_as_it_is() -> None:
     space: Space = {"a": (1, 2), "b": Range(low=0.1, high=0.3, step=0.1)}
     found = grid(space)
-    assert [list(one.values()) for one in found] == [[a, b] for a in (1, 2) for b in (0.1, 0.2, 0.3)]
+    assert [(one["a"], one["b"]) for one in found] == [
+        (a, b) for a in (1, 2) for b in (0.1, 0.2, 0.3)
+    ]
     assert asked(Proposals(space, "grid", len(found), seed=1)) == [{}, *found]
 
 

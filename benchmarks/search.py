@@ -1,0 +1,378 @@
+"""A search of 6 ratios × 5 seeds: the engine on Ray, a plain loop, and Optuna, on two cores.
+
+30 classifiers (`small`, digits at 16 px) train on real images and moved copies of them at six
+ratios, five seeds each. All rivals train by the engine's own function (`nets.classification.train`)
+on the same images; what differs is what is around it.
+
+engine: the `train` steps of a study as trials of Ray Tune, two processes of one thread. Each reads
+what its arm trains on from the store and commits weights, predictions and a manifest. `warm` has
+its processes already; `cold` starts Ray too.
+loop: one process of two threads, images decoded once and held; nothing is kept but a figure.
+loop, decoding: the same, decoding the images in every trial.
+optuna: the same grid from its queue, two processes of one thread that share a journal file; images
+held. Its processes are started each time. (Its grid sampler ran trials twice and left others out
+where two processes shared it.)
+
+How to read it. Ratios are rival / engine, of wall time: above 1 the engine is faster. Rivals are
+run in turn. Overhead per trial is told twice: of empty trials through Ray (what the framework
+costs), and of trials of one optimizer step in one process, with and without the store (what it
+costs that all is kept). At the end a search is killed in its middle (SIGKILL) and run again.
+
+`python -m benchmarks.search [--steps N] [--rounds N] [--only-restart]`
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.timing import Cost, machine, print_table, quartiles, ratios, timed
+from engine.core.arrays import Stack, read_pixels
+from engine.core.dataset import class_names, split_index
+from engine.core.fit import FitContext
+from engine.core.manifest import Manifest, read_manifest
+from engine.core.registry import resolve
+from engine.core.rng import derive_seed
+from engine.core.step import Step, upstream
+from engine.core.store import Store
+from engine.execute import RunTrial, Trials, execute
+from engine.nets.classification import LabelledImages, class_numbers, train
+from engine.plan import named, plan
+from engine.profile import Profile
+from engine.runtime.base import Runtime
+from engine.runtime.cluster import RayRuntime
+from engine.runtime.inline import InlineRuntime
+from engine.steps.search import trial_steps
+from engine.steps.train import TrainClassifier
+from engine.study import Study, validate
+
+RATIOS, SEEDS = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0), 5
+TRIALS = len(RATIOS) * SEEDS
+PROFILE: dict[str, Any] = {"num_cpus": 2, "trial": {"cpus": 1, "threads": 1}, "mlflow": "none"}
+
+
+def study_of(steps: int) -> Study:
+    return validate(
+        Study,
+        {
+            "name": "benchmark", "seed": 7, "reader": "digits",
+            "preprocess": {"size": 16, "channels": "L"}, "split": {"group": "none"},
+            "generators": {"moved": {"name": "traditional", "rotate": 10}},
+            "request": {"ratio": 4}, "classifier": {"name": "small", "channels": [16, 32, 64]},
+            "training": {"steps": steps, "batch_size": 32, "learning_rate": 3e-3,
+                         "evaluate_every": max(1, steps // 6)},
+            "search": {"ratios": list(RATIOS), "seeds": SEEDS},
+        },
+        "benchmark",
+    )  # fmt: skip
+
+
+def trials_of(study: Study) -> list[Step]:
+    (search,) = named(plan(study), "search")
+    found = [trial.step for trial in trial_steps(search) if trial.arm.family == "moved"]
+    assert len(found) == TRIALS
+    return found
+
+
+def needed(steps: Sequence[Step]) -> list[Step]:
+    return upstream([one for step in steps for one in step.inputs.values()])
+
+
+# The rivals' side ---------------------------------------------------------------------------------
+
+
+@dataclass
+class Trainer:
+    """What a script of one's own would do, given the engine's training function: images held in
+    memory, or read anew for every trial."""
+
+    storage: str
+    steps: list[Step]
+    threads: int
+    decodes: bool = False
+
+    def load(self) -> None:
+        self.store = Store(self.storage)
+        manifests = {key: read_manifest(self.store, one)
+                     for one in needed(self.steps) for key in [one.key]}  # fmt: skip
+        self.held: dict[tuple[str, ...], tuple[np.ndarray, list[str]]] = {}
+        self.fits = []
+        for step in self.steps:
+            inputs = {name: manifests[one.key] for name, one in step.inputs.items()}
+            self.fits.append(self._fit(step, {k: v for k, v in inputs.items() if v is not None}))
+
+    def _fit(self, step: Step, inputs: Mapping[str, Manifest]) -> TrainClassifier:
+        ingest, spec = inputs["ingest"], step.spec
+        pools = [manifest for name, manifest in inputs.items() if name.startswith("generate")]
+        return TrainClassifier(
+            self.store, spec, class_names(ingest), tuple(ingest.keys(split="train")),
+            tuple(tuple(part.key for part in pool.parts if "label" in part.tags) for pool in pools),
+            tuple(ingest.keys(split="val")), tuple(inputs["mix"].keys(table="members")),
+            split_index(self.store, ingest, spec.task, "val"),
+        )  # fmt: skip
+
+    def _pixels(self, keys: tuple[str, ...], shape: tuple[int, int, int]) -> Any:
+        if self.decodes or keys not in self.held:
+            self.held[keys] = read_pixels(self.store, keys, shape)
+        return self.held[keys]
+
+    def __call__(self, number: int) -> float:
+        """Trains trial `number`; returns its macro F1 on val."""
+        fit = self.fits[number]
+        shape = fit.spec.preprocess.shape
+        classifier = resolve("classifiers", fit.spec.classifier.name)(
+            fit.spec.classifier, fit.spec.preprocess, fit.classes
+        )
+        pools = [self._pixels(keys, shape) for keys in (fit.images, *fit.synthetic)]
+        val, _ = self._pixels(fit.val_images, shape)
+        labels = class_numbers(fit.val["label.class"].to_pylist(), fit.classes)
+        (members,) = self.store.tables(list(fit.members))
+        places = {name: place for place, name in enumerate(chain(*(ids for _, ids in pools)))}
+        data = LabelledImages(
+            Stack([pixels for pixels, _ in pools]),
+            class_numbers(members["label.class"].to_pylist(), fit.classes),
+            members["weight"].to_numpy(),
+            np.asarray([places[name] for name in members["image_id"].to_pylist()]),
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            context = FitContext(Store(folder), "work", "output", "one", "none",
+                                 threads=self.threads, checkpoint_every=10**9)  # fmt: skip
+            made = train(
+                context, classifier.build, classifier.prepare, data,
+                LabelledImages(val, labels, np.ones(len(labels))), fit._score,
+                fit.spec.training, derive_seed(fit.spec.seed, "train"),
+            )  # fmt: skip
+        return fit._score(labels, made.probabilities)["macro_f1"]
+
+
+def loop(trainer: Trainer) -> list[float]:
+    trainer.load()
+    return [trainer(number) for number in range(TRIALS)]
+
+
+def optimize(trainer: Trainer, journal: str) -> None:
+    """One of Optuna's processes: trials until none waits."""
+    import optuna
+
+    trainer.load()
+    study = optuna.load_study(study_name="grid", storage=_journal(journal))
+
+    def objective(trial: Any) -> float:
+        ratio = trial.suggest_int("ratio", 0, len(RATIOS) - 1)
+        return trainer(ratio * SEEDS + trial.suggest_int("seed", 0, SEEDS - 1))
+
+    def ends(study: Any, trial: Any) -> None:
+        if not study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.WAITING]):
+            study.stop()
+
+    study.optimize(objective, callbacks=[ends])
+
+
+def _journal(path: str) -> Any:
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return JournalStorage(JournalFileBackend(path))
+
+
+def by_optuna(trainer: Trainer) -> list[float]:
+    """The grid by two processes; returns what each trial reached."""
+    import optuna
+
+    with tempfile.TemporaryDirectory() as folder:
+        journal = f"{folder}/journal"
+        study = optuna.create_study(study_name="grid", storage=_journal(journal))
+        for number in range(TRIALS):
+            study.enqueue_trial({"ratio": number // SEEDS, "seed": number % SEEDS})
+        spawn = multiprocessing.get_context("spawn")
+        processes = [spawn.Process(target=optimize, args=(trainer, journal)) for _ in range(2)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+        found = {trial.params["ratio"] * SEEDS + trial.params["seed"]: trial.value
+                 for trial in study.trials if trial.value is not None}  # fmt: skip
+        assert len(study.trials) == TRIALS
+    return [float(found[number]) for number in range(TRIALS)]
+
+
+# The engine's side --------------------------------------------------------------------------------
+
+
+def by_engine(base: Path, steps: list[Step], runtime: Runtime) -> list[float]:
+    """The trials in a storage of their own, which has all that they need."""
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(base, folder, dirs_exist_ok=True)
+        store = Store(folder)
+        made = Trials(store, runtime, profile_at(folder)).run(steps, lambda count: None)
+        return [float(made[step.key].metrics["val"]["macro_f1"]) for step in steps]
+
+
+def profile_at(storage: str) -> Profile:
+    return validate(Profile, {**PROFILE, "storage": storage}, "profile")
+
+
+def nothing(name: str, runtime: Runtime) -> dict[str, float]:
+    """An empty trial."""
+    return {}
+
+
+def overheads(base: Path, runtime: Runtime) -> None:
+    """Seconds per trial that are not training."""
+    resources, names = profile_at("runs").trial, [f"trial {number}" for number in range(TRIALS)]
+    empty = [
+        timed(lambda: runtime.search(nothing, names, resources, lambda _: None)).wall / TRIALS
+        for _ in range(3)
+    ]
+    short = trials_of(study_of(1))
+    trainer = Trainer(str(base), short, threads=1)
+    trainer.load()
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(base, folder, dirs_exist_ok=True)
+        store, alone = Store(folder), InlineRuntime(threads=1)
+        inputs = {one.key: read_manifest(store, one) for one in needed(short)}
+        run = RunTrial({step.key: step for step in short}, inputs, store, profile_at(folder))
+        kept: list[float] = []
+        for number, step in enumerate(short):
+            bare = timed(lambda number=number: trainer(number)).wall
+            kept.append(timed(lambda step=step: run(step.key, alone)).wall - bare)
+    print_table(
+        "overhead, s per trial: median [quartiles]",
+        ["what", "s"],
+        [
+            ["empty trials on a warm Ray, two at once", quartiles(empty).show()],
+            ["one step of training: store and all - bare, one process", quartiles(kept[2:]).show()],
+        ],
+    )
+
+
+def manifests(storage: str) -> list[Path]:
+    return list(Path(storage).glob("steps/train/*/manifest.json"))
+
+
+def restart(base: Path, steps: int) -> None:
+    """Kill a search in its middle, then run it again: which trials are computed twice."""
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(base, folder, dirs_exist_ok=True)
+        command = [sys.executable, "-m", "benchmarks.search", "--child", folder]
+        command += ["--steps", str(steps)]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        begun = time.perf_counter()
+        child = subprocess.Popen(command, **quiet)  # type: ignore[call-overload]
+        while len(manifests(folder)) < TRIALS // 2 and child.poll() is None:
+            time.sleep(0.02)
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait()
+        first = time.perf_counter() - begun
+        time.sleep(5)  # its private Ray dies with it
+        kept = {path: path.read_bytes() for path in manifests(folder)}
+        begun = time.perf_counter()
+        again = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+        second = time.perf_counter() - begun
+        same = sum(path.read_bytes() == text for path, text in kept.items())
+    print_table(
+        "killed (SIGKILL) and run again",
+        ["", "trials", "s with Ray's start"],
+        [
+            ["committed when it was killed", f"{len(kept)}", f"{first:.1f}"],
+            ["of these left as they were", f"{same}", ""],
+            ["made by the second run", f"{again['made']}", f"{second:.1f}"],
+            ["in flight at the kill, at most", "2", ""],
+        ],
+    )
+
+
+def child(storage: str, steps: int) -> None:
+    """A search as a process of its own."""
+    store, wanted = Store(storage), trials_of(study_of(steps))
+    runtime = RayRuntime("local", 2, warn=print)
+    runner = Trials(store, runtime, profile_at(storage))
+    found = runner.find(wanted)
+    missing = [step for step in wanted if step.key not in found]
+    runner.run(missing, lambda count: None)
+    runtime.close()
+    print(json.dumps({"made": len(missing)}), flush=True)
+
+
+def compare(base: Path, steps: int, rounds: int) -> None:
+    wanted = trials_of(study_of(steps))
+    scores: dict[str, list[float]] = {}
+    warm = RayRuntime("local", 2, warn=print)
+    by_engine(base, wanted[:2], warm)
+
+    def cold() -> list[float]:
+        # One Ray at a time in a process: in a child.
+        with tempfile.TemporaryDirectory() as folder:
+            shutil.copytree(base, folder, dirs_exist_ok=True)
+            command = [sys.executable, "-m", "benchmarks.search", "--child", folder]
+            subprocess.run([*command, "--steps", str(steps)], capture_output=True, check=True)
+        return []
+
+    works: dict[str, Callable[[], list[float]]] = {
+        "engine, warm": lambda: by_engine(base, wanted, warm),
+        "loop": lambda: loop(Trainer(str(base), wanted, 2)),
+        "optuna": lambda: by_optuna(Trainer(str(base), wanted, 1)),
+        "engine, cold": cold,
+        "loop, decoding": lambda: loop(Trainer(str(base), wanted, 2, decodes=True)),
+    }
+    costs: dict[str, list[Cost]] = {name: [] for name in works}
+    for number in range(rounds):
+        order = list(works) if number % 2 == 0 else list(works)[::-1]
+        for name in order:
+            costs[name].append(timed(lambda name=name: scores.update({name: works[name]()})))
+            print(f"  {name}: {costs[name][-1].wall:.1f} s, load {os.getloadavg()[0]:.1f}")
+    lines = []
+    for name, found in costs.items():
+        engine = costs["engine, cold" if name == "optuna" else "engine, warm"]
+        means = np.reshape(scores[name], (-1, SEEDS)).mean(1) if scores[name] else []
+        best = f"x{RATIOS[int(np.argmax(means))]:g}, {max(means):.4f}" if len(means) else ""
+        wall = quartiles([cost.wall for cost in found])
+        lines.append([name, wall.show(1), ratios(found, engine)[0].show(2), best])
+    print_table(
+        f"{TRIALS} trials of {steps} steps (optuna's ratio is to the engine with Ray's start)",
+        ["", "s", "wall / engine", "best on val"], lines,
+    )  # fmt: skip
+    overheads(base, warm)
+    warm.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--only-restart", action="store_true")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        child(arguments.child, arguments.steps)
+        return
+    print(machine("torch", "optuna"))
+    with tempfile.TemporaryDirectory() as folder:
+        base = Path(folder)
+        profile = profile_at(folder)
+        steps = needed(trials_of(study_of(arguments.steps)))
+        execute(steps, Store(folder), InlineRuntime(), profile, quiet=True)
+        if not arguments.only_restart:
+            compare(base, arguments.steps, arguments.rounds)
+        restart(base, arguments.steps)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""Trials and settings on both runtimes: what fails costs itself, and says which it was."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.core.errors import DataError, EngineError
+from engine.core.proposals import Halving, Proposals, Rung, Settings
+from engine.core.resources import TrialResources
+from engine.core.store import Store
+from engine.profile import Profile
+from engine.runtime.base import Outcome, Runtime
+from engine.runtime.cluster import RayRuntime
+from engine.runtime.inline import InlineRuntime
+from engine.tune import tune
+
+RUNTIMES = ["inline", pytest.param("ray", marks=[pytest.mark.ray, pytest.mark.slow])]
+
+
+@pytest.fixture(scope="module")
+def started() -> Iterator[dict[str, Runtime]]:
+    found: dict[str, Runtime] = {
+        "inline": InlineRuntime(), "ray": RayRuntime("local", 4, warn=print)
+    }  # fmt: skip
+    yield found
+    for runtime in found.values():
+        runtime.close()
+
+
+@dataclass(frozen=True)
+class Fails:
+    """Trials of which one is refused or, where `dies` is set, ends its process."""
+
+    store: Store
+    name: str
+    dies: bool = False
+
+    def __call__(self, name: str, runtime: Runtime) -> dict[str, float]:
+        if name == self.name and self.dies:
+            os._exit(1)
+        if name == self.name:
+            raise DataError(f"{name}: no image of any class")
+        self.store.put(f"made/{name}", b"")
+        return {}
+
+
+@pytest.mark.parametrize("kind", RUNTIMES)
+def test_the_others_of_a_trial_that_fails_are_made_and_it_is_named(
+    started: dict[str, Runtime], tmp_path: Path, kind: str
+) -> None:
+    store, ended = Store(str(tmp_path)), list[str]()
+    names = ["train.real.0", "train.real.1", "train.real.2"]
+    resources = TrialResources(max_failures=0)
+    with pytest.raises(EngineError, match=r"^train\.real\.0: no image of any class$"):
+        started[kind].search(Fails(store, names[0]), names, resources, ended.append)
+    assert store.listing("made") == [f"made/{name}" for name in names[1:]]
+    assert set(names[1:]) <= set(ended)
+    if kind == "ray":
+        with pytest.raises(EngineError, match=r"^train\.real\.1 failed: "):
+            started[kind].search(Fails(store, names[1], True), names, resources, ended.append)
+        assert store.listing("made") == [f"made/{name}" for name in names]
+
+
+@dataclass(frozen=True)
+class Climbs:
+    """A setting that reaches `x` at each of three budgets, fails at x = 3, and at x = 4 ends its
+    process the first time where that is not this one."""
+
+    store: Store
+    driver: int
+
+    def __call__(self, settings: Settings, runtime: Runtime) -> Iterator[Rung]:
+        x = settings.get("x", 0)
+        for steps in (2, 4, 8):
+            if x == 3:
+                raise ValueError("no\nsuch number")
+            first = not self.store.exists("died")
+            if x == 4 and first and os.getpid() != self.driver:
+                self.store.put("died", b"")
+                os._exit(1)
+            yield Rung(steps, float(x))
+
+
+@pytest.mark.parametrize("kind", RUNTIMES)
+@pytest.mark.parametrize("halving", [None, Halving(2, 2, 8)], ids=["all", "asha"])
+def test_settings_are_tried_to_their_end_whatever_becomes_of_others(
+    started: dict[str, Runtime], tmp_path: Path, kind: str, halving: Halving | None
+) -> None:
+    outcomes: dict[int, Outcome] = {}
+    proposals = Proposals({"x": (5, 3, 4, 1, 2)}, "grid", 5, seed=0)
+
+    def on_end(outcome: Outcome) -> None:
+        outcomes[outcome.number] = outcome
+
+    run = Climbs(Store(str(tmp_path)), os.getpid())
+    # One at a time, so that what came before is known.
+    resources = TrialResources(cpus=4, max_failures=1)
+    started[kind].tune(run, proposals, halving, resources, True, on_end)
+    assert sorted(outcomes) == [0, 1, 2, 3, 4, 5]
+    assert outcomes[2].error == "ValueError: no such number"
+    assert outcomes[2].reached is None
+    reached = {number: outcome.reached for number, outcome in outcomes.items() if number != 2}
+    assert not any(outcomes[number].error for number in reached)
+    assert reached[1] == (8, 5.0)
+    assert reached[3] == (8, 4.0)
+    assert reached[4] == ((8, 1.0) if halving is None else (2, 1.0))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("knobs", "arm"),
+    [
+        ({"training.learning_rate": [0.01, 0.03]}, "real"),
+        ({"curate.filters.agreement.confidence": [0.8, 0.95]}, "more x1"),
+    ],
+    ids=["leaf", "driver"],
+)
+@pytest.mark.timeout(600)
+def test_settings_reach_the_same_on_ray_and_in_one_process(
+    started: dict[str, Runtime], bars_study: Any, tmp_path: Path, knobs: dict[str, Any], arm: str
+) -> None:
+    study = bars_study(tune={"knobs": knobs, "arm": arm})
+    values = study.model_dump(mode="json")
+    values["request"] = {"ratio": 1, "classes": ["down"], "shard_size": 16}
+    found = {}
+    for kind, runtime in started.items():
+        profile = Profile(storage=str(tmp_path / kind))
+        tried = tune(values, Store(profile.storage), runtime, profile)
+        found[kind] = [(row["try"], row["state"], row["scores"]) for row in tried.tries]
+    assert found["inline"] == found["ray"]
+    assert [state for _, state, _ in found["ray"]] == ["ok"] * 3
