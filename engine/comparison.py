@@ -34,16 +34,21 @@ class Comparison:
         ]
         # What filters need beside the images: the labeler's training, and val measured.
         filtered = any(kind_of("generators", one).filtered for one in study.generators.values())
+        self.labeler: Any = None
         self.curation = self._curation() if study.curate.filters and filtered else {}
         if reduce is not None:
             self.mixes.append(self._mix("reduced", reduce=reduce))
             self.arms.append(Arm(name="reduced", family="reduced", mix="mix.reduced"))
 
     def check(self) -> None:
-        """Refuse a classifier that cannot work at this size."""
+        """Refuse a classifier that cannot work at this size, or with this training."""
         study = self.study
         assert study.classifier is not None, "a comparison trains a classifier"
-        kind_of("classifiers", study.classifier)(study.classifier, study.preprocess, ()).check()
+        trained = [(study.classifier, study.training)]
+        if self.labeler is not None and kind_of("labelers", self.labeler).trained:
+            trained.append((self.labeler.classifier, self.labeler.training))
+        for spec, training in trained:
+            kind_of("classifiers", spec)(spec, study.preprocess, ()).check(training)
 
     def _curation(self) -> dict[str, Step]:
         """Also sets `labeler` and `filter_plugins`."""
