@@ -12,7 +12,7 @@ from engine.classifiers.small import Small, SmallSpec
 from engine.core.errors import StudyError
 from engine.core.images import Preprocess
 from engine.core.registry import available, resolve
-from engine.nets.classification import predict
+from engine.nets.classification import Training, predict
 
 CLASSES = ("cat", "dog", "eel")
 
@@ -103,7 +103,7 @@ def test_a_checkpoint_that_is_not_there_names_the_field(tmp_path: Path) -> None:
 
 def test_more_halvings_than_the_picture_allows_are_refused() -> None:
     with pytest.raises(StudyError, match="shorten channels"):
-        Small(SmallSpec(channels=(8, 8, 8, 8)), Preprocess(size=8), CLASSES).check()
+        Small(SmallSpec(channels=(8, 8, 8, 8)), Preprocess(size=8), CLASSES).check(Training())
 
 
 def test_the_statistics_of_batch_normalisation_stay_unless_asked(tiny_resnet: Path) -> None:

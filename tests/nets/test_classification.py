@@ -11,15 +11,8 @@ from engine.classifiers.small import Small, SmallSpec
 from engine.core.fit import FitContext
 from engine.core.images import Preprocess
 from engine.core.store import Store
-from engine.nets.classification import (
-    LabelledImages,
-    Mixing,
-    Trained,
-    Training,
-    class_numbers,
-    draw_mixing,
-    train,
-)
+from engine.nets.augmentation import Mixing, draw_mixing
+from engine.nets.classification import LabelledImages, Trained, Training, class_numbers, train
 
 PREPROCESS = Preprocess(size=8, channels="L")
 
@@ -118,15 +111,13 @@ def test_mixup_and_cutmix_give_the_share_that_they_say() -> None:
 
 
 def test_mixing_is_drawn_by_step_and_only_where_it_is_asked_for() -> None:
-    def drawn(count: int, **settings: float) -> list[Mixing | None]:
-        return [
-            draw_mixing(Training(**settings), np.random.default_rng(step)) for step in range(count)
-        ]
+    def drawn(count: int, mixup: float = 0.0, cutmix: float = 0.0) -> list[Mixing | None]:
+        return [draw_mixing(mixup, cutmix, np.random.default_rng(step)) for step in range(count)]
 
     assert drawn(3) == [None] * 3
-    assert all(found.corner is None for found in drawn(20, mixup_alpha=0.4))
-    both = drawn(40, mixup_alpha=0.4, cutmix_alpha=1.0)
-    assert both == drawn(40, mixup_alpha=0.4, cutmix_alpha=1.0)
+    assert all(found.corner is None for found in drawn(20, mixup=0.4))
+    both = drawn(40, mixup=0.4, cutmix=1.0)
+    assert both == drawn(40, mixup=0.4, cutmix=1.0)
     assert 8 <= sum(found.corner is None for found in both) <= 32
 
 
