@@ -56,9 +56,7 @@ def test_vectors_are_standardised_as_the_train_split_is() -> None:
 
 
 @pytest.mark.parametrize("hidden", [None, 16])
-def test_a_probe_learns_and_what_is_saved_answers_alike(
-    tmp_path: Path, hidden: int | None
-) -> None:
+def test_a_probe_learns_and_what_is_saved_answers_alike(tmp_path: Path, hidden: int | None) -> None:
     classifier = probe(hidden=hidden)
     (pixels, labels), (val_pixels, val_labels) = halves(300, 1), halves(200, 2)
     vectors, val_vectors = (classifier.features(p, "cpu") for p in (pixels, val_pixels))

@@ -41,7 +41,7 @@ def test_an_architecture_has_its_published_size(architecture: Architecture) -> N
 
 
 @pytest.mark.parametrize(
-    "size, fitting", [(224, 16), (128, 16), (96, 12), (64, 8), (32, 4), (28, 4)]
+    ("size", "fitting"), [(224, 16), (128, 16), (96, 12), (64, 8), (32, 4), (28, 4)]
 )
 def test_patches_are_as_published_or_small_enough_for_a_small_picture(
     size: int, fitting: int

@@ -61,7 +61,7 @@ def test_vgg19_has_torchvision_s_38_tensors_and_143_667_240_parameters() -> None
 
 
 @pytest.mark.parametrize(
-    "depth, batch_norm, parameters",
+    ("depth", "batch_norm", "parameters"),
     [(11, False, 132_863_336), (13, False, 133_047_848), (16, False, 138_357_544),
      (11, True, 132_868_840), (16, True, 138_365_992), (19, True, 143_678_248)],
 )  # fmt: skip
@@ -138,7 +138,7 @@ def test_what_is_saved_answers_alike_when_it_is_loaded(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "trained, first", [("head", "classifier.6"), (1, "classifier.3"), (3, "features.22")]
+    ("trained", "first"), [("head", "classifier.6"), (1, "classifier.3"), (3, "features.22")]
 )
 def test_a_part_is_trained_and_the_rest_stands_still(
     tmp_path: Path, trained: Any, first: str
