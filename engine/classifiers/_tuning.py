@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator
+from pydantic_core import PydanticCustomError
 
 from engine.core.errors import StudyError
 
 if TYPE_CHECKING:
     from torch.nn import Module, Parameter
 
+
+def _known(value: Any) -> Any:
+    # One error of the two kinds, where a union has one for each.
+    if value in ("all", "head") or (type(value) is int and 1 <= value <= 1000):
+        return value
+    raise PydanticCustomError(
+        "explained", "must be all, head or a number of blocks from 1 on, is {value}",
+        {"value": repr(value)[:60]},
+    )  # fmt: skip
+
+
 # all: every weight. head: the last layer alone. A number: so many of the last blocks (a ResNet's
 # stages, a transformer's layers), and all that comes after them.
-Trained = Literal["all", "head"] | Annotated[int, Field(ge=1, le=1000, strict=True)]
+Trained = Annotated[Literal["all", "head"] | int, BeforeValidator(_known)]
 
 
 def block_list(network: Module) -> Sequence[Module]:

@@ -19,7 +19,7 @@ from engine.core.arrays import Stack
 from engine.core.fit import FitContext
 from engine.core.rng import derive_seed, generator
 from engine.core.spec import Spec
-from engine.nets.augmentation import MOVES, Policy, by_policy, draw_mixing, moved, policy_of
+from engine.nets.augmentation import MOVES, by_policy, draw_mixing, moved, policy_of
 from engine.nets.losses import balanced_class_weights, loss_of
 from engine.nets.training import (
     WeightedSampler,
@@ -81,7 +81,7 @@ class Training(Spec):
     saturation: Annotated[float, Field(ge=0, lt=1)] = 0.0
     # A published policy after all these: it turns, shears and posterizes. num_ops, magnitude: of
     # rand_augment.
-    augment: Literal["none"] | Policy = "none"
+    augment: Literal["none", "trivial_augment", "rand_augment", "auto_augment"] = "none"
     num_ops: Annotated[int, Field(ge=1, le=10)] = 2
     magnitude: Annotated[int, Field(ge=1, le=29)] = 9
     # Each batch is mixed with itself by Beta(alpha, alpha), pixel by pixel (Zhang et al. 2018) or a

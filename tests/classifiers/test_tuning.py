@@ -25,7 +25,7 @@ FAMILIES: dict[str, tuple[dict[str, Any], int, str]] = {
         2, "resnet.encoder.stages.1.",
     ),
     "efficientnet": (
-        {"width_coefficient": 0.25, "depth_coefficient": 0.5, "hidden_dim": 32, "image_size": 32},
+        {"width_coefficient": 0.25, "depth_coefficient": 0.5, "hidden_dim": 320, "image_size": 32},
         10, "efficientnet.encoder.blocks.9.",
     ),
     "mobilenet_v2": ({"depth_multiplier": 0.25, "image_size": 32}, 16, "mobilenet_v2.layer.15."),
