@@ -7,7 +7,10 @@ Vectors are computed once for all trials of a process, and standardised as the r
 
 from __future__ import annotations
 
+import hashlib
+from collections import OrderedDict
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -16,7 +19,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny
 
 from engine.classifiers import Classifier, ClassifierSpec
 from engine.core.errors import StudyError
-from engine.core.registry import PluginField, kind_of
+from engine.core.registry import PluginField, resolve
 from engine.core.spec import Spec
 
 if TYPE_CHECKING:
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
 _WEIGHTS = "model.safetensors"
 _BATCH = 256
+_HELD_BYTES = 128 * 2**20
 
 
 class ProbeSpec(ClassifierSpec):
@@ -40,12 +44,40 @@ class ProbeSpec(ClassifierSpec):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
+class Vectors:
+    """An embedder, and the vectors of the batches that it saw last, up to 128 MiB: evaluation shows
+    the same images to probe after probe."""
+
+    def __init__(self, embedder: Any) -> None:
+        self.embedder = embedder
+        self.held: OrderedDict[bytes, np.ndarray] = OrderedDict()
+
+    def of(self, pixels: np.ndarray) -> np.ndarray:
+        """uint8 (n, height, width, channels) to float32 (n, width)."""
+        key = hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).digest()
+        if key not in self.held:
+            self.held[key] = self.embedder.embed(pixels)
+        self.held.move_to_end(key)
+        while sum(one.nbytes for one in self.held.values()) > _HELD_BYTES and len(self.held) > 1:
+            self.held.popitem(last=False)
+        return self.held[key]
+
+
+@lru_cache(maxsize=1)
+def _vectors(name: str, fields: str, device: str) -> Vectors:
+    """Of the embedder whose spec has these fields (JSON), loaded once in a process."""
+    kind = resolve("embedders", name)
+    embedder = kind(kind.Spec.model_validate_json(fields))
+    embedder.open()
+    embedder.load(device)
+    return Vectors(embedder)
+
+
 class Probe(Classifier):
     version: ClassVar[int] = 1
     Spec: ClassVar[type[ClassifierSpec]] = ProbeSpec
     on_features: ClassVar[bool] = True
     spec: ProbeSpec
-    embedder: Any = None
 
     @staticmethod
     def uses(spec: ProbeSpec) -> Sequence[tuple[str, Spec]]:
@@ -59,12 +91,10 @@ class Probe(Classifier):
             )
 
     def features(self, pixels: np.ndarray, device: str) -> np.ndarray:
-        if self.embedder is None:
-            self.embedder = kind_of("embedders", self.spec.embedder)(self.spec.embedder)
-            self.embedder.open()
-            self.embedder.load(device)
+        name = str(getattr(self.spec.embedder, "name", ""))
+        vectors = _vectors(name, self.spec.embedder.model_dump_json(), device)
         pieces = [pixels[start : start + _BATCH] for start in range(0, len(pixels), _BATCH)]
-        return np.concatenate([self.embedder.embed(piece) for piece in pieces])
+        return np.concatenate([vectors.of(piece) for piece in pieces])
 
     def learn(self, train: np.ndarray) -> None:
         self.mean = train.mean(0, dtype=np.float64)

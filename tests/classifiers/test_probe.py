@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.classifiers.probe import Probe, ProbeSpec
+from engine.classifiers.probe import Probe, ProbeSpec, Vectors
 from engine.core.errors import StudyError
 from engine.core.fit import FitContext
 from engine.core.images import Preprocess
@@ -42,6 +42,30 @@ def test_features_are_the_embedder_s_vectors_of_each_image_alone() -> None:
     assert found.shape == (300, 64)
     np.testing.assert_array_equal(found, Pixels(PixelsSpec(side=8)).encode(pixels))
     np.testing.assert_array_equal(probe().features(pixels[290:], "cpu"), found[290:])
+
+
+class Counting:
+    """An embedder that notes how many images it was shown."""
+
+    def __init__(self) -> None:
+        self.shown = 0
+
+    def embed(self, pixels: np.ndarray) -> np.ndarray:
+        self.shown += len(pixels)
+        return np.asarray(pixels.mean((1, 2, 3))[:, None], np.float32)
+
+
+def test_images_that_were_seen_lately_are_not_embedded_anew() -> None:
+    embedder = Counting()
+    vectors = Vectors(embedder)
+    (first, _), (second, _) = halves(20, 1), halves(20, 2)
+    found = [vectors.of(pixels) for pixels in (first, second, first.copy(), second)]
+    assert embedder.shown == 40
+    np.testing.assert_array_equal(found[2], found[0])
+    assert not np.array_equal(found[1], found[0])
+    # Equal bytes of another shape are another batch.
+    vectors.of(first.reshape(10, 16, 32, 1))
+    assert embedder.shown == 50
 
 
 def test_vectors_are_standardised_as_the_train_split_is() -> None:
