@@ -28,8 +28,10 @@ from engine.nets.training import (
     make_accelerator,
     optimizer_tensors,
     restore_optimizer,
+    restore_scaler,
     restore_schedule,
     run,
+    scaler_tensors,
     seed_dropout,
     share_of_batch,
 )
@@ -347,6 +349,7 @@ class _Training:
         named["best_score"] = torch.tensor(self.best_score, dtype=torch.float64)
         named["best_step"] = torch.tensor(self.best_step)
         named["lr_step"] = torch.tensor(self.lr_scheduler.last_epoch)
+        named |= scaler_tensors(self.accelerator)
         return named | optimizer_tensors(self.optimizer, "optimizer.")
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
@@ -355,6 +358,7 @@ class _Training:
         self.best_score = float(tensors["best_score"])
         self.best_step = int(tensors["best_step"])
         restore_optimizer(self.optimizer, "optimizer.", tensors)
+        restore_scaler(self.accelerator, tensors)
         restore_schedule(self.lr_scheduler, int(tensors["lr_step"]))
 
     def finish(self, history: list[dict[str, float]]) -> Trained:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
-Depth = Literal[11, 13, 16, 19]
 # Convolutions of each of the five blocks, and their channels.
 _CONVOLUTIONS: Mapping[int, tuple[int, ...]] = {
     11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4),
@@ -94,18 +91,16 @@ def adopt(network: VGG, tensors: Mapping[str, Tensor]) -> None:
 
     Raises `ValueError` that names the first tensor that is lacking, left over or of another shape.
     """
-    found = {}
+    own = network.state_dict()
+    # Counts of batches, on which nothing depends, need not be there.
+    found = {name: value for name, value in own.items() if name.endswith("num_batches_tracked")}
     for name, value in tensors.items():
         start = next((start for start in _TIMM if name.startswith(start)), "")
-        own = _TIMM.get(start, "") + name.removeprefix(start)
-        found[own] = value.flatten(1) if start and value.ndim == 4 else value
-    own = network.state_dict()
+        renamed = _TIMM.get(start, "") + name.removeprefix(start)
+        found[renamed] = value.flatten(1) if start and value.ndim == 4 else value
     for name in ("classifier.6.weight", "classifier.6.bias"):
         if name not in found or found[name].shape != own[name].shape:
             found[name] = own[name]
-    # A count that nothing depends on, which timm does not save.
-    counts = {name: value for name, value in own.items() if name.endswith("num_batches_tracked")}
-    found = {**counts, **found}
     for name, value in own.items():
         if name not in found:
             raise ValueError(f"{name} is lacking")
@@ -114,5 +109,4 @@ def adopt(network: VGG, tensors: Mapping[str, Tensor]) -> None:
             raise ValueError(f"{name} is {shapes[0]} and should be {shapes[1]}")
     if left := sorted(set(found) - set(own)):
         raise ValueError(f"{left[0]} is left over")
-    with torch.no_grad():
-        network.load_state_dict(found)
+    network.load_state_dict(found)
