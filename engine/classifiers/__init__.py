@@ -39,7 +39,7 @@ class Classifier:
         self.spec, self.preprocess, self.classes = spec, preprocess, list(classes)
 
     @staticmethod
-    def uses(spec: Any) -> Sequence[tuple[str, Spec]]:
+    def uses(spec: Any) -> Sequence[tuple[str, Any]]:
         """Plugins of other families that a spec names, whose versions belong to the key as well."""
         return ()
 

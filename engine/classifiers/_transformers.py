@@ -31,7 +31,8 @@ class TransformersClassifier(Classifier):
         return normalised(pixels, self.size, self.mean, self.std)
 
     def save(self, network: Module, folder: Path) -> None:
-        network.model.save_pretrained(folder, safe_serialization=True)  # type: ignore[operator]
+        model: Any = network.model
+        model.save_pretrained(folder, safe_serialization=True)
         settings = {
             "image_processor_type": "ViTImageProcessor",
             "do_resize": True, "do_normalize": True, "do_rescale": True, "rescale_factor": 1 / 255,

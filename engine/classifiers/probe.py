@@ -80,7 +80,7 @@ class Probe(Classifier):
     spec: ProbeSpec
 
     @staticmethod
-    def uses(spec: ProbeSpec) -> Sequence[tuple[str, Spec]]:
+    def uses(spec: ProbeSpec) -> Sequence[tuple[str, Any]]:
         return [("embedders", spec.embedder)]
 
     def check(self, training: Training) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -58,7 +58,8 @@ class Vgg(Classifier):
     def build(self) -> Module:
         from engine.nets.vgg import adopt, initialise
 
-        network = initialise(self._empty(self.settings()).to_empty(device="cpu"))
+        self.side = self.spec.input_size or max(self.preprocess.size, _LEAST_SIDE)
+        network = initialise(self._empty(self._settings()).to_empty(device="cpu"))
         if self.spec.weights is not None:
             path = _file_of(self.spec.weights)
             try:
@@ -72,16 +73,15 @@ class Vgg(Classifier):
         network.hold_still(freeze(network, self.spec.trained, network.blocks(), head))
         return network
 
-    def settings(self) -> dict[str, int | bool | float]:
+    def _settings(self) -> dict[str, Any]:
         """What makes the network, and the side of what it takes."""
         spec = self.spec
-        self.side = spec.input_size or max(self.preprocess.size, _LEAST_SIDE)
         return {
             "depth": spec.depth, "classes": len(self.classes), "batch_norm": spec.batch_norm,
             "hidden": spec.hidden, "dropout": spec.dropout, "input_size": self.side,
         }  # fmt: skip
 
-    def _empty(self, settings: dict[str, int | bool | float]) -> VGG:
+    def _empty(self, settings: dict[str, Any]) -> VGG:
         import torch
 
         from engine.nets.vgg import VGG
@@ -97,7 +97,7 @@ class Vgg(Classifier):
 
         named = {name: value.contiguous() for name, value in network.state_dict().items()}
         save_file(named, folder / _WEIGHTS)
-        (folder / _CONFIG).write_text(json.dumps(self.settings()))
+        (folder / _CONFIG).write_text(json.dumps(self._settings()))
 
     def load(self, folder: Path) -> Module:
         from safetensors.torch import load_file

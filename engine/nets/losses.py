@@ -20,10 +20,9 @@ def balanced_class_weights(labels: np.ndarray, drawn: np.ndarray) -> np.ndarray:
     labels: class numbers (n,). drawn: how often each image is drawn, relative to the others (n,).
     """
     counts = np.bincount(labels, drawn)
-    return np.divide(
-        counts.sum(), np.count_nonzero(counts) * counts, out=np.zeros(len(counts)),
-        where=counts > 0,
-    )  # fmt: skip
+    found = np.zeros(len(counts))
+    np.divide(counts.sum(), np.count_nonzero(counts) * counts, out=found, where=counts > 0)
+    return found
 
 
 def loss_of(
