@@ -123,7 +123,7 @@ class Classify:
 
 
 class Evaluate(StepKind):
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     Spec: ClassVar[type[Spec]] = EvaluateSpec
     summary: ClassVar[str] = "open test for the chosen arms, reach the verdict"
 
