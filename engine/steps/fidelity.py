@@ -10,8 +10,8 @@ The manifest's metrics hold a scope for each class, and first one of all togethe
     classes    what it is of
     val        images of val, that all sets are held against
     few        why there are no figures, or empty
-    sets       by name (kept, generated, real): `n` images and the figures of `Against.figures`; of
-               a set that has too few, the number that it has alone
+    sets       by name: kept, generated (where curation changed it) and real: `n` images and the
+               figures of `Against.figures`; of a set that has too few, their number alone
 """
 
 from __future__ import annotations
@@ -72,21 +72,22 @@ class Fidelity(StepKind):
         parts, keys = generated_vectors(context, spec)
         sets = generated_sets(context, keys)
         train, val = (real_set(context, spec, split) for split in ("train", "val"))
-        classes = sorted(sets["generated"].counts)
-        enough = [label for label in classes if sets["kept"].counts[label] >= LEAST]
-        scopes = [enough, *([label] for label in classes)] if len(enough) > 1 else [
-            [label] for label in classes
-        ]  # fmt: skip
+        kept = sets["kept"].counts
+        classes = sorted(set().union(*(side.counts for side in sets.values())))
+        enough = [label for label in classes if kept[label] >= LEAST and val.counts[label]]
+        scopes = [[label] for label in classes]
+        if len(enough) > 1:
+            scopes.insert(0, enough)
         found = []
         with context.progress(len(scopes), "scopes") as bar:
             for labels in scopes:
                 found.append(measure(spec, sets, train, val, labels))
                 bar.advance(1)
         return Result(
-            parts, len(sets["generated"]),
+            parts, max(map(len, sets.values())),
             {
                 "headline": headline(found), "scopes": found,
-                "warnings": warnings(found, sets["kept"], classes, enough),
+                "warnings": warnings(found, kept, classes, enough),
             },
         )  # fmt: skip
 
@@ -134,14 +135,14 @@ def generated_vectors(context: Context, spec: FidelitySpec) -> tuple[list[Part],
 
 
 def generated_sets(context: Context, keys: list[str]) -> dict[str, Embedded]:
-    """All generated images under the labels that were asked for, and those kept under the labels
-    that they are used as."""
+    """The images kept, under the labels that they are used as, and, where those are others, all
+    that were generated under the labels that were asked for."""
     curated = pa.concat_tables(context.store.tables(context.inputs["curate"].keys(table="curated")))
     kept = curated.filter(curated[rows.KEPT])
-    return {
-        "kept": embedded(context, keys, kept, rows.LABEL),
-        "generated": embedded(context, keys, curated, rows.LABEL_INTENDED),
-    }
+    found = {"kept": embedded(context, keys, kept, rows.LABEL)}
+    if kept.num_rows < curated.num_rows or kept[rows.LABEL] != kept[rows.LABEL_INTENDED]:
+        found["generated"] = embedded(context, keys, curated, rows.LABEL_INTENDED)
+    return found
 
 
 def real_set(context: Context, spec: FidelitySpec, split: str) -> Embedded:
@@ -174,8 +175,8 @@ def measure(
     room = {name: side.room(shares) for name, side in sides.items()}
     # A few real images must not keep generated ones from being measured: then there is no floor.
     n = min((count for count in room.values() if count >= LEAST), default=0)
-    if max(room["kept"], room["generated"]) < LEAST:
-        scope["few"] = f"{room['generated']} generated"
+    if max(room[name] for name in sets) < LEAST:
+        scope["few"] = f"{max(room[name] for name in sets)} generated"
         return scope
     against = Against(spec, train, val, shares)
     scope["sets"] = {
@@ -253,7 +254,7 @@ def headline(scopes: Sequence[Mapping[str, Any]]) -> str:
 
 
 def warnings(
-    scopes: Sequence[Mapping[str, Any]], kept: Embedded, classes: Sequence[str],
+    scopes: Sequence[Mapping[str, Any]], kept: Mapping[str, int], classes: Sequence[str],
     enough: Sequence[str],
 ) -> list[str]:  # fmt: skip
     """What a reader of the figures must know."""
@@ -269,7 +270,7 @@ def warnings(
             f"{100 * first['near']:.0f}% of the images kept lie nearer to a training image than"
             f" {100 * (1 - NEAR):.0f}% of held-out ones do"
         )
-    left_out = [f"{label} ({kept.counts[label]} kept)" for label in classes if label not in enough]
+    left_out = [f"{label} ({kept[label]} kept)" for label in classes if label not in enough]
     if len(enough) > 1 and left_out:
         found.append(f"the whole leaves out classes with fewer than {LEAST} images kept:"
                      f" {', '.join(left_out)}")  # fmt: skip
