@@ -197,6 +197,11 @@ class Against:
         self.vectors = Rows(val.vectors, every)
         self.some = val.vectors[val.draw(shares, min(len(every), spec.sample), spec.seed)]
 
+        # The kernel is made for numbers of about 1: of vectors of length 1, as many embedders give,
+        # it would see little but the mean.
+        lengths = np.linalg.norm(self.some, axis=1)
+        self.scale = np.sqrt(val.vectors.shape[1]) if np.allclose(lengths, 1, atol=1e-3) else 1.0
+
     @cached_property
     def reference(self) -> Reference:
         return Reference(Moments.of(self.vectors))
@@ -223,7 +228,8 @@ class Against:
         spec = self.spec
         chosen = Rows(side.vectors, side.draw(self.shares, n, spec.seed))
         some = side.vectors[side.draw(self.shares, min(n, spec.sample), spec.seed)]
-        kernel = kernel_distance(self.some, some, derive_seed(spec.seed, "fidelity"))
+        scaled = self.some * self.scale, some * self.scale
+        kernel = kernel_distance(*scaled, derive_seed(spec.seed, "fidelity"))
         shares = prdc(self.some, some, spec.k)
         found = {
             "n": len(chosen), "sampled": len(some), "frechet": self.frechet(chosen),
