@@ -31,6 +31,7 @@ from engine.core.arrays import grouped_vectors
 from engine.core.dataset import split_index
 from engine.core.manifest import Part
 from engine.core.nearest import Rows, most_similar
+from engine.core.registry import resolve
 from engine.core.rng import derive_seed, generator
 from engine.core.shards import parquet_rows
 from engine.core.spec import Spec
@@ -52,6 +53,8 @@ FRECHET_LEAST = 2048
 # images to say.
 NEAR, _NEAR_LEAST = 0.01, 100
 _OFTEN_NEAR = 0.05
+# Images that a light embedder does while workers would start.
+_FEW = 2048
 
 
 class FidelitySpec(Spec):
@@ -123,12 +126,14 @@ def generated_vectors(context: Context, spec: FidelitySpec) -> tuple[list[Part],
     if curate.inputs.get("embed") == context.inputs["embed"].digest:
         return [], curate.keys(table="scores")
     stages, schema = EmbedImages.stages(spec.embedder, hashes=False)
+    shards = generated_shards(context)
+    few = sum(shard.rows for shard in shards) <= _FEW
     commits = context.compute(
-        "embed", generated_shards(context), rows_of=parquet_rows, stages=stages, schema=schema,
+        "embed", shards, rows_of=parquet_rows, stages=stages, schema=schema,
         fingerprint={
             "embedder": spec.embedder.model_dump(), "images": context.inputs["generate"].digest,
         },
-        replace=True,
+        replace=True, here=few and resolve("embedders", spec.embedder.name).light,
     )  # fmt: skip
     parts = [commit.data for commit in commits if commit.data]
     return parts, [part.key for part in parts]

@@ -19,6 +19,7 @@ from engine.metrics.frechet import frechet_distance
 from engine.metrics.kernel import kernel_distance
 from engine.metrics.prdc import prdc
 from engine.plan import plan
+from engine.steps._fidelity import scope_rows
 from engine.study import Study
 from tests.conftest import write_bars
 
@@ -161,6 +162,34 @@ def test_another_embedder_embeds_real_and_generated_images_for_this_alone(
     assert embedded(store, embed.keys(split="val")).shape[1] == 16
     assert run_until(both_study(), "fidelity.more").parts == ()  # curate has embedded them
     assert manifest.metrics["scopes"][0]["sets"]["kept"]["frechet"] > 0
+
+
+def test_the_page_has_the_figures_of_every_set(
+    both_study: Callable[..., Study], run_until: Run, store: Store
+) -> None:
+    study = both_study(
+        curate={"filters": [], "max_rounds": 1}, search={"ratios": [0.2], "seeds": 2},
+        training={"steps": 2, "batch_size": 8, "evaluate_every": 2}, fidelity={"k": 4},
+    )  # fmt: skip
+    (key,) = run_until(study, "report").keys(file="report.html")
+    page = store.read(key).decode()
+    scopes = run_until(study, "fidelity.more").metrics["scopes"]
+    section = page[page.index("<h2>How like real images") : page.index("<h2>Where this comes")]
+    for scope in scopes:
+        for name, figures in scope["sets"].items():
+            cells = f"<td>{figures['n']:,}</td><td>{figures['frechet']:.3g}</td>"
+            told = {"kept": "generated, kept", "real": "real, from train"}[name]
+            assert f"<td>{told}</td>{cells}" in section
+    assert section.count("against 22 of val") == 2
+    assert "all: across, down" in section
+    assert "is largely the number&#39;s doing" in section
+
+
+def test_a_scope_with_too_few_images_says_so() -> None:
+    scope = {"classes": ["down"], "val": 40, "few": "", "sets": {"kept": {"n": 3}}}
+    shown = scope_rows(scope)
+    assert shown["rows"] == [{"set": "generated, kept", "real": False, "n": 3}]
+    assert (shown["title"], shown["whole"]) == ("down", False)
 
 
 def test_it_is_planned_where_images_are_compared(both_study: Callable[..., Study]) -> None:
