@@ -110,13 +110,24 @@ class Embedded:
         return int(min(self.counts[label] / share for label, share in shares.items()) + 1e-9)
 
     def draw(self, shares: Mapping[str, float], n: int, seed: int) -> np.ndarray:
-        """Rows of `n` images in a mix of classes, by chance; fewer are among more."""
+        """Rows of `n` images in a mix of classes, by chance."""
         chosen = []
-        for label, share in shares.items():
+        for label, count in quotas(shares, n).items():
             own = np.flatnonzero(self.labels == label)
             order = generator(seed, "fidelity", label).permutation(len(own))
-            chosen.append(own[order[: int(n * share + 1e-9)]])
+            chosen.append(own[order[:count]])
         return np.sort(np.concatenate(chosen))
+
+
+def quotas(shares: Mapping[str, float], n: int) -> dict[str, int]:
+    """How many of `n` images each class has: its share rounded down, or up where most is lacking,
+    so that the sum is n. Never more than the least whole number above its share."""
+    exact = {label: n * share for label, share in shares.items()}
+    found = {label: int(count + 1e-9) for label, count in exact.items()}
+    lacking = sorted(exact, key=lambda label: found[label] - exact[label])
+    for label in lacking[: n - sum(found.values())]:
+        found[label] += 1
+    return found
 
 
 def generated_vectors(context: Context, spec: FidelitySpec) -> tuple[list[Part], list[str]]:
@@ -201,7 +212,6 @@ class Against:
         every = np.flatnonzero(np.isin(val.labels, list(shares)))
         self.vectors = Rows(val.vectors, every)
         self.some = val.vectors[val.draw(shares, min(len(every), spec.sample), spec.seed)]
-
         # The kernel is made for numbers of about 1: of vectors of length 1, as many embedders give,
         # it would see little but the mean.
         lengths = np.linalg.norm(self.some, axis=1)

@@ -20,6 +20,7 @@ from engine.metrics.kernel import kernel_distance
 from engine.metrics.prdc import prdc
 from engine.plan import plan
 from engine.steps._fidelity import scope_rows
+from engine.steps.fidelity import Embedded, quotas
 from engine.study import Study
 from tests.conftest import write_bars
 
@@ -190,6 +191,20 @@ def test_a_scope_with_too_few_images_says_so() -> None:
     shown = scope_rows(scope)
     assert shown["rows"] == [{"set": "generated, kept", "real": False, "n": 3}]
     assert (shown["title"], shown["whole"]) == ("down", False)
+
+
+@pytest.mark.parametrize("n", [1, 7, 20, 100])
+def test_a_mix_of_many_classes_has_as_many_images_as_asked_for(n: int) -> None:
+    shares = {"a": 0.5, "b": 0.31, **{f"c{number}": 0.01 for number in range(19)}}
+    found = quotas(shares, n)
+    assert sum(found.values()) == n
+    assert all(abs(found[label] - n * share) < 1 for label, share in shares.items())
+    side = Embedded([name for name in shares for _ in range(100)], np.zeros((2100, 2), np.float32))
+    drawn = side.draw(shares, n, 0)
+    assert len(set(drawn.tolist())) == n
+    assert {name: found[name] for name in set(side.labels[drawn])} == {
+        name: count for name, count in found.items() if count
+    }
 
 
 def test_it_is_planned_where_images_are_compared(both_study: Callable[..., Study]) -> None:
