@@ -32,6 +32,7 @@ from engine.core.rng import derive_seed
 from engine.core.spec import Spec, digest
 from engine.core.store import Store
 from engine.metrics.classification import METRICS, confusion, summary
+from engine.metrics.probabilities import roc_auc
 from engine.nets.classification import LabelledImages, Training, class_numbers, train
 from engine.sections import ClassifierField
 from engine.steps import StepKind
@@ -101,7 +102,7 @@ class TrainClassifier:
         figures = {name: float(metric(matrix)) for name, metric in METRICS.items()}
         of_truth = probabilities[np.arange(len(labels)), labels]
         figures["loss"] = float(-np.log(np.maximum(of_truth, 1e-12)).mean())
-        areas = _roc_auc(labels, probabilities)
+        areas = roc_auc(labels, probabilities)
         if np.isfinite(areas).any():
             figures["roc_auc"] = float(np.nanmean(areas))
         return figures
@@ -147,19 +148,6 @@ class Train(StepKind):
             f" at step {metrics['best_step']:,} of {spec.training.steps:,}"
         )
         return Result(parts, mix.rows, {"headline": headline, **metrics})
-
-
-def _roc_auc(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Area under the ROC curve of each class against the others (classes,), NaN where all images or
-    none are of it."""
-    from sklearn.metrics import roc_auc_score
-
-    areas = np.full(probabilities.shape[1], np.nan)
-    for number in range(len(areas)):
-        of_class = labels == number
-        if of_class.any() and not of_class.all():
-            areas[number] = roc_auc_score(of_class, probabilities[:, number])
-    return areas
 
 
 def synthetic_images(inputs: Mapping[str, Manifest]) -> list[str]:
