@@ -36,6 +36,7 @@ class Comparison:
         self.unfiltered: dict[str, list[Step]] = {}
         # What filters need beside the images: the labeler's training, and val measured.
         filtered = any(kind_of("generators", one).filtered for one in study.generators.values())
+        self.labeler: Any = None
         self.curation = self._curation() if study.curate.filters and filtered else {}
 
     def _real_arms(self) -> list[Arm]:
@@ -70,7 +71,8 @@ class Comparison:
         return tuple(mix.label for mix in mixes)
 
     def check(self) -> None:
-        """Refuse a classifier that cannot work at this size, and arms that cannot be made."""
+        """Refuse a classifier that cannot work at this size or with the training of an arm, and
+        arms that cannot be made."""
         study = self.study
         if "synthetic_only" in study.search.arms and study.request.classes != "all":
             raise StudyError(
@@ -78,7 +80,13 @@ class Comparison:
                 " or leave it out"
             )
         assert study.classifier is not None, "a comparison trains a classifier"
-        kind_of("classifiers", study.classifier)(study.classifier, study.preprocess, ()).check()
+        trained = [
+            (study.classifier, study.training.model_copy(update=arm.training)) for arm in self.arms
+        ]
+        if self.labeler is not None and kind_of("labelers", self.labeler).trained:
+            trained.append((self.labeler.classifier, self.labeler.training))
+        for spec, training in trained:
+            kind_of("classifiers", spec)(spec, study.preprocess, ()).check(training)
 
     def _curation(self) -> dict[str, Step]:
         """Also sets `labeler` and `filter_plugins`."""
@@ -210,6 +218,35 @@ class Comparison:
             ]
         )  # fmt: skip
 
+    def fidelity(self) -> list[Step]:
+        """How like real ones the images of each generator's first fit are; before it, where the
+        study's embedder does not compare them, vectors of the real ones."""
+        study, settings = self.study, self.study.fidelity
+        if not settings.enabled or not self.pools:
+            return []
+        embedder = settings.embedder or study.embedder
+        plugins = [("embedders", embedder)]
+        embed = make_step(
+            "embed", "embed.fidelity", {"embedder": embedder}, {"ingest": self.ingest}, plugins
+        )
+        embed = self.embed if embed == self.embed else embed
+        found = [
+            make_step(
+                "fidelity", f"fidelity.{label}",
+                {
+                    "embedder": embedder, "sample": settings.sample, "k": settings.k,
+                    "task": self.task, "seed": study.seed,
+                },
+                {
+                    "ingest": self.ingest, "embed": embed, "curate": curate,
+                    "generate": curate.inputs["generate"],
+                },
+                plugins,
+            )
+            for label, (curate, *_) in self.pools.items()
+        ]  # fmt: skip
+        return found if embed == self.embed else [embed, *found]
+
     def _mix(
         self, name: str, real: str = "all", oversampled: bool = False,
         added: tuple[Added, ...] = (), curates: Mapping[str, Step] | None = None, fit: int = 0,
@@ -236,6 +273,7 @@ class Comparison:
         """The mixes, and all that comes after them."""
         study = self.study
         arms = [*self.arms, *self._generator_arms()]
+        fidelity = self.fidelity()
         search = make_step(
             "search", "search",
             {
@@ -278,9 +316,10 @@ class Comparison:
             {
                 "ingest": self.ingest, "embed": self.embed, "search": search,
                 "evaluate": evaluate, **pools,
+                **{step.label: step for step in fidelity if step.kind == "fidelity"},
             },
         )  # fmt: skip
-        return [*self.mixes, search, evaluate, report]
+        return [*self.mixes, *fidelity, search, evaluate, report]
 
 
 def fit_name(fit: int) -> str:

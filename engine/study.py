@@ -33,6 +33,7 @@ from engine.sections import (
     Curate,
     EmbedderField,
     Evaluate,
+    Fidelity,
     GeneratorField,
     Match,
     ReaderField,
@@ -80,6 +81,7 @@ class Study(Spec):
     classifier: ClassifierField | None = None
     training: Training = Training()
     curate: Curate = Curate()
+    fidelity: Fidelity = Fidelity()
     search: Search = Search()
     evaluate: Evaluate = Evaluate()
     # Read by jobs/tune.py alone: what it tries, and how many settings this study was chosen from.
