@@ -328,8 +328,11 @@ class Tune(Spec):
 
     # Fields of the study, as `--set` names them, to lists of choices or ranges.
     knobs: dict[str, Annotated[Any, BeforeValidator(_as_knob)]] = {}
-    # Whose objective on val is maximised.
+    # Whose classifiers on val a setting is judged by, and what of them; None: training.objective.
     arm: str | None = None
+    objective: (
+        Literal["macro_f1", "accuracy", "balanced_accuracy", "worst_class_recall", "roc_auc"] | None
+    ) = None
     method: Literal["grid", "random", "optuna"] = "grid"
     # Of random and optuna; None: 20. A grid tries all.
     trials: Annotated[int, Field(ge=1, le=100_000)] | None = None

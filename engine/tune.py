@@ -13,11 +13,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import yaml
 
+from engine.core import rows
 from engine.core.errors import EngineError, StudyError
 from engine.core.manifest import Manifest, read_manifest
 from engine.core.progress import say
@@ -26,12 +28,15 @@ from engine.core.spec import Spec, digest
 from engine.core.step import Step, upstream
 from engine.core.store import Store
 from engine.execute import Trials, execute
+from engine.metrics.probabilities import roc_auc
+from engine.nets.classification import class_numbers
 from engine.plan import named, plan
 from engine.profile import Profile
 from engine.report.tries import shown
 from engine.runtime.base import Outcome, Runtime
 from engine.sections import Tune
 from engine.steps.search import SearchSpec, trial_steps
+from engine.steps.train import PREDICTIONS
 from engine.study import Study, lay, validate
 
 # What settings may differ in. All else would change what they are compared on, or nothing.
@@ -100,11 +105,13 @@ class Setting:
 
     def scores(self, manifests: Iterable[Manifest]) -> list[float]:
         """What classifiers reached on val."""
+        if self.objective == "roc_auc":
+            return [roc_auc_of(self.store, manifest) for manifest in manifests]
         return [float(manifest.metrics["val"][self.objective]) for manifest in manifests]
 
-    @property
+    @cached_property
     def objective(self) -> str:
-        return self.study({}).training.objective
+        return self.tune.objective or self.study({}).training.objective
 
     def __call__(self, settings: Settings, runtime: Runtime) -> Iterator[Rung]:
         execute(self.needs(settings), self.store, runtime, self.profile, quiet=True)
@@ -157,21 +164,21 @@ def tune(values: dict[str, Any], store: Store, runtime: Runtime, profile: Profil
         settings.knobs, settings.method, count, study.seed, ended=ended,
         known=notes.read() if remembers else None, note=notes.write if remembers else None,
     )  # fmt: skip
-    rows: dict[int, dict[str, Any]] = {}
-    objective = study.training.objective
+    told: dict[int, dict[str, Any]] = {}
+    objective = one.objective
     halving = one.halving()
 
     def on_end(outcome: Outcome) -> None:
         row = row_of(one, outcome, halving)
-        rows[outcome.number] = row
-        told = row["error"] or f"{objective} {row['mean']:.3f}" + (
+        told[outcome.number] = row
+        what = row["error"] or f"{objective} {row['mean']:.3f}" + (
             "" if row["state"] == "ok" else f" at {row['steps']:,} steps, stopped"
         )
-        what = ", ".join(f"{name} {shown(value)}" for name, value in outcome.settings.items())
-        say(f"try {outcome.number} of {count} ({what or 'the study as it is'}): {told}")
+        which = ", ".join(f"{name} {shown(value)}" for name, value in outcome.settings.items())
+        say(f"try {outcome.number} of {count} ({which or 'the study as it is'}): {what}")
 
     runtime.tune(one, proposals, halving, profile.trial, leaf, on_end)
-    tries = [rows[number] for number in sorted(rows)]
+    tries = [told[number] for number in sorted(told)]
     done = [row for row in tries if row["state"] == "ok"]
     if not done:
         first = next((row["error"] for row in tries if row["error"]), "the budget was too short")
@@ -339,13 +346,21 @@ def tuned_study(
     stands = next((row["mean"] for row in tries if row["try"] == 0), None)
     head = (
         f"# {study.name} with the best of {tried} settings by {one.tune.arm} on val:"
-        f" {study.training.objective} {best['mean']:.3f}"
+        f" {one.objective} {best['mean']:.3f}"
         + (f" ({stands:.3f} as it was)." if stands is not None else ".")
         + "\n# Val has been chosen on: what this setting is worth is for test to say.\n"
     )
     return head + yaml.safe_dump(
         values, sort_keys=False, allow_unicode=True, width=100, default_flow_style=None
     )
+
+
+def roc_auc_of(store: Store, manifest: Manifest) -> float:
+    """Mean area under the ROC curves on val of the classifier that a `train` step left."""
+    (table,) = store.tables(manifest.keys(file=PREDICTIONS))
+    classes = tuple(manifest.metrics["val"]["per_class"])
+    labels = class_numbers(table[rows.label_column(manifest.spec["task"])].to_pylist(), classes)
+    return float(np.nanmean(roc_auc(labels, np.asarray(table[rows.PROBABILITIES].to_pylist()))))
 
 
 def field_of(study: Study, name: str) -> Any:

@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from sklearn.metrics import roc_auc_score
 
 from engine.cli import run_tune
 from engine.core.errors import EngineError, StudyError
@@ -256,3 +258,25 @@ def test_the_job_leaves_a_study_and_a_table(
     assert run_tune([str(pages / "tuned.yaml"), *sets, *again, "--set", "tune.seeds=1"]) == 0
     tuned = tmp_path / "runs" / "pages" / "toy-tuned" / "tuned.yaml"
     assert yaml.safe_load(tuned.read_text())["tune"] == {"tried": 6}
+
+
+@pytest.mark.parametrize("objective", ["worst_class_recall", "roc_auc", "balanced_accuracy"])
+def test_settings_are_judged_by_what_the_study_asks_for(
+    written, tried, store: Store, objective: str
+) -> None:
+    found = tried(written({RATE: [1e-8, 0.02]}, arm="real", objective=objective))
+    # Read again from what the classifiers say of val.
+    for key, text in manifests(store, "train").items():
+        manifest = json.loads(text)
+        (part,) = [part["key"] for part in manifest["parts"]
+                   if part["tags"]["file"] == "predictions.parquet"]  # fmt: skip
+        (table,) = store.tables([part])
+        true = np.asarray(table["label.class"].to_pylist()) == "down"
+        down = np.asarray(table["probabilities"].to_pylist())[:, 1]
+        expected = {
+            "roc_auc": roc_auc_score(true, down),
+            "worst_class_recall": min((down > 0.5)[true].mean(), (down <= 0.5)[~true].mean()),
+            "balanced_accuracy": ((down > 0.5)[true].mean() + (down <= 0.5)[~true].mean()) / 2,
+        }[objective]
+        assert any(row["mean"] == pytest.approx(expected) for row in found.tries), key
+    assert found.objective == objective
