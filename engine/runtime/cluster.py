@@ -99,6 +99,8 @@ class RayRuntime:
         # Progress and results are the engine's to tell and to keep.
         os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
         os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+        # An interrupted run ends as one, and not with what there is so far.
+        os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
         # A study's paths are relative to where it was started, in fits and trials too.
         os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")

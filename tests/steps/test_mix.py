@@ -1,0 +1,86 @@
+"""A ratio for each class: what is requested, and what an arm adds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from engine.core.errors import DataError, StudyError
+from engine.core.spec import canonical
+from engine.core.store import Store
+from engine.execute import execute
+from engine.plan import named, plan, until
+from engine.profile import Profile
+from engine.runtime.inline import InlineRuntime
+from engine.sections import Amount
+from engine.steps.mix import wanted_images
+
+
+def by_class(study: Any, **ratios: float) -> Any:
+    request = {"ratio_by_class": ratios, "shard_size": 16}
+    return study(
+        request=request, search={"ratios": [1], "seeds": 2}, curate={"filters": []},
+        generators={"moved": {"name": "traditional"}},
+    )  # fmt: skip
+
+
+def added(store: Store, profile: Profile, study: Any, name: str) -> dict[str, set[str]]:
+    """Ids of the images that a mix adds, by class."""
+    (mix,) = named(plan(study), name)
+    manifest = execute(until(plan(study), name), store, InlineRuntime(), profile)[mix.key]
+    table = pa.concat_tables(store.tables(manifest.keys(table="members"))).to_pydict()
+    found: dict[str, set[str]] = {}
+    columns = (table["image_id"], table["label.class"], table["source"])
+    for image_id, label, source in zip(*columns, strict=True):
+        if source != "real":
+            found.setdefault(label, set()).add(image_id)
+    return found
+
+
+def test_each_class_gets_its_ratio_and_smaller_ones_are_part_of_larger(
+    bars_study, store: Store, profile: Profile
+) -> None:
+    label = "mix.moved.by.class"
+    few = added(store, profile, by_class(bars_study, down=0.5), label)
+    both = added(store, profile, by_class(bars_study, down=2.0, across=0.25), label)
+    even = added(store, profile, by_class(bars_study, down=2.0, across=0.25), "mix.moved.x1")
+    counts = Counter({name: len(ids) for name, ids in even.items()})
+    assert {name: len(ids) for name, ids in few.items()} == {"down": round(counts["down"] / 2)}
+    assert {name: len(ids) for name, ids in both.items()} == {
+        "across": round(counts["across"] / 4), "down": 2 * counts["down"]
+    }  # fmt: skip
+    assert few["down"] < even["down"] < both["down"]
+    assert both["across"] < even["across"]
+
+
+def test_a_ratio_for_each_class_is_an_arm_of_its_own(bars_study) -> None:
+    (search,) = named(plan(by_class(bars_study, down=2.0)), "search")
+    arms = {arm.name: arm for arm in search.spec.arms}
+    assert arms["moved by class"].ratio is None
+    assert arms["moved by class"].family == arms["moved x1"].family == "moved"
+
+
+def test_classes_that_are_not_named_get_nothing() -> None:
+    amount = Amount(ratio_by_class={"a": 0.5, "c": 0.0})
+    assert wanted_images({"a": 5, "b": 100, "c": 3}, amount, "all") == {"a": 2, "b": 0, "c": 0}
+
+
+def test_what_cannot_be_added_is_refused(bars_study, store: Store, profile: Profile) -> None:
+    with pytest.raises(StudyError, match=r"ratio_by_class: there is no class 'dwon'; .* down"):
+        added(store, profile, by_class(bars_study, dwon=1.0), "mix.moved.by.class")
+    with pytest.raises(DataError, match=r"ratio_by_class rounds to no image of any class"):
+        added(store, profile, by_class(bars_study, down=0.001), "mix.moved.by.class")
+    with pytest.raises(StudyError, match=r"request: ratio_by_class adds to no class"):
+        by_class(bars_study, down=0)
+    with pytest.raises(StudyError, match=r"ratio_by_class: 'across' is none of classes"):
+        bars_study(request={"ratio_by_class": {"across": 1}, "classes": ["down"]})
+
+
+def test_a_field_that_a_spec_gained_later_changes_no_key_until_it_is_used(bars_study) -> None:
+    (before,) = named(plan(bars_study(request={"ratio": 1})), "request")
+    (after,) = named(plan(bars_study(request={"ratio_by_class": {"down": 1}})), "request")
+    assert "ratio_by_class" not in canonical(before.spec)["request"]
+    assert canonical(after.spec)["request"]["ratio_by_class"] == {"down": 1.0}
