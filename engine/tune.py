@@ -12,7 +12,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -20,7 +20,7 @@ import numpy as np
 import yaml
 
 from engine.core import rows
-from engine.core.errors import EngineError, StudyError
+from engine.core.errors import EngineError, StudyError, in_a_line
 from engine.core.manifest import Manifest, read_manifest
 from engine.core.progress import say
 from engine.core.proposals import Halving, Proposals, Range, Rung, Settings, grid
@@ -51,13 +51,14 @@ _TRIALS = 20
 class Setting:
     """What a try's process runs: a setting's classifiers and all that they need.
 
-    values: the study as it is written.
+    values: the study as it is written. broken: steps that failed before, by key, and why.
     """
 
     values: dict[str, Any]
     tune: Tune
     store: Store
     profile: Profile
+    broken: Mapping[str, str] = field(default_factory=dict)
 
     def study(self, settings: Settings) -> Study:
         """Raises `StudyError`."""
@@ -114,7 +115,10 @@ class Setting:
         return self.tune.objective or self.study({}).training.objective
 
     def __call__(self, settings: Settings, runtime: Runtime) -> Iterator[Rung]:
-        execute(self.needs(settings), self.store, runtime, self.profile, quiet=True)
+        needed = self.needs(settings)
+        if why := next((self.broken[step.key] for step in needed if step.key in self.broken), ""):
+            raise EngineError(why)
+        execute(needed, self.store, runtime, self.profile, quiet=True)
         runner = Trials(self.store, runtime, self.profile)
         halving = self.halving()
         for steps in halving.rungs() if halving else [None]:
@@ -156,7 +160,7 @@ def tune(values: dict[str, Any], store: Store, runtime: Runtime, profile: Profil
     before = {step.key for step in one.needs({})}
     leaf = all({step.key for step in one.needs(side)} == before for side in sides)
     say(f"{count} settings and the study as it is, judged by {settings.arm} on val")
-    prepare(one, sides, listed, runtime, ended)
+    one = replace(one, broken=prepare(one, sides, listed, runtime, ended))
     notes = Notes(store, one, study.seed)
     # Other methods name the same settings each time.
     remembers = settings.method == "optuna"
@@ -257,8 +261,9 @@ def known_settings(one: Setting, seed: int) -> list[Settings] | None:
 def prepare(
     one: Setting, sides: Sequence[Settings], listed: Sequence[Settings] | None, runtime: Runtime,
     ended: Callable[[], bool],
-) -> None:  # fmt: skip
-    """Compute what settings share before any is tried, each step once."""
+) -> dict[str, str]:  # fmt: skip
+    """Compute what settings share before any is tried, each step once; returns what failed, by
+    key, and why. Raises the error of what all need."""
     counts: Counter[str] = Counter()
     steps: dict[str, Step] = {}
     tried = [{}, *(listed if listed is not None else sides)]
@@ -273,12 +278,18 @@ def prepare(
     least = 2 if listed is not None else len(tried)
     common = [step for step in steps.values() if counts[step.key] == len(tried)]
     execute(common, one.store, runtime, one.profile)
+    broken: dict[str, str] = {}
     for step in steps.values():
-        if least <= counts[step.key] < len(tried) and not ended():
-            try:
-                execute(upstream([step]), one.store, runtime, one.profile, quiet=True)
-            except EngineError:
-                continue  # said where it is tried
+        needed = upstream([step])
+        if not least <= counts[step.key] < len(tried) or ended():
+            continue
+        if any(before.key in broken for before in needed):
+            continue
+        try:
+            execute(needed, one.store, runtime, one.profile, quiet=True)
+        except Exception as error:
+            broken[step.key] = in_a_line(error)
+    return broken
 
 
 class Notes:

@@ -143,6 +143,17 @@ def test_a_setting_that_fails_ends_none_of_the_others(written, tried, store: Sto
     assert found.best["request.ratio_by_class.down"] in (0.5, 1)
 
 
+def test_a_shared_step_that_fails_is_tried_once(written, tried, capsys) -> None:
+    values = written(
+        {"request.ratio_by_class.down": [1, 50], RATE: [0.01, 0.02]}, arm="more by class"
+    )
+    values["request"] = {"ratio_by_class": {"down": 0.5}, "classes": ["down"], "shard_size": 16}
+    found = tried(values)
+    assert [row["state"] for row in found.tries] == ["ok", "ok", "ok", "failed", "failed"]
+    # It is begun once for the two settings that need it.
+    assert capsys.readouterr().err.count("request.more         ") == 3
+
+
 def test_where_all_fail_it_says_why(written, tried) -> None:
     values = written({"request.ratio_by_class.down": [40, 50]}, arm="more by class")
     values["request"] = {"ratio_by_class": {"down": 30}, "classes": ["down"], "shard_size": 16}
