@@ -66,7 +66,7 @@ class Setting:
         for name, value in settings.items():
             values = lay(values, name, value)
         told = ", ".join(f"{name}={shown(value)}" for name, value in settings.items())
-        return validate(Study, values, told or "study")
+        return validate(Study, values, f"tune.knobs: {told}" if told else "study")
 
     def halving(self) -> Halving | None:
         if self.tune.scheduler == "none":
