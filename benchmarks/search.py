@@ -236,11 +236,14 @@ def nothing(name: str, runtime: Runtime) -> dict[str, float]:
 
 def overheads(base: Path, runtime: Runtime) -> None:
     """Seconds per trial that are not training."""
-    resources, names = profile_at("runs").trial, [f"trial {number}" for number in range(TRIALS)]
-    empty = [
-        timed(lambda: runtime.search(nothing, names, resources, lambda _: None)).wall / TRIALS
-        for _ in range(3)
-    ]
+    resources = profile_at("runs").trial
+
+    def empty(count: int) -> float:
+        names = [f"trial {number}" for number in range(count)]
+        return timed(lambda: runtime.search(nothing, names, resources, lambda _: None)).wall
+
+    few, many = ([empty(times * TRIALS) for _ in range(3)] for times in (1, 4))
+    each = [(much - little) / (3 * TRIALS) for little, much in zip(few, many, strict=True)]
     short = trials_of(study_of(1))
     trainer = Trainer(str(base), short, threads=1)
     trainer.load()
@@ -254,10 +257,11 @@ def overheads(base: Path, runtime: Runtime) -> None:
             bare = timed(lambda number=number: trainer(number)).wall
             kept.append(timed(lambda step=step: run(step.key, alone)).wall - bare)
     print_table(
-        "overhead, s per trial: median [quartiles]",
+        "overhead: median [quartiles]",
         ["what", "s"],
         [
-            ["empty trials on a warm Ray, two at once", quartiles(empty).show()],
+            [f"a search of {TRIALS} empty trials on a warm Ray", quartiles(few).show(1)],
+            ["of it, each trial (from four times as many)", quartiles(each).show()],
             ["one step of training: store and all - bare, one process", quartiles(kept[2:]).show()],
         ],
     )
