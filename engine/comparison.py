@@ -207,6 +207,35 @@ class Comparison:
             ]
         )  # fmt: skip
 
+    def fidelity(self) -> list[Step]:
+        """How like real ones the images of each generator are; first, where the study's embedder
+        does not compare them, vectors of the real ones."""
+        study, settings = self.study, self.study.fidelity
+        if not settings.enabled or not self.pools:
+            return []
+        embedder = settings.embedder or study.embedder
+        plugins = [("embedders", embedder)]
+        embed = make_step(
+            "embed", "embed.fidelity", {"embedder": embedder}, {"ingest": self.ingest}, plugins
+        )
+        embed = self.embed if embed == self.embed else embed
+        found = [
+            make_step(
+                "fidelity", f"fidelity.{label}",
+                {
+                    "embedder": embedder, "sample": settings.sample, "k": settings.k,
+                    "task": self.task, "seed": study.seed,
+                },
+                {
+                    "ingest": self.ingest, "embed": embed, "curate": curate,
+                    "generate": curate.inputs["generate"],
+                },
+                plugins,
+            )
+            for label, (curate, *_) in self.pools.items()
+        ]  # fmt: skip
+        return found if embed == self.embed else [embed, *found]
+
     def _mix(
         self, name: str, real: str = "all", oversampled: bool = False,
         added: tuple[Added, ...] = (), curates: Mapping[str, Step] | None = None, fit: int = 0,
@@ -233,6 +262,7 @@ class Comparison:
         """The mixes, and all that comes after them."""
         study = self.study
         arms = [*self.arms, *self._generator_arms()]
+        fidelity = self.fidelity()
         search = make_step(
             "search", "search",
             {
@@ -271,9 +301,10 @@ class Comparison:
             {
                 "ingest": self.ingest, "embed": self.embed, "search": search,
                 "evaluate": evaluate, **pools,
+                **{step.label: step for step in fidelity if step.kind == "fidelity"},
             },
         )  # fmt: skip
-        return [*self.mixes, search, evaluate, report]
+        return [*self.mixes, *fidelity, search, evaluate, report]
 
 
 def fit_name(fit: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -102,12 +102,13 @@ class Context:
         prefix: str | None = None,
         unit: str = "images",
         replace: bool = False,
+        here: bool = False,
     ) -> list[Commit]:
         """Stream the shards that have no commit yet through a pool of workers; returns all commits,
         in order.
 
         replace: shards of another fingerprint are made again; else they are kept, and the run
-        stops.
+        stops. here: in this process, for what is done sooner than workers have started.
         """
         shard_set = ShardSet(self.store, prefix or self.prefix)
         shard_set.claim(fingerprint, discard=f"--discard {self.step.label}", replace=replace)
@@ -127,7 +128,11 @@ class Context:
             place = Place(self.device, resources.threads, resources.batch_size, resources.offload)
             worker = ShardWorker(shard_set, rows_of, stages, schema, place)
             with self.progress(total, unit, done) as bar:
-                for summary in self.runtime.stream(worker, missing, resources):
+                for summary in (
+                    compute_here(worker, missing)
+                    if here
+                    else self.runtime.stream(worker, missing, resources)
+                ):
                     for reason, count in summary["reasons"].items():
                         reasons[reason] = reasons.get(reason, 0) + count
                     quarantined = ", ".join(
@@ -202,3 +207,9 @@ class Context:
             ended.set()
             watcher.join()
         return read_result(self.store, work, attempt)
+
+
+def compute_here(worker: ShardWorker, shards: Sequence[Shard]) -> Iterator[dict[str, Any]]:
+    """Summaries of shards, as a runtime streams them, from this process."""
+    worker.load()
+    yield from worker(shards)

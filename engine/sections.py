@@ -235,6 +235,18 @@ ArmName = Literal[
 ]
 
 
+class Fidelity(Spec):
+    """How like real images the generated ones are: each generator's, against val."""
+
+    enabled: bool = True
+    # Turns images to the vectors that are compared; None: the study's.
+    embedder: EmbedderField | None = None
+    # Images of each side that pairs are made of (kernel distance, neighbours), at most.
+    sample: Annotated[int, Field(ge=100, le=100_000)] = 5_000
+    # A neighbourhood reaches to the k-th nearest other image.
+    k: Annotated[int, Field(ge=1, le=15)] = 5
+
+
 class Search(Spec):
     """The arms of the comparison: real, real at double steps, reduced where the study reduces,
     those that `arms` and `combine` name, and every generator at every ratio and at what is

@@ -32,6 +32,7 @@ from engine.sections import (
     Curate,
     EmbedderField,
     Evaluate,
+    Fidelity,
     GeneratorField,
     Match,
     ReaderField,
@@ -76,6 +77,7 @@ class Study(Spec):
     classifier: ClassifierField | None = None
     training: Training = Training()
     curate: Curate = Curate()
+    fidelity: Fidelity = Fidelity()
     search: Search = Search()
     evaluate: Evaluate = Evaluate()
 

@@ -92,13 +92,14 @@ def test_a_change_reaches_the_steps_that_depend_on_it_and_no_others(write: Write
 
     rounds = [f"{kind}.ddpm{suffix}" for kind in ("request", "generate", "curate")
               for suffix in ("", ".2", ".3")]  # fmt: skip
-    made = {*rounds, "mix.ddpm.x1", "mix.ddpm.x2", "mix.ddpm.x4", "search",
+    made = {*rounds, "fidelity.ddpm", "mix.ddpm.x1", "mix.ddpm.x2", "mix.ddpm.x4", "search",
             "evaluate"}  # fmt: skip
     judged = made - {"request.ddpm", "generate.ddpm"}
     assert changed("curate.filters=[{name: agreement, confidence: 0.5}]") == judged
     assert changed("curate.filters=[agreement, copies, blank]") == judged | {"measure.val"}
     assert changed("training.objective=accuracy") >= {"train.labeler", "search", "evaluate"}
     assert changed("evaluate.margin=0.02") == {"evaluate"}
+    assert changed("fidelity.k=3") == {"fidelity.ddpm", "fidelity.traditional"}
     assert changed("search.seeds=4") == {"search", "evaluate"}
     assert changed("select.per_cluster=3") == {"select"}
     assert changed("generators.ddpm.num_inference_steps=21") == made

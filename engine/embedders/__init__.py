@@ -23,6 +23,8 @@ class Embedder:
 
     version: ClassVar[int]
     Spec: ClassVar[type[EmbedderSpec]]
+    # Whether it has no network: a few images are then embedded sooner than workers start.
+    light: ClassVar[bool] = False
     width: int
 
     def __init__(self, spec: EmbedderSpec) -> None:

@@ -19,6 +19,7 @@ class PixelsSpec(EmbedderSpec):
 class Pixels(Embedder):
     version: ClassVar[int] = 1
     Spec: ClassVar[type[EmbedderSpec]] = PixelsSpec
+    light: ClassVar[bool] = True
     spec: PixelsSpec
 
     def load(self, device: str) -> None:

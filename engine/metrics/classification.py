@@ -1,4 +1,5 @@
-"""Figures of a classifier, all of them functions of its confusion matrix.
+"""Figures of a classifier that are functions of its confusion matrix (those of its probabilities
+are in `engine.metrics.probabilities`).
 
 A confusion matrix counts images: rows are true classes, columns are predicted ones. Leading axes
 are allowed everywhere, so that thousands of resampled matrices are scored at once. A class without
@@ -53,8 +54,39 @@ def balanced_accuracy(matrix: np.ndarray) -> np.ndarray:
     return _ratio((recall(matrix) * present).sum(-1), present.sum(-1))
 
 
+def macro_precision(matrix: np.ndarray) -> np.ndarray:
+    """Mean of `precision` over the classes, every class alike."""
+    return precision(matrix).mean(-1)
+
+
+def macro_recall(matrix: np.ndarray) -> np.ndarray:
+    """Mean of `recall` over the classes, every class alike."""
+    return recall(matrix).mean(-1)
+
+
+def weighted_precision(matrix: np.ndarray) -> np.ndarray:
+    """Mean of `precision`, each class weighing as many images as it has. (Of recall, that is
+    accuracy.)"""
+    return _weighted(precision(matrix), matrix)
+
+
+def weighted_f1(matrix: np.ndarray) -> np.ndarray:
+    """Mean of `f1`, each class weighing as many images as it has."""
+    return _weighted(f1(matrix), matrix)
+
+
+def worst_class_recall(matrix: np.ndarray) -> np.ndarray:
+    """The least `recall` among the classes that occur."""
+    present = matrix.sum(-1) > 0
+    least = np.where(present, recall(matrix), np.inf).min(-1)
+    return np.where(present.any(-1), least, 0.0)
+
+
 METRICS: dict[str, Metric] = {
-    "accuracy": accuracy, "macro_f1": macro_f1, "balanced_accuracy": balanced_accuracy,
+    "accuracy": accuracy, "balanced_accuracy": balanced_accuracy,
+    "macro_precision": macro_precision, "macro_recall": macro_recall, "macro_f1": macro_f1,
+    "weighted_precision": weighted_precision, "weighted_f1": weighted_f1,
+    "worst_class_recall": worst_class_recall,
 }  # fmt: skip
 
 
@@ -77,6 +109,11 @@ def summary(matrix: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
 
 def _diagonal(matrix: np.ndarray) -> np.ndarray:
     return np.diagonal(matrix, axis1=-2, axis2=-1)
+
+
+def _weighted(figure: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    images = matrix.sum(-1)
+    return _ratio((figure * images).sum(-1), images.sum(-1))
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-_BLOCK = 2048
+_BLOCK = 1024
 
 
 @dataclass(frozen=True)
@@ -35,34 +35,41 @@ def kernel_distance(
     if min(len(one), len(other)) < 4:
         raise ValueError(f"{len(one)} and {len(other)} vectors; four of each are the least")
     one, other = one.astype(np.float64), other.astype(np.float64)
-    estimate = _mmd(one, other)
     random = np.random.default_rng(seed)
-    halves = [
-        _mmd(
-            one[random.permutation(len(one))[: len(one) // 2]],
-            other[random.permutation(len(other))[: len(other) // 2]],
-        )
-        for _ in range(subsets)
-    ]
+    # Column 0 takes all vectors, each further one a half: one pass over the pairs serves all.
+    of_one, of_other = np.ones((len(one), 1 + subsets)), np.ones((len(other), 1 + subsets))
+    for column in range(1, 1 + subsets):
+        for chosen in (of_one, of_other):
+            chosen[random.permutation(len(chosen))[len(chosen) // 2 :], column] = 0
+    estimate, *halves = (
+        _within(one, of_one) + _within(other, of_other)
+        - 2 * _kernel_sums(one, other, of_one, of_other) / (of_one.sum(0) * of_other.sum(0))
+    ).tolist()  # fmt: skip
     spread = 1.96 * float(np.std(halves, ddof=1))
     return KernelDistance(estimate, estimate - spread, estimate + spread)
 
 
-def _mmd(one: np.ndarray, other: np.ndarray) -> float:
-    """The unbiased estimate: a vector is not compared with itself."""
-    n, m = len(one), len(other)
-    within_one = _kernel_sum(one, one) - float(_cubed((one**2).sum(1), one.shape[1]).sum())
-    within_other = _kernel_sum(other, other) - float(_cubed((other**2).sum(1), one.shape[1]).sum())
-    across = _kernel_sum(one, other)
-    return within_one / (n * (n - 1)) + within_other / (m * (m - 1)) - 2 * across / (n * m)
+def _within(vectors: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Mean kernel of the pairs of a set: a vector is not compared with itself."""
+    alone = _cubed((vectors**2).sum(1), vectors.shape[1]) @ chosen
+    n = chosen.sum(0)
+    return (_kernel_sums(vectors, vectors, chosen, chosen) - alone) / (n * (n - 1))
 
 
-def _kernel_sum(one: np.ndarray, other: np.ndarray) -> float:
-    return sum(
-        float(_cubed(one[start : start + _BLOCK] @ other.T, one.shape[1]).sum())
-        for start in range(0, len(one), _BLOCK)
-    )
+def _kernel_sums(
+    one: np.ndarray, other: np.ndarray, of_one: np.ndarray, of_other: np.ndarray
+) -> np.ndarray:
+    """Sum of the kernel over all pairs of the vectors that a column chooses, for each column of 0
+    and 1 (n, columns) and (m, columns)."""
+    found = np.zeros(of_one.shape[1])
+    for start in range(0, len(one), _BLOCK):
+        here = slice(start, start + _BLOCK)
+        kernel = _cubed(one[here] @ other.T, one.shape[1])
+        found += (of_one[here] * (kernel @ of_other)).sum(0)
+    return found
 
 
 def _cubed(products: np.ndarray, width: int) -> np.ndarray:
-    return (products / width + 1) ** 3
+    shifted = products / width + 1
+    # A power by `**` takes ten times as long.
+    return shifted * shifted * shifted

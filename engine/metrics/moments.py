@@ -12,6 +12,8 @@ from functools import reduce
 
 import numpy as np
 
+from engine.core.nearest import Vectors
+
 _BLOCK = 4096
 
 
@@ -25,7 +27,7 @@ class Moments:
     scatter: np.ndarray
 
     @classmethod
-    def of(cls, vectors: np.ndarray) -> Moments:
+    def of(cls, vectors: Vectors) -> Moments:
         """Of vectors (n, width), n at least 1."""
         return merged(
             _of_block(vectors[start : start + _BLOCK].astype(np.float64))

@@ -294,6 +294,21 @@ def read_generated(context: Context, task: str) -> pa.Table:
     )
 
 
+def generated_shards(context: Context) -> list[Shard]:
+    """A shard for each row group of the generated images, named by content: images made anew have
+    the same ids."""
+    shards = []
+    sha256_of = {part.key: part.sha256 for part in context.inputs["generate"].parts}
+    for key in synthetic_images(context.inputs):
+        with context.store.parquet(key) as file:
+            for number in range(file.num_row_groups):
+                held = file.read_row_group(number, columns=[rows.IMAGE_ID])
+                ids = held[rows.IMAGE_ID].to_pylist()
+                task = {"part": key, "row_group": number, "ids_digest": ids_digest(ids)}
+                shards.append(Shard(digest([sha256_of[key], number]), len(ids), task, {}))
+    return shards
+
+
 def score(context: Context, spec: CurateSpec, classes: Sequence[str]) -> list[Commit]:
     """Measure and embed every generated image; shards by content, so that a later round scores what
     is new."""
@@ -307,17 +322,10 @@ def score(context: Context, spec: CurateSpec, classes: Sequence[str]) -> list[Co
         PrepareImages(spec.embedder),
         embedding,
     ]
-    shards = []
-    sha256_of = {part.key: part.sha256 for part in context.inputs["generate"].parts}
-    for key in synthetic_images(context.inputs):
-        with context.store.parquet(key) as file:
-            for number in range(file.num_row_groups):
-                held = file.read_row_group(number, columns=[rows.IMAGE_ID])
-                ids = held[rows.IMAGE_ID].to_pylist()
-                task = {"part": key, "row_group": number, "ids_digest": ids_digest(ids)}
-                # Of these very pictures: made anew they have the same ids.
-                name = digest([sha256_of[key], number])
-                shards.append(Shard(f"scores-{name}", len(ids), task, {}))
+    shards = [
+        Shard(f"scores-{shard.name}", shard.rows, shard.task, {})
+        for shard in generated_shards(context)
+    ]
     # What only judges measures nothing anew.
     plugins = {"embedders": [spec.embedder], "filters": looks.filters, "labelers": [looks.labeler]}
     measured_by = {

@@ -25,6 +25,7 @@ from engine.report.page import render
 from engine.report.table import as_text, comparison
 from engine.steps import StepKind
 from engine.steps._curated import closest, filters_told, sheets, words
+from engine.steps._fidelity import fidelity_tables
 from engine.steps.search import replicates
 
 _TILE = 52  # px
@@ -45,7 +46,7 @@ class ReportSpec(Spec):
 
 
 class Report(StepKind):
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     Spec: ClassVar[type[Spec]] = ReportSpec
     summary: ClassVar[str] = "write the page"
 
@@ -80,6 +81,7 @@ class Report(StepKind):
             seen={name: shares(held["labeler"]["confusion"])
                   for name, held in curated.items() if "labeler" in held},
             scatter=scatter(context, spec, classes), probes=probed,
+            fidelity=fidelity_tables(context, spec.generators),
             warnings=image_warnings(probed, curated, spec),
             needed=needed(context), seeds_used=[int(seed) for seed in search_spec["seeds"]],
             study_seed=spec.study["seed"], engine=__version__,

@@ -114,7 +114,7 @@ class TrainClassifier:
 
 
 class Train(StepKind):
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     Spec: ClassVar[type[Spec]] = TrainSpec
     summary: ClassVar[str] = "train a classifier"
 

@@ -13,6 +13,7 @@ from engine.metrics.classification import (
     precision,
     recall,
     summary,
+    worst_class_recall,
 )
 
 
@@ -30,16 +31,25 @@ def test_all_figures_equal_those_of_scikit_learn() -> None:
     want = reference.precision_recall_fscore_support(labels, predicted)
     for found, expected in zip((precision, recall, f1), want, strict=False):
         assert found(matrix) == pytest.approx(expected)
-    for name, expected in {
+    expected = {
         "accuracy": reference.accuracy_score(labels, predicted),
-        "macro_f1": reference.f1_score(labels, predicted, average="macro"),
         "balanced_accuracy": reference.balanced_accuracy_score(labels, predicted),
-    }.items():
-        assert METRICS[name](matrix) == pytest.approx(expected)
+        "macro_precision": reference.precision_score(labels, predicted, average="macro"),
+        "macro_recall": reference.recall_score(labels, predicted, average="macro"),
+        "macro_f1": reference.f1_score(labels, predicted, average="macro"),
+        "weighted_precision": reference.precision_score(labels, predicted, average="weighted"),
+        "weighted_f1": reference.f1_score(labels, predicted, average="weighted"),
+        "worst_class_recall": reference.recall_score(labels, predicted, average=None).min(),
+    }
+    assert {name: float(metric(matrix)) for name, metric in METRICS.items()} == pytest.approx(
+        expected
+    )
 
 
 def test_a_class_without_images_scores_nil_and_is_no_part_of_balanced_accuracy() -> None:
     matrix = np.array([[3, 1, 0], [1, 3, 0], [0, 0, 0]])
+    assert worst_class_recall(matrix) == pytest.approx(0.75)
+    assert worst_class_recall(np.zeros((2, 2))) == 0
     assert f1(matrix).tolist() == [0.75, 0.75, 0.0]
     assert macro_f1(matrix) == pytest.approx(0.5)
     assert balanced_accuracy(matrix) == pytest.approx(0.75)

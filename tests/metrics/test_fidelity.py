@@ -87,6 +87,39 @@ def test_the_kernel_distance_is_the_unbiased_formula() -> None:
         kernel_distance(one[:3], other, 0)
 
 
+def test_the_kernel_distance_of_many_blocks_is_the_formula_s_in_any_order() -> None:
+    one, other = (
+        held.astype(np.float64) for held in (vectors(2500, 8, 0), vectors(1100, 8, 1, shift=0.2))
+    )
+    kernels = [(a @ b.T / 8 + 1) ** 3 for a, b in ((one, one), (other, other), (one, other))]
+    pairs = [
+        (kernel.sum() - np.trace(kernel)) / (len(kernel) * (len(kernel) - 1))
+        for kernel in kernels[:2]
+    ]
+    expected = sum(pairs) - 2 * kernels[2].mean()
+    found = kernel_distance(one, other, 0, 8)
+    assert found.estimate == pytest.approx(expected, abs=1e-9)
+    # As shards come from workers in another order.
+    again = kernel_distance(np.concatenate([one[900:], one[:900]]), other[::-1], 0, 8)
+    assert again.estimate == pytest.approx(expected, abs=1e-9)
+
+
+def test_the_kernel_interval_is_that_of_random_halves() -> None:
+    one, other = vectors(40, 6, 0), vectors(30, 6, 1, shift=0.2)
+    random = np.random.default_rng(7)
+    halves = [
+        kernel_distance(
+            one[random.permutation(40)[:20]], other[random.permutation(30)[:15]], 0, 2
+        ).estimate
+        for _ in range(20)
+    ]
+    found = kernel_distance(one, other, 7, 20)
+    spread = 1.96 * np.std(halves, ddof=1)
+    assert (found.low, found.high) == pytest.approx(
+        (found.estimate - spread, found.estimate + spread), abs=1e-9
+    )
+
+
 def test_the_kernel_interval_holds_nil_for_one_distribution_and_not_for_two() -> None:
     held_nil = [
         (found.low <= 0 <= found.high)
@@ -116,6 +149,13 @@ def test_prdc_is_the_formulas_over_many_blocks() -> None:
     assert (found.precision, found.recall, found.density, found.coverage) == pytest.approx(expected)
     with pytest.raises(ValueError, match="more than k = 5"):
         prdc(real[:5], fake)
+
+
+def test_prdc_does_not_depend_on_the_order_of_shards() -> None:
+    real, fake = vectors(700, 6, 0), vectors(600, 6, 1, shift=0.4)
+    mixed = prdc(np.concatenate([real[300:], real[:300]]), fake[::-1])
+    found = prdc(real, fake)
+    assert vars(mixed) == pytest.approx(vars(found), abs=1e-12)
 
 
 def test_one_picture_many_times_is_precise_and_covers_nothing() -> None:

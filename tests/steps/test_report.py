@@ -56,7 +56,8 @@ def test_the_page_is_whole_and_needs_no_network(bars_study, store: Store, profil
             assert (attributes.get(name) or "data:").startswith("data:")
     assert not re.findall(r"url\(|@import|https?://", page)
     for heading in ("All arms", "How many to add", "Each class", "What is taken for what",
-                    "The images", "From requested to kept", "Where this comes from"):  # fmt: skip
+                    "The images", "From requested to kept", "How like real images",
+                    "Where this comes from"):  # fmt: skip
         assert f"<h2>{heading}" in page
     assert "conditional on one generator" in page.lower()
     assert sum(tag == "img" for tag, _ in tags.found) >= 16
