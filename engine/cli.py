@@ -289,6 +289,11 @@ def show_report(
         for key in manifests[step.key].keys(file="report.html"):
             page = store.page(study.name, "report.html")
             store.put(page, store.read(key))
+            for part in manifests[step.key].parts:
+                name = part.tags.get("file", "")
+                if step.kind == "report" and name.endswith(".csv"):
+                    table = store.page(study.name, store.join("tables", name))
+                    store.put(table, store.read(part.key))
             metrics = manifests[step.key].metrics
             print(f"\n{metrics['table']}\n\n{metrics['verdict']}\n", flush=True)
             say(f"report: {store.location(page)}")

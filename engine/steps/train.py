@@ -31,6 +31,7 @@ from engine.core.rng import derive_seed
 from engine.core.spec import Spec
 from engine.core.store import Store
 from engine.metrics.classification import METRICS, confusion, summary
+from engine.metrics.probabilities import known_of_probabilities, log_loss
 from engine.nets.classification import LabelledImages, Training, class_numbers, train
 from engine.sections import ClassifierField
 from engine.steps import StepKind
@@ -89,11 +90,19 @@ class TrainClassifier:
             )
             pq.write_table(predictions, folder / PREDICTIONS, compression="zstd")
             matrix = confusion(labels, made.probabilities.argmax(1), len(self.classes))
-            fit.publish(folder, {"best_step": made.best_step, "val": summary(matrix, self.classes)})
+            val = {
+                **summary(matrix, self.classes),
+                **known_of_probabilities(labels, made.probabilities),
+            }
+            fit.publish(folder, {"best_step": made.best_step, "val": val})
 
     def _score(self, labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
         matrix = confusion(labels, probabilities.argmax(1), len(self.classes))
-        return {name: float(metric(matrix)) for name, metric in METRICS.items()}
+        return {
+            **{name: float(metric(matrix)) for name, metric in METRICS.items()},
+            **known_of_probabilities(labels, probabilities),
+            "loss": log_loss(labels, probabilities),
+        }
 
     def _members(self, column: str) -> LabelledImages:
         """The arm's images; of a part, only those that are members."""
@@ -114,7 +123,7 @@ class TrainClassifier:
 
 
 class Train(StepKind):
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     Spec: ClassVar[type[Spec]] = TrainSpec
     summary: ClassVar[str] = "train a classifier"
 
