@@ -10,9 +10,20 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from engine.report.page import points
-from engine.report.plots import WIDTH, Line, Point, rounded, shorten, svg, text, ticks
+from engine.report.plots import (
+    WIDTH,
+    Colour,
+    Line,
+    Point,
+    kind_of,
+    rounded,
+    shorten,
+    svg,
+    text,
+    ticks,
+)
 
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 14, 42
+_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 14, 42
 
 
 @dataclass(frozen=True)
@@ -102,7 +113,7 @@ def forest(rows: Sequence[ForestRow], series: Sequence[str]) -> Markup:
         drawn.append(text(left - 12, top + step / 2 + 4, shorten(row.name), "end", "name"))
         for index, (mean, low, high) in enumerate(row.gains):
             y = top + 12 + 13 * index
-            told = f"{points(mean)} ({points(low)} to {points(high)})"
+            told = f"{points(mean)} ({points(low)} to {points(high)})" if low or high else "0"
             drawn.append(
                 Markup('<line class="whisker s{}" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(
                     index, rounded(x(low)), rounded(x(high)), rounded(y), rounded(y)
@@ -137,7 +148,7 @@ class Bins:
 
     name: str
     bins: Sequence[tuple[float, float, float]]
-    colour: int | str
+    colour: Colour
 
 
 def reliability(arms: Sequence[Bins]) -> Markup:
@@ -152,7 +163,7 @@ def reliability(arms: Sequence[Bins]) -> Markup:
         )
     )
     for arm in arms:
-        kind = arm.colour if isinstance(arm.colour, str) else f"c{arm.colour}"
+        kind = kind_of(arm.colour)
         path = " ".join(f"{rounded(frame.x(x))},{rounded(frame.y(y))}" for x, y, _ in arm.bins)
         drawn.append(Markup('<polyline class="line {}" points="{}"/>').format(kind, path))
         for x, y, share in arm.bins:
@@ -174,7 +185,7 @@ class ClassPoint:
     value: Point
 
 
-def frequency(arms: Sequence[tuple[str, int | str, Sequence[ClassPoint]]], y_name: str) -> Markup:
+def frequency(arms: Sequence[tuple[str, Colour, Sequence[ClassPoint]]], y_name: str) -> Markup:
     """A figure of each class against its training images, one colour for each arm; the points of a
     class are joined, for an arm moves both."""
     width, height = 480, 400
@@ -184,15 +195,18 @@ def frequency(arms: Sequence[tuple[str, int | str, Sequence[ClassPoint]]], y_nam
     frame = Frame(width, height, least / 1.15, most * 1.15, math.floor(10 * low) / 10, 1.0, True)
     drawn = frame.axes("training images of the class", y_name, _decades(least, most))
     for number in range(len(arms[0][2])):
+        aside = 12 * (number / max(1, len(arms[0][2]) - 1) - 0.5)
         path = " ".join(
-            f"{rounded(frame.x(held[number].images))},{rounded(frame.y(held[number].value.y))}"
-            for _, _, held in arms
+            f"{rounded(frame.x(of[number].images) + aside)},{rounded(frame.y(of[number].value.y))}"
+            for _, _, of in arms
         )
         drawn.append(Markup('<polyline class="join" points="{}"/>').format(path))
     for arm, colour, held in arms:
-        kind = colour if isinstance(colour, str) else f"c{colour}"
-        for point in held:
-            x, value = rounded(frame.x(point.images)), point.value
+        kind = kind_of(colour)
+        for number, point in enumerate(held):
+            # Classes of one size stand side by side.
+            aside = 12 * (number / max(1, len(held) - 1) - 0.5)
+            x, value = rounded(frame.x(point.images) + aside), point.value
             told = f"{point.name}, {arm}: {point.images:,} images, {value.y:.3f}"
             drawn.append(
                 Markup('<line class="whisker {}" x1="{}" x2="{}" y1="{}" y2="{}"/>'
@@ -223,7 +237,7 @@ def curves(lines: Sequence[Line], y_name: str) -> Markup:
     frame = Frame(width, height, 0, max(point.x for point in every), max(0, low - pad), high + pad)
     drawn = frame.axes("step", y_name, ticks(0, frame.x_high, 4))
     for line in lines:
-        kind = f"c{line.colour}" if line.colour >= 0 else "neutral"
+        kind = kind_of(line.colour)
         path = " ".join(f"{rounded(frame.x(p.x))},{rounded(frame.y(p.y))}" for p in line.points)
         drawn.append(
             Markup('<polyline class="line {}" points="{}"><title>{}</title></polyline>').format(

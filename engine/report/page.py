@@ -26,5 +26,5 @@ def render(template: str, **values: Any) -> str:
         loader=PackageLoader("engine.report"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"duration": duration, "points": points, "at_least": max}
+    environment.filters |= {"duration": duration, "points": points}
     return environment.get_template(template).render(**values)

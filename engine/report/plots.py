@@ -19,6 +19,10 @@ WIDTH, HEIGHT = 720, 320
 _LEFT, _RIGHT, _TOP, _BOTTOM = 72, 16, 16, 44
 
 
+# The number of one of the page's colours, or the name of another.
+Colour = int | str
+
+
 @dataclass(frozen=True)
 class Point:
     """A value at `x` with its interval."""
@@ -31,11 +35,11 @@ class Point:
 
 @dataclass(frozen=True)
 class Line:
-    """A named series of points; `colour` counts the page's colours."""
+    """A named series of points."""
 
     name: str
     points: Sequence[Point]
-    colour: int
+    colour: Colour
 
 
 @dataclass(frozen=True)
@@ -109,9 +113,11 @@ def ratio_curve(
         shift = 7 * (index - (len(lines) - 1) / 2)
         ends = [f"{rounded(x(p.x) + shift)},{rounded(y(p.y))}" for p in line.points]
         path = " ".join([f"{rounded(x(start.x))},{rounded(y(start.y))}", *ends])
-        drawn.append(Markup('<polyline class="line c{}" points="{}"/>').format(line.colour, path))
+        drawn.append(
+            Markup('<polyline class="line {}" points="{}"/>').format(kind_of(line.colour), path)
+        )
         for point in line.points:
-            drawn.append(_dot(f"c{line.colour}", line.name, point, x(point.x) + shift, y))
+            drawn.append(_dot(kind_of(line.colour), line.name, point, x(point.x) + shift, y))
     drawn.append(_dot("neutral", "real", start, x(start.x), y))
     return svg(drawn, HEIGHT, f"{y_name} against the ratio of added images")
 
@@ -128,7 +134,9 @@ def _dot(kind: str, name: str, point: Point, across: float, y: Callable[[float],
     )  # fmt: skip
 
 
-def recall_by_class(gains: Sequence[Gain], arms: Sequence[str], colours: Sequence[int]) -> Markup:
+def recall_by_class(
+    gains: Sequence[Gain], arms: Sequence[str], colours: Sequence[Colour]
+) -> Markup:
     """A row for each class: recall of each arm, joined by a line, and the difference in words."""
     row, right = 32, 250
     left = 24 + 8 * max((len(shorten(gain.name)) for gain in gains), default=0)
@@ -165,8 +173,9 @@ def recall_by_class(gains: Sequence[Gain], arms: Sequence[str], colours: Sequenc
             colours, arms, gain.values, ends, heights, strict=True
         ):
             drawn.append(
-                Markup('<circle class="dot c{}" cx="{}" cy="{}" r="5"><title>{}: {}</title>'
-                       "</circle>").format(colour, across, rounded(height_of), arm, f"{value:.3f}")
+                Markup('<circle class="dot {}" cx="{}" cy="{}" r="5"><title>{}: {}</title>'
+                       "</circle>").format(kind_of(colour), across, rounded(height_of), arm,
+                                           f"{value:.3f}")
             )  # fmt: skip
         for place, (mean, low, high) in zip(columns, (gain.to_baseline, gain.to_real), strict=True):
             kind = "good" if low > 0 else "bad" if high < 0 else "axis"
@@ -196,6 +205,11 @@ def scatter(
         for (x, y), number, made, name in zip(points, classes, synthetic, names, strict=True)
     ]  # fmt: skip
     return svg(drawn, height, "embedding of real and synthetic images, in two dimensions", width)
+
+
+def kind_of(colour: Colour) -> str:
+    """The CSS class of a colour."""
+    return colour if isinstance(colour, str) else f"c{colour}"
 
 
 def grid(labels: Sequence[tuple[float, str]]) -> list[Markup]:

@@ -53,7 +53,7 @@ def cost(
         entry["count"] += 1
         entry["hours"] += seconds / 3600
         if kind in _ON_DEVICE:
-            device = str(manifest.provenance.get("device") or "unknown")
+            device = str(manifest.provenance.get("device") or "a device that was not noted")
             entry["devices"].add(device)
             on_device[device] = on_device.get(device, 0.0) + seconds / 3600
     for entry in kinds.values():

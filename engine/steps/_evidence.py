@@ -81,13 +81,13 @@ def main_arms(evaluate: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(["real", evaluate["baseline"], *compared]))
 
 
-def colour_of(evaluate: Mapping[str, Any], arm: str, colours: Mapping[str, int]) -> int | str:
-    return "neutral" if arm == "real" else colours[evaluate["arms"][arm]["family"]] % 10
+def colour_of(evaluate: Mapping[str, Any], arm: str, colours: Mapping[str, int]) -> plots.Colour:
+    return "neutral" if arm == "real" else colours[evaluate["arms"][arm]["family"]]
 
 
 def legend_of(
     evaluate: Mapping[str, Any], colours: Mapping[str, int]
-) -> list[tuple[str, int | str]]:
+) -> list[tuple[str, plots.Colour]]:
     """The main arms with their colours."""
     return [(arm, colour_of(evaluate, arm, colours)) for arm in main_arms(evaluate)]
 
@@ -98,8 +98,18 @@ def figures_table(evaluate: Mapping[str, Any]) -> dict[str, Any]:
     held = [name for name in FIGURES if any(name in figures for figures in arms.values())]
     return {
         "columns": [FIGURES[name] for name in held],
-        "rows": [(arm, [figures.get(name) for name in held]) for arm, figures in arms.items()],
-    }
+        "rows": [(arm, [_within(name, figures.get(name)) for name in held])
+                 for arm, figures in arms.items()],
+    }  # fmt: skip
+
+
+def _within(name: str, figure: Mapping[str, float] | None) -> dict[str, float] | None:
+    """A t interval of few replicates knows nothing of where a figure ends."""
+    if figure is None:
+        return None
+    most = 2.0 if name == "brier" else 1.0
+    return {"mean": figure["mean"], "low": max(0.0, figure["low"]),
+            "high": min(most, figure["high"])}  # fmt: skip
 
 
 def forests(evaluate: Mapping[str, Any], classes: Sequence[str]) -> list[dict[str, Any]]:
@@ -239,7 +249,7 @@ def curves(
             points = [plots.Point(step, float(np.mean(values)), 0.0, 0.0)
                       for step, values in sorted(of_step.items())]  # fmt: skip
             if points:
-                lines.append(plots.Line(arm, points, -1 if isinstance(colour, str) else colour))
+                lines.append(plots.Line(arm, points, colour))
         if lines:
             drawn.append(charts.curves(lines, title))
     return drawn

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from engine.core.registry import resolve
 from engine.metrics.significance import LEAST_REPLICATES
 
 
@@ -54,7 +55,7 @@ def _data(study: Mapping[str, Any], ingest: Mapping[str, Any]) -> str:
     return (
         f"The data comprise {totals['train']:,} training, {totals['val']:,} validation and"
         f" {totals['test']:,} test images in {len(train)} classes ({rarest:,} to {commonest:,}"
-        f" training images per class, imbalance {commonest / max(rarest, 1):.1f}:1), at {size} ×"
+        f" training images per class, imbalance {commonest / max(rarest, 1):.1f}:1), at {size} by"
         f" {size} px in {colour}; {how}{grouped}.{limited} Images equal in their decoded pixels"
         " were removed within a split and not allowed across splits. All images, real and"
         " synthetic, passed the same preprocessing."
@@ -81,10 +82,12 @@ def _images(study: Mapping[str, Any], search_spec: Mapping[str, Any]) -> str:
     target = study["request"]["classes"]
     of = "all classes" if target == "all" else f"the classes {listed(list(target))}"
     filters = [one["name"] for one in study["curate"]["filters"]]
+    filtered = [label for label, spec in study["generators"].items()
+                if filters and resolve("generators", spec["name"]).filtered]  # fmt: skip
     kept = (
-        f"Generated images were filtered by {listed(filters)}, with thresholds set on validation"
-        " or training images"
-        if filters
+        f"Images of {listed(filtered)} were filtered by {listed(filters)}, with limits set on"
+        " validation or training images where the study names none"
+        if filtered
         else "Generated images were not filtered"
     )
     ratios = listed([f"{ratio:g}" for ratio in study["search"]["ratios"]])
@@ -130,6 +133,7 @@ def _tests(
         "once" if test["opened"] == 1
         else f"by {test['opened']} studies of this storage so far, this one included"
     )  # fmt: skip
+    few = bool(count) and evaluate["contrasts"][0]["replicates"] < LEAST_REPLICATES
     correction = (
         f", with p-values adjusted for {count} comparisons (Holm 1979)" if count > 1 else ""
     )
@@ -142,8 +146,8 @@ def _tests(
         f" {groups}{correction}. A difference was called one where both methods exclude zero, and"
         f" none where both put it within ± {100 * settings['margin']:g} points (two one-sided"
         f" tests, Schuirmann 1987); with fewer than {LEAST_REPLICATES} replicates nothing was"
-        " called either. Intervals of single classes are paired t intervals, not corrected for the"
-        " number of classes. Calibration error is the mean gap between confidence and accuracy"
+        f" called either{', as here' if few else ''}. Intervals of single classes are paired t"
+        " intervals, not corrected for the number of classes. Calibration error is the mean gap between confidence and accuracy"
         " over 15 equal bins (Guo et al. 2017); areas under curves are means over classes, each"
         " against the others."
     )

@@ -27,6 +27,7 @@ from engine.steps._cost import cost, done_steps, weights
 from engine.steps._curated import closest, filters_told, sheets, words
 from engine.steps._evidence import (
     MOST_CLASSES,
+    colour_of,
     confusions,
     curves,
     figures_table,
@@ -224,7 +225,7 @@ def recall_plots(
     for contrast in evaluate["contrasts"]:
         arms = list(dict.fromkeys(["real", contrast["against"], contrast["arm"]]))
         seeds = contrast["generator_fits"] * contrast["seeds"]
-        of_arms = [colours[evaluate["arms"][arm]["family"]] for arm in arms]
+        of_arms = [colour_of(evaluate, arm, colours) for arm in arms]
         gains = [
             plots.Gain(
                 # How many images a figure rests on says how far to believe it.
