@@ -64,11 +64,12 @@ class Frame:
             drawn.append(text(self.x(tick), self.height - _BOTTOM + 17, f"{tick:,.10g}", "middle"))
         middle = (_LEFT + self.width - _RIGHT) / 2
         drawn.append(text(middle, self.height - 6, x_name, "middle"))
-        drawn.append(
-            Markup('<text class="axis axis-y" transform="translate(12 {}) rotate(-90)"'
-                   ' text-anchor="middle">{}</text>').format(
-                       rounded((self.height - _BOTTOM + _TOP) / 2), y_name)
-        )  # fmt: skip
+        if y_name:
+            drawn.append(
+                Markup('<text class="axis axis-y" transform="translate(12 {}) rotate(-90)"'
+                       ' text-anchor="middle">{}</text>').format(
+                           rounded((self.height - _BOTTOM + _TOP) / 2), y_name)
+            )  # fmt: skip
         return drawn
 
 
@@ -228,14 +229,14 @@ def _decades(low: float, high: float) -> list[float]:
     return found or [low]
 
 
-def curves(lines: Sequence[Line], y_name: str) -> Markup:
+def curves(lines: Sequence[Line], title: str) -> Markup:
     """A figure of training against the optimizer step: a line for each arm."""
     width, height = 360, 240
     every = [point for line in lines for point in line.points]
     low, high = min(point.y for point in every), max(point.y for point in every)
     pad = 0.05 * ((high - low) or 0.1)
     frame = Frame(width, height, 0, max(point.x for point in every), max(0, low - pad), high + pad)
-    drawn = frame.axes("step", y_name, ticks(0, frame.x_high, 4))
+    drawn = frame.axes("step", "", ticks(0, frame.x_high, 4))
     for line in lines:
         kind = kind_of(line.colour)
         path = " ".join(f"{rounded(frame.x(p.x))},{rounded(frame.y(p.y))}" for p in line.points)
@@ -244,4 +245,4 @@ def curves(lines: Sequence[Line], y_name: str) -> Markup:
                 kind, path, line.name
             )
         )
-    return svg(drawn, height, f"{y_name} during training", width)
+    return svg(drawn, height, f"{title} during training", width)

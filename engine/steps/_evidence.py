@@ -234,8 +234,8 @@ def histories(context: Context, trials: Sequence[Trained]) -> list[list[dict[str
 def curves(
     evaluate: Mapping[str, Any], trials: Sequence[Trained],
     told: Sequence[Sequence[Mapping[str, float]]], colours: Mapping[str, int],
-) -> list[str]:  # fmt: skip
-    """A plot for each figure of training: the mean over an arm's classifiers at each step."""
+) -> list[tuple[str, str]]:  # fmt: skip
+    """A title and plot for each figure of training: the mean over an arm's classifiers at each step."""
     drawn = []
     for name, title in _CURVES.items():
         lines = []
@@ -251,5 +251,5 @@ def curves(
             if points:
                 lines.append(plots.Line(arm, points, colour))
         if lines:
-            drawn.append(charts.curves(lines, title))
+            drawn.append((title, charts.curves(lines, title)))
     return drawn
