@@ -35,6 +35,7 @@ class Comparison:
         self.unfiltered: dict[str, list[Step]] = {}
         # What filters need beside the images: the labeler's training, and val measured.
         filtered = any(kind_of("generators", one).filtered for one in study.generators.values())
+        self.labeler: Any = None
         self.curation = self._curation() if study.curate.filters and filtered else {}
 
     def _real_arms(self) -> list[Arm]:
@@ -69,7 +70,8 @@ class Comparison:
         return tuple(mix.label for mix in mixes)
 
     def check(self) -> None:
-        """Refuse a classifier that cannot work at this size, and arms that cannot be made."""
+        """Refuse a classifier that cannot work at this size or with the training of an arm, and
+        arms that cannot be made."""
         study = self.study
         if "synthetic_only" in study.search.arms and study.request.classes != "all":
             raise StudyError(
@@ -77,7 +79,13 @@ class Comparison:
                 " or leave it out"
             )
         assert study.classifier is not None, "a comparison trains a classifier"
-        kind_of("classifiers", study.classifier)(study.classifier, study.preprocess, ()).check()
+        trained = [
+            (study.classifier, study.training.model_copy(update=arm.training)) for arm in self.arms
+        ]
+        if self.labeler is not None and kind_of("labelers", self.labeler).trained:
+            trained.append((self.labeler.classifier, self.labeler.training))
+        for spec, training in trained:
+            kind_of("classifiers", spec)(spec, study.preprocess, ()).check(training)
 
     def _curation(self) -> dict[str, Step]:
         """Also sets `labeler` and `filter_plugins`."""

@@ -11,12 +11,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+
 from engine.core.images import Preprocess
 from engine.core.spec import Spec
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
+
+    from engine.nets.classification import Training
 
 
 class ClassifierSpec(Spec):
@@ -28,12 +32,29 @@ class Classifier:
 
     version: ClassVar[int]
     Spec: ClassVar[type[ClassifierSpec]]
+    # The network sees what `features` makes of images, computed once for all trials of a process.
+    on_features: ClassVar[bool] = False
 
     def __init__(self, spec: Any, preprocess: Preprocess, classes: Sequence[str]) -> None:
         self.spec, self.preprocess, self.classes = spec, preprocess, list(classes)
 
-    def check(self) -> None:
+    @staticmethod
+    def uses(spec: Any) -> Sequence[tuple[str, Any]]:
+        """Plugins of other families that a spec names, whose versions belong to the key as well."""
+        return ()
+
+    def check(self, training: Training) -> None:
         """Refuse what cannot work, when the study is read. Raises `StudyError`."""
+        return
+
+    def features(self, pixels: np.ndarray, device: str) -> np.ndarray:
+        """What training does not change: uint8 (n, height, width, channels) as they are, or float32
+        (n, width), each row a function of its image alone."""
+        return pixels
+
+    def learn(self, train: np.ndarray) -> None:
+        """Learn from the `features` of the real train split, the same for every arm, what `build`
+        and `prepare` need of them."""
         return
 
     def build(self) -> Module:
@@ -42,7 +63,8 @@ class Classifier:
         raise NotImplementedError
 
     def prepare(self, pixels: Tensor) -> Tensor:
-        """uint8 (n, channels, height, width) on the device to what the network takes."""
+        """uint8 (n, channels, height, width), or vectors (n, width), on the device to what the
+        network takes."""
         raise NotImplementedError
 
     def save(self, network: Module, folder: Path) -> None:

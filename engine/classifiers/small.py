@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
 
+    from engine.nets.classification import Training
+
 _WEIGHTS = "model.safetensors"
 
 
@@ -34,7 +36,7 @@ class Small(Classifier):
     Spec: ClassVar[type[ClassifierSpec]] = SmallSpec
     spec: SmallSpec
 
-    def check(self) -> None:
+    def check(self, training: Training) -> None:
         halvings = len(self.spec.channels)
         if self.preprocess.size < 2**halvings:
             raise StudyError(

@@ -59,13 +59,21 @@ def make_step(
     inputs: Mapping[str, Step] | None = None,
     plugins: Sequence[tuple[str, Any]] = (),
 ) -> Step:
-    """A step of `kind` with the code versions of the kind and of each (family, spec) in
-    `plugins`."""
+    """A step of `kind` with the code versions of the kind and of each (family, spec) in `plugins`,
+    and of those that these use."""
     step_kind = resolve("steps", kind)
-    code = {kind: step_kind.version}
-    for family, plugin in plugins:
-        code[f"{family}.{plugin.name}"] = resolve(family, plugin.name).version
+    code = {kind: step_kind.version, **_versions(plugins)}
     return Step(kind, label, step_kind.Spec(**spec), code, dict(inputs or {}))
+
+
+def _versions(plugins: Sequence[tuple[str, Any]]) -> dict[str, int]:
+    found = {}
+    for family, plugin in plugins:
+        made = resolve(family, plugin.name)
+        found[f"{family}.{plugin.name}"] = made.version
+        if uses := getattr(made, "uses", None):
+            found |= _versions(uses(plugin))
+    return found
 
 
 def upstream(steps: list[Step]) -> list[Step]:

@@ -16,6 +16,7 @@ import numpy as np
 from pydantic import Field
 
 from engine.generators import Generator, GeneratorSpec, SampleBatch
+from engine.nets.augmentation import MOVES, by_policy, moved, policy_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,9 +30,9 @@ class TraditionalSpec(GeneratorSpec):
     # 2020); trivialaugment: one, of any strength (Mueller and Hutter 2021); augmix: a mixture of
     # three chains with the picture itself (Hendrycks et al. 2020).
     policy: Literal["moves", "randaugment", "trivialaugment", "augmix"] = "moves"
-    # Of randaugment: operations for each image, and their strength, up to 30.
+    # Of randaugment: operations for each image, and their strength, below 30.
     num_ops: Annotated[int, Field(ge=1, le=10)] = 2
-    magnitude: Annotated[int, Field(ge=1, le=30)] = 9
+    magnitude: Annotated[int, Field(ge=1, le=29)] = 9
     # Shares of the side by which an image moves at most.
     translate: Annotated[float, Field(ge=0, le=0.5)] = 0.08
     # Scales between 1 - scale and 1 + scale.
@@ -75,56 +76,41 @@ class Traditional(Generator):
         return list(pixels.permute(0, 2, 3, 1).cpu().numpy())
 
     def _by_policy(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
-        """Each image by itself, for kornia draws from torch's own generator."""
-        import torch
-        from kornia.augmentation.auto import RandAugment, TrivialAugment
-
         if self.spec.policy == "randaugment":
-            policy = RandAugment(n=self.spec.num_ops, m=self.spec.magnitude)
+            policy = policy_of("rand_augment", self.spec.num_ops, self.spec.magnitude)
         else:
-            policy = TrivialAugment()
-        made, channels = [], images.shape[1]
-        # Its operations on colour know three channels alone, and leave grey as it is.
-        coloured = images.expand(-1, 3, -1, -1)
-        with torch.random.fork_rng(devices=[]):
-            for image, seed in zip(coloured.split(1), seeds, strict=True):
-                torch.manual_seed(seed)
-                mixed = self.spec.policy == "augmix"
-                made.append(_augmix(image, policy) if mixed else policy(image))
-        whole = torch.cat(made)
-        return whole if channels == 3 else whole.mean(1, keepdim=True)
+            policy = policy_of("trivial_augment", 0, 0)
+        if self.spec.policy == "augmix":
+            return _by_augmix(images, seeds, policy)
+        return by_policy(images, seeds, policy)
 
     def _moved(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
         import torch
-        from kornia.enhance import adjust_contrast_with_mean_subtraction, adjust_saturation
-        from kornia.geometry.transform import get_affine_matrix2d, warp_affine
 
-        spec, side = self.spec, self.preprocess.size
-        # Nine draws for each image, always all of them: switching one off changes no other.
+        spec = self.spec
+        # All draws for each image, always: switching a move off changes no other.
         draws = torch.stack(
-            [torch.rand(9, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+            [torch.rand(MOVES, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         ).to(self.device)
-        signed = draws * 2 - 1
-        flips = ((spec.horizontal_flip, 3, 3), (spec.vertical_flip, 4, 2))
-        for allowed, draw, axis in flips:
-            if allowed:
-                chosen = draws[:, draw] < 0.5
-                images[chosen] = images[chosen].flip(axis)
-        count = len(images)
-        matrix = get_affine_matrix2d(
-            translations=signed[:, :2] * spec.translate * side,
-            center=torch.full((count, 2), (side - 1) / 2, device=self.device),
-            scale=(1 + signed[:, 2:3] * spec.scale).expand(-1, 2),
-            angle=signed[:, 5] * spec.rotate,
-        )[:, :2]
-        images = warp_affine(
-            images, matrix, (side, side), padding_mode="border", align_corners=True
-        )
-        images = (images * (1 + signed[:, 6] * spec.brightness).view(-1, 1, 1, 1)).clamp(0, 1)
-        images = adjust_contrast_with_mean_subtraction(images, 1 + signed[:, 7] * spec.contrast)
-        if spec.saturation and images.shape[1] == 3:
-            images = adjust_saturation(images, 1 + signed[:, 8] * spec.saturation)
-        return images
+        return moved(
+            images, draws, translate=spec.translate, scale=spec.scale, rotate=spec.rotate,
+            horizontal_flip=spec.horizontal_flip, vertical_flip=spec.vertical_flip,
+            brightness=spec.brightness, contrast=spec.contrast, saturation=spec.saturation,
+        )  # fmt: skip
+
+
+def _by_augmix(images: Tensor, seeds: Sequence[int], policy: Callable[[Tensor], Tensor]) -> Tensor:
+    """Each image by itself, for kornia draws from torch's own generator."""
+    import torch
+
+    channels = images.shape[1]
+    with torch.random.fork_rng(devices=[]):
+        made = []
+        for image, seed in zip(images.expand(-1, 3, -1, -1).split(1), seeds, strict=True):
+            torch.manual_seed(seed)
+            made.append(_augmix(image, policy))
+    whole = torch.cat(made)
+    return whole if channels == 3 else whole.mean(1, keepdim=True)
 
 
 def _augmix(image: Tensor, policy: Callable[[Tensor], Tensor]) -> Tensor:

@@ -36,4 +36,5 @@ class Classifier(Labeler):
         self.device = device
 
     def label(self, images: np.ndarray) -> np.ndarray:
-        return predict(self.network, self.classifier.prepare, images, self.device)
+        fed = self.classifier.features(images, self.device)
+        return predict(self.network, self.classifier.prepare, fed, self.device)

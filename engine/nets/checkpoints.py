@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.core.errors import StudyError
+from engine.nets.images import IMAGENET_MEAN, IMAGENET_STD
 
 
 def dtype_of(precision: str) -> Any:
@@ -74,7 +75,6 @@ def image_processor_settings(section: str, model: str, revision: str | None) -> 
         values = json.loads(Path(str(path)).read_text())
     except (OSError, ValueError) as error:
         text = " ".join(str(error).split())[:200]
-        text = " ".join(str(error).split())[:200]
         raise StudyError(f"{section}.model: {model}: {text}") from None
     size = (
         values.get("crop_size")
@@ -89,6 +89,6 @@ def image_processor_settings(section: str, model: str, revision: str | None) -> 
         size = (size, size) if isinstance(size, int) else tuple(size)
     return {
         "size": tuple(int(side) for side in size),
-        "mean": values.get("image_mean") or [0.485, 0.456, 0.406],
-        "std": values.get("image_std") or [0.229, 0.224, 0.225],
+        "mean": values.get("image_mean") or IMAGENET_MEAN,
+        "std": values.get("image_std") or IMAGENET_STD,
     }

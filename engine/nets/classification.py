@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from engine.core.arrays import Stack
 from engine.core.fit import FitContext
 from engine.core.rng import derive_seed, generator
 from engine.core.spec import Spec
+from engine.nets.augmentation import MOVES, by_policy, draw_mixing, moved, policy_of
+from engine.nets.losses import balanced_class_weights, loss_of
 from engine.nets.training import (
     WeightedSampler,
     below,
@@ -25,8 +28,10 @@ from engine.nets.training import (
     make_accelerator,
     optimizer_tensors,
     restore_optimizer,
+    restore_scaler,
     restore_schedule,
     run,
+    scaler_tensors,
     seed_dropout,
     share_of_batch,
 )
@@ -52,9 +57,17 @@ class Training(Spec):
     gradient_accumulation_steps: Annotated[int, Field(ge=1, le=1024)] = 1
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-3
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
-    lr_scheduler: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
+    # step: the rate drops by lr_gamma after each of these shares of the steps.
+    lr_scheduler: Literal["cosine", "linear", "constant_with_warmup", "step"] = "cosine"
     lr_warmup_steps: Annotated[int, Field(ge=0)] = 0
+    lr_milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.5, 0.75)
+    lr_gamma: Annotated[float, Field(gt=0, lt=1)] = 0.1
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    # focal: what is easy counts less (Lin et al. 2017).
+    loss: Literal["cross_entropy", "focal"] = "cross_entropy"
+    focal_gamma: Annotated[float, Field(ge=0, le=10)] = 2.0
+    # balanced: a class counts in the loss by n / (k n_c), of what the arm draws.
+    class_weights: Literal["none", "balanced"] = "none"
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     # Optimizer steps between two looks at val.
@@ -65,17 +78,45 @@ class Training(Spec):
     # back, and mirrored. A mirrored digit is another digit: off unless the study allows it.
     crop_padding: Annotated[int, Field(ge=0, le=256)] = 0
     horizontal_flip: bool = False
+    # Degrees to either side, and factors of light between 1 - x and 1 + x.
+    rotate: Annotated[float, Field(ge=0, le=180)] = 0.0
+    brightness: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    contrast: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    saturation: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    # A published policy after all these: it turns, shears and posterizes. num_ops, magnitude: of
+    # rand_augment.
+    augment: Literal["none", "trivial_augment", "rand_augment", "auto_augment"] = "none"
+    num_ops: Annotated[int, Field(ge=1, le=10)] = 2
+    magnitude: Annotated[int, Field(ge=1, le=29)] = 9
     # Each batch is mixed with itself by Beta(alpha, alpha), pixel by pixel (Zhang et al. 2018) or a
     # box for a box (Yun et al. 2019), its labels likewise; 0: not. With both, each step takes one.
     mixup_alpha: Annotated[float, Field(ge=0, le=10)] = 0.0
     cutmix_alpha: Annotated[float, Field(ge=0, le=10)] = 0.0
+
+    @model_validator(mode="after")
+    def _possible(self) -> Training:
+        if self.loss == "focal" and self.label_smoothing:
+            raise PydanticCustomError(
+                "explained", "label_smoothing belongs to cross_entropy; leave it out with focal"
+            )
+        if list(self.lr_milestones) != sorted(set(self.lr_milestones)):
+            raise PydanticCustomError("explained", "lr_milestones must rise, each standing once")
+        return self
+
+    def pixel_settings(self) -> list[str]:
+        """The settings at work that change pixels, and mean nothing to vectors."""
+        fields = (
+            "crop_padding", "horizontal_flip", "rotate", "brightness", "contrast", "saturation",
+            "augment", "cutmix_alpha",
+        )  # fmt: skip
+        return [name for name in fields if getattr(self, name) not in (0, "none")]
 
 
 @dataclass(frozen=True)
 class LabelledImages:
     """labels: class numbers int64 (n,). weights: how often an image is drawn, relative to the
     others. pixels: uint8 (m, height, width, channels), of which `rows` (n,) are the images; all of
-    them where there are none.
+    them where there are none. Or float32 (m, width): what a classifier's `features` made of them.
 
     Trials that differ in their images share the pixels: at 100,000 images each would hold GBs.
     """
@@ -88,41 +129,6 @@ class LabelledImages:
     def pictures(self, held: np.ndarray) -> np.ndarray:
         """Pixels of the images `held` (k,)."""
         return self.pixels[held if self.rows is None else self.rows[held]]
-
-
-@dataclass(frozen=True)
-class Mixing:
-    """How a batch is mixed with another. share: of the first; corner: of the box that cutmix takes
-    from the other, as shares of the room that it leaves; None for mixup."""
-
-    share: float
-    corner: tuple[float, float] | None
-
-    def mix(self, images: Tensor, others: Tensor) -> tuple[Tensor, float]:
-        """Images (n, channels, height, width) mixed, and the share that the first ones have."""
-        if self.corner is None:
-            return others.float().lerp(images.float(), self.share), self.share
-        height, width = images.shape[2:]
-        side = (1 - self.share) ** 0.5
-        rows, columns = round(side * height), round(side * width)
-        top = round(self.corner[0] * (height - rows))
-        left = round(self.corner[1] * (width - columns))
-        made = images.clone()
-        box = (..., slice(top, top + rows), slice(left, left + columns))
-        made[box] = others[box].to(made.dtype)
-        return made, 1 - rows * columns / (height * width)
-
-
-def draw_mixing(settings: Training, random: np.random.Generator) -> Mixing | None:
-    """How a step mixes its batch, or None where the settings say nothing of it."""
-    alphas = [settings.mixup_alpha, settings.cutmix_alpha]
-    chosen = [kind for kind, alpha in enumerate(alphas) if alpha]
-    if not chosen:
-        return None
-    kind = chosen[int(random.integers(len(chosen)))]
-    share = float(random.beta(alphas[kind], alphas[kind]))
-    first, second = random.random(2)
-    return Mixing(share, (float(first), float(second)) if kind else None)
 
 
 @dataclass(frozen=True)
@@ -155,7 +161,8 @@ def train(
 
 
 def predict(network: Module, prepare: Prepare, pixels: np.ndarray, device: str) -> np.ndarray:
-    """Probabilities float32 (n, classes) of uint8 images (n, height, width, channels)."""
+    """Probabilities float32 (n, classes) of uint8 images (n, height, width, channels), or of
+    vectors (n, width)."""
     import torch
 
     found = []
@@ -169,7 +176,28 @@ def predict(network: Module, prepare: Prepare, pixels: np.ndarray, device: str) 
 def _on(device: Any, pixels: np.ndarray) -> Tensor:
     import torch
 
-    return torch.from_numpy(np.ascontiguousarray(pixels)).to(device).permute(0, 3, 1, 2)
+    held = torch.from_numpy(np.ascontiguousarray(pixels)).to(device)
+    return held.permute(0, 3, 1, 2) if held.ndim == 4 else held
+
+
+def lr_schedule(optimizer: Any, settings: Training) -> Any:
+    """The learning rate over the steps, warmed up linearly."""
+    from torch.optim.lr_scheduler import LambdaLR
+    from transformers import get_scheduler
+
+    warmup = settings.lr_warmup_steps
+    if settings.lr_scheduler != "step":
+        return get_scheduler(
+            settings.lr_scheduler, optimizer, num_warmup_steps=warmup,
+            num_training_steps=settings.steps,
+        )  # fmt: skip
+    drops = [round(share * settings.steps) for share in settings.lr_milestones]
+
+    def factor(step: int) -> float:
+        risen = step / warmup if step < warmup else 1.0
+        return risen * settings.lr_gamma ** sum(step >= drop for drop in drops)
+
+    return LambdaLR(optimizer, factor)
 
 
 class _Training:
@@ -187,7 +215,6 @@ class _Training:
         seed: int,
     ) -> None:
         import torch
-        from transformers import get_scheduler
 
         self.prepare, self.data, self.val, self.score = prepare, data, val, score
         self.settings, self.seed = settings, seed
@@ -212,16 +239,22 @@ class _Training:
         )
         self.optimizer = self.accelerator.prepare_optimizer(optimizer)
         self.network = self.accelerator.unwrap_model(self.model)
-        self.lr_scheduler = get_scheduler(
-            settings.lr_scheduler, optimizer, num_warmup_steps=settings.lr_warmup_steps,
-            num_training_steps=settings.steps,
-        )  # fmt: skip
+        self.lr_scheduler = lr_schedule(optimizer, settings)
+        self.class_weights: Tensor | None = None
+        if settings.class_weights == "balanced":
+            weights = balanced_class_weights(data.labels, data.weights)
+            self.class_weights = torch.from_numpy(weights).float().to(self.accelerator.device)
+        if settings.augment != "none":
+            self.policy = policy_of(settings.augment, settings.num_ops, settings.magnitude)
         self.best: dict[str, Tensor] = {}
         self.best_score, self.best_step = -1.0, 0
 
     def update(self, step: int) -> dict[str, float]:
         self.model.train()
-        mixing = draw_mixing(self.settings, generator(self.seed, "mix", step))
+        mixing = draw_mixing(
+            self.settings.mixup_alpha, self.settings.cutmix_alpha,
+            generator(self.seed, "mix", step),
+        )  # fmt: skip
         # Dropout draws from torch's own generator: f(seed, step, rank), as all else.
         rank = self.accelerator.process_index
         seed_dropout(str(self.accelerator.device), self.seed, "dropout", step, rank)
@@ -252,19 +285,34 @@ class _Training:
         return {"loss": total}
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        from torch.nn.functional import cross_entropy
-
-        return cross_entropy(logits, labels, label_smoothing=self.settings.label_smoothing)
+        return loss_of(logits, labels, self.settings, self.class_weights)
 
     def _augmented(self, step: int, piece: slice, pixels: np.ndarray) -> Tensor:
-        """The pieces' images on the device, cropped and mirrored by draws that belong to the step
-        and the place in the batch."""
+        """The pieces' images on the device, augmented by draws that belong to the step and the
+        place in the batch."""
+        import torch
+
+        settings, images = self.settings, _on(self.accelerator.device, pixels)
+        if settings.crop_padding or settings.horizontal_flip:
+            images = self._cropped(step, piece, images)
+        if settings.rotate or settings.brightness or settings.contrast or settings.saturation:
+            draws = generator(self.seed, "move", step).random((settings.batch_size, MOVES))
+            images = 255 * moved(
+                images.float() / 255, torch.from_numpy(draws[piece]).to(images.device).float(),
+                rotate=settings.rotate, brightness=settings.brightness,
+                contrast=settings.contrast, saturation=settings.saturation,
+            )  # fmt: skip
+        if settings.augment != "none":
+            places = range(settings.batch_size)[piece]
+            seeds = [derive_seed(self.seed, "augment", step, place) for place in places]
+            images = 255 * by_policy(images.float() / 255, seeds, self.policy)
+        return images
+
+    def _cropped(self, step: int, piece: slice, images: Tensor) -> Tensor:
+        """Images padded and cropped back, and mirrored."""
         from torch.nn.functional import pad
 
-        images = _on(self.accelerator.device, pixels)
         border, height, width = self.settings.crop_padding, *images.shape[2:]
-        if not border and not self.settings.horizontal_flip:
-            return images
         count = self.settings.batch_size
         draw = generator(self.seed, "augment", step)
         corners = draw.integers(0, 2 * border + 1, (count, 2))[piece]
@@ -303,6 +351,7 @@ class _Training:
         named["best_score"] = torch.tensor(self.best_score, dtype=torch.float64)
         named["best_step"] = torch.tensor(self.best_step)
         named["lr_step"] = torch.tensor(self.lr_scheduler.last_epoch)
+        named |= scaler_tensors(self.accelerator)
         return named | optimizer_tensors(self.optimizer, "optimizer.")
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
@@ -311,6 +360,7 @@ class _Training:
         self.best_score = float(tensors["best_score"])
         self.best_step = int(tensors["best_step"])
         restore_optimizer(self.optimizer, "optimizer.", tensors)
+        restore_scaler(self.accelerator, tensors)
         restore_schedule(self.lr_scheduler, int(tensors["lr_step"]))
 
     def finish(self, history: list[dict[str, float]]) -> Trained:

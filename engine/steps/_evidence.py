@@ -235,7 +235,7 @@ def curves(
     evaluate: Mapping[str, Any], trials: Sequence[Trained],
     told: Sequence[Sequence[Mapping[str, float]]], colours: Mapping[str, int],
 ) -> list[tuple[str, str]]:  # fmt: skip
-    """A title and plot for each figure of training: the mean over an arm's classifiers at each step."""
+    """A title and a plot for each figure of training: the mean over an arm's classifiers."""
     drawn = []
     for name, title in _CURVES.items():
         lines = []

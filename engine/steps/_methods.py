@@ -148,8 +148,8 @@ def _tests(
         f" tests, Schuirmann 1987); with fewer than {LEAST_REPLICATES} replicates nothing was"
         f" called either{', as here' if few else ''}. Intervals of single classes are paired t"
         " intervals, not corrected for the number of classes. Calibration error is the mean gap"
-        " between confidence and accuracy over 15 equal bins (Guo et al. 2017); areas under curves are means over classes, each"
-        " against the others."
+        " between confidence and accuracy over 15 equal bins (Guo et al. 2017); areas under"
+        " curves are means over classes, each against the others."
     )
 
 

@@ -116,11 +116,10 @@ class Classify:
     def __call__(self, batch: Batch) -> Batch:
         from engine.nets.classification import predict
 
+        fed = self.classifier.features(batch["pixels"], self.place)
         return {
             **batch,
-            rows.PROBABILITIES: predict(
-                self.network, self.classifier.prepare, batch["pixels"], self.place
-            ),
+            rows.PROBABILITIES: predict(self.network, self.classifier.prepare, fed, self.place),
         }
 
 

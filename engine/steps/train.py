@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
@@ -19,16 +19,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from engine.classifiers import Classifier
 from engine.context import Context, Result
 from engine.core import rows
-from engine.core.arrays import Stack, read_pixels
+from engine.core.arrays import Stack, large_zeros, read_pixels
 from engine.core.dataset import class_names, split_index
 from engine.core.fit import FitContext
 from engine.core.images import Preprocess
 from engine.core.manifest import Manifest
 from engine.core.registry import resolve
 from engine.core.rng import derive_seed
-from engine.core.spec import Spec
+from engine.core.spec import Spec, digest
 from engine.core.store import Store
 from engine.metrics.classification import METRICS, confusion, summary
 from engine.metrics.probabilities import known_of_probabilities, log_loss
@@ -68,10 +69,14 @@ class TrainClassifier:
             spec.classifier, spec.preprocess, self.classes
         )
         column = rows.label_column(spec.task)
-        val_pixels, val_ids = decoded(self.store, self.val_images, spec.preprocess.shape)
+        train_sets = [
+            fed(self.store, keys, classifier, fit.device) for keys in (self.images, *self.synthetic)
+        ]
+        classifier.learn(train_sets[0][0])
+        val_pixels, val_ids = fed(self.store, self.val_images, classifier, fit.device)
         labels = class_numbers(self.val[column].to_pylist(), self.classes)
         made = train(
-            fit, classifier.build, classifier.prepare, self._members(column),
+            fit, classifier.build, classifier.prepare, self._members(column, train_sets),
             LabelledImages(val_pixels, labels, np.ones(len(labels))), self._score,
             spec.training, derive_seed(spec.seed, "train"),
         )  # fmt: skip
@@ -104,16 +109,10 @@ class TrainClassifier:
             "loss": log_loss(labels, probabilities),
         }
 
-    def _members(self, column: str) -> LabelledImages:
+    def _members(self, column: str, sets: Sequence[tuple[np.ndarray, list[str]]]) -> LabelledImages:
         """The arm's images; of a part, only those that are members."""
         members = pa.concat_tables(self.store.tables(list(self.members)))
-        pixels, ids = zip(
-            *(
-                decoded(self.store, keys, self.spec.preprocess.shape)
-                for keys in (self.images, *self.synthetic)
-            ),
-            strict=True,
-        )
+        pixels, ids = zip(*sets, strict=True)
         place = {image_id: row for row, image_id in enumerate(chain.from_iterable(ids))}
         held = np.asarray([place[image_id] for image_id in members[rows.IMAGE_ID].to_pylist()])
         return LabelledImages(
@@ -160,6 +159,52 @@ def synthetic_images(inputs: Mapping[str, Manifest]) -> list[str]:
         for name, manifest in inputs.items() if name.split(".")[0] == "generate"
         for part in manifest.parts if "label" in part.tags
     ]  # fmt: skip
+
+
+def fed(
+    store: Store, keys: tuple[str, ...], classifier: Classifier, device: str
+) -> tuple[np.ndarray, list[str]]:
+    """What a classifier's training sees of the images of these parts, and their ids."""
+    if not classifier.on_features:
+        return decoded(store, keys, classifier.preprocess.shape)
+    return features(
+        FeatureSet(
+            store, keys, digest([classifier.spec, classifier.preprocess]), device, classifier
+        )
+    )
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """`features` of parts; made_by: digest of what they are a function of, beside the images."""
+
+    store: Store
+    keys: tuple[str, ...]
+    made_by: str
+    device: str
+    classifier: Classifier = field(compare=False)
+
+
+@lru_cache(maxsize=6)
+def features(wanted: FeatureSet) -> tuple[np.ndarray, list[str]]:
+    """Features and ids, once for all trials of a process; one part's pixels are in memory at a
+    time."""
+    ids: list[str] = []
+    whole = np.empty((0, 0), np.float32)
+    count = 0
+    for key in wanted.keys:
+        with wanted.store.parquet(key) as file:
+            count += file.metadata.num_rows
+    for key in wanted.keys:
+        pixels, held = read_pixels(wanted.store, [key], wanted.classifier.preprocess.shape)
+        if not held:
+            continue
+        made = wanted.classifier.features(pixels, wanted.device)
+        if not ids:
+            whole = large_zeros(count, made.shape[1])
+        whole[len(ids) : len(ids) + len(held)] = made
+        ids += held
+    return whole, ids
 
 
 @lru_cache(maxsize=6)

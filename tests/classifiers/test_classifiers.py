@@ -12,7 +12,7 @@ from engine.classifiers.small import Small, SmallSpec
 from engine.core.errors import StudyError
 from engine.core.images import Preprocess
 from engine.core.registry import available, resolve
-from engine.nets.classification import predict
+from engine.nets.classification import Training, predict
 
 CLASSES = ("cat", "dog", "eel")
 
@@ -76,12 +76,21 @@ def test_what_is_saved_answers_alike_when_it_is_loaded(
 def test_a_fine_tuned_checkpoint_opens_with_plain_transformers(
     tmp_path: Path, tiny_resnet: Path
 ) -> None:
-    from transformers import AutoModelForImageClassification
+    from PIL import Image
+    from transformers import pipeline
 
-    classifier = Pretrained(PretrainedSpec(model=str(tiny_resnet)), Preprocess(size=32), CLASSES)
-    classifier.save(classifier.build(), tmp_path)
-    model = AutoModelForImageClassification.from_pretrained(tmp_path)
-    assert model.config.id2label == {0: "cat", 1: "dog", 2: "eel"}
+    classifier = Pretrained(
+        PretrainedSpec(model=str(tiny_resnet), trained=1), Preprocess(size=32), CLASSES
+    )
+    network = classifier.build().eval()
+    classifier.save(network, tmp_path)
+    classify = pipeline("image-classification", model=str(tmp_path), device="cpu")
+    assert classify.model.config.id2label == {0: "cat", 1: "dog", 2: "eel"}
+    images = pictures(2, Preprocess(size=32))
+    ours = predict(network, classifier.prepare, images, "cpu")
+    for picture, probabilities in zip(images, ours, strict=True):
+        theirs = {entry["label"]: entry["score"] for entry in classify(Image.fromarray(picture))}
+        np.testing.assert_allclose([theirs[name] for name in CLASSES], probabilities, atol=1e-4)
 
 
 def test_of_a_frozen_backbone_only_the_head_learns(tiny_resnet: Path) -> None:
@@ -103,7 +112,7 @@ def test_a_checkpoint_that_is_not_there_names_the_field(tmp_path: Path) -> None:
 
 def test_more_halvings_than_the_picture_allows_are_refused() -> None:
     with pytest.raises(StudyError, match="shorten channels"):
-        Small(SmallSpec(channels=(8, 8, 8, 8)), Preprocess(size=8), CLASSES).check()
+        Small(SmallSpec(channels=(8, 8, 8, 8)), Preprocess(size=8), CLASSES).check(Training())
 
 
 def test_the_statistics_of_batch_normalisation_stay_unless_asked(tiny_resnet: Path) -> None:

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
+from engine.classifiers.probe import Probe, ProbeSpec
 from engine.core.images import Preprocess
 from engine.core.registry import available, resolve
+from engine.labelers.classifier import Classifier, ClassifierSpec
 from engine.labelers.clip import Clip, ClipSpec
 from engine.labelers.knn import Knn, KnnSpec
+from engine.nets.classification import predict
 from tests.text_image import save_clip
 
 CLASSES = ("a", "b", "c")
@@ -29,6 +32,21 @@ def test_every_labeler_says_what_it_reads() -> None:
         "classifier": "pixels", "clip": "pixels", "knn": "embedding",
     }  # fmt: skip
     assert [name for name, kind in kinds.items() if kind.trained] == ["classifier"]
+
+
+def test_a_probe_labels_by_the_vectors_that_it_was_trained_on(tmp_path: Path) -> None:
+    preprocess = Preprocess(size=16, channels="L")
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 16, 16, 1), dtype=np.uint8)
+    probe = Probe(ProbeSpec(), preprocess, CLASSES)
+    vectors = probe.features(pixels, "cpu")
+    probe.learn(vectors)
+    network = probe.build().eval()
+    (tmp_path / "weights").mkdir()
+    probe.save(network, tmp_path / "weights")
+    labeler = Classifier(ClassifierSpec(classifier=ProbeSpec()), preprocess, CLASSES)
+    labeler.load(tmp_path, "cpu")
+    expected = predict(network, probe.prepare, vectors, "cpu")
+    np.testing.assert_allclose(labeler.label(pixels), expected, atol=1e-6)
 
 
 def test_neighbours_vote_as_scikit_learn_lets_them() -> None:

@@ -11,15 +11,16 @@ from engine.classifiers.small import Small, SmallSpec
 from engine.core.fit import FitContext
 from engine.core.images import Preprocess
 from engine.core.store import Store
+from engine.nets.augmentation import Mixing, draw_mixing
 from engine.nets.classification import (
     LabelledImages,
-    Mixing,
     Trained,
     Training,
     class_numbers,
-    draw_mixing,
+    lr_schedule,
     train,
 )
+from engine.nets.training import balanced_weights
 
 PREPROCESS = Preprocess(size=8, channels="L")
 
@@ -118,15 +119,13 @@ def test_mixup_and_cutmix_give_the_share_that_they_say() -> None:
 
 
 def test_mixing_is_drawn_by_step_and_only_where_it_is_asked_for() -> None:
-    def drawn(count: int, **settings: float) -> list[Mixing | None]:
-        return [
-            draw_mixing(Training(**settings), np.random.default_rng(step)) for step in range(count)
-        ]
+    def drawn(count: int, mixup: float = 0.0, cutmix: float = 0.0) -> list[Mixing | None]:
+        return [draw_mixing(mixup, cutmix, np.random.default_rng(step)) for step in range(count)]
 
     assert drawn(3) == [None] * 3
-    assert all(found.corner is None for found in drawn(20, mixup_alpha=0.4))
-    both = drawn(40, mixup_alpha=0.4, cutmix_alpha=1.0)
-    assert both == drawn(40, mixup_alpha=0.4, cutmix_alpha=1.0)
+    assert all(found.corner is None for found in drawn(20, mixup=0.4))
+    both = drawn(40, mixup=0.4, cutmix=1.0)
+    assert both == drawn(40, mixup=0.4, cutmix=1.0)
     assert 8 <= sum(found.corner is None for found in both) <= 32
 
 
@@ -145,3 +144,90 @@ def test_a_training_that_mixes_learns_and_goes_on_after_a_kill(tmp_path: Path) -
         fit(store, on_report=die, **mixing)
     again = fit(store, "two", **mixing)
     assert again.history == whole.history
+
+
+EVERYTHING: dict[str, Any] = {
+    "rotate": 10.0, "brightness": 0.2, "augment": "trivial_augment", "class_weights": "balanced",
+    "loss": "focal",
+}  # fmt: skip
+
+
+def test_draws_of_augmentation_belong_to_the_place_in_the_whole_batch(tmp_path: Path) -> None:
+    # A network whose answer to an image depends on no other image and on no draw.
+    def build() -> torch.nn.Module:
+        return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 2))
+
+    def trained(pieces: int, **settings: Any) -> list[float]:
+        context = FitContext(Store(str(tmp_path / f"{pieces}{len(settings)}")), "w", "o", "a", "i")
+        made = train(
+            context, build, lambda images: images.float() / 255, halves(40, 1), halves(30, 2),
+            score,
+            Training(
+                steps=4, batch_size=8, evaluate_every=1, learning_rate=0.02,
+                gradient_accumulation_steps=pieces, **settings,
+            ),
+            seed=3,
+        )  # fmt: skip
+        return [entry["loss"] for entry in made.history]
+
+    # Cut as for four workers.
+    assert trained(4, **EVERYTHING) == pytest.approx(trained(1, **EVERYTHING), rel=1e-5)
+    assert trained(1, **EVERYTHING) != pytest.approx(trained(1, loss="focal"), rel=1e-3)
+
+
+def test_a_killed_training_with_augmentation_goes_on_to_equal_weights(tmp_path: Path) -> None:
+    whole = fit(Store(str(tmp_path / "whole")), lr_scheduler="step", **EVERYTHING)
+
+    def die(message: dict[str, Any]) -> None:
+        if message["done"] >= 9:
+            raise Killed
+
+    store = Store(str(tmp_path / "killed"))
+    with pytest.raises(Killed):
+        fit(store, on_report=die, lr_scheduler="step", **EVERYTHING)
+    again = fit(store, "two", lr_scheduler="step", **EVERYTHING)
+    assert again.history == whole.history
+    np.testing.assert_array_equal(again.probabilities, whole.probabilities)
+
+
+def test_the_rate_drops_at_shares_of_the_steps_whatever_the_budget() -> None:
+    for steps in (20, 40):
+        optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+        settings = Training(
+            steps=steps, lr_scheduler="step", lr_milestones=(0.5, 0.75), lr_gamma=0.1,
+            lr_warmup_steps=4,
+        )  # fmt: skip
+        schedule, rates = lr_schedule(optimizer, settings), []
+        for _ in range(steps):
+            rates.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            schedule.step()
+        assert rates[:5] == [0, 0.25, 0.5, 0.75, 1]
+        expected = [1.0] * (steps // 4) + [0.1] * (steps // 4) + [0.01] * (steps // 4)
+        assert rates[steps // 4 :] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("class_weights", "oversampled", "expected"),
+    # Weights do not come on top of draws that are balanced.
+    [("none", False, 0.1), ("balanced", False, 0.5), ("none", True, 0.5), ("balanced", True, 0.5)],
+)
+def test_who_sees_nothing_says_how_often_a_class_counts(
+    tmp_path: Path, class_weights: str, oversampled: bool, expected: float
+) -> None:
+    labels = np.asarray([0] * 36 + [1] * 4)
+    drawn = balanced_weights([str(label) for label in labels], float(oversampled))
+    black = np.zeros((40, 8, 8, 1), np.uint8)
+    data = LabelledImages(black, labels, drawn)
+    made = train(
+        FitContext(Store(str(tmp_path)), "w", "o", "a", "i", threads=1),
+        lambda: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 2)),
+        lambda images: images.float(), data, data,
+        lambda _, probabilities: {"macro_f1": -abs(float(probabilities[0, 1]) - expected)},
+        Training.model_validate(
+            {"steps": 150, "batch_size": 64, "learning_rate": 0.03, "evaluate_every": 150,
+             "class_weights": class_weights}
+        ),
+        seed=3,
+    )  # fmt: skip
+    assert made.probabilities[0, 1] == pytest.approx(expected, abs=0.04)

@@ -1,0 +1,85 @@
+"""What classifiers share whose network is one of transformers'.
+
+What is saved is a transformers folder: `pipeline("image-classification", folder)` opens it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.classifiers import Classifier
+from engine.nets.checkpoints import image_processor_settings
+from engine.nets.images import normalised
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+
+
+class TransformersClassifier(Classifier):
+    """A subclass builds the network, and sets what of an image the network takes: `size` (height,
+    width), `mean` and `std`."""
+
+    size: tuple[int, int]
+    mean: Sequence[float]
+    std: Sequence[float]
+
+    def prepare(self, pixels: Tensor) -> Tensor:
+        return normalised(pixels, self.size, self.mean, self.std)
+
+    def save(self, network: Module, folder: Path) -> None:
+        model: Any = network.model
+        model.save_pretrained(folder, safe_serialization=True)
+        settings = {
+            "image_processor_type": "ViTImageProcessor",
+            "do_resize": True, "do_normalize": True, "do_rescale": True, "rescale_factor": 1 / 255,
+            "size": {"height": self.size[0], "width": self.size[1]}, "resample": 3,
+            "image_mean": list(self.mean), "image_std": list(self.std),
+        }  # fmt: skip
+        (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+
+    def load(self, folder: Path) -> Module:
+        from transformers import AutoModelForImageClassification
+
+        self.read_processor(str(folder), None)
+        model = AutoModelForImageClassification.from_pretrained(folder, use_safetensors=True)
+        return logits_of(model).eval()
+
+    def read_processor(self, model: str, revision: str | None) -> None:
+        """Size, mean and deviation as the checkpoint says. Raises `StudyError`."""
+        settings = image_processor_settings("classifier", model, revision)
+        self.size, self.mean, self.std = settings["size"], settings["mean"], settings["std"]
+
+    def labels(self) -> dict[str, Any]:
+        """The classes, as transformers' configurations name them."""
+        return {
+            "num_labels": len(self.classes), "id2label": dict(enumerate(self.classes)),
+            "label2id": {name: number for number, name in enumerate(self.classes)},
+        }  # fmt: skip
+
+
+def logits_of(model: Any, still: Iterable[Module] = ()) -> Module:
+    """A module that answers with logits alone; the modules `still` do not follow training."""
+    from torch import nn
+
+    held = list(still)
+
+    class Logits(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def train(self, mode: bool = True) -> Logits:
+            super().train(mode)
+            for module in held:
+                module.eval()
+            return self
+
+        def forward(self, images: Tensor) -> Tensor:
+            logits: Tensor = self.model(images).logits
+            return logits
+
+    return Logits()

@@ -1,0 +1,141 @@
+"""A linear layer, or one hidden layer and a linear one, on the vectors of an embedder that stays as
+it is (linear probe, Alain and Bengio 2017): seconds where a network takes minutes, for searches
+over many arms.
+
+Vectors are computed once for all trials of a process, and standardised as the real train split is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import BeforeValidator, Field, SerializeAsAny
+
+from engine.classifiers import Classifier, ClassifierSpec
+from engine.core.errors import StudyError
+from engine.core.registry import PluginField, resolve
+from engine.core.spec import Spec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+
+    from engine.nets.classification import Training
+
+_WEIGHTS = "model.safetensors"
+_BATCH = 256
+_HELD_BYTES = 128 * 2**20
+
+
+class ProbeSpec(ClassifierSpec):
+    name: Literal["probe"] = "probe"
+    embedder: Annotated[SerializeAsAny[Spec], BeforeValidator(PluginField("embedders"))] = Field(
+        default={"name": "pixels"}, validate_default=True
+    )
+    # Width of a hidden layer; None: none.
+    hidden: Annotated[int, Field(ge=1, le=8192)] | None = None
+    # Before the last layer.
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class Vectors:
+    """An embedder, and the vectors of the batches that it saw last, up to 128 MiB: evaluation shows
+    the same images to probe after probe."""
+
+    def __init__(self, embedder: Any) -> None:
+        self.embedder = embedder
+        self.held: OrderedDict[bytes, np.ndarray] = OrderedDict()
+
+    def of(self, pixels: np.ndarray) -> np.ndarray:
+        """uint8 (n, height, width, channels) to float32 (n, width)."""
+        key = hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).digest()
+        if key not in self.held:
+            self.held[key] = self.embedder.embed(pixels)
+        self.held.move_to_end(key)
+        while sum(one.nbytes for one in self.held.values()) > _HELD_BYTES and len(self.held) > 1:
+            self.held.popitem(last=False)
+        return self.held[key]
+
+
+@lru_cache(maxsize=1)
+def _vectors(name: str, fields: str, device: str) -> Vectors:
+    """Of the embedder whose spec has these fields (JSON), loaded once in a process."""
+    kind = resolve("embedders", name)
+    embedder = kind(kind.Spec.model_validate_json(fields))
+    embedder.open()
+    embedder.load(device)
+    return Vectors(embedder)
+
+
+class Probe(Classifier):
+    version: ClassVar[int] = 1
+    Spec: ClassVar[type[ClassifierSpec]] = ProbeSpec
+    on_features: ClassVar[bool] = True
+    spec: ProbeSpec
+
+    @staticmethod
+    def uses(spec: ProbeSpec) -> Sequence[tuple[str, Any]]:
+        return [("embedders", spec.embedder)]
+
+    def check(self, training: Training) -> None:
+        if fields := training.pixel_settings():
+            raise StudyError(
+                f"training.{fields[0]}: changes pixels, and a probe sees vectors that were computed"
+                " before; leave it out, or name another classifier"
+            )
+
+    def features(self, pixels: np.ndarray, device: str) -> np.ndarray:
+        name = str(getattr(self.spec.embedder, "name", ""))
+        vectors = _vectors(name, self.spec.embedder.model_dump_json(), device)
+        pieces = [pixels[start : start + _BATCH] for start in range(0, len(pixels), _BATCH)]
+        return np.concatenate([vectors.of(piece) for piece in pieces])
+
+    def learn(self, train: np.ndarray) -> None:
+        self.mean = train.mean(0, dtype=np.float64)
+        squares = np.einsum("ij,ij->j", train, train, dtype=np.float64) / len(train)
+        deviation = np.sqrt(np.maximum(squares - self.mean**2, 0))
+        # What is the same for all images tells nothing apart: it is not blown up.
+        self.deviation = np.where(deviation > 1e-6 * np.abs(self.mean) + 1e-12, deviation, 1.0)
+
+    def build(self) -> Module:
+        from torch import nn
+
+        width, layers = len(self.mean), []
+        if self.spec.hidden is not None:
+            layers += [nn.Linear(width, self.spec.hidden), nn.ReLU()]
+            width = self.spec.hidden
+        return nn.Sequential(
+            *layers, nn.Dropout(self.spec.dropout), nn.Linear(width, len(self.classes))
+        )
+
+    def prepare(self, pixels: Tensor) -> Tensor:
+        import torch
+
+        mean, deviation = (
+            torch.from_numpy(value).to(pixels.device, torch.float32)
+            for value in (self.mean, self.deviation)
+        )
+        return (pixels - mean) / deviation
+
+    def save(self, network: Module, folder: Path) -> None:
+        import torch
+        from safetensors.torch import save_file
+
+        named = {name: value.contiguous() for name, value in network.state_dict().items()}
+        named |= {"mean": torch.from_numpy(self.mean), "std": torch.from_numpy(self.deviation)}
+        save_file(named, folder / _WEIGHTS)
+
+    def load(self, folder: Path) -> Module:
+        from safetensors.torch import load_file
+
+        named = load_file(folder / _WEIGHTS)
+        self.mean, self.deviation = named.pop("mean").numpy(), named.pop("std").numpy()
+        network = self.build()
+        network.load_state_dict(named)
+        return network.eval()

@@ -1,0 +1,139 @@
+"""VGG11, 13, 16 and 19 (Simonyan and Zisserman 2015), from scratch or from ImageNet's weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from engine.classifiers import Classifier, ClassifierSpec
+from engine.classifiers._tuning import Trained, freeze
+from engine.core.errors import StudyError
+from engine.nets.images import IMAGENET_MEAN, IMAGENET_STD, normalised
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+
+    from engine.nets.classification import Training
+    from engine.nets.vgg import VGG
+
+_WEIGHTS, _CONFIG = "model.safetensors", "config.json"
+# Five halvings.
+_LEAST_SIDE = 32
+
+
+class VggSpec(ClassifierSpec):
+    name: Literal["vgg"] = "vgg"
+    depth: Literal[11, 13, 16, 19] = 19
+    batch_norm: bool = False
+    # A safetensors file, or a folder that holds it, under torchvision's or timm's names; None: from
+    # scratch.
+    weights: str | None = None
+    # Of the five blocks of convolutions and the two hidden linear layers, a number trains the last.
+    trained: Trained = "all"
+    # Side in pixels; None: the study's own, 32 at least.
+    input_size: Annotated[int, Field(ge=_LEAST_SIDE, le=1024)] | None = None
+    # Width of the two hidden linear layers: as published, they hold 120 of 140 million weights.
+    hidden: Annotated[int, Field(ge=1, le=4096)] = 4096
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
+
+
+class Vgg(Classifier):
+    version: ClassVar[int] = 1
+    Spec: ClassVar[type[ClassifierSpec]] = VggSpec
+    spec: VggSpec
+
+    def check(self, training: Training) -> None:
+        if self.spec.weights is not None:
+            _file_of(self.spec.weights)
+        elif self.spec.trained != "all":
+            raise StudyError(
+                f"classifier.trained: {self.spec.trained} would leave random weights as they are;"
+                " name weights, or train all"
+            )
+
+    def build(self) -> Module:
+        from engine.nets.vgg import adopt, initialise
+
+        self.side = self.spec.input_size or max(self.preprocess.size, _LEAST_SIDE)
+        network = initialise(self._empty(self._settings()).to_empty(device="cpu"))
+        if self.spec.weights is not None:
+            path = _file_of(self.spec.weights)
+            try:
+                adopt(network, _read(path))
+            except ValueError as error:
+                raise StudyError(
+                    f"classifier.weights: {path}: no weights of this VGG{self.spec.depth}: {error};"
+                    " compare depth, batch_norm and hidden"
+                ) from None
+        head = network.classifier[6].parameters()
+        network.hold_still(freeze(network, self.spec.trained, network.blocks(), head))
+        return network
+
+    def _settings(self) -> dict[str, Any]:
+        """What makes the network, and the side of what it takes."""
+        spec = self.spec
+        return {
+            "depth": spec.depth, "classes": len(self.classes), "batch_norm": spec.batch_norm,
+            "hidden": spec.hidden, "dropout": spec.dropout, "input_size": self.side,
+        }  # fmt: skip
+
+    def _empty(self, settings: dict[str, Any]) -> VGG:
+        import torch
+
+        from engine.nets.vgg import VGG
+
+        with torch.device("meta"):
+            return VGG(**{name: value for name, value in settings.items() if name != "input_size"})
+
+    def prepare(self, pixels: Tensor) -> Tensor:
+        return normalised(pixels, (self.side, self.side), IMAGENET_MEAN, IMAGENET_STD)
+
+    def save(self, network: Module, folder: Path) -> None:
+        from safetensors.torch import save_file
+
+        named = {name: value.contiguous() for name, value in network.state_dict().items()}
+        save_file(named, folder / _WEIGHTS)
+        (folder / _CONFIG).write_text(json.dumps(self._settings()))
+
+    def load(self, folder: Path) -> Module:
+        from safetensors.torch import load_file
+
+        settings = json.loads((folder / _CONFIG).read_text())
+        self.side = settings["input_size"]
+        network = self._empty(settings)
+        network.load_state_dict(load_file(folder / _WEIGHTS), assign=True)
+        return network.eval()
+
+
+def _file_of(name: str) -> Path:
+    """The safetensors file of a path. Raises `StudyError`."""
+    path = Path(name)
+    if not path.exists():
+        raise StudyError(f"classifier.weights: {name}: no such file or folder")
+    if not path.is_dir():
+        return path
+    found = sorted(path.glob("*.safetensors"))
+    whole = [file for file in found if file.name == _WEIGHTS] or found
+    if len(whole) != 1:
+        raise StudyError(
+            f"classifier.weights: {name}: holds {len(found) or 'no'} safetensors files; name the"
+            " file (pickles such as .pth are not read: save their tensors as safetensors)"
+        )
+    return whole[0]
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        text = " ".join(str(error).split())[:200]
+        raise StudyError(
+            f"classifier.weights: {path}: cannot be read as safetensors: {text}"
+        ) from None

@@ -1,0 +1,124 @@
+"""Which weights of a checkpoint are trained: of each family its last blocks, and what follows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForImageClassification
+
+from engine.classifiers.pretrained import Pretrained, PretrainedSpec
+from engine.core.errors import StudyError
+from engine.core.images import Preprocess
+from engine.study import Study, validate
+
+CLASSES = ("cat", "dog", "eel")
+_SMALL = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32,
+          "num_hidden_layers": 3, "patch_size": 8, "image_size": 32}  # fmt: skip
+# Of each family a tiny network, its number of blocks, and how the last one's weights are called.
+FAMILIES: dict[str, tuple[dict[str, Any], int, str]] = {
+    "resnet": (
+        {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"},
+        2, "resnet.encoder.stages.1.",
+    ),
+    "efficientnet": (
+        {"width_coefficient": 0.25, "depth_coefficient": 0.5, "hidden_dim": 320, "image_size": 32},
+        10, "efficientnet.encoder.blocks.9.",
+    ),
+    "mobilenet_v2": ({"depth_multiplier": 0.25, "image_size": 32}, 16, "mobilenet_v2.layer.15."),
+    "vit": (_SMALL, 3, "vit.layers.2."),
+    "convnext": (
+        {"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]}, 4, "convnext.encoder.stages.3.",
+    ),
+    "dinov2": (_SMALL, 3, "dinov2.encoder.layer.2."),
+}  # fmt: skip
+
+
+def checkpoint(folder: Path, family: str) -> Path:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, num_labels=5, **FAMILIES[family][0])
+    AutoModelForImageClassification.from_config(config).save_pretrained(folder)
+    settings = {
+        "size": {"height": 32, "width": 32},
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def built(folder: Path, trained: Any, **fields: Any) -> tuple[Pretrained, torch.nn.Module]:
+    spec = PretrainedSpec(model=str(folder), trained=trained, **fields)
+    classifier = Pretrained(spec, Preprocess(size=32), CLASSES)
+    return classifier, classifier.build().train()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_last_block_learns_with_what_follows_and_the_rest_stands_still(
+    tmp_path: Path, family: str
+) -> None:
+    _, blocks, last = FAMILIES[family]
+    folder = checkpoint(tmp_path, family)
+    classifier, network = built(folder, 1, freeze_batch_norm=False)
+    names = [name.removeprefix("model.") for name, _ in network.named_parameters()]
+    learning = [
+        name.removeprefix("model.")
+        for name, value in network.named_parameters()
+        if value.requires_grad
+    ]
+    first = next(number for number, name in enumerate(names) if name.startswith(last))
+    assert learning == names[first:]
+    assert any("classifier" in name for name in learning)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    network(classifier.prepare(images)).square().sum().backward()
+    torch.optim.SGD(network.parameters(), lr=0.1).step()
+    moved = {
+        name.removeprefix("model.")
+        for name, value in network.state_dict().items()
+        if not torch.equal(value, before[name])
+    }
+    # Neither weights nor statistics of what stands still.
+    assert moved
+    assert not [name for name in moved if name in names[:first]]
+    frozen = {name.rpartition(".")[0] for name in names[:first]}
+    assert not [name for name in moved if name.rpartition(".")[0] in frozen]
+    with pytest.raises(StudyError, match=rf"classifier\.trained: {blocks + 1} blocks, where the"):
+        built(folder, blocks + 1)
+
+
+def test_a_network_without_a_list_of_blocks_is_trained_as_a_whole_or_by_its_head() -> None:
+    from engine.classifiers._tuning import block_list, freeze
+
+    network = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    assert not block_list(network)
+    with pytest.raises(StudyError, match="1 blocks, where the network has 0; say all or head"):
+        freeze(network, 1, block_list(network), network[1].parameters())
+    assert freeze(network, "head", (), network[1].parameters()) == [network[0]]
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"name": "pretrained"}, "classifier.model: is missing"),
+        ({"name": "scratch"}, "classifier.architecture: is missing"),
+        ({"name": "scratch", "architecture": "resnet18", "model": "x"}, "model: no such field"),
+        ({"name": "pretrained", "model": "x", "trained": 0}, "classifier.trained"),
+        ({"name": "pretrained", "model": "x", "trained": "tail"}, "classifier.trained"),
+        ({"name": "scratch", "architecture": "resnet19"}, "classifier.architecture: must be"),
+        ({"name": "vgg", "depth": 12}, "classifier.depth: must be"),
+    ],
+)
+def test_what_no_network_can_be_made_of_is_refused_in_a_line(
+    fields: dict[str, Any], told: str
+) -> None:
+    values = {
+        "name": "toy", "reader": {"name": "digits"}, "preprocess": {"size": 16},
+        "classifier": fields,
+    }  # fmt: skip
+    with pytest.raises(StudyError, match=told) as refused:
+        validate(Study, values, "study.yaml")
+    assert "\n" not in str(refused.value)

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from sklearn.utils.class_weight import compute_class_weight
+from torch.nn.functional import cross_entropy
+
+from engine.nets.classification import Training
+from engine.nets.losses import balanced_class_weights, loss_of
+from engine.nets.training import balanced_weights
+
+LOGITS = torch.randn(12, 3, generator=torch.Generator().manual_seed(1))
+LABELS = torch.tensor([0, 1, 2] * 4)
+
+
+def loss(weights: Any = None, logits: torch.Tensor = LOGITS, **settings: Any) -> torch.Tensor:
+    return loss_of(logits, LABELS[: len(logits)], Training(**settings), weights)
+
+
+def test_balanced_weights_are_scikit_learn_s_and_one_where_draws_are_balanced() -> None:
+    labels = np.asarray([0] * 6 + [1] * 3 + [3])
+    expected = compute_class_weight("balanced", classes=np.unique(labels), y=labels)
+    found = balanced_class_weights(labels, np.ones(10))
+    np.testing.assert_allclose(found[[0, 1, 3]], expected)
+    assert found[2] == 0
+    drawn = balanced_weights([str(label) for label in labels], 1.0)
+    np.testing.assert_allclose(balanced_class_weights(labels, drawn)[[0, 1, 3]], 1)
+    # Whatever is drawn, an image that is drawn counts 1 on average.
+    drawn = np.random.default_rng(0).random(10)
+    mean = np.average(balanced_class_weights(labels, drawn)[labels], weights=drawn)
+    assert mean == pytest.approx(1)
+
+
+def test_the_loss_is_torch_s_where_nothing_else_is_asked_for() -> None:
+    torch.testing.assert_close(loss(), cross_entropy(LOGITS, LABELS))
+    smooth = cross_entropy(LOGITS, LABELS, label_smoothing=0.2)
+    torch.testing.assert_close(loss(label_smoothing=0.2), smooth)
+
+
+def test_a_weighted_loss_does_not_depend_on_how_a_batch_is_cut() -> None:
+    weights = torch.tensor([0.5, 1.0, 4.0])
+    # Classes of unequal number in each half.
+    labels = torch.tensor([0, 0, 0, 0, 1, 0, 2, 2, 1, 2, 2, 1])
+    settings = Training(class_weights="balanced")
+    halves = [
+        loss_of(LOGITS[part], labels[part], settings, weights) for part in (slice(6), slice(6, 12))
+    ]
+    whole = loss_of(LOGITS, labels, settings, weights)
+    torch.testing.assert_close(torch.stack(halves).mean(), whole)
+    losses = cross_entropy(LOGITS, labels, reduction="none") * weights[labels]
+    torch.testing.assert_close(whole, losses.mean())
+
+
+def test_focal_loss_is_as_published() -> None:
+    probability = LOGITS.softmax(1)[torch.arange(12), LABELS]
+    for gamma in (0.5, 2.0):
+        expected = (-((1 - probability) ** gamma) * probability.log()).mean()
+        torch.testing.assert_close(loss(loss="focal", focal_gamma=gamma), expected)
+    torch.testing.assert_close(loss(loss="focal", focal_gamma=0), cross_entropy(LOGITS, LABELS))
+
+
+def test_focal_loss_of_a_certain_answer_has_a_finite_slope() -> None:
+    certain = torch.tensor([[200.0, 0.0, 0.0]], requires_grad=True)
+    loss(logits=certain, loss="focal", focal_gamma=0.5).backward()
+    assert certain.grad is not None
+    assert torch.isfinite(certain.grad).all()
+
+
+def test_settings_that_contradict_each_other_are_refused() -> None:
+    with pytest.raises(ValidationError, match="label_smoothing belongs to cross_entropy"):
+        Training(loss="focal", label_smoothing=0.1)
+    with pytest.raises(ValidationError, match="lr_milestones must rise"):
+        Training(lr_milestones=(0.8, 0.4))
