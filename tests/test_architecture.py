@@ -146,7 +146,7 @@ def test_a_plugin_knows_no_step_no_runtime_and_no_other_family(file: str) -> Non
 # in the method that does.
 NETWORKS = {
     "generators/_ddpm_fit.py", "generators/adapt/_fit.py", "nets/autoencoder.py",
-    "nets/dcgan.py", "nets/denoising.py", "nets/pggan.py", "nets/vgg.py",
+    "nets/dcgan.py", "nets/denoising.py", "nets/inception.py", "nets/pggan.py", "nets/vgg.py",
 }  # fmt: skip
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from engine.core.registry import resolve
 from engine.metrics.significance import LEAST_REPLICATES
+from engine.nets.classification import Training
 
 
 def methods(
@@ -109,7 +111,7 @@ def _classifiers(
         f"The classifier ({study['classifier']['name']}) was trained for {training['steps']:,}"
         f" optimizer steps by AdamW (learning rate {training['learning_rate']:g}, weight decay"
         f" {training['weight_decay']:g}, batch {training['batch_size']}, {training['lr_scheduler']}"
-        f" schedule), the same for every arm, with {each}"
+        f" schedule{_beyond_defaults(training)}), the same for every arm, with {each}"
         + (f" for each of {fits} generator fits" if fits > 1 else "")
         + f", paired across arms ({len(search['trials'])} classifiers in all). Of each training,"
         f" the weights with the best {_objective(study)} on validation were kept, looked at every"
@@ -118,6 +120,19 @@ def _classifiers(
         f" ({search['baseline'].replace('_', ' ')}), the baseline, were chosen by mean"
         f" {_objective(study)} on validation."
     )
+
+
+def _beyond_defaults(training: Mapping[str, Any]) -> str:
+    """What else was set: online augmentation, the loss, the precision."""
+    plain = Training().model_dump(mode="json")
+    told = {"steps", "learning_rate", "weight_decay", "batch_size", "lr_scheduler", "objective",
+            "evaluate_every"}  # fmt: skip
+    found = [
+        f"{name.replace('_', ' ')} {value if isinstance(value, str) else json.dumps(value)}"
+        for name, value in training.items()
+        if name not in told and value != plain.get(name)
+    ]
+    return f"; {', '.join(found)}" if found else "; no online augmentation"
 
 
 def _tests(

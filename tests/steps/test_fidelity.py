@@ -87,6 +87,9 @@ def test_figures_are_those_of_the_metrics_on_the_same_vectors(
     kernel = kernel_distance(16 * val, 16 * made, 0)
     assert kept["kernel"][0] == pytest.approx(kernel.estimate, rel=1e-6)
     assert set(down["sets"]) == {"kept", "real"}  # nothing was dropped
+    # They are of one distribution with the real ones.
+    for figures in (*whole["sets"].values(), *across["sets"].values()):
+        assert figures["kernel"][1] < 0 < figures["kernel"][2]
 
 
 def test_all_sets_of_a_scope_have_as_many_images_in_the_mix_of_val(
