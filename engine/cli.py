@@ -27,6 +27,7 @@ from engine.profile import Profile
 from engine.runtime.base import Runtime
 from engine.runtime.inline import InlineRuntime
 from engine.study import Study, apply_sets, load_profile, load_study, validate
+from engine.tensorboard import write_logs
 from engine.tracking import track
 
 
@@ -241,6 +242,7 @@ def _run(arguments: argparse.Namespace, last: str | None, dry_run: bool) -> int:
             manifests = execute(steps, store, runtime, profile)
             show_report(study, steps, store, manifests)
             track(study, steps, store, manifests, profile.mlflow, say)
+            write_logs(study, steps, store, say)
             for step in steps:
                 # Of a generator's rounds, the first shows what it makes.
                 if step.label.count(".") < 2:
