@@ -216,8 +216,8 @@ class Comparison:
         )  # fmt: skip
 
     def fidelity(self) -> list[Step]:
-        """How like real ones the images of each generator are; first, where the study's embedder
-        does not compare them, vectors of the real ones."""
+        """How like real ones the images of each generator's first fit are; before it, where the
+        study's embedder does not compare them, vectors of the real ones."""
         study, settings = self.study, self.study.fidelity
         if not settings.enabled or not self.pools:
             return []

@@ -230,11 +230,6 @@ class Curate(Spec):
         return self
 
 
-ArmName = Literal[
-    "oversampled", "class_weighted", "mixup", "cutmix", "synthetic_only", "unfiltered"
-]
-
-
 class Fidelity(Spec):
     """How like real images the generated ones are: each generator's, against val."""
 
@@ -245,6 +240,11 @@ class Fidelity(Spec):
     sample: Annotated[int, Field(ge=100, le=100_000)] = 5_000
     # A neighbourhood reaches to the k-th nearest other image.
     k: Annotated[int, Field(ge=1, le=15)] = 5
+
+
+ArmName = Literal[
+    "oversampled", "class_weighted", "mixup", "cutmix", "synthetic_only", "unfiltered"
+]
 
 
 class Search(Spec):

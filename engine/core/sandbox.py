@@ -21,10 +21,12 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, BinaryIO
 
+from engine.core.errors import EngineError
 from engine.core.images import Preprocess, Rejected
 
 _SIZES = struct.Struct("<II")
 _MEMORY_BYTES = 6 * 2**30
+_START_SECONDS = 120
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,13 @@ class Sandbox:
 
     def decode(self, data: bytes, uri: str) -> Decoded:
         """Decode one image. Raises `Rejected`, also where the decoder crashed or ran past `timeout`
-        seconds."""
+        seconds, twice: on a machine with too much to do any file may take long once."""
         try:
-            header, body = self._exchange({"uri": uri}, data)
+            try:
+                header, body = self._exchange({"uri": uri}, data)
+            except TimeoutError:
+                self.close()
+                header, body = self._exchange({"uri": uri}, data)
         except TimeoutError:
             self.close()
             raise Rejected("decoder_hang", f"more than {self.timeout:g} s") from None
@@ -84,7 +90,14 @@ class Sandbox:
                 env={**_plain_environment(), "PYTHONPATH": _package_root(), "OMP_NUM_THREADS": "1"},
             )
             # Importing the decoders is no part of the first image's time.
-            self._receive(time.monotonic() + 120)
+            try:
+                self._receive(time.monotonic() + _START_SECONDS)
+            except TimeoutError:
+                self.close()
+                raise EngineError(
+                    f"{header['uri']}: the process that decodes did not start in {_START_SECONDS}"
+                    " s: this machine has too much to do; run again, with fewer decode actors"
+                ) from None
         assert self._child.stdin is not None
         _send(self._child.stdin, header, body)
         return self._receive(time.monotonic() + self.timeout)

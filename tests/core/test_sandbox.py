@@ -35,6 +35,9 @@ while sizes := sys.stdin.buffer.read(8):
     order = sys.stdin.buffer.read(body)
     if order == b"hang":
         time.sleep(1000)
+    if order.startswith(b"once ") and not os.path.exists(order[5:]):
+        open(order[5:], "w").close()
+        time.sleep(1000)
     if order == b"crash":
         os.kill(os.getpid(), signal.SIGSEGV)
     if order == b"exit":
@@ -132,6 +135,11 @@ def test_a_decoder_that_dies_or_hangs_costs_one_row(order: bytes, reason: str, d
         assert child.poll() is not None  # ended, not left behind
         after = sandbox.decode(b"fine", "b.png")
         assert after.pixel_sha256 != before.pixel_sha256  # another process answered
+
+
+def test_a_file_that_took_long_once_is_tried_again(tmp_path: Path) -> None:
+    with FakeSandbox(SPEC, timeout=0.5) as sandbox:
+        assert sandbox.decode(f"once {tmp_path / 'seen'}".encode(), "a.png").height == 2
 
 
 def test_a_real_child_that_was_killed_is_replaced_and_closing_ends_it() -> None:

@@ -49,7 +49,8 @@ def test_a_study_with_a_probe_goes_to_its_verdict_on_what_was_saved(
     steps = plan(study)
     manifests = execute(steps, store, InlineRuntime(), profile)
     evaluated = manifests[named(steps, "evaluate")[0].key]
-    arm, number, trial = trial_steps(named(steps, "search")[0])[0]
+    first = trial_steps(named(steps, "search")[0])[0]
+    arm, number, trial = first.arm, first.number, first.step
     trained = read_manifest(store, trial)
     assert trained is not None
     folder = write_parts(store, trained.parts, tmp_path / "weights")
@@ -80,10 +81,7 @@ def test_the_history_has_loss_accuracy_f1_and_auc_on_val(
     assert best["val_roc_auc"] == pytest.approx(roc_auc_score(labels, probabilities[:, 1]))
     assert best["val_loss"] == pytest.approx(log_loss(labels, probabilities), rel=1e-5)
     assert best["val_accuracy"] == pytest.approx((probabilities.argmax(1) == labels).mean())
-    assert set(best) == {
-        "step", "loss", "val_loss", "val_accuracy", "val_macro_f1", "val_balanced_accuracy",
-        "val_roc_auc",
-    }  # fmt: skip
+    assert {"val_loss", "val_accuracy", "val_macro_f1", "val_roc_auc"} < set(best)
 
 
 class Mean(Classifier):
