@@ -151,7 +151,9 @@ def sheet_of(page: str) -> tuple[str, int, int]:
 
 
 def test_tables_stand_in_the_page_and_beside_it(bars_study, store, profile) -> None:
-    study = bars_study()
+    # By another objective, which is of probabilities alone.
+    training = {"steps": 12, "batch_size": 16, "learning_rate": 0.01, "evaluate_every": 4}
+    study = bars_study(training={**training, "objective": "roc_auc"})
     page = page_of(study, store, profile)
     steps = plan(study)
     manifests = execute(steps, store, InlineRuntime(), profile)
@@ -175,6 +177,9 @@ def test_tables_stand_in_the_page_and_beside_it(bars_study, store, profile) -> N
             assert float(row["test_brier"]) == pytest.approx(want, rel=1e-5)
     (contrast,) = tables["contrasts.csv"]
     assert contrast["verdict"] == metrics["contrasts"][0]["word"]
+    assert contrast["objective"] == metrics["objective"] == "roc_auc"
+    areas = [metrics["arms"][contrast[name]]["roc_auc"]["mean"] for name in ("arm", "against")]
+    assert float(contrast["difference"]) == pytest.approx(areas[0] - areas[1], abs=1e-5)
     assert len(tables["trials.csv"]) == 10
     assert len(tables["history.csv"]) == 10 * 3 + 2 * 3  # real_double takes twice the steps
     for row in tables["trials.csv"]:
