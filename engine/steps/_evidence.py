@@ -131,7 +131,7 @@ def forests(evaluate: Mapping[str, Any], classes: Sequence[str]) -> list[dict[st
             charts.ForestRow(name, [(g["mean"], g["low"], g["high"]) for g in of_class])
             for name, *of_class in zip(classes, *gains, strict=True)
         ]
-        rows.append(charts.ForestRow(objective.replace("_", " "), whole, whole=True))
+        rows.append(charts.ForestRow(FIGURES[objective], whole, whole=True))
         found.append(
             {"arm": one["arm"], "series": series, "svg": charts.forest(rows, series),
              "gained": [row.name for row in rows[:-1] if row.gains[0][1] > 0],

@@ -9,6 +9,7 @@ from typing import Any
 from engine.core.registry import resolve
 from engine.metrics.significance import LEAST_REPLICATES
 from engine.nets.classification import Training
+from engine.steps._evidence import FIGURES
 
 
 def methods(
@@ -169,7 +170,7 @@ def _tests(
 
 
 def _objective(study: Mapping[str, Any]) -> str:
-    return str(study["training"]["objective"]).replace("_", " ")
+    return FIGURES[study["training"]["objective"]]
 
 
 def listed(words: Sequence[str]) -> str:

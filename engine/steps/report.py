@@ -26,6 +26,7 @@ from engine.steps import StepKind
 from engine.steps._cost import cost, done_steps, weights
 from engine.steps._curated import closest, filters_told, sheets, words
 from engine.steps._evidence import (
+    FIGURES,
     MOST_CLASSES,
     colour_of,
     confusions,
@@ -75,11 +76,11 @@ class Report(StepKind):
         table = comparison(trials.to_pydict(), search, evaluate)
         classes = class_names(context.inputs["ingest"])
         # One colour for each family, on the whole page.
-        families = dict.fromkeys([*spec.generators, *trials["family"].to_pylist()])
+        compared = [arm["family"] for arm in search_spec["arms"] if arm["role"] == "compared"]
+        families = dict.fromkeys([*spec.generators, *compared, *trials["family"].to_pylist()])
         colours = {name: number % 10 for number, name in enumerate(families)}
         curated = {name: context.inputs[f"curate.{name}"].metrics for name in spec.generators}
         probed = probes(context, spec, classes)
-        synthetic = {arm["family"] for arm in search_spec["arms"] if arm["role"] == "compared"}
         models = trained(context)
         told = histories(context, models)
         steps = done_steps(context)
@@ -87,7 +88,7 @@ class Report(StepKind):
         page = render(
             "report.html",
             name=spec.study["name"], preprocess=spec.preprocess, classes=classes,
-            objective=search["objective"], search=search, evaluate=evaluate, table=table,
+            objective=FIGURES[search["objective"]], search=search, evaluate=evaluate, table=table,
             ingest=ingest, trials=trials.num_rows,
             seeds=len(search_spec["seeds"]), search_spec=search_spec,
             replicates="generator fits" if search_spec["generator_fits"] > 1 else "seeds",
@@ -101,7 +102,7 @@ class Report(StepKind):
             curves=curves(evaluate, models, told, colours),
             most_classes=MOST_CLASSES, confusions=confusions(evaluate, models, classes),
             reduced=reduced(context),
-            sheets=sheets(context, spec.generators, spec.task, spec.preprocess, synthetic),
+            sheets=sheets(context, spec.generators, spec.task, spec.preprocess, compared),
             closest=closest(context, spec.generators, spec.preprocess),
             funnels=curated, reasons=words(curated), filters=filters_told(curated),
             seen={name: shares(held["labeler"]["confusion"])
@@ -186,7 +187,7 @@ def ratio_curve(
     ]
     legend = [("real", "neutral", "line"), *((line.name, line.colour, "line") for line in lines)]
     legend += [(level.name, level.colour, "level") for level in drawn]
-    objective = f"val {search['objective'].replace('_', ' ')}"
+    objective = f"val {FIGURES[search['objective']]}"
     start = _point(0.0, real, generator_fits)
     below = [line.name for line in lines if all(point.y <= start.y for point in line.points)]
     svg = plots.ratio_curve(lines, drawn, start, objective) if lines else ""
