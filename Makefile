@@ -1,6 +1,6 @@
 # make quickstart   install into .venv and run the example study to its end
 # make test         install and run the tests (at most 12 minutes on two cores)
-# make test-ray     a submitted job, a killed search, one and two workers (five minutes)
+# make test-ray     a submitted job, killed runs and searches, one and two workers (ten minutes)
 # make test-all     all slow ones too
 # make check        ruff and mypy
 #
@@ -39,10 +39,9 @@ install-test: .venv/installed-$(EXTRA)-test
 test: install-test
 	$(BIN)/python -m pytest
 
-# Of the slow ones those that a change breaks most easily: a submitted job, a killed search, two workers.
+# Of the slow ones those that a change breaks most easily: a submitted job, a killed run and search, two workers.
 test-ray: install-test
-	$(BIN)/python -m pytest -m slow tests/e2e/test_job_submit.py tests/e2e/test_search_kill.py \
-		tests/runtime/test_ray.py -k "not adapt"
+	$(BIN)/python -m pytest -m slow tests/e2e tests/runtime/test_ray.py -k "not adapt and not many_kills"
 
 test-all: install-test
 	$(BIN)/python -m pytest -m "not gpu"

@@ -163,6 +163,7 @@ def kill_drivers(storage: Path, kills: int, seed: int) -> int:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [11])
 def test_a_killed_driver_costs_only_what_was_in_flight(storages, undisturbed, seed: int) -> None:
     print(f"seed {seed}")
@@ -177,6 +178,7 @@ def test_a_killed_driver_costs_only_what_was_in_flight(storages, undisturbed, se
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [12])
 def test_a_killed_worker_is_replaced_within_the_run(storages, undisturbed, seed: int) -> None:
     print(f"seed {seed}")

@@ -102,12 +102,8 @@ def losses(runtime: RayRuntime, store: Store, spec: GeneratorSpec, workers: int)
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize(
-    "spec",
-    # One of them stands for all where time is short.
-    [pytest.param(spec, marks=[] if spec.name == "pggan" else pytest.mark.slow, id=spec.name)
-     for spec in SMALL],
-)  # fmt: skip
+@pytest.mark.slow
+@pytest.mark.parametrize("spec", [pytest.param(spec, id=spec.name) for spec in SMALL])
 def test_two_workers_train_as_one_does(
     runtime: RayRuntime, tmp_path: Path, spec: GeneratorSpec
 ) -> None:
