@@ -286,19 +286,18 @@ def print_plan(study: Study, steps: Sequence[Step], store: Store) -> None:
 def show_report(
     study: Study, steps: Sequence[Step], store: Store, manifests: Mapping[str, Manifest]
 ) -> None:
-    """Print the comparison and the verdict, copy the page to where a person finds it, say where."""
+    """Print the comparison and the verdict, copy the page and its tables to where a person finds
+    them, say where."""
     for step in steps:
-        for key in manifests[step.key].keys(file="report.html"):
-            page = store.page(study.name, "report.html")
-            store.put(page, store.read(key))
-            for part in manifests[step.key].parts:
-                name = part.tags.get("file", "")
-                if step.kind == "report" and name.endswith(".csv"):
-                    table = store.page(study.name, store.join("tables", name))
-                    store.put(table, store.read(part.key))
-            metrics = manifests[step.key].metrics
-            print(f"\n{metrics['table']}\n\n{metrics['verdict']}\n", flush=True)
-            say(f"report: {store.location(page)}")
+        if step.kind != "report":
+            continue
+        manifest = manifests[step.key]
+        for part in manifest.parts:
+            name = part.tags["file"]
+            below = store.join("tables", name) if name.endswith(".csv") else name
+            store.put(store.page(study.name, below), store.read(part.key))
+        print(f"\n{manifest.metrics['table']}\n\n{manifest.metrics['verdict']}\n", flush=True)
+        say(f"report: {store.location(store.page(study.name, 'report.html'))}")
 
 
 def show_pages(study: Study, step: Step, store: Store, manifest: Manifest) -> None:

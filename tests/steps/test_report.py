@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from engine.cli import show_report
 from engine.core.store import Store
 from engine.execute import execute
 from engine.plan import named, plan
@@ -164,10 +165,12 @@ def test_tables_stand_in_the_page_and_beside_it(bars_study, store, profile) -> N
     assert sorted(links.values()) == [
         "arms.csv", "classes.csv", "confusion.csv", "contrasts.csv", "history.csv", "trials.csv"
     ]  # fmt: skip
+    show_report(study, steps, store, manifests)
     tables = {}
     for encoded, name in links.items():
         (key,) = report.keys(file=name)
-        assert base64.b64decode(encoded) == store.read(key)
+        beside = store.page(study.name, store.join("tables", name))
+        assert base64.b64decode(encoded) == store.read(key) == store.read(beside)
         tables[name] = list(csv.DictReader(io.StringIO(store.read(key).decode())))
     metrics = evaluated.metrics
     for row in tables["arms.csv"]:
