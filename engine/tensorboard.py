@@ -19,29 +19,40 @@ from engine.study import Study
 
 
 def write_logs(
-    study: Study, steps: Sequence[Step], store: Store, say: Callable[[str], None]
+    study: Study, steps: Sequence[Step], store: Store, warn: Callable[[str], None]
 ) -> None:
     """Write the logs of trials that have none, a folder for each; nothing without TensorBoard.
+    Raises nothing: all that is logged lies in manifests.
 
     A log is made elsewhere and put as a whole, so that a kill leaves none that is cut off.
     """
     search = next((step for step in steps if step.kind == "search"), None)
     if search is None or find_spec("tensorboard") is None:
         return
-    written = 0
+    try:
+        written = _write(study, search, store)
+    except Exception as error:  # another version, no rights: none of it may stop a study
+        warn(f"warning: TensorBoard's logs were not written ({type(error).__name__}: {error})")
+        return
+    if written:
+        where = store.location(store.tensorboard(study.name))
+        warn(f"TensorBoard: {written} trainings below {where}")
+
+
+def _write(study: Study, search: Step, store: Store) -> int:
+    """How many were written."""
+    standing, written = set(store.listing(store.tensorboard(study.name))), 0
     for trial in trial_steps(search):
         manifest = read_manifest(store, trial.step)
         if manifest is None:
             continue
-        prefix = store.tensorboard(study.name, f"{trial.step.label}-{manifest.digest[:8]}")
-        if store.listing(prefix):
-            continue
         for key in manifest.keys(file="history.json"):
-            store.put(store.join(prefix, "events.out.tfevents"), events(store.read(key)))
-            written += 1
-    if written:
-        where = store.location(store.tensorboard(study.name))
-        say(f"TensorBoard: {written} trainings below {where}")
+            run = f"{trial.step.label}-{manifest.digest[:8]}"
+            log = store.tensorboard(study.name, run, "events.out.tfevents")
+            if log not in standing:
+                store.put(log, events(store.read(key)))
+                written += 1
+    return written
 
 
 def events(history: bytes) -> bytes:

@@ -125,7 +125,7 @@ def weights(
                 {
                     "model": step.label, "what": manifest.spec["classifier"]["name"],
                     "images": manifest.rows, "steps": manifest.spec["training"]["steps"],
-                    "val": val.get(manifest.spec["training"]["objective"]),
+                    "val": val.get(objective),
                     "where": files[0].rpartition("/")[0] if files else "",
                 }
             )  # fmt: skip

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from engine.core.registry import resolve
+from engine.metrics.probabilities import BINS
 from engine.metrics.significance import LEAST_REPLICATES
 from engine.nets.classification import Training
 from engine.steps._evidence import FIGURES
@@ -164,7 +165,7 @@ def _tests(
         f" tests, Schuirmann 1987); with fewer than {LEAST_REPLICATES} replicates nothing was"
         f" called either{', as here' if few else ''}. Intervals of single classes are paired t"
         " intervals, not corrected for the number of classes. Calibration error is the mean gap"
-        " between confidence and accuracy over 15 equal bins (Guo et al. 2017); areas under"
+        f" between confidence and accuracy over {BINS} equal bins (Guo et al. 2017); areas under"
         " curves are means over classes, each against the others."
     )
 
