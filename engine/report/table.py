@@ -77,7 +77,7 @@ def stars(contrast: Mapping[str, Any]) -> str:
         or contrast["effect"]["estimate"] * contrast["bootstrap"]["estimate"] <= 0
     ):
         return ""
-    return "*" * sum(contrast["p_adjusted"] < level for level in STARS)
+    return "*" * sum(float(contrast["p_adjusted"]) < level for level in STARS)
 
 
 def _mark(arm: str, figures: Mapping[str, Any], search: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from engine.core.manifest import Manifest, read_manifest
 from engine.core.step import Step, upstream
 from engine.steps._evidence import Trained
 from engine.steps._tables import weights_at
-from engine.steps.search import steps_of
+from engine.steps.search import SearchSpec, steps_of
 
 _WORDS = {
     "ingest": "taking the data in", "embed": "embedding real images", "cluster": "clustering",
@@ -100,11 +100,12 @@ def per_point(
 
 def weights(
     context: Context, steps: Sequence[tuple[Step, Manifest]], trials: Sequence[Trained],
-    evaluate: Mapping[str, Any], search: Any,
+    evaluate: Mapping[str, Any], search: SearchSpec,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Each model that the study trained: what it saw, how long it learnt, how good it is, where its
     weights lie below the storage's root. Of an arm, the classifier that is best on val."""
     objective = evaluate["objective"]
+    classifier = context.inputs["search"].spec["classifier"]["name"]
     total = sum(context.inputs["ingest"].metrics["counts"]["train"].values())
     found = []
     for step, manifest in steps:
@@ -135,7 +136,7 @@ def weights(
         best = held[int(np.argmax(values))]
         found.append(
             {
-                "model": best.trial.step.label, "what": search.classifier.name,
+                "model": best.trial.step.label, "what": classifier,
                 "images": best.manifest.rows, "steps": steps_of(search, best.trial.arm),
                 "kept": best.manifest.metrics["best_step"], "val": max(values),
                 "test": figures["classifiers"][objective][best.trial.number],

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
 from engine.context import Context
 from engine.core.manifest import Manifest, read_manifest
@@ -193,10 +194,10 @@ def confusions(
 
 def val_confusion(trials: Sequence[Trained], arm: str) -> np.ndarray:
     """Counts (classes, classes) of an arm's classifiers on val."""
-    return np.sum(
-        [one.manifest.metrics["val"]["confusion"] for one in trials if one.trial.arm.name == arm],
-        axis=0,
-    )
+    found = [
+        one.manifest.metrics["val"]["confusion"] for one in trials if one.trial.arm.name == arm
+    ]
+    return np.asarray(np.sum(found, axis=0))
 
 
 def most_confused(matrix: np.ndarray, classes: Sequence[str]) -> list[dict[str, Any]]:
@@ -234,7 +235,7 @@ def histories(context: Context, trials: Sequence[Trained]) -> list[list[dict[str
 def curves(
     evaluate: Mapping[str, Any], trials: Sequence[Trained],
     told: Sequence[Sequence[Mapping[str, float]]], colours: Mapping[str, int],
-) -> list[tuple[str, str]]:  # fmt: skip
+) -> list[tuple[str, Markup]]:  # fmt: skip
     """A title and a plot for each figure of training: the mean over an arm's classifiers."""
     drawn = []
     for name, title in _CURVES.items():

@@ -98,8 +98,10 @@ def scatter(context: Context, spec: Any, classes: Sequence[str]) -> list[dict[st
             for method, points in planes_of(both[chosen], derive_seed(spec.seed, "plane", name))
         ]
         shown = {every[row] for row in chosen}
-        images = pictures(context.store, context.inputs["ingest"].keys(split="train"), shown)
-        images |= pictures(context.store, generated(context, name), shown)
+        images = {
+            **pictures(context.store, context.inputs["ingest"].keys(split="train"), shown),
+            **pictures(context.store, generated(context, name), shown),
+        }
         found.append(
             {
                 "generator": name, "planes": planes,

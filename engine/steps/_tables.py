@@ -9,16 +9,17 @@ from engine.core import rows
 from engine.report.download import as_csv
 from engine.report.table import Row
 from engine.steps._evidence import FIGURES, Trained, val_confusion
-from engine.steps.search import steps_of
+from engine.steps.search import SearchSpec, steps_of
 
 Entries = list[dict[str, Any]]
 
 
 def all_tables(
-    table: Sequence[Row], evaluate: Mapping[str, Any], search: Any, trials: Sequence[Trained],
-    told: Sequence[Sequence[Mapping[str, float]]], classes: Sequence[str],
+    table: Sequence[Row], evaluate: Mapping[str, Any], search: SearchSpec,
+    trials: Sequence[Trained], told: Sequence[Sequence[Mapping[str, float]]],
+    classes: Sequence[str],
 ) -> dict[str, bytes]:  # fmt: skip
-    """Encoded CSV by name. search: the spec of the search; told: the history of each trial."""
+    """Encoded CSV by name. told: the history of each trial."""
     found = {
         "arms": arms(table, evaluate),
         "contrasts": contrasts(evaluate),
@@ -99,7 +100,9 @@ def per_class(
     return found
 
 
-def of_trials(evaluate: Mapping[str, Any], search: Any, trials: Sequence[Trained]) -> Entries:
+def of_trials(
+    evaluate: Mapping[str, Any], search: SearchSpec, trials: Sequence[Trained]
+) -> Entries:
     """A row for each classifier: what it is, what it reached, what it cost, where it lies."""
     found = []
     for one in trials:
@@ -132,7 +135,7 @@ def weights_at(one: Trained) -> str:
 
 
 def history(
-    search: Any, trials: Sequence[Trained], told: Sequence[Sequence[Mapping[str, float]]]
+    search: SearchSpec, trials: Sequence[Trained], told: Sequence[Sequence[Mapping[str, float]]]
 ) -> Entries:
     """A row for each classifier and look at val; an epoch is as many draws as it has images."""
     batch = search.training.batch_size
