@@ -23,6 +23,10 @@ from engine.core.store import Store, attempt_name
 from engine.runtime.base import Runtime
 
 
+# Figures of a training that its line of progress has room for.
+_NOTED = 6
+
+
 @dataclass(frozen=True)
 class Result:
     """What a step's `run` returns; `execute` makes the manifest of it."""
@@ -194,7 +198,8 @@ class Context:
                 if bar is None:
                     bar = self.progress(state.total, unit, state.done)
                     bar.__enter__()
-                note = ", ".join(f"{name} {value:.4g}" for name, value in state.metrics.items())
+                held = list(state.metrics.items())[:_NOTED]
+                note = ", ".join(f"{name} {value:.4g}" for name, value in held)
                 bar.advance(state.done - bar.done, note)
             if bar is not None:
                 bar.__exit__(None, None, None)
