@@ -22,7 +22,6 @@ from engine.core.step import Step
 from engine.core.store import Store, attempt_name
 from engine.runtime.base import Runtime
 
-
 # Figures of a training that its line of progress has room for.
 _NOTED = 6
 
