@@ -27,6 +27,7 @@ from engine.profile import Profile
 from engine.runtime.base import Runtime
 from engine.runtime.inline import InlineRuntime
 from engine.study import Study, apply_sets, load_profile, load_study, load_values, validate
+from engine.tensorboard import write_logs
 from engine.tracking import track
 
 
@@ -276,6 +277,7 @@ def _run(arguments: argparse.Namespace, last: str | None, dry_run: bool) -> int:
             manifests = execute(steps, store, runtime, profile)
             show_report(study, steps, store, manifests)
             track(study, steps, store, manifests, profile.mlflow, say)
+            write_logs(study, steps, store, say)
             for step in steps:
                 # Of a generator's rounds, the first shows what it makes.
                 if step.label.count(".") < 2:
@@ -319,14 +321,18 @@ def print_plan(study: Study, steps: Sequence[Step], store: Store) -> None:
 def show_report(
     study: Study, steps: Sequence[Step], store: Store, manifests: Mapping[str, Manifest]
 ) -> None:
-    """Print the comparison and the verdict, copy the page to where a person finds it, say where."""
+    """Print the comparison and the verdict, copy the page and its tables to where a person finds
+    them, say where."""
     for step in steps:
-        for key in manifests[step.key].keys(file="report.html"):
-            page = store.page(study.name, "report.html")
-            store.put(page, store.read(key))
-            metrics = manifests[step.key].metrics
-            print(f"\n{metrics['table']}\n\n{metrics['verdict']}\n", flush=True)
-            say(f"report: {store.location(page)}")
+        if step.kind != "report":
+            continue
+        manifest = manifests[step.key]
+        for part in manifest.parts:
+            name = part.tags["file"]
+            below = store.join("tables", name) if name.endswith(".csv") else name
+            store.put(store.page(study.name, below), store.read(part.key))
+        print(f"\n{manifest.metrics['table']}\n\n{manifest.metrics['verdict']}\n", flush=True)
+        say(f"report: {store.location(store.page(study.name, 'report.html'))}")
 
 
 def show_pages(study: Study, step: Step, store: Store, manifest: Manifest) -> None:

@@ -22,6 +22,9 @@ from engine.core.step import Step
 from engine.core.store import Store, attempt_name
 from engine.runtime.base import Runtime
 
+# Figures of a training that its line of progress has room for.
+_NOTED = 6
+
 
 @dataclass(frozen=True)
 class Result:
@@ -194,7 +197,8 @@ class Context:
                 if bar is None:
                     bar = self.progress(state.total, unit, state.done)
                     bar.__enter__()
-                note = ", ".join(f"{name} {value:.4g}" for name, value in state.metrics.items())
+                held = list(state.metrics.items())[:_NOTED]
+                note = ", ".join(f"{name} {value:.4g}" for name, value in held)
                 bar.advance(state.done - bar.done, note)
             if bar is not None:
                 bar.__exit__(None, None, None)

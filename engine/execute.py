@@ -157,6 +157,7 @@ def run_step(
         provenance={
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
             "seconds": round(time.time() - started, 3),
+            "device": profile.device,
             "python": platform.python_version(),
             "versions": installed_versions(),
             **context.notes,

@@ -104,8 +104,9 @@ def _log(
         (Path(name) / "study.yaml").write_text(
             yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         )
-        for key in done["report"].keys(file="report.html") if "report" in done else []:
-            (Path(name) / "report.html").write_bytes(store.read(key))
+        for part in done["report"].parts if "report" in done else ():
+            if "file" in part.tags:
+                (Path(name) / part.tags["file"]).write_bytes(store.read(part.key))
         client.log_artifacts(parent, name)
     for trial in trial_steps(search):
         arm, step = trial.arm, trial.step
@@ -183,8 +184,9 @@ def _history(client: Any, run: str, entries: Sequence[Mapping[str, float]]) -> N
 def _verdict(client: Any, run: str, evaluate: Manifest) -> None:
     figures = {}
     for arm, entry in evaluate.metrics["arms"].items():
-        for name in ("accuracy", "macro_f1", "balanced_accuracy"):
-            figures[f"test/{arm}/{name}"] = entry[name]["mean"]
+        for name, figure in entry.items():
+            if isinstance(figure, dict) and "replicates" in figure:
+                figures[f"test/{arm}/{name}"] = figure["mean"]
     for contrast in evaluate.metrics["contrasts"]:
         figures[f"effect/{contrast['arm']}"] = contrast["effect"]["estimate"]
         client.set_tag(run, f"verdict.{_NAME.sub('_', contrast['arm'])}", contrast["word"])

@@ -37,8 +37,10 @@ def test_a_parent_bears_the_study_and_each_trial_is_a_child(done, tmp_path: Path
     assert all(run.info.status == "FINISHED" for run in runs)
     assert parent.data.params["training.steps"] == "12"
     assert parent.data.metrics["test/real/accuracy"] > 0
+    assert 0 <= parent.data.metrics["test/real/roc_auc"] <= 1
     assert {item.path for item in client.list_artifacts(parent.info.run_id)} == {
-        "report.html", "study.yaml"
+        "arms.csv", "classes.csv", "confusion.csv", "contrasts.csv", "history.csv", "report.html",
+        "study.yaml", "trials.csv",
     }  # fmt: skip
     child = next(run for run in runs if run.info.run_name == "train.more.x2.1")
     assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
@@ -46,6 +48,8 @@ def test_a_parent_bears_the_study_and_each_trial_is_a_child(done, tmp_path: Path
     losses = client.get_metric_history(child.info.run_id, "loss")
     assert [entry.step for entry in losses] == [4, 8, 12]
     assert child.data.metrics["best/macro_f1"] > 0
+    assert child.data.metrics["best/brier"] > 0
+    assert child.data.metrics["val_loss"] > 0
 
     # The same again asks nobody and adds nothing.
     before = len(said)

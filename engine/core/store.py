@@ -169,6 +169,10 @@ class Store:
         """The database of runs that a local storage holds."""
         return self.join("mlflow", "mlflow.db")
 
+    def tensorboard(self, study: str, *run: str) -> str:
+        """Where TensorBoard finds a study's trainings, or one of them."""
+        return self.join("tensorboard", study, *run)
+
     def page(self, study: str, name: str) -> str:
         """Key of a page or sheet for people."""
         return f"pages/{study}/{name}"

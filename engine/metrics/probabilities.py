@@ -109,6 +109,19 @@ def of_probabilities(labels: np.ndarray, probabilities: np.ndarray) -> dict[str,
     return {name: metric(labels, probabilities) for name, metric in PROBABILITY_METRICS.items()}
 
 
+def known_of_probabilities(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+    """`of_probabilities` without those that have no value, which JSON does not know."""
+    found = of_probabilities(labels, probabilities)
+    return {name: value for name, value in found.items() if np.isfinite(value)}
+
+
+def log_loss(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Mean over images of -log of the probability of the true class: the cross entropy that a
+    classifier is trained by. A probability of 0 counts as 1e-12."""
+    of_truth = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+    return float(-np.log(np.maximum(of_truth, 1e-12)).mean())
+
+
 def _of_classes(
     figure: Callable[[np.ndarray, np.ndarray], np.ndarray], labels: np.ndarray,
     probabilities: np.ndarray, weights: np.ndarray | None,

@@ -310,10 +310,11 @@ def replicates_needed(
 
 def standardised(differences: Sequence[float]) -> float | None:
     """Effect size of paired differences: their mean over their standard deviation (Cohen's d_z),
-    less its bias in few pairs (Hedges 1981); None without any spread."""
+    less its bias in few pairs (Hedges 1981); None without any spread, and of two pairs, whose bias
+    is all of it."""
     values = np.asarray(differences, dtype=float)
     spread = float(values.std(ddof=1))
-    if spread <= 1e-12:
+    if spread <= 1e-12 or len(values) < 3:
         return None
     return float(values.mean() / spread * (1 - 3 / (4 * (len(values) - 1) - 1)))
 

@@ -43,7 +43,9 @@ if TYPE_CHECKING:
 Prepare = Callable[["Tensor"], "Tensor"]
 # Class numbers (n,) and probabilities (n, classes) to figures, one of them named as the objective.
 Score = Callable[[np.ndarray, np.ndarray], dict[str, float]]
-Objective = Literal["macro_f1", "accuracy", "balanced_accuracy"]
+Objective = Literal[
+    "macro_f1", "weighted_f1", "accuracy", "balanced_accuracy", "worst_class_recall", "roc_auc"
+]  # fmt: skip
 _PREDICT_BATCH = 256
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import csv
 import io
 from collections import Counter
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from engine.core.images import decode_own
-from engine.core.names import csv_cell
+from engine.report.download import as_csv, data_url
 from engine.report.page import render
 
 _SHOWN = 24  # findings of a kind with their pictures
@@ -234,16 +233,12 @@ def left_out(findings: Sequence[Finding]) -> str:
 
 def csv_url(findings: Sequence[Finding]) -> str:
     """A table of findings as a data URL; no cell is a formula."""
-    target = io.StringIO()
-    writer = csv.writer(target, lineterminator="\n")
-    writer.writerow([name for name in Finding.__dataclass_fields__ if name != "image_id"])
+    entries = []
     for found in findings:
         values = asdict(found)
-        values["score"] = f"{found.score:.4f}"
-        writer.writerow([csv_cell(str(value)) for name, value in values.items()
-                         if name != "image_id"])  # fmt: skip
-    encoded = base64.b64encode(target.getvalue().encode("utf-8", "replace")).decode()
-    return f"data:text/csv;charset=utf-8;base64,{encoded}"
+        del values["image_id"]
+        entries.append({**values, "score": f"{found.score:.4f}"})
+    return data_url(as_csv(entries))
 
 
 def _tile(data: bytes) -> str:

@@ -19,6 +19,10 @@ WIDTH, HEIGHT = 720, 320
 _LEFT, _RIGHT, _TOP, _BOTTOM = 72, 16, 16, 44
 
 
+# The number of one of the page's colours, or the name of another.
+Colour = int | str
+
+
 @dataclass(frozen=True)
 class Point:
     """A value at `x` with its interval."""
@@ -31,11 +35,11 @@ class Point:
 
 @dataclass(frozen=True)
 class Line:
-    """A named series of points; `colour` counts the page's colours."""
+    """A named series of points."""
 
     name: str
     points: Sequence[Point]
-    colour: int
+    colour: Colour
 
 
 @dataclass(frozen=True)
@@ -87,18 +91,18 @@ def ratio_curve(
         inside = min(max(value, low), high)
         return HEIGHT - _BOTTOM - (inside - low) / (high - low) * (HEIGHT - _TOP - _BOTTOM)
 
-    drawn = _axes([(y(tick), f"{tick:g}") for tick in ticks(low, high)])
+    drawn = grid([(y(tick), f"{tick:g}") for tick in ticks(low, high)])
     for tick in sorted({0.0, *(point.x for point in points)}):
-        drawn.append(_text(x(tick), HEIGHT - _BOTTOM + 18, f"{tick:g}", "middle"))
+        drawn.append(text(x(tick), HEIGHT - _BOTTOM + 18, f"{tick:g}", "middle"))
     x_name = "images added per real image of each target class"
-    drawn.append(_text((WIDTH + _LEFT) / 2, HEIGHT - 6, x_name, "middle"))
+    drawn.append(text((WIDTH + _LEFT) / 2, HEIGHT - 6, x_name, "middle"))
     drawn.append(
         Markup('<text class="axis axis-y" transform="translate(14 {}) rotate(-90)" '
                'text-anchor="middle">{}</text>').format(
-                   _round((HEIGHT - _BOTTOM + _TOP) / 2), y_name)
+                   rounded((HEIGHT - _BOTTOM + _TOP) / 2), y_name)
     )  # fmt: skip
     for level in levels:
-        height = _round(y(level.y))
+        height = rounded(y(level.y))
         drawn.append(
             Markup('<line class="level c{}" x1="{}" x2="{}" y1="{}" y2="{}"><title>{}: {}</title>'
                    "</line>").format(level.colour, _LEFT, WIDTH - _RIGHT, height, height,
@@ -107,13 +111,15 @@ def ratio_curve(
     # Intervals of several lines stand side by side rather than on each other.
     for index, line in enumerate(lines):
         shift = 7 * (index - (len(lines) - 1) / 2)
-        ends = [f"{_round(x(p.x) + shift)},{_round(y(p.y))}" for p in line.points]
-        path = " ".join([f"{_round(x(start.x))},{_round(y(start.y))}", *ends])
-        drawn.append(Markup('<polyline class="line c{}" points="{}"/>').format(line.colour, path))
+        ends = [f"{rounded(x(p.x) + shift)},{rounded(y(p.y))}" for p in line.points]
+        path = " ".join([f"{rounded(x(start.x))},{rounded(y(start.y))}", *ends])
+        drawn.append(
+            Markup('<polyline class="line {}" points="{}"/>').format(kind_of(line.colour), path)
+        )
         for point in line.points:
-            drawn.append(_dot(f"c{line.colour}", line.name, point, x(point.x) + shift, y))
+            drawn.append(_dot(kind_of(line.colour), line.name, point, x(point.x) + shift, y))
     drawn.append(_dot("neutral", "real", start, x(start.x), y))
-    return _svg(drawn, HEIGHT, f"{y_name} against the ratio of added images")
+    return svg(drawn, HEIGHT, f"{y_name} against the ratio of added images")
 
 
 def _dot(kind: str, name: str, point: Point, across: float, y: Callable[[float], float]) -> Markup:
@@ -122,16 +128,18 @@ def _dot(kind: str, name: str, point: Point, across: float, y: Callable[[float],
         '<line class="whisker {}" x1="{}" x2="{}" y1="{}" y2="{}"/>'
         '<circle class="dot {}" cx="{}" cy="{}" r="4.5"><title>{}</title></circle>'
     ).format(
-        kind, _round(across), _round(across), _round(y(point.low)), _round(y(point.high)),
-        kind, _round(across), _round(y(point.y)),
+        kind, rounded(across), rounded(across), rounded(y(point.low)), rounded(y(point.high)),
+        kind, rounded(across), rounded(y(point.y)),
         f"{name} x{point.x:g}: {point.y:.3f}, {point.low:.3f} to {point.high:.3f}",
     )  # fmt: skip
 
 
-def recall_by_class(gains: Sequence[Gain], arms: Sequence[str], colours: Sequence[int]) -> Markup:
+def recall_by_class(
+    gains: Sequence[Gain], arms: Sequence[str], colours: Sequence[Colour]
+) -> Markup:
     """A row for each class: recall of each arm, joined by a line, and the difference in words."""
     row, right = 32, 250
-    left = 24 + 8 * max((len(_shorten(gain.name)) for gain in gains), default=0)
+    left = 24 + 8 * max((len(shorten(gain.name)) for gain in gains), default=0)
     height = _TOP + row * len(gains) + _BOTTOM - 8
     least = min(0.9, math.floor(10 * min(v for gain in gains for v in gain.values)) / 10)
 
@@ -140,20 +148,20 @@ def recall_by_class(gains: Sequence[Gain], arms: Sequence[str], colours: Sequenc
 
     drawn = []
     for tick in ticks(least, 1.0):
-        across = _round(x(tick))
+        across = rounded(x(tick))
         drawn.append(
             Markup('<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(
                 across, across, _TOP, height - _BOTTOM + 8
             )
         )
-        drawn.append(_text(x(tick), height - _BOTTOM + 26, f"{tick:g}", "middle"))
+        drawn.append(text(x(tick), height - _BOTTOM + 26, f"{tick:g}", "middle"))
     columns = (WIDTH - right + 18, WIDTH - right + 142)
-    for place, text in zip(columns, ("to baseline", "to real"), strict=True):
-        drawn.append(_text(place, _TOP - 3, text, "start"))
+    for place, title in zip(columns, ("to baseline", "to real"), strict=True):
+        drawn.append(text(place, _TOP - 3, title, "start"))
     for number, gain in enumerate(gains):
         middle = _TOP + row * (number + 0.5)
-        drawn.append(_text(left - 12, middle + 4, _shorten(gain.name), "end", "name"))
-        ends = [_round(x(value)) for value in gain.values]
+        drawn.append(text(left - 12, middle + 4, shorten(gain.name), "end", "name"))
+        ends = [rounded(x(value)) for value in gain.values]
         drawn.append(
             Markup('<line class="join" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(
                 min(ends), max(ends), middle, middle
@@ -165,63 +173,72 @@ def recall_by_class(gains: Sequence[Gain], arms: Sequence[str], colours: Sequenc
             colours, arms, gain.values, ends, heights, strict=True
         ):
             drawn.append(
-                Markup('<circle class="dot c{}" cx="{}" cy="{}" r="5"><title>{}: {}</title>'
-                       "</circle>").format(colour, across, _round(height_of), arm, f"{value:.3f}")
+                Markup('<circle class="dot {}" cx="{}" cy="{}" r="5"><title>{}: {}</title>'
+                       "</circle>").format(kind_of(colour), across, rounded(height_of), arm,
+                                           f"{value:.3f}")
             )  # fmt: skip
         for place, (mean, low, high) in zip(columns, (gain.to_baseline, gain.to_real), strict=True):
             kind = "good" if low > 0 else "bad" if high < 0 else "axis"
             words = f"{points(mean)} ({points(low, 0)} to {points(high, 0)})"
-            drawn.append(_text(place, middle + 4, words if low or high else "0", "start", kind))
-    return _svg(drawn, height, "recall of each class")
+            drawn.append(text(place, middle + 4, words if low or high else "0", "start", kind))
+    return svg(drawn, height, "recall of each class")
 
 
 def scatter(
-    points: Sequence[tuple[float, float]], classes: Sequence[int], synthetic: Sequence[bool]
-) -> Markup:
-    """Points of a projection: a disc is a real image, a ring a synthetic one."""
-    height = 440
+    points: Sequence[tuple[float, float]], classes: Sequence[int], synthetic: Sequence[bool],
+    names: Sequence[str],
+) -> Markup:  # fmt: skip
+    """Points of a projection, each with a name to be seen: a disc is a real image, a ring a
+    synthetic one."""
+    width, height = 480, 400
     xs, ys = [p[0] for p in points], [p[1] for p in points]
+    across, down = (min(xs), max(xs)), (min(ys), max(ys))
 
     def place(value: float, low: float, high: float, size: float) -> str:
-        return _round(12 + (value - low) / (high - low or 1) * (size - 24))
+        return rounded(12 + (value - low) / (high - low or 1) * (size - 24))
 
     drawn = [
-        Markup('<circle class="{} c{}" cx="{}" cy="{}" r="{}"/>').format(
-            "ring" if made else "disc", number % 10, place(x, min(xs), max(xs), WIDTH),
-            place(y, min(ys), max(ys), height), "3.2" if made else "2.6",
+        Markup('<circle class="{} c{}" cx="{}" cy="{}" r="{}"><title>{}</title></circle>').format(
+            "ring" if made else "disc", number % 10, place(x, *across, width),
+            place(y, *down, height), "3" if made else "2.5", name,
         )
-        for (x, y), number, made in zip(points, classes, synthetic, strict=True)
+        for (x, y), number, made, name in zip(points, classes, synthetic, names, strict=True)
     ]  # fmt: skip
-    return _svg(drawn, height, "embedding of real and synthetic images, in two dimensions")
+    return svg(drawn, height, "embedding of real and synthetic images, in two dimensions", width)
 
 
-def _axes(labels: Sequence[tuple[float, str]]) -> list[Markup]:
+def kind_of(colour: Colour) -> str:
+    """The CSS class of a colour."""
+    return colour if isinstance(colour, str) else f"c{colour}"
+
+
+def grid(labels: Sequence[tuple[float, str]]) -> list[Markup]:
     drawn = []
-    for y, text in labels:
+    for y, words in labels:
         drawn.append(
             Markup('<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(
-                _LEFT, WIDTH - _RIGHT, _round(y), _round(y)
+                _LEFT, WIDTH - _RIGHT, rounded(y), rounded(y)
             )
         )
-        drawn.append(_text(_LEFT - 8, y + 4, text, "end"))
+        drawn.append(text(_LEFT - 8, y + 4, words, "end"))
     return drawn
 
 
-def _text(x: float, y: float, text: str, anchor: str, kind: str = "axis") -> Markup:
+def text(x: float, y: float, words: str, anchor: str, kind: str = "axis") -> Markup:
     return Markup('<text class="{}" x="{}" y="{}" text-anchor="{}">{}</text>').format(
-        kind, _round(x), _round(y), anchor, text
+        kind, rounded(x), rounded(y), anchor, words
     )
 
 
-def _svg(drawn: Sequence[Markup], height: int, label: str) -> Markup:
+def svg(drawn: Sequence[Markup], height: int, label: str, width: int = WIDTH) -> Markup:
     return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
-        WIDTH, height, escape(label), Markup("").join(drawn)
+        width, height, escape(label), Markup("").join(drawn)
     )
 
 
-def _round(value: float) -> str:
+def rounded(value: float) -> str:
     return f"{value:.1f}"
 
 
-def _shorten(name: str) -> str:
+def shorten(name: str) -> str:
     return name if len(name) <= 20 else name[:19] + "…"

@@ -6,6 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from engine.metrics.significance import paired_t
+
+STARS = (0.05, 0.01, 0.001)
+
 
 @dataclass(frozen=True)
 class Row:
@@ -19,7 +25,12 @@ class Row:
     low: float | None = None
     high: float | None = None
     accuracy: float | None = None
+    # The difference to the baseline with its interval: of a declared contrast the hull of both
+    # methods, else by paired t alone. Stars are those of a contrast, never without it.
     against: float | None = None
+    against_low: float | None = None
+    against_high: float | None = None
+    stars: str = ""
     mark: str = ""
 
 
@@ -31,21 +42,42 @@ def comparison(
     trials: columns of search's table. search, evaluate: metrics of those steps.
     """
     objective, opened, baseline = search["objective"], evaluate["arms"], evaluate["baseline"]
+    contrasts = {
+        one["arm"]: one for one in evaluate["contrasts"] if one["against"] == baseline
+    }  # fmt: skip
     images = dict(zip(trials["arm"], trials["images"], strict=True))
     rows = []
     for arm, val in search["arms"].items():
         row = Row(arm, images[arm] - images["real"], val["mean"], val["sd"])
         if arm in opened:
-            figure = opened[arm][objective]
+            figure, rival = opened[arm][objective], opened[baseline][objective]
+            low, high, found = None, None, ""
+            if arm in contrasts:
+                low, high = contrasts[arm]["low"], contrasts[arm]["high"]
+                found = stars(contrasts[arm])
+            elif arm != baseline:
+                interval = paired_t(np.subtract(figure["replicates"], rival["replicates"]).tolist())
+                low, high = interval.low, interval.high
             row = Row(
                 # A t interval of few seeds knows nothing of where a share ends.
                 row.arm, row.added, row.val, row.val_sd, figure["mean"], max(0.0, figure["low"]),
                 min(1.0, figure["high"]), opened[arm]["accuracy"]["mean"],
-                figure["mean"] - opened[baseline][objective]["mean"],
+                figure["mean"] - rival["mean"], low, high, found,
                 _mark(arm, opened[arm], search),
             )  # fmt: skip
         rows.append(row)
     return rows
+
+
+def stars(contrast: Mapping[str, Any]) -> str:
+    """*, ** and *** for an adjusted p below 0.05, 0.01 and 0.001: the larger of both methods, after
+    Holm. None where there was too little to decide anything."""
+    if (
+        contrast["obstacle"]
+        or contrast["effect"]["estimate"] * contrast["bootstrap"]["estimate"] <= 0
+    ):
+        return ""
+    return "*" * sum(float(contrast["p_adjusted"]) < level for level in STARS)
 
 
 def _mark(arm: str, figures: Mapping[str, Any], search: Mapping[str, Any]) -> str:

@@ -13,7 +13,14 @@ from typing import Any
 import numpy as np
 
 from engine.core import rows
-from engine.metrics.classification import METRICS, confusion, recall, summary
+from engine.metrics.classification import METRICS, confusion, f1, recall, summary
+from engine.metrics.probabilities import (
+    PROBABILITY_METRICS,
+    Reliability,
+    average_precision,
+    reliability,
+    roc_auc,
+)
 from engine.metrics.significance import (
     AreaScores,
     ConfusionScores,
@@ -88,18 +95,57 @@ class Predictions:
 
 
 def figures_of(predictions: Predictions, arm: str) -> dict[str, Any]:
-    """Figures of an arm: of each replicate, their means with intervals, and those of each class."""
-    matrices = predictions.confusions(arm)
+    """Figures of an arm: of each replicate, their means with intervals, and those of each class.
+
+    classifiers: every figure of every classifier. A figure without a value (an area where a class
+    has no image) is left out. reliability: of all classifiers together.
+    """
+    matrices, held = predictions.confusions(arm), predictions.probabilities[arm]
+    of_classifiers = {name: metric(matrices) for name, metric in METRICS.items()}
+    # Of who names a class and nothing more, no probability is known.
+    hard = bool(((held == 0) | (held == 1)).all())
+    for name, figure in PROBABILITY_METRICS.items():
+        if hard:
+            break
+        values = np.asarray([figure(predictions.labels, one) for one in held])
+        if np.isfinite(values).all():
+            of_classifiers[name] = values
     figures: dict[str, Any] = {}
-    for name, metric in METRICS.items():
-        values = replicates(metric(matrices), predictions.generator_fits)
-        interval = paired_t(values)
-        figures[name] = {
-            "replicates": values.tolist(), "mean": interval.estimate,
-            "low": interval.low, "high": interval.high,
-        }  # fmt: skip
+    for name, values in of_classifiers.items():
+        of_fits = replicates(values, predictions.generator_fits)
+        figures[name] = {"replicates": of_fits.tolist(), **mean_with_interval(of_fits)}
     whole = summary(matrices.sum(0), predictions.classes)
-    return {**figures, "per_class": whole["per_class"], "confusion": whole["confusion"]}
+    f1s = replicates(f1(matrices), predictions.generator_fits)
+    areas = {
+        "roc_auc": np.stack([roc_auc(predictions.labels, one) for one in held]).mean(0),
+        "average_precision":
+            np.stack([average_precision(predictions.labels, one) for one in held]).mean(0),
+    }  # fmt: skip
+    for number, of_class in enumerate(whole["per_class"].values()):
+        of_class["f1_interval"] = mean_with_interval(f1s[:, number])
+        of_class |= {name: float(found[number]) for name, found in areas.items()
+                     if not hard and np.isfinite(found[number])}  # fmt: skip
+    seen = reliability(np.tile(predictions.labels, len(held)), np.concatenate(held))
+    return {
+        **figures, "per_class": whole["per_class"], "confusion": whole["confusion"],
+        "classifiers": {name: values.tolist() for name, values in of_classifiers.items()},
+        "reliability": [] if hard else bins_of(seen),
+    }  # fmt: skip
+
+
+def mean_with_interval(values: np.ndarray) -> dict[str, float]:
+    """Mean of replicates with its t interval."""
+    interval = paired_t(values.tolist())
+    return {"mean": interval.estimate, "low": interval.low, "high": interval.high}
+
+
+def bins_of(seen: Reliability) -> list[dict[str, float]]:
+    """The bins of a reliability diagram that hold images."""
+    return [
+        {"confidence": float(confidence), "accuracy": float(share), "images": int(count)}
+        for confidence, share, count in zip(seen.confidence, seen.accuracy, seen.count, strict=True)
+        if count
+    ]
 
 
 def compare(
@@ -147,11 +193,7 @@ def class_gains(predictions: Predictions, one: str, other: str) -> list[dict[str
         replicates(recall(predictions.confusions(arm)), predictions.generator_fits)
         for arm in (one, other)
     ]
-    found = []
-    for values in (of_arms[0] - of_arms[1]).T:
-        interval = paired_t(values)
-        found.append({"mean": interval.estimate, "low": interval.low, "high": interval.high})
-    return found
+    return [mean_with_interval(values) for values in (of_arms[0] - of_arms[1]).T]
 
 
 def saturations(

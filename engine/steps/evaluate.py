@@ -124,7 +124,7 @@ class Classify:
 
 
 class Evaluate(StepKind):
-    version: ClassVar[int] = 5
+    version: ClassVar[int] = 6
     Spec: ClassVar[type[Spec]] = EvaluateSpec
     summary: ClassVar[str] = "open test for the chosen arms, reach the verdict"
 

@@ -75,7 +75,7 @@ class Trial:
 
 
 class Search(StepKind):
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     Spec: ClassVar[type[Spec]] = SearchSpec
     summary: ClassVar[str] = "train every arm with every seed, choose on val"
 

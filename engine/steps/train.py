@@ -32,7 +32,7 @@ from engine.core.rng import derive_seed
 from engine.core.spec import Spec, digest
 from engine.core.store import Store
 from engine.metrics.classification import METRICS, confusion, summary
-from engine.metrics.probabilities import roc_auc
+from engine.metrics.probabilities import known_of_probabilities, log_loss
 from engine.nets.classification import LabelledImages, Training, class_numbers, train
 from engine.sections import ClassifierField
 from engine.steps import StepKind
@@ -95,17 +95,19 @@ class TrainClassifier:
             )
             pq.write_table(predictions, folder / PREDICTIONS, compression="zstd")
             matrix = confusion(labels, made.probabilities.argmax(1), len(self.classes))
-            fit.publish(folder, {"best_step": made.best_step, "val": summary(matrix, self.classes)})
+            val = {
+                **summary(matrix, self.classes),
+                **known_of_probabilities(labels, made.probabilities),
+            }
+            fit.publish(folder, {"best_step": made.best_step, "val": val})
 
     def _score(self, labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
         matrix = confusion(labels, probabilities.argmax(1), len(self.classes))
-        figures = {name: float(metric(matrix)) for name, metric in METRICS.items()}
-        of_truth = probabilities[np.arange(len(labels)), labels]
-        figures["loss"] = float(-np.log(np.maximum(of_truth, 1e-12)).mean())
-        areas = roc_auc(labels, probabilities)
-        if np.isfinite(areas).any():
-            figures["roc_auc"] = float(np.nanmean(areas))
-        return figures
+        return {
+            **{name: float(metric(matrix)) for name, metric in METRICS.items()},
+            **known_of_probabilities(labels, probabilities),
+            "loss": log_loss(labels, probabilities),
+        }
 
     def _members(self, column: str, sets: Sequence[tuple[np.ndarray, list[str]]]) -> LabelledImages:
         """The arm's images; of a part, only those that are members."""
@@ -120,7 +122,7 @@ class TrainClassifier:
 
 
 class Train(StepKind):
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     Spec: ClassVar[type[Spec]] = TrainSpec
     summary: ClassVar[str] = "train a classifier"
 

@@ -300,6 +300,7 @@ def test_the_effect_size_is_cohen_s_less_its_bias() -> None:
     cohen = np.mean(values) / np.std(values, ddof=1)
     assert standardised(values) == pytest.approx(cohen * (1 - 3 / 15))
     assert standardised([0.02, 0.02]) is None
+    assert standardised([0.02, 0.03]) is None  # the correction would call every effect none
 
 
 def test_the_signed_rank_test_is_scipy_s_and_needs_eight() -> None:

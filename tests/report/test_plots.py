@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 
 from engine.report import plots
-from engine.report.table import as_text, comparison
+from engine.report.table import as_text, comparison, stars
 
 
 @pytest.mark.parametrize(
@@ -68,17 +69,43 @@ def test_the_table_says_closed_arms_by_leaving_them_empty() -> None:
         (("real", 0.8), ("g x1", 0.9), ("g x2", 0.7))}}  # fmt: skip
     opened = {
         name: {
-            "accuracy": {"mean": mean, "low": mean - 0.1, "high": mean + 0.1},
+            "accuracy": {
+                "mean": mean,
+                "low": mean - 0.1,
+                "high": mean + 0.1,
+                "replicates": [mean - 0.01, mean + 0.01],
+            },
             "ratio": ratio,
             "role": "compared" if ratio else "baseline",
         }
         for name, mean, ratio in (("real", 0.75, 0.0), ("g x1", 0.95, 1.0))
     }
-    table = comparison(trials, search, {"arms": opened, "baseline": "real"})
+    contrast = {
+        "arm": "g x1", "against": "real", "low": 0.1, "high": 0.3, "p_adjusted": 0.004,
+        "obstacle": "", "effect": {"estimate": 0.2}, "bootstrap": {"estimate": 0.2},
+    }  # fmt: skip
+    evaluate = {"arms": opened, "baseline": "real", "contrasts": [contrast]}
+    table = comparison(trials, search, evaluate)
     assert [row.added for row in table] == [0, 5, 10]
     assert [row.test for row in table] == [0.75, 0.95, None]
     assert table[1].high == 1.0  # no share is larger
     assert [row.mark for row in table] == ["baseline", "compared", ""]
+    assert [row.stars for row in table] == ["", "**", ""]
+    assert (table[1].against_low, table[1].against_high) == (0.1, 0.3)
+    assert table[2].against_low is None
     text = as_text(table, "accuracy")
     assert "+20.0" in text
     assert len({len(line) for line in text.splitlines()[:2]}) <= 2
+
+
+@pytest.mark.parametrize(
+    ("p", "more", "want"),
+    [
+        (0.06, {}, ""), (0.04, {}, "*"), (0.009, {}, "**"), (0.0005, {}, "***"),
+        (0.0005, {"obstacle": "2 replicates decide nothing"}, ""),
+        (0.0005, {"bootstrap": {"estimate": -0.1}}, ""),
+    ],
+)  # fmt: skip
+def test_stars_stand_for_an_adjusted_p_alone(p: float, more: dict[str, Any], want: str) -> None:
+    both = {"effect": {"estimate": 0.1}, "bootstrap": {"estimate": 0.1}}
+    assert stars({"p_adjusted": p, "obstacle": "", **both, **more}) == want

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+import csv
+import io
 import re
 import shutil
 from html.parser import HTMLParser
+from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from engine.cli import show_report
 from engine.core.store import Store
 from engine.execute import execute
 from engine.plan import named, plan
@@ -20,7 +27,7 @@ from engine.study import Study
 class Tags(HTMLParser):
     """All tags with their attributes, and whether each was closed."""
 
-    VOID = ("meta", "img", "br", "line", "circle", "polyline", "i")
+    VOID = ("meta", "img", "br", "line", "polyline", "input")
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,18 +57,25 @@ def test_the_page_is_whole_and_needs_no_network(bars_study, store: Store, profil
     tags.feed(page)
     assert tags.open == []
     names = {tag for tag, _ in tags.found}
-    assert not names & {"script", "link", "iframe"}
+    assert not names & {"link", "iframe"}
+    # One of its own, for pictures of points; without it the page says all that it says.
+    assert [attributes for tag, attributes in tags.found if tag == "script"] == [{}]
     for _, attributes in tags.found:
         for name in ("src", "href"):
             assert (attributes.get(name) or "data:").startswith("data:")
     assert not re.findall(r"url\(|@import|https?://", page)
-    for heading in ("All arms", "How many to add", "Each class", "What is taken for what",
-                    "The images", "From requested to kept", "How like real images",
-                    "Where this comes from"):  # fmt: skip
-        assert f"<h2>{heading}" in page
+    order = [
+        "All arms", "Each comparison", "Every figure", "How many to add", "Each class",
+        "Common and rare classes", "How sure the classifiers are", "What is taken for what",
+        "Training", "The images", "From requested to kept", "How like real images",
+        "Embeddings, real and synthetic ", "The models", "What it cost", "Methods, in words",
+        "What is not known", "Where this comes from",
+    ]  # fmt: skip
+    assert re.findall(r"<h2>([^<]*)", page) == order
     assert "conditional on one generator" in page.lower()
     assert sum(tag == "img" for tag, _ in tags.found) >= 16
-    assert sum(tag == "svg" for tag, _ in tags.found) == 3
+    # Ratios, recalls, gains, common and rare, reliability, five curves of training, two planes.
+    assert sum(tag == "svg" for tag, _ in tags.found) == 12 + (find_spec("umap") is not None)
 
 
 def test_figures_of_the_page_are_those_of_the_tables(
@@ -77,6 +91,9 @@ def test_figures_of_the_page_are_those_of_the_tables(
     (contrast,) = evaluated["contrasts"]
     assert f"{100 * contrast['effect']['estimate']:+.1f} points" in page
     assert page.count(">closed<") == 1  # the ratio that val did not choose
+    for name in ("roc_auc", "brier", "worst_class_recall"):
+        figure = evaluated["arms"]["real"][name]
+        assert f"{figure['mean']:.3f}<span" in page
 
 
 @pytest.mark.parametrize("name", ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>'])
@@ -103,6 +120,81 @@ def test_a_class_named_like_code_is_only_a_name(
     page = page_of(Study.model_validate(values), store, profile)
     tags = Tags()
     tags.feed(page)
-    assert not {tag for tag, _ in tags.found} & {"script"}
+    assert sum(tag == "script" for tag, _ in tags.found) == page.count("// Pictures of the points")
     assert not [attributes for _, attributes in tags.found if "onerror" in attributes]
     shutil.rmtree(tmp_path / "real")
+
+
+def test_every_point_of_an_embedding_has_its_picture(bars_study, store, profile) -> None:
+    page = page_of(bars_study(), store, profile)
+    (url, side, columns), planes = sheet_of(page), page.count("<figcaption>PCA</figcaption>")
+    assert planes == 1
+    whole = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
+    points = re.findall(r'<circle class="(disc|ring) c\d"[^>]*><title>([^<]*)<', page)
+    of_plane = points[: len(points) // (2 + (find_spec("umap") is not None))]
+    assert whole.width == columns * side
+    assert whole.height // side * columns >= len(of_plane)
+    assert {(kind, title.partition(", ")[2]) for kind, title in of_plane} == {
+        ("disc", "real"), ("ring", "synthetic")
+    }  # fmt: skip
+    # A bar lies in a row of its picture, or stands in a column: the picture is that of its point.
+    for number, (_, title) in enumerate(of_plane):
+        left, top = number % columns * side, number // columns * side
+        pixels = np.asarray(whole.crop((left, top, left + side, top + side)).convert("L"), float)
+        across = pixels.mean(1).std() > pixels.mean(0).std()
+        assert title.startswith("across" if across else "down")
+
+
+def sheet_of(page: str) -> tuple[str, int, int]:
+    (found,) = re.findall(r'data-side="(\d+)" data-columns="(\d+)"', page)
+    (url,) = re.findall(r'<img class="sheet" hidden src="([^"]+)"', page)
+    return url, int(found[0]), int(found[1])
+
+
+def test_tables_stand_in_the_page_and_beside_it(bars_study, store, profile) -> None:
+    # By another objective, which is of probabilities alone.
+    training = {"steps": 12, "batch_size": 16, "learning_rate": 0.01, "evaluate_every": 4}
+    study = bars_study(training={**training, "objective": "roc_auc"})
+    page = page_of(study, store, profile)
+    steps = plan(study)
+    manifests = execute(steps, store, InlineRuntime(), profile)
+    report, evaluated = (
+        manifests[named(steps, kind)[0].key] for kind in ("report", "evaluate")
+    )  # fmt: skip
+    links = dict(re.findall(r'<a href="data:text/csv[^,]*,([^"]+)" download="toy-([^"]+)"', page))
+    assert sorted(links.values()) == [
+        "arms.csv", "classes.csv", "confusion.csv", "contrasts.csv", "history.csv", "trials.csv"
+    ]  # fmt: skip
+    show_report(study, steps, store, manifests)
+    tables = {}
+    for encoded, name in links.items():
+        (key,) = report.keys(file=name)
+        beside = store.page(study.name, store.join("tables", name))
+        assert base64.b64decode(encoded) == store.read(key) == store.read(beside)
+        tables[name] = list(csv.DictReader(io.StringIO(store.read(key).decode())))
+    metrics = evaluated.metrics
+    for row in tables["arms.csv"]:
+        assert (row["test_opened"] == "True") == (row["arm"] in metrics["arms"])
+        if row["test_opened"] == "True":
+            want = metrics["arms"][row["arm"]]["brier"]["mean"]
+            assert float(row["test_brier"]) == pytest.approx(want, rel=1e-5)
+    (contrast,) = tables["contrasts.csv"]
+    assert contrast["verdict"] == metrics["contrasts"][0]["word"]
+    assert contrast["objective"] == metrics["objective"] == "roc_auc"
+    areas = [metrics["arms"][contrast[name]]["roc_auc"]["mean"] for name in ("arm", "against")]
+    assert float(contrast["difference"]) == pytest.approx(areas[0] - areas[1], abs=1e-5)
+    assert len(tables["trials.csv"]) == 10
+    assert len(tables["history.csv"]) == 10 * 3 + 2 * 3  # real_double takes twice the steps
+    for row in tables["trials.csv"]:
+        assert store.listing(row["weights"])
+        assert (row["test_accuracy"] == "") == (row["arm"] not in metrics["arms"])
+    # The counts of a confusion are those of the images, once for each classifier.
+    for split, images in (("test", metrics["test"]["images"]), ("val", 19)):
+        counts = [int(row["images"]) for row in tables["confusion.csv"]
+                  if (row["arm"], row["split"]) == ("real", split)]  # fmt: skip
+        assert sum(counts) == 2 * images
+    (down,) = (row for row in tables["classes.csv"] if (row["arm"], row["class"]) ==
+               (metrics["contrasts"][0]["arm"], "down"))  # fmt: skip
+    gain = metrics["contrasts"][0]["recall_gain"][1]
+    assert float(down["recall_gain"]) == pytest.approx(gain["mean"], rel=1e-5)
+    assert int(down["training_images"]) > 17  # real and added

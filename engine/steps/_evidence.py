@@ -1,0 +1,256 @@
+"""What the page shows beside the verdict for a reader who doubts it: every figure of every arm that
+was opened, gains of each class, calibration, confusion on val and on test, curves of training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from engine.context import Context
+from engine.core.manifest import Manifest, read_manifest
+from engine.core.step import upstream
+from engine.metrics.significance import paired_t
+from engine.report import charts, plots
+from engine.steps.search import Trial, trial_steps
+
+FIGURES = {
+    "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy",
+    "macro_precision": "macro precision", "macro_recall": "macro recall", "macro_f1": "macro F1",
+    "weighted_f1": "weighted F1", "worst_class_recall": "worst class's recall",
+    "roc_auc": "ROC-AUC", "average_precision": "PR-AUC", "brier": "Brier score ↓", "ece": "ECE ↓",
+}  # fmt: skip
+_CURVES = {
+    "loss": "training loss", "val_loss": "validation loss", "val_accuracy": "val accuracy",
+    "val_macro_f1": "val macro F1", "val_roc_auc": "val ROC-AUC",
+}  # fmt: skip
+# Classes of a matrix that a page has room for.
+MOST_CLASSES = 30
+_MOST_PAIRS = 20
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trial with what it left, and its training images by class."""
+
+    trial: Trial
+    manifest: Manifest
+    images: Mapping[str, int]
+
+
+def trained(context: Context) -> list[Trained]:
+    """Every trial that the search chose by."""
+    search = context.step.inputs["search"]
+    held = context.inputs["search"].metrics["trials"]
+    counts = context.inputs["ingest"].metrics["counts"]["train"]
+    kept = {name: figures["kept"] for name, figures in reduced(context).items()}
+    real = {"all": counts, "reduced": {**counts, **kept}, "none": {}}
+    of_mix: dict[str, dict[str, int]] = {}
+    found = []
+    for trial in trial_steps(search):
+        manifest = read_manifest(context.store, trial.step) if trial.step.key in held else None
+        if manifest is None:
+            continue
+        mix = trial.step.inputs["mix"]
+        if mix.key not in of_mix:
+            mixed = read_manifest(context.store, mix)
+            assert mixed is not None, "its trial is done"
+            images = {name: int(real[mixed.spec["real"]].get(name, 0)) for name in counts}
+            for added in mixed.metrics["added"].values():
+                for name, count in added.items():
+                    images[name] += count
+            of_mix[mix.key] = images
+        found.append(Trained(trial, manifest, of_mix[mix.key]))
+    return found
+
+
+def reduced(context: Context) -> dict[str, Any]:
+    """What was kept of each dominant class, where the study reduces them."""
+    for step in upstream(list(context.step.inputs.values())):
+        if step.kind == "reduce" and (manifest := read_manifest(context.store, step)):
+            return dict(manifest.metrics["classes"])
+    return {}
+
+
+def main_arms(evaluate: Mapping[str, Any]) -> list[str]:
+    """Those that plots show: real images, the baseline, and what is compared with it."""
+    compared = [one["arm"] for one in evaluate["contrasts"] if one["arm"] in evaluate["arms"]]
+    return list(dict.fromkeys(["real", evaluate["baseline"], *compared]))
+
+
+def colour_of(evaluate: Mapping[str, Any], arm: str, colours: Mapping[str, int]) -> plots.Colour:
+    return "neutral" if arm == "real" else colours[evaluate["arms"][arm]["family"]]
+
+
+def legend_of(
+    evaluate: Mapping[str, Any], colours: Mapping[str, int]
+) -> list[tuple[str, plots.Colour]]:
+    """The main arms with their colours."""
+    return [(arm, colour_of(evaluate, arm, colours)) for arm in main_arms(evaluate)]
+
+
+def figures_table(evaluate: Mapping[str, Any]) -> dict[str, Any]:
+    """Every figure on test of each arm that was opened."""
+    arms = evaluate["arms"]
+    held = [name for name in FIGURES if any(name in figures for figures in arms.values())]
+    return {
+        "columns": [FIGURES[name] for name in held],
+        "rows": [(arm, [_within(name, figures.get(name)) for name in held])
+                 for arm, figures in arms.items()],
+    }  # fmt: skip
+
+
+def _within(name: str, figure: Mapping[str, float] | None) -> dict[str, float] | None:
+    """A t interval of few replicates knows nothing of where a figure ends."""
+    if figure is None:
+        return None
+    most = 2.0 if name == "brier" else 1.0
+    return {"mean": figure["mean"], "low": max(0.0, figure["low"]),
+            "high": min(most, figure["high"])}  # fmt: skip
+
+
+def forests(evaluate: Mapping[str, Any], classes: Sequence[str]) -> list[dict[str, Any]]:
+    """For each contrast: the gain in recall of each class, and in the objective as a whole."""
+    found, arms, objective = [], evaluate["arms"], evaluate["objective"]
+    for one in evaluate["contrasts"]:
+        series = [f"to {one['against']}"]
+        effect = one["effect"]
+        whole = [(effect["estimate"], one["low"], one["high"])]
+        gains = [one["recall_gain"]]
+        if one["against"] != "real" and "recall_gain_to_real" in one:
+            series.append("to real")
+            to_real = paired_t(
+                np.subtract(*(arms[arm][objective]["replicates"] for arm in (one["arm"], "real")))
+            )
+            whole.append((to_real.estimate, to_real.low, to_real.high))
+            gains.append(one["recall_gain_to_real"])
+        rows = [
+            charts.ForestRow(name, [(g["mean"], g["low"], g["high"]) for g in of_class])
+            for name, *of_class in zip(classes, *gains, strict=True)
+        ]
+        rows.append(charts.ForestRow(FIGURES[objective], whole, whole=True))
+        found.append(
+            {"arm": one["arm"], "series": series, "svg": charts.forest(rows, series),
+             "gained": [row.name for row in rows[:-1] if row.gains[0][1] > 0],
+             "lost": [row.name for row in rows[:-1] if row.gains[0][2] < 0]}
+        )  # fmt: skip
+    return found
+
+
+def reliability(evaluate: Mapping[str, Any], colours: Mapping[str, int]) -> str:
+    """The main arms' confidence against how often they are right; empty where they gave none."""
+    drawn = []
+    for arm, colour in legend_of(evaluate, colours):
+        bins = evaluate["arms"][arm]["reliability"]
+        images = sum(one["images"] for one in bins)
+        if images:
+            drawn.append(
+                charts.Bins(
+                    arm,
+                    [(b["confidence"], b["accuracy"], b["images"] / images) for b in bins],
+                    colour,
+                )
+            )
+    return charts.reliability(drawn) if drawn else ""
+
+
+def frequency(
+    evaluate: Mapping[str, Any], trials: Sequence[Trained], colours: Mapping[str, int]
+) -> str:
+    """F1 on test of each class against its training images, of the main arms."""
+    images = {one.trial.arm.name: one.images for one in trials}
+    drawn = []
+    for arm, colour in legend_of(evaluate, colours):
+        points = []
+        for name, figures in evaluate["arms"][arm]["per_class"].items():
+            of = figures["f1_interval"]
+            value = plots.Point(0.0, of["mean"], of["low"], of["high"])
+            points.append(charts.ClassPoint(name, images[arm].get(name, 0), value))
+        drawn.append((arm, colour, points))
+    return charts.frequency(drawn, "F1 on test")
+
+
+def confusions(
+    evaluate: Mapping[str, Any], trials: Sequence[Trained], classes: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Confusion of the main arms on val and on test, summed over classifiers: whole matrices of few
+    classes, and of many the pairs that are most often taken for each other."""
+    found = []
+    for arm in main_arms(evaluate):
+        matrices = {"test": np.asarray(evaluate["arms"][arm]["confusion"]),
+                    "val": val_confusion(trials, arm)}  # fmt: skip
+        entry: dict[str, Any] = {"arm": arm, "cells": {}, "pairs": []}
+        if len(classes) <= MOST_CLASSES:
+            entry["cells"] = {name: shares(matrix) for name, matrix in matrices.items()}
+        else:
+            entry["pairs"] = most_confused(matrices["test"], classes)
+        found.append(entry)
+    return found
+
+
+def val_confusion(trials: Sequence[Trained], arm: str) -> np.ndarray:
+    """Counts (classes, classes) of an arm's classifiers on val."""
+    found = [
+        one.manifest.metrics["val"]["confusion"] for one in trials if one.trial.arm.name == arm
+    ]
+    return np.asarray(np.sum(found, axis=0))
+
+
+def most_confused(matrix: np.ndarray, classes: Sequence[str]) -> list[dict[str, Any]]:
+    wrong = matrix.copy()
+    np.fill_diagonal(wrong, 0)
+    share = wrong / np.maximum(matrix.sum(1, keepdims=True), 1)
+    order = np.argsort(-share, axis=None, kind="stable")[:_MOST_PAIRS]
+    return [
+        {"true": classes[row], "predicted": classes[column], "count": int(wrong[row, column]),
+         "share": float(share[row, column])}
+        for row, column in zip(*np.unravel_index(order, wrong.shape), strict=True)
+        if wrong[row, column]
+    ]  # fmt: skip
+
+
+def shares(matrix: Sequence[Sequence[int]] | np.ndarray) -> list[list[dict[str, Any]]]:
+    """Counts of a confusion matrix with their shares of the row."""
+    counts = np.asarray(matrix)
+    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    return [
+        [{"count": int(c), "share": float(s)} for c, s in zip(row, part, strict=True)]
+        for row, part in zip(counts, share, strict=True)
+    ]
+
+
+def histories(context: Context, trials: Sequence[Trained]) -> list[list[dict[str, float]]]:
+    """What each trial's training reported, step by step."""
+    return [
+        json.loads(context.store.read(key))
+        for one in trials
+        for key in one.manifest.keys(file="history.json")[:1]
+    ]
+
+
+def curves(
+    evaluate: Mapping[str, Any], trials: Sequence[Trained],
+    told: Sequence[Sequence[Mapping[str, float]]], colours: Mapping[str, int],
+) -> list[tuple[str, Markup]]:  # fmt: skip
+    """A title and a plot for each figure of training: the mean over an arm's classifiers."""
+    drawn = []
+    for name, title in _CURVES.items():
+        lines = []
+        for arm, colour in legend_of(evaluate, colours):
+            of_step: dict[int, list[float]] = {}
+            for one, history in zip(trials, told, strict=True):
+                if one.trial.arm.name == arm:
+                    for entry in history:
+                        if name in entry:
+                            of_step.setdefault(int(entry["step"]), []).append(entry[name])
+            points = [plots.Point(step, float(np.mean(values)), 0.0, 0.0)
+                      for step, values in sorted(of_step.items())]  # fmt: skip
+            if points:
+                lines.append(plots.Line(arm, points, colour))
+        if lines:
+            drawn.append((title, charts.curves(lines, title)))
+    return drawn

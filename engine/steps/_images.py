@@ -1,0 +1,224 @@
+"""What the page shows of generated images in the space of the embedder: where they lie among real
+ones, with their pictures at hand, and whether the two can be told apart."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from engine.context import Context
+from engine.core import rows
+from engine.core.arrays import pictures, vectors_of
+from engine.core.dataset import split_index
+from engine.core.rng import derive_seed, generator
+from engine.report import plots
+from engine.steps._curated import generated
+from engine.vectors.plane import place
+
+_SCATTER = 450  # of each side
+_PICTURES = 1_500_000  # bytes of small pictures on a page, as they stand in it
+_SIDES = (48, 40, 32, 24, 16)  # px
+_PROBE_LEAST = 8
+_EASILY_TOLD = 0.9  # area under the ROC curve
+_CLEARLY_LESS = 0.15  # of images whose class is seen
+
+
+def embedded(context: Context, name: str) -> tuple[np.ndarray, list[str], list[str]] | None:
+    """Vectors, ids and labels of a generator's kept images, where they were embedded."""
+    curate = context.inputs[f"curate.{name}"]
+    keys = curate.keys(table="scores")
+    if not keys:
+        return None
+    scores = pa.concat_tables(context.store.tables(keys, [rows.IMAGE_ID, rows.EMBEDDING]))
+    curated = pa.concat_tables(context.store.tables(curate.keys(table="curated")))
+    label_of = {
+        image_id: label
+        for image_id, label, good in zip(
+            *(curated[column].to_pylist() for column in (rows.IMAGE_ID, rows.LABEL, rows.KEPT)),
+            strict=True,
+        )
+        if good
+    }
+    ids = scores[rows.IMAGE_ID].to_pylist()
+    held = [row for row, image_id in enumerate(ids) if image_id in label_of]
+    return (
+        vectors_of(scores)[held], [ids[row] for row in held],
+        [label_of[ids[row]] for row in held],
+    )  # fmt: skip
+
+
+def real_train(context: Context, spec: Any) -> tuple[np.ndarray, list[str], list[str]]:
+    """Vectors, labels and ids of the train split."""
+    keys = context.inputs["embed"].keys(split="train")
+    table = pa.concat_tables(context.store.tables(keys, [rows.IMAGE_ID, rows.EMBEDDING]))
+    index = split_index(context.store, context.inputs["ingest"], spec.task, "train")
+    label_of = dict(
+        zip(index[rows.IMAGE_ID].to_pylist(), index[rows.label_column(spec.task)].to_pylist(),
+            strict=True)
+    )  # fmt: skip
+    ids = table[rows.IMAGE_ID].to_pylist()
+    return vectors_of(table), [label_of[image_id] for image_id in ids], ids
+
+
+def scatter(context: Context, spec: Any, classes: Sequence[str]) -> list[dict[str, Any]]:
+    """A sample of real and kept images of each generator in two dimensions, by several methods, and
+    one sheet of their pictures in the order of the points."""
+    vectors, labels, ids = real_train(context, spec)
+    found = []
+    for name in spec.generators:
+        made = embedded(context, name)
+        if made is None or not len(made[0]):
+            continue
+        both = np.concatenate([vectors, made[0]])
+        names, every = [*labels, *made[2]], [*ids, *made[1]]
+        synthetic = np.r_[np.zeros(len(vectors), bool), np.ones(len(made[0]), bool)]
+        order = generator(spec.seed, "scatter", name).permutation(len(both))
+        # As many of each where there are as many: a sample of all would show a few of one.
+        chosen = np.concatenate([order[synthetic[order] == side][:_SCATTER] for side in (0, 1)])
+        if len(chosen) < 10:
+            continue
+        numbers = [classes.index(names[row]) for row in chosen]
+        made_of = synthetic[chosen].tolist()
+        told = [f"{names[row]}, {'synthetic' if synthetic[row] else 'real'}" for row in chosen]
+        planes = [
+            {
+                "method": method,
+                "svg": plots.scatter(
+                    [tuple(point) for point in points.tolist()], numbers, made_of, told
+                ),
+            }
+            for method, points in planes_of(both[chosen], derive_seed(spec.seed, "plane", name))
+        ]
+        shown = {every[row] for row in chosen}
+        images = {
+            **pictures(context.store, context.inputs["ingest"].keys(split="train"), shown),
+            **pictures(context.store, generated(context, name), shown),
+        }
+        found.append(
+            {
+                "generator": name, "planes": planes,
+                "sheet": sheet([images[every[row]] for row in chosen],
+                               _PICTURES // len(spec.generators)),
+                "real": int((~synthetic[chosen]).sum()), "made": int(synthetic[chosen].sum()),
+            }
+        )  # fmt: skip
+    return found
+
+
+def planes_of(vectors: np.ndarray, seed: int) -> list[tuple[str, np.ndarray]]:
+    """Points (n, 2) of (n, width) by each method that is installed."""
+    from sklearn.decomposition import PCA
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1):
+        linear = PCA(2, random_state=seed % 2**32).fit_transform(vectors)
+    found = [("PCA", linear), ("t-SNE", place(vectors, "tsne", seed))]
+    if find_spec("umap") is not None:
+        found.append(("UMAP", place(vectors, "umap", seed)))
+    return found
+
+
+def sheet(images: Sequence[np.ndarray], most: int) -> dict[str, Any]:
+    """Images (uint8 height, width, channels) side by side, row by row, as one data URL of at most
+    `most` bytes: as large as that allows; None where it does not hold them at all."""
+    columns = math.ceil(math.sqrt(len(images)))
+    lines = math.ceil(len(images) / columns)
+    own = max(images[0].shape[:2])
+    for side in [own, *(one for one in _SIDES if one < own)] if own <= _SIDES[0] else _SIDES:
+        whole = Image.new("RGB", (columns * side, lines * side))
+        for number, image in enumerate(images):
+            picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+            if picture.size != (side, side):
+                picture = picture.resize((side, side), Image.Resampling.LANCZOS)
+            whole.paste(picture, (number % columns * side, number // columns * side))
+        if all(image.shape[-1] == 1 for image in images):
+            whole = whole.convert("L")
+        for form, options in (("PNG", {}), ("JPEG", {"quality": 80})):
+            target = io.BytesIO()
+            whole.save(target, form, **options)
+            if 4 * len(target.getvalue()) / 3 <= most:
+                encoded = base64.b64encode(target.getvalue()).decode()
+                return {"url": f"data:image/{form.lower()};base64,{encoded}", "side": side,
+                        "columns": columns}  # fmt: skip
+    return {"url": "", "side": 0, "columns": columns}
+
+
+def probes(context: Context, spec: Any, classes: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    """How well real and kept images of one class can be told apart: AUC of a logistic regression on
+    embeddings, cross-validated. 0.5: not at all; near 1, "synthetic" may come to mean the class."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import roc_auc_score
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    vectors, labels, _ = real_train(context, spec)
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name in spec.generators:
+        made = embedded(context, name)
+        if made is None:
+            continue
+        entries = []
+        for label in classes:
+            real = vectors[[row for row, value in enumerate(labels) if value == label]]
+            other = made[0][[row for row, value in enumerate(made[2]) if value == label]]
+            if min(len(real), len(other)) < _PROBE_LEAST:
+                continue
+            # As many of each, so that the class's size is no clue.
+            count = min(len(real), len(other), 500)
+            order = generator(spec.seed, "probe", name, label)
+            both = np.concatenate(
+                [side[order.permutation(len(side))[:count]] for side in (real, other)]
+            )
+            truth = np.r_[np.zeros(count), np.ones(count)]
+            folds = StratifiedKFold(min(5, count), shuffle=True, random_state=0)
+            model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=200))
+            scores = cross_val_predict(model, both, truth, cv=folds, method="decision_function")
+            entries.append(
+                {"label": label, "auc": float(roc_auc_score(truth, scores)), "images": count}
+            )
+        found[name] = entries
+    return found
+
+
+def image_warnings(
+    probed: Mapping[str, Sequence[Mapping[str, Any]]],
+    curated: Mapping[str, Mapping[str, Any]],
+    spec: Any,
+) -> list[str]:
+    """What a reader of the verdict must know of the images that it is about."""
+    found = []
+    for name in spec.generators:
+        said = []
+        areas = [entry["auc"] for entry in probed.get(name, ())]
+        if areas and float(np.median(areas)) >= _EASILY_TOLD:
+            said.append(
+                f"are easily told from real ones (area under the ROC curve {min(areas):.2f} to"
+                f" {max(areas):.2f}), so that a classifier may learn what is synthetic in place of"
+                " the class"
+            )
+        metrics = curated[name]
+        labeler = metrics.get("labeler", {})
+        kept, real = labeler.get("agreement_kept"), labeler.get("agreement_val")
+        if kept is not None and real is not None and kept < real - _CLEARLY_LESS:
+            said.append(
+                f"often show another class than was asked for: the labeler sees the"
+                f" right one in {100 * kept:.0f}% of those kept, in {100 * real:.0f}% of real ones"
+            )
+        if said:
+            found.append(f"images of {name} {'; and they '.join(said)}")
+        found += [
+            f"{name}: {told['stops']}; the study's strict setting stops their export"
+            for told in metrics.get("filters", ())
+            if told["stops"]
+        ]
+        found += [f"{name}: {text}" for text in metrics.get("warnings", ())]
+    return found

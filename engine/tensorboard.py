@@ -1,0 +1,71 @@
+"""Curves of every training as TensorBoard reads them, where it is installed.
+
+MLflow has the same figures; these are files without a server, `tensorboard --logdir` on the folder.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from engine.core.manifest import read_manifest
+from engine.core.step import Step
+from engine.core.store import Store
+from engine.steps.search import trial_steps
+from engine.study import Study
+
+
+def write_logs(
+    study: Study, steps: Sequence[Step], store: Store, warn: Callable[[str], None]
+) -> None:
+    """Write the logs of trials that have none, a folder for each; nothing without TensorBoard.
+    Raises nothing: all that is logged lies in manifests.
+
+    A log is made elsewhere and put as a whole, so that a kill leaves none that is cut off.
+    """
+    search = next((step for step in steps if step.kind == "search"), None)
+    if search is None or find_spec("tensorboard") is None:
+        return
+    try:
+        written = _write(study, search, store)
+    except Exception as error:  # another version, no rights: none of it may stop a study
+        warn(f"warning: TensorBoard's logs were not written ({type(error).__name__}: {error})")
+        return
+    if written:
+        where = store.location(store.tensorboard(study.name))
+        warn(f"TensorBoard: {written} trainings below {where}")
+
+
+def _write(study: Study, search: Step, store: Store) -> int:
+    """How many were written."""
+    standing, written = set(store.listing(store.tensorboard(study.name))), 0
+    for trial in trial_steps(search):
+        manifest = read_manifest(store, trial.step)
+        if manifest is None:
+            continue
+        for key in manifest.keys(file="history.json"):
+            run = f"{trial.step.label}-{manifest.digest[:8]}"
+            log = store.tensorboard(study.name, run, "events.out.tfevents")
+            if log not in standing:
+                store.put(log, events(store.read(key)))
+                written += 1
+    return written
+
+
+def events(history: bytes) -> bytes:
+    """A training's history (JSON) as the records of an event file."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    with tempfile.TemporaryDirectory() as folder:
+        with SummaryWriter(folder) as writer:
+            for entry in json.loads(history):
+                for name, value in entry.items():
+                    if name != "step":
+                        # Its groups of plots are what stands before a slash.
+                        tag = name.replace("val_", "val/", 1) if name[:4] == "val_" else name
+                        writer.add_scalar(tag, value, int(entry["step"]))
+        (file,) = Path(folder).iterdir()
+        return file.read_bytes()

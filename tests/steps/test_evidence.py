@@ -1,0 +1,235 @@
+"""What a study's page says for those who doubt it: figures, prices, words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn import metrics as reference
+
+from engine.core.manifest import Manifest
+from engine.core.spec import Spec
+from engine.core.step import Step
+from engine.report.download import as_csv
+from engine.steps._cost import cost, per_point
+from engine.steps._evidence import Trained, confusions, figures_table, most_confused
+from engine.steps._images import sheet
+from engine.steps._methods import listed, methods, not_known
+from engine.steps._verdict import Predictions, figures_of
+from engine.steps.report import links
+from engine.steps.search import Arm, Trial
+from engine.study import Study
+
+CLASSES = ("a", "b", "c")
+
+
+def predictions(fits: int = 2, seeds: int = 2, images: int = 60) -> Predictions:
+    random = np.random.default_rng(1)
+    labels = np.arange(images) % 3
+    scores = random.standard_normal((fits * seeds, images, 3)) + 1.5 * np.eye(3)[labels]
+    likely = np.exp(scores)
+    return Predictions(
+        CLASSES, labels, np.arange(images).astype(str),
+        {"real": (likely / likely.sum(-1, keepdims=True)).astype(np.float32)}, fits,
+    )  # fmt: skip
+
+
+def test_figures_of_an_arm_are_means_of_its_classifiers_with_intervals() -> None:
+    made = predictions()
+    figures, held = figures_of(made, "real"), made.probabilities["real"]
+    areas = [reference.roc_auc_score(made.labels, one, multi_class="ovr") for one in held]
+    assert figures["roc_auc"]["mean"] == pytest.approx(np.mean(areas))
+    assert figures["classifiers"]["roc_auc"] == pytest.approx(areas)
+    # Two classifiers of a fit are one replicate.
+    assert figures["roc_auc"]["replicates"] == pytest.approx(np.reshape(areas, (2, 2)).mean(1))
+    assert figures["roc_auc"]["low"] < np.mean(areas) < figures["roc_auc"]["high"]
+    f1 = [reference.f1_score(made.labels, one.argmax(1), average="weighted") for one in held]
+    assert figures["weighted_f1"]["mean"] == pytest.approx(np.mean(f1))
+    worst = [reference.recall_score(made.labels, one.argmax(1), average=None).min() for one in held]
+    assert figures["worst_class_recall"]["mean"] == pytest.approx(np.mean(worst))
+    of_b = [reference.roc_auc_score(made.labels == 1, one[:, 1]) for one in held]
+    assert figures["per_class"]["b"]["roc_auc"] == pytest.approx(np.mean(of_b))
+
+
+def test_the_reliability_table_is_of_all_classifiers_together() -> None:
+    made = predictions()
+    figures = figures_of(made, "real")
+    bins, held = figures["reliability"], made.probabilities["real"]
+    assert sum(one["images"] for one in bins) == held.shape[0] * held.shape[1]
+    right = sum(one["images"] * one["accuracy"] for one in bins)
+    assert right / (4 * 60) == pytest.approx(figures["accuracy"]["mean"])
+
+
+def test_who_names_a_class_alone_gets_no_figure_of_probabilities() -> None:
+    made = predictions()
+    hard = np.eye(3, dtype=np.float32)[made.probabilities["real"].argmax(-1)]
+    figures = figures_of(Predictions(CLASSES, made.labels, made.groups, {"real": hard}, 2), "real")
+    assert "brier" not in figures
+    assert "roc_auc" not in figures["per_class"]["a"]
+    assert figures["reliability"] == []
+    assert "macro_f1" in figures
+
+
+def test_the_page_s_intervals_end_where_figures_do() -> None:
+    figure = {"mean": 0.99, "low": -0.1, "high": 1.4}
+    held = figures_table({"arms": {"real": {"accuracy": figure, "brier": figure}, "x": {}}})
+    assert held["columns"] == ["accuracy", "Brier score ↓"]
+    (_, (accuracy, brier)), (_, nothing) = held["rows"]
+    assert (accuracy["low"], accuracy["high"]) == (0.0, 1.0)
+    assert brier["high"] == 1.4
+    assert nothing == [None, None]
+
+
+def test_of_many_classes_the_worst_pairs_are_told_in_place_of_a_matrix() -> None:
+    matrix = np.eye(40, dtype=int) * 9
+    matrix[3, 7], matrix[5, 2] = 3, 1
+    names = [f"k{number}" for number in range(40)]
+    pairs = most_confused(matrix, names)
+    assert [(one["true"], one["predicted"], one["count"]) for one in pairs] == [
+        ("k3", "k7", 3), ("k5", "k2", 1)
+    ]  # fmt: skip
+    assert pairs[0]["share"] == pytest.approx(0.25)
+    trial = trained("real", (), 1.0, confusion=matrix.tolist())
+    evaluate = {"arms": {"real": {"confusion": matrix.tolist()}}, "baseline": "real",
+                "contrasts": []}  # fmt: skip
+    (entry,) = confusions(evaluate, [trial], names)
+    assert entry["cells"] == {}
+    assert len(entry["pairs"]) == 2
+
+
+def test_a_sheet_of_pictures_keeps_its_order_and_its_bytes() -> None:
+    random = np.random.default_rng(0)
+    images = [random.integers(0, 256, (96, 96, 3), dtype=np.uint8) for _ in range(50)]
+    large, small = sheet(images, 10**6), sheet(images, 60_000)
+    assert large["side"] > small["side"] > 0
+    assert len(small["url"]) <= 60_000 + 30
+    assert sheet(images, 100)["url"] == ""
+
+
+def trained(
+    arm: str, generators: tuple[str, ...], seconds: float, fit: int = 0, **val: Any
+) -> Trained:
+    made = Arm(name=arm, family=arm, mixes=("mix",), generators=generators)
+    step = Step("train", f"train.{arm}.{fit}", Spec(), {}, {})
+    return Trained(Trial(made, fit, fit, step), manifest("train", seconds, val=val), {"a": 1})
+
+
+def manifest(kind: str, seconds: float, **metrics: Any) -> Manifest:
+    return Manifest(
+        kind=kind, key="k", label=kind, spec={}, inputs={}, parts=(), rows=1, metrics=metrics,
+        provenance={"seconds": seconds, "device": "cuda", "started": "2026"},
+    )  # fmt: skip
+
+
+def timed(label: str, seconds: float) -> tuple[Any, Manifest]:
+    kind = label.split(".")[0]
+    return Step(kind, label, Spec(), {}, {}), manifest(kind, seconds)
+
+
+def test_hours_are_added_up_and_trainings_are_not_counted_twice() -> None:
+    steps = [timed("ingest", 36), timed("finetune.g", 3600), timed("finetune.h", 3600),
+             timed("search", 9999)]  # fmt: skip
+    trials = [trained("real", (), 1800), trained("g x1", ("g",), 1800)]
+    found = cost(steps, trials, {"contrasts": [], "baseline": "real"})
+    assert found["hours"] == pytest.approx(0.01 + 2 + 1)
+    assert found["on_device"] == pytest.approx({"cuda": 3.0})
+    assert {row["words"]: row["count"] for row in found["rows"]} == {
+        "taking the data in": 1, "training generators": 2,
+        "training classifiers of the comparison": 2,
+    }  # fmt: skip
+
+
+def test_a_point_has_a_price_where_it_was_gained() -> None:
+    steps = [timed("finetune.g", 3600), timed("generate.g", 3600), timed("finetune.g.fit1", 3600),
+             timed("finetune.h", 7200)]  # fmt: skip
+    trials = [trained("g x1", ("g",), 1, fit) for fit in (0, 1)]
+    contrast = {"arm": "g x1", "against": "real", "word": "helps", "low": 0.01,
+                "effect": {"estimate": 0.03}}  # fmt: skip
+    asked = [(step.kind, step, done) for step, done in steps]
+    for word, low, want in (("helps", 0.01, 0.5), ("undecided", -0.01, None)):
+        evaluate = {"baseline": "real", "contrasts": [{**contrast, "word": word, "low": low}]}
+        (found,) = per_point(asked, trials, evaluate)
+        assert found["hours"] == pytest.approx(1.5)  # of two fits, one
+        assert found["per_point"] == (want and pytest.approx(want))
+
+
+def test_a_large_table_stands_beside_the_page() -> None:
+    small, large = as_csv([{"a": 1}]), as_csv([{"a": "x" * 500_000}])
+    (_, inside), (_, beside) = links({"small.csv": small, "large.csv": large})
+    assert inside.startswith("data:text/csv")
+    assert beside == "tables/large.csv"
+
+
+def study(**fields: Any) -> dict[str, Any]:
+    return Study.model_validate(
+        {
+            "name": "s", "reader": {"name": "digits"}, "preprocess": {"size": 16, "channels": "L"},
+            "split": {"group": "none"}, "classifier": {"name": "small"},
+            "generators": {
+                "ddpm": {"name": "ddpm", "train_steps": 70}, "t": {"name": "traditional"},
+            },
+            "request": {"ratio": 2}, **fields,
+        }
+    ).model_dump(mode="json")  # fmt: skip
+
+
+INGEST = {
+    "counts": {split: {"a": 10, "b": 40} for split in ("train", "val", "test")},
+    "carved": ["val", "test"], "warnings": [],
+}  # fmt: skip
+
+
+def results(fits: int, contrasts: int, opened: int = 1) -> tuple[dict[str, Any], ...]:
+    spec = {"generator_fits": fits, "seeds": list(range(2 * fits)), "arms": [
+        {"name": "real", "family": "real", "role": "baseline"},
+        {"name": "ddpm x1", "family": "ddpm", "role": "compared"}]}  # fmt: skip
+    search = {"baseline": "real", "trials": dict.fromkeys("abcd")}
+    contrast = {"arm": "ddpm x1", "replicates": fits, "word": "undecided"}
+    evaluate = {"contrasts": [contrast] * contrasts, "arms": {"real": {}},
+                "test": {"images": 50, "groups": 50, "opened": opened}}  # fmt: skip
+    return spec, search, evaluate
+
+
+def test_the_protocol_in_words_says_what_was_done() -> None:
+    spec, search, evaluate = results(fits=3, contrasts=2, opened=4)
+    training = {"steps": 50, "rotate": 5, "label_smoothing": 0.1}
+    text = "\n".join(
+        methods(study(training=training), INGEST, spec, search, evaluate, {"torch": "2"}, "0.1")
+    )
+    for said in (
+        "50 training, 50 validation and 50 test images in 2 classes (10 to 40",
+        "15% for validation and 20% for test were set apart at random",
+        "no groups are recorded", "ddpm (70 optimizer steps) and t (traditional)",
+        "trained anew and its images drawn anew 3 times", "Images of ddpm were filtered by",
+        "50 optimizer steps", "label smoothing 0.1", "rotate 5", "2 seeds for each of 3",
+        "by 4 studies of this storage", "adjusted for 2 comparisons (Holm 1979)",
+        "within ± 1 points", "nothing was called either, as here", "torch 2", "synthetic-training",
+    ):  # fmt: skip
+        assert said in text, said
+    spec, search, evaluate = results(fits=1, contrasts=1)
+    grouped = study(split={"group": "column"}, curate={"filters": []})
+    text = "\n".join(methods(grouped, {**INGEST, "carved": []}, spec, search, evaluate, {}, "1"))
+    for said in ("the splits are those of the data", "one split", "drawn once", "were not filtered",
+                 "no online augmentation", "these choices, once,"):  # fmt: skip
+        assert said in text, said
+    assert "Holm" not in text
+
+
+def test_what_is_not_known_is_said() -> None:
+    spec, _, evaluate = results(fits=1, contrasts=1)
+    text = "\n".join(not_known(study(), INGEST, spec, evaluate))
+    for said in ("trained and drawn once", "no groups are given", "Whether ddpm x1 helps",
+                 "How 1 arm would do"):  # fmt: skip
+        assert said in text, said
+    spec, _, evaluate = results(fits=5, contrasts=0)
+    evaluate["arms"]["ddpm x1"] = {}
+    text = "\n".join(not_known(study(split={"group": "column"}), INGEST, spec, evaluate))
+    for said in ("drawn once", "no groups", "helps", "stayed closed"):
+        assert said not in text, said
+
+
+def test_words_are_listed() -> None:
+    assert [listed(words) for words in (["a"], ["a", "b"], ["a", "b", "c"])] == [
+        "a", "a and b", "a, b and c"
+    ]  # fmt: skip
