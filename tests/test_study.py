@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from engine.cli import run_study
 from engine.core.errors import StudyError
-from engine.plan import plan, until
+from engine.core.registry import resolve
+from engine.plan import named, plan, until
 from engine.profile import Profile
 from engine.study import Study, apply_sets, load_profile, load_study, validate
 
@@ -474,3 +475,8 @@ def test_the_shipped_studies_can_be_planned() -> None:
 def test_offloading_needs_a_gpu() -> None:
     with pytest.raises(StudyError, match=r"stages\.generate\.offload spares a GPU's memory"):
         validate(Profile, {"stages": {"generate": {"offload": "model"}}}, "profile")
+
+
+def test_a_search_s_key_holds_the_version_of_what_it_runs() -> None:
+    (search,) = named(plan(load_study(Path("configs/digits.yaml"))), "search")
+    assert search.code["train"] == resolve("steps", "train").version

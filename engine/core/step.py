@@ -59,10 +59,11 @@ def make_step(
     inputs: Mapping[str, Step] | None = None,
     plugins: Sequence[tuple[str, Any]] = (),
 ) -> Step:
-    """A step of `kind` with the code versions of the kind and of each (family, spec) in `plugins`,
-    and of those that these use."""
+    """A step of `kind` with the code versions of the kind, of those that it runs, and of each
+    (family, spec) in `plugins` and those that these use."""
     step_kind = resolve("steps", kind)
-    code = {kind: step_kind.version, **_versions(plugins)}
+    code = {name: resolve("steps", name).version for name in (kind, *step_kind.runs)}
+    code |= _versions(plugins)
     return Step(kind, label, step_kind.Spec(**spec), code, dict(inputs or {}))
 
 

@@ -19,6 +19,8 @@ class StepKind:
     Spec: ClassVar[type[Spec]]
     # What the step does, for the plan that a person reads.
     summary: ClassVar[str]
+    # Kinds of steps that it runs, whose versions belong to its key too.
+    runs: ClassVar[tuple[str, ...]] = ()
 
     def run(self, context: Context) -> Result:
         """Compute the step and write its parts; `execute` writes the manifest."""

@@ -78,6 +78,7 @@ class Search(StepKind):
     version: ClassVar[int] = 5
     Spec: ClassVar[type[Spec]] = SearchSpec
     summary: ClassVar[str] = "train every arm with every seed, choose on val"
+    runs: ClassVar[tuple[str, ...]] = ("train",)
 
     def run(self, context: Context) -> Result:
         spec = context.step.spec_as(SearchSpec)
