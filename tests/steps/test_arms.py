@@ -1,0 +1,132 @@
+"""The arms of a comparison: generator fits as replicates, twins without filters, generators added
+together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.compute as pc
+import pytest
+
+from engine.core import rows
+from engine.core.errors import StudyError
+from engine.core.manifest import Manifest, read_manifest
+from engine.core.store import Store
+from engine.execute import execute
+from engine.plan import named, plan
+from engine.profile import Profile
+from engine.runtime.inline import InlineRuntime
+from engine.study import Study
+from tests.conftest import write_bars
+from tests.steps.test_comparison import table
+
+Run = Callable[[Study, str], Manifest]
+
+
+def test_each_generator_fit_is_a_replicate_with_its_own_images_and_classifiers(
+    bars_study, store: Store, profile: Profile
+) -> None:
+    made = bars_study(
+        search={
+            "ratios": [1], "generator_fits": 3, "seeds": 2, "arms": ["oversampled", "mixup"],
+        },
+    )  # fmt: skip
+    steps = plan(made)
+    manifests = execute(steps, store, InlineRuntime(), profile)
+    drawn = []
+    for suffix in ("", ".fit1", ".fit2"):
+        held = table(store, manifests[named(steps, f"mix.more.x1{suffix}")[0].key], "members")
+        real = held.filter(pc.equal(held[rows.SOURCE], "real"))
+        parts = store.tables(
+            manifests[named(steps, f"request.more{suffix}")[0].key].keys(table="requests")
+        )
+        uri_of = {row[rows.IMAGE_ID]: row[rows.URI] for part in parts for row in part.to_pylist()}
+        drawn.append({uri_of[name] for name in held[rows.IMAGE_ID].to_pylist() if name in uri_of})
+        assert len(drawn[-1]) == held.num_rows - real.num_rows > 0
+    assert len(set(map(frozenset, drawn))) == 3
+    search = manifests[named(steps, "search")[0].key]
+    trials = table(store, search, "trials")
+    assert trials.num_rows == 5 * 3 * 2
+    of_arm = trials.filter(pc.equal(trials[rows.ARM], "more x1"))
+    assert of_arm[rows.GENERATOR_FIT].to_pylist() == [0, 0, 1, 1, 2, 2]
+    assert of_arm[rows.SEED].to_pylist() == list(range(6))
+    assert len(set(trials["key"].to_pylist())) == trials.num_rows
+    evaluated = manifests[named(steps, "evaluate")[0].key]
+    (contrast,) = evaluated.metrics["contrasts"]
+    assert len(contrast["differences"]) == contrast["replicates"] == 3
+    assert contrast["obstacle"].startswith("3 replicates decide nothing")
+    assert "3 generator fits of 2 classifier seeds each" in evaluated.metrics["verdict"]
+    assert len(contrast["mcnemar"]) == 6
+    predictions = table(store, evaluated, "predictions")
+    each = {(row[rows.ARM], row[rows.SEED], row[rows.IMAGE_ID]) for row in predictions.to_pylist()}
+    assert len(each) == predictions.num_rows
+
+
+def test_twins_without_filters_and_generated_images_alone_are_arms(
+    bars_study, run_until: Run, store: Store, tmp_path: Path
+) -> None:
+    write_bars(tmp_path / "lying", {"across": 90, "down": 40}, 7000)
+    write_bars(tmp_path / "lying", {"down": 20}, 9000, {"down": "across"})
+    made = bars_study(
+        "lying", request={"ratio": 1, "shard_size": 16},
+        search={"ratios": [1], "seeds": 2, "arms": ["synthetic_only", "unfiltered"]},
+        curate={"filters": [{"name": "agreement", "confidence": 0.9}], "max_rounds": 3},
+        training={"steps": 80, "batch_size": 32, "learning_rate": 0.01, "evaluate_every": 20},
+    )  # fmt: skip
+    search = run_until(made, "search").metrics
+    assert search["twins"] == {"more unfiltered x1": "more x1"}
+    filtered, whole = (
+        run_until(made, f"mix.more.{name}").metrics["added"]["more"]
+        for name in ("x1", "unfiltered.x1")
+    )
+    assert filtered == whole  # compared at equal counts
+    steps = plan(made)
+    ids = [
+        set(table(store, read_manifest(store, named(steps, f"mix.more.{name}")[0]), "members")[
+            rows.IMAGE_ID].to_pylist())
+        for name in ("x1", "unfiltered.x1")
+    ]  # fmt: skip
+    assert ids[0] != ids[1]
+    alone = run_until(made, "mix.more.only").metrics
+    assert alone["real"] == 0
+    assert sum(alone["added"]["more"].values()) == run_until(made, "mix.real").rows
+    evaluated = run_until(made, "evaluate").metrics
+    assert {(one["arm"], one["against"]) for one in evaluated["contrasts"]} == {
+        ("more x1", search["baseline"]), ("more x1", "more unfiltered x1")
+    }  # fmt: skip
+    assert "more only" in evaluated["arms"]
+    assert search["baseline"] not in ("more only", "more unfiltered x1", "real_double")
+
+
+def test_generators_are_added_together_each_by_the_ratio(bars_study, run_until: Run) -> None:
+    made = bars_study(
+        generators={"t": {"name": "traditional"}, "u": {"name": "traditional", "rotate": 5}},
+        reduce={"method": "random", "balance_to": "smallest"},
+        search={
+            "ratios": [1], "seeds": 2, "combine": {"both": ["t", "u"], "few": ["reduced", "t"]},
+        },
+    )  # fmt: skip
+    train = run_until(made, "ingest").metrics["counts"]["train"]
+    both = run_until(made, "mix.both.x1").metrics
+    assert both["added"]["t"] == both["added"]["u"] == {"down": train["down"]}
+    few = run_until(made, "mix.few.x1").metrics
+    assert few["real"] == 2 * min(train.values())
+    assert list(few["added"]) == ["t"]
+    arms = {arm.name: arm for arm in named(plan(made), "search")[0].spec.arms}
+    # Moves of real images are no synthetic ones, however they are put together.
+    assert {arms[name].role for name in ("both x1", "few x1", "t x1")} == {"baseline"}
+
+
+def test_arms_that_cannot_be_made_are_refused_when_the_study_is_read(bars_study) -> None:
+    with pytest.raises(StudyError, match=r"search.arms: synthetic_only needs images of every cla"):
+        plan(bars_study(search={"ratios": [1], "arms": ["synthetic_only"]}))
+    with pytest.raises(StudyError, match="there is no 'other'; there are more"):
+        bars_study(search={"combine": {"both": ["more", "other"]}})
+    with pytest.raises(StudyError, match="both names one twice"):
+        bars_study(search={"combine": {"both": ["more", "more"]}})
+    two = {"t": {"name": "traditional"}, "u": {"name": "traditional", "rotate": 5}}
+    with pytest.raises(StudyError, match=r"search\.combine\.t: is the name of an arm"):
+        bars_study(generators=two, search={"combine": {"t": ["t", "u"]}})
+    with pytest.raises(StudyError, match="needs two classifiers of each arm"):
+        bars_study(search={"seeds": 1})
