@@ -277,9 +277,8 @@ def restart(base: Path, steps: int) -> None:
         shutil.copytree(base, folder, dirs_exist_ok=True)
         command = [sys.executable, "-m", "benchmarks.search", "--child", folder]
         command += ["--steps", str(steps)]
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         begun = time.perf_counter()
-        child = subprocess.Popen(command, **quiet)  # type: ignore[call-overload]
+        child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while len(manifests(folder)) < TRIALS // 2 and child.poll() is None:
             time.sleep(0.02)
         os.kill(child.pid, signal.SIGKILL)

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -239,13 +240,11 @@ def known_settings(one: Setting, seed: int) -> list[Settings] | None:
     """All settings, where the method can name them before any is tried. Raises `StudyError`."""
     settings = one.tune
     if settings.method == "optuna":
-        try:
-            import optuna  # noqa: F401
-        except ImportError:
+        if find_spec("optuna") is None:
             raise StudyError(
                 "tune.method: optuna needs Optuna: pip install"
                 ' "synthetic-training-engine[optuna]", or say random'
-            ) from None
+            )
         return None
     try:
         if settings.method == "grid":

@@ -20,6 +20,7 @@ from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from engine.context import Context, Result
 from engine.core import rows
@@ -157,7 +158,10 @@ class Select(StepKind):
         """A CSV for people, in which no cell is taken for a formula."""
         keys = context.inputs["ingest"].keys(split="train")
         uri_of: dict[str, str] = {}
+        # Of the chosen alone: of all of train they would be the most that this process holds.
+        chosen = found[rows.IMAGE_ID].combine_chunks()
         for table in context.store.tables(keys, [rows.IMAGE_ID, rows.URI]):
+            table = table.filter(pc.is_in(table[rows.IMAGE_ID], chosen))
             columns = (table[name].to_pylist() for name in (rows.IMAGE_ID, rows.URI))
             uri_of |= dict(zip(*columns, strict=True))
         text = io.StringIO()
