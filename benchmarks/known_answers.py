@@ -35,9 +35,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from benchmarks.timing import machine, print_table
+from engine.core import rows
 from engine.core.progress import Bar
 from engine.core.rng import generator
 from engine.core.store import Store
@@ -133,9 +135,11 @@ def judged(study: Study, root: Path, arm: str = "", against: str = "") -> Mappin
     if not arm:
         return dict(evaluated.metrics["contrasts"][0])
     path = root / "predictions.parquet"
-    tables = store.tables(evaluated.keys(table="predictions"))
-    pq.write_table(pa.concat_tables(tables), path)
+    table = pa.concat_tables(store.tables(evaluated.keys(table="predictions")))
     chosen = {held["family"]: name for name, held in evaluated.metrics["arms"].items()}
+    # These two alone: a correction for contrasts that nobody asks about would hide false ones.
+    two = pa.array([chosen[arm], chosen[against]])
+    pq.write_table(table.filter(pc.is_in(table[rows.ARM], two)), path)
     ingest = made[named(steps, "ingest")[0].key]
     told = score(study, store, ingest, "class", path, chosen[against])
     return next(one for one in told["contrasts"] if one["arm"] == chosen[arm])
