@@ -24,7 +24,7 @@ from engine.report.page import render
 from engine.report.table import STARS, as_text, comparison, stars
 from engine.steps import StepKind
 from engine.steps._cost import cost, done_steps, weights
-from engine.steps._curated import closest, filters_told, sheets, words
+from engine.steps._curated import closest, filters_told, labels_seen, sheets, words
 from engine.steps._evidence import (
     FIGURES,
     MOST_CLASSES,
@@ -38,7 +38,6 @@ from engine.steps._evidence import (
     legend_of,
     reduced,
     reliability,
-    shares,
     trained,
 )
 from engine.steps._fidelity import fidelity_tables
@@ -80,6 +79,8 @@ class Report(StepKind):
         families = dict.fromkeys([*spec.generators, *compared, *trials["family"].to_pylist()])
         colours = {name: number % 10 for number, name in enumerate(families)}
         curated = {name: context.inputs[f"curate.{name}"].metrics for name in spec.generators}
+        # Small pictures at a whole multiple of their size, with their pixels to be seen.
+        side = _TILE // spec.preprocess.size * spec.preprocess.size or _TILE
         probed = probes(context, spec, classes)
         models = trained(context)
         told = histories(context, models)
@@ -102,18 +103,16 @@ class Report(StepKind):
             curves=curves(evaluate, models, told, colours),
             most_classes=MOST_CLASSES, confusions=confusions(evaluate, models, classes),
             reduced=reduced(context),
-            sheets=sheets(context, spec.generators, spec.task, spec.preprocess, compared),
-            closest=closest(context, spec.generators, spec.preprocess),
+            sheets=sheets(context, spec.generators, spec.task, side, compared),
+            closest=closest(context, spec.generators, side),
             funnels=curated, reasons=words(curated), filters=filters_told(curated),
-            seen={name: shares(held["labeler"]["confusion"])
-                  for name, held in curated.items() if "labeler" in held},
+            seen=labels_seen(curated, classes),
             scatter=scatter(context, spec, classes), probes=probed,
             fidelity=fidelity_tables(context, spec.generators),
             warnings=image_warnings(probed, curated, spec),
             needed=needed(context), seeds_used=[int(seed) for seed in search_spec["seeds"]],
             study_seed=spec.study["seed"], engine=__version__, python=provenance["python"],
-            # Small pictures at a whole multiple of their size, with their pixels to be seen.
-            tile=_TILE // spec.preprocess.size * spec.preprocess.size or _TILE,
+            tile=side,
             small=spec.preprocess.size <= _TILE // 2,
             only_some=spec.target_classes != "all", targets=spec.target_classes,
             weights=weights(context, steps, models, evaluate, search_step),

@@ -145,6 +145,33 @@ def test_every_point_of_an_embedding_has_its_picture(bars_study, store, profile)
         assert title.startswith("across" if across else "down")
 
 
+def test_of_many_classes_a_page_shows_some_and_says_so(
+    toy_study, image_folder, store, profile
+) -> None:
+    names = [f"k{number:02d}" for number in range(32)]
+    real = image_folder(dict.fromkeys(names, 12), "real", side=16)
+    # What was made of the first class is of the second.
+    shutil.copytree(real, made := real.parent / "made")
+    shutil.rmtree(made / "k00")
+    shutil.copytree(made / "k01", made / "k00")
+    reader = {"name": "imagefolder", "root": str(made)}
+    study = toy_study(
+        real, split={"group": "none", "test": 0.3}, classifier={"name": "small", "channels": [8]},
+        generators={"more": {"name": "folder", "reader": reader}}, request={"ratio": 1},
+        training={"steps": 2, "batch_size": 8, "evaluate_every": 2},
+        search={"ratios": [0.5], "seeds": 2}, evaluate={"bootstrap_draws": 200},
+        curate={"labeler": {"name": "knn", "k": 1}, "filters": ["blank"], "max_rounds": 3},
+        fidelity={"enabled": False}, audit={"on_leak": "drop"},
+    )  # fmt: skip
+    page = page_of(study, store, profile)
+    assert 'class="matrix"' not in page
+    assert "<tr><th>asked for</th>" in page
+    assert "<tr><th>true</th>" in page
+    assert "The 30 classes of which most was dropped; 2 more are not shown." in page
+    assert page.count('<div class="class">') == 30
+    assert "colours are classes, and repeat after ten" in page
+
+
 def sheet_of(page: str) -> tuple[str, int, int]:
     (found,) = re.findall(r'data-side="(\d+)" data-columns="(\d+)"', page)
     (url,) = re.findall(r'<img class="sheet" hidden src="([^"]+)"', page)
