@@ -11,8 +11,8 @@ import numpy as np
 from engine.context import Context
 from engine.core.manifest import Manifest, read_manifest
 from engine.core.step import Step, upstream
+from engine.core.store import Store
 from engine.steps._evidence import Trained
-from engine.steps._tables import weights_at
 from engine.steps.search import SearchSpec, steps_of
 
 _WORDS = {
@@ -134,14 +134,37 @@ def per_point(
     return found
 
 
+def weights_at(one: Trained) -> str:
+    """Where a classifier's weights lie, below the root of the storage."""
+    held = [part.key for part in one.manifest.parts if part.tags.get("file", "")[:7] == "weights"]
+    return held[0].rpartition("/")[0] if held else ""
+
+
+def network_in_words(classifier: Mapping[str, Any]) -> str:
+    """A classifier's plugin, and of one that starts from a checkpoint its name."""
+    return " ".join(str(classifier[name]) for name in ("name", "model") if classifier.get(name))
+
+
+def composition(store: Store, mix: Step) -> str:
+    """How many real images and how many of which generator an arm trains on."""
+    manifest = read_manifest(store, mix)
+    assert manifest is not None, "what was trained on it is done"
+    real, added = manifest.metrics["real"], manifest.metrics["added"]
+    drawn = ", each class drawn alike" if manifest.spec["oversampled"] else ""
+    told = [f"{real:,} real{drawn}"] if real else []
+    told += [f"{sum(of.values()):,} of {name}" for name, of in added.items()]
+    return " + ".join(told)
+
+
 def weights(
     context: Context, steps: Sequence[tuple[Step, Manifest]], trials: Sequence[Trained],
-    evaluate: Mapping[str, Any], search: SearchSpec,
+    evaluate: Mapping[str, Any], search: SearchSpec, study: str,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Each model that the study trained: what it saw, how long it learnt, how good it is, where its
-    weights lie below the storage's root. Of an arm, the classifier that is best on val."""
+    """Each model that the study trained: the network, what it was trained on, how long it learnt,
+    how good it is, where its weights lie below the storage's root. Of an arm, the classifier that
+    is best on val. study: its name."""
     objective = evaluate["objective"]
-    classifier = context.inputs["search"].spec["classifier"]["name"]
+    classifier = network_in_words(context.inputs["search"].spec["classifier"])
     total = sum(context.inputs["ingest"].metrics["counts"]["train"].values())
     found = []
     for step, manifest in steps:
@@ -150,8 +173,10 @@ def weights(
             loss = manifest.metrics.get("loss")
             found.append(
                 {
-                    "model": step.label, "what": "generator", "images": total,
+                    "model": step.label, "what": f"generator {manifest.spec['generator']['name']}",
+                    "dataset": f"{study}: {total:,} real", "images": total,
                     "steps": manifest.metrics.get("steps"),
+                    "loss": loss,
                     "reached": f"training loss {loss:.4g}" if loss is not None else "",
                     "where": files[0].rpartition("/")[0] if files else "",
                 }
@@ -160,7 +185,8 @@ def weights(
             val = manifest.metrics["val"]
             found.append(
                 {
-                    "model": step.label, "what": manifest.spec["classifier"]["name"],
+                    "model": step.label, "what": network_in_words(manifest.spec["classifier"]),
+                    "dataset": f"{study}: {composition(context.store, step.inputs['mix'])}",
                     "images": manifest.rows, "steps": manifest.spec["training"]["steps"],
                     "val": val.get(objective),
                     "where": files[0].rpartition("/")[0] if files else "",
@@ -173,6 +199,8 @@ def weights(
         found.append(
             {
                 "model": best.trial.step.label, "what": classifier,
+                "dataset": f"{study}, arm {arm}:"
+                           f" {composition(context.store, best.trial.step.inputs['mix'])}",
                 "images": best.manifest.rows, "steps": steps_of(search, best.trial.arm),
                 "kept": best.manifest.metrics["best_step"], "val": max(values),
                 "test": figures["classifiers"][objective][best.trial.number],

@@ -120,6 +120,7 @@ def closest(
                     "pairs": [
                         {
                             "made": tile(made[image_id], side),
+                            "image_id": image_id, "nearest": of,
                             "real": tile(real[of], side), "distance": far, "label": label,
                             "dropped": reason == told["name"],
                         }
