@@ -92,14 +92,12 @@ class Report(StepKind):
         saved = weights(context, steps, models, evaluate, search_step, spec.study["name"])
         hours = cost(steps, models, evaluate)
         wanted = needed(context)
-        measured = {name: context.inputs[f"fidelity.{name}"] for name in spec.generators
-                    if f"fidelity.{name}" in context.inputs}  # fmt: skip
         tables = as_files(
             comparison_tables(
                 table, trials.to_pylist(), search_step, evaluate, models, told, classes
             )
             | image_tables(
-                curated, wanted, measured, probed, planes, nearest, reduced(context), classes
+                context.inputs, wanted, probed, planes, nearest, reduced(context), classes
             )
             | record_tables(saved, hours, evaluate["objective"], steps)
         )

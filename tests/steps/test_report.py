@@ -24,6 +24,7 @@ from engine.plan import named, plan
 from engine.profile import Profile
 from engine.runtime.inline import InlineRuntime
 from engine.steps._image_tables import fidelity as fidelity_rows
+from engine.steps._image_tables import pools
 from engine.study import Study
 
 
@@ -321,18 +322,25 @@ def test_a_row_for_every_set_of_images_with_the_ends_of_its_intervals() -> None:
     real = {"n": 40, "frechet": 0.5, "kernel": [0.1, 0.05, 0.2], "near": None}
     scopes = [
         {"classes": ["a", "b"], "val": 50, "few": "", "sets": {
-            "kept": {**real, "vendi": {"mean": 3.0, "low": 2.0, "high": 4.0}}, "real": real}},
+            "kept": {**real, "vendi": 3.0, "sampled": 30}, "real": {"n": 9}}, "floor": {
+            "kept": {**real, "n": 9}}},
         {"classes": ["a"], "val": 3, "few": "3 in val", "sets": {}},
     ]  # fmt: skip
     manifest = Manifest(
         kind="fidelity", key="k", label="fidelity.g", spec={"embedder": {"name": "dino"}},
         inputs={}, parts=(), rows=1, metrics={"scopes": scopes}, provenance={},
     )  # fmt: skip
-    whole, floor, few = fidelity_rows({"g": manifest})
+    inputs = dict.fromkeys(("curate.g", "fidelity.g", "fidelity.g.fit1"), manifest)
+    held = pools(inputs, "fidelity")
+    assert [(pool.generator, pool.fit) for pool in held] == [("g", 0), ("g", 1)]
+    whole, real_row, floor, few, *second = fidelity_rows(held)
     assert whole == {
-        "generator": "g", "embedder": "dino", "scope": "all", "classes": "a | b", "val_images": 50,
-        "set": "kept", "n": 40, "sampled": None, "frechet": 0.5, "kernel": 0.1, "kernel_low": 0.05,
-        "kernel_high": 0.2, "near": None, "vendi": 3.0, "vendi_low": 2.0, "vendi_high": 4.0,
+        "generator": "g", "generator_fit": 0, "embedder": "dino", "scope": "all",
+        "classes": "a | b", "val_images": 50, "set": "kept", "at_floor": False, "n": 40,
+        "sampled": 30, "frechet": 0.5, "kernel": 0.1, "kernel_low": 0.05, "kernel_high": 0.2,
+        "near": None, "vendi": 3.0,
     }  # fmt: skip
-    assert (floor["set"], floor["n"]) == ("real", 40)
+    assert (real_row["set"], real_row["n"]) == ("real", 9)
+    assert (floor["set"], floor["n"], floor["at_floor"]) == ("kept", 9, True)
     assert (few["scope"], few["too_few"]) == ("a", "3 in val")
+    assert [row["generator_fit"] for row in second] == [1] * 4
