@@ -24,6 +24,7 @@ from engine.core.store import Store
 from engine.execute import discard, execute, inspect
 from engine.plan import choose_task, named, plan, plan_audit, tasks_of, until
 from engine.profile import Profile
+from engine.report.download import beside
 from engine.runtime.base import Runtime
 from engine.runtime.inline import InlineRuntime
 from engine.study import Study, apply_sets, load_profile, load_study, load_values, validate
@@ -329,8 +330,7 @@ def show_report(
         manifest = manifests[step.key]
         for part in manifest.parts:
             name = part.tags["file"]
-            below = store.join("tables", name) if name.endswith(".csv") else name
-            store.put(store.page(study.name, below), store.read(part.key))
+            store.put(store.page(study.name, beside(name)), store.read(part.key))
         print(f"\n{manifest.metrics['table']}\n\n{manifest.metrics['verdict']}\n", flush=True)
         say(f"report: {store.location(store.page(study.name, 'report.html'))}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -45,6 +46,16 @@ class TrialRunner(Protocol):
     def run(self, steps: Sequence[Step], on_end: Callable[[int], None]) -> dict[str, Manifest]: ...
 
 
+@dataclass(frozen=True)
+class Work:
+    """Something that a step had done for it: a stage's shards, by its name, or a `fit`."""
+
+    name: str
+    # Shards; of a fit, 1.
+    parts: int
+    seconds: float
+
+
 @dataclass
 class Context:
     """The world as one step sees it. `inputs` are the manifests of the steps that this one
@@ -62,6 +73,8 @@ class Context:
     interval: float = 10.0
     # What the manifest's provenance says of how this run went.
     notes: dict[str, Any] = field(default_factory=dict)
+    # What workers did for the step, for the record of what they held.
+    work: list[Work] = field(default_factory=list)
 
     @property
     def prefix(self) -> str:
@@ -130,6 +143,7 @@ class Context:
         if missing:
             place = Place(self.device, resources.threads, resources.batch_size, resources.offload)
             worker = ShardWorker(shard_set, rows_of, stages, schema, place)
+            started = time.monotonic()
             with self.progress(total, unit, done) as bar:
                 for summary in (
                     compute_here(worker, missing)
@@ -142,6 +156,8 @@ class Context:
                         f"{count} {reason}" for reason, count in reasons.items()
                     )
                     bar.advance(summary["rows"], f"quarantined: {quarantined}" if reasons else "")
+            if not here:
+                self.work.append(Work(stage_name, len(missing), time.monotonic() - started))
         return shard_set.collect(shards)
 
     def trials(self, steps: Sequence[Step]) -> dict[str, Manifest]:
@@ -205,11 +221,13 @@ class Context:
 
         watcher = threading.Thread(target=watch, daemon=True, name="progress")
         watcher.start()
+        started = time.monotonic()
         try:
             self.runtime.fit(train, context, self.fit_resources)
         finally:
             ended.set()
             watcher.join()
+        self.work.append(Work("fit", 1, time.monotonic() - started))
         return read_result(self.store, work, attempt)
 
 

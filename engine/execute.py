@@ -10,13 +10,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Literal
+from typing import Any, Literal
 
-from engine.context import Context
+from engine.context import Context, Work
 from engine.core.errors import EngineError
 from engine.core.manifest import Manifest, read_manifest, write_manifest
 from engine.core.progress import say
 from engine.core.registry import resolve
+from engine.core.resources import FitResources
 from engine.core.shards import ShardSet
 from engine.core.spec import canonical
 from engine.core.step import Step, upstream
@@ -145,6 +146,7 @@ def run_step(
         if not outdated and (other := read_manifest(store, step)) is not None:
             return other
         raise
+    seconds = time.time() - started
     manifest = Manifest(
         kind=step.kind,
         key=step.key,
@@ -156,7 +158,8 @@ def run_step(
         metrics=dict(result.metrics),
         provenance={
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
-            "seconds": round(time.time() - started, 3),
+            "seconds": round(seconds, 3),
+            "held": held(context.work, seconds, runtime, profile),
             "device": profile.device,
             "python": platform.python_version(),
             "versions": installed_versions(),
@@ -170,6 +173,35 @@ def run_step(
     # Checkpoints of what is done: of a large network, many times its weights.
     clear_work(store, step)
     return written
+
+
+def held(
+    work: Sequence[Work], seconds: float, runtime: Runtime, profile: Profile
+) -> list[dict[str, Any]]:
+    """What a step held of CPUs and GPUs, and for how long, as the profile grants it: a trial its
+    own share, whatever it computes; else each pool and fit what its workers hold, and this process
+    a CPU for the rest of the time."""
+    if runtime.alone and profile.runtime == "ray":
+        return [_holding("trial", 1, profile.trial.cpus, profile.trial.gpus, seconds)]
+    found = []
+    for one in work:
+        each = profile.fit if one.name == "fit" else profile.stage(one.name)
+        workers = each.workers if isinstance(each, FitResources) else min(each.actors, one.parts)
+        gpus = each.gpus
+        if runtime.alone:
+            # This process is the only worker, and has the GPU to itself.
+            workers, gpus = 1, float(profile.device == "cuda" and one.name != "decode")
+        found.append(_holding(one.name, workers, each.cpus, gpus, one.seconds))
+    rest = max(0.0, seconds - sum(one.seconds for one in work))
+    return [*found, _holding("driver", 1, 1.0, 0.0, rest)]
+
+
+def _holding(
+    what: str, workers: int, cpus: float, gpus: float, seconds: float
+) -> dict[str, Any]:
+    """CPUs and GPUs are of each worker."""
+    return {"what": what, "workers": workers, "cpus": cpus, "gpus": gpus,
+            "seconds": round(seconds, 3)}  # fmt: skip
 
 
 @dataclass(frozen=True)

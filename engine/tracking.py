@@ -23,6 +23,7 @@ from engine.core.manifest import Manifest, read_manifest
 from engine.core.spec import digest
 from engine.core.step import Step
 from engine.core.store import Store
+from engine.report.download import beside
 from engine.steps.search import trial_steps
 from engine.study import Study
 
@@ -106,7 +107,9 @@ def _log(
         )
         for part in done["report"].parts if "report" in done else ():
             if "file" in part.tags:
-                (Path(name) / part.tags["file"]).write_bytes(store.read(part.key))
+                file = Path(name) / beside(part.tags["file"])
+                file.parent.mkdir(exist_ok=True)
+                file.write_bytes(store.read(part.key))
         client.log_artifacts(parent, name)
     for trial in trial_steps(search):
         arm, step = trial.arm, trial.step

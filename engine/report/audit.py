@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from PIL import Image
-
 from engine.core.images import decode_own
 from engine.report.download import as_csv, data_url
 from engine.report.page import render
+from engine.report.tile import tile
 
 _SHOWN = 24  # findings of a kind with their pictures
 _LISTED = 20_000  # findings in a CSV
@@ -198,7 +195,9 @@ def shown_images(look: Look) -> set[str]:
 
 def page(look: Look) -> str:
     """The page, self-contained."""
-    tiles = {image_id: _tile(data) for image_id, data in look.pictures.items()}
+    tiles = {
+        image_id: tile(decode_own(data), _TILE) for image_id, data in look.pictures.items()
+    }
     sections = []
     for kind in KINDS:
         held = look.of(kind.name)
@@ -239,16 +238,3 @@ def csv_url(findings: Sequence[Finding]) -> str:
         del values["image_id"]
         entries.append({**values, "score": f"{found.score:.4f}"})
     return data_url(as_csv(entries))
-
-
-def _tile(data: bytes) -> str:
-    """A stored picture as a data URL, at most as large as it is shown."""
-    pixels = decode_own(data)
-    image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-    target = io.BytesIO()
-    if image.width <= 64:
-        image.save(target, "PNG")
-        return f"data:image/png;base64,{base64.b64encode(target.getvalue()).decode()}"
-    image.thumbnail((2 * _TILE, 2 * _TILE))
-    image.save(target, "JPEG", quality=88)
-    return f"data:image/jpeg;base64,{base64.b64encode(target.getvalue()).decode()}"

@@ -31,6 +31,11 @@ def data_url(table: bytes) -> str:
     return f"data:text/csv;charset=utf-8;base64,{base64.b64encode(table).decode()}"
 
 
+def beside(file: str) -> str:
+    """Where a file of a page lies, from the page: what is no page, below `tables`."""
+    return file if file.endswith(".html") else f"tables/{file}"
+
+
 def _cell(value: Any) -> str:
     if value is None:
         return ""

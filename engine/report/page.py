@@ -12,6 +12,13 @@ def duration(hours: float) -> str:
     return f"{hours * 60:.0f} min" if hours < 2 else f"{hours:,.1f} h"
 
 
+def hours(number: float | None) -> str:
+    """A number of hours, small ones too; what is not known is nothing."""
+    if number is None:
+        return ""
+    return f"{number:,.1f}" if number >= 10 else f"{number:.2g}"
+
+
 def points(difference: float, digits: int = 1) -> str:
     """A difference of shares in points, with its sign; nothing has none."""
     text = f"{100 * difference:+.{digits}f}"
@@ -26,5 +33,5 @@ def render(template: str, **values: Any) -> str:
         loader=PackageLoader("engine.report"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"duration": duration, "points": points}
+    environment.filters |= {"duration": duration, "hours": hours, "points": points}
     return environment.get_template(template).render(**values)

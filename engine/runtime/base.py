@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from engine.core.fit import FitContext
 from engine.core.proposals import Halving, Proposals, Rung, Settings
@@ -49,6 +49,9 @@ class Outcome:
 
 class Runtime(Protocol):
     """`stream`, `fit`, `search` and `tune` start what they need; making a runtime costs nothing."""
+
+    # Whether all is done in this process, one thing after the other.
+    alone: ClassVar[bool]
 
     def stream(
         self, worker: Worker, shards: Sequence[Shard], resources: StageResources

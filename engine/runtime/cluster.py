@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from engine.core.errors import EngineError, StudyError
 from engine.core.fit import FitContext
@@ -30,6 +30,8 @@ class RayRuntime:
     address: `local` for a private Ray of this process, else the cluster's (`auto` under `ray job
     submit`).
     """
+
+    alone: ClassVar[bool] = False
 
     def __init__(self, address: str, num_cpus: int | None, *, warn: Callable[[str], None]) -> None:
         self.address, self.num_cpus, self.warn = address, num_cpus, warn

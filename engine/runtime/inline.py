@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from engine.core.errors import in_a_line
 from engine.core.fit import FitContext
@@ -20,6 +20,8 @@ class InlineRuntime:
 
     threads: of a fit; None: as many as its libraries take.
     """
+
+    alone: ClassVar[bool] = True
 
     def __init__(self, threads: int | None = None) -> None:
         self.threads = threads

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,8 @@ import numpy as np
 from engine.context import Context
 from engine.core.manifest import Manifest, read_manifest
 from engine.core.step import Step, upstream
+from engine.core.store import Store
 from engine.steps._evidence import Trained
-from engine.steps._tables import weights_at
 from engine.steps.search import SearchSpec, steps_of
 
 _WORDS = {
@@ -23,7 +24,8 @@ _WORDS = {
     "fidelity": "measuring fidelity", "evaluate": "test",
 }  # fmt: skip
 # Steps that compute on the profile's device.
-_ON_DEVICE = ("embed", "train", "labeler", "measure", "finetune", "generate", "curate", "evaluate")
+_ON_DEVICE = ("embed", "train", "labeler", "measure", "finetune", "generate", "curate", "evaluate",
+              "fidelity")  # fmt: skip
 _MAKING = ("request", "finetune", "generate", "curate")
 
 
@@ -37,31 +39,58 @@ def done_steps(context: Context) -> list[tuple[Step, Manifest]]:
     return sorted(found, key=lambda entry: str(entry[1].provenance["started"]))
 
 
+@dataclass(frozen=True)
+class Hours:
+    """Of some steps: wall-clock time, and what was held meanwhile, CPUs and GPUs times hours. None
+    where a step did not note what it held."""
+
+    wall: float
+    cpu: float | None
+    gpu: float | None
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> Hours:
+        wall, held = manifest.provenance["seconds"] / 3600, manifest.provenance.get("held")
+        if held is None:
+            return cls(wall, None, None)
+        return cls(wall, *(
+            sum(one["workers"] * one[what] * one["seconds"] for one in held) / 3600
+            for what in ("cpus", "gpus")
+        ))  # fmt: skip
+
+    @classmethod
+    def total(cls, every: Sequence[Hours]) -> Hours:
+        known = all(one.cpu is not None for one in every)
+        return cls(
+            sum(one.wall for one in every),
+            sum(one.cpu or 0.0 for one in every) if known else None,
+            sum(one.gpu or 0.0 for one in every) if known else None,
+        )
+
+
 def cost(
     steps: Sequence[tuple[Step, Manifest]], trials: Sequence[Trained], evaluate: Mapping[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
-    """Hours by kind of work and by device, and hours of making images for each point gained."""
+    """Hours by kind of work, and hours of making images for each point gained."""
     timed = [(_kind(step), step, manifest) for step, manifest in steps if step.kind != "search"]
     timed += [("train", one.trial.step, one.manifest) for one in trials]
-    kinds: dict[str, dict[str, Any]] = {}
-    on_device: dict[str, float] = {}
+    kinds: dict[str, list[Manifest]] = {}
     for kind, _, manifest in timed:
-        seconds = float(manifest.provenance["seconds"])
-        entry = kinds.setdefault(
-            kind, {"words": _WORDS.get(kind, kind), "count": 0, "hours": 0.0, "devices": set()}
-        )
-        entry["count"] += 1
-        entry["hours"] += seconds / 3600
-        if kind in _ON_DEVICE:
-            device = str(manifest.provenance.get("device") or "a device that was not noted")
-            entry["devices"].add(device)
-            on_device[device] = on_device.get(device, 0.0) + seconds / 3600
-    for entry in kinds.values():
-        entry["devices"] = ", ".join(sorted(entry["devices"]))
-    rows = [kinds[kind] for kind in _WORDS if kind in kinds]
-    rows += [entry for kind, entry in kinds.items() if kind not in _WORDS]
+        kinds.setdefault(kind, []).append(manifest)
+    order = [*(kind for kind in _WORDS if kind in kinds),
+             *(kind for kind in kinds if kind not in _WORDS)]  # fmt: skip
+    rows = []
+    for kind in order:
+        devices = {str(one.provenance.get("device") or "not noted") for one in kinds[kind]}
+        rows.append(
+            {
+                "words": _WORDS.get(kind, kind), "count": len(kinds[kind]),
+                "hours": Hours.total([Hours.of(one) for one in kinds[kind]]),
+                "devices": ", ".join(sorted(devices)) if kind in _ON_DEVICE else "",
+            }
+        )  # fmt: skip
     return {
-        "rows": rows, "hours": sum(entry["hours"] for entry in rows), "on_device": on_device,
+        "rows": rows, "hours": Hours.total([Hours.of(manifest) for _, _, manifest in timed]),
         "points": per_point(timed, trials, evaluate),
     }  # fmt: skip
 
@@ -74,8 +103,13 @@ def per_point(
     timed: Sequence[tuple[str, Step, Manifest]], trials: Sequence[Trained],
     evaluate: Mapping[str, Any],
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """For each contrast with the baseline, the hours that making its images took, once; and by
-    point, where the gain's interval lies above 0."""
+    """For each contrast with the baseline, what making its images took, once: the whole pool, which
+    is as large as the largest ratio asks, whatever ratio was chosen. And, where the gain's interval
+    lies above 0, the price of a point: at the gain itself, and at both ends of its interval.
+
+    The price is in GPU hours where a GPU was held, else in CPU hours; in hours of wall-clock time
+    where what was held is not known.
+    """
     arms = {one.trial.arm.name: one.trial.arm for one in trials}
     fits = 1 + max(one.trial.fit for one in trials)
     found = []
@@ -83,29 +117,54 @@ def per_point(
         if contrast["against"] != evaluate["baseline"]:
             continue
         generators = arms[contrast["arm"]].generators
-        hours = sum(
-            float(manifest.provenance["seconds"]) / 3600
-            for kind, step, manifest in timed
-            if kind in _MAKING and step.label.split(".")[1] in generators
-        ) / fits  # fmt: skip
-        gained = contrast["word"] == "helps" and contrast["low"] > 0
-        found.append(
-            {
-                "arm": contrast["arm"], "hours": hours,
-                "per_point": hours / (100 * contrast["effect"]["estimate"]) if gained else None,
-            }
+        every = Hours.total(
+            [Hours.of(manifest) for kind, step, manifest in timed
+             if kind in _MAKING and step.label.split(".")[1] in generators]
         )  # fmt: skip
+        unit, hours = "hours", every.wall
+        if every.cpu is not None:
+            unit, hours = ("GPU hours", every.gpu or 0.0) if every.gpu else ("CPU hours", every.cpu)
+        one: dict[str, Any] = {"arm": contrast["arm"], "unit": unit, "hours": hours / fits,
+                               "per_point": None, "least": None, "most": None}  # fmt: skip
+        if contrast["word"] == "helps" and contrast["low"] > 0:
+            ends = {"per_point": contrast["effect"]["estimate"], "least": contrast["high"],
+                    "most": contrast["low"]}  # fmt: skip
+            one |= {name: hours / fits / (100 * gain) for name, gain in ends.items()}
+        found.append(one)
     return found
+
+
+def weights_at(one: Trained) -> str:
+    """Where a classifier's weights lie, below the root of the storage."""
+    held = [part.key for part in one.manifest.parts if part.tags.get("file", "")[:7] == "weights"]
+    return held[0].rpartition("/")[0] if held else ""
+
+
+def network_in_words(classifier: Mapping[str, Any]) -> str:
+    """A classifier's plugin, and of one that starts from a checkpoint its name."""
+    return " ".join(str(classifier[name]) for name in ("name", "model") if classifier.get(name))
+
+
+def composition(store: Store, mix: Step) -> str:
+    """How many real images and how many of which generator an arm trains on."""
+    manifest = read_manifest(store, mix)
+    assert manifest is not None, "what was trained on it is done"
+    real, added = manifest.metrics["real"], manifest.metrics["added"]
+    drawn = ", each class drawn alike" if manifest.spec["oversampled"] else ""
+    told = [f"{real:,} real{drawn}"] if real else []
+    told += [f"{sum(of.values()):,} of {name}" for name, of in added.items()]
+    return " + ".join(told)
 
 
 def weights(
     context: Context, steps: Sequence[tuple[Step, Manifest]], trials: Sequence[Trained],
-    evaluate: Mapping[str, Any], search: SearchSpec,
+    evaluate: Mapping[str, Any], search: SearchSpec, study: str,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Each model that the study trained: what it saw, how long it learnt, how good it is, where its
-    weights lie below the storage's root. Of an arm, the classifier that is best on val."""
+    """Each model that the study trained: the network, what it was trained on, how long it learnt,
+    how good it is, where its weights lie below the storage's root. Of an arm, the classifier that
+    is best on val. study: its name."""
     objective = evaluate["objective"]
-    classifier = context.inputs["search"].spec["classifier"]["name"]
+    classifier = network_in_words(context.inputs["search"].spec["classifier"])
     total = sum(context.inputs["ingest"].metrics["counts"]["train"].values())
     found = []
     for step, manifest in steps:
@@ -114,8 +173,10 @@ def weights(
             loss = manifest.metrics.get("loss")
             found.append(
                 {
-                    "model": step.label, "what": "generator", "images": total,
+                    "model": step.label, "what": f"generator {manifest.spec['generator']['name']}",
+                    "dataset": f"{study}: {total:,} real", "images": total,
                     "steps": manifest.metrics.get("steps"),
+                    "loss": loss,
                     "reached": f"training loss {loss:.4g}" if loss is not None else "",
                     "where": files[0].rpartition("/")[0] if files else "",
                 }
@@ -124,7 +185,8 @@ def weights(
             val = manifest.metrics["val"]
             found.append(
                 {
-                    "model": step.label, "what": manifest.spec["classifier"]["name"],
+                    "model": step.label, "what": network_in_words(manifest.spec["classifier"]),
+                    "dataset": f"{study}: {composition(context.store, step.inputs['mix'])}",
                     "images": manifest.rows, "steps": manifest.spec["training"]["steps"],
                     "val": val.get(objective),
                     "where": files[0].rpartition("/")[0] if files else "",
@@ -137,6 +199,8 @@ def weights(
         found.append(
             {
                 "model": best.trial.step.label, "what": classifier,
+                "dataset": f"{study}, arm {arm}:"
+                           f" {composition(context.store, best.trial.step.inputs['mix'])}",
                 "images": best.manifest.rows, "steps": steps_of(search, best.trial.arm),
                 "kept": best.manifest.metrics["best_step"], "val": max(values),
                 "test": figures["classifiers"][objective][best.trial.number],

@@ -3,48 +3,78 @@ what filters asked."""
 
 from __future__ import annotations
 
-import base64
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from engine.context import Context
 from engine.core import rows
 from engine.core.arrays import pictures
-from engine.core.images import Preprocess, encode
 from engine.core.registry import resolve
+from engine.report.tile import tile
+from engine.steps._evidence import MOST_CLASSES, most_confused, shares
 from engine.steps.generate import first_images
 
-TILES = 8
+TILES = 8  # of a row
+# Of more than a few classes, rows are shorter; and a row is a class of a generator.
+_FEW_CLASSES, _FEW_TILES = 10, 6
+_MOST_CLASSES, _MOST_ROWS = 30, 90
 Tiles = dict[str, list[tuple[str, str]]]
 
 
 def sheets(
-    context: Context, generators: Sequence[str], task: str, preprocess: Preprocess,
-    synthetic: Collection[str],
-) -> list[dict[str, Any]]:  # fmt: skip
-    """Real images of each target class beside kept and dropped ones of each generator."""
+    context: Context, generators: Sequence[str], task: str, side: int, synthetic: Collection[str]
+) -> dict[str, Any]:
+    """Of each class, real images once, and beside them what every generator made of it: kept and
+    dropped. Of many classes those are shown of which most was dropped. side: px of a tile."""
+    tables = {name: curated(context, name) for name in generators}
+    chosen, left_out = shown_classes(tables)
+    count = TILES if len(chosen) <= _FEW_CLASSES else _FEW_TILES
     train = context.inputs["ingest"].keys(split="train")
-    real = first_images(context.store, train, task, TILES)
-    found, shown = [], partial(tile, preprocess=preprocess)
-    for name in generators:
-        kept, dropped = choose_tiles(curated(context, name))
+    real = first_images(context.store, train, task, count)
+    classes: dict[str, dict[str, Any]] = {
+        label: {"label": label, "real": [tile(one, side) for one in real.get(label, [])],
+                "makers": []}
+        for label in chosen
+    }  # fmt: skip
+    for name, table in tables.items():
+        kept, dropped = (
+            {label: of[label][:count] for label in chosen if label in of}
+            for of in choose_tiles(table)
+        )
         wanted = {image_id for ids in [*kept.values(), *dropped.values()] for image_id, _ in ids}
         images = pictures(context.store, generated(context, name), wanted)
-        classes = [
-            {
-                "label": label,
-                "real": [shown(image) for image in real.get(label, [])],
-                "kept": [shown(images[i]) for i, _ in kept.get(label, [])],
-                "dropped": [(shown(images[i]), why) for i, why in dropped.get(label, [])],
-            }
-            for label in sorted({*kept, *dropped})
-        ]
-        found.append({"generator": name, "synthetic": name in synthetic, "classes": classes})
-    return found
+        for label in chosen:
+            if label in kept or label in dropped:
+                classes[label]["makers"].append(
+                    {
+                        "generator": name, "synthetic": name in synthetic,
+                        "kept": [tile(images[i], side) for i, _ in kept.get(label, [])],
+                        "dropped": [(tile(images[i], side), why)
+                                    for i, why in dropped.get(label, [])],
+                    }
+                )  # fmt: skip
+    return {"classes": list(classes.values()), "left_out": left_out}
+
+
+def shown_classes(tables: Mapping[str, pa.Table]) -> tuple[list[str], int]:
+    """The classes whose images a page has room for, and how many others there are. tables: of each
+    generator, as `curated` gives them."""
+    dropped: Counter[str] = Counter()
+    for table in tables.values():
+        dropped.update(dict.fromkeys(table[rows.LABEL_INTENDED].to_pylist(), 0))
+        dropped.update(dict.fromkeys(table.filter(table[rows.KEPT])[rows.LABEL].to_pylist(), 0))
+        dropped.update(
+            table.filter(pc.invert(table[rows.KEPT]))[rows.LABEL_INTENDED].to_pylist()
+        )
+    most = min(_MOST_CLASSES, max(1, _MOST_ROWS // max(1, len(tables))))
+    # A sort keeps the order of equals: by name.
+    worst = sorted(sorted(dropped), key=lambda label: -dropped[label])
+    return sorted(worst[:most]), len(worst[most:])
 
 
 def choose_tiles(table: pa.Table) -> tuple[Tiles, Tiles]:
@@ -65,7 +95,7 @@ def choose_tiles(table: pa.Table) -> tuple[Tiles, Tiles]:
 
 
 def closest(
-    context: Context, generators: Sequence[str], preprocess: Preprocess
+    context: Context, generators: Sequence[str], side: int
 ) -> list[dict[str, Any]]:
     """Of each generator whose images were held against train one by one: those that came closest,
     each beside the training image."""
@@ -89,8 +119,9 @@ def closest(
                     "generator": name,
                     "pairs": [
                         {
-                            "made": tile(made[image_id], preprocess),
-                            "real": tile(real[of], preprocess), "distance": far, "label": label,
+                            "made": tile(made[image_id], side),
+                            "image_id": image_id, "nearest": of,
+                            "real": tile(real[of], side), "distance": far, "label": label,
                             "dropped": reason == told["name"],
                         }
                         for image_id, of, far, label, reason in zip(
@@ -141,6 +172,21 @@ def filters_told(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, list[dic
     return found
 
 
+def labels_seen(
+    metrics: Mapping[str, Mapping[str, Any]], classes: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Of each generator whose images a labeler looked at, what was asked for and what it saw: the
+    whole matrix of few classes, and of many the pairs that differ most often."""
+    found = {}
+    for name, held in metrics.items():
+        if "labeler" in held:
+            matrix = np.asarray(held["labeler"]["confusion"])
+            few = len(classes) <= MOST_CLASSES
+            found[name] = {"cells": shares(matrix) if few else [],
+                           "pairs": [] if few else most_confused(matrix, classes)}  # fmt: skip
+    return found
+
+
 def curated(context: Context, name: str) -> pa.Table:
     """Every image of a generator, kept or not."""
     keys = context.inputs[f"curate.{name}"].keys(table="curated")
@@ -151,9 +197,3 @@ def generated(context: Context, name: str) -> list[str]:
     """Keys of the parts that hold a generator's pictures."""
     parts = context.inputs[f"generate.{name}"].parts
     return [part.key for part in parts if "label" in part.tags]
-
-
-def tile(image: np.ndarray, preprocess: Preprocess) -> str:
-    """An image as a data URL, at most as large as it is shown."""
-    data = encode(image, preprocess.model_copy(update={"codec": "png"}))
-    return f"data:image/png;base64,{base64.b64encode(data).decode()}"

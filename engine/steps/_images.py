@@ -90,7 +90,7 @@ def scatter(context: Context, spec: Any, classes: Sequence[str]) -> list[dict[st
         told = [f"{names[row]}, {'synthetic' if synthetic[row] else 'real'}" for row in chosen]
         planes = [
             {
-                "method": method,
+                "method": method, "points": points.tolist(),
                 "svg": plots.scatter(
                     [tuple(point) for point in points.tolist()], numbers, made_of, told
                 ),
@@ -105,6 +105,8 @@ def scatter(context: Context, spec: Any, classes: Sequence[str]) -> list[dict[st
         found.append(
             {
                 "generator": name, "planes": planes,
+                "ids": [every[row] for row in chosen], "labels": [names[row] for row in chosen],
+                "synthetic": made_of,
                 "sheet": sheet([images[every[row]] for row in chosen],
                                _PICTURES // len(spec.generators)),
                 "real": int((~synthetic[chosen]).sum()), "made": int(synthetic[chosen].sum()),

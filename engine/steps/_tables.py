@@ -5,30 +5,87 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from engine.core import rows
+from engine.core.manifest import Manifest
+from engine.core.step import Step
+from engine.metrics.significance import paired_t
 from engine.report.download import as_csv
 from engine.report.table import Row
+from engine.steps._cost import Hours, weights_at
 from engine.steps._evidence import FIGURES, Trained, val_confusion
-from engine.steps.search import SearchSpec, steps_of
+from engine.steps.search import SearchSpec, replicates, steps_of
 
 Entries = list[dict[str, Any]]
 
 
-def all_tables(
-    table: Sequence[Row], evaluate: Mapping[str, Any], search: SearchSpec,
-    trials: Sequence[Trained], told: Sequence[Sequence[Mapping[str, float]]],
-    classes: Sequence[str],
-) -> dict[str, bytes]:  # fmt: skip
-    """Encoded CSV by name. told: the history of each trial."""
-    found = {
+def comparison_tables(
+    table: Sequence[Row], search_table: Sequence[Mapping[str, Any]], search: SearchSpec,
+    evaluate: Mapping[str, Any], trials: Sequence[Trained],
+    told: Sequence[Sequence[Mapping[str, float]]], classes: Sequence[str],
+) -> dict[str, Entries]:  # fmt: skip
+    """Of the comparison, by name. search_table: rows of search's trials. told: the history of each
+    trial."""
+    return {
         "arms": arms(table, evaluate),
         "contrasts": contrasts(evaluate),
         "classes": per_class(evaluate, trials, classes),
         "trials": of_trials(evaluate, search, trials),
         "history": history(search, trials, told),
         "confusion": list(confusion(evaluate, trials, classes)),
-    }
-    return {f"{name}.csv": as_csv(entries) for name, entries in found.items()}
+        "ratios": ratios(search_table, evaluate["objective"], search.generator_fits),
+        "saturation": [
+            {"family": family, **{name: point[name] for name in ("ratio", "low", "high")}}
+            for family, point in evaluate["saturation"].items()
+        ],
+        "budget": budget(evaluate),
+        "reliability": [
+            {"arm": arm, **{name: one[name] for name in ("confidence", "accuracy", "images")}}
+            for arm, figures in evaluate["arms"].items() for one in figures["reliability"]
+        ],
+    }  # fmt: skip
+
+
+def record_tables(
+    weights: Sequence[Mapping[str, Any]], cost: Mapping[str, Any], objective: str,
+    steps: Sequence[tuple[Step, Manifest]],
+) -> dict[str, Entries]:  # fmt: skip
+    """Of what the study left and what it took. weights, cost: as the page has them."""
+    return {
+        "weights": [
+            {"model": one["model"], "network": one["what"], "trained_on": one["dataset"],
+             "images": one["images"], "steps": one["steps"], "best_step": one.get("kept"),
+             "objective": objective if "val" in one else None, "val": one.get("val"),
+             "test": one.get("test"), "best_of": one.get("of"), "loss": one.get("loss"),
+             "where": one["where"]}
+            for one in weights
+        ],
+        "cost": [{"work": row["words"], "steps": row["count"], **hours_of(row["hours"]),
+                  "devices": row["devices"]} for row in cost["rows"]],
+        "prices": [
+            {"arm": one["arm"], "unit": one["unit"], "images_took": one["hours"],
+             "per_point": one["per_point"], "per_point_least": one["least"],
+             "per_point_most": one["most"]}
+            for one in cost["points"]
+        ],
+        "steps": [
+            {"step": step.label, "kind": step.kind, "key": step.key, "rows": manifest.rows,
+             "started": manifest.provenance["started"],
+             "seconds": manifest.provenance["seconds"],
+             "device": manifest.provenance.get("device"), **hours_of(Hours.of(manifest))}
+            for step, manifest in steps
+        ],
+    }  # fmt: skip
+
+
+def as_files(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, bytes]:
+    """Encoded CSV by the file's name, of the tables that have rows."""
+    return {f"{name}.csv": as_csv(entries) for name, entries in tables.items() if entries}
+
+
+def hours_of(hours: Hours) -> dict[str, float | None]:
+    return {"wall_hours": hours.wall, "cpu_hours": hours.cpu, "gpu_hours": hours.gpu}
 
 
 def arms(table: Sequence[Row], evaluate: Mapping[str, Any]) -> Entries:
@@ -88,14 +145,18 @@ def per_class(
             classifiers = len(figures["classifiers"]["accuracy"])
             entry = {
                 "arm": arm, "class": name, "training_images": images[arm].get(name, 0),
-                "test_images": held.pop("images") // classifiers, **held,
+                "test_images": held.pop("images") // classifiers,
                 "f1_mean": of["mean"], "f1_low": of["low"], "f1_high": of["high"],
+                # The first three of one confusion of all classifiers, areas the mean of theirs.
+                **{f"{key}_pooled": held.pop(key) for key in ("precision", "recall", "f1")},
+                **{f"{key}_mean": value for key, value in held.items()},
             }  # fmt: skip
             if arm in gains:
-                gain = gains[arm]["recall_gain"][number]
-                entry |= {"recall_gain_against": gains[arm]["against"],
-                          "recall_gain": gain["mean"], "recall_gain_low": gain["low"],
-                          "recall_gain_high": gain["high"]}  # fmt: skip
+                entry["recall_gain_against"] = gains[arm]["against"]
+                for key in ("recall_gain", "recall_gain_to_real"):
+                    gain = gains[arm][key][number]
+                    entry |= {key: gain["mean"], f"{key}_low": gain["low"],
+                              f"{key}_high": gain["high"]}  # fmt: skip
             found.append(entry)
     return found
 
@@ -112,7 +173,8 @@ def of_trials(
             "training_images": manifest.rows, "steps": steps_of(search, arm),
             "best_step": manifest.metrics["best_step"],
             "seconds": manifest.provenance["seconds"],
-            "device": manifest.provenance.get("device"), "weights": weights_at(one),
+            "device": manifest.provenance.get("device"), **hours_of(Hours.of(manifest)),
+            "weights": weights_at(one),
         }  # fmt: skip
         val = manifest.metrics["val"]
         entry |= {f"val_{name}": val.get(name) for name in FIGURES}
@@ -128,10 +190,37 @@ def named(one: Trained) -> dict[str, Any]:
             rows.SEED: one.trial.number}  # fmt: skip
 
 
-def weights_at(one: Trained) -> str:
-    """Where a classifier's weights lie, below the root of the storage."""
-    held = [part.key for part in one.manifest.parts if part.tags.get("file", "")[:7] == "weights"]
-    return held[0].rpartition("/")[0] if held else ""
+def ratios(
+    trials: Sequence[Mapping[str, Any]], objective: str, generator_fits: int
+) -> Entries:
+    """A row for each arm: the objective on val, as the curve shows it against the ratio. trials:
+    rows of search's table."""
+    values: dict[str, list[float]] = {}
+    of_arm: dict[str, Mapping[str, Any]] = {}
+    for row in trials:
+        of_arm.setdefault(row[rows.ARM], row)
+        values.setdefault(row[rows.ARM], []).append(row[objective])
+    found = []
+    for arm, row in of_arm.items():
+        held = replicates(np.asarray(values[arm]), generator_fits)
+        interval = paired_t(held.tolist())
+        found.append(
+            {
+                "arm": arm, "family": row["family"], "ratio": row[rows.RATIO], "role": row["role"],
+                "objective": objective, "val_mean": interval.estimate, "val_low": interval.low,
+                "val_high": interval.high, "replicates": len(held),
+            }
+        )  # fmt: skip
+    return found
+
+
+def budget(evaluate: Mapping[str, Any]) -> Entries:
+    """What twice the steps do to real images, on test."""
+    effect = evaluate["budget"]
+    if effect is None:
+        return []
+    return [{"arm": "real_double", "against": "real", "difference": effect["estimate"],
+             "low": effect["low"], "high": effect["high"]}]  # fmt: skip
 
 
 def history(

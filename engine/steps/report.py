@@ -19,12 +19,12 @@ from engine.core.spec import Spec
 from engine.core.step import Step
 from engine.metrics.significance import paired_t
 from engine.report import plots
-from engine.report.download import data_url
+from engine.report.download import beside, data_url
 from engine.report.page import render
 from engine.report.table import STARS, as_text, comparison, stars
 from engine.steps import StepKind
 from engine.steps._cost import cost, done_steps, weights
-from engine.steps._curated import closest, filters_told, sheets, words
+from engine.steps._curated import closest, filters_told, labels_seen, sheets, words
 from engine.steps._evidence import (
     FIGURES,
     MOST_CLASSES,
@@ -38,17 +38,18 @@ from engine.steps._evidence import (
     legend_of,
     reduced,
     reliability,
-    shares,
     trained,
 )
 from engine.steps._fidelity import fidelity_tables
+from engine.steps._image_tables import image_tables
 from engine.steps._images import image_warnings, probes, scatter
 from engine.steps._methods import methods, not_known
-from engine.steps._tables import all_tables
+from engine.steps._tables import as_files, comparison_tables, record_tables
 from engine.steps.search import SearchSpec, replicates
 
 _TILE = 52  # px
-_LINKED = 400_000  # bytes of a table that the page itself holds
+_LINKED = 150_000  # bytes of a table that the page itself holds
+PREDICTIONS = "predictions.parquet"
 
 
 class ReportSpec(Spec):
@@ -62,7 +63,7 @@ class ReportSpec(Spec):
 
 
 class Report(StepKind):
-    version: ClassVar[int] = 6
+    version: ClassVar[int] = 7
     Spec: ClassVar[type[Spec]] = ReportSpec
     summary: ClassVar[str] = "write the page"
 
@@ -80,11 +81,26 @@ class Report(StepKind):
         families = dict.fromkeys([*spec.generators, *compared, *trials["family"].to_pylist()])
         colours = {name: number % 10 for number, name in enumerate(families)}
         curated = {name: context.inputs[f"curate.{name}"].metrics for name in spec.generators}
+        # Small pictures at a whole multiple of their size, with their pixels to be seen.
+        side = _TILE // spec.preprocess.size * spec.preprocess.size or _TILE
         probed = probes(context, spec, classes)
         models = trained(context)
         told = histories(context, models)
         steps = done_steps(context)
-        tables = all_tables(table, evaluate, search_step, models, told, classes)
+        planes = scatter(context, spec, classes)
+        nearest = closest(context, spec.generators, side)
+        saved = weights(context, steps, models, evaluate, search_step, spec.study["name"])
+        hours = cost(steps, models, evaluate)
+        wanted = needed(context)
+        tables = as_files(
+            comparison_tables(
+                table, trials.to_pylist(), search_step, evaluate, models, told, classes
+            )
+            | image_tables(
+                context.inputs, wanted, probed, planes, nearest, reduced(context), classes
+            )
+            | record_tables(saved, hours, evaluate["objective"], steps)
+        )
         page = render(
             "report.html",
             name=spec.study["name"], preprocess=spec.preprocess, classes=classes,
@@ -94,7 +110,7 @@ class Report(StepKind):
             replicates="generator fits" if search_spec["generator_fits"] > 1 else "seeds",
             study_margin=context.inputs["evaluate"].spec["settings"]["margin"],
             arm_notes=arm_notes(search_spec["arms"]), stars=STARS, starred=stars,
-            figures=figures_table(evaluate), tables=links(tables),
+            figures=figures_table(evaluate), tables=links(tables, PREDICTIONS),
             curve=ratio_curve(trials, search, search_spec["generator_fits"], colours),
             recalls=recall_plots(evaluate, classes, colours), forests=forests(evaluate, classes),
             main=legend_of(evaluate, colours), reliability=reliability(evaluate, colours),
@@ -102,22 +118,20 @@ class Report(StepKind):
             curves=curves(evaluate, models, told, colours),
             most_classes=MOST_CLASSES, confusions=confusions(evaluate, models, classes),
             reduced=reduced(context),
-            sheets=sheets(context, spec.generators, spec.task, spec.preprocess, compared),
-            closest=closest(context, spec.generators, spec.preprocess),
+            sheets=sheets(context, spec.generators, spec.task, side, compared),
+            closest=nearest,
             funnels=curated, reasons=words(curated), filters=filters_told(curated),
-            seen={name: shares(held["labeler"]["confusion"])
-                  for name, held in curated.items() if "labeler" in held},
-            scatter=scatter(context, spec, classes), probes=probed,
+            seen=labels_seen(curated, classes),
+            scatter=planes, probes=probed,
             fidelity=fidelity_tables(context, spec.generators),
             warnings=image_warnings(probed, curated, spec),
-            needed=needed(context), seeds_used=[int(seed) for seed in search_spec["seeds"]],
+            needed=wanted, seeds_used=[int(seed) for seed in search_spec["seeds"]],
             study_seed=spec.study["seed"], engine=__version__, python=provenance["python"],
-            # Small pictures at a whole multiple of their size, with their pixels to be seen.
-            tile=_TILE // spec.preprocess.size * spec.preprocess.size or _TILE,
+            tile=side,
             small=spec.preprocess.size <= _TILE // 2,
             only_some=spec.target_classes != "all", targets=spec.target_classes,
-            weights=weights(context, steps, models, evaluate, search_step),
-            cost=cost(steps, models, evaluate),
+            weights=saved,
+            cost=hours,
             methods=methods(
                 spec.study, ingest, search_spec, search, evaluate, provenance["versions"],
                 __version__,
@@ -131,6 +145,10 @@ class Report(StepKind):
         for name, encoded in tables.items():
             stem, _, suffix = name.partition(".")
             parts.append(context.file(stem, suffix, encoded, file=name))
+        # What evaluate wrote, under a name for people.
+        (predictions,) = (part for part in context.inputs["evaluate"].parts
+                          if part.tags.get("table") == "predictions")  # fmt: skip
+        parts.append(predictions.model_copy(update={"tags": {"file": PREDICTIONS}}))
         return Result(
             parts, len(table),
             {
@@ -141,13 +159,14 @@ class Report(StepKind):
         )  # fmt: skip
 
 
-def links(tables: Mapping[str, bytes]) -> list[tuple[str, str]]:
-    """Names of tables and where each is: in the page, or beside it where it is large."""
-    beside = "tables/{}"
-    return [
-        (name, data_url(encoded) if len(encoded) <= _LINKED else beside.format(name))
+def links(tables: Mapping[str, bytes], *others: str) -> list[tuple[str, str]]:
+    """Names of tables and where each is: in the page, or beside it where it is large, as others
+    are."""
+    found = [
+        (name, data_url(encoded) if len(encoded) <= _LINKED else beside(name))
         for name, encoded in tables.items()
     ]
+    return found + [(name, beside(name)) for name in others]
 
 
 def step_told(step: Step, manifest: Manifest) -> dict[str, Any]:

@@ -115,50 +115,88 @@ def trained(
     return Trained(Trial(made, fit, fit, step), manifest("train", seconds, val=val), {"a": 1})
 
 
-def manifest(kind: str, seconds: float, **metrics: Any) -> Manifest:
+def manifest(
+    kind: str, seconds: float, held: tuple[tuple[int, float, float], ...] | None = None,
+    **metrics: Any,
+) -> Manifest:  # fmt: skip
+    """held: workers, and CPUs and GPUs of each; or one with a CPU and a quarter of a GPU."""
+    told = ((1, 1.0, 0.25),) if held is None else held
     return Manifest(
         kind=kind, key="k", label=kind, spec={}, inputs={}, parts=(), rows=1, metrics=metrics,
-        provenance={"seconds": seconds, "device": "cuda", "started": "2026"},
+        provenance={
+            "seconds": seconds, "device": "cuda", "started": "2026",
+            "held": [{"workers": workers, "cpus": cpus, "gpus": gpus, "seconds": seconds}
+                     for workers, cpus, gpus in told],
+        },
     )  # fmt: skip
 
 
-def timed(label: str, seconds: float) -> tuple[Any, Manifest]:
+def timed(
+    label: str, seconds: float, held: tuple[tuple[int, float, float], ...] | None = None
+) -> tuple[Any, Manifest]:
     kind = label.split(".")[0]
-    return Step(kind, label, Spec(), {}, {}), manifest(kind, seconds)
+    return Step(kind, label, Spec(), {}, {}), manifest(kind, seconds, held)
 
 
 def test_hours_are_added_up_and_trainings_are_not_counted_twice() -> None:
-    steps = [timed("ingest", 36), timed("finetune.g", 3600), timed("finetune.h", 3600),
-             timed("search", 9999)]  # fmt: skip
+    steps = [timed("ingest", 36), timed("finetune.g", 3600, ((4, 2.0, 1.0), (1, 1.0, 0.0))),
+             timed("finetune.h", 3600), timed("search", 9999), timed("fidelity.g", 36)]  # fmt: skip
     trials = [trained("real", (), 1800), trained("g x1", ("g",), 1800)]
     found = cost(steps, trials, {"contrasts": [], "baseline": "real"})
-    assert found["hours"] == pytest.approx(0.01 + 2 + 1)
-    assert found["on_device"] == pytest.approx({"cuda": 3.0})
-    assert {row["words"]: row["count"] for row in found["rows"]} == {
-        "taking the data in": 1, "training generators": 2,
+    assert found["hours"].wall == pytest.approx(0.01 + 2 + 1 + 0.01)
+    rows = {row["words"]: row for row in found["rows"]}
+    assert {words: row["count"] for words, row in rows.items()} == {
+        "taking the data in": 1, "training generators": 2, "measuring fidelity": 1,
         "training classifiers of the comparison": 2,
     }  # fmt: skip
+    # Four workers with two CPUs and a GPU each, and the driver; one with a quarter of a GPU.
+    made = rows["training generators"]["hours"]
+    assert (made.wall, made.cpu, made.gpu) == pytest.approx((2.0, 9.0 + 1.0, 4.0 + 0.25))
+    assert rows["training classifiers of the comparison"]["hours"].gpu == pytest.approx(0.25)
+    assert rows["measuring fidelity"]["devices"] == "cuda"
+    assert rows["taking the data in"]["devices"] == ""
 
 
-def test_a_point_has_a_price_where_it_was_gained() -> None:
-    steps = [timed("finetune.g", 3600), timed("generate.g", 3600), timed("finetune.g.fit1", 3600),
-             timed("finetune.h", 7200)]  # fmt: skip
+def test_what_a_step_did_not_note_is_no_hour_of_nothing() -> None:
+    (step, done), *rest = [timed("finetune.g", 3600), timed("generate.g", 3600)]
+    del done.provenance["held"]
+    found = cost([(step, done), *rest], [trained("g x1", ("g",), 1)],
+                 {"contrasts": [], "baseline": "real"})  # fmt: skip
+    rows = {row["words"]: row["hours"] for row in found["rows"]}
+    assert rows["training generators"].gpu is None
+    assert rows["generating images"].gpu == pytest.approx(0.25)
+    assert (found["hours"].cpu, found["hours"].gpu) == (None, None)
+    assert found["hours"].wall > 2
+
+
+@pytest.mark.parametrize(
+    ("gpus", "unit", "hours"), [(2.0, "GPU hours", 3.0), (0.0, "CPU hours", 6.0)]
+)
+def test_a_point_has_a_price_where_it_was_gained(gpus: float, unit: str, hours: float) -> None:
+    held = ((1, 4.0, gpus),)
+    steps = [timed("finetune.g", 3600, held), timed("generate.g", 3600, held),
+             timed("finetune.g.fit1", 3600, held), timed("finetune.h", 7200, held)]  # fmt: skip
     trials = [trained("g x1", ("g",), 1, fit) for fit in (0, 1)]
-    contrast = {"arm": "g x1", "against": "real", "word": "helps", "low": 0.01,
+    contrast = {"arm": "g x1", "against": "real", "word": "helps", "low": 0.01, "high": 0.06,
                 "effect": {"estimate": 0.03}}  # fmt: skip
     asked = [(step.kind, step, done) for step, done in steps]
-    for word, low, want in (("helps", 0.01, 0.5), ("undecided", -0.01, None)):
+    for word, low, gained in (("helps", 0.01, True), ("undecided", -0.01, False)):
         evaluate = {"baseline": "real", "contrasts": [{**contrast, "word": word, "low": low}]}
         (found,) = per_point(asked, trials, evaluate)
-        assert found["hours"] == pytest.approx(1.5)  # of two fits, one
-        assert found["per_point"] == (want and pytest.approx(want))
+        assert (found["unit"], found["hours"]) == (unit, pytest.approx(hours))  # of two fits, one
+        # Dear where the gain is at the low end of its interval.
+        want = {"per_point": hours / 3, "least": hours / 6, "most": hours / 1}
+        assert {name: found[name] for name in want} == (
+            pytest.approx(want) if gained else dict.fromkeys(want)
+        )
 
 
 def test_a_large_table_stands_beside_the_page() -> None:
-    small, large = as_csv([{"a": 1}]), as_csv([{"a": "x" * 500_000}])
-    (_, inside), (_, beside) = links({"small.csv": small, "large.csv": large})
+    small, large = as_csv([{"a": 1}]), as_csv([{"a": "x" * 200_000}])
+    (_, inside), *others = links({"small.csv": small, "large.csv": large}, "other.parquet")
     assert inside.startswith("data:text/csv")
-    assert beside == "tables/large.csv"
+    assert others == [("large.csv", "tables/large.csv"),
+                      ("other.parquet", "tables/other.parquet")]  # fmt: skip
 
 
 def study(**fields: Any) -> dict[str, Any]:

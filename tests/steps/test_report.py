@@ -16,11 +16,15 @@ import pytest
 from PIL import Image
 
 from engine.cli import show_report
+from engine.core.manifest import Manifest
+from engine.core.step import upstream
 from engine.core.store import Store
 from engine.execute import execute
 from engine.plan import named, plan
 from engine.profile import Profile
 from engine.runtime.inline import InlineRuntime
+from engine.steps._image_tables import fidelity as fidelity_rows
+from engine.steps._image_tables import pools
 from engine.study import Study
 
 
@@ -61,8 +65,11 @@ def test_the_page_is_whole_and_needs_no_network(bars_study, store: Store, profil
     # One of its own, for pictures of points; without it the page says all that it says.
     assert [attributes for tag, attributes in tags.found if tag == "script"] == [{}]
     for _, attributes in tags.found:
-        for name in ("src", "href"):
-            assert (attributes.get(name) or "data:").startswith("data:")
+        assert (attributes.get("src") or "data:").startswith("data:")
+        # What is too large for the page lies beside it, and the page says so.
+        where = attributes.get("href") or "data:"
+        assert where.startswith("data:") or where == "tables/predictions.parquet"
+    assert "predictions.parquet</a> (beside the page)" in page
     assert not re.findall(r"url\(|@import|https?://", page)
     order = [
         "All arms", "Each comparison", "Every figure", "How many to add", "Each class",
@@ -145,6 +152,33 @@ def test_every_point_of_an_embedding_has_its_picture(bars_study, store, profile)
         assert title.startswith("across" if across else "down")
 
 
+def test_of_many_classes_a_page_shows_some_and_says_so(
+    toy_study, image_folder, store, profile
+) -> None:
+    names = [f"k{number:02d}" for number in range(32)]
+    real = image_folder(dict.fromkeys(names, 12), "real", side=16)
+    # What was made of the first class is of the second.
+    shutil.copytree(real, made := real.parent / "made")
+    shutil.rmtree(made / "k00")
+    shutil.copytree(made / "k01", made / "k00")
+    reader = {"name": "imagefolder", "root": str(made)}
+    study = toy_study(
+        real, split={"group": "none", "test": 0.3}, classifier={"name": "small", "channels": [8]},
+        generators={"more": {"name": "folder", "reader": reader}}, request={"ratio": 1},
+        training={"steps": 2, "batch_size": 8, "evaluate_every": 2},
+        search={"ratios": [0.5], "seeds": 2}, evaluate={"bootstrap_draws": 200},
+        curate={"labeler": {"name": "knn", "k": 1}, "filters": ["blank"], "max_rounds": 3},
+        fidelity={"enabled": False}, audit={"on_leak": "drop"},
+    )  # fmt: skip
+    page = page_of(study, store, profile)
+    assert 'class="matrix"' not in page
+    assert "<tr><th>asked for</th>" in page
+    assert "<tr><th>true</th>" in page
+    assert "The 30 classes of which most was dropped; 2 more are not shown." in page
+    assert page.count('<div class="class">') == 30
+    assert "colours are classes, and repeat after ten" in page
+
+
 def sheet_of(page: str) -> tuple[str, int, int]:
     (found,) = re.findall(r'data-side="(\d+)" data-columns="(\d+)"', page)
     (url,) = re.findall(r'<img class="sheet" hidden src="([^"]+)"', page)
@@ -163,7 +197,11 @@ def test_tables_stand_in_the_page_and_beside_it(bars_study, store, profile) -> N
     )  # fmt: skip
     links = dict(re.findall(r'<a href="data:text/csv[^,]*,([^"]+)" download="toy-([^"]+)"', page))
     assert sorted(links.values()) == [
-        "arms.csv", "classes.csv", "confusion.csv", "contrasts.csv", "history.csv", "trials.csv"
+        "arms.csv", "budget.csv", "classes.csv", "closest.csv", "confusion.csv", "contrasts.csv",
+        "cost.csv", "embedding.csv", "fidelity.csv", "filters.csv", "funnel.csv", "history.csv",
+        "limits.csv", "prices.csv", "probes.csv", "ratios.csv", "reliability.csv",
+        "saturation.csv", "seen.csv",
+        "steps.csv", "trials.csv", "weights.csv",
     ]  # fmt: skip
     show_report(study, steps, store, manifests)
     tables = {}
@@ -198,3 +236,111 @@ def test_tables_stand_in_the_page_and_beside_it(bars_study, store, profile) -> N
     gain = metrics["contrasts"][0]["recall_gain"][1]
     assert float(down["recall_gain"]) == pytest.approx(gain["mean"], rel=1e-5)
     assert int(down["training_images"]) > 17  # real and added
+    # Of all classifiers together, and the mean of replicates: two figures, two names.
+    assert {"f1_pooled", "f1_mean", "roc_auc_mean"} <= set(down)
+    assert "f1" not in down
+    to_real = metrics["contrasts"][0]["recall_gain_to_real"][1]
+    assert float(down["recall_gain_to_real"]) == pytest.approx(to_real["mean"], rel=1e-5)
+
+
+def test_every_figure_of_the_page_stands_in_a_table(bars_study, store, profile) -> None:
+    study = bars_study()
+    steps = plan(study)
+    manifests = execute(steps, store, InlineRuntime(), profile)
+    report, evaluate, search, curate, fidelity, generate = (
+        manifests[named(steps, kind)[0].key]
+        for kind in ("report", "evaluate", "search", "curate", "fidelity", "generate")
+    )
+
+    def table(name: str) -> list[dict[str, str]]:
+        (key,) = report.keys(file=f"{name}.csv")
+        return list(csv.DictReader(io.StringIO(store.read(key).decode())))
+
+    def close(text: str, value: float) -> bool:
+        return float(text) == pytest.approx(value, rel=1e-5)
+
+    for row in table("ratios"):
+        assert close(row["val_mean"], search.metrics["arms"][row["arm"]]["mean"])
+        assert float(row["val_low"]) <= float(row["val_mean"]) <= float(row["val_high"])
+        assert row["replicates"] == "2"
+    (point,) = table("saturation")
+    assert close(point["low"], evaluate.metrics["saturation"]["more"]["low"])
+    (twice,) = table("budget")
+    assert close(twice["difference"], evaluate.metrics["budget"]["estimate"])
+    bins = [row for row in table("reliability") if row["arm"] == "real"]
+    assert sum(int(row["images"]) for row in bins) == 2 * evaluate.metrics["test"]["images"]
+
+    (funnel,) = table("funnel")
+    made = curate.metrics["funnel"]["down"]
+    assert [int(funnel[name]) for name in ("requested", "kept")] == [made["requested"],
+                                                                     made["kept"]]  # fmt: skip
+    assert int(funnel["needed"]) > 0
+    assert [row["filter"] for row in table("filters")] == ["agreement", "copies"]
+    told = {one["name"]: one["limits"] for one in curate.metrics["filters"]}
+    for row in table("limits"):
+        limit = told[row["filter"]][row["limit"]]
+        assert close(row["value"], limit[row["class"]] if row["class"] else limit)
+    asked = table("seen")
+    assert {row["asked_for"] for row in asked} == {"down"}
+    assert sum(int(row["images"]) for row in asked) == made["generated"]
+    assert sum(float(row["share_of_asked"]) for row in asked) == pytest.approx(1)
+
+    scopes = {"all" if len(scope["classes"]) > 1 else scope["classes"][0]: scope
+              for scope in fidelity.metrics["scopes"]}  # fmt: skip
+    assert {row["scope"] for row in table("fidelity")} == set(scopes)
+    ids = set(images_of(store, generate)) | set(images_of(store, manifests[steps[0].key]))
+    drawn = table("embedding")
+    assert {row["source"] for row in drawn} == {"real", "more"}
+    for row in drawn:
+        assert row["image_id"] in ids
+        places = [float(row[f"{of}_{axis}"]) for of in ("pca", "tsne") for axis in "xy"]
+        assert np.isfinite(places).all()
+    for row in table("closest"):
+        assert {row["image_id"], row["nearest_training_image"]} <= ids
+
+    (page,) = named(steps, "report")
+    assert {row["key"] for row in table("steps")} == {
+        step.key for step in upstream(list(page.inputs.values()))
+    }
+    wall = sum(float(row["wall_hours"]) for row in table("cost"))
+    assert wall > 0
+    assert all(float(row["cpu_hours"]) > 0 for row in table("trials"))
+    (best,) = (row for row in table("weights") if row["trained_on"].startswith("toy, arm more"))
+    assert re.fullmatch(r"toy, arm more x[12]: \d+ real \+ \d+ of more", best["trained_on"])
+    assert store.listing(best["where"])
+    # The probabilities are what evaluate wrote, and are not written twice.
+    (predictions,) = report.keys(file="predictions.parquet")
+    assert predictions == evaluate.keys(table="predictions")[0]
+
+
+def images_of(store: Store, manifest: Manifest) -> list[str]:
+    keys = [part.key for part in manifest.parts if part.tags.keys() & {"label", "split"}]
+    return [i for table in store.tables(keys, ["image_id"]) for i in table["image_id"].to_pylist()]
+
+
+def test_a_row_for_every_set_of_images_with_the_ends_of_its_intervals() -> None:
+    real = {"n": 40, "frechet": 0.5, "kernel": [0.1, 0.05, 0.2], "near": None}
+    scopes = [
+        {"classes": ["a", "b"], "val": 50, "few": "", "sets": {
+            "kept": {**real, "vendi": 3.0, "sampled": 30}, "real": {"n": 9}}, "floor": {
+            "kept": {**real, "n": 9}}},
+        {"classes": ["a"], "val": 3, "few": "3 in val", "sets": {}},
+    ]  # fmt: skip
+    manifest = Manifest(
+        kind="fidelity", key="k", label="fidelity.g", spec={"embedder": {"name": "dino"}},
+        inputs={}, parts=(), rows=1, metrics={"scopes": scopes}, provenance={},
+    )  # fmt: skip
+    inputs = dict.fromkeys(("curate.g", "fidelity.g", "fidelity.g.fit1"), manifest)
+    held = pools(inputs, "fidelity")
+    assert [(pool.generator, pool.fit) for pool in held] == [("g", 0), ("g", 1)]
+    whole, real_row, floor, few, *second = fidelity_rows(held)
+    assert whole == {
+        "generator": "g", "generator_fit": 0, "embedder": "dino", "scope": "all",
+        "classes": "a | b", "val_images": 50, "set": "kept", "at_floor": False, "n": 40,
+        "sampled": 30, "frechet": 0.5, "kernel": 0.1, "kernel_low": 0.05, "kernel_high": 0.2,
+        "near": None, "vendi": 3.0,
+    }  # fmt: skip
+    assert (real_row["set"], real_row["n"]) == ("real", 9)
+    assert (floor["set"], floor["n"], floor["at_floor"]) == ("kept", 9, True)
+    assert (few["scope"], few["too_few"]) == ("a", "3 in val")
+    assert [row["generator_fit"] for row in second] == [1] * 4

@@ -1,0 +1,178 @@
+"""The tables of generated images that a report leaves as CSV: from requested to kept, how like real
+ones they are, where they lie among them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from engine.core import rows
+from engine.core.manifest import Manifest
+
+Entries = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """What one step left of the images of a generator fit."""
+
+    generator: str
+    fit: int
+    manifest: Manifest
+
+    @property
+    def named(self) -> dict[str, Any]:
+        return {"generator": self.generator, rows.GENERATOR_FIT: self.fit}
+
+
+def pools(inputs: Mapping[str, Manifest], kind: str) -> list[Pool]:
+    """Of the steps of a kind among the page's inputs, which generator and fit each is of: a label
+    is `curate.ddpm`, and of the second fit `curate.ddpm.fit1`."""
+    found = []
+    for label, manifest in inputs.items():
+        name, *rest = label.split(".")
+        if name == kind:
+            generator, *fit = rest
+            found.append(Pool(generator, int(fit[0].removeprefix("fit")) if fit else 0, manifest))
+    return found
+
+
+def image_tables(
+    inputs: Mapping[str, Manifest], needed: Mapping[str, Mapping[str, int]],
+    probed: Mapping[str, Sequence[Mapping[str, Any]]], planes: Sequence[Mapping[str, Any]],
+    nearest: Sequence[Mapping[str, Any]], reduced: Mapping[str, Mapping[str, Any]],
+    classes: Sequence[str],
+) -> dict[str, Entries]:  # fmt: skip
+    """By name. inputs: of the page. planes, nearest: as it shows embeddings and the closest
+    pairs."""
+    curated = pools(inputs, "curate")
+    return {
+        "funnel": funnel(curated, needed),
+        "filters": filters(curated),
+        "limits": limits(curated),
+        "seen": seen(curated, classes),
+        "closest": [
+            {"generator": of["generator"], "image_id": pair["image_id"], "class": pair["label"],
+             "nearest_training_image": pair["nearest"], "cosine_distance": pair["distance"],
+             "dropped": pair["dropped"]}
+            for of in nearest for pair in of["pairs"]
+        ],
+        "fidelity": fidelity(pools(inputs, "fidelity")),
+        "probes": [
+            {"generator": name, "class": one["label"], "roc_auc": one["auc"],
+             "images_of_each": one["images"]}
+            for name, entries in probed.items() for one in entries
+        ],
+        "embedding": embedding(planes),
+        "reduced": [
+            {"class": name, **{key: value for key, value in of.items()
+                               if isinstance(value, int | float)}}
+            for name, of in reduced.items()
+        ],
+    }  # fmt: skip
+
+
+def funnel(curated: Sequence[Pool], needed: Mapping[str, Mapping[str, int]]) -> Entries:
+    """A row for each generator fit and class: images, and by reason those that were dropped."""
+    return [
+        {
+            **pool.named, "class": label,
+            "needed": needed.get(pool.generator, {}).get(label, 0),
+            "requested": entry["requested"], "generated": entry["generated"],
+            "kept": entry["kept"], "unusable": entry["requested"] - entry["generated"],
+            **{f"dropped_by_{why}": count for why, count in entry["reasons"].items()},
+        }
+        for pool in curated
+        for label, entry in pool.manifest.metrics["funnel"].items()
+    ]  # fmt: skip
+
+
+def filters(curated: Sequence[Pool]) -> Entries:
+    """A row for each generator fit and filter, in the order in which they look."""
+    return [
+        {**pool.named, "filter": told["name"], "place": place, "dropped": told["dropped"]}
+        for pool in curated
+        for place, told in enumerate(pool.manifest.metrics.get("filters", ()), 1)
+    ]
+
+
+def limits(curated: Sequence[Pool]) -> Entries:
+    """A row for each generator fit, filter and limit, and class where it has one of its own. No
+    value: nothing is too much or too little."""
+    return [
+        {**pool.named, "filter": told["name"], "limit": what, "class": label, "value": value}
+        for pool in curated
+        for told in pool.manifest.metrics.get("filters", ())
+        for what, limit in told["limits"].items()
+        for label, value in (limit.items() if isinstance(limit, Mapping) else [(None, limit)])
+    ]
+
+
+def seen(curated: Sequence[Pool], classes: Sequence[str]) -> Entries:
+    """A row for each generator fit and two classes: asked for, and seen by the labeler. Cells of no
+    image are left out."""
+    return [
+        {**pool.named, "asked_for": asked, "seen": other, "images": count,
+         "share_of_asked": count / sum(counts)}
+        for pool in curated if "labeler" in pool.manifest.metrics
+        for asked, counts in zip(
+            classes, pool.manifest.metrics["labeler"]["confusion"], strict=True
+        )
+        for other, count in zip(classes, counts, strict=True)
+        if count
+    ]  # fmt: skip
+
+
+def fidelity(measured: Sequence[Pool]) -> Entries:
+    """A row for each generator fit, scope and set of images, with every figure that was computed.
+    Of three numbers the last two are the ends of the first one's interval."""
+    found = []
+    for pool in measured:
+        for scope in pool.manifest.metrics["scopes"]:
+            base = {
+                **pool.named, "embedder": pool.manifest.spec["embedder"]["name"],
+                "scope": "all" if len(scope["classes"]) > 1 else scope["classes"][0],
+                "classes": " | ".join(scope["classes"]), "val_images": scope["val"],
+                **{name: scope[name] for name in ("val_sampled", "val_nearest") if name in scope},
+            }  # fmt: skip
+            if not scope["sets"]:
+                found.append({**base, "too_few": scope["few"]})
+            # Sets once more, all of as many images as train has, where those are fewer.
+            for numbers in ("sets", "floor"):
+                for of, figures in scope.get(numbers, {}).items():
+                    first = {name: figures.get(name) for name in ("n", "sampled")}
+                    found.append(
+                        {**base, "set": of, "at_floor": numbers == "floor", **first,
+                         **flat(figures)}
+                    )  # fmt: skip
+    return found
+
+
+def flat(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Figures as columns; an interval is three of them."""
+    found: dict[str, Any] = {}
+    for name, value in figures.items():
+        if isinstance(value, list | tuple):
+            found |= dict(zip((name, f"{name}_low", f"{name}_high"), value, strict=True))
+        else:
+            found[name] = value
+    return found
+
+
+def embedding(planes: Sequence[Mapping[str, Any]]) -> Entries:
+    """A row for each generator and image that its planes show, with its place in each."""
+    found = []
+    for plot in planes:
+        if not plot["planes"]:
+            continue
+        for number, (image_id, label, made) in enumerate(
+            zip(plot["ids"], plot["labels"], plot["synthetic"], strict=True)
+        ):
+            entry = {"generator": plot["generator"], rows.IMAGE_ID: image_id, "class": label,
+                     "source": plot["generator"] if made else "real"}  # fmt: skip
+            for plane in plot["planes"]:
+                method = plane["method"].lower().replace("-", "")
+                entry[f"{method}_x"], entry[f"{method}_y"] = plane["points"][number]
+            found.append(entry)
+    return found

@@ -1,0 +1,73 @@
+"""What the walk records of how a step ran."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine.context import Work
+from engine.core.resources import FitResources, StageResources, TrialResources
+from engine.core.store import Store
+from engine.execute import Trials, execute, held
+from engine.plan import named, plan
+from engine.profile import Profile
+from engine.runtime.cluster import RayRuntime
+from engine.runtime.inline import InlineRuntime
+from engine.steps.search import trial_steps
+
+CLUSTER = Profile(
+    device="cuda",
+    stages={
+        "embed": StageResources(actors=8, cpus=2, gpus=0.5),
+        "decode": StageResources(actors=2, cpus=0.5),
+        "default": StageResources(gpus=1),
+    },
+    fit=FitResources(workers=4, cpus=3, gpus=1), trial=TrialResources(cpus=2, gpus=0.25),
+)  # fmt: skip
+
+
+RAY = RayRuntime("local", None, warn=print)
+WORK = [Work("embed", 3, 100.0), Work("decode", 9, 10.0), Work("fit", 1, 50.0)]
+
+
+def test_pools_hold_what_their_workers_do_and_this_process_the_rest() -> None:
+    held_by = {one.pop("what"): one for one in held(WORK, 170.0, RAY, CLUSTER)}
+    assert held_by == {
+        # No more actors than shards.
+        "embed": {"workers": 3, "cpus": 2.0, "gpus": 0.5, "seconds": 100.0},
+        "decode": {"workers": 2, "cpus": 0.5, "gpus": 0.0, "seconds": 10.0},
+        "fit": {"workers": 4, "cpus": 3.0, "gpus": 1.0, "seconds": 50.0},
+        "driver": {"workers": 1, "cpus": 1.0, "gpus": 0.0, "seconds": 10.0},
+    }
+
+
+def test_a_trial_holds_its_share_whatever_it_computes() -> None:
+    (share,) = held(WORK, 170.0, InlineRuntime(threads=1), CLUSTER)
+    assert share == {"what": "trial", "workers": 1, "cpus": 2.0, "gpus": 0.25, "seconds": 170.0}
+
+
+def test_one_process_alone_has_the_gpu_to_itself_while_it_computes_there() -> None:
+    inline = CLUSTER.model_copy(update={"runtime": "inline"})
+    held_by = {one["what"]: one for one in held(WORK, 170.0, InlineRuntime(), inline)}
+    assert [held_by[name]["workers"] for name in ("embed", "fit")] == [1, 1]
+    assert [held_by[name]["gpus"] for name in ("embed", "decode", "fit")] == [1.0, 0.0, 1.0]
+
+
+def test_what_was_held_stands_in_every_manifest_and_puts_none_out_of_date(
+    bars_study, store: Store, profile: Profile
+) -> None:
+    study = bars_study()
+    steps = plan(study)
+    manifests = execute(steps, store, InlineRuntime(), profile)
+    for manifest in manifests.values():
+        told = manifest.provenance["held"]
+        assert sum(one["seconds"] for one in told) == pytest.approx(
+            manifest.provenance["seconds"], abs=0.01
+        )
+    ingest, embed = (manifests[named(steps, kind)[0].key] for kind in ("ingest", "embed"))
+    assert [one["what"] for one in ingest.provenance["held"]] == ["decode", "driver"]
+    assert [one["what"] for one in embed.provenance["held"]] == ["embed", "driver"]
+    trials = [trial.step for trial in trial_steps(named(steps, "search")[0])]
+    for trained in Trials(store, InlineRuntime(), profile).find(trials).values():
+        assert [one["what"] for one in trained.provenance["held"]] == ["fit", "driver"]
+    other = {**ingest.provenance, "held": [], "seconds": 1e6, "python": "9"}
+    assert ingest.model_copy(update={"provenance": other}).digest == ingest.digest
