@@ -211,8 +211,9 @@ class Whole:
             for number, (name, *_) in enumerate(planned)
         ]
         stages: list[Stage] = [SumUp(self.store)]
+        # Workers without an accelerator, as those that decode.
         commits = context.compute(
-            "fidelity", shards, rows_of=parquet_rows, stages=stages, schema=sums_schema(width),
+            "decode", shards, rows_of=parquet_rows, stages=stages, schema=sums_schema(width),
             # A part's name is its attempt's own, so that this names the vectors too.
             fingerprint={"members": members.sha256},
             prefix=self.shards.prefix, unit="pieces", replace=True,
