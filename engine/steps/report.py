@@ -24,7 +24,7 @@ from engine.report.page import render
 from engine.report.table import STARS, as_text, comparison, stars
 from engine.steps import StepKind
 from engine.steps._cost import cost, done_steps, weights
-from engine.steps._curated import closest, filters_told, sheets, words
+from engine.steps._curated import filters_told, sheets, words
 from engine.steps._evidence import (
     FIGURES,
     MOST_CLASSES,
@@ -41,7 +41,7 @@ from engine.steps._evidence import (
     shares,
     trained,
 )
-from engine.steps._fidelity import fidelity_tables
+from engine.steps._fidelity import closest_of_fits, fidelity_tables, fit_rows, of_fits
 from engine.steps._images import image_warnings, probes, scatter
 from engine.steps._methods import methods, not_known
 from engine.steps._tables import all_tables
@@ -62,7 +62,7 @@ class ReportSpec(Spec):
 
 
 class Report(StepKind):
-    version: ClassVar[int] = 6
+    version: ClassVar[int] = 7
     Spec: ClassVar[type[Spec]] = ReportSpec
     summary: ClassVar[str] = "write the page"
 
@@ -80,6 +80,8 @@ class Report(StepKind):
         families = dict.fromkeys([*spec.generators, *compared, *trials["family"].to_pylist()])
         colours = {name: number % 10 for number, name in enumerate(families)}
         curated = {name: context.inputs[f"curate.{name}"].metrics for name in spec.generators}
+        every_fit = {name: [held.metrics for held in of_fits(context, "curate", name)]
+                     for name in spec.generators}  # fmt: skip
         probed = probes(context, spec, classes)
         models = trained(context)
         told = histories(context, models)
@@ -103,13 +105,14 @@ class Report(StepKind):
             most_classes=MOST_CLASSES, confusions=confusions(evaluate, models, classes),
             reduced=reduced(context),
             sheets=sheets(context, spec.generators, spec.task, spec.preprocess, compared),
-            closest=closest(context, spec.generators, spec.preprocess),
+            closest=closest_of_fits(context, spec.generators, spec.preprocess),
+            fits={name: fit_rows(context, name) for name in spec.generators},
             funnels=curated, reasons=words(curated), filters=filters_told(curated),
             seen={name: shares(held["labeler"]["confusion"])
                   for name, held in curated.items() if "labeler" in held},
             scatter=scatter(context, spec, classes), probes=probed,
             fidelity=fidelity_tables(context, spec.generators),
-            warnings=image_warnings(probed, curated, spec),
+            warnings=image_warnings(probed, every_fit, spec),
             needed=needed(context), seeds_used=[int(seed) for seed in search_spec["seeds"]],
             study_seed=spec.study["seed"], engine=__version__, python=provenance["python"],
             # Small pictures at a whole multiple of their size, with their pixels to be seen.
