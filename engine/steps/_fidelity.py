@@ -140,7 +140,9 @@ def cell(figure: str, fits: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
     plain = [value[0] if isinstance(value, list) else value for value in values]
     low, high = min(plain), max(plain)
     if low < high:
-        return shown(sum(plain) / len(plain)), f"{shown(low)} to {shown(high)}"
+        # Where they differ by less than is written, the mean says all.
+        spread = f"{shown(low)} to {shown(high)}" if shown(low) != shown(high) else ""
+        return shown(sum(plain) / len(plain)), spread
     ends = values[0][1:] if isinstance(values[0], list) else ()
     return shown(low), " to ".join(map(shown, ends))
 

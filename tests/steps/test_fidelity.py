@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from engine.metrics.kernel import kernel_distance
 from engine.metrics.prdc import prdc
 from engine.plan import plan
 from engine.steps._fidelity import merge_scopes
+from engine.steps._images import image_warnings
 from engine.steps.fidelity import Embedded, FidelitySpec, plan_scope
 from engine.study import Study
 from tests.conftest import write_bars
@@ -334,9 +336,25 @@ def test_fits_of_one_number_share_a_row_and_others_have_their_own() -> None:
     assert (same["set"], same["n"]) == ("generated, kept, fits 0, 1", 60)
     assert same["cells"][:2] == [("2", "1 to 3"), ("2", "1 to 3")]
     assert (other["set"], other["n"]) == ("generated, kept, fit 2", 50)
+    (close,) = merge_scopes([[scope_of(60, 1.0)], [scope_of(60, 1.0001)]])[0]["rows"]
+    assert close["cells"][0] == ("1", "")
     # Of one fit the interval stands beside what has one.
     assert other["cells"][:3] == [("9", ""), ("9", "-1 to 1"), ("0.50", "")]
     assert other["cells"][-1] == ("", "")
+
+
+def test_what_is_wrong_with_a_later_fit_is_told_with_its_number() -> None:
+    @dataclass
+    class Asked:
+        generators: tuple[str, ...] = ("more",)
+
+    copied = {"filters": [{"name": "copies", "stops": "3 of 60 are copies of training images"}]}
+    probed = {"more": {"entries": [{"label": "down", "areas": {0: 0.6, 1: 0.97}}]}}
+    told, stops = image_warnings(probed, {"more": [{}, copied]}, Asked())
+    assert told.startswith("images of more, fit 1 are easily told from real ones")
+    assert stops.startswith("more, fit 1: 3 of 60 are copies of training images")
+    (alone,) = image_warnings({}, {"more": [copied]}, Asked())
+    assert alone.startswith("more: 3 of 60")
 
 
 def test_a_scope_with_too_few_images_says_so_and_of_which_fit() -> None:
