@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine.core.errors import StudyError
+from engine.core.names import label_of_fit
 from engine.core.registry import kind_of, resolve
 from engine.core.rng import derive_seed
 from engine.core.spec import canonical
@@ -211,7 +212,7 @@ class Comparison:
         return self._added(
             [
                 self._mix(
-                    f"{name}.{fit_name(fit)}" if fit else name, real=real, added=added,
+                    label_of_fit(name, fit), real=real, added=added,
                     curates={label: pools[label][fit] for label in labels}, fit=fit,
                 )
                 for fit in range(self.study.search.generator_fits)
@@ -219,7 +220,7 @@ class Comparison:
         )  # fmt: skip
 
     def fidelity(self) -> list[Step]:
-        """How like real ones the images of each generator's first fit are; before it, where the
+        """How like real ones the images of each fit of each generator are; before it, where the
         study's embedder does not compare them, vectors of the real ones."""
         study, settings = self.study, self.study.fidelity
         if not settings.enabled or not self.pools:
@@ -232,7 +233,7 @@ class Comparison:
         embed = self.embed if embed == self.embed else embed
         found = [
             make_step(
-                "fidelity", f"fidelity.{label}",
+                "fidelity", f"fidelity.{name}",
                 {
                     "embedder": embedder, "sample": settings.sample, "k": settings.k,
                     "task": self.task, "seed": study.seed,
@@ -243,9 +244,17 @@ class Comparison:
                 },
                 plugins,
             )
-            for label, (curate, *_) in self.pools.items()
+            for name, curate in self._all_pools()
         ]  # fmt: skip
         return found if embed == self.embed else [embed, *found]
+
+    def _all_pools(self) -> list[tuple[str, Step]]:
+        """Every fit of every generator by its name in labels, and what is kept of it."""
+        return [
+            (label_of_fit(label, fit), curate)
+            for label, held in self.pools.items()
+            for fit, curate in enumerate(held)
+        ]
 
     def _mix(
         self, name: str, real: str = "all", oversampled: bool = False,
@@ -298,8 +307,8 @@ class Comparison:
             {"ingest": self.ingest, "search": search}, self.plugins,
         )  # fmt: skip
         pools = {
-            f"{kind}.{label}": step
-            for label, (curate, *_) in self.pools.items()
+            f"{kind}.{name}": step
+            for name, curate in self._all_pools()
             for kind, step in (("curate", curate), ("generate", curate.inputs["generate"]))
         }
         report = make_step(
@@ -316,15 +325,11 @@ class Comparison:
             {
                 "ingest": self.ingest, "embed": self.embed, "search": search,
                 "evaluate": evaluate, **pools,
-                **{step.label: step for step in fidelity if step.kind == "fidelity"},
+                # Vectors of real images too, where generated ones have others than the study's.
+                **{step.label: step for step in fidelity},
             },
         )  # fmt: skip
         return [*self.mixes, *fidelity, search, evaluate, report]
-
-
-def fit_name(fit: int) -> str:
-    """What follows a generator's name in the labels of its steps, from the second fit on."""
-    return f"fit{fit}"
 
 
 def fit_seed(seed: int, fit: int) -> int:

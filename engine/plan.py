@@ -5,8 +5,9 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import Any
 
-from engine.comparison import Comparison, fit_name, fit_seed
+from engine.comparison import Comparison, fit_seed
 from engine.core.errors import StudyError
+from engine.core.names import label_of_fit
 from engine.core.registry import kind_of, resolve
 from engine.core.spec import digest, without
 from engine.core.step import Step, make_step, upstream
@@ -142,7 +143,7 @@ def _generator_steps(
 ) -> list[Step]:
     """request, finetune (of what is trained) and generate of one fit of a generator; where images
     are compared, curate too, and as many rounds of asking for more as the study allows."""
-    name, seed = f"{label}.{fit_name(fit)}" if fit else label, fit_seed(study.seed, fit)
+    name, seed = label_of_fit(label, fit), fit_seed(study.seed, fit)
     kind = resolve("generators", spec.name)
     generator = kind(spec, study.preprocess)
     generator.check()

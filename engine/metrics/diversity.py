@@ -21,7 +21,8 @@ _BLOCK = 4096
 @dataclass(frozen=True)
 class Directions:
     """Of n vectors at length 1, the sum of x x^T, float64 (width, width). It has the eigenvalues of
-    K that are not nil, and those of two sets add up, so that workers send each other these."""
+    K that are not nil, and those of two sets add up: each worker of `engine.steps.fidelity` sends
+    that of a piece in place of its vectors."""
 
     n: int
     products: np.ndarray

@@ -80,3 +80,13 @@ def copies(found: Nearest, limits: CopyLimits) -> np.ndarray:
     """Which images are copies: bool (n,)."""
     # Equal vectors are up to rounding apart: where val touches train, so may the limit be.
     return (found.distance <= max(limits.distance, _ROUNDING)) & (found.bits <= limits.bits)
+
+
+def share_nearer(distance: np.ndarray, limit: float) -> tuple[float, float, float]:
+    """The share of images (n,) below a distance to train, and the ends of its interval at 95%
+    (Wilson 1927): of the images, for a limit that is given."""
+    from scipy.stats import binomtest
+
+    nearer = int((distance < limit).sum())
+    interval = binomtest(nearer, len(distance)).proportion_ci(method="wilson")
+    return nearer / len(distance), float(interval.low), float(interval.high)

@@ -1,7 +1,8 @@
-"""Mean and covariance of vectors that no process holds all of.
+"""Mean and covariance of vectors that no process need hold all of.
 
 Count, mean and centred second moment are enough for both; those of two sets give those of their
-union exactly (Chan, Golub and LeVeque 1983), so workers send each other these and no vectors.
+union (Chan, Golub and LeVeque 1983). So each worker of `engine.steps.fidelity` takes those of a
+piece and sends them in place of its vectors, and the driver adds them up.
 """
 
 from __future__ import annotations
@@ -53,10 +54,12 @@ class Moments:
 
 def merged(pieces: Iterable[Moments]) -> Moments:
     """The moments of all pieces together. Raises `ValueError` where there is none."""
-    held = list(pieces)
-    if not held:
+    # One at a time: of wide vectors, each is larger than a block of them.
+    held = iter(pieces)
+    first = next(held, None)
+    if first is None:
         raise ValueError("no vectors to take moments of")
-    return reduce(Moments.__add__, held)
+    return reduce(Moments.__add__, held, first)
 
 
 def _of_block(block: np.ndarray) -> Moments:

@@ -1,17 +1,39 @@
-"""What the page shows of fidelity: a table for each generator, real images beside its own."""
+"""What the page shows of fidelity: a table for each generator over all its fits, real images beside
+its own; what became of each fit's images; those that came closest to train."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from engine.context import Context
-from engine.steps.fidelity import FRECHET_LEAST, LEAST, NEAR
+from engine.core.manifest import Manifest
+from engine.core.names import label_of_fit
+from engine.steps._curated import TILES, closest
+from engine.steps.fidelity import FRECHET_LEAST, LEAST, NEAR, NEAR_LEAST
 
 _NAMES = {
     "kept": "generated, kept", "generated": "generated, before curation",
     "real": "real, from train",
 }  # fmt: skip
+# Figures in the order of the table's columns, and how each is written.
+_FORMATS: dict[str, Callable[[float], str]] = {
+    "frechet": "{:.3g}".format, "kernel": "{:.3g}".format, "precision": "{:.2f}".format,
+    "recall": "{:.2f}".format, "density": "{:.2f}".format, "coverage": "{:.2f}".format,
+    "vendi": "{:.1f}".format, "nearest": "{:.3f}".format,
+    "near": lambda share: f"{100 * share:.1f}%",
+}  # fmt: skip
+# A manifest of each fit.
+Fits = Sequence[Manifest]
+
+
+def of_fits(context: Context, kind: str, generator: str) -> list[Manifest]:
+    """The manifests of this kind, one for each fit of a generator; none where it was not asked
+    for."""
+    found: list[Manifest] = []
+    while (name := f"{kind}.{label_of_fit(generator, len(found))}") in context.inputs:
+        found.append(context.inputs[name])
+    return found
 
 
 def fidelity_tables(context: Context, generators: Sequence[str]) -> list[dict[str, Any]]:
@@ -19,30 +41,155 @@ def fidelity_tables(context: Context, generators: Sequence[str]) -> list[dict[st
     reader must know."""
     found = []
     for name in generators:
-        manifest = context.inputs.get(f"fidelity.{name}")
-        if manifest is None:
+        fits = of_fits(context, "fidelity", name)
+        if not fits:
             continue
-        embedder = manifest.spec["embedder"]
+        embedder = fits[0].spec["embedder"]
         found.append(
             {
-                "generator": name,
-                "embedder": " ".join(str(embedder[key]) for key in ("name", "model")
-                                     if key in embedder),
-                "k": manifest.spec["k"],
-                "scopes": [scope_rows(scope) for scope in manifest.metrics["scopes"]],
-                "warnings": manifest.metrics["warnings"],
+                "generator": name, "embedder": in_words(embedder), "fits": len(fits),
+                "k": fits[0].spec["k"],
+                "scopes": merge_scopes([manifest.metrics["scopes"] for manifest in fits]),
+                "warnings": warnings_of(fits),
                 "least": LEAST, "frechet_least": FRECHET_LEAST, "near": NEAR,
+                "near_least": NEAR_LEAST,
             }
         )  # fmt: skip
     return found
 
 
-def scope_rows(scope: Mapping[str, Any]) -> dict[str, Any]:
-    """A scope as the page shows it."""
-    sets = scope["sets"]
+def in_words(embedder: Mapping[str, Any]) -> str:
+    """An embedder for people: its name, and its model where it has one."""
+    return " ".join(str(embedder[key]) for key in ("name", "model") if key in embedder)
+
+
+def warnings_of(fits: Fits) -> list[str]:
+    """What a reader must know, with the fit that it is true of."""
+    told: dict[str, list[int]] = {}
+    for fit, manifest in enumerate(fits):
+        for text in manifest.metrics["warnings"]:
+            told.setdefault(text, []).append(fit)
+    return [text if len(held) == len(fits) else f"{numbered(held)}: {text}"
+            for text, held in told.items()]  # fmt: skip
+
+
+def numbered(fits: Sequence[int]) -> str:
+    return f"{'fit' if len(fits) == 1 else 'fits'} {', '.join(map(str, fits))}"
+
+
+def merge_scopes(fits: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """The scopes of all fits as the page shows them: fits of equally many classes and images stand
+    in one row, others in rows of their own, for figures of other numbers are not comparable."""
+    held: dict[tuple[str, ...], dict[int, Mapping[str, Any]]] = {}
+    for fit, scopes in enumerate(fits):
+        for scope in scopes:
+            held.setdefault(tuple(scope["classes"]), {})[fit] = scope
+    # Of all together first; of another fit, they may be other classes.
+    order = sorted(held, key=lambda classes: len(classes) == 1)
+    return [merge_scope(held[classes], len(fits)) for classes in order]
+
+
+def merge_scope(of_fit: Mapping[int, Mapping[str, Any]], fits: int) -> dict[str, Any]:
+    """One scope of the fits that have it."""
+    first = next(iter(of_fit.values()))
+    measured = next((scope for scope in of_fit.values() if scope["sets"]), {})
+    few: dict[str, list[int]] = {}
+    for fit, scope in of_fit.items():
+        if scope["few"]:
+            few.setdefault(scope["few"], []).append(fit)
     return {
-        "title": ", ".join(scope["classes"]), "whole": len(scope["classes"]) > 1,
-        "val": scope["val"], "few": scope["few"],
-        "rows": [{"set": _NAMES[name], "real": name == "real", **sets[name]}
-                 for name in _NAMES if name in sets],
+        "title": ", ".join(first["classes"]), "whole": len(first["classes"]) > 1,
+        "val": first["val"], "val_sampled": measured.get("val_sampled"),
+        "val_nearest": measured.get("val_nearest"),
+        "few": "; ".join(text if len(held) == fits else f"{text} ({numbered(held)})"
+                         for text, held in few.items()),
+        "rows": set_rows({fit: scope["sets"] for fit, scope in of_fit.items()}, fits),
+        "floor": set_rows({fit: scope["floor"] for fit, scope in of_fit.items()}, fits),
     }  # fmt: skip
+
+
+def set_rows(of_fit: Mapping[int, Mapping[str, Any]], fits: int) -> list[dict[str, Any]]:
+    """A row for each set and number of images that fits have of it."""
+    found = []
+    for name, told in _NAMES.items():
+        groups: dict[tuple[int, int | None], dict[int, Mapping[str, Any]]] = {}
+        for fit, sets in of_fit.items():
+            if name in sets:
+                key = sets[name]["n"], sets[name].get("sampled")
+                groups.setdefault(key, {})[fit] = sets[name]
+        for (n, sampled), held in groups.items():
+            found.append(
+                {
+                    "set": told if len(held) == fits else f"{told}, {numbered(list(held))}",
+                    "real": name == "real", "n": n, "sampled": sampled,
+                    "cells": [cell(figure, list(held.values())) for figure in _FORMATS]
+                    if sampled is not None else None,
+                }
+            )  # fmt: skip
+    return found
+
+
+def cell(figure: str, fits: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """A figure: its mean over fits and, where they differ, the least and the most of them; else its
+    interval, where it has one."""
+    values = [entry[figure] for entry in fits if entry.get(figure) is not None]
+    if not values:
+        return "", ""
+    shown = _FORMATS[figure]
+    plain = [value[0] if isinstance(value, list) else value for value in values]
+    low, high = min(plain), max(plain)
+    if low < high:
+        # Where they differ by less than is written, the mean says all.
+        spread = f"{shown(low)} to {shown(high)}" if shown(low) != shown(high) else ""
+        return shown(sum(plain) / len(plain)), spread
+    ends = values[0][1:] if isinstance(values[0], list) else ()
+    return shown(low), " to ".join(map(shown, ends))
+
+
+def fit_rows(context: Context, generator: str) -> list[dict[str, Any]]:
+    """What became of the images of each fit of a generator: made, kept, dropped by each filter, how
+    many of those kept are near to train, and what stops their export."""
+    measured = of_fits(context, "fidelity", generator)
+    found = []
+    for fit, manifest in enumerate(of_fits(context, "curate", generator)):
+        funnel = manifest.metrics["funnel"].values()
+        made, kept = (sum(entry[name] for entry in funnel) for name in ("generated", "kept"))
+        told = manifest.metrics.get("filters", ())
+        near = near_of(measured[fit].metrics["scopes"]) if measured else None
+        found.append(
+            {
+                "fit": fit, "generated": made, "kept": kept,
+                "share": kept / made if made else None,
+                "dropped": {one["name"]: one["dropped"] for one in told},
+                "near": cell("near", [{"near": near}]),
+                "stops": "; ".join(one["stops"] for one in told if one["stops"]),
+            }
+        )  # fmt: skip
+    return found
+
+
+def near_of(scopes: Iterable[Mapping[str, Any]]) -> list[float] | None:
+    """The share of kept images near to train, of the first scope that has figures."""
+    for scope in scopes:
+        if "frechet" in scope["sets"].get("kept", {}):
+            near: list[float] | None = scope["sets"]["kept"]["near"]
+            return near
+    return None
+
+
+def closest_of_fits(
+    context: Context, generators: Sequence[str], side: int
+) -> list[dict[str, Any]]:
+    """Of each generator, the pairs of all fits that came closest to a training image."""
+    found = []
+    for name in generators:
+        count = len(of_fits(context, "curate", name))
+        pairs = [
+            {**pair, "fit": fit}
+            for fit in range(count)
+            for sheet in closest(context, [label_of_fit(name, fit)], side)
+            for pair in sheet["pairs"]
+        ]
+        nearest = sorted(pairs, key=lambda pair: float(pair["distance"]))[:TILES]
+        found.append({"generator": name, "fits": count, "pairs": nearest})
+    return found

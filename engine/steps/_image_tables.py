@@ -40,7 +40,7 @@ def pools(inputs: Mapping[str, Manifest], kind: str) -> list[Pool]:
 
 def image_tables(
     inputs: Mapping[str, Manifest], needed: Mapping[str, Mapping[str, int]],
-    probed: Mapping[str, Sequence[Mapping[str, Any]]], planes: Sequence[Mapping[str, Any]],
+    probed: Mapping[str, Mapping[str, Any]], planes: Sequence[Mapping[str, Any]],
     nearest: Sequence[Mapping[str, Any]], reduced: Mapping[str, Mapping[str, Any]],
     classes: Sequence[str],
 ) -> dict[str, Entries]:  # fmt: skip
@@ -53,16 +53,18 @@ def image_tables(
         "limits": limits(curated),
         "seen": seen(curated, classes),
         "closest": [
-            {"generator": of["generator"], "image_id": pair["image_id"], "class": pair["label"],
-             "nearest_training_image": pair["nearest"], "cosine_distance": pair["distance"],
-             "dropped": pair["dropped"]}
+            {"generator": of["generator"], rows.GENERATOR_FIT: pair["fit"],
+             "image_id": pair["image_id"],
+             "class": pair["label"], "nearest_training_image": pair["nearest"],
+             "cosine_distance": pair["distance"], "dropped": pair["dropped"]}
             for of in nearest for pair in of["pairs"]
         ],
         "fidelity": fidelity(pools(inputs, "fidelity")),
         "probes": [
-            {"generator": name, "class": one["label"], "roc_auc": one["auc"],
-             "images_of_each": one["images"]}
-            for name, entries in probed.items() for one in entries
+            {"generator": name, rows.GENERATOR_FIT: fit, "class": one["label"],
+             "roc_auc": area, "images_of_each": one["images"]}
+            for name, told in probed.items() for one in told["entries"]
+            for fit, area in one["areas"].items()
         ],
         "embedding": embedding(planes),
         "reduced": [

@@ -7,6 +7,7 @@ import base64
 import io
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
@@ -18,25 +19,46 @@ from engine.context import Context
 from engine.core import rows
 from engine.core.arrays import pictures, vectors_of
 from engine.core.dataset import split_index
+from engine.core.names import label_of_fit
 from engine.core.rng import derive_seed, generator
 from engine.report import plots
 from engine.steps._curated import generated
+from engine.steps._fidelity import in_words, of_fits
 from engine.vectors.plane import place
 
 _SCATTER = 450  # of each side
 _PICTURES = 1_500_000  # bytes of small pictures on a page, as they stand in it
 _SIDES = (48, 40, 32, 24, 16)  # px
-_PROBE_LEAST = 8
+_PLANE_LEAST = 10  # images of both sides
+_PROBE_LEAST, _PROBE_MOST = 8, 500  # images of each side
 _EASILY_TOLD = 0.9  # area under the ROC curve
 _CLEARLY_LESS = 0.15  # of images whose class is seen
 
 
-def embedded(context: Context, name: str) -> tuple[np.ndarray, list[str], list[str]] | None:
-    """Vectors, ids and labels of a generator's kept images, where they were embedded."""
-    curate = context.inputs[f"curate.{name}"]
+@dataclass(frozen=True)
+class Made:
+    """Kept images of one fit of a generator: vectors float32 (n, width), ids and labels (n,).
+    embed: the input with the vectors of real images in the same space. space: that in words."""
+
+    vectors: np.ndarray
+    ids: list[str]
+    labels: list[str]
+    embed: str
+    space: str
+
+
+def embedded(context: Context, name: str) -> Made | None:
+    """The kept images of a fit (named as in the labels of its steps): their vectors as curate left
+    them or, of images that no filter has seen, fidelity. None where nobody embedded them."""
+    curate, embed = context.inputs[f"curate.{name}"], "embed"
     keys = curate.keys(table="scores")
     if not keys:
-        return None
+        fidelity = context.inputs.get(f"fidelity.{name}")
+        if fidelity is None or not fidelity.parts:
+            return None
+        keys = [part.key for part in fidelity.parts]
+        if fidelity.inputs["embed"] != context.inputs["embed"].digest:
+            embed = "embed.fidelity"
     scores = pa.concat_tables(context.store.tables(keys, [rows.IMAGE_ID, rows.EMBEDDING]))
     curated = pa.concat_tables(context.store.tables(curate.keys(table="curated")))
     label_of = {
@@ -49,15 +71,22 @@ def embedded(context: Context, name: str) -> tuple[np.ndarray, list[str], list[s
     }
     ids = scores[rows.IMAGE_ID].to_pylist()
     held = [row for row, image_id in enumerate(ids) if image_id in label_of]
-    return (
+    return Made(
         vectors_of(scores)[held], [ids[row] for row in held],
-        [label_of[ids[row]] for row in held],
+        [label_of[ids[row]] for row in held], embed,
+        in_words(context.inputs[embed].spec["embedder"]),
     )  # fmt: skip
 
 
-def real_train(context: Context, spec: Any) -> tuple[np.ndarray, list[str], list[str]]:
-    """Vectors, labels and ids of the train split."""
-    keys = context.inputs["embed"].keys(split="train")
+NOT_EMBEDDED = (
+    "its images have no vectors, for no filter looked at them and fidelity is off: say"
+    " fidelity.enabled: true"
+)
+
+
+def real_train(context: Context, spec: Any, embed: str) -> tuple[np.ndarray, list[str], list[str]]:
+    """Vectors, labels and ids of the train split, by the input `embed`."""
+    keys = context.inputs[embed].keys(split="train")
     table = pa.concat_tables(context.store.tables(keys, [rows.IMAGE_ID, rows.EMBEDDING]))
     index = split_index(context.store, context.inputs["ingest"], spec.task, "train")
     label_of = dict(
@@ -69,21 +98,24 @@ def real_train(context: Context, spec: Any) -> tuple[np.ndarray, list[str], list
 
 
 def scatter(context: Context, spec: Any, classes: Sequence[str]) -> list[dict[str, Any]]:
-    """A sample of real and kept images of each generator in two dimensions, by several methods, and
-    one sheet of their pictures in the order of the points."""
-    vectors, labels, ids = real_train(context, spec)
+    """A sample of real and kept images of each generator's first fit in two dimensions, by several
+    methods, and one sheet of their pictures in the order of the points; or why there is none."""
     found = []
     for name in spec.generators:
         made = embedded(context, name)
-        if made is None or not len(made[0]):
+        if made is None:
+            found.append({"generator": name, "planes": [], "why": NOT_EMBEDDED})
             continue
-        both = np.concatenate([vectors, made[0]])
-        names, every = [*labels, *made[2]], [*ids, *made[1]]
-        synthetic = np.r_[np.zeros(len(vectors), bool), np.ones(len(made[0]), bool)]
+        vectors, labels, ids = real_train(context, spec, made.embed)
+        both = np.concatenate([vectors, made.vectors])
+        names, every = [*labels, *made.labels], [*ids, *made.ids]
+        synthetic = np.r_[np.zeros(len(vectors), bool), np.ones(len(made.ids), bool)]
         order = generator(spec.seed, "scatter", name).permutation(len(both))
         # As many of each where there are as many: a sample of all would show a few of one.
         chosen = np.concatenate([order[synthetic[order] == side][:_SCATTER] for side in (0, 1)])
-        if len(chosen) < 10:
+        if not made.ids or len(chosen) < _PLANE_LEAST:
+            why = f"{len(made.ids)} of its images were kept, {len(vectors)} are real"
+            found.append({"generator": name, "planes": [], "why": f"too few: {why}"})
             continue
         numbers = [classes.index(names[row]) for row in chosen]
         made_of = synthetic[chosen].tolist()
@@ -104,7 +136,7 @@ def scatter(context: Context, spec: Any, classes: Sequence[str]) -> list[dict[st
         }
         found.append(
             {
-                "generator": name, "planes": planes,
+                "generator": name, "planes": planes, "space": made.space,
                 "ids": [every[row] for row in chosen], "labels": [names[row] for row in chosen],
                 "synthetic": made_of,
                 "sheet": sheet([images[every[row]] for row in chosen],
@@ -153,74 +185,107 @@ def sheet(images: Sequence[np.ndarray], most: int) -> dict[str, Any]:
     return {"url": "", "side": 0, "columns": columns}
 
 
-def probes(context: Context, spec: Any, classes: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+def probes(context: Context, spec: Any, classes: Sequence[str]) -> dict[str, dict[str, Any]]:
     """How well real and kept images of one class can be told apart: AUC of a logistic regression on
-    embeddings, cross-validated. 0.5: not at all; near 1, "synthetic" may come to mean the class."""
+    embeddings, cross-validated. 0.5: not at all; near 1, "synthetic" may come to mean the class.
+
+    By generator: `why` there is nothing, or `space` and an entry for each class that it made, with
+    `areas` by fit (of fits with enough images) and `images` of each side, the least of the fits.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    real_in: dict[str, tuple[np.ndarray, list[str]]] = {}
+    for name in spec.generators:
+        entries: dict[str, dict[str, Any]] = {}
+        told: dict[str, Any] = {"why": "", "space": "", "entries": []}
+        fits = len(of_fits(context, "curate", name))
+        for fit in range(fits):
+            made = embedded(context, label_of_fit(name, fit))
+            if made is None:
+                told["why"] = NOT_EMBEDDED
+                continue
+            told["space"] = made.space
+            if made.embed not in real_in:
+                real_in[made.embed] = real_train(context, spec, made.embed)[:2]
+            vectors, labels = real_in[made.embed]
+            for label in classes:
+                real = vectors[[row for row, value in enumerate(labels) if value == label]]
+                other = made.vectors[[row for row, value in enumerate(made.labels)
+                                      if value == label]]  # fmt: skip
+                if not len(other):
+                    continue
+                entry = entries.setdefault(label, {"label": label, "areas": {}, "images": None})
+                # As many of each, so that the class's size is no clue.
+                count = min(len(real), len(other), _PROBE_MOST)
+                entry["images"] = min(count, entry["images"] or count)
+                if count >= _PROBE_LEAST:
+                    # The first fit's draws are those that it has alone.
+                    named = (name, label, fit) if fit else (name, label)
+                    entry["areas"][fit] = probe(real, other, count, spec.seed, named)
+        found[name] = {**told, "fits": fits, "least": _PROBE_LEAST,
+                       "entries": [with_mean(entry) for entry in entries.values()]}  # fmt: skip
+    return found
+
+
+def probe(
+    real: np.ndarray, other: np.ndarray, count: int, seed: int, named: Sequence[str | int]
+) -> float:
+    """The area under the ROC curve by which `count` of each side are told apart, out of fold."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    vectors, labels, _ = real_train(context, spec)
-    found: dict[str, list[dict[str, Any]]] = {}
-    for name in spec.generators:
-        made = embedded(context, name)
-        if made is None:
-            continue
-        entries = []
-        for label in classes:
-            real = vectors[[row for row, value in enumerate(labels) if value == label]]
-            other = made[0][[row for row, value in enumerate(made[2]) if value == label]]
-            if min(len(real), len(other)) < _PROBE_LEAST:
-                continue
-            # As many of each, so that the class's size is no clue.
-            count = min(len(real), len(other), 500)
-            order = generator(spec.seed, "probe", name, label)
-            both = np.concatenate(
-                [side[order.permutation(len(side))[:count]] for side in (real, other)]
-            )
-            truth = np.r_[np.zeros(count), np.ones(count)]
-            folds = StratifiedKFold(min(5, count), shuffle=True, random_state=0)
-            model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=200))
-            scores = cross_val_predict(model, both, truth, cv=folds, method="decision_function")
-            entries.append(
-                {"label": label, "auc": float(roc_auc_score(truth, scores)), "images": count}
-            )
-        found[name] = entries
-    return found
+    order = generator(seed, "probe", *named)
+    both = np.concatenate([side[order.permutation(len(side))[:count]] for side in (real, other)])
+    truth = np.r_[np.zeros(count), np.ones(count)]
+    folds = StratifiedKFold(min(5, count), shuffle=True, random_state=0)
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=200))
+    scores = cross_val_predict(model, both, truth, cv=folds, method="decision_function")
+    return float(roc_auc_score(truth, scores))
+
+
+def with_mean(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """An entry of a class with the mean of its areas over fits, the least and the most of them."""
+    areas = list(entry["areas"].values())
+    spread = {"auc": float(np.mean(areas)), "low": min(areas), "high": max(areas)} if areas else {}
+    return {**entry, **spread}
 
 
 def image_warnings(
-    probed: Mapping[str, Sequence[Mapping[str, Any]]],
-    curated: Mapping[str, Mapping[str, Any]],
+    probed: Mapping[str, Mapping[str, Any]],
+    curated: Mapping[str, Sequence[Mapping[str, Any]]],
     spec: Any,
 ) -> list[str]:
-    """What a reader of the verdict must know of the images that it is about."""
+    """What a reader of the verdict must know of the images that it is about. curated: the metrics
+    of each fit, by generator."""
     found = []
     for name in spec.generators:
-        said = []
-        areas = [entry["auc"] for entry in probed.get(name, ())]
-        if areas and float(np.median(areas)) >= _EASILY_TOLD:
-            said.append(
-                f"are easily told from real ones (area under the ROC curve {min(areas):.2f} to"
-                f" {max(areas):.2f}), so that a classifier may learn what is synthetic in place of"
-                " the class"
-            )
-        metrics = curated[name]
-        labeler = metrics.get("labeler", {})
-        kept, real = labeler.get("agreement_kept"), labeler.get("agreement_val")
-        if kept is not None and real is not None and kept < real - _CLEARLY_LESS:
-            said.append(
-                f"often show another class than was asked for: the labeler sees the"
-                f" right one in {100 * kept:.0f}% of those kept, in {100 * real:.0f}% of real ones"
-            )
-        if said:
-            found.append(f"images of {name} {'; and they '.join(said)}")
-        found += [
-            f"{name}: {told['stops']}; the study's strict setting stops their export"
-            for told in metrics.get("filters", ())
-            if told["stops"]
-        ]
-        found += [f"{name}: {text}" for text in metrics.get("warnings", ())]
+        for fit, metrics in enumerate(curated[name]):
+            called = f"{name}, fit {fit}" if len(curated[name]) > 1 else name
+            said = []
+            areas = [entry["areas"][fit] for entry in probed.get(name, {}).get("entries", ())
+                     if fit in entry["areas"]]  # fmt: skip
+            if areas and float(np.median(areas)) >= _EASILY_TOLD:
+                said.append(
+                    f"are easily told from real ones (area under the ROC curve {min(areas):.2f} to"
+                    f" {max(areas):.2f}), so that a classifier may learn what is synthetic in place"
+                    " of the class"
+                )
+            labeler = metrics.get("labeler", {})
+            kept, real = labeler.get("agreement_kept"), labeler.get("agreement_val")
+            if kept is not None and real is not None and kept < real - _CLEARLY_LESS:
+                said.append(
+                    f"often show another class than was asked for: the labeler sees the"
+                    f" right one in {100 * kept:.0f}% of those kept, in {100 * real:.0f}% of real"
+                    " ones"
+                )
+            if said:
+                found.append(f"images of {called} {'; and they '.join(said)}")
+            found += [
+                f"{called}: {told['stops']}; the study's strict setting stops their export"
+                for told in metrics.get("filters", ())
+                if told["stops"]
+            ]
+            found += [f"{called}: {text}" for text in metrics.get("warnings", ())]
     return found

@@ -3,21 +3,26 @@
 Of each class and of all together, against val, in an embedder's space. Three sets are held against
 the same images of val: those that curation kept, all that were generated, and real ones of train,
 which say what figures real images get (the floor). They have equally many images, of each class
-like val, for most figures depend on the number. Too few images get no figures.
+like val, for most figures depend on the number: as many as the study asks for, so that every
+generator fit has the same. Too few images get no figures.
 
 The manifest's metrics hold a scope for each class, and first one of all together:
 
-    classes    what it is of
-    val        images of val, that all sets are held against
-    few        why there are no figures, or empty
-    sets       by name: kept, generated (where curation changed it) and real: `n` images and the
-               figures of `Against.figures`; of a set that has too few, their number alone
+    classes     what it is of
+    val         images of val, that all sets are held against
+    few         why there are no figures, or empty
+    val_sampled, val_nearest
+                images of val that are sampled, and their median cosine distance to train
+    sets        by name: kept, generated (where curation changed it) and real: `n` images and the
+                figures of `Against.figures`; of a set that has too few, their number alone
+    floor       where train has fewer images than that: sets once more, all of as many as train
+                has. Empty where it has enough
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated, Any, ClassVar
 
@@ -27,23 +32,25 @@ from pydantic import Field
 
 from engine.context import Context, Result
 from engine.core import rows
-from engine.core.arrays import grouped_vectors
 from engine.core.dataset import split_index
 from engine.core.manifest import Part
-from engine.core.nearest import Rows, most_similar
+from engine.core.nearest import most_similar
 from engine.core.registry import resolve
-from engine.core.rng import derive_seed, generator
+from engine.core.rng import derive_seed
 from engine.core.shards import parquet_rows
 from engine.core.spec import Spec
 from engine.metrics.diversity import vendi_score
 from engine.metrics.frechet import Reference, frechet_distance
 from engine.metrics.kernel import kernel_distance
+from engine.metrics.memorization import share_nearer
 from engine.metrics.moments import Moments
 from engine.metrics.prdc import prdc
 from engine.sections import EmbedderField
 from engine.steps import StepKind
+from engine.steps._embedded import Embedded, Some, Sums, Whole, draw, room
 from engine.steps.curate import generated_shards
 from engine.steps.embed import EmbedImages
+from engine.steps.request import RequestSpec, needed_images
 
 # Images of a set, without which its figures mean nothing.
 LEAST = 20
@@ -51,7 +58,7 @@ LEAST = 20
 FRECHET_LEAST = 2048
 # An image nearer to train than all but this share of val counts as near, where val has enough
 # images to say.
-NEAR, _NEAR_LEAST = 0.01, 100
+NEAR, NEAR_LEAST = 0.01, 100
 _OFTEN_NEAR = 0.05
 # Images that a light embedder does while workers would start.
 _FEW = 2048
@@ -66,68 +73,40 @@ class FidelitySpec(Spec):
 
 
 class Fidelity(StepKind):
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     Spec: ClassVar[type[Spec]] = FidelitySpec
     summary: ClassVar[str] = "measure how like real ones generated images are"
 
     def run(self, context: Context) -> Result:
         spec = context.step.spec_as(FidelitySpec)
         parts, keys = generated_vectors(context, spec)
-        sets = generated_sets(context, keys)
-        train, val = (real_set(context, spec, split) for split in ("train", "val"))
-        kept = sets["kept"].counts
-        classes = sorted(set().union(*(side.counts for side in sets.values())))
-        enough = [label for label in classes if kept[label] >= LEAST and val.counts[label]]
-        scopes = [[label] for label in classes]
-        if len(enough) > 1:
-            scopes.insert(0, enough)
+        made = generated_sets(context, keys)
+        real = {name: real_set(context, spec, split)
+                for name, split in (("real", "train"), ("val", "val"))}  # fmt: skip
+        sides = {**made, **real}
+        kept, val = made["kept"].counts, real["val"].counts
+        classes = sorted(set().union(*(side.counts for side in made.values())))
+        enough = [label for label in classes if kept[label] >= LEAST and val[label]]
+        together = [enough] if len(enough) > 1 else []
+        needed = images_needed(context)
+        scopes = [
+            plan_scope(spec, sides, needed, labels)
+            for labels in [*together, *([label] for label in classes)]
+        ]
+        held = Held(context, sides, scopes)
         found = []
         with context.progress(len(scopes), "scopes") as bar:
-            for labels in scopes:
-                found.append(measure(spec, sets, train, val, labels))
+            for number, scope in enumerate(scopes):
+                found.append(measure(spec, held, scope, number))
                 bar.advance(1)
+        held.whole.close()
         return Result(
-            parts, max(map(len, sets.values())),
+            parts, max(map(len, made.values())),
             {
                 "headline": headline(found), "scopes": found,
                 "warnings": warnings(found, kept, classes, enough),
             },
         )  # fmt: skip
-
-
-class Embedded:
-    """Embedded images: labels, text (n,), and vectors, float32 (n, width)."""
-
-    def __init__(self, labels: Sequence[str], vectors: np.ndarray) -> None:
-        self.labels, self.vectors = np.asarray(labels, dtype=object), vectors
-        self.counts = Counter(self.labels.tolist())
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def room(self, shares: Mapping[str, float]) -> int:
-        """How many images it has in a mix of classes."""
-        return int(min(self.counts[label] / share for label, share in shares.items()) + 1e-9)
-
-    def draw(self, shares: Mapping[str, float], n: int, seed: int) -> np.ndarray:
-        """Rows of `n` images in a mix of classes, by chance."""
-        chosen = []
-        for label, count in quotas(shares, n).items():
-            own = np.flatnonzero(self.labels == label)
-            order = generator(seed, "fidelity", label).permutation(len(own))
-            chosen.append(own[order[:count]])
-        return np.sort(np.concatenate(chosen))
-
-
-def quotas(shares: Mapping[str, float], n: int) -> dict[str, int]:
-    """How many of `n` images each class has: its share rounded down, or up where most is lacking,
-    so that the sum is n. Never more than the least whole number above its share."""
-    exact = {label: n * share for label, share in shares.items()}
-    found = {label: int(count + 1e-9) for label, count in exact.items()}
-    lacking = sorted(exact, key=lambda label: found[label] - exact[label])
-    for label in lacking[: n - sum(found.values())]:
-        found[label] += 1
-    return found
 
 
 def generated_vectors(context: Context, spec: FidelitySpec) -> tuple[list[Part], list[str]]:
@@ -170,104 +149,222 @@ def real_set(context: Context, spec: FidelitySpec, split: str) -> Embedded:
 def embedded(context: Context, keys: list[str], table: pa.Table, label: str) -> Embedded:
     """The images of a table that have a vector."""
     label_of = dict(zip(table[rows.IMAGE_ID].to_pylist(), table[label].to_pylist(), strict=True))
-    ids, vectors = grouped_vectors(context.store, keys, dict.fromkeys(label_of, "")).get(
-        "", ([], np.empty((0, 1), np.float32))
-    )
-    return Embedded([label_of[image_id] for image_id in ids], vectors)
+    return Embedded.of(context.store, keys, label_of)
 
 
-def measure(
-    spec: FidelitySpec, sets: Mapping[str, Embedded], train: Embedded, val: Embedded,
+def images_needed(context: Context) -> dict[str, int]:
+    """Images of each class that the study asks for: every fit of a generator keeps as many."""
+    request = context.step.inputs["generate"].inputs["request"].spec_as(RequestSpec)
+    return needed_images(request, context.inputs["ingest"].metrics["counts"]["train"])
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Rows of a set: all that are chosen, and those of them that are sampled."""
+
+    whole: np.ndarray
+    some: np.ndarray
+
+
+@dataclass
+class Scope:
+    """Images of some classes, drawn and not yet read.
+
+    held: images of val. shares: of each class among them. few: why nothing is drawn. sets: the
+    number of each set; floor: where train has fewer, the number that it has, else 0. draws: by set
+    and number, val's among them.
+    """
+
+    labels: Sequence[str]
+    held: int
+    shares: Mapping[str, float]
+    few: str = ""
+    sets: dict[str, int] = field(default_factory=dict)
+    floor: int = 0
+    draws: dict[tuple[str, int], Draw] = field(default_factory=dict)
+
+
+def plan_scope(
+    spec: FidelitySpec, sides: Mapping[str, Embedded], needed: Mapping[str, int],
     labels: Sequence[str],
-) -> dict[str, Any]:  # fmt: skip
-    """One scope: the sets, and train, against the images of val of these classes."""
-    held = sum(val.counts[label] for label in labels)
-    scope: dict[str, Any] = {"classes": list(labels), "val": held, "few": "", "sets": {}}
-    shares = {label: val.counts[label] / held for label in labels if val.counts[label]}
+) -> Scope:  # fmt: skip
+    """How many images of each set are held against val, and which. needed: see `images_needed`."""
+    counts = {name: side.counts for name, side in sides.items()}
+    held = sum(counts["val"][label] for label in labels)
+    shares = {label: counts["val"][label] / held for label in labels if counts["val"][label]}
+    scope = Scope(labels, held, shares)
     if held < LEAST:
-        scope["few"] = f"{held} in val"
+        scope.few = f"{held} in val"
         return scope
-    sides = {**sets, "real": train}
-    room = {name: side.room(shares) for name, side in sides.items()}
-    # A few real images must not keep generated ones from being measured: then there is no floor.
-    n = min((count for count in room.values() if count >= LEAST), default=0)
-    if max(room[name] for name in sets) < LEAST:
-        scope["few"] = f"{max(room[name] for name in sets)} generated"
+    made = {name: room(counts[name], shares) for name in sides if name not in ("real", "val")}
+    if max(made.values()) < LEAST:
+        scope.few = f"{max(made.values())} generated"
         return scope
-    against = Against(spec, train, val, shares)
-    scope["sets"] = {
-        name: against.figures(side, n) if room[name] >= LEAST else {"n": room[name]}
-        for name, side in sides.items()
-    }
+    wanted = room(needed, shares)
+    # More are kept of one fit than of another: the same number of each can be compared. Real ones
+    # have no say in it, or a rare class of theirs would leave next to nothing of many.
+    n = min(count for count in (*made.values(), wanted) if count >= LEAST)
+    real = room(counts["real"], shares)
+    scope.sets = {name: n if count >= LEAST else count for name, count in made.items()}
+    scope.floor = real if LEAST <= real < n else 0
+    if not scope.floor:
+        scope.sets["real"] = min(n, real)
+    numbers = [*scope.sets.items(), *((name, scope.floor) for name in (*made, "real"))]
+    for name, count in numbers:
+        if count >= LEAST and made.get(name, LEAST) >= LEAST:
+            scope.draws[name, count] = drawn(spec, sides[name], shares, count)
+    every = np.flatnonzero(np.isin(sides["val"].labels, list(shares)))
+    scope.draws["val", held] = Draw(
+        every, draw(sides["val"].labels, shares, min(held, spec.sample), spec.seed)
+    )
     return scope
 
 
-class Against:
-    """The images of val that sets are held against. shares: of each class among them."""
+def drawn(spec: FidelitySpec, side: Embedded, shares: Mapping[str, float], n: int) -> Draw:
+    whole = draw(side.labels, shares, n, spec.seed)
+    some = draw(side.labels, shares, min(n, spec.sample), spec.seed)
+    return Draw(whole, some)
+
+
+class Held:
+    """What the figures of all scopes are taken from: vectors of what is sampled of each set, their
+    distances to train, and sums of what is used whole."""
 
     def __init__(
-        self, spec: FidelitySpec, train: Embedded, val: Embedded, shares: Mapping[str, float]
+        self, context: Context, sides: Mapping[str, Embedded], scopes: Sequence[Scope]
     ) -> None:
-        self.spec, self.train, self.shares = spec, train, shares
-        every = np.flatnonzero(np.isin(val.labels, list(shares)))
-        self.vectors = Rows(val.vectors, every)
-        self.some = val.vectors[val.draw(shares, min(len(every), spec.sample), spec.seed)]
+        chosen: dict[str, list[np.ndarray]] = {name: [] for name in sides}
+        whole = {}
+        for number, scope in enumerate(scopes):
+            for (name, n), taken in scope.draws.items():
+                chosen[name].append(taken.some)
+                if self.few(sides[name], n):
+                    chosen[name].append(taken.whole)
+                else:
+                    whole[sums_name(number, name, n)] = sides[name], taken.whole
+        if any(chosen.values()):
+            chosen["real"] = [np.arange(len(sides["real"]))]
+        self.sides = sides
+        self.some = {name: Some(context.store, sides[name], held) for name, held in chosen.items()}
+        self.whole = Whole(context, whole)
+        self._distances: dict[str, np.ndarray] = {}
+
+    @staticmethod
+    def few(side: Embedded, n: int) -> bool:
+        """Whether so many vectors are smaller than their sums."""
+        return n < side.width
+
+    def to_train(self, name: str, chosen: np.ndarray) -> np.ndarray:
+        """Cosine distance of each of these rows of a set to the nearest training image, whatever
+        its class."""
+        some = self.some[name]
+        if name not in self._distances:
+            train = self.some["real"].vectors
+            self._distances[name] = np.asarray(1 - most_similar(some.vectors, train, 1)[0][:, 0])
+        found: np.ndarray = self._distances[name][some.at(chosen)]
+        return found
+
+
+def sums_name(number: int, name: str, n: int) -> str:
+    return f"{number}-{name}-{n}"
+
+
+def measure(spec: FidelitySpec, held: Held, scope: Scope, number: int) -> dict[str, Any]:
+    """One scope: the sets, and train, against the images of val of these classes."""
+    told: dict[str, Any] = {
+        "classes": list(scope.labels), "val": scope.held, "few": scope.few, "sets": {}, "floor": {},
+    }  # fmt: skip
+    if scope.few:
+        return told
+    against = Against(spec, held, scope, number)
+    told |= {"val_sampled": len(against.some), "val_nearest": float(np.median(against.distances))}
+    told["sets"] = {
+        name: against.figures(name, n) if (name, n) in scope.draws else {"n": n}
+        for name, n in scope.sets.items()
+    }
+    if scope.floor:
+        told["floor"] = {
+            name: against.figures(name, scope.floor)
+            for name, n in scope.draws
+            if n == scope.floor and name != "val"
+        }
+    return told
+
+
+class Against:
+    """The images of val that the sets of a scope are held against."""
+
+    def __init__(self, spec: FidelitySpec, held: Held, scope: Scope, number: int) -> None:
+        self.spec, self.held, self.scope, self.number = spec, held, scope, number
+        chosen = scope.draws["val", scope.held]
+        self.some = held.some["val"].of(chosen.some)
+        self.distances = held.to_train("val", chosen.some)
         # The kernel is made for numbers of about 1: of vectors of length 1, as many embedders give,
         # it would see little but the mean.
         lengths = np.linalg.norm(self.some, axis=1)
-        self.scale = np.sqrt(val.vectors.shape[1]) if np.allclose(lengths, 1, atol=1e-3) else 1.0
+        self.scale = np.sqrt(self.some.shape[1]) if np.allclose(lengths, 1, atol=1e-3) else 1.0
 
     @cached_property
     def reference(self) -> Reference:
-        return Reference(Moments.of(self.vectors))
+        held = self.scope.held
+        return Reference(self.moments("val", held, self.sums("val", held)))
 
     @cached_property
     def near(self) -> float | None:
         """The distance to train that a share `NEAR` of val stays below."""
-        if len(self.some) < _NEAR_LEAST:
+        if len(self.some) < NEAR_LEAST:
             return None
-        return float(np.quantile(self.to_train(self.some), NEAR))
+        return float(np.quantile(self.distances, NEAR))
 
-    def to_train(self, vectors: np.ndarray) -> np.ndarray:
-        """Cosine distance of each to the nearest training image, whatever its class."""
-        return np.asarray(1 - most_similar(vectors, self.train.vectors, 1)[0][:, 0])
-
-    def figures(self, side: Embedded, n: int) -> dict[str, Any]:
+    def figures(self, name: str, n: int) -> dict[str, Any]:
         """Of `n` images of a set.
 
         frechet, vendi: of all of them. kernel (with the ends of its interval), precision, recall,
         density, coverage, nearest (median cosine distance to train) and near (the share nearer
-        than all but 1% of val; None where val has too few to say): of `sampled` of them. Of train
-        itself there is no distance to it.
+        than all but 1% of val, with the ends of its interval; None where val has too few to say):
+        of `sampled` of them. Of train itself there is no distance to it.
         """
-        spec = self.spec
-        chosen = Rows(side.vectors, side.draw(self.shares, n, spec.seed))
-        some = side.vectors[side.draw(self.shares, min(n, spec.sample), spec.seed)]
+        spec, chosen, sums = self.spec, self.scope.draws[name, n], self.sums(name, n)
+        some = self.held.some[name].of(chosen.some)
         scaled = self.some * self.scale, some * self.scale
         kernel = kernel_distance(*scaled, derive_seed(spec.seed, "fidelity"))
         shares = prdc(self.some, some, spec.k)
         found = {
-            "n": len(chosen), "sampled": len(some), "frechet": self.frechet(chosen),
+            "n": n, "sampled": len(some), "frechet": self.frechet(name, n, sums),
             "kernel": [kernel.estimate, kernel.low, kernel.high], "precision": shares.precision,
             "recall": shares.recall, "density": shares.density, "coverage": shares.coverage,
-            "vendi": vendi_score(chosen),
+            "vendi": sums.directions.vendi if sums else vendi_score(self.vectors(name, n)),
         }  # fmt: skip
-        if side is not self.train:
-            distance = self.to_train(some)
-            near = None if self.near is None else float((distance < self.near).mean())
+        if name != "real":
+            distance = self.held.to_train(name, chosen.some)
+            near = None if self.near is None else list(share_nearer(distance, self.near))
             found |= {"nearest": float(np.median(distance)), "near": near}
         return found
 
-    def frechet(self, chosen: Rows) -> float:
-        if len(chosen) + len(self.vectors) < chosen.shape[1]:
-            return frechet_distance(self.vectors[: len(self.vectors)], chosen[: len(chosen)])
-        return self.reference.distance(Moments.of(chosen))
+    def sums(self, name: str, n: int) -> Sums | None:
+        """Of a set that is used whole; None where its vectors are few."""
+        if self.held.few(self.held.sides[name], n):
+            return None
+        return self.held.whole.of(sums_name(self.number, name, n))
+
+    def moments(self, name: str, n: int, sums: Sums | None) -> Moments:
+        return sums.moments if sums is not None else Moments.of(self.vectors(name, n))
+
+    def frechet(self, name: str, n: int, sums: Sums | None) -> float:
+        if n + self.scope.held < self.some.shape[1]:
+            return frechet_distance(self.vectors("val", self.scope.held), self.vectors(name, n))
+        return self.reference.distance(self.moments(name, n, sums))
+
+    def vectors(self, name: str, n: int) -> np.ndarray:
+        """All that are chosen of a set, where they are few."""
+        return self.held.some[name].of(self.scope.draws[name, n].whole)
 
 
 def headline(scopes: Sequence[Mapping[str, Any]]) -> str:
-    """The first scope that has figures of what was kept."""
+    """The first scope that has figures of what was kept; beside real ones where there are any."""
     for scope in scopes:
-        kept, real = (scope["sets"].get(name, {}) for name in ("kept", "real"))
+        sets = scope["floor"] if "kept" in scope["floor"] else scope["sets"]
+        kept, real = (sets.get(name, {}) for name in ("kept", "real"))
         if "frechet" in kept:
             floor = f", of real ones {real['frechet']:.3g}" if "frechet" in real else ""
             return f"Fréchet distance {kept['frechet']:.3g}{floor}, {kept['n']:,} images of each"
@@ -280,16 +377,24 @@ def warnings(
 ) -> list[str]:  # fmt: skip
     """What a reader of the figures must know."""
     found = []
-    first = next((scope["sets"]["kept"] for scope in scopes if "kept" in scope["sets"]), {})
-    if "frechet" in first and first["n"] < FRECHET_LEAST:
+    first = next((scope for scope in scopes if "kept" in scope["sets"]), None)
+    held = first["sets"]["kept"] if first is not None else {}
+    if "frechet" in held and held["n"] < FRECHET_LEAST:
         found.append(
-            f"a Fréchet distance of {first['n']:,} images, fewer than {FRECHET_LEAST:,}, is largely"
+            f"a Fréchet distance of {held['n']:,} images, fewer than {FRECHET_LEAST:,}, is largely"
             " the number's doing: hold it against that of as many real ones alone"
         )
-    if first.get("near") is not None and first["near"] > _OFTEN_NEAR:
+    if first is not None and first["floor"]:
+        n = first["floor"]["real"]["n"]
         found.append(
-            f"{100 * first['near']:.0f}% of the images kept lie nearer to a training image than"
-            f" {100 * (1 - NEAR):.0f}% of held-out ones do"
+            f"real images of train suffice for {n:,}: their figures are no floor of those of"
+            f" {held['n']:,} generated ones, which stand there once more at {n:,}"
+        )
+    if held.get("near") is not None and held["near"][0] > _OFTEN_NEAR:
+        share, low, high = (100 * value for value in held["near"])
+        found.append(
+            f"{share:.1f}% of the images kept ({low:.1f} to {high:.1f}) lie nearer to a training"
+            f" image than {100 * (1 - NEAR):.0f}% of held-out ones do; {100 * NEAR:g}% are expected"
         )
     left_out = [f"{label} ({kept[label]} kept)" for label in classes if label not in enough]
     if len(enough) > 1 and left_out:

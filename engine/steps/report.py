@@ -24,7 +24,7 @@ from engine.report.page import render
 from engine.report.table import STARS, as_text, comparison, stars
 from engine.steps import StepKind
 from engine.steps._cost import cost, done_steps, weights
-from engine.steps._curated import closest, filters_told, labels_seen, sheets, words
+from engine.steps._curated import filters_told, labels_seen, sheets, words
 from engine.steps._evidence import (
     FIGURES,
     MOST_CLASSES,
@@ -40,7 +40,7 @@ from engine.steps._evidence import (
     reliability,
     trained,
 )
-from engine.steps._fidelity import fidelity_tables
+from engine.steps._fidelity import closest_of_fits, fidelity_tables, fit_rows, of_fits
 from engine.steps._image_tables import image_tables
 from engine.steps._images import image_warnings, probes, scatter
 from engine.steps._methods import methods, not_known
@@ -83,12 +83,14 @@ class Report(StepKind):
         curated = {name: context.inputs[f"curate.{name}"].metrics for name in spec.generators}
         # Small pictures at a whole multiple of their size, with their pixels to be seen.
         side = _TILE // spec.preprocess.size * spec.preprocess.size or _TILE
+        every_fit = {name: [held.metrics for held in of_fits(context, "curate", name)]
+                     for name in spec.generators}  # fmt: skip
         probed = probes(context, spec, classes)
         models = trained(context)
         told = histories(context, models)
         steps = done_steps(context)
         planes = scatter(context, spec, classes)
-        nearest = closest(context, spec.generators, side)
+        nearest = closest_of_fits(context, spec.generators, side)
         saved = weights(context, steps, models, evaluate, search_step, spec.study["name"])
         hours = cost(steps, models, evaluate)
         wanted = needed(context)
@@ -119,12 +121,12 @@ class Report(StepKind):
             most_classes=MOST_CLASSES, confusions=confusions(evaluate, models, classes),
             reduced=reduced(context),
             sheets=sheets(context, spec.generators, spec.task, side, compared),
-            closest=nearest,
+            closest=nearest, fits={name: fit_rows(context, name) for name in spec.generators},
             funnels=curated, reasons=words(curated), filters=filters_told(curated),
             seen=labels_seen(curated, classes),
             scatter=planes, probes=probed,
             fidelity=fidelity_tables(context, spec.generators),
-            warnings=image_warnings(probed, curated, spec),
+            warnings=image_warnings(probed, every_fit, spec),
             needed=wanted, seeds_used=[int(seed) for seed in search_spec["seeds"]],
             study_seed=spec.study["seed"], engine=__version__, python=provenance["python"],
             tile=side,

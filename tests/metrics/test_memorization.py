@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import imagehash
 import numpy as np
+import pytest
 from sklearn.neighbors import NearestNeighbors
 
-from engine.metrics.memorization import copies, copy_limits, nearest, nearest_other
+from engine.metrics.memorization import copies, copy_limits, nearest, nearest_other, share_nearer
 
 
 def cloud(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -62,3 +63,14 @@ def test_the_nearest_other_one_is_never_the_image_itself() -> None:
     assert found.bits[5] == min(
         bin(int(hashes[5]) ^ int(other)).count("1") for row, other in enumerate(hashes) if row != 5
     )
+
+
+def test_the_share_nearer_than_a_limit_has_wilson_s_interval() -> None:
+    share, low, high = share_nearer(np.repeat([0.1, 0.3], [4, 96]), 0.2)
+    z = 1.959963984540054
+    middle, spread = (share + z**2 / 200) / (1 + z**2 / 100), (
+        z * np.sqrt(share * (1 - share) / 100 + z**2 / 40000) / (1 + z**2 / 100)
+    )
+    assert share == 0.04
+    assert (low, high) == pytest.approx((middle - spread, middle + spread))
+    assert share_nearer(np.ones(50), 0.2)[0] == 0

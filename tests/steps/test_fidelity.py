@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,12 @@ from engine.metrics.frechet import frechet_distance
 from engine.metrics.kernel import kernel_distance
 from engine.metrics.prdc import prdc
 from engine.plan import plan
-from engine.steps._fidelity import scope_rows
-from engine.steps.fidelity import Embedded, quotas
+from engine.steps._fidelity import merge_scopes
+from engine.steps._images import image_warnings
+from engine.steps.fidelity import Embedded, FidelitySpec, plan_scope
 from engine.study import Study
 from tests.conftest import write_bars
+from tests.steps.test_embedded import embed_parts
 
 Run = Callable[[Study, str], Manifest]
 BOTH = {"classes": "all", "per_class": 60}
@@ -42,6 +46,13 @@ def both_study(tmp_path: Path, bars_study: Callable[..., Study]) -> Callable[...
         return bars_study(folder, **values)
 
     return make
+
+
+@pytest.fixture
+def spec() -> FidelitySpec:
+    return FidelitySpec.model_validate(
+        {"embedder": {"name": "pixels"}, "sample": 100, "k": 5, "task": "class", "seed": 0}
+    )
 
 
 def embedded(store: Store, keys: list[str], ids: set[str] | None = None) -> np.ndarray:
@@ -127,11 +138,18 @@ def test_copies_of_train_are_nearer_than_held_out_images(
     }  # fmt: skip
     copied = run_until(both_study("copied", **fields), "fidelity.more").metrics
     new = run_until(both_study(**fields), "fidelity.more").metrics
-    near = [held["scopes"][0]["sets"]["kept"]["near"] for held in (copied, new)]
+    first, other = (held["scopes"][0] for held in (copied, new))
+    near = [scope["sets"]["kept"]["near"] for scope in (first, other)]
     # Those of val and test among the sixty are no copies of train.
-    assert near[0] > 0.2
-    assert near[1] < 0.1
-    assert any("nearer to a training image" in text for text in copied["warnings"])
+    assert near[0][0] > 0.2
+    assert near[1][0] < 0.1
+    for share, low, high in near:
+        assert low <= share <= high
+    assert first["sets"]["kept"]["nearest"] < first["val_nearest"] == other["val_nearest"]
+    (text,) = (text for text in copied["warnings"] if "nearer to a training image" in text)
+    share, low, high = (f"{100 * value:.1f}" for value in near[0])
+    assert text.startswith(f"{share}% of the images kept ({low} to {high})")
+    assert text.endswith("1% are expected")
     assert "near" not in copied["scopes"][0]["sets"]["real"]
 
 
@@ -153,6 +171,46 @@ def test_a_small_train_split_gives_no_floor_and_hinders_nothing(
     assert down["sets"]["kept"]["n"] == 60
     assert down["sets"]["real"] == {"n": 8}
     assert whole["sets"]["real"] == {"n": 16}
+    assert whole["floor"] == down["floor"] == {}
+
+
+def test_where_train_has_fewer_generated_images_are_measured_at_its_number_too(
+    both_study: Callable[..., Study], run_until: Run, store: Store
+) -> None:
+    split = {"group": "none", "train_limit": {"down": 30}}
+    study = both_study(split=split, curate={"filters": [], "max_rounds": 1})
+    metrics = run_until(study, "fidelity.more").metrics
+    whole, across, down = metrics["scopes"]
+    assert (whole["sets"]["kept"]["n"], down["sets"]["kept"]["n"]) == (120, 60)
+    assert set(whole["sets"]) == {"kept"}  # what real ones get stands at their own number
+    for scope, n in ((whole, 60), (down, 30)):
+        assert {name: held["n"] for name, held in scope["floor"].items()} == {
+            "kept": n, "real": n
+        }  # fmt: skip
+    # A Fréchet distance falls with the number, so that of half as many is another.
+    kept = [scope["kept"]["frechet"] for scope in (down["sets"], down["floor"])]
+    assert kept[1] > kept[0]
+    assert across["floor"] == {}
+    assert set(across["sets"]) == {"kept", "real"}
+    assert "60 images of each" in metrics["headline"]
+    assert any("suffice for 60" in text for text in metrics["warnings"])
+
+
+def test_the_number_is_that_of_the_study_where_a_fit_keeps_more(
+    store: Store, spec: FidelitySpec
+) -> None:
+    def side(name: str, count: int) -> Embedded:
+        random = np.random.default_rng(count)
+        vectors = {label: random.standard_normal((count, 4)) for label in ("a", "b")}
+        return embed_parts(store, name, vectors)
+
+    sides = {"kept": side("kept", 90), "generated": side("generated", 130),
+             "real": side("real", 21), "val": side("val", 40)}  # fmt: skip
+    scope = plan_scope(spec, sides, {"a": 70, "b": 75}, ["a", "b"])
+    assert scope.sets == {"kept": 140, "generated": 140}
+    assert scope.floor == 42
+    assert len(scope.draws["real", 42].whole) == 42
+    assert plan_scope(spec, sides, {"b": 75}, ["a"]).sets == {"kept": 90, "generated": 90}
 
 
 def test_another_embedder_embeds_real_and_generated_images_for_this_alone(
@@ -178,7 +236,7 @@ def test_the_page_has_the_figures_of_every_set(
     (key,) = run_until(study, "report").keys(file="report.html")
     page = store.read(key).decode()
     scopes = run_until(study, "fidelity.more").metrics["scopes"]
-    section = page[page.index("<h2>How like real images") : page.index("<h2>Where this comes")]
+    section = page[page.index("<h2>How like real images") : page.index("<h2>Embeddings")]
     for scope in scopes:
         for name, figures in scope["sets"].items():
             cells = f"<td>{figures['n']:,}</td><td>{figures['frechet']:.3g}</td>"
@@ -187,27 +245,125 @@ def test_the_page_has_the_figures_of_every_set(
     assert section.count("against 22 of val") == 2
     assert "all: across, down" in section
     assert "is largely the number&#39;s doing" in section
+    # No filter looked at them: fidelity has embedded them.
+    assert "<figcaption>PCA</figcaption>" in page
+    probe = page[page.index("Can one tell more") : page.index("<h2>The models")]
+    assert re.findall(r"<td>(across|down)</td><td>[01]\.\d\d</td><td>60</td>", probe) == [
+        "across", "down"
+    ]  # fmt: skip
 
 
-def test_a_scope_with_too_few_images_says_so() -> None:
-    scope = {"classes": ["down"], "val": 40, "few": "", "sets": {"kept": {"n": 3}}}
-    shown = scope_rows(scope)
-    assert shown["rows"] == [{"set": "generated, kept", "real": False, "n": 3}]
-    assert (shown["title"], shown["whole"]) == ("down", False)
+def test_the_page_says_why_images_without_vectors_are_not_shown(
+    bars_study: Callable[..., Study], run_until: Run, store: Store
+) -> None:
+    study = bars_study(
+        curate={"filters": [], "max_rounds": 1}, fidelity={"enabled": False},
+        training={"steps": 2, "batch_size": 8, "evaluate_every": 2},
+    )  # fmt: skip
+    (key,) = run_until(study, "report").keys(file="report.html")
+    page = store.read(key).decode()
+    for where, words in (("<h2>Embeddings", "Not shown"), ("Can one tell more", "Not measured")):
+        after = page[page.index(where) :]
+        assert f"{words}: its images have no vectors" in after[:600]
 
 
-@pytest.mark.parametrize("n", [1, 7, 20, 100])
-def test_a_mix_of_many_classes_has_as_many_images_as_asked_for(n: int) -> None:
-    shares = {"a": 0.5, "b": 0.31, **{f"c{number}": 0.01 for number in range(19)}}
-    found = quotas(shares, n)
-    assert sum(found.values()) == n
-    assert all(abs(found[label] - n * share) < 1 for label, share in shares.items())
-    side = Embedded([name for name in shares for _ in range(100)], np.zeros((2100, 2), np.float32))
-    drawn = side.draw(shares, n, 0)
-    assert len(set(drawn.tolist())) == n
-    assert {name: found[name] for name in set(side.labels[drawn])} == {
-        name: count for name, count in found.items() if count
-    }
+def test_vectors_of_another_space_are_held_against_real_ones_of_that_space(
+    both_study: Callable[..., Study], run_until: Run, store: Store
+) -> None:
+    study = both_study(
+        curate={"filters": [], "max_rounds": 1},
+        fidelity={"embedder": {"name": "pixels", "side": 4}, "sample": 100},
+        training={"steps": 2, "batch_size": 8, "evaluate_every": 2},
+        split={"group": "none", "val": 0.4},
+    )  # fmt: skip
+    (key,) = run_until(study, "report").keys(file="report.html")
+    page = store.read(key).decode()
+    assert "<figcaption>PCA</figcaption>" in page
+    # What is sampled is less than all, of the set and of val.
+    whole = run_until(study, "fidelity.more").metrics["scopes"][0]
+    kept = whole["sets"]["kept"]
+    assert (kept["n"], kept["sampled"], whole["val_sampled"]) == (120, 100, 100)
+    assert '<td>120<br><span class="faint">100 sampled</span></td>' in page
+    told = f"against {whole['val']} of val (100 sampled), themselves {whole['val_nearest']:.3f}"
+    assert told in page
+    share, low, high = (f"{100 * value:.1f}%" for value in kept["near"])
+    assert f'<td>{share}<br><span class="faint">{low} to {high}</span></td>' in page
+
+
+def test_every_fit_is_measured_and_told_of(
+    both_study: Callable[..., Study], run_until: Run, store: Store
+) -> None:
+    fields: dict[str, Any] = {
+        "training": {"steps": 2, "batch_size": 8, "evaluate_every": 2},
+        "generators": {"more": {"name": "traditional"}},
+    }  # fmt: skip
+    search = {"ratios": [0.2], "seeds": 2}
+    one = {step.label: step for step in plan(both_study(**fields, search=search))}
+    study = both_study(**fields, search={**search, "generator_fits": 2})
+    two = {step.label: step for step in plan(study)}
+    assert two["fidelity.more"] == one["fidelity.more"]
+    assert two["fidelity.more.fit1"].key != two["fidelity.more"].key
+    (key,) = run_until(study, "report").keys(file="report.html")
+    page = store.read(key).decode()
+    figures = [run_until(study, name).metrics["scopes"][0]["sets"]["kept"]
+               for name in ("fidelity.more", "fidelity.more.fit1")]  # fmt: skip
+    assert figures[0]["n"] == figures[1]["n"]
+    distances = sorted(held["frechet"] for held in figures)
+    cell = f'{np.mean(distances):.3g}<br><span class="faint">{distances[0]:.3g} to'
+    assert f"<td>120</td><td>{cell} {distances[1]:.3g}</span></td>" in page
+    funnel = page[page.index("<h2>From requested") : page.index("<h2>How like")]
+    for fit in (0, 1):
+        assert f"<tr><td>{fit}</td><td>120</td><td>120</td><td>100.0%</td>" in funnel
+    # The sheet, the funnel by class and the plane are of the first.
+    assert page.count("of the first of 2 generator fits") == 3
+    probe = page[page.index("Can one tell more") : page.index("<h2>The models")]
+    assert "Mean over 2 generator fits" in probe
+
+
+def scope_of(n: int, frechet: float, **fields: Any) -> dict[str, Any]:
+    figures = {
+        "n": n, "sampled": n, "frechet": frechet, "kernel": [frechet, -1.0, 1.0],
+        "precision": 0.5, "recall": 0.5, "density": 0.5, "coverage": 0.5, "vendi": 3.0,
+        "nearest": 0.25, "near": None,
+    }  # fmt: skip
+    return {"classes": ["down"], "val": 40, "few": "", "val_sampled": 40, "val_nearest": 0.2,
+            "sets": {"kept": figures}, "floor": {}, **fields}  # fmt: skip
+
+
+def test_fits_of_one_number_share_a_row_and_others_have_their_own() -> None:
+    (scope,) = merge_scopes([[scope_of(60, 1.0)], [scope_of(60, 3.0)], [scope_of(50, 9.0)]])
+    same, other = scope["rows"]
+    assert (same["set"], same["n"]) == ("generated, kept, fits 0, 1", 60)
+    assert same["cells"][:2] == [("2", "1 to 3"), ("2", "1 to 3")]
+    assert (other["set"], other["n"]) == ("generated, kept, fit 2", 50)
+    (close,) = merge_scopes([[scope_of(60, 1.0)], [scope_of(60, 1.0001)]])[0]["rows"]
+    assert close["cells"][0] == ("1", "")
+    # Of one fit the interval stands beside what has one.
+    assert other["cells"][:3] == [("9", ""), ("9", "-1 to 1"), ("0.50", "")]
+    assert other["cells"][-1] == ("", "")
+
+
+def test_what_is_wrong_with_a_later_fit_is_told_with_its_number() -> None:
+    @dataclass
+    class Asked:
+        generators: tuple[str, ...] = ("more",)
+
+    copied = {"filters": [{"name": "copies", "stops": "3 of 60 are copies of training images"}]}
+    probed = {"more": {"entries": [{"label": "down", "areas": {0: 0.6, 1: 0.97}}]}}
+    told, stops = image_warnings(probed, {"more": [{}, copied]}, Asked())
+    assert told.startswith("images of more, fit 1 are easily told from real ones")
+    assert stops.startswith("more, fit 1: 3 of 60 are copies of training images")
+    (alone,) = image_warnings({}, {"more": [copied]}, Asked())
+    assert alone.startswith("more: 3 of 60")
+
+
+def test_a_scope_with_too_few_images_says_so_and_of_which_fit() -> None:
+    few = {"classes": ["down"], "val": 40, "few": "9 generated", "sets": {}, "floor": {}}
+    (scope,) = merge_scopes([[scope_of(60, 1.0, sets={"kept": {"n": 3}})], [few]])
+    assert scope["few"] == "9 generated (fit 1)"
+    (row,) = scope["rows"]
+    assert (row["set"], row["n"], row["cells"]) == ("generated, kept, fit 0", 3, None)
+    assert (scope["title"], scope["whole"], scope["val_sampled"]) == ("down", False, 40)
 
 
 def test_it_is_planned_where_images_are_compared(both_study: Callable[..., Study]) -> None:

@@ -1,0 +1,272 @@
+"""Sets of embedded images whose vectors stay in the store: some of them are read, and of larger
+numbers workers send sums in place of vectors."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, reduce
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from engine.context import Context
+from engine.core import rows
+from engine.core.arrays import large_zeros, matrix_of, release, vectors_of
+from engine.core.rng import generator
+from engine.core.shards import Shard, ShardSet, parquet_rows
+from engine.core.stage import Batch, Device, Place, Stage
+from engine.core.store import Store
+from engine.metrics.diversity import Directions
+from engine.metrics.moments import Moments
+
+# Vectors that this process sums up before workers would have started.
+_FEW = 8192
+# Vectors of a piece: of fewer than its width, the sums are larger than the vectors.
+_PIECE = 16384
+_MEMBERS = ("part", "row")
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Images that have a vector. labels: text (n,). part, row: where each vector lies, as number
+    among `keys` and row of that part, rising, int64 (n,). width: of a vector."""
+
+    keys: tuple[str, ...]
+    labels: np.ndarray
+    part: np.ndarray
+    row: np.ndarray
+    width: int
+
+    @classmethod
+    def of(cls, store: Store, keys: Sequence[str], label_of: Mapping[str, str]) -> Embedded:
+        """The images of `label_of` that have a vector in the parts `keys`."""
+        labels: list[str] = []
+        places: list[tuple[int, int]] = []
+        width = 1
+        for number, key in enumerate(keys):
+            with store.parquet(key) as file:
+                ids = file.read([rows.IMAGE_ID])[rows.IMAGE_ID].to_pylist()
+                width = file.schema_arrow.field(rows.EMBEDDING).type.list_size
+            for row, image_id in enumerate(ids):
+                if image_id in label_of:
+                    labels.append(label_of[image_id])
+                    places.append((number, row))
+        part, row_of = np.asarray(places, np.int64).reshape(-1, 2).T
+        return cls(tuple(keys), np.asarray(labels, dtype=object), part, row_of, width)
+
+    @cached_property
+    def counts(self) -> Counter[str]:
+        return Counter(self.labels.tolist())
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def room(counts: Mapping[str, int], shares: Mapping[str, float]) -> int:
+    """How many images there are in a mix of classes, of so many of each."""
+    return int(min(counts.get(label, 0) / share for label, share in shares.items()) + 1e-9)
+
+
+def draw(labels: np.ndarray, shares: Mapping[str, float], n: int, seed: int) -> np.ndarray:
+    """Rows, rising, of `n` images in a mix of classes, by chance."""
+    chosen = []
+    for label, count in quotas(shares, n).items():
+        own = np.flatnonzero(labels == label)
+        order = generator(seed, "fidelity", label).permutation(len(own))
+        chosen.append(own[order[:count]])
+    return np.sort(np.concatenate(chosen))
+
+
+def quotas(shares: Mapping[str, float], n: int) -> dict[str, int]:
+    """How many of `n` images each class has: its share rounded down, or up where most is lacking,
+    so that the sum is n. Never more than the least whole number above its share."""
+    exact = {label: n * share for label, share in shares.items()}
+    found = {label: int(count + 1e-9) for label, count in exact.items()}
+    lacking = sorted(exact, key=lambda label: found[label] - exact[label])
+    for label in lacking[: n - sum(found.values())]:
+        found[label] += 1
+    return found
+
+
+class Some:
+    """Vectors of some rows of a set: beyond 16 MiB in an unnamed temporary file.
+
+    Each part is read once, so that drawing from it for many classes reads nothing anew.
+    """
+
+    def __init__(self, store: Store, side: Embedded, chosen: Iterable[np.ndarray]) -> None:
+        self.rows = np.unique(np.concatenate([np.empty(0, np.int64), *chosen]))
+        self.vectors = large_zeros(len(self.rows), side.width)
+        part, row = side.part[self.rows], side.row[self.rows]
+        for number in np.unique(part).tolist():
+            here = part == number
+            self.vectors[here] = read(store, side.keys[number], row[here])
+            release(self.vectors)
+
+    def at(self, chosen: np.ndarray) -> np.ndarray:
+        """Where these rows of the set, which are among those held, lie in `vectors`."""
+        return np.searchsorted(self.rows, chosen)
+
+    def of(self, chosen: np.ndarray) -> np.ndarray:
+        """Vectors float32 (n, width) of these rows of the set."""
+        found: np.ndarray = self.vectors[self.at(chosen)]
+        release(self.vectors)
+        return found
+
+
+def read(store: Store, key: str, row: np.ndarray) -> np.ndarray:
+    """Vectors float32 (n, width) of some rows of a part."""
+    return vectors_of(pa.concat_tables(store.tables([key], [rows.EMBEDDING])))[row]
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What the Fréchet distance and the Vendi score need of a set that is used whole."""
+
+    moments: Moments
+    directions: Directions
+
+    def __add__(self, other: Sums) -> Sums:
+        return Sums(self.moments + other.moments, self.directions + other.directions)
+
+
+def added_up(pieces: Iterable[Sums]) -> Sums:
+    """The sums of all pieces together, of which two are in memory at a time."""
+    return reduce(Sums.__add__, pieces)
+
+
+def summed_up(store: Store, keys: Sequence[str], part: np.ndarray, row: np.ndarray) -> Sums:
+    """Of the vectors at these places, one part in memory at a time."""
+    of_parts = (
+        read(store, keys[number], row[part == number]) for number in np.unique(part).tolist()
+    )
+    return added_up(Sums(Moments.of(held), Directions.of(held)) for held in of_parts)
+
+
+class SumUp:
+    """Stage: sums of the vectors of each piece, a row of `members`."""
+
+    reads: ClassVar[tuple[str, ...]] = ("keys", *_MEMBERS)
+    writes: ClassVar[tuple[str, ...]] = ("n", "mean", "scatter", "products")
+    device: ClassVar[Device] = "cpu"
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def load(self, place: Place) -> None:
+        return
+
+    def __call__(self, batch: Batch) -> Batch:
+        found = [
+            summed_up(self.store, keys, np.asarray(part), np.asarray(row))
+            for keys, part, row in zip(
+                *(batch[name].to_pylist() for name in self.reads), strict=True
+            )
+        ]
+        return {
+            **batch, "n": [sums.moments.n for sums in found],
+            "mean": np.stack([sums.moments.mean for sums in found]),
+            "scatter": np.stack([sums.moments.scatter.ravel() for sums in found]),
+            "products": np.stack([sums.directions.products.ravel() for sums in found]),
+        }  # fmt: skip
+
+
+class Whole:
+    """Sums of sets that are used whole, by name: of many vectors workers sum up pieces, of few this
+    process does, in the same way.
+
+    The matrices of workers lie in the store until `close`, so that a restart computes those that
+    are missing, and no process holds those of all classes.
+    """
+
+    def __init__(
+        self, context: Context, chosen: Mapping[str, tuple[Embedded, np.ndarray]],
+        few: int = _FEW, piece: int = _PIECE,
+    ) -> None:  # fmt: skip
+        self.store = context.store
+        self.shards = ShardSet(self.store, self.store.join(context.prefix, "sums"))
+        self.pieces = {
+            name: [
+                (side, taken[start : start + piece]) for start in range(0, len(taken), piece)
+            ]
+            for name, (side, taken) in chosen.items()
+        }  # fmt: skip
+        self.keys: dict[str, list[str]] = {}
+        if sum(len(taken) for _, taken in chosen.values()) > few:
+            self._compute(context)
+
+    def _compute(self, context: Context) -> None:
+        planned = [
+            (f"{name}-{number:04d}", side, taken)
+            for name, held in self.pieces.items()
+            for number, (side, taken) in enumerate(held)
+        ]
+        (width,) = {side.width for _, side, _ in planned}
+        members = context.table("members", members_of(planned), row_group_size=1)
+        shards = [
+            Shard(name, 1, {"part": members.key, "row_group": number}, {})
+            for number, (name, *_) in enumerate(planned)
+        ]
+        stages: list[Stage] = [SumUp(self.store)]
+        # Workers without an accelerator, as those that decode.
+        commits = context.compute(
+            "decode", shards, rows_of=parquet_rows, stages=stages, schema=sums_schema(width),
+            # A part's name is its attempt's own, so that this names the vectors too.
+            fingerprint={"members": members.sha256},
+            prefix=self.shards.prefix, unit="pieces", replace=True,
+        )  # fmt: skip
+        self.store.delete(members.key)
+        for commit in commits:
+            assert commit.data is not None, "a piece has no status, so that none is left out"
+            self.keys.setdefault(commit.shard.rpartition("-")[0], []).append(commit.data.key)
+
+    def of(self, name: str) -> Sums:
+        if name in self.keys:
+            return added_up(stored(self.store, key) for key in self.keys[name])
+        return added_up(
+            summed_up(self.store, side.keys, side.part[taken], side.row[taken])
+            for side, taken in self.pieces[name]
+        )
+
+    def close(self) -> None:
+        """Throw the matrices away."""
+        if self.keys:
+            self.shards.discard()
+            self.shards.keep([])
+
+
+def members_of(planned: Sequence[tuple[str, Embedded, np.ndarray]]) -> pa.Table:
+    """A row for each piece: which rows of which parts. keys: those that `part` counts."""
+    columns: dict[str, list[Any]] = {rows.IMAGE_ID: [], "keys": [], "part": [], "row": []}
+    for name, side, taken in planned:
+        used, part = np.unique(side.part[taken], return_inverse=True)
+        columns[rows.IMAGE_ID].append(name)
+        columns["keys"].append([side.keys[number] for number in used.tolist()])
+        columns["part"].append(part)
+        columns["row"].append(side.row[taken])
+    return pa.table(columns)
+
+
+def sums_schema(width: int) -> pa.Schema:
+    return pa.schema(
+        [
+            pa.field(rows.IMAGE_ID, pa.string()),
+            pa.field("n", pa.int64()),
+            pa.field("mean", pa.list_(pa.float64(), width)),
+            pa.field("scatter", pa.list_(pa.float64(), width * width)),
+            pa.field("products", pa.list_(pa.float64(), width * width)),
+        ]
+    )
+
+
+def stored(store: Store, key: str) -> Sums:
+    """The sums that a worker left in a part."""
+    table = pa.concat_tables(store.tables([key]))
+    n, mean = table["n"][0].as_py(), matrix_of(table, "mean")[0]
+    scatter, products = (
+        matrix_of(table, name)[0].reshape(len(mean), len(mean)) for name in ("scatter", "products")
+    )
+    return Sums(Moments(n, mean, scatter), Directions(n, products))
