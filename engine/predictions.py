@@ -14,6 +14,7 @@ The table `predictions` that a study's own `evaluate` leaves is such a file.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,13 +29,17 @@ from engine.core import rows
 from engine.core.dataset import class_names, split_index
 from engine.core.errors import DataError, StudyError
 from engine.core.manifest import Manifest
+from engine.core.spec import digest
 from engine.core.store import Store
+from engine.metrics.probabilities import PROBABILITY_METRICS
 from engine.nets.classification import class_numbers
 from engine.steps._verdict import Contrast, Predictions, compare, figures_of, in_words
 from engine.steps.evaluate import record_opening
 from engine.study import Study
 
 PREDICTED = "predicted"
+# What rounding to a few digits, or half precision, leaves of a sum of 1.
+_SUM_TOLERANCE = 0.02
 
 
 def score(
@@ -54,7 +59,17 @@ def score(
             f" {rows.GENERATOR_FIT} tells apart"
         )
     objective = study.training.objective
-    opened = record_opening(store, test, hashlib.sha256(path.read_bytes()).hexdigest()[:16])
+    held = predictions.probabilities.values()
+    if objective in PROBABILITY_METRICS and all(((one == 0) | (one == 1)).all() for one in held):
+        raise DataError(
+            f"{path}: names classes alone, and {objective} needs probabilities; say"
+            " --set training.objective=macro_f1"
+        )
+    # The same file by another measure or against another arm is another look.
+    opener = digest(
+        [hashlib.sha256(path.read_bytes()).hexdigest(), objective, baseline, study.evaluate]
+    )
+    opened = record_opening(store, test, opener)
     contrasts = compare(
         predictions, [Contrast(arm, baseline) for arm in arms if arm != baseline], objective,
         study.evaluate, study.seed,
@@ -139,6 +154,14 @@ def to_predictions(
         raise DataError(f"{path}: arms are compared pair by pair and differ in number: {told}")
     # Real images are there once for all fits: their classifiers are paired by their order.
     fits = max(len({fit for fit, _ in of_arm}) for of_arm in by_arm.values())
+    for arm, of_arm in by_arm.items():
+        each = Counter(fit for fit, _ in of_arm)
+        if len(set(each.values())) > 1 or (len(each) > 1 and len(each) != fits):
+            told = ", ".join(f"fit {fit} {count}" for fit, count in sorted(each.items()))
+            raise DataError(
+                f"{path}: arm {arm!r}: generator fits are replicates and differ in their number of"
+                f" classifiers, or are fewer than another arm's {fits}: {told}"
+            )
     if next(iter(counts.values())) % fits:
         raise DataError(f"{path}: the {fits} generator fits differ in their number of classifiers")
     return Predictions(
@@ -175,6 +198,10 @@ def probabilities_of(table: pa.Table, path: Path, classes: Sequence[str]) -> np.
         )
     if not np.isfinite(values).all() or (values < 0).any():
         raise DataError(f"{path}: a probability is negative or no number")
+    sums = values.sum(1)
+    if (np.abs(sums - 1) > _SUM_TOLERANCE).any():
+        row = int(np.abs(sums - 1).argmax())
+        raise DataError(f"{path}: the probabilities of row {row} add up to {sums[row]:.4g}, not 1")
     return values
 
 

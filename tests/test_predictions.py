@@ -105,6 +105,25 @@ def test_a_table_by_file_names_and_classes_is_judged_from_the_command_line(
         (
             lambda held: {
                 **{name: held[name] for name in held if name != "predicted"},
+                "probability.across": [80.0] * len(held["arm"]),
+                "probability.down": [20.0] * len(held["arm"]),
+            },
+            "add up to 100, not 1",
+        ),
+        (
+            # Fits of three classifiers and of one.
+            lambda held: {
+                **held,
+                "generator_fit": [
+                    int(arm == "mine" and seed == 3)
+                    for arm, seed in zip(held["arm"], held["seed"], strict=True)
+                ],
+            },
+            "differ in their number of classifiers",
+        ),
+        (
+            lambda held: {
+                **{name: held[name] for name in held if name != "predicted"},
                 "probability.across": [float("nan")] * len(held["arm"]),
                 "probability.down": [0.5] * len(held["arm"]),
             },

@@ -23,12 +23,18 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from scipy import sparse, stats
 
+from engine.core.errors import DataError
 from engine.metrics.classification import Metric
 
 Word = Literal["helps", "harms", "equivalent", "undecided"]
 POWER = 0.8
 LEAST_REPLICATES = 5
-LEAST_GROUPS = 10
+# With few groups a percentile interval is too narrow: where all replicates err alike, 9% of null
+# studies of 10 equal groups are called significant, and 5% to 7% of 20 to 50 (300 simulated each).
+LEAST_GROUPS = 20
+# Draws of the bootstrap that a class without images makes void, as a share of all, before it says
+# nothing.
+_MOST_VOID = 0.5
 # With five replicates its p-value is never below 1/16, with eight it may be 1/128.
 LEAST_FOR_WILCOXON = 8
 _CELLS = 2**22
@@ -51,13 +57,17 @@ class Resampled:
 
     draws: (n,) with replicates and test groups drawn anew. error_of_test: standard deviation with
     the `groups` alone drawn anew, which is what the size of the test set leaves open, however many
-    replicates there are.
+    replicates there are. effective_groups: of how many equal groups the test set is worth (Kish
+    1965). rarest: groups that hold the class which fewest hold, where the metric is a mean over
+    classes.
     """
 
     estimate: float
     draws: np.ndarray
     error_of_test: float
     groups: int
+    effective_groups: float | None = None
+    rarest: int | None = None
 
     def interval(self, level: float = 0.95) -> Interval:
         """Percentile interval; its p-value is never below what so many draws can show."""
@@ -81,9 +91,11 @@ class Verdict:
     effect: mean difference of the metric, by paired t. bootstrap: the same by resampling. low,
     high: what holds both intervals. p_adjusted: the larger of the two p-values after Holm.
     equivalence_p: likewise, of two one-sided tests within `margin`. detectable: the difference that
-    so many replicates on such a test set would find in 80 of 100 studies. obstacle: why nothing
-    could be decided, whatever was measured; or empty. replicates_needed, groups_needed: how many
-    would find a difference of `margin`; None for more replicates than 1,000. effect_size: see
+    so many replicates on such a test set would find in 80 of 100 studies, at the strictest level
+    that Holm's correction may ask; None where nothing could be found. near_low, near_high: what
+    holds both methods' 90% intervals, which two one-sided tests at 5% go with. obstacle: why
+    nothing could be decided, whatever was measured; or empty. replicates_needed, groups_needed: how
+    many would find a difference of `margin`; None for more replicates than 1,000. effect_size: see
     `standardised`. wilcoxon_p: of the signed-rank test, from eight replicates on; it decides
     nothing.
     """
@@ -96,7 +108,7 @@ class Verdict:
     p_adjusted: float
     equivalence_p: float
     margin: float
-    detectable: float
+    detectable: float | None
     replicates: int
     replicates_needed: int | None
     groups: int
@@ -104,6 +116,8 @@ class Verdict:
     obstacle: str = ""
     effect_size: float | None = None
     wilcoxon_p: float | None = None
+    near_low: float = math.nan
+    near_high: float = math.nan
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -149,6 +163,14 @@ class Scores(Protocol):
     def groups(self) -> int: ...
 
     @property
+    def effective_groups(self) -> float: ...
+
+    @property
+    def rarest(self) -> int | None:
+        """Groups that hold the class which fewest hold; None where classes do not count alike."""
+        ...
+
+    @property
     def cells(self) -> int:
         """Numbers that one draw needs."""
         ...
@@ -160,17 +182,24 @@ class Scores(Protocol):
 
 class ConfusionScores:
     """Scores by a metric of the confusion matrix. by_group: for each classifier, fit after fit, the
-    confusions by group of the same images; a replicate's score is the mean of its classifiers'."""
+    confusions by group of the same images; a replicate's score is the mean of its classifiers'.
+    of_classes: the metric is a mean over classes."""
 
     def __init__(
-        self, by_group: Sequence[sparse.csr_array], metric: Metric, replicates: int | None = None
-    ) -> None:
+        self, by_group: Sequence[sparse.csr_array], metric: Metric,
+        replicates: int | None = None, of_classes: bool = True,
+    ) -> None:  # fmt: skip
         shapes = {matrix.shape for matrix in by_group}
         if len(shapes) != 1:
             raise ValueError(f"the classifiers saw other groups or classes: {shapes}")
         self.replicates, self.metric = replicates or len(by_group), metric
         ((self.groups, cells),) = shapes
         self.classes, self.cells = math.isqrt(cells), cells * len(by_group)
+        images = by_group[0].reshape((self.groups * self.classes, self.classes)).sum(1)
+        images = np.asarray(images).reshape(self.groups, self.classes)
+        self.effective_groups = effective_number(images.sum(1))
+        held = (images > 0).sum(0)
+        self.rarest = int(held[held > 0].min()) if of_classes else None
         self._stacked = sparse.hstack(list(by_group)).T.tocsr()
 
     def __call__(self, weights: np.ndarray) -> np.ndarray:
@@ -193,6 +222,8 @@ class AreaScores:
         self.replicates = replicates or len(probabilities)
         names, self._group_of = np.unique(groups, return_inverse=True)
         self.groups, self.cells = len(names), 4 * len(labels)
+        self.effective_groups = effective_number(np.bincount(self._group_of))
+        self.rarest = min(len(np.unique(groups[labels == one])) for one in np.unique(labels))
         self._labels, self._probabilities = np.asarray(labels), np.asarray(probabilities)
 
     def __call__(self, weights: np.ndarray) -> np.ndarray:
@@ -215,7 +246,10 @@ class AreaScores:
             pairs = ups.sum(1) * downs.sum(1)
             area = (ups * below).sum(1)
             found.append(np.divide(area, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0))
-        return np.nanmean(np.stack(found), 0)
+        areas = np.stack(found)
+        known = np.isfinite(areas)
+        return np.divide(np.where(known, areas, 0).sum(0), known.sum(0),
+                         out=np.full(areas.shape[1], np.nan), where=known.any(0))  # fmt: skip
 
 
 def bootstrap(one: Scores, other: Scores, draws: int, seed: int) -> Resampled:
@@ -234,24 +268,44 @@ def bootstrap(one: Scores, other: Scores, draws: int, seed: int) -> Resampled:
         return one(weights) - other(weights)
 
     block = max(1, _CELLS // (one.cells + other.cells + groups))
-    found, of_groups = [], []
-    for start in range(0, draws, block):
-        count = min(block, draws - start)
+    found: list[np.ndarray] = []
+    of_groups: list[np.ndarray] = []
+    wanted, tried = draws, 0
+    while wanted:
+        count = min(block, wanted)
         weights = random.multinomial(groups, np.full(groups, 1 / groups), count)
         drawn = differences(weights.astype(float))
         chosen = random.integers(0, replicates, (count, replicates))
-        found.append(np.take_along_axis(drawn, chosen, 1).mean(1))
-        of_groups.append(drawn.mean(1))
+        # A draw may hold one class alone, and has no area under a curve then: it is made anew.
+        held = np.isfinite(drawn).all(1)
+        found.append(np.take_along_axis(drawn, chosen, 1).mean(1)[held])
+        of_groups.append(drawn.mean(1)[held])
+        wanted, tried = wanted - int(held.sum()), tried + count
+        if tried >= draws and draws - wanted < (1 - _MOST_VOID) * tried:
+            raise DataError(
+                f"of {tried} draws of the test set {tried - draws + wanted} have no area under a"
+                " curve: test holds too few images of a class; judge by another objective"
+            )
     return Resampled(
         estimate=float(differences(np.ones((1, groups))).mean()),
         draws=np.concatenate(found),
         error_of_test=float(np.concatenate(of_groups).std()),
         groups=groups,
+        effective_groups=one.effective_groups,
+        rarest=one.rarest,
     )
 
 
+def effective_number(sizes: np.ndarray) -> float:
+    """Of how many equal groups these are worth (Kish 1965)."""
+    return float(sizes.sum() ** 2 / (sizes**2).sum())
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values adjusted for their number (Holm 1979, step-down)."""
+    """p-values adjusted for their number (Holm 1979, step-down). Raises `ValueError` where one is
+    no number."""
+    if not np.isfinite(p_values).all():
+        raise ValueError(f"a p-value is no number: {list(p_values)}")
     order = np.argsort(p_values)
     adjusted = np.empty(len(p_values))
     running = 0.0
@@ -301,11 +355,10 @@ def replicates_needed(
     """How many replicates of this spread would find `effect` in 80 of 100 studies; None beyond
     1,000."""
     spread = float(np.std(np.asarray(differences, dtype=float), ddof=1))
-    for count in range(3, 1001):
-        reach = stats.t.ppf((1 + level) / 2, count - 1) + stats.t.ppf(POWER, count - 1)
-        if reach * spread / np.sqrt(count) <= abs(effect):
-            return count
-    return None
+    counts = np.arange(3, 1001)
+    reach = stats.t.ppf((1 + level) / 2, counts - 1) + stats.t.ppf(POWER, counts - 1)
+    enough = counts[reach * spread / np.sqrt(counts) <= abs(effect)]
+    return int(enough[0]) if len(enough) else None
 
 
 def standardised(differences: Sequence[float]) -> float | None:
@@ -362,9 +415,13 @@ def verdicts(
     """Judge all contrasts of a study together: (paired differences, bootstrap) of each.
 
     `helps` or `harms` needs both p-values below 1 - level after Holm over the contrasts;
-    `equivalent` needs both methods to put the difference within ± margin, likewise; else the word
-    is `undecided`, as it is with too few replicates or test groups.
+    `equivalent` needs both methods to put the difference within ± margin, likewise, and of each
+    class whose images count as much as all others' `LEAST_GROUPS` groups: what is not there cannot
+    show a difference. Else the word is `undecided`, as it is with too few replicates or test
+    groups.
     """
+    # What the smallest p-value of all must be below.
+    strictest = 1 - (1 - level) / max(len(contrasts), 1)
     effects = [paired_t(differences, level) for differences, _ in contrasts]
     intervals = [resampled.interval(level) for _, resampled in contrasts]
     p_values = np.maximum(
@@ -378,35 +435,49 @@ def verdicts(
     for index, (differences, resampled) in enumerate(contrasts):
         effect, interval = effects[index], intervals[index]
         p, equivalence = float(p_values[index]), float(equivalences[index])
-        obstacle = _obstacle(differences, resampled)
+        near = paired_t(differences, 2 * level - 1), resampled.interval(2 * level - 1)
+        obstacle = _obstacle(differences, resampled, 1 - strictest)
         word: Word = "undecided"
         if obstacle:
             pass
         elif p < 1 - level and effect.estimate * interval.estimate > 0:
             word = "helps" if effect.estimate > 0 else "harms"
-        elif equivalence < 1 - level:
+        elif equivalence < 1 - level and (resampled.rarest or LEAST_GROUPS) >= LEAST_GROUPS:
             word = "equivalent"
         found.append(
             Verdict(
                 word=word, effect=effect, bootstrap=interval,
                 low=min(effect.low, interval.low), high=max(effect.high, interval.high),
                 p_adjusted=p, equivalence_p=equivalence, margin=margin,
-                detectable=detectable_difference(differences, resampled, level),
+                detectable=(
+                    None if obstacle else detectable_difference(differences, resampled, strictest)
+                ),
                 replicates=len(differences),
-                replicates_needed=replicates_needed(differences, margin, level),
-                groups=resampled.groups, groups_needed=groups_needed(resampled, margin, level),
+                replicates_needed=replicates_needed(differences, margin, strictest),
+                groups=resampled.groups,
+                groups_needed=groups_needed(resampled, margin, strictest),
                 obstacle=obstacle, effect_size=standardised(differences),
                 wilcoxon_p=wilcoxon(differences),
+                near_low=min(one.low for one in near), near_high=max(one.high for one in near),
             )
         )  # fmt: skip
     return found
 
 
-def _obstacle(differences: Sequence[float], resampled: Resampled) -> str:
+def _obstacle(differences: Sequence[float], resampled: Resampled, strictest: float) -> str:
     if len(differences) < LEAST_REPLICATES:
         return f"{len(differences)} replicates decide nothing, {LEAST_REPLICATES} are the least"
     if resampled.groups < LEAST_GROUPS:
         return f"{resampled.groups} test groups decide nothing, {LEAST_GROUPS} are the least"
+    effective = resampled.effective_groups or resampled.groups
+    if effective < LEAST_GROUPS - 1e-9:
+        return (
+            f"{resampled.groups} test groups of so unequal size are worth {effective:.0f},"
+            f" {LEAST_GROUPS} are the least"
+        )
+    least = math.ceil(2 / strictest)
+    if len(resampled.draws) < least:
+        return f"too few draws to show anything; raise evaluate.bootstrap_draws to {least}"
     if np.ptp(differences) <= 1e-12:
         return "the difference is always the same, so that there is no spread to judge by"
     return ""

@@ -38,11 +38,13 @@ from engine.steps.search import replicates
 
 @dataclass(frozen=True)
 class Contrast:
-    """Two arms that the study compares. tries: settings that each one's family had on val."""
+    """Two arms that the study compares. tries: settings that each one's family had on val. drawn:
+    its generators are not trained by the study, so that its fits are draws of the same images."""
 
     arm: str
     against: str
     tries: tuple[int, int] = (1, 1)
+    drawn: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ class Predictions:
             confusions_by_group(self.labels, one.argmax(1), self.groups, len(self.classes))
             for one in held
         ]
-        return ConfusionScores(by_group, METRICS[name], self.replicates)
+        return ConfusionScores(by_group, METRICS[name], self.replicates, name != "accuracy")
 
 
 def figures_of(predictions: Predictions, arm: str) -> dict[str, Any]:
@@ -170,7 +172,7 @@ def compare(
             "arm": one.arm, "against": one.against,
             "differences": differences, **verdict.as_dict(),
             "grouped": verdict.groups < len(predictions.labels),
-            "tries": one.tries[0], "tries_against": one.tries[1],
+            "tries": one.tries[0], "tries_against": one.tries[1], "drawn": one.drawn,
             "mcnemar": [
                 mcnemar(predictions.labels, ours.argmax(1), theirs.argmax(1))
                 for ours, theirs in zip(
@@ -247,9 +249,15 @@ def one_in_words(contrast: Mapping[str, Any], objective: str) -> str:
     )
     condition = replicates_in_words(contrast)
     if contrast["word"] in ("helps", "harms"):
-        return f"{name} {contrast['word']}: {shown} ({condition})."
+        small = ", by less than the study's margin" if abs(effect["estimate"]) < margin else ""
+        return f"{name} {contrast['word']}{small}: {shown} ({condition})."
     if contrast["word"] == "equivalent":
-        return f"{name} makes no difference beyond ±{100 * margin:g} points: {shown} ({condition})."
+        # Two one-sided tests at 5% go with an interval of 90%.
+        near = (
+            f"{objective} {100 * effect['estimate']:+.1f} points against {against}, 90% interval"
+            f" {100 * contrast['near_low']:+.1f} to {100 * contrast['near_high']:+.1f}"
+        )
+        return f"{name} makes no difference beyond ±{100 * margin:g} points: {near} ({condition})."
     return f"{name} is undecided: {shown} ({condition}; {contrast['settle']})."
 
 
@@ -258,6 +266,11 @@ def replicates_in_words(contrast: Mapping[str, Any]) -> str:
     fits, seeds = contrast["generator_fits"], contrast["seeds"]
     if fits == 1:
         return f"{seeds} classifier seeds, conditional on one generator"
+    if contrast["drawn"]:
+        return (
+            f"{fits} draws of images" + (f" of {seeds} classifier seeds each" if seeds > 1 else "")
+            + ", conditional on one generator, which the study did not train"
+        )
     return f"{fits} generator fits" + (f" of {seeds} classifier seeds each" if seeds > 1 else "")
 
 

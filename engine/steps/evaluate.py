@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -47,7 +47,7 @@ from engine.steps._verdict import (
 )
 from engine.steps.embed import DecodeOwn, image_shards
 from engine.steps.measure import write_parts
-from engine.steps.search import Arm, Trial, trial_steps
+from engine.steps.search import Arm, SearchSpec, Trial, trial_steps
 
 MODEL = "model"
 
@@ -124,7 +124,7 @@ class Classify:
 
 
 class Evaluate(StepKind):
-    version: ClassVar[int] = 6
+    version: ClassVar[int] = 7
     Spec: ClassVar[type[Spec]] = EvaluateSpec
     summary: ClassVar[str] = "open test for the chosen arms, reach the verdict"
 
@@ -139,7 +139,8 @@ class Evaluate(StepKind):
         manifests = read_trials(context.store, search, [trial.step for trial in trials])
         classes = class_names(context.inputs["ingest"])
         test = split_index(context.store, context.inputs["ingest"], spec.task, "test")
-        opener = digest([context.step.key, search.digest])
+        # Not the step's key: another version of this code looks at nothing that was not seen.
+        opener = digest([spec, search.digest])
         opened = record_opening(context.store, test, opener)
         probabilities = predict_test(context, spec, classes, manifests)
         arms = {trial.arm.name: trial.arm for trial in trials}
@@ -161,7 +162,8 @@ class Evaluate(StepKind):
         ]
         results = {name: figures_of(predictions, name) for name in arms}
         contrasts = compare(
-            predictions, declared(search, arms), spec.objective, spec.settings, spec.seed
+            predictions, declared(search, arms, untrained(context.step.inputs["search"])),
+            spec.objective, spec.settings, spec.seed,
         )
         for contrast in contrasts:
             contrast["ratio"] = arms[contrast["arm"]].ratio
@@ -196,18 +198,39 @@ class Evaluate(StepKind):
         )  # fmt: skip
 
 
-def declared(search: Manifest, arms: Mapping[str, Arm]) -> list[Contrast]:
+def untrained(search: Step) -> set[str]:
+    """Arms whose generators the study trains none of: another fit of them is another draw."""
+    found = set()
+    for arm in search.spec_as(SearchSpec).arms:
+        steps = [
+            made for mix in arm.mixes for name, made in search.inputs[mix].inputs.items()
+            if name.split(".")[0] == "generate"
+        ]  # fmt: skip
+        if steps and not any("finetune" in step.inputs for step in steps):
+            found.add(arm.name)
+    return found
+
+
+def declared(
+    search: Manifest, arms: Mapping[str, Arm], untrained: Collection[str] = ()
+) -> list[Contrast]:
     """What the study compares: each synthetic family, at its ratio, with the strongest baseline,
     and with as many of its images as they come."""
     # A family that chose among more settings on val had more tries.
     tries = Counter(arm["family"] for arm in search.spec["arms"])
     baseline = search.metrics["baseline"]
     found = [
-        Contrast(name, baseline, (tries[arm.family], tries[arms[baseline].family]))
+        Contrast(
+            name, baseline, (tries[arm.family], tries[arms[baseline].family]), name in untrained
+        )
         for name, arm in arms.items()
         if arm.role == "compared"
     ]
-    return found + [Contrast(of, twin) for twin, of in search.metrics["twins"].items()]
+    # The arm's ratio is the best of several; its twin took the same unchosen.
+    return found + [
+        Contrast(of, twin, (tries[arms[of].family], 1), of in untrained)
+        for twin, of in search.metrics["twins"].items()
+    ]
 
 
 def read_trials(store: Store, search: Manifest, steps: Sequence[Step]) -> dict[str, Manifest]:

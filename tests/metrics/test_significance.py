@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from scipy import sparse, stats
 from sklearn.metrics import roc_auc_score
 
+from engine.core.errors import DataError
 from engine.metrics.classification import Metric, accuracy, macro_f1
 from engine.metrics.significance import (
     AreaScores,
@@ -197,9 +199,89 @@ def test_what_decides_nothing_is_said() -> None:
         return verdicts([(differences, drawn(0.047, 0.005, groups))], 0.01)[0].obstacle
 
     assert obstacle(CLEAR[:4]) == "4 replicates decide nothing, 5 are the least"
-    assert obstacle(CLEAR, groups=1) == "1 test groups decide nothing, 10 are the least"
+    assert obstacle(CLEAR, groups=1) == "1 test groups decide nothing, 20 are the least"
     assert "no spread" in obstacle([0.047] * 5)
     assert obstacle(CLEAR) == ""
+
+
+def test_groups_of_unequal_size_count_for_what_they_are_worth() -> None:
+    def word(sizes: list[int]) -> str:
+        groups = np.repeat(np.arange(len(sizes)), sizes)
+        labels = np.arange(len(groups)) % 2
+
+        def scores(share: float, seed: int) -> ConfusionScores:
+            random = np.random.default_rng(seed)
+            made = [np.where(random.random(len(labels)) < share, labels, 1 - labels)
+                    for _ in range(6)]  # fmt: skip
+            held = [confusions_by_group(labels, one, groups, 2) for one in made]
+            return ConfusionScores(held, accuracy, of_classes=False)
+
+        one, other = scores(0.9, 1), scores(0.6, 2)
+        ones = np.ones((1, len(sizes)))
+        differences = (one(ones) - other(ones))[0].tolist()
+        return verdicts([(differences, bootstrap(one, other, 400, 0))], 0.01)[0].word
+
+    assert word([20] * 30) == "helps"
+    # Half of all images are of one patient.
+    assert word([580] + [20] * 29) == "undecided"
+
+
+def test_equivalence_rests_on_images_of_every_class() -> None:
+    few = drawn(0.0, 0.003)
+    assert verdicts([(NOTHING, replace(few, rarest=30))], 0.01)[0].word == "equivalent"
+    assert verdicts([(NOTHING, replace(few, rarest=1))], 0.01)[0].word == "undecided"
+    assert verdicts([(CLEAR, replace(drawn(0.047, 0.005), rarest=1))], 0.01)[0].word == "helps"
+
+
+def test_the_interval_of_what_is_equivalent_lies_within_the_margin() -> None:
+    (found,) = verdicts([(NOTHING, drawn(0.0, 0.0058))], 0.01)
+    assert found.word == "equivalent"
+    assert found.low < -0.01  # of 95%
+    assert -0.01 < found.near_low < found.near_high < 0.01
+
+
+def test_too_few_draws_are_said_to_be() -> None:
+    many = [(CLEAR, drawn(0.047, 0.005))] * 60
+    assert "raise evaluate.bootstrap_draws to 2400" in verdicts(many, 0.01)[0].obstacle
+
+
+def test_draws_without_a_class_are_made_anew() -> None:
+    labels = np.r_[np.ones(4, int), np.zeros(56, int)]
+    random = np.random.default_rng(0)
+    held = [random.random((5, 60, 2)) for _ in range(2)]
+    one, other = (AreaScores(labels, part, np.arange(60)) for part in held)
+    found = bootstrap(one, other, 2000, 0)
+    assert len(found.draws) == 2000
+    assert np.isfinite(found.draws).all()
+    assert np.isfinite(found.error_of_test)
+    # Of two groups with a class each, half of all draws have one class alone.
+    groups = np.r_[np.zeros(56, int), np.ones(4, int)]
+    sides = [AreaScores(labels[::-1], part, groups) for part in held]
+    with pytest.raises(DataError, match="too few images of a class"):
+        bootstrap(sides[0], sides[1], 2001, 3)
+
+
+def test_a_p_value_that_is_no_number_is_refused() -> None:
+    with pytest.raises(ValueError, match="no number"):
+        holm([float("nan"), 0.01])
+
+
+@pytest.mark.parametrize("contrasts", [1, 6])
+def test_what_is_said_to_be_detectable_is_found_among_other_contrasts(contrasts: int) -> None:
+    random = np.random.default_rng(1)
+    found, studies = 0, 400
+    # Five values of exactly the spread that is drawn from.
+    exact = np.array([-2.0, -1.0, 0.0, 1.0, 2.0])
+    exact *= 0.02 / exact.std(ddof=1)
+    nothing = [(random.normal(0, 0.02, 5).tolist(), drawn(0.0, 0.02)) for _ in range(contrasts - 1)]
+    (first, *_) = verdicts([(exact.tolist(), drawn(0.0, 0.005)), *nothing], 0.05)
+    shift = first.detectable
+    assert shift is not None
+    for _ in range(studies):
+        values = random.normal(shift, 0.02, 5)
+        (again, *_) = verdicts([(values.tolist(), drawn(shift, 0.005)), *nothing], 0.05)
+        found += again.word == "helps"
+    assert found / studies > 0.7
 
 
 def test_more_contrasts_ask_for_more() -> None:
