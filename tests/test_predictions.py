@@ -113,10 +113,12 @@ def test_a_table_by_file_names_and_classes_is_judged_from_the_command_line(
         (
             # Fits of three classifiers and of one.
             lambda held: {
-                **held,
+                **{name: values * 2 for name, values in held.items()},
+                "seed": [*held["seed"], *(seed + 2 for seed in held["seed"])],
                 "generator_fit": [
-                    int(arm == "mine" and seed == 3)
-                    for arm, seed in zip(held["arm"], held["seed"], strict=True)
+                    *[0] * len(held["arm"]),
+                    *(int(arm == "mine" and seed == 1)
+                      for arm, seed in zip(held["arm"], held["seed"], strict=True)),
                 ],
             },
             "differ in their number of classifiers",
