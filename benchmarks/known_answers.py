@@ -15,7 +15,7 @@ each from ingest to the verdict. What stands for generated images comes through 
 `null` draws train, val, test and both folders anew for each study. `planted` needs no training:
 images are easy or hard, generator fits and images have effects of their own (see `simulated`).
 
-`python -m benchmarks.known_answers [--only NAME …] [--studies N] [--processes N]`
+`python -m benchmarks.known_answers [--only NAME …] [--first N] [--studies N] [--processes N]`
 """
 
 from __future__ import annotations
@@ -242,6 +242,7 @@ def main() -> None:
     every = ["reserve", "noise", "copies", "null", "planted"]
     parser.add_argument("--only", nargs="+", choices=every, default=every)
     parser.add_argument("--studies", type=int, default=200, help="of null")
+    parser.add_argument("--first", type=int, default=0, help="number of null's first study")
     parser.add_argument("--processes", type=int, default=2)
     arguments = parser.parse_args()
     print(machine("torch", "scipy"))
@@ -258,12 +259,14 @@ def main() -> None:
             lines.append([kind, f"{found['arm']} against {found['against']}", effect,
                           found["word"], want])  # fmt: skip
             print(*lines[-1], flush=True)
-        for kind, run, count in (("null", null, arguments.studies), ("planted", planted, 100)):
+        for kind, run, first, count in (
+            ("null", null, arguments.first, arguments.studies), ("planted", planted, 0, 100)
+        ):  # fmt: skip
             if kind not in arguments.only:
                 continue
             words: Counter[str] = Counter()
             with Bar(kind, count, "studies") as bar:
-                for found in pool.map(run, range(count)):
+                for found in pool.map(run, range(first, first + count)):
                     words[found["word"]] += 1
                     bar.advance(1, ", ".join(f"{n} {word}" for word, n in words.items()))
             significant = words["helps"] + words["harms"]
