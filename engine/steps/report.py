@@ -138,7 +138,7 @@ class Report(StepKind):
                 spec.study, ingest, search_spec, search, evaluate, provenance["versions"],
                 __version__,
             ),
-            not_known=not_known(spec.study, ingest, search_spec, evaluate),
+            not_known=not_known(spec.study, ingest, search_spec, search, evaluate),
             steps=[step_told(step, manifest) for step, manifest in steps],
             study=json.dumps(spec.study, indent=2), versions=provenance["versions"],
         )  # fmt: skip
