@@ -108,8 +108,12 @@ class Report(StepKind):
             name=spec.study["name"], preprocess=spec.preprocess, classes=classes,
             objective=FIGURES[search["objective"]], search=search, evaluate=evaluate, table=table,
             ingest=ingest, trials=trials.num_rows,
-            seeds=len(search_spec["seeds"]), search_spec=search_spec,
+            replication=replication(search_spec), search_spec=search_spec,
             replicates="generator fits" if search_spec["generator_fits"] > 1 else "seeds",
+            saturations=saturation_in_words(
+                evaluate["saturation"], search_spec["arms"],
+                context.inputs["evaluate"].spec["settings"]["margin"],
+            ),
             study_margin=context.inputs["evaluate"].spec["settings"]["margin"],
             arm_notes=arm_notes(search_spec["arms"]), stars=STARS, starred=stars,
             figures=figures_table(evaluate), tables=links(tables, PREDICTIONS),
@@ -213,6 +217,38 @@ def ratio_curve(
     below = [line.name for line in lines if all(point.y <= start.y for point in line.points)]
     svg = plots.ratio_curve(lines, drawn, start, objective) if lines else ""
     return {"svg": svg, "legend": legend, "below_real": below}
+
+
+def replication(search_spec: Mapping[str, Any]) -> str:
+    """How often each arm was trained; seeds are those of each generator fit."""
+    fits = search_spec["generator_fits"]
+    seeds = len(search_spec["seeds"]) // fits
+    told = f"the same {seeds} classifier seed{'s' if seeds > 1 else ''}"
+    return f"{fits} fits of each generator, {told} for each" if fits > 1 else told
+
+
+def saturation_in_words(
+    points: Mapping[str, Mapping[str, float]], arms: Sequence[Mapping[str, Any]], margin: float
+) -> list[str]:
+    """For each family, from which ratio on more images add nothing; where that is, or may be, the
+    largest that was tried, none was seen."""
+    found = []
+    for family, point in points.items():
+        most = max(arm["ratio"] or 0.0 for arm in arms
+                   if arm["family"] == family and arm["role"] != "shown")  # fmt: skip
+        bracket = f"95% interval over replicates: {point['low']:g} to {point['high']:g}"
+        name = family.replace("_", " ")
+        if max(point["ratio"], point["high"]) >= most:
+            found.append(
+                f"{name}: no saturation was seen up to x{most:g} (the least ratio within"
+                f" {100 * margin:g} points of the best is {point['ratio']:g}; {bracket})."
+            )
+        else:
+            found.append(
+                f"{name}: from a ratio of {point['ratio']:g} on ({bracket}), more images add no"
+                f" more than {100 * margin:g} points."
+            )
+    return found
 
 
 def _point(ratio: float, values: Sequence[float], generator_fits: int) -> plots.Point:
