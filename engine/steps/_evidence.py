@@ -14,7 +14,7 @@ from markupsafe import Markup
 from engine.context import Context
 from engine.core.manifest import Manifest, read_manifest
 from engine.core.step import upstream
-from engine.metrics.significance import paired_t
+from engine.metrics.significance import LEAST_REPLICATES, paired_t
 from engine.report import charts, plots
 from engine.steps.search import Trial, trial_steps
 
@@ -31,6 +31,8 @@ _CURVES = {
 # Classes of a matrix that a page has room for.
 MOST_CLASSES = 30
 _MOST_PAIRS = 20
+# Classes that a sentence has room for.
+_MOST_NAMED = 12
 
 
 @dataclass(frozen=True)
@@ -132,13 +134,35 @@ def forests(evaluate: Mapping[str, Any], classes: Sequence[str]) -> list[dict[st
             charts.ForestRow(name, [(g["mean"], g["low"], g["high"]) for g in of_class])
             for name, *of_class in zip(classes, *gains, strict=True)
         ]
+        told = enough(one)
+        gained = [row.name for row in rows if told and plots.direction(row.gains[0]) > 0]
+        lost = [row.name for row in rows if told and plots.direction(row.gains[0]) < 0]
         rows.append(charts.ForestRow(FIGURES[objective], whole, whole=True))
         found.append(
-            {"arm": one["arm"], "series": series, "svg": charts.forest(rows, series),
-             "gained": [row.name for row in rows[:-1] if row.gains[0][1] > 0],
-             "lost": [row.name for row in rows[:-1] if row.gains[0][2] < 0]}
+            {"arm": one["arm"], "series": series, "svg": charts.forest(rows, series, told),
+             "gained": gained, "lost": lost, "told": classes_in_words(gained, lost)}
         )  # fmt: skip
     return found
+
+
+def enough(contrast: Mapping[str, Any]) -> bool:
+    """Whether there are as many replicates as a class's interval may be believed by."""
+    return bool(contrast["replicates"] >= LEAST_REPLICATES)
+
+
+def classes_in_words(gained: Sequence[str], lost: Sequence[str]) -> str:
+    """Which classes gain and which lose; empty where none does."""
+    told = [
+        f"{', '.join(names[:_MOST_NAMED])}"
+        + (f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else "")
+        + f" {verb if len(names) > 1 else verb + 's'}"
+        for names, verb in ((gained, "gain"), (lost, "lose"))
+        if names
+    ]
+    if not told:
+        return ""
+    few = "descriptive, not corrected for the number of classes"
+    return f"Recall of classes: {'; '.join(told)} ({few})."
 
 
 def reliability(evaluate: Mapping[str, Any], colours: Mapping[str, int]) -> str:

@@ -31,6 +31,7 @@ from engine.steps._evidence import (
     colour_of,
     confusions,
     curves,
+    enough,
     figures_table,
     forests,
     frequency,
@@ -299,7 +300,7 @@ def recall_plots(
             {
                 "arms": list(zip(arms, of_arms, strict=True)),
                 "against": contrast["against"],
-                "svg": plots.recall_by_class(gains, arms, of_arms),
+                "svg": plots.recall_by_class(gains, arms, of_arms, enough(contrast)),
             }
         )
     return found

@@ -13,7 +13,13 @@ from engine.core.spec import Spec
 from engine.core.step import Step
 from engine.report.download import as_csv
 from engine.steps._cost import cost, network_in_words, per_point
-from engine.steps._evidence import Trained, confusions, figures_table, most_confused
+from engine.steps._evidence import (
+    Trained,
+    confusions,
+    figures_table,
+    forests,
+    most_confused,
+)
 from engine.steps._images import sheet
 from engine.steps._methods import classifier_in_words, listed, methods, not_known
 from engine.steps._verdict import Predictions, figures_of
@@ -79,6 +85,22 @@ def test_the_page_s_intervals_end_where_figures_do() -> None:
     assert (accuracy["low"], accuracy["high"]) == (0.0, 1.0)
     assert brier["high"] == 1.4
     assert nothing == [None, None]
+
+
+def test_classes_that_gain_and_lose_are_told_where_replicates_are_enough() -> None:
+    gains = [(0.1, 0.05, 0.15), (-0.1, -0.2, -0.05), (0.1, 0.1, 0.1), (0.0, -0.1, 0.1)]
+    contrast = {
+        "arm": "g x1", "against": "real", "effect": {"estimate": 0.1}, "low": 0.0, "high": 0.2,
+        "recall_gain": [{"mean": m, "low": low, "high": high} for m, low, high in gains],
+    }  # fmt: skip
+    for replicates, gained, lost in ((5, ["up"], ["down"]), (4, [], [])):
+        evaluate = {"arms": {}, "objective": "macro_f1",
+                    "contrasts": [{**contrast, "replicates": replicates}]}  # fmt: skip
+        (found,) = forests(evaluate, ["up", "down", "always", "same"])
+        assert (found["gained"], found["lost"]) == (gained, lost)
+        want = "Recall of classes: up gains; down loses (descriptive, not corrected"
+        assert found["told"].startswith(want if gained else "")
+        assert bool(found["told"]) == bool(gained)
 
 
 def test_of_many_classes_the_worst_pairs_are_told_in_place_of_a_matrix() -> None:

@@ -80,6 +80,9 @@ def test_the_page_is_whole_and_needs_no_network(bars_study, store: Store, profil
         "What is not known", "Where this comes from",
     ]  # fmt: skip
     assert re.findall(r"<h2>([^<]*)", page) == order
+    # Whatever the verdict.
+    assert "would be found in 80 of 100 such studies." in page
+    assert "<th>detectable</th>" in page
     assert "every arm with the same 2 classifier seeds and" in page
     assert "conditional on one generator" in page.lower()
     assert sum(tag == "img" for tag, _ in tags.found) >= 16
