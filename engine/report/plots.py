@@ -142,11 +142,13 @@ def direction(gain: tuple[float, float, float]) -> int:
 
 
 def recall_by_class(
-    gains: Sequence[Gain], arms: Sequence[str], colours: Sequence[Colour], enough: bool = True
-) -> Markup:
+    gains: Sequence[Gain], arms: Sequence[str], colours: Sequence[Colour],
+    against: str = "baseline", enough: bool = True,
+) -> Markup:  # fmt: skip
     """A row for each class: recall of each arm, joined by a line, and the difference in words.
 
-    enough: whether replicates are enough for an interval to say that a class gains or loses.
+    against: what the first column of differences is to. enough: whether replicates are enough for
+    an interval to say that a class gains or loses.
     """
     row, right = 32, 250
     left = 24 + 8 * max((len(shorten(gain.name)) for gain in gains), default=0)
@@ -166,8 +168,8 @@ def recall_by_class(
         )
         drawn.append(text(x(tick), height - _BOTTOM + 26, f"{tick:g}", "middle"))
     columns = (WIDTH - right + 18, WIDTH - right + 142)
-    for place, title in zip(columns, ("to baseline", "to real"), strict=True):
-        drawn.append(text(place, _TOP - 3, title, "start"))
+    for place, rival in zip(columns, (against, "real"), strict=True):
+        drawn.append(text(place, _TOP - 3, f"to {shorten(rival.replace('_', ' '))}", "start"))
     for number, gain in enumerate(gains):
         middle = _TOP + row * (number + 0.5)
         drawn.append(text(left - 12, middle + 4, shorten(gain.name), "end", "name"))

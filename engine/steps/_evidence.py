@@ -21,7 +21,8 @@ from engine.steps.search import Trial, trial_steps
 FIGURES = {
     "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy",
     "macro_precision": "macro precision", "macro_recall": "macro recall", "macro_f1": "macro F1",
-    "weighted_f1": "weighted F1", "worst_class_recall": "worst class's recall",
+    "weighted_precision": "weighted precision", "weighted_f1": "weighted F1",
+    "worst_class_recall": "worst class's recall",
     "roc_auc": "ROC-AUC", "average_precision": "PR-AUC", "brier": "Brier score ↓", "ece": "ECE ↓",
 }  # fmt: skip
 _CURVES = {
@@ -42,6 +43,8 @@ class Trained:
     trial: Trial
     manifest: Manifest
     images: Mapping[str, int]
+    # Of these, how many a generator made.
+    added: int = 0
 
 
 def trained(context: Context) -> list[Trained]:
@@ -51,7 +54,7 @@ def trained(context: Context) -> list[Trained]:
     counts = context.inputs["ingest"].metrics["counts"]["train"]
     kept = {name: figures["kept"] for name, figures in reduced(context).items()}
     real = {"all": counts, "reduced": {**counts, **kept}, "none": {}}
-    of_mix: dict[str, dict[str, int]] = {}
+    of_mix: dict[str, tuple[dict[str, int], int]] = {}
     found = []
     for trial in trial_steps(search):
         manifest = read_manifest(context.store, trial.step) if trial.step.key in held else None
@@ -65,8 +68,17 @@ def trained(context: Context) -> list[Trained]:
             for added in mixed.metrics["added"].values():
                 for name, count in added.items():
                     images[name] += count
-            of_mix[mix.key] = images
-        found.append(Trained(trial, manifest, of_mix[mix.key]))
+            total = sum(sum(added.values()) for added in mixed.metrics["added"].values())
+            of_mix[mix.key] = (images, total)
+        found.append(Trained(trial, manifest, *of_mix[mix.key]))
+    return found
+
+
+def added_to(trials: Sequence[Trained]) -> dict[str, int]:
+    """Images that were added to each arm, of the first generator fit."""
+    found: dict[str, int] = {}
+    for one in trials:
+        found.setdefault(one.trial.arm.name, one.added)
     return found
 
 

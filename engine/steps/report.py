@@ -28,6 +28,7 @@ from engine.steps._curated import filters_told, labels_seen, sheets, words
 from engine.steps._evidence import (
     FIGURES,
     MOST_CLASSES,
+    added_to,
     colour_of,
     confusions,
     curves,
@@ -75,7 +76,6 @@ class Report(StepKind):
         ingest, search_spec = context.inputs["ingest"].metrics, context.inputs["search"].spec
         provenance = context.inputs["evaluate"].provenance
         trials = pa.concat_tables(context.store.tables(context.inputs["search"].keys()))
-        table = comparison(trials.to_pydict(), search, evaluate)
         classes = class_names(context.inputs["ingest"])
         # One colour for each family, on the whole page.
         compared = [arm["family"] for arm in search_spec["arms"] if arm["role"] == "compared"]
@@ -88,6 +88,7 @@ class Report(StepKind):
                      for name in spec.generators}  # fmt: skip
         probed = probes(context, spec, classes)
         models = trained(context)
+        table = comparison(added_to(models), search, evaluate)
         told = histories(context, models)
         steps = done_steps(context)
         planes = scatter(context, spec, classes)
@@ -300,7 +301,9 @@ def recall_plots(
             {
                 "arms": list(zip(arms, of_arms, strict=True)),
                 "against": contrast["against"],
-                "svg": plots.recall_by_class(gains, arms, of_arms, enough(contrast)),
+                "svg": plots.recall_by_class(
+                    gains, arms, of_arms, contrast["against"], enough(contrast)
+                ),
             }
         )
     return found

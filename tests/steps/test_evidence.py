@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from engine.report.download import as_csv
 from engine.steps._cost import cost, network_in_words, per_point
 from engine.steps._evidence import (
     Trained,
+    added_to,
     confusions,
     figures_table,
     forests,
@@ -101,6 +103,18 @@ def test_classes_that_gain_and_lose_are_told_where_replicates_are_enough() -> No
         want = "Recall of classes: up gains; down loses (descriptive, not corrected"
         assert found["told"].startswith(want if gained else "")
         assert bool(found["told"]) == bool(gained)
+
+
+def test_images_added_are_those_of_generators_whatever_real_ones_are_left() -> None:
+    trials = [replace(trained(name, (), 1), added=added)
+              for name, added in (("real", 0), ("reduced", 0), ("g only", 40))]  # fmt: skip
+    assert added_to(trials) == {"real": 0, "reduced": 0, "g only": 40}
+
+
+def test_weighted_precision_stands_among_the_figures() -> None:
+    figure = {"mean": 0.5, "low": 0.4, "high": 0.6}
+    held = figures_table({"arms": {"real": {"weighted_precision": figure}}})
+    assert held["columns"] == ["weighted precision"]
 
 
 def test_of_many_classes_the_worst_pairs_are_told_in_place_of_a_matrix() -> None:
