@@ -342,6 +342,7 @@ def not_known(
             f"How {closed} arm{'s' if closed > 1 else ''} would do on test: they were not chosen,"
             " and test stayed closed to them."
         )
+    found += [f"The study notes: {text}" for text in study.get("notes", ())]
     found.append(
         "Whether more steps, another learning rate or another classifier would say the same: each"
         " arm was given the same settings, not those that suit it best."

@@ -12,6 +12,7 @@ from sklearn import metrics as reference
 from engine.core.manifest import Manifest
 from engine.core.spec import Spec
 from engine.core.step import Step
+from engine.plan import plan
 from engine.report.download import as_csv
 from engine.steps._cost import cost, network_in_words, per_point
 from engine.steps._evidence import (
@@ -385,6 +386,16 @@ def test_what_is_not_known_is_said() -> None:
     text = "\n".join(not_known(study(split={"group": "column"}), INGEST, spec, search, evaluate))
     for said in ("drawn once", "no groups", "helps", "stayed closed"):
         assert said not in text, said
+
+
+def test_a_study_s_notes_are_told_and_change_the_report_s_key_alone() -> None:
+    noted = study(notes=["The scanner changed in May."])
+    spec, search, evaluate = results(fits=1, contrasts=0)
+    told = not_known(noted, INGEST, spec, search, evaluate)
+    assert "The study notes: The scanner changed in May." in told
+    keys = [{step.label: step.key for step in plan(Study.model_validate(values))}
+            for values in (study(), noted)]  # fmt: skip
+    assert {label for label, key in keys[0].items() if keys[1][label] != key} == {"report"}
 
 
 def test_words_are_listed() -> None:
