@@ -59,7 +59,7 @@ _LABEL = re.compile(r"[a-z][a-z0-9_]{0,31}")
 class Study(Spec):
     """What to compute. `docs/study.md` explains every field."""
 
-    later_fields: ClassVar[tuple[str, ...]] = ("tune",)
+    later_fields: ClassVar[tuple[str, ...]] = ("tune", "notes")
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
@@ -86,6 +86,8 @@ class Study(Spec):
     evaluate: Evaluate = Evaluate()
     # Read by jobs/tune.py alone: what it tries, and how many settings this study was chosen from.
     tune: Tune = Tune()
+    # What a reader of the results must know of the data; the page says it.
+    notes: tuple[Annotated[str, Field(min_length=1, max_length=2000)], ...] = ()
 
     @model_validator(mode="after")
     def _labels(self) -> Study:

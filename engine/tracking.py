@@ -190,11 +190,21 @@ def _verdict(client: Any, run: str, evaluate: Manifest) -> None:
         for name, figure in entry.items():
             if isinstance(figure, dict) and "replicates" in figure:
                 figures[f"test/{arm}/{name}"] = figure["mean"]
-    for contrast in evaluate.metrics["contrasts"]:
-        figures[f"effect/{contrast['arm']}"] = contrast["effect"]["estimate"]
-        client.set_tag(run, f"verdict.{_NAME.sub('_', contrast['arm'])}", contrast["word"])
+    for name, contrast in named_contrasts(evaluate.metrics).items():
+        figures[f"effect/{name}"] = contrast["effect"]["estimate"]
+        client.set_tag(run, f"verdict.{_NAME.sub('_', name)}", contrast["word"])
     client.set_tag(run, "mlflow.note.content", evaluate.metrics["verdict"])
     _metrics(client, run, figures)
+
+
+def named_contrasts(evaluate: Mapping[str, Any]) -> dict[str, Any]:
+    """Contrasts by a name of each: the arm's where it is held against the baseline, and both arms'
+    elsewhere, for an arm may be held against several."""
+    return {
+        one["arm"] if one["against"] == evaluate["baseline"]
+        else f"{one['arm']} against {one['against']}": one
+        for one in evaluate["contrasts"]
+    }  # fmt: skip
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

@@ -12,7 +12,7 @@ from engine.execute import execute
 from engine.plan import plan
 from engine.profile import Profile
 from engine.runtime.inline import InlineRuntime
-from engine.tracking import track, tracking_uri, without_password
+from engine.tracking import named_contrasts, track, tracking_uri, without_password
 
 
 @pytest.fixture
@@ -122,6 +122,12 @@ def test_a_search_that_was_logged_before_its_verdict_is_not_doubled(done) -> Non
     for child in (run for run in runs if run.info.run_name == "train.more.x2.1"):
         losses = client.get_metric_history(child.info.run_id, "loss")
         assert [entry.step for entry in losses] == [4, 8, 12]
+
+
+def test_two_contrasts_of_an_arm_have_two_names() -> None:
+    baseline, twin = ({"arm": "g x1", "against": name} for name in ("real", "g unfiltered x1"))
+    found = named_contrasts({"baseline": "real", "contrasts": [baseline, twin]})
+    assert found == {"g x1": baseline, "g x1 against g unfiltered x1": twin}
 
 
 def test_where_runs_are_logged(tmp_path: Path) -> None:

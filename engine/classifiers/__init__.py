@@ -39,6 +39,11 @@ class Classifier:
         self.spec, self.preprocess, self.classes = spec, preprocess, list(classes)
 
     @staticmethod
+    def in_words(spec: Any) -> str:
+        """The network as a paper names it: its plugin, where that says no more."""
+        return f"the plugin {spec.name}"
+
+    @staticmethod
     def uses(spec: Any) -> Sequence[tuple[str, Any]]:
         """Plugins of other families that a spec names, whose versions belong to the key as well."""
         return ()
@@ -74,3 +79,13 @@ class Classifier:
     def load(self, folder: Path) -> Module:
         """The network that `save` wrote, on the CPU, for inference."""
         raise NotImplementedError
+
+
+def checkpoint_in_words(model: str) -> str:
+    """A hub's id as it is, and of a path its last part: where it lies says nothing of it."""
+    local = model.startswith((".", "/", "~"))
+    return Path(model).name or model if local else model
+
+
+def at_size(input_size: int | None) -> str:
+    return f", at {input_size} px" if input_size else ""

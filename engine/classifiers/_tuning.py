@@ -29,6 +29,14 @@ def _known(value: Any) -> Any:
 Trained = Annotated[Literal["all", "head"] | int, BeforeValidator(_known)]
 
 
+def trained_in_words(trained: Trained) -> str:
+    if trained == "all":
+        return "all weights tuned"
+    if trained == "head":
+        return "its last layer alone trained"
+    return f"last {f'{trained} blocks' if trained > 1 else 'block'} tuned"
+
+
 def block_list(network: Module) -> Sequence[Module]:
     """The blocks that a network's images pass one after the other: its outermost list of modules,
     or none."""

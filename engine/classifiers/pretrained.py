@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from engine.classifiers import ClassifierSpec
+from engine.classifiers import ClassifierSpec, at_size, checkpoint_in_words
 from engine.classifiers._transformers import TransformersClassifier, logits_of
-from engine.classifiers._tuning import Trained, block_list, freeze
+from engine.classifiers._tuning import Trained, block_list, freeze, trained_in_words
 from engine.nets.checkpoints import load_model
 
 if TYPE_CHECKING:
@@ -36,6 +36,11 @@ class Pretrained(TransformersClassifier):
     version: ClassVar[int] = 2
     Spec: ClassVar[type[ClassifierSpec]] = PretrainedSpec
     spec: PretrainedSpec
+
+    @staticmethod
+    def in_words(spec: PretrainedSpec) -> str:
+        tuned = f"{checkpoint_in_words(spec.model)}, {trained_in_words(spec.trained)}"
+        return tuned + at_size(spec.input_size)
 
     def build(self) -> Module:
         from torch import nn

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import BeforeValidator, Field, SerializeAsAny
 
-from engine.classifiers import Classifier, ClassifierSpec
+from engine.classifiers import Classifier, ClassifierSpec, checkpoint_in_words
 from engine.core.errors import StudyError
 from engine.core.registry import PluginField, resolve
 from engine.core.spec import Spec
@@ -78,6 +78,14 @@ class Probe(Classifier):
     Spec: ClassVar[type[ClassifierSpec]] = ProbeSpec
     on_features: ClassVar[bool] = True
     spec: ProbeSpec
+
+    @staticmethod
+    def in_words(spec: ProbeSpec) -> str:
+        embedder: Any = spec.embedder
+        model = getattr(embedder, "model", None)
+        of = f"{embedder.name} ({checkpoint_in_words(model)})" if model else embedder.name
+        kind = f"a probe with a hidden layer of {spec.hidden}" if spec.hidden else "a linear probe"
+        return f"{kind} on frozen vectors of {of}"
 
     @staticmethod
     def uses(spec: ProbeSpec) -> Sequence[tuple[str, Any]]:

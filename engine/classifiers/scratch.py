@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from engine.classifiers import ClassifierSpec
+from engine.classifiers import ClassifierSpec, at_size
 from engine.classifiers._transformers import TransformersClassifier, logits_of
 from engine.core.errors import StudyError
 from engine.nets.images import IMAGENET_MEAN, IMAGENET_STD
@@ -51,6 +51,12 @@ _CONFIGS: Mapping[Architecture, tuple[str, Mapping[str, Any]]] = {
     "convnext_tiny": ("convnext", {}),
     "dinov2_small": ("dinov2", {"hidden_size": 384, "num_attention_heads": 6}),
 }
+_NAMES: Mapping[Architecture, str] = {
+    "resnet18": "ResNet-18", "resnet50": "ResNet-50", "efficientnet_b0": "EfficientNet-B0",
+    "efficientnet_b1": "EfficientNet-B1", "mobilenet_v2": "MobileNetV2", "vit_tiny": "ViT-Ti",
+    "vit_small": "ViT-S", "vit_base": "ViT-B", "convnext_tiny": "ConvNeXt-T",
+    "dinov2_small": "the network of DINOv2 ViT-S",
+}  # fmt: skip
 # Published sides of patches; and how many stand along a side at least, where none is asked for.
 _PATCHES = {"vit": 16, "dinov2": 14}
 _FEWEST = 7
@@ -70,6 +76,10 @@ class Scratch(TransformersClassifier):
     version: ClassVar[int] = 1
     Spec: ClassVar[type[ClassifierSpec]] = ScratchSpec
     spec: ScratchSpec
+
+    @staticmethod
+    def in_words(spec: ScratchSpec) -> str:
+        return f"{_NAMES[spec.architecture]} trained from scratch{at_size(spec.input_size)}"
 
     @property
     def side(self) -> int:

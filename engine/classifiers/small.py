@@ -36,6 +36,12 @@ class Small(Classifier):
     Spec: ClassVar[type[ClassifierSpec]] = SmallSpec
     spec: SmallSpec
 
+    @staticmethod
+    def in_words(spec: SmallSpec) -> str:
+        widths = ", ".join(str(width) for width in spec.channels)
+        blocks = f"{len(spec.channels)} block{'s' if len(spec.channels) > 1 else ''}"
+        return f"a convolutional network of {blocks} ({widths} channels) trained from scratch"
+
     def check(self, training: Training) -> None:
         halvings = len(self.spec.channels)
         if self.preprocess.size < 2**halvings:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from engine.classifiers import Classifier, ClassifierSpec
-from engine.classifiers._tuning import Trained, freeze
+from engine.classifiers import Classifier, ClassifierSpec, at_size, checkpoint_in_words
+from engine.classifiers._tuning import Trained, freeze, trained_in_words
 from engine.core.errors import StudyError
 from engine.nets.images import IMAGENET_MEAN, IMAGENET_STD, normalised
 
@@ -45,6 +45,14 @@ class Vgg(Classifier):
     version: ClassVar[int] = 1
     Spec: ClassVar[type[ClassifierSpec]] = VggSpec
     spec: VggSpec
+
+    @staticmethod
+    def in_words(spec: VggSpec) -> str:
+        network = f"VGG{spec.depth}{' with batch normalisation' if spec.batch_norm else ''}"
+        if spec.weights is None:
+            return f"{network} trained from scratch{at_size(spec.input_size)}"
+        given = f"from the weights {checkpoint_in_words(spec.weights)}"
+        return f"{network} {given}, {trained_in_words(spec.trained)}{at_size(spec.input_size)}"
 
     def check(self, training: Training) -> None:
         if self.spec.weights is not None:

@@ -82,9 +82,12 @@ class ForestRow:
     whole: bool = False
 
 
-def forest(rows: Sequence[ForestRow], series: Sequence[str]) -> Markup:
+def forest(
+    rows: Sequence[ForestRow], series: Sequence[str], enough: bool = True
+) -> Markup:  # fmt: skip
     """A forest plot (Lewis and Clarke 2001): a mark and its interval for each row and series, about
-    a line of no difference, in points."""
+    a line of no difference, in points. A class without spread, or with too few replicates to say
+    that it gains or loses (not `enough`), is grey."""
     step = 13 * len(series) + 11
     left = 24 + 8 * max(len(shorten(row.name)) for row in rows)
     right = 150
@@ -114,18 +117,20 @@ def forest(rows: Sequence[ForestRow], series: Sequence[str]) -> Markup:
         drawn.append(text(left - 12, top + step / 2 + 4, shorten(row.name), "end", "name"))
         for index, (mean, low, high) in enumerate(row.gains):
             y = top + 12 + 13 * index
+            grey = not row.whole and (low == high or not enough)
+            colour = f"s{index} grey" if grey else f"s{index}"
             told = f"{points(mean)} ({points(low)} to {points(high)})" if low or high else "0"
             drawn.append(
-                Markup('<line class="whisker s{}" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(
-                    index, rounded(x(low)), rounded(x(high)), rounded(y), rounded(y)
+                Markup('<line class="whisker {}" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(
+                    colour, rounded(x(low)), rounded(x(high)), rounded(y), rounded(y)
                 )
             )
             for end, way in ((low, -1), (high, 1)):
                 if way * end > limit:
                     tip = x(end) + way * 6
                     drawn.append(
-                        Markup('<path class="tip s{}" d="M{} {}l{} -4v8z"/>').format(
-                            index, rounded(tip), rounded(y), -6 * way
+                        Markup('<path class="tip {}" d="M{} {}l{} -4v8z"/>').format(
+                            colour, rounded(tip), rounded(y), -6 * way
                         )
                     )
             name = f"{row.name}, {series[index]}: {told}"
@@ -136,8 +141,8 @@ def forest(rows: Sequence[ForestRow], series: Sequence[str]) -> Markup:
                 )  # fmt: skip
             else:
                 drawn.append(
-                    Markup('<circle class="mark s{}" cx="{}" cy="{}" r="4"><title>{}</title>'
-                           "</circle>").format(index, rounded(x(mean)), rounded(y), name)
+                    Markup('<circle class="mark {}" cx="{}" cy="{}" r="4"><title>{}</title>'
+                           "</circle>").format(colour, rounded(x(mean)), rounded(y), name)
                 )  # fmt: skip
             drawn.append(text(WIDTH - right + 14, y + 4, told, "start"))
     return svg(drawn, height, "difference of each class with its interval")

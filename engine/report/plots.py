@@ -134,10 +134,22 @@ def _dot(kind: str, name: str, point: Point, across: float, y: Callable[[float],
     )  # fmt: skip
 
 
+def direction(gain: tuple[float, float, float]) -> int:
+    """1 and -1 where an interval (mean, low, high) lies above and below zero, else 0: as it is
+    without any spread, for equal differences on few images are common by chance."""
+    _, low, high = gain
+    return 0 if low == high else int(low > 0) - int(high < 0)
+
+
 def recall_by_class(
-    gains: Sequence[Gain], arms: Sequence[str], colours: Sequence[Colour]
-) -> Markup:
-    """A row for each class: recall of each arm, joined by a line, and the difference in words."""
+    gains: Sequence[Gain], arms: Sequence[str], colours: Sequence[Colour],
+    against: str = "baseline", enough: bool = True,
+) -> Markup:  # fmt: skip
+    """A row for each class: recall of each arm, joined by a line, and the difference in words.
+
+    against: what the first column of differences is to. enough: whether replicates are enough for
+    an interval to say that a class gains or loses.
+    """
     row, right = 32, 250
     left = 24 + 8 * max((len(shorten(gain.name)) for gain in gains), default=0)
     height = _TOP + row * len(gains) + _BOTTOM - 8
@@ -156,15 +168,15 @@ def recall_by_class(
         )
         drawn.append(text(x(tick), height - _BOTTOM + 26, f"{tick:g}", "middle"))
     columns = (WIDTH - right + 18, WIDTH - right + 142)
-    for place, title in zip(columns, ("to baseline", "to real"), strict=True):
-        drawn.append(text(place, _TOP - 3, title, "start"))
+    for place, rival in zip(columns, (against, "real"), strict=True):
+        drawn.append(text(place, _TOP - 3, f"to {shorten(rival.replace('_', ' '))}", "start"))
     for number, gain in enumerate(gains):
         middle = _TOP + row * (number + 0.5)
         drawn.append(text(left - 12, middle + 4, shorten(gain.name), "end", "name"))
-        ends = [rounded(x(value)) for value in gain.values]
+        ends = [x(value) for value in gain.values]
         drawn.append(
             Markup('<line class="join" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(
-                min(ends), max(ends), middle, middle
+                rounded(min(ends)), rounded(max(ends)), middle, middle
             )
         )
         # One above the other, for equal values would hide each other.
@@ -174,11 +186,12 @@ def recall_by_class(
         ):
             drawn.append(
                 Markup('<circle class="dot {}" cx="{}" cy="{}" r="5"><title>{}: {}</title>'
-                       "</circle>").format(kind_of(colour), across, rounded(height_of), arm,
-                                           f"{value:.3f}")
+                       "</circle>").format(kind_of(colour), rounded(across), rounded(height_of),
+                                           arm, f"{value:.3f}")
             )  # fmt: skip
         for place, (mean, low, high) in zip(columns, (gain.to_baseline, gain.to_real), strict=True):
-            kind = "good" if low > 0 else "bad" if high < 0 else "axis"
+            way = direction((mean, low, high)) if enough else 0
+            kind = ("axis", "good", "bad")[way]
             words = f"{points(mean)} ({points(low, 0)} to {points(high, 0)})"
             drawn.append(text(place, middle + 4, words if low or high else "0", "start", kind))
     return svg(drawn, height, "recall of each class")

@@ -35,20 +35,20 @@ class Row:
 
 
 def comparison(
-    trials: Mapping[str, Sequence[Any]], search: Mapping[str, Any], evaluate: Mapping[str, Any]
+    added: Mapping[str, int], search: Mapping[str, Any], evaluate: Mapping[str, Any]
 ) -> list[Row]:
     """A row for each arm, in the order of the study.
 
-    trials: columns of search's table. search, evaluate: metrics of those steps.
+    added: images that generators gave to each arm; its real ones may be fewer than all, or none.
+    search, evaluate: metrics of those steps.
     """
     objective, opened, baseline = search["objective"], evaluate["arms"], evaluate["baseline"]
     contrasts = {
         one["arm"]: one for one in evaluate["contrasts"] if one["against"] == baseline
     }  # fmt: skip
-    images = dict(zip(trials["arm"], trials["images"], strict=True))
     rows = []
     for arm, val in search["arms"].items():
-        row = Row(arm, images[arm] - images["real"], val["mean"], val["sd"])
+        row = Row(arm, added[arm], val["mean"], val["sd"])
         if arm in opened:
             figure, rival = opened[arm][objective], opened[baseline][objective]
             low, high, found = None, None, ""

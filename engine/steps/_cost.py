@@ -13,6 +13,7 @@ from engine.core.manifest import Manifest, read_manifest
 from engine.core.step import Step, upstream
 from engine.core.store import Store
 from engine.steps._evidence import Trained
+from engine.steps._methods import classifier_in_words
 from engine.steps.search import SearchSpec, steps_of
 
 _WORDS = {
@@ -141,8 +142,8 @@ def weights_at(one: Trained) -> str:
 
 
 def network_in_words(classifier: Mapping[str, Any]) -> str:
-    """A classifier's plugin, and of one that starts from a checkpoint its name."""
-    return " ".join(str(classifier[name]) for name in ("name", "model") if classifier.get(name))
+    """What a classifier is, as the methods name it."""
+    return classifier_in_words(classifier)
 
 
 def composition(store: Store, mix: Step) -> str:

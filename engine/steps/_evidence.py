@@ -14,14 +14,15 @@ from markupsafe import Markup
 from engine.context import Context
 from engine.core.manifest import Manifest, read_manifest
 from engine.core.step import upstream
-from engine.metrics.significance import paired_t
+from engine.metrics.significance import LEAST_REPLICATES, paired_t
 from engine.report import charts, plots
 from engine.steps.search import Trial, trial_steps
 
 FIGURES = {
     "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy",
     "macro_precision": "macro precision", "macro_recall": "macro recall", "macro_f1": "macro F1",
-    "weighted_f1": "weighted F1", "worst_class_recall": "worst class's recall",
+    "weighted_precision": "weighted precision", "weighted_f1": "weighted F1",
+    "worst_class_recall": "worst class's recall",
     "roc_auc": "ROC-AUC", "average_precision": "PR-AUC", "brier": "Brier score ↓", "ece": "ECE ↓",
 }  # fmt: skip
 _CURVES = {
@@ -31,6 +32,8 @@ _CURVES = {
 # Classes of a matrix that a page has room for.
 MOST_CLASSES = 30
 _MOST_PAIRS = 20
+# Classes that a sentence has room for.
+_MOST_NAMED = 12
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class Trained:
     trial: Trial
     manifest: Manifest
     images: Mapping[str, int]
+    # Of these, how many a generator made.
+    added: int = 0
 
 
 def trained(context: Context) -> list[Trained]:
@@ -49,7 +54,7 @@ def trained(context: Context) -> list[Trained]:
     counts = context.inputs["ingest"].metrics["counts"]["train"]
     kept = {name: figures["kept"] for name, figures in reduced(context).items()}
     real = {"all": counts, "reduced": {**counts, **kept}, "none": {}}
-    of_mix: dict[str, dict[str, int]] = {}
+    of_mix: dict[str, tuple[dict[str, int], int]] = {}
     found = []
     for trial in trial_steps(search):
         manifest = read_manifest(context.store, trial.step) if trial.step.key in held else None
@@ -63,8 +68,17 @@ def trained(context: Context) -> list[Trained]:
             for added in mixed.metrics["added"].values():
                 for name, count in added.items():
                     images[name] += count
-            of_mix[mix.key] = images
-        found.append(Trained(trial, manifest, of_mix[mix.key]))
+            total = sum(sum(added.values()) for added in mixed.metrics["added"].values())
+            of_mix[mix.key] = (images, total)
+        found.append(Trained(trial, manifest, *of_mix[mix.key]))
+    return found
+
+
+def added_to(trials: Sequence[Trained]) -> dict[str, int]:
+    """Images that were added to each arm, of the first generator fit."""
+    found: dict[str, int] = {}
+    for one in trials:
+        found.setdefault(one.trial.arm.name, one.added)
     return found
 
 
@@ -132,13 +146,35 @@ def forests(evaluate: Mapping[str, Any], classes: Sequence[str]) -> list[dict[st
             charts.ForestRow(name, [(g["mean"], g["low"], g["high"]) for g in of_class])
             for name, *of_class in zip(classes, *gains, strict=True)
         ]
+        told = enough(one)
+        gained = [row.name for row in rows if told and plots.direction(row.gains[0]) > 0]
+        lost = [row.name for row in rows if told and plots.direction(row.gains[0]) < 0]
         rows.append(charts.ForestRow(FIGURES[objective], whole, whole=True))
         found.append(
-            {"arm": one["arm"], "series": series, "svg": charts.forest(rows, series),
-             "gained": [row.name for row in rows[:-1] if row.gains[0][1] > 0],
-             "lost": [row.name for row in rows[:-1] if row.gains[0][2] < 0]}
+            {"arm": one["arm"], "series": series, "svg": charts.forest(rows, series, told),
+             "gained": gained, "lost": lost, "told": classes_in_words(gained, lost)}
         )  # fmt: skip
     return found
+
+
+def enough(contrast: Mapping[str, Any]) -> bool:
+    """Whether there are as many replicates as a class's interval may be believed by."""
+    return bool(contrast["replicates"] >= LEAST_REPLICATES)
+
+
+def classes_in_words(gained: Sequence[str], lost: Sequence[str]) -> str:
+    """Which classes gain and which lose; empty where none does."""
+    told = [
+        f"{', '.join(names[:_MOST_NAMED])}"
+        + (f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else "")
+        + f" {verb if len(names) > 1 else verb + 's'}"
+        for names, verb in ((gained, "gain"), (lost, "lose"))
+        if names
+    ]
+    if not told:
+        return ""
+    few = "descriptive, not corrected for the number of classes"
+    return f"Recall of classes: {'; '.join(told)} ({few})."
 
 
 def reliability(evaluate: Mapping[str, Any], colours: Mapping[str, int]) -> str:

@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from engine.classifiers import checkpoint_in_words
+from engine.core.images import Preprocess
 from engine.core.registry import resolve
 from engine.metrics.probabilities import BINS
 from engine.metrics.significance import LEAST_REPLICATES
@@ -61,28 +63,25 @@ def _data(study: Mapping[str, Any], ingest: Mapping[str, Any]) -> str:
         f" {totals['test']:,} test images in {len(train)} classes ({rarest:,} to {commonest:,}"
         f" training images per class, imbalance {commonest / max(rarest, 1):.1f}:1), at {size} by"
         f" {size} px in {colour}; {how}{grouped}.{limited} Images equal in their decoded pixels"
-        " were removed within a split and not allowed across splits. All images, real and"
-        " synthetic, passed the same preprocessing."
+        f" were removed within a split and {_LEAKS[study['audit']['on_leak']]}. All images, real"
+        " and synthetic, passed the same preprocessing."
     )
 
 
 _SPLITS = {"val": "validation", "test": "test"}
+# What became of images that are the same in two splits.
+_LEAKS = {
+    "fail": "not allowed across splits",
+    "drop": "across splits removed from the earlier (training before validation before test)",
+    "move": "across splits moved to the later (training before validation before test), with all"
+            " of their group",
+}  # fmt: skip
 
 
 def _images(study: Mapping[str, Any], search_spec: Mapping[str, Any]) -> str:
-    told = []
-    for label, spec in study["generators"].items():
-        steps = f" ({spec['train_steps']:,} optimizer steps)" if spec.get("train_steps") else ""
-        named = label if spec["name"] == label else f"{label} ({spec['name']})"
-        told.append(f"{named}{steps}")
-    if not told:
+    labels = list(study["generators"])
+    if not labels:
         return "No images were generated."
-    fits = search_spec["generator_fits"]
-    drawn = (
-        "Each generator was trained and its images drawn once"
-        if fits == 1
-        else f"Each generator was trained anew and its images drawn anew {fits} times"
-    )
     target = study["request"]["classes"]
     of = "all classes" if target == "all" else f"the classes {listed(list(target))}"
     filters = [one["name"] for one in study["curate"]["filters"]]
@@ -94,11 +93,111 @@ def _images(study: Mapping[str, Any], search_spec: Mapping[str, Any]) -> str:
         if filtered
         else "Generated images were not filtered"
     )
-    ratios = listed([f"{ratio:g}" for ratio in study["search"]["ratios"]])
     return (
-        f"Images were made by {listed(told)}, from training images alone. {drawn}. {kept}. They"
-        f" were added to {of}, at ratios of {ratios} per real training image of the class."
+        f"Images were made by {_sources(study)}. {_drawn(study, search_spec['generator_fits'])}."
+        f" {kept}. They were added to {of}, {_amounts(study, search_spec['arms'])}."
+        f"{_other_arms(study, search_spec['arms'])}"
     )
+
+
+def _sources(study: Mapping[str, Any]) -> str:
+    """The generators, by what they made their images from."""
+    groups: dict[str, list[str]] = {}
+    for label, spec in study["generators"].items():
+        steps = f" ({spec['train_steps']:,} optimizer steps)" if spec.get("train_steps") else ""
+        named = label if spec["name"] == label else f"{label} ({spec['name']})"
+        groups.setdefault(_source(study, spec), []).append(f"{named}{steps}")
+    return "; by ".join(f"{listed(told)}, {source}" for source, told in groups.items())
+
+
+def _source(study: Mapping[str, Any], spec: Mapping[str, Any]) -> str:
+    if spec.get("reader"):
+        return "from images of a folder, made elsewhere"
+    if not spec.get("model"):
+        # An autoencoder may be given, which has seen other images.
+        given = (spec.get("latent") or {}).get("model")
+        if given:
+            return f"from training images and the autoencoder {checkpoint_in_words(given)}"
+        return "from training images alone"
+    adapted = " adapted to training images" if is_trained(study, spec) else ""
+    parents = " and from training images" if spec.get("mode", "text2image") != "text2image" else ""
+    found = f"by the pretrained checkpoint {checkpoint_in_words(spec['model'])}{adapted}{parents}"
+    return found if adapted or parents else f"{found} as it is"
+
+
+def is_trained(study: Mapping[str, Any], spec: Mapping[str, Any]) -> bool:
+    """Whether a generator learns from the study's images, or draws alone."""
+    kind = resolve("generators", spec["name"])
+    made = kind(kind.Spec.model_validate(spec), Preprocess.model_validate(study["preprocess"]))
+    return bool(made.trainable)
+
+
+def _trained_and_not(study: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Labels of generators that are trained, and of those that are not."""
+    trained = [label for label, spec in study["generators"].items() if is_trained(study, spec)]
+    return trained, [label for label in study["generators"] if label not in trained]
+
+
+def _drawn(study: Mapping[str, Any], fits: int) -> str:
+    trained, others = _trained_and_not(study)
+    anew, often = ("", "once") if fits == 1 else (" anew", f"{fits} times")
+    if not trained:
+        return f"Their images were drawn{anew} {often}"
+    who = f"{'Each generator' if not others else listed(trained)}"
+    was, their = ("were", "their") if others and len(trained) > 1 else ("was", "its")
+    found = f"{who} {was} trained{anew} and {their} images drawn{anew} {often}"
+    drawn = f"; images of {listed(others)}, which is not trained, were drawn{anew} {often}"
+    return found + (
+        drawn.replace("which is", "which are") if len(others) > 1 else drawn if others else ""
+    )
+
+
+def _amounts(study: Mapping[str, Any], arms: Sequence[Mapping[str, Any]]) -> str:
+    """How many images the arms add, as they are named."""
+    added = [arm for arm in arms if arm["generators"] and arm["role"] != "shown"]
+    ratios = sorted({arm["ratio"] for arm in added if arm["ratio"]})
+    found = []
+    if ratios:
+        what = "ratios" if len(ratios) > 1 else "a ratio"
+        told = listed([f"{ratio:g}" for ratio in ratios])
+        found.append(f"at {what} of {told} per real training image of the class")
+    others = [arm["name"].removeprefix(f"{arm['family']} ") for arm in added if not arm["ratio"]]
+    for name in dict.fromkeys(others):
+        if name == "by class":
+            by_class = study["request"]["ratio_by_class"]
+            told = listed([f"{ratio:g} ({label})" for label, ratio in by_class.items()])
+            found.append(f"at a ratio of each class's own, {told}")
+        elif name.startswith("+"):
+            found.append(f"{int(name[1:]):,} to each class")
+        else:
+            found.append(f"up to {int(name.removeprefix('to ')):,} training images of each class")
+    return "; or ".join(found)
+
+
+def _other_arms(study: Mapping[str, Any], arms: Sequence[Mapping[str, Any]]) -> str:
+    """Families added together, arms of synthetic images alone, twins without filters."""
+    families = {arm["family"] for arm in arms}
+    found = ""
+    for family, parts in study["search"]["combine"].items():
+        if family in families:
+            labels = [part for part in parts if part != "reduced"]
+            real = " to what is left of reduced real images" if "reduced" in parts else ""
+            together = " together" if len(labels) > 1 else ""
+            found += f" As “{family}”, images of {listed(labels)} were added{together}{real}."
+    only = [arm["generators"][0] for arm in arms
+            if arm["generators"] and arm["role"] == "shown" and not arm["twin_of"]]  # fmt: skip
+    if only:
+        each = " each" if len(only) > 1 else ""
+        found += (
+            f" Classifiers were also trained on images of {listed(only)} alone,{each} as many as"
+            " there are real ones."
+        )
+    if any(arm["twin_of"] for arm in arms):
+        found += (
+            " Beside the amount that was chosen, as many images without filters were added, as"
+            " they came."
+        )
+    return found
 
 
 def _classifiers(
@@ -110,18 +209,39 @@ def _classifiers(
     families = list(dict.fromkeys(arm["family"].replace("_", " ") for arm in arms))
     each = f"{seeds} seed{'s' if seeds > 1 else ''}"
     return (
-        f"The classifier ({study['classifier']['name']}) was trained for {training['steps']:,}"
-        f" optimizer steps by AdamW (learning rate {training['learning_rate']:g}, weight decay"
-        f" {training['weight_decay']:g}, batch {training['batch_size']}, {training['lr_scheduler']}"
-        f" schedule{_beyond_defaults(training)}), the same for every arm, with {each}"
+        f"The classifier ({classifier_in_words(study['classifier'])}) was trained for"
+        f" {training['steps']:,} optimizer steps by AdamW (learning rate"
+        f" {training['learning_rate']:g}, weight decay {training['weight_decay']:g}, batch"
+        f" {training['batch_size']}, {training['lr_scheduler']}"
+        f" schedule{_beyond_defaults(training)}), the same for every"
+        f" arm{_longer(search_spec['arms'])}, with {each}"
         + (f" for each of {fits} generator fits" if fits > 1 else "")
         + f", paired across arms ({len(search['trials'])} classifiers in all). Of each training,"
         f" the weights with the best {_objective(study)} on validation were kept, looked at every"
         f" {training['evaluate_every']} steps. Arms without synthetic images were"
         f" {listed(families)}. The ratio of each family and the strongest of these arms"
         f" ({search['baseline'].replace('_', ' ')}), the baseline, were chosen by mean"
-        f" {_objective(study)} on validation."
+        f" {_objective(study)} on validation.{_tried(study)}"
     )
+
+
+def _longer(arms: Sequence[Mapping[str, Any]]) -> str:
+    """The arms that have other steps than the rest."""
+    told = [f"{arm['name'].replace('_', ' ')} ({arm['budget']:g} times as many steps)"
+            for arm in arms if arm["budget"] != 1]  # fmt: skip
+    return f" but {listed(told)}" if told else ""
+
+
+def _tried(study: Mapping[str, Any]) -> str:
+    # A study that was not tuned has no such section.
+    tried = study.get("tune", {}).get("tried", 0)
+    return f" The study's settings were chosen from {tried:,} tried on validation." if tried else ""
+
+
+def classifier_in_words(spec: Mapping[str, Any]) -> str:
+    """The network of a classifier's spec, as a paper names it."""
+    kind = resolve("classifiers", spec["name"])
+    return str(kind.in_words(kind.Spec.model_validate(spec)))
 
 
 def _beyond_defaults(training: Mapping[str, Any]) -> str:
@@ -150,6 +270,10 @@ def _tests(
         "once" if test["opened"] == 1
         else f"by {test['opened']} studies of this storage so far, this one included"
     )  # fmt: skip
+    replicates = (
+        evaluate["contrasts"][0]["replicates"] if count
+        else fits if fits > 1 else len(search_spec["seeds"])
+    )  # fmt: skip
     few = bool(count) and evaluate["contrasts"][0]["replicates"] < LEAST_REPLICATES
     correction = (
         f", with p-values adjusted for {count} comparisons (Holm 1979)" if count > 1 else ""
@@ -157,11 +281,11 @@ def _tests(
     return (
         f"The test set was opened after these choices, {opened}, for the chosen arms and the"
         f" baselines. Differences in {_objective(study)} on test are means over"
-        f" {evaluate['contrasts'][0]['replicates'] if count else len(search_spec['seeds'])}"
-        f" {unit} with 95% intervals by two methods: Student's t on paired differences, and a"
-        f" percentile bootstrap ({settings['bootstrap_draws']:,} draws) over {unit} and test"
-        f" {groups}{correction}. A difference was called one where both methods exclude zero, and"
-        f" none where both put it within ± {100 * settings['margin']:g} points (two one-sided"
+        f" {replicates} {unit} with 95% intervals by two methods: Student's t on paired"
+        f" differences, and a percentile bootstrap ({settings['bootstrap_draws']:,} draws) over"
+        f" {unit} and test {groups}{correction}. A difference was called one where both methods"
+        f" exclude zero{' after that adjustment' if count > 1 else ''}, and none where both put"
+        f" it within ± {100 * settings['margin']:g} points (two one-sided"
         f" tests, Schuirmann 1987); with fewer than {LEAST_REPLICATES} replicates nothing was"
         f" called either{', as here' if few else ''}. Intervals of single classes are paired t"
         " intervals, not corrected for the number of classes. Calibration error is the mean gap"
@@ -179,22 +303,31 @@ def listed(words: Sequence[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
+def _drawn_once(study: Mapping[str, Any]) -> str:
+    trained, others = _trained_and_not(study)
+    if not trained:
+        return "How much the draw of images matters: each generator's were drawn once."
+    once = (
+        "each that is trained was trained once, and each was drawn once"
+        if others else "each was trained and drawn once"
+    )  # fmt: skip
+    return f"How much a generator's training and draw matter: {once}."
+
+
 def not_known(
     study: Mapping[str, Any], ingest: Mapping[str, Any], search_spec: Mapping[str, Any],
-    evaluate: Mapping[str, Any],
+    search: Mapping[str, Any], evaluate: Mapping[str, Any],
 ) -> list[str]:  # fmt: skip
     """What this study cannot say, a sentence each."""
     found = ["How it is on images of another source: there is one test set, split from one source"
              " or given with it."]  # fmt: skip
     if search_spec["generator_fits"] == 1 and study["generators"]:
-        found.append(
-            "How much a generator's training and draw matter: each was trained and drawn once."
-        )
+        found.append(_drawn_once(study))
     if study["split"]["group"] == "none":
         found.append(
             "Whether images that stand in different splits belong together: no groups are given."
         )
-    if any("near duplicates" in text for text in ingest.get("warnings", ())):
+    if any("only exact ones were looked for" in text for text in ingest.get("warnings", ())):
         found.append("Whether near duplicates cross the splits: only exact ones were looked for.")
     undecided = [one["arm"] for one in evaluate["contrasts"] if one["word"] == "undecided"]
     if undecided:
@@ -202,12 +335,14 @@ def not_known(
             f"Whether {listed(list(dict.fromkeys(undecided)))} helps or harms: chance was not"
             " ruled out, and no effect was not shown either."
         )
-    closed = len(search_spec["arms"]) - len(evaluate["arms"])
+    # Of arms that were trained: twins of what was not chosen never were.
+    closed = len(search["arms"]) - len(evaluate["arms"])
     if closed:
         found.append(
             f"How {closed} arm{'s' if closed > 1 else ''} would do on test: they were not chosen,"
             " and test stayed closed to them."
         )
+    found += [f"The study notes: {text}" for text in study.get("notes", ())]
     found.append(
         "Whether more steps, another learning rate or another classifier would say the same: each"
         " arm was given the same settings, not those that suit it best."

@@ -28,9 +28,11 @@ from engine.steps._curated import filters_told, labels_seen, sheets, words
 from engine.steps._evidence import (
     FIGURES,
     MOST_CLASSES,
+    added_to,
     colour_of,
     confusions,
     curves,
+    enough,
     figures_table,
     forests,
     frequency,
@@ -74,7 +76,6 @@ class Report(StepKind):
         ingest, search_spec = context.inputs["ingest"].metrics, context.inputs["search"].spec
         provenance = context.inputs["evaluate"].provenance
         trials = pa.concat_tables(context.store.tables(context.inputs["search"].keys()))
-        table = comparison(trials.to_pydict(), search, evaluate)
         classes = class_names(context.inputs["ingest"])
         # One colour for each family, on the whole page.
         compared = [arm["family"] for arm in search_spec["arms"] if arm["role"] == "compared"]
@@ -87,6 +88,7 @@ class Report(StepKind):
                      for name in spec.generators}  # fmt: skip
         probed = probes(context, spec, classes)
         models = trained(context)
+        table = comparison(added_to(models), search, evaluate)
         told = histories(context, models)
         steps = done_steps(context)
         planes = scatter(context, spec, classes)
@@ -108,8 +110,12 @@ class Report(StepKind):
             name=spec.study["name"], preprocess=spec.preprocess, classes=classes,
             objective=FIGURES[search["objective"]], search=search, evaluate=evaluate, table=table,
             ingest=ingest, trials=trials.num_rows,
-            seeds=len(search_spec["seeds"]), search_spec=search_spec,
+            replication=replication(search_spec), search_spec=search_spec,
             replicates="generator fits" if search_spec["generator_fits"] > 1 else "seeds",
+            saturations=saturation_in_words(
+                evaluate["saturation"], search_spec["arms"],
+                context.inputs["evaluate"].spec["settings"]["margin"],
+            ),
             study_margin=context.inputs["evaluate"].spec["settings"]["margin"],
             arm_notes=arm_notes(search_spec["arms"]), stars=STARS, starred=stars,
             figures=figures_table(evaluate), tables=links(tables, PREDICTIONS),
@@ -138,7 +144,7 @@ class Report(StepKind):
                 spec.study, ingest, search_spec, search, evaluate, provenance["versions"],
                 __version__,
             ),
-            not_known=not_known(spec.study, ingest, search_spec, evaluate),
+            not_known=not_known(spec.study, ingest, search_spec, search, evaluate),
             steps=[step_told(step, manifest) for step, manifest in steps],
             study=json.dumps(spec.study, indent=2), versions=provenance["versions"],
         )  # fmt: skip
@@ -215,6 +221,38 @@ def ratio_curve(
     return {"svg": svg, "legend": legend, "below_real": below}
 
 
+def replication(search_spec: Mapping[str, Any]) -> str:
+    """How often each arm was trained; seeds are those of each generator fit."""
+    fits = search_spec["generator_fits"]
+    seeds = len(search_spec["seeds"]) // fits
+    told = f"the same {seeds} classifier seed{'s' if seeds > 1 else ''}"
+    return f"{fits} fits of each generator, {told} for each" if fits > 1 else told
+
+
+def saturation_in_words(
+    points: Mapping[str, Mapping[str, float]], arms: Sequence[Mapping[str, Any]], margin: float
+) -> list[str]:
+    """For each family, from which ratio on more images add nothing; where that is, or may be, the
+    largest that was tried, none was seen."""
+    found = []
+    for family, point in points.items():
+        most = max(arm["ratio"] or 0.0 for arm in arms
+                   if arm["family"] == family and arm["role"] != "shown")  # fmt: skip
+        bracket = f"95% interval over replicates: {point['low']:g} to {point['high']:g}"
+        name = family.replace("_", " ")
+        if max(point["ratio"], point["high"]) >= most:
+            found.append(
+                f"{name}: no saturation was seen up to x{most:g} (the least ratio within"
+                f" {100 * margin:g} points of the best is {point['ratio']:g}; {bracket})."
+            )
+        else:
+            found.append(
+                f"{name}: from a ratio of {point['ratio']:g} on ({bracket}), more images add no"
+                f" more than {100 * margin:g} points."
+            )
+    return found
+
+
 def _point(ratio: float, values: Sequence[float], generator_fits: int) -> plots.Point:
     interval = paired_t(replicates(np.asarray(values), generator_fits).tolist())
     return plots.Point(ratio, interval.estimate, interval.low, interval.high)
@@ -263,7 +301,9 @@ def recall_plots(
             {
                 "arms": list(zip(arms, of_arms, strict=True)),
                 "against": contrast["against"],
-                "svg": plots.recall_by_class(gains, arms, of_arms),
+                "svg": plots.recall_by_class(
+                    gains, arms, of_arms, contrast["against"], enough(contrast)
+                ),
             }
         )
     return found

@@ -32,6 +32,16 @@ def test_a_gain_stands_on_its_side_of_the_line_within_its_interval() -> None:
     assert "+5.0 (+2.0 to +8.0)" in svg
 
 
+def test_what_has_no_spread_or_few_replicates_is_grey() -> None:
+    rows = [
+        charts.ForestRow("always", [(0.05, 0.05, 0.05)]),
+        charts.ForestRow("up", [(0.05, 0.02, 0.08)]),
+        charts.ForestRow("all", [(0.05, 0.02, 0.08)], whole=True),
+    ]
+    assert charts.forest(rows, ["to real"]).count('class="mark s0 grey"') == 1
+    assert charts.forest(rows, ["to real"], enough=False).count('class="mark s0 grey"') == 2
+
+
 def test_an_interval_beyond_the_chart_ends_in_an_arrow_and_says_its_figures() -> None:
     wide = charts.forest([charts.ForestRow("a", [(0.01, -0.6, 0.62)])], ["to real"])
     assert wide.count('class="tip') == 2

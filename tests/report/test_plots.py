@@ -60,10 +60,26 @@ def test_a_gain_beyond_chance_is_marked_and_none_is_not() -> None:
     svg = plots.recall_by_class(gains, ["a", "b"], [0, 1])
     assert svg.count('class="good"') == svg.count('class="bad"') == 1
     assert "+10.0 (+5 to +15)" in svg
+    svg = plots.recall_by_class(gains, ["a", "b"], [0, 1], "class_weighted")
+    assert re.findall(r">(to [^<]*)<", svg) == ["to class weighted", "to real"]
+    # Equal differences everywhere, and intervals of few replicates, say nothing.
+    always = plots.Gain("always", [0.5, 0.6], (0.1, 0.1, 0.1), (0.1, 0.1, 0.1))
+    assert 'class="good"' not in plots.recall_by_class([always], ["a", "b"], [0, 1])
+    few = plots.recall_by_class(gains, ["a", "b"], [0, 1], enough=False)
+    assert 'class="good"' not in few
+    assert 'class="bad"' not in few
+
+
+def test_a_join_runs_from_the_least_to_the_most() -> None:
+    gain = plots.Gain("a", [0.0, 1.0], (1.0, 0.9, 1.1), (1.0, 0.9, 1.1))
+    svg = plots.recall_by_class([gain], ["x", "y"], [0, 1])
+    ((low, high),) = re.findall(r'class="join" x1="([\d.]+)" x2="([\d.]+)"', svg)
+    # As text, 470 would come before 56.
+    assert float(low) < float(high)
 
 
 def test_the_table_says_closed_arms_by_leaving_them_empty() -> None:
-    trials = {"arm": ["real", "g x1", "g x2"], "images": [10, 15, 20]}
+    added = {"real": 0, "g x1": 5, "g x2": 10}
     search = {"objective": "accuracy", "baseline": "real", "twins": {}, "arms": {
         name: {"mean": mean, "sd": 0.01} for name, mean in
         (("real", 0.8), ("g x1", 0.9), ("g x2", 0.7))}}  # fmt: skip
@@ -85,7 +101,7 @@ def test_the_table_says_closed_arms_by_leaving_them_empty() -> None:
         "obstacle": "", "effect": {"estimate": 0.2}, "bootstrap": {"estimate": 0.2},
     }  # fmt: skip
     evaluate = {"arms": opened, "baseline": "real", "contrasts": [contrast]}
-    table = comparison(trials, search, evaluate)
+    table = comparison(added, search, evaluate)
     assert [row.added for row in table] == [0, 5, 10]
     assert [row.test for row in table] == [0.75, 0.95, None]
     assert table[1].high == 1.0  # no share is larger

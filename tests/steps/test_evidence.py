@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,19 @@ from sklearn import metrics as reference
 from engine.core.manifest import Manifest
 from engine.core.spec import Spec
 from engine.core.step import Step
+from engine.plan import plan
 from engine.report.download import as_csv
-from engine.steps._cost import cost, per_point
-from engine.steps._evidence import Trained, confusions, figures_table, most_confused
+from engine.steps._cost import cost, network_in_words, per_point
+from engine.steps._evidence import (
+    Trained,
+    added_to,
+    confusions,
+    figures_table,
+    forests,
+    most_confused,
+)
 from engine.steps._images import sheet
-from engine.steps._methods import listed, methods, not_known
+from engine.steps._methods import classifier_in_words, listed, methods, not_known
 from engine.steps._verdict import Predictions, figures_of
 from engine.steps.report import links
 from engine.steps.search import Arm, Trial
@@ -79,6 +88,34 @@ def test_the_page_s_intervals_end_where_figures_do() -> None:
     assert (accuracy["low"], accuracy["high"]) == (0.0, 1.0)
     assert brier["high"] == 1.4
     assert nothing == [None, None]
+
+
+def test_classes_that_gain_and_lose_are_told_where_replicates_are_enough() -> None:
+    gains = [(0.1, 0.05, 0.15), (-0.1, -0.2, -0.05), (0.1, 0.1, 0.1), (0.0, -0.1, 0.1)]
+    contrast = {
+        "arm": "g x1", "against": "real", "effect": {"estimate": 0.1}, "low": 0.0, "high": 0.2,
+        "recall_gain": [{"mean": m, "low": low, "high": high} for m, low, high in gains],
+    }  # fmt: skip
+    for replicates, gained, lost in ((5, ["up"], ["down"]), (4, [], [])):
+        evaluate = {"arms": {}, "objective": "macro_f1",
+                    "contrasts": [{**contrast, "replicates": replicates}]}  # fmt: skip
+        (found,) = forests(evaluate, ["up", "down", "always", "same"])
+        assert (found["gained"], found["lost"]) == (gained, lost)
+        want = "Recall of classes: up gains; down loses (descriptive, not corrected"
+        assert found["told"].startswith(want if gained else "")
+        assert bool(found["told"]) == bool(gained)
+
+
+def test_images_added_are_those_of_generators_whatever_real_ones_are_left() -> None:
+    trials = [replace(trained(name, (), 1), added=added)
+              for name, added in (("real", 0), ("reduced", 0), ("g only", 40))]  # fmt: skip
+    assert added_to(trials) == {"real": 0, "reduced": 0, "g only": 40}
+
+
+def test_weighted_precision_stands_among_the_figures() -> None:
+    figure = {"mean": 0.5, "low": 0.4, "high": 0.6}
+    held = figures_table({"arms": {"real": {"weighted_precision": figure}}})
+    assert held["columns"] == ["weighted precision"]
 
 
 def test_of_many_classes_the_worst_pairs_are_told_in_place_of_a_matrix() -> None:
@@ -218,11 +255,21 @@ INGEST = {
 }  # fmt: skip
 
 
+def arm(
+    name: str, family: str, ratio: float | None, role: str = "compared",
+    generators: tuple[str, ...] = ("ddpm",), **fields: Any,
+) -> dict[str, Any]:  # fmt: skip
+    return {"name": name, "family": family, "ratio": ratio, "role": role, "generators": generators,
+            "twin_of": None, "budget": 1.0, **fields}  # fmt: skip
+
+
 def results(fits: int, contrasts: int, opened: int = 1) -> tuple[dict[str, Any], ...]:
     spec = {"generator_fits": fits, "seeds": list(range(2 * fits)), "arms": [
-        {"name": "real", "family": "real", "role": "baseline"},
-        {"name": "ddpm x1", "family": "ddpm", "role": "compared"}]}  # fmt: skip
-    search = {"baseline": "real", "trials": dict.fromkeys("abcd")}
+        arm("real", "real", 0.0, "baseline", ()),
+        arm("real_double", "real_double", 0.0, "shown", (), budget=2.0),
+        arm("ddpm x1", "ddpm", 1.0)]}  # fmt: skip
+    search = {"baseline": "real", "trials": dict.fromkeys("abcd"),
+              "arms": {"real": {}, "ddpm x1": {}}}  # fmt: skip
     contrast = {"arm": "ddpm x1", "replicates": fits, "word": "undecided"}
     evaluate = {"contrasts": [contrast] * contrasts, "arms": {"real": {}},
                 "test": {"images": 50, "groups": 50, "opened": opened}}  # fmt: skip
@@ -239,7 +286,12 @@ def test_the_protocol_in_words_says_what_was_done() -> None:
         "50 training, 50 validation and 50 test images in 2 classes (10 to 40",
         "15% for validation and 20% for test were set apart at random",
         "no groups are recorded", "ddpm (70 optimizer steps) and t (traditional)",
-        "trained anew and its images drawn anew 3 times", "Images of ddpm were filtered by",
+        "ddpm was trained anew and its images drawn anew 3 times; images of t, which is not"
+        " trained, were drawn anew 3 times", "from training images alone",
+        "for every arm but real double (2 times as many steps)",
+        "exclude zero after that adjustment", "not allowed across splits",
+        "at a ratio of 1 per real training image", "3 blocks (16, 32, 64 channels)",
+        "Images of ddpm were filtered by",
         "50 optimizer steps", "label smoothing 0.1", "rotate 5", "2 seeds for each of 3",
         "by 4 studies of this storage", "adjusted for 2 comparisons (Holm 1979)",
         "within ± 1 points", "nothing was called either, as here", "torch 2", "synthetic-training",
@@ -254,17 +306,96 @@ def test_the_protocol_in_words_says_what_was_done() -> None:
     assert "Holm" not in text
 
 
-def test_what_is_not_known_is_said() -> None:
-    spec, _, evaluate = results(fits=1, contrasts=1)
-    text = "\n".join(not_known(study(), INGEST, spec, evaluate))
-    for said in ("trained and drawn once", "no groups are given", "Whether ddpm x1 helps",
-                 "How 1 arm would do"):  # fmt: skip
+def test_images_are_told_as_they_were_made_and_added() -> None:
+    spec, search, evaluate = results(fits=4, contrasts=0)
+    spec["arms"] += [
+        arm("sd x0.25", "sd", 0.25, generators=("sd",)),
+        arm("sd to 500", "sd", None, generators=("sd",)),
+        arm("sd +64", "sd", None, generators=("sd",)),
+        arm("both x1", "both", 1.0, generators=("ddpm", "sd")),
+        arm("ddpm only", "ddpm only", None, "shown"),
+        arm("ddpm unfiltered x1", "ddpm unfiltered", 1.0, "shown", twin_of="ddpm x1"),
+    ]
+    made = {
+        "ddpm": {"name": "ddpm", "train_steps": 70},
+        "sd": {"name": "diffusion", "model": "../models/sd15"},
+        "given": {"name": "folder", "reader": {"name": "imagefolder", "root": "/x"}},
+    }
+    values = study(generators=made, search={"combine": {"both": ["ddpm", "sd"]}},
+                   audit={"on_leak": "drop"}, tune={"tried": 12})  # fmt: skip
+    text = "\n".join(methods(values, INGEST, spec, search, evaluate, {}, "1"))
+    for said in (
+        "ddpm (70 optimizer steps), from training images alone",
+        "sd (diffusion), by the pretrained checkpoint sd15 as it is",
+        "given (folder), from images of a folder",
+        "images of sd and given, which are not trained, were drawn anew 4 times",
+        "at ratios of 0.25 and 1 per real training image of the class; or up to 500 training images"
+        " of each class; or 64 to each class",
+        "As “both”, images of ddpm and sd were added together",
+        "on images of ddpm alone, as many", "as many images without filters",
+        "across splits removed from the earlier", "means over 4 generator fits",
+        "chosen from 12 tried on validation",
+    ):  # fmt: skip
         assert said in text, said
-    spec, _, evaluate = results(fits=5, contrasts=0)
+    alone = study(generators={"given": made["given"]})
+    text = "\n".join(methods(alone, INGEST, spec, search, evaluate, {}, "1"))
+    assert "training images alone" not in text
+    assert "trained anew" not in text
+    spec["generator_fits"] = 1
+    (draw,) = (one for one in not_known(alone, INGEST, spec, search, evaluate) if "draw" in one)
+    assert "training" not in draw
+
+
+@pytest.mark.parametrize(
+    ("spec", "want"),
+    [
+        ({"name": "scratch", "architecture": "resnet18"}, "ResNet-18 trained from scratch"),
+        ({"name": "pretrained", "model": "google/efficientnet-b0", "trained": 2, "input_size": 224},
+         "google/efficientnet-b0, last 2 blocks tuned, at 224 px"),
+        ({"name": "pretrained", "model": "../weights/net", "trained": "head"},
+         "net, its last layer alone trained"),
+        ({"name": "probe", "embedder": {"name": "dino"}},
+         "a linear probe on frozen vectors of dino (facebook/dinov2-base)"),
+        ({"name": "vgg", "depth": 16}, "VGG16 trained from scratch"),
+        ({"name": "small", "channels": [8]},
+         "a convolutional network of 1 block (8 channels) trained from scratch"),
+    ],
+)  # fmt: skip
+def test_a_network_is_named(spec: dict[str, Any], want: str) -> None:
+    assert classifier_in_words(spec) == want
+    assert network_in_words(spec) == want
+
+
+def test_what_is_not_known_is_said() -> None:
+    spec, search, evaluate = results(fits=1, contrasts=1)
+    # Not every word of near duplicates says that they were not looked for; twins of what was not
+    # chosen were never trained.
+    spec["arms"].append(arm("ddpm unfiltered x1", "ddpm unfiltered", 1.0, "shown", twin_of="ddpm"))
+    few = {**INGEST, "warnings": ["2 pairs of training images are near duplicates: look"]}
+    text = "\n".join(not_known(study(), few, spec, search, evaluate))
+    assert "near duplicates" not in text
+    only_exact = {**INGEST, "warnings": ["at 8 px near duplicates cannot be told; only exact ones"
+                                         " were looked for"]}  # fmt: skip
+    told = not_known(study(), only_exact, spec, search, evaluate)
+    assert any("near duplicates" in said for said in told)
+    for said in ("trained once, and each was drawn once", "no groups are given",
+                 "Whether ddpm x1 helps",                 "How 1 arm would do"):  # fmt: skip
+        assert said in text, said
+    spec, search, evaluate = results(fits=5, contrasts=0)
     evaluate["arms"]["ddpm x1"] = {}
-    text = "\n".join(not_known(study(split={"group": "column"}), INGEST, spec, evaluate))
+    text = "\n".join(not_known(study(split={"group": "column"}), INGEST, spec, search, evaluate))
     for said in ("drawn once", "no groups", "helps", "stayed closed"):
         assert said not in text, said
+
+
+def test_a_study_s_notes_are_told_and_change_the_report_s_key_alone() -> None:
+    noted = study(notes=["The scanner changed in May."])
+    spec, search, evaluate = results(fits=1, contrasts=0)
+    told = not_known(noted, INGEST, spec, search, evaluate)
+    assert "The study notes: The scanner changed in May." in told
+    keys = [{step.label: step.key for step in plan(Study.model_validate(values))}
+            for values in (study(), noted)]  # fmt: skip
+    assert {label for label, key in keys[0].items() if keys[1][label] != key} == {"report"}
 
 
 def test_words_are_listed() -> None:

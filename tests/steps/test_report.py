@@ -25,6 +25,7 @@ from engine.profile import Profile
 from engine.runtime.inline import InlineRuntime
 from engine.steps._image_tables import fidelity as fidelity_rows
 from engine.steps._image_tables import pools
+from engine.steps.report import replication, saturation_in_words
 from engine.study import Study
 
 
@@ -79,6 +80,10 @@ def test_the_page_is_whole_and_needs_no_network(bars_study, store: Store, profil
         "What is not known", "Where this comes from",
     ]  # fmt: skip
     assert re.findall(r"<h2>([^<]*)", page) == order
+    # Whatever the verdict.
+    assert "would be found in 80 of 100 such studies." in page
+    assert "<th>detectable</th>" in page
+    assert "every arm with the same 2 classifier seeds and" in page
     assert "conditional on one generator" in page.lower()
     assert sum(tag == "img" for tag, _ in tags.found) >= 16
     # Ratios, recalls, gains, common and rare, reliability, five curves of training, two planes.
@@ -311,6 +316,22 @@ def test_every_figure_of_the_page_stands_in_a_table(bars_study, store, profile) 
     # The probabilities are what evaluate wrote, and are not written twice.
     (predictions,) = report.keys(file="predictions.parquet")
     assert predictions == evaluate.keys(table="predictions")[0]
+
+
+def test_seeds_are_told_of_each_generator_fit() -> None:
+    assert replication({"generator_fits": 1, "seeds": [1, 2]}) == "the same 2 classifier seeds"
+    of_fits = replication({"generator_fits": 3, "seeds": list(range(6))})
+    assert of_fits == "3 fits of each generator, the same 2 classifier seeds for each"
+
+
+def test_no_saturation_is_claimed_at_the_largest_ratio() -> None:
+    arms = [{"family": "g", "ratio": ratio, "role": "compared"} for ratio in (0.5, 1.0, 2.0, None)]
+    (seen,) = saturation_in_words({"g": {"ratio": 0.5, "low": 0.0, "high": 1.0}}, arms, 0.01)
+    assert "from a ratio of 0.5 on (95% interval over replicates: 0 to 1), more images" in seen
+    for point in ({"ratio": 2.0, "low": 1.0, "high": 2.0}, {"ratio": 1.0, "low": 0.5, "high": 2.0}):
+        (none,) = saturation_in_words({"g": point}, arms, 0.01)
+        assert "no saturation was seen up to x2" in none
+        assert "more images" not in none
 
 
 def images_of(store: Store, manifest: Manifest) -> list[str]:
