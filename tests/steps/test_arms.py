@@ -56,7 +56,15 @@ def test_each_generator_fit_is_a_replicate_with_its_own_images_and_classifiers(
     (contrast,) = evaluated.metrics["contrasts"]
     assert len(contrast["differences"]) == contrast["replicates"] == 3
     assert contrast["obstacle"].startswith("3 replicates decide nothing")
-    assert "3 generator fits of 2 classifier seeds each" in evaluated.metrics["verdict"]
+    # A folder's images are drawn anew, and nothing is trained.
+    assert contrast["drawn"]
+    assert (
+        "3 draws of images of 2 classifier seeds each, conditional on one generator"
+        in evaluated.metrics["verdict"]
+    )
+    assert replicates_in_words({**contrast, "drawn": False}) == (
+        "3 generator fits of 2 classifier seeds each"
+    )
     assert len(contrast["mcnemar"]) == 6
     predictions = table(store, evaluated, "predictions")
     each = {(row[rows.ARM], row[rows.SEED], row[rows.IMAGE_ID]) for row in predictions.to_pylist()}
