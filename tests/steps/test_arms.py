@@ -17,6 +17,7 @@ from engine.execute import execute
 from engine.plan import named, plan
 from engine.profile import Profile
 from engine.runtime.inline import InlineRuntime
+from engine.steps._verdict import replicates_in_words
 from engine.study import Study
 from tests.conftest import write_bars
 from tests.steps.test_comparison import table
