@@ -83,8 +83,8 @@ class Setting:
         (search,) = named(plan(study), "search")
         spec = search.spec_as(SearchSpec)
         if steps is not None:
-            training = spec.training.model_copy(update={"steps": steps})
-            search = replace(search, spec=spec.model_copy(update={"training": training}))
+            training = {"training": spec.training.shortened(steps)}
+            search = replace(search, spec=spec.model_copy(update=training))
         # Of the first generator fit alone: the others are the study's, to see whether it holds.
         found = [
             trial.step

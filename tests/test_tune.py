@@ -18,6 +18,7 @@ from engine.core.proposals import Halving, Proposals, Rung, Settings
 from engine.core.resources import TrialResources
 from engine.core.store import Store
 from engine.execute import execute
+from engine.nets.classification import Training
 from engine.plan import named, plan, until
 from engine.profile import Profile
 from engine.runtime.base import Outcome, Runtime, Try
@@ -227,6 +228,18 @@ def test_rungs_are_trainings_of_the_arm_alone(written, store: Store, profile: Pr
     (few,), (all_steps,) = one.classifiers({}, 3), one.classifiers({})
     assert (few.spec.training.steps, all_steps.spec.training.steps) == (3, 12)
     assert few.inputs["mix"].key == all_steps.inputs["mix"].key
+
+
+def test_a_rung_warms_up_over_its_share_of_the_steps(
+    written, store: Store, profile: Profile
+) -> None:
+    values = written({RATE: [0.01, 0.02]}, scheduler="asha")
+    values["training"] = {**values["training"], "steps": 12, "lr_warmup_steps": 11}
+    one = Setting(values, validate(Study, values, "study").tune, store, profile)
+    rungs = [one.classifiers({}, steps)[0].spec.training for steps in (1, 6, 12)]
+    assert [rung.lr_warmup_steps for rung in rungs] == [0, 5, 11]
+    assert [Training.model_validate(rung.model_dump()) for rung in rungs] == rungs
+    assert one.classifiers({}, 12)[0].key == one.classifiers({})[0].key
 
 
 def test_one_that_is_stopped_gives_its_place_to_the_next() -> None:
