@@ -36,9 +36,13 @@ class Comparison:
         self.pools: dict[str, list[Step]] = {}
         self.unfiltered: dict[str, list[Step]] = {}
         # What filters need beside the images: the labeler's training, and val measured.
-        filtered = any(kind_of("generators", one).filtered for one in study.generators.values())
         self.labeler: Any = None
-        self.curation = self._curation() if study.curate.filters and filtered else {}
+        self.curation = self._curation() if self._filters() else {}
+
+    def _filters(self) -> bool:
+        """Whether there are filters, and a generator whose images they look at."""
+        kinds = [kind_of("generators", one) for one in self.study.generators.values()]
+        return bool(self.study.curate.filters) and any(kind.filtered for kind in kinds)
 
     def _real_arms(self) -> list[Arm]:
         """The arms of real images alone."""
@@ -80,6 +84,26 @@ class Comparison:
                 "search.arms: synthetic_only needs images of every class; say request.classes: all,"
                 " or leave it out"
             )
+        # Else an arm that was asked for would be missing, and nothing would say so.
+        kinds = [kind_of("generators", one) for one in study.generators.values()]
+        if "synthetic_only" in study.search.arms and not any(kind.synthetic for kind in kinds):
+            raise StudyError(
+                "search.arms: synthetic_only needs a generator that makes new images; name one in"
+                " generators, or leave it out"
+            )
+        if "unfiltered" in study.search.arms and not self._filters():
+            raise StudyError(
+                "search.arms: unfiltered needs images that are filtered; name filters in curate and"
+                " a generator other than traditional, or leave it out"
+            )
+        named: dict[str, float] = {}
+        for ratio in self._ratios():
+            if (other := named.setdefault(_ratio_name(ratio), ratio)) != ratio:
+                raise StudyError(
+                    f"search.ratios: the arms of {other!r} and {ratio!r} (of search.ratios or"
+                    f" request.ratio) would both be named {_ratio_name(ratio)}; round them to six"
+                    " digits"
+                )
         assert study.classifier is not None, "a comparison trains a classifier"
         trained = [
             (study.classifier, study.training.model_copy(update=arm.training)) for arm in self.arms
@@ -130,12 +154,15 @@ class Comparison:
         least = 1.0 if "synthetic_only" in self.study.search.arms else 0.0
         return max(least, *self.study.search.ratios)
 
+    def _ratios(self) -> list[float]:
+        asked = self.study.request.ratio
+        return sorted({*self.study.search.ratios, *([asked] if asked else [])})
+
     def amounts(self) -> dict[str, Amount]:
         """How many images the arms of a generator add, by what follows its name: every ratio of the
         search, and what the study requests."""
         request = self.study.request
-        ratios = sorted({*self.study.search.ratios, *([request.ratio] if request.ratio else [])})
-        found = {f"x{ratio:g}": Amount(ratio=ratio) for ratio in ratios}
+        found = {_ratio_name(ratio): Amount(ratio=ratio) for ratio in self._ratios()}
         if request.balance_to is not None:
             found[f"to {request.balance_to}"] = Amount(balance_to=request.balance_to)
         if request.per_class is not None:
@@ -330,6 +357,11 @@ class Comparison:
             },
         )  # fmt: skip
         return [*self.mixes, *fidelity, search, evaluate, report]
+
+
+def _ratio_name(ratio: float) -> str:
+    """What an arm is called by its ratio."""
+    return f"x{ratio:g}"
 
 
 def fit_seed(seed: int, fit: int) -> int:

@@ -45,6 +45,12 @@ TUNABLE = (
     "embedder", "cluster", "select", "reduce", "generators", "request", "classifier", "training",
     "curate",
 )  # fmt: skip
+# How much of what each arm adds, and which arms and seeds there are: halving would rank arms by
+# trainings that are cut short.
+_AMOUNTS = (
+    "request.ratio", "request.ratio_by_class", "request.balance_to", "request.per_class",
+    "request.classes", "search", "seed",
+)  # fmt: skip
 _TRIALS = 20
 
 
@@ -83,8 +89,8 @@ class Setting:
         (search,) = named(plan(study), "search")
         spec = search.spec_as(SearchSpec)
         if steps is not None:
-            training = spec.training.model_copy(update={"steps": steps})
-            search = replace(search, spec=spec.model_copy(update={"training": training}))
+            training = {"training": spec.training.shortened(steps)}
+            search = replace(search, spec=spec.model_copy(update=training))
         # Of the first generator fit alone: the others are the study's, to see whether it holds.
         found = [
             trial.step
@@ -222,6 +228,11 @@ def check(one: Setting) -> list[Settings]:
 def refuse(name: str, settings: Tune) -> None:
     """Refuse a knob that would change what settings are compared on. Raises `StudyError`."""
     section = name.split(".")[0]
+    if settings.scheduler == "asha" and (name == "request" or _is_or_part(name, _AMOUNTS)):
+        raise StudyError(
+            f"tune.knobs: {name} changes what an arm adds or which it is, and ASHA is never over"
+            " arm, ratio or seed; leave it out, or say scheduler: none"
+        )
     if section not in TUNABLE:
         raise StudyError(
             f"tune.knobs: {name} is no setting: it changes what settings are compared on, or"
@@ -234,6 +245,11 @@ def refuse(name: str, settings: Tune) -> None:
     for other in settings.knobs:
         if other.startswith(f"{name}."):
             raise StudyError(f"tune.knobs: {other} is a part of {name}; leave one of them out")
+
+
+def _is_or_part(name: str, fields: Sequence[str]) -> bool:
+    """Whether a dotted name is one of these fields, or a part of one."""
+    return any(name == one or name.startswith(f"{one}.") for one in fields)
 
 
 def known_settings(one: Setting, seed: int) -> list[Settings] | None:

@@ -18,6 +18,7 @@ from engine.core.proposals import Halving, Proposals, Rung, Settings
 from engine.core.resources import TrialResources
 from engine.core.store import Store
 from engine.execute import execute
+from engine.nets.classification import Training
 from engine.plan import named, plan, until
 from engine.profile import Profile
 from engine.runtime.base import Outcome, Runtime, Try
@@ -188,6 +189,17 @@ def test_asha_trains_with_few_steps_first(written, store: Store, profile: Profil
         ({"preprocess.size": [8, 16]}, {}, r"preprocess\.size is no setting"),
         ({"training.objective": ["accuracy", "macro_f1"]}, {}, "what settings are compared by"),
         ({"training.steps": [5, 9]}, {"scheduler": "asha"}, "asha gives each setting its steps"),
+        ({"seed": [1, 2]}, {"scheduler": "asha"}, "ASHA is never over arm, ratio or seed"),
+        ({"search.ratios": [[1], [2]]}, {"scheduler": "asha"}, "never over arm, ratio or seed"),
+        ({"search.arms": [[], ["mixup"]]}, {"scheduler": "asha"}, "never over arm, ratio or seed"),
+        ({"request": [{"ratio": 1}, {"ratio": 2}]}, {"scheduler": "asha"}, "never over arm, ratio"),
+        ({"request.ratio": [1, 2]}, {"scheduler": "asha"}, r"request\.ratio changes what an arm"),
+        ({"request.balance_to": [9, 20]}, {"scheduler": "asha"}, "ASHA is never over arm, ratio"),
+        ({"request.per_class": [9, 20]}, {"scheduler": "asha"}, "ASHA is never over arm, ratio"),
+        (
+            {"request.ratio_by_class.down": [1, 2]}, {"scheduler": "asha"},
+            "ASHA is never over arm, ratio or seed",
+        ),
         ({RATE: [0.1, -1]}, {}, r"training\.learning_rate=-1: training\.learning_rate: must be"),
         ({"training.lerning": [1, 2]}, {}, r"training\.lerning: no such field"),
         ({"generators.less.rotate": [1, 2]}, {}, r"generators\.less: must name its plugin"),
@@ -227,6 +239,18 @@ def test_rungs_are_trainings_of_the_arm_alone(written, store: Store, profile: Pr
     (few,), (all_steps,) = one.classifiers({}, 3), one.classifiers({})
     assert (few.spec.training.steps, all_steps.spec.training.steps) == (3, 12)
     assert few.inputs["mix"].key == all_steps.inputs["mix"].key
+
+
+def test_a_rung_warms_up_over_its_share_of_the_steps(
+    written, store: Store, profile: Profile
+) -> None:
+    values = written({RATE: [0.01, 0.02]}, scheduler="asha")
+    values["training"] = {**values["training"], "steps": 12, "lr_warmup_steps": 11}
+    one = Setting(values, validate(Study, values, "study").tune, store, profile)
+    rungs = [one.classifiers({}, steps)[0].spec.training for steps in (1, 6, 12)]
+    assert [rung.lr_warmup_steps for rung in rungs] == [0, 5, 11]
+    assert [Training.model_validate(rung.model_dump()) for rung in rungs] == rungs
+    assert one.classifiers({}, 12)[0].key == one.classifiers({})[0].key
 
 
 def test_one_that_is_stopped_gives_its_place_to_the_next() -> None:

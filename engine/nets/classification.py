@@ -101,7 +101,26 @@ class Training(Spec):
             )
         if list(self.lr_milestones) != sorted(set(self.lr_milestones)):
             raise PydanticCustomError("explained", "lr_milestones must rise, each standing once")
+        if self.batch_size % self.gradient_accumulation_steps:
+            raise PydanticCustomError(
+                "explained",
+                "batch_size: {size} images cannot be computed in {parts} equal parts; make it a"
+                " multiple of gradient_accumulation_steps",
+                {"size": self.batch_size, "parts": self.gradient_accumulation_steps},
+            )
+        if self.lr_warmup_steps >= self.steps:
+            raise PydanticCustomError(
+                "explained",
+                "lr_warmup_steps: {warmup} leave none of {steps} steps at the full rate; name"
+                " fewer",
+                {"warmup": self.lr_warmup_steps, "steps": self.steps},
+            )
         return self
+
+    def shortened(self, steps: int) -> Training:
+        """The same with fewer steps: the rate rises over the same share of them."""
+        warmup = self.lr_warmup_steps * steps // self.steps
+        return self.model_copy(update={"steps": steps, "lr_warmup_steps": warmup})
 
     def pixel_settings(self) -> list[str]:
         """The settings at work that change pixels, and mean nothing to vectors."""

@@ -2,10 +2,10 @@
 
 Real images are all of the train split, those that `reduce` keeps, or none; they may be drawn so
 that every class is seen alike. Of each generator that an arm adds, an amount says how many images
-each target class gets (`ratio: r`: round(r * n), n being the class's real training images). Smaller
-amounts are prefixes of larger ones, class by class, in an order that belongs to the images' ids.
-Too few images stop the run: a smaller set never bears a larger amount's name, and real images alone
-bear none.
+each target class gets (`ratio: r`: round(r * n), n being all of the class's real training images,
+whatever `reduce` keeps of them). Smaller amounts are prefixes of larger ones, class by class, in an
+order that belongs to the images' ids. Too few images stop the run: a smaller set never bears a
+larger amount's name, and real images alone bear none.
 """
 
 from __future__ import annotations
@@ -58,10 +58,11 @@ class Mix(StepKind):
     def run(self, context: Context) -> Result:
         spec = context.step.spec_as(MixSpec)
         index = split_index(context.store, context.inputs["ingest"], spec.task, "train")
+        # Of all of them, as requests have it: an amount means the same beside fewer real ones.
+        counts = Counter(index[rows.label_column(spec.task)].to_pylist())
         if "reduce" in context.inputs:
             index = index.filter(pc.is_in(index[rows.IMAGE_ID], self._kept(context)))
         labels = index[rows.label_column(spec.task)].to_pylist()
-        counts = Counter(labels)
         ids, sources = index[rows.IMAGE_ID].to_pylist(), [REAL] * len(labels)
         if spec.real == "none":
             ids, labels, sources = [], [], []

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from engine.classifiers.small import Small, SmallSpec
 from engine.core.fit import FitContext
@@ -188,6 +189,21 @@ def test_a_killed_training_with_augmentation_goes_on_to_equal_weights(tmp_path: 
     again = fit(store, "two", lr_scheduler="step", **EVERYTHING)
     assert again.history == whole.history
     np.testing.assert_array_equal(again.probabilities, whole.probabilities)
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"batch_size": 64, "gradient_accumulation_steps": 3}, "batch_size: 64 images .* 3 equal"),
+        ({"steps": 10, "lr_warmup_steps": 10}, "lr_warmup_steps: 10 leave none of 10 steps"),
+    ],
+)
+def test_a_training_that_cannot_be_is_refused_when_it_is_read(
+    fields: dict[str, Any], why: str
+) -> None:
+    with pytest.raises(ValidationError, match=why):
+        Training(**fields)
+    Training(batch_size=64, gradient_accumulation_steps=4, steps=10, lr_warmup_steps=9)
 
 
 def test_the_rate_drops_at_shares_of_the_steps_whatever_the_budget() -> None:

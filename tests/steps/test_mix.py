@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 from engine.core.errors import DataError, StudyError
+from engine.core.manifest import read_manifest
 from engine.core.spec import canonical
 from engine.core.store import Store
 from engine.execute import execute
@@ -61,6 +62,33 @@ def test_a_ratio_for_each_class_is_an_arm_of_its_own(bars_study) -> None:
     arms = {arm.name: arm for arm in search.spec.arms}
     assert arms["moved by class"].ratio is None
     assert arms["moved by class"].family == arms["moved x1"].family == "moved"
+
+
+@pytest.mark.parametrize(
+    ("asked", "name", "share"),
+    [
+        ({"ratio": 1}, "x1", lambda real: real),
+        ({"balance_to": 80}, "to.80", lambda real: 80 - real),
+    ],
+)
+def test_amounts_are_of_all_real_images_though_an_arm_trains_on_fewer(
+    bars_study, store: Store, profile: Profile, asked: Any, name: str, share: Any
+) -> None:
+    study = bars_study(
+        request={**asked, "shard_size": 16}, curate={"filters": []},
+        generators={"moved": {"name": "traditional"}},
+        reduce={"method": "random", "balance_to": "smallest"},
+        search={"ratios": [1], "seeds": 2, "combine": {"few": ["reduced", "moved"]}},
+    )  # fmt: skip
+    found = added(store, profile, study, f"mix.few.{name}")
+    whole = added(store, profile, study, f"mix.moved.{name}")
+    assert found == whole
+    (ingest,) = named(plan(study), "ingest")
+    counts = read_manifest(store, ingest).metrics["counts"]["train"]
+    assert counts["across"] > counts["down"]
+    assert {label: len(ids) for label, ids in found.items()} == {
+        label: share(real) for label, real in counts.items()
+    }
 
 
 def test_classes_that_are_not_named_get_nothing() -> None:
