@@ -192,7 +192,7 @@ def recall_by_class(
         for place, (mean, low, high) in zip(columns, (gain.to_baseline, gain.to_real), strict=True):
             way = direction((mean, low, high)) if enough else 0
             kind = ("axis", "good", "bad")[way]
-            words = f"{points(mean)} ({points(low, 0)} to {points(high, 0)})"
+            words = f"{points(mean)} ({points(low)} to {points(high)})"
             drawn.append(text(place, middle + 4, words if low or high else "0", "start", kind))
     return svg(drawn, height, "recall of each class")
 

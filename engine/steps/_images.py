@@ -23,7 +23,7 @@ from engine.core.names import label_of_fit
 from engine.core.rng import derive_seed, generator
 from engine.report import plots
 from engine.steps._curated import generated
-from engine.steps._fidelity import in_words, of_fits
+from engine.steps._fidelity import in_words, numbered, of_fits
 from engine.vectors.plane import place
 
 _SCATTER = 450  # of each side
@@ -261,27 +261,39 @@ def image_warnings(
     of each fit, by generator."""
     found = []
     for name in spec.generators:
-        for fit, metrics in enumerate(curated[name]):
-            called = f"{name}, fit {fit}" if len(curated[name]) > 1 else name
-            said = []
+        fits = curated[name]
+        # By fit: what the probe reaches, and how often the labeler sees the right class.
+        told_apart: dict[int, list[float]] = {}
+        seen_right: dict[int, tuple[float, float]] = {}
+        for fit, metrics in enumerate(fits):
             areas = [entry["areas"][fit] for entry in probed.get(name, {}).get("entries", ())
                      if fit in entry["areas"]]  # fmt: skip
             if areas and float(np.median(areas)) >= _EASILY_TOLD:
-                said.append(
-                    f"are easily told from real ones (area under the ROC curve {min(areas):.2f} to"
-                    f" {max(areas):.2f}), so that a classifier may learn what is synthetic in place"
-                    " of the class"
-                )
+                told_apart[fit] = areas
             labeler = metrics.get("labeler", {})
             kept, real = labeler.get("agreement_kept"), labeler.get("agreement_val")
             if kept is not None and real is not None and kept < real - _CLEARLY_LESS:
-                said.append(
-                    f"often show another class than was asked for: the labeler sees the"
-                    f" right one in {100 * kept:.0f}% of those kept, in {100 * real:.0f}% of real"
-                    " ones"
-                )
-            if said:
-                found.append(f"images of {called} {'; and they '.join(said)}")
+                seen_right[fit] = kept, real
+        if told_apart:
+            areas = [area for held in told_apart.values() for area in held]
+            found.append(
+                f"images of {_called(name, list(told_apart), len(fits))} are easily told from real"
+                f" ones (area under the ROC curve {min(areas):.2f} to {max(areas):.2f} by class),"
+                " so that a classifier may learn what is synthetic in place of the class"
+            )
+        if seen_right:
+            shares = [100 * kept for kept, _ in seen_right.values()]
+            share = f"{min(shares):.0f}%"
+            if f"{max(shares):.0f}%" != share:
+                share = f"{min(shares):.0f}% to {max(shares):.0f}%"
+            real = next(iter(seen_right.values()))[1]
+            found.append(
+                f"images of {_called(name, list(seen_right), len(fits))} often show another class"
+                f" than was asked for: the labeler sees the right one in {share} of those kept, in"
+                f" {100 * real:.0f}% of real ones"
+            )
+        for fit, metrics in enumerate(fits):
+            called = _called(name, [fit], len(fits))
             found += [
                 f"{called}: {told['stops']}; the study's strict setting stops their export"
                 for told in metrics.get("filters", ())
@@ -289,3 +301,8 @@ def image_warnings(
             ]
             found += [f"{called}: {text}" for text in metrics.get("warnings", ())]
     return found
+
+
+def _called(name: str, held: Sequence[int], fits: int) -> str:
+    """A generator, and which of its fits, where it is not all of them."""
+    return name if len(held) == fits else f"{name}, {numbered(held)}"

@@ -353,6 +353,14 @@ def test_what_is_wrong_with_a_later_fit_is_told_with_its_number() -> None:
     told, stops = image_warnings(probed, {"more": [{}, copied]}, Asked())
     assert told.startswith("images of more, fit 1 are easily told from real ones")
     assert stops.startswith("more, fit 1: 3 of 60 are copies of training images")
+    # What is true of all fits is told once.
+    probed = {"more": {"entries": [{"label": "down", "areas": {0: 0.96, 1: 0.97}}]}}
+    seen = {"labeler": {"agreement_kept": 0.5, "agreement_val": 0.95}}
+    more = {"labeler": {"agreement_kept": 0.6, "agreement_val": 0.95}}
+    apart, other = image_warnings(probed, {"more": [seen, more]}, Asked())
+    assert "images of more are easily told" in apart
+    assert "0.96 to 0.97" in apart
+    assert "in 50% to 60% of those kept" in other
     (alone,) = image_warnings({}, {"more": [copied]}, Asked())
     assert alone.startswith("more: 3 of 60")
 
