@@ -16,6 +16,8 @@ from markupsafe import Markup, escape
 from engine.report.page import points
 
 WIDTH, HEIGHT = 720, 320
+# A gain below this is written to a tenth of a point.
+_SMALL = 0.02
 _LEFT, _RIGHT, _TOP, _BOTTOM = 72, 16, 16, 44
 
 
@@ -192,7 +194,9 @@ def recall_by_class(
         for place, (mean, low, high) in zip(columns, (gain.to_baseline, gain.to_real), strict=True):
             way = direction((mean, low, high)) if enough else 0
             kind = ("axis", "good", "bad")[way]
-            words = f"{points(mean)} ({points(low)} to {points(high)})"
+            # Whole points where there is room for no more, and where they say enough.
+            digits = 1 if max(abs(low), abs(high)) < _SMALL else 0
+            words = f"{points(mean)} ({points(low, digits)} to {points(high, digits)})"
             drawn.append(text(place, middle + 4, words if low or high else "0", "start", kind))
     return svg(drawn, height, "recall of each class")
 

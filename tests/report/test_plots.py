@@ -60,6 +60,8 @@ def test_a_gain_beyond_chance_is_marked_and_none_is_not() -> None:
     svg = plots.recall_by_class(gains, ["a", "b"], [0, 1])
     assert svg.count('class="good"') == svg.count('class="bad"') == 1
     assert "+10.0 (+5 to +15)" in svg
+    close = plots.Gain("close", [0.5, 0.6], (0.002, 0.001, 0.003), (0.0, -0.1, 0.1))
+    assert "+0.2 (+0.1 to +0.3)" in plots.recall_by_class([close], ["a", "b"], [0, 1])
     svg = plots.recall_by_class(gains, ["a", "b"], [0, 1], "class_weighted")
     assert re.findall(r">(to [^<]*)<", svg) == ["to class weighted", "to real"]
     # Equal differences everywhere, and intervals of few replicates, say nothing.
