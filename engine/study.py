@@ -215,7 +215,8 @@ def _parse_yaml(text: str, where: str) -> Any:
 
 def _overlay(below: dict[Any, Any], above: dict[Any, Any]) -> dict[Any, Any]:
     laid = {**below, **{key: _overlaid(below.get(key), value) for key, value in above.items()}}
-    return {key: value for key, value in laid.items() if value is not None}
+    # What the file below says is null stays so: only null that is laid over takes away.
+    return {key: value for key, value in laid.items() if value is not None or key not in above}
 
 
 def _overlaid(below: Any, above: Any) -> Any:

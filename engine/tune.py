@@ -69,11 +69,26 @@ class Setting:
 
     def study(self, settings: Settings) -> Study:
         """Raises `StudyError`."""
+        values = self.laid(settings)
+        told = ", ".join(
+            f"{name}={'null' if value is None else shown(value)}"
+            for name, value in settings.items()
+        )
+        return validate(Study, values, f"tune.knobs: {told}" if told else "study")
+
+    def laid(self, settings: Settings) -> dict[str, Any]:
+        """The study as it would be written. Null is a value of a field, and not its default, which
+        laying it over would come to; of a list of plugins it takes the named one away."""
         values = self.values
         for name, value in settings.items():
             values = lay(values, name, value)
-        told = ", ".join(f"{name}={shown(value)}" for name, value in settings.items())
-        return validate(Study, values, f"tune.knobs: {told}" if told else "study")
+        nulls = [name.split(".") for name, value in settings.items() if value is None]
+        stands = validate(Study, self.values, "study") if nulls else None
+        for *place, last in nulls:
+            section = _entry(stands, place)
+            if isinstance(section, Spec) and last in type(section).model_fields:
+                values = _with_null(values, [*place, last])
+        return values
 
     def halving(self) -> Halving | None:
         if self.tune.scheduler == "none":
@@ -231,7 +246,8 @@ def refuse(name: str, settings: Tune) -> None:
     if settings.scheduler == "asha" and (name == "request" or _is_or_part(name, _AMOUNTS)):
         raise StudyError(
             f"tune.knobs: {name} changes what an arm adds or which it is, and ASHA is never over"
-            " arm, ratio or seed; leave it out, or say scheduler: none"
+            " arm, ratio or seed; leave it out"
+            + (", or say scheduler: none" if section in TUNABLE else "")
         )
     if section not in TUNABLE:
         raise StudyError(
@@ -365,8 +381,7 @@ def tuned_study(
     tried = one.tune.tried + len(different)
     values = one.values
     if best["try"]:
-        for name in knobs:
-            values = lay(values, name, best[name])
+        values = one.laid({name: best[name] for name in knobs})
     name = study.name if study.name.endswith("-tuned") else f"{study.name[:58]}-tuned"
     values = {**values, "name": name, "tune": {"tried": tried}}
     stands = next((row["mean"] for row in tries if row["try"] == 0), None)
@@ -391,12 +406,32 @@ def roc_auc_of(store: Store, manifest: Manifest) -> float:
 
 def field_of(study: Study, name: str) -> Any:
     """What a study says of a dotted field, its defaults among it; None where it has none."""
+    found = _entry(study, name.split("."))
+    return found.model_dump(mode="json") if isinstance(found, Spec) else found
+
+
+def _entry(study: Study | None, parts: Sequence[str]) -> Any:
+    """What stands at a place of a study, or None."""
     found: Any = study
-    for part in name.split("."):
+    for part in parts:
         if isinstance(found, tuple):
             found = next((entry for entry in found if getattr(entry, "name", "") == part), None)
         elif isinstance(found, Mapping):
             found = found.get(part)
         else:
             found = getattr(found, part, None)
-    return found.model_dump(mode="json") if isinstance(found, Spec) else found
+    return found
+
+
+def _with_null(values: Any, parts: Sequence[str]) -> Any:
+    """Values as they are written, in which null stands at a place."""
+    if not parts:
+        return None
+    if isinstance(values, list):
+        return [
+            _with_null(one, parts[1:]) if isinstance(one, dict) and one.get("name") == parts[0]
+            else one
+            for one in values
+        ]  # fmt: skip
+    held = values if isinstance(values, dict) else {}
+    return {**held, parts[0]: _with_null(held.get(parts[0]), parts[1:])}

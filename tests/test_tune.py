@@ -23,8 +23,8 @@ from engine.plan import named, plan, until
 from engine.profile import Profile
 from engine.runtime.base import Outcome, Runtime, Try
 from engine.runtime.inline import InlineRuntime
-from engine.study import Study, validate
-from engine.tune import Setting, Tried, tune
+from engine.study import Study, apply_sets, validate
+from engine.tune import Setting, Tried, tune, tuned_study
 
 Values = dict[str, Any]
 CONFIDENCE = "curate.filters.agreement.confidence"
@@ -239,6 +239,32 @@ def test_rungs_are_trainings_of_the_arm_alone(written, store: Store, profile: Pr
     (few,), (all_steps,) = one.classifiers({}, 3), one.classifiers({})
     assert (few.spec.training.steps, all_steps.spec.training.steps) == (3, 12)
     assert few.inputs["mix"].key == all_steps.inputs["mix"].key
+
+
+def test_null_is_a_value_that_is_tried_and_kept(written, store: Store, profile: Profile) -> None:
+    knobs = {"curate.labeler": [None, {"name": "knn"}], "curate.max_rounds": [1, 2]}
+    values = written(knobs)
+    values["curate"] = {"filters": ["copies"], "max_rounds": 1}
+    study = validate(Study, values, "study")
+    one = Setting(values, study.tune, store, profile)
+    tries = [{"curate.labeler": None, "curate.max_rounds": 2}, {"curate.labeler": {"name": "knn"}}]
+    assert one.study(tries[0]).curate.labeler is None
+    assert len({one.classifiers(settings)[0].key for settings in [{}, *tries]}) == 3
+    best = {"try": 1, "mean": 0.5, **tries[0]}
+    text = tuned_study(one, study, [best], best)
+    again = apply_sets(yaml.safe_load(text), ["curate.max_rounds=3"])
+    assert validate(Study, again, "tuned.yaml").curate.labeler is None
+    # A plugin of a list is taken away; a field that cannot be null is refused.
+    values["curate"] = {"filters": ["copies", {"name": "agreement", "confidence": 0.5}]}
+    one = Setting(values, study.tune, store, profile)
+    (left,) = one.study({"curate.filters.agreement": None}).curate.filters
+    assert left.name == "copies"
+    for name, place in (
+        ("curate.filters.agreement.confidence", r"curate\.filters\.1\.confidence"),
+        ("training.steps", r"training\.steps"),
+    ):
+        with pytest.raises(StudyError, match=rf"{name}=null: {place}.*: must be a valid"):
+            one.study({name: None})
 
 
 def test_a_rung_warms_up_over_its_share_of_the_steps(

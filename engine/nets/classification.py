@@ -149,6 +149,12 @@ class LabelledImages:
         """Pixels of the images `held` (k,)."""
         return self.pixels[held if self.rows is None else self.rows[held]]
 
+    def all_pictures(self) -> np.ndarray:
+        """Pixels of all images in their order: no copy, where they are all of `pixels`."""
+        if self.rows is None and isinstance(self.pixels, np.ndarray):
+            return self.pixels
+        return self.pictures(np.arange(len(self.labels)))
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -359,8 +365,7 @@ class _Training:
     def _predict_val(self) -> np.ndarray:
         self.network.eval()
         device = str(self.accelerator.device)
-        pixels = self.val.pictures(np.arange(len(self.val.labels)))
-        return predict(self.network, self.prepare, pixels, device)
+        return predict(self.network, self.prepare, self.val.all_pictures(), device)
 
     def tensors(self) -> dict[str, Tensor]:
         import torch

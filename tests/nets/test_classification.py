@@ -36,6 +36,17 @@ def halves(count: int, seed: int) -> LabelledImages:
     return LabelledImages(pixels, labels, np.ones(count))
 
 
+class Watched(np.ndarray):
+    """Pixels that tell how many of them were copied at once."""
+
+    most = 0
+
+    def __getitem__(self, wanted: Any) -> Any:
+        if isinstance(wanted, np.ndarray):
+            Watched.most = max(Watched.most, len(wanted))
+        return super().__getitem__(wanted)
+
+
 def score(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
     right = float((probabilities.argmax(1) == labels).mean())
     return {"accuracy": right, "macro_f1": right}
@@ -58,6 +69,21 @@ def test_what_can_be_learned_is_learned(tmp_path: Path) -> None:
     made = fit(Store(str(tmp_path)), steps=60, evaluate_every=10)
     assert score(halves(30, 2).labels, made.probabilities)["accuracy"] > 0.95
     assert made.history[-1]["loss"] < made.history[0]["loss"]
+
+
+def test_a_look_at_val_copies_none_of_its_pixels(tmp_path: Path) -> None:
+    val = halves(300, 2)
+    val = LabelledImages(val.pixels.view(Watched), val.labels, val.weights)
+    small = Small(SmallSpec(channels=(4, 4)), PREPROCESS, ("up", "down"))
+    context = FitContext(Store(str(tmp_path)), "work/c", "weights/one", "one", "inputs", threads=1)
+    settings = Training(steps=2, batch_size=8, evaluate_every=1)
+    made = train(
+        context, small.build, small.prepare, halves(40, 1), val, score, settings, seed=3
+    )  # fmt: skip
+    assert len(made.probabilities) == 300
+    assert Watched.most == 0
+    part = LabelledImages(val.pixels, val.labels[:2], val.weights[:2], np.asarray([5, 1]))
+    np.testing.assert_array_equal(part.all_pictures(), val.pixels[[5, 1]])
 
 
 def test_the_weights_are_those_that_scored_best_on_val(tmp_path: Path) -> None:
