@@ -7,6 +7,7 @@ means fewer steps.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -41,7 +42,8 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
 Prepare = Callable[["Tensor"], "Tensor"]
-# Class numbers (n,) and probabilities (n, classes) to figures, one of them named as the objective.
+# Class numbers (n,) and probabilities (n, classes) to figures, one of them named as the objective;
+# `loss`, where it is one of them, decides between looks that are equal in it.
 Score = Callable[[np.ndarray, np.ndarray], dict[str, float]]
 Objective = Literal[
     "macro_f1", "weighted_f1", "accuracy", "balanced_accuracy", "worst_class_recall", "roc_auc"
@@ -272,7 +274,7 @@ class _Training:
         if settings.augment != "none":
             self.policy = policy_of(settings.augment, settings.num_ops, settings.magnitude)
         self.best: dict[str, Tensor] = {}
-        self.best_score, self.best_step = -1.0, 0
+        self.best_score, self.best_loss, self.best_step = -1.0, 0.0, 0
 
     def update(self, step: int) -> dict[str, float]:
         self.model.train()
@@ -351,11 +353,13 @@ class _Training:
         return made
 
     def look_at_val(self, step: int) -> dict[str, float]:
-        """Score val, and keep a copy of the weights where they score better than any before."""
+        """Score val, and keep a copy of the weights where they score better than any before. Of
+        equal scores, which the recall of the worst class has while it is 0, the lower loss counts,
+        and then the earlier."""
         figures = self.score(self.val.labels, self._predict_val())
-        score = figures[self.settings.objective]
-        if score > self.best_score:
-            self.best_score, self.best_step = score, step
+        score, loss = figures[self.settings.objective], figures.get("loss", 0.0)
+        if score > self.best_score or (score == self.best_score and loss < self.best_loss):
+            self.best_score, self.best_loss, self.best_step = score, loss, step
             self.best = {
                 name: value.detach().cpu().clone()
                 for name, value in self.network.state_dict().items()
@@ -373,6 +377,7 @@ class _Training:
         named = {f"network.{name}": value for name, value in self.network.state_dict().items()}
         named |= {f"best.{name}": value for name, value in self.best.items()}
         named["best_score"] = torch.tensor(self.best_score, dtype=torch.float64)
+        named["best_loss"] = torch.tensor(self.best_loss, dtype=torch.float64)
         named["best_step"] = torch.tensor(self.best_step)
         named["lr_step"] = torch.tensor(self.lr_scheduler.last_epoch)
         named |= scaler_tensors(self.accelerator)
@@ -382,6 +387,8 @@ class _Training:
         self.network.load_state_dict(below("network.", tensors))
         self.best = below("best.", tensors)
         self.best_score = float(tensors["best_score"])
+        # A checkpoint from before losses were held: what it found best stands until it is beaten.
+        self.best_loss = float(tensors["best_loss"]) if "best_loss" in tensors else -math.inf
         self.best_step = int(tensors["best_step"])
         restore_optimizer(self.optimizer, "optimizer.", tensors)
         restore_scaler(self.accelerator, tensors)

@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, ClassVar
@@ -64,6 +64,7 @@ class RayRuntime:
         on_end: Callable[[str], None],
     ) -> None:
         self._connect()
+        self._refuse_too_large(resources)
         from engine.runtime.search import search
 
         with tempfile.TemporaryDirectory(prefix=_TEMP_PREFIX) as folder:
@@ -79,10 +80,18 @@ class RayRuntime:
         on_end: Callable[[Outcome], None],
     ) -> None:
         self._connect()
+        self._refuse_too_large(resources)
         from engine.runtime.tune import tune
 
         with tempfile.TemporaryDirectory(prefix=_TEMP_PREFIX) as folder:
             tune(run, proposals, halving, resources, leaf, on_end, folder)
+
+    def _refuse_too_large(self, resources: TrialResources) -> None:
+        """Raises `StudyError`. A private Ray grows no further, while a cluster may."""
+        if self.address == "local":
+            import ray
+
+            refuse_too_large(resources, ray.cluster_resources())
 
     def _connect(self) -> None:
         if self._connected:
@@ -158,6 +167,19 @@ class RayRuntime:
             shutil.rmtree(self._temporary, ignore_errors=True)
             self._temporary = None
             os.environ.pop("RAY_TMPDIR", None)
+
+
+def refuse_too_large(resources: TrialResources, there: Mapping[str, float]) -> None:
+    """Refuse trials that a Ray with so many CPUs and GPUs could never place: they would wait for
+    ever. Raises `StudyError`."""
+    for field, name, asked, remedy in (
+        ("cpus", "CPU", resources.cpus, "ask for fewer, or raise num_cpus"),
+        ("gpus", "GPU", resources.gpus, "ask for fewer"),
+    ):
+        if asked > (held := there.get(name, 0.0)):
+            raise StudyError(
+                f"profile: trial.{field}: {asked:g} asked, this Ray has {held:g}; {remedy}"
+            )
 
 
 @contextmanager

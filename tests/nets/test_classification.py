@@ -101,6 +101,57 @@ class Killed(Exception):
     pass
 
 
+def looking_context(store: Store, attempt: str) -> FitContext:
+    return FitContext(
+        store, "work/c", f"weights/{attempt}", attempt, "inputs", threads=1, checkpoint_every=2
+    )
+
+
+def looks(store: Store, losses: list[float], attempt: str = "one") -> Trained:
+    """A training whose looks at val are alike but for their losses, killed where there are no
+    more."""
+    left = list(losses)
+
+    def alike(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+        if not left:
+            raise Killed
+        return {"worst_class_recall": 0.0, "loss": left.pop(0)}
+
+    small = Small(SmallSpec(channels=(4, 4)), PREPROCESS, ("up", "down"))
+    settings = Training(steps=8, batch_size=8, evaluate_every=2, objective="worst_class_recall")
+    return train(
+        looking_context(store, attempt), small.build, small.prepare, halves(40, 1), halves(30, 2),
+        alike, settings, seed=3,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("losses", "best"), [([3, 1, 2, 1], 4), ([1, 1, 1, 1], 2), ([4, 3, 2, 1], 8)]
+)
+def test_of_looks_that_score_alike_the_one_of_the_lowest_loss_is_kept(
+    tmp_path: Path, losses: list[float], best: int
+) -> None:
+    assert looks(Store(str(tmp_path)), losses).best_step == best
+
+
+@pytest.mark.parametrize(("noted", "loss", "best"), [(True, 2, 4), (True, 0.5, 8), (False, 0.5, 4)])
+def test_the_lowest_loss_outlasts_a_kill_and_checkpoints_that_hold_none_are_adopted(
+    tmp_path: Path, noted: bool, loss: float, best: int
+) -> None:
+    store = Store(str(tmp_path))
+    with pytest.raises(Killed):
+        looks(store, [3, 1, 2])
+    if not noted:
+        found = looking_context(store, "one").latest_checkpoint()
+        assert found is not None
+        step, tensors, state = found
+        del tensors["best_loss"]
+        looking_context(store, "one").save_checkpoint(step, tensors, state)
+    resumed = looks(store, [loss], "two")
+    assert resumed.best_step == best
+    assert [entry["val_loss"] for entry in resumed.history] == [3, 1, 2, loss]
+
+
 def test_a_killed_training_goes_on_to_equal_weights(tmp_path: Path) -> None:
     whole = fit(Store(str(tmp_path / "whole")), crop_padding=1, horizontal_flip=True)
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from engine.core.errors import DataError, EngineError
+from engine.core.errors import DataError, EngineError, StudyError
 from engine.core.proposals import Halving, Proposals, Rung, Settings
 from engine.core.resources import TrialResources
 from engine.core.store import Store
 from engine.profile import Profile
 from engine.runtime.base import Outcome, Runtime
-from engine.runtime.cluster import RayRuntime
+from engine.runtime.cluster import RayRuntime, refuse_too_large
 from engine.runtime.inline import InlineRuntime
 from engine.tune import tune
 
@@ -65,6 +65,35 @@ def test_the_others_of_a_trial_that_fails_are_made_and_it_is_named(
         with pytest.raises(EngineError, match=r"^train\.real\.1 failed: "):
             started[kind].search(Fails(store, names[1], True), names, resources, ended.append)
         assert store.listing("made") == [f"made/{name}" for name in names]
+
+
+@pytest.mark.parametrize(
+    ("asked", "why"),
+    [
+        ({"cpus": 8}, r"^profile: trial\.cpus: 8 asked, this Ray has 4; .* raise num_cpus$"),
+        ({"gpus": 0.5}, r"^profile: trial\.gpus: 0\.5 asked, this Ray has 0; ask for fewer$"),
+    ],
+)
+def test_trials_that_nothing_could_hold_are_refused(asked: dict[str, float], why: str) -> None:
+    refuse_too_large(TrialResources(cpus=4), {"CPU": 4.0})
+    refuse_too_large(TrialResources(cpus=1, gpus=0.5), {"CPU": 4.0, "GPU": 1.0})
+    with pytest.raises(StudyError, match=why):
+        refuse_too_large(TrialResources(**asked), {"CPU": 4.0})
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_private_ray_refuses_trials_that_it_cannot_hold(
+    started: dict[str, Runtime], tmp_path: Path
+) -> None:
+    ray, large = started["ray"], TrialResources(cpus=8)
+    store, why = Store(str(tmp_path)), r"trial\.cpus: 8 asked, this Ray has 4"
+    with pytest.raises(StudyError, match=why):
+        ray.search(Fails(store, ""), ["train.real.0"], large, list[str]().append)
+    proposals = Proposals({"x": (1, 2)}, "grid", 2, seed=0)
+    for leaf in (True, False):
+        with pytest.raises(StudyError, match=why):
+            ray.tune(Climbs(store, 0), proposals, None, large, leaf, list[Outcome]().append)
 
 
 @dataclass(frozen=True)
