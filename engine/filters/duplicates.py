@@ -12,6 +12,7 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
+from engine.core.nearest import unit_length
 from engine.filters import Filter, FilterSpec, Judged, Scored
 from engine.metrics.memorization import CopyLimits, copy_limits, nearest_other
 
@@ -29,7 +30,7 @@ class DuplicatesSpec(FilterSpec):
 
 
 class Duplicates(Filter):
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     Spec: ClassVar[type[FilterSpec]] = DuplicatesSpec
     told: ClassVar[str] = "repeat another generated image"
     judging_fields: ClassVar[tuple[str, ...]] = ("quantile",)
@@ -47,9 +48,14 @@ class Duplicates(Filter):
         drop = of >= 0
         names = np.full(len(made), None, dtype=object)
         names[drop] = made.ids[of[drop]]
+        # Of what repeats nothing the nearest is not looked for.
+        apart = np.full(len(made), np.nan, np.float32)
+        pair = unit_length(made.vectors[drop]), unit_length(made.vectors[of[drop]])
+        apart[drop] = np.maximum(1 - (pair[0] * pair[1]).sum(1), 0)
         return Judged(
-            drop, {"duplicate_of": names}, {"distance": limits.distance, "bits": limits.bits}
-        )
+            drop, {"duplicate_of": names, "distance": apart},
+            {"distance": limits.distance, "bits": limits.bits},
+        )  # fmt: skip
 
 
 def leaders(

@@ -127,6 +127,8 @@ def test_of_repetitions_one_stays_whatever_was_dropped_before() -> None:
     found = judge("duplicates", made)
     assert found.drop.tolist() == [False, False, False, True, True, False, True]
     assert found.columns["duplicate_of"].tolist()[3:] == ["m0000", "m0000", None, "m0001"]
+    assert found.columns["distance"][found.drop].max() < 1e-6
+    assert np.isnan(found.columns["distance"][~found.drop]).all()
     # The first of the three was no candidate: the next one stays in its place.
     kept = np.asarray([False, True, True, True, True, True, True])
     again = judge("duplicates", made, kept=kept)

@@ -65,7 +65,7 @@ def test_every_filter_and_a_zero_shot_labeler_in_one_study(
     columns = {
         "similarity.similarity", "realism.realism", "realism.density", "blank.contrast",
         "blank.sharpness", "copies.nearest_id", "copies.distance", "copies.bits",
-        "duplicates.duplicate_of",
+        "duplicates.duplicate_of", "duplicates.distance",
     }  # fmt: skip
     assert columns == {name for name in table.column_names if "." in name}
     reasons = table[rows.REASON].to_pylist()
