@@ -4,6 +4,7 @@ alone."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -12,6 +13,7 @@ from engine.classifiers import ClassifierSpec
 from engine.classifiers._transformers import TransformersClassifier, logits_of
 from engine.classifiers._tuning import Trained, block_list, freeze
 from engine.nets.checkpoints import load_model
+from engine.nets.pipelines import local_weights
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -36,6 +38,9 @@ class Pretrained(TransformersClassifier):
     version: ClassVar[int] = 2
     Spec: ClassVar[type[ClassifierSpec]] = PretrainedSpec
     spec: PretrainedSpec
+
+    def outside(self) -> Mapping[str, str]:
+        return local_weights(self.spec, "model")
 
     def build(self) -> Module:
         from torch import nn
