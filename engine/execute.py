@@ -252,7 +252,7 @@ class RunTrial:
         inputs = {label: self.inputs[needed.key] for label, needed in step.inputs.items()}
         manifest = read_manifest(self.store, step)
         # Another driver's trial, or an attempt before this one, may have come first.
-        if manifest is None or manifest.inputs != digests(inputs):
+        if manifest is None or not self._counts(step, manifest, inputs):
             outdated = manifest is not None
             try:
                 manifest = run_step(step, inputs, self.store, runtime, self.profile, outdated)
@@ -262,6 +262,14 @@ class RunTrial:
                 raise type(error)(f"{step.label}: {error}") from error
         val = manifest.metrics.get("val", {})
         return {key: value for key, value in val.items() if isinstance(value, float)}
+
+    def _counts(
+        self, step: Step, manifest: Manifest, inputs: Mapping[str, Manifest | None]
+    ) -> bool:
+        """Whether what is there is what this trial would compute."""
+        if manifest.inputs != digests(inputs):
+            return False
+        return not resolve("steps", step.kind)().outdated(step, manifest)
 
 
 def digests(inputs: Mapping[str, Manifest | None]) -> dict[str, str]:

@@ -7,7 +7,7 @@ shares is `engine.nets.classification`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -47,6 +47,11 @@ class Classifier:
     def uses(spec: Any) -> Sequence[tuple[str, Any]]:
         """Plugins of other families that a spec names, whose versions belong to the key as well."""
         return ()
+
+    def outside(self) -> Mapping[str, str]:
+        """Digests of the weights that it starts from, where they lie in local files: of a hub's,
+        the revision tells."""
+        return {}
 
     def check(self, training: Training) -> None:
         """Refuse what cannot work, when the study is read. Raises `StudyError`."""

@@ -4,6 +4,7 @@ alone."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -12,6 +13,7 @@ from engine.classifiers import ClassifierSpec, at_size, checkpoint_in_words
 from engine.classifiers._transformers import TransformersClassifier, logits_of
 from engine.classifiers._tuning import Trained, block_list, freeze, trained_in_words
 from engine.nets.checkpoints import load_model
+from engine.nets.pipelines import local_weights
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -41,6 +43,9 @@ class Pretrained(TransformersClassifier):
     def in_words(spec: PretrainedSpec) -> str:
         tuned = f"{checkpoint_in_words(spec.model)}, {trained_in_words(spec.trained)}"
         return tuned + at_size(spec.input_size)
+
+    def outside(self) -> Mapping[str, str]:
+        return local_weights(self.spec, "model")
 
     def build(self) -> Module:
         from torch import nn

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -21,6 +21,7 @@ from engine.classifiers import Classifier, ClassifierSpec, checkpoint_in_words
 from engine.core.errors import StudyError
 from engine.core.registry import PluginField, resolve
 from engine.core.spec import Spec
+from engine.nets.pipelines import local_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -90,6 +91,10 @@ class Probe(Classifier):
     @staticmethod
     def uses(spec: ProbeSpec) -> Sequence[tuple[str, Any]]:
         return [("embedders", spec.embedder)]
+
+    def outside(self) -> Mapping[str, str]:
+        # As embedders name what they load.
+        return local_weights(self.spec.embedder, "model", "weights")
 
     def check(self, training: Training) -> None:
         if fields := training.pixel_settings():

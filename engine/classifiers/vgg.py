@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -12,6 +13,7 @@ from engine.classifiers import Classifier, ClassifierSpec, at_size, checkpoint_i
 from engine.classifiers._tuning import Trained, freeze, trained_in_words
 from engine.core.errors import StudyError
 from engine.nets.images import IMAGENET_MEAN, IMAGENET_STD, normalised
+from engine.nets.pipelines import local_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,6 +64,9 @@ class Vgg(Classifier):
                 f"classifier.trained: {self.spec.trained} would leave random weights as they are;"
                 " name weights, or train all"
             )
+
+    def outside(self) -> Mapping[str, str]:
+        return local_weights(self.spec, "weights")
 
     def build(self) -> Module:
         from engine.nets.vgg import adopt, initialise

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -163,8 +165,27 @@ def folder_digest(model: str) -> str | None:
     folder = Path(model).expanduser()
     if not folder.is_dir():
         return None
+    return _digest_of(folder, sorted(item for item in folder.rglob("*") if item.is_file()))
+
+
+@lru_cache(maxsize=64)
+def weights_digest(name: str) -> str | None:
+    """The same of a local folder or a single file, once in a process: it is asked for by trial
+    after trial."""
+    path = Path(name).expanduser()
+    return _digest_of(path.parent, [path]) if path.is_file() else folder_digest(name)
+
+
+def local_weights(spec: Any, *fields: str) -> dict[str, str]:
+    """Digests of the weights that these fields of a spec name, of those that lie here."""
+    named = {name: getattr(spec, name, None) for name in fields}
+    found = {name: weights_digest(path) for name, path in named.items() if isinstance(path, str)}
+    return {name: digest for name, digest in found.items() if digest is not None}
+
+
+def _digest_of(folder: Path, paths: Sequence[Path]) -> str:
     hasher = hashlib.sha256()
-    for path in sorted(item for item in folder.rglob("*") if item.is_file()):
+    for path in paths:
         size = path.stat().st_size
         hasher.update(f"{path.relative_to(folder).as_posix()} {size}\n".encode())
         with path.open("rb") as file:

@@ -26,6 +26,7 @@ from engine.core.step import Step, make_step
 from engine.nets.classification import Training
 from engine.sections import ClassifierField
 from engine.steps import StepKind
+from engine.steps.train import changed_weights, outside_of
 
 # baseline: one of those whose strongest synthetic images must beat. compared: held against it.
 # shown: with another budget or other images than the rest, for the reader alone.
@@ -108,6 +109,7 @@ class Search(StepKind):
         warnings = hardly_learnt(columns, len(class_names(context.inputs["ingest"])))
         for text in warnings:
             context.say(f"warning: {text}")
+        outside = outside_of(spec)
         best = max(found["chosen"], key=lambda name: found["arms"][name]["mean"])
         return Result(
             [context.table("trials", pa.table(columns), table="trials")], len(trials),
@@ -120,9 +122,14 @@ class Search(StepKind):
                 "warnings": warnings,
                 # What was chosen by, for evaluate to hold against what it finds.
                 "trials": {key: manifest.digest for key, manifest in manifests.items()},
+                **({"outside": outside} if outside else {}),
                 **found,
             },
         )  # fmt: skip
+
+    def outdated(self, step: Step, manifest: Manifest) -> str | None:
+        # Its trials are none of its inputs: what makes them go makes it go.
+        return changed_weights(step.spec_as(SearchSpec), manifest)
 
 
 def trial_steps(search: Step) -> list[Trial]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +30,7 @@ from engine.core.manifest import Manifest
 from engine.core.registry import resolve
 from engine.core.rng import derive_seed
 from engine.core.spec import Spec, digest
+from engine.core.step import Step
 from engine.core.store import Store
 from engine.metrics.classification import METRICS, confusion, summary
 from engine.metrics.probabilities import known_of_probabilities, log_loss
@@ -143,13 +144,34 @@ class Train(StepKind):
             members=tuple(mix.keys(table="members")),
             val=split_index(context.store, ingest, spec.task, "val"),
         )
-        parts, metrics = context.fit(fit, "steps")
+        outside = outside_of(spec)
+        parts, metrics = context.fit(fit, "steps", outside)
         score = metrics["val"][spec.training.objective]
         headline = (
             f"{mix.rows:,} images; val {spec.training.objective} {score:.3f}"
             f" at step {metrics['best_step']:,} of {spec.training.steps:,}"
         )
-        return Result(parts, mix.rows, {"headline": headline, **metrics})
+        noted = {"outside": outside} if outside else {}
+        return Result(parts, mix.rows, {"headline": headline, **metrics, **noted})
+
+    def outdated(self, step: Step, manifest: Manifest) -> str | None:
+        return changed_weights(step.spec_as(TrainSpec), manifest)
+
+
+def outside_of(spec: Any) -> dict[str, str]:
+    """Digests of what the classifier of a spec reads beside the study's images."""
+    kind = resolve("classifiers", spec.classifier.name)
+    return dict(kind(spec.classifier, spec.preprocess, ()).outside())
+
+
+def changed_weights(spec: Any, manifest: Manifest) -> str | None:
+    """Why what was trained from local weights no longer counts, or None. Of weights that are not
+    here, or were not noted then, nothing is known: what they made stands."""
+    noted = manifest.metrics.get("outside", {})
+    for name, found in outside_of(spec).items():
+        if noted.get(name, found) != found:
+            return f"the weights that classifier {spec.classifier.name} starts from changed"
+    return None
 
 
 def synthetic_images(inputs: Mapping[str, Manifest]) -> list[str]:

@@ -9,24 +9,29 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
+from safetensors.torch import save_file
 from sklearn.metrics import log_loss, roc_auc_score
 
 from engine.classifiers import Classifier, ClassifierSpec
-from engine.classifiers.probe import Probe
+from engine.classifiers.pretrained import Pretrained, PretrainedSpec
+from engine.classifiers.probe import Probe, ProbeSpec
+from engine.classifiers.vgg import Vgg, VggSpec
 from engine.core import rows
 from engine.core.arrays import matrix_of, read_pixels
 from engine.core.errors import StudyError
 from engine.core.images import Preprocess
 from engine.core.manifest import Manifest, read_manifest
 from engine.core.store import Store
-from engine.execute import execute
+from engine.execute import execute, inspect
 from engine.nets.classification import predict
-from engine.plan import named, plan
+from engine.nets.pipelines import weights_digest
+from engine.plan import named, plan, until
 from engine.profile import Profile
 from engine.runtime.inline import InlineRuntime
 from engine.steps.measure import write_parts
 from engine.steps.search import trial_steps
-from engine.steps.train import fed
+from engine.steps.train import changed_weights, fed
 from engine.study import Study
 
 Run = Callable[[Study, str], Manifest]
@@ -125,3 +130,64 @@ def test_what_a_classifier_cannot_use_stops_the_study_when_it_is_read(
     labeler = {"name": "classifier", "classifier": PROBE, "training": {"crop_padding": 2}}
     with pytest.raises(StudyError, match=r"training\.crop_padding: changes pixels, and a probe"):
         plan(bars_study(curate={"labeler": labeler, "max_rounds": 1}))
+
+
+def test_other_weights_in_the_same_folder_are_trained_from_anew(
+    bars_study, run_until: Run, store: Store, tmp_path: Path
+) -> None:
+    folder = tmp_path / "own"
+    folder.mkdir()
+
+    def write(seed: int) -> None:
+        torch.manual_seed(seed)
+        start = Vgg(VggSpec(depth=11, hidden=8), Preprocess(size=16, channels="L"), ("a", "b"))
+        save_file(start.build().state_dict(), folder / "model.safetensors")
+        weights_digest.cache_clear()  # as in another process
+
+    study = bars_study(
+        classifier={"name": "vgg", "depth": 11, "hidden": 8, "weights": str(folder)},
+        generators={}, search={"ratios": [1], "seeds": 2, "arms": []},
+        training={"steps": 1, "batch_size": 4, "evaluate_every": 1},
+    )  # fmt: skip
+    write(1)
+    steps = until(plan(study), "search")
+    search = steps[-1]
+    trials = [trial.step for trial in trial_steps(search)]
+    first = run_until(study, "search")
+    before = [read_manifest(store, step) for step in trials]
+    assert run_until(study, "search") == first
+    write(2)
+    status = inspect(steps, store)[-1]
+    assert (status.state, status.why) == (
+        "out of date", "the weights that classifier vgg starts from changed"
+    )  # fmt: skip
+    second = run_until(study, "search")
+    assert second.metrics["outside"].keys() == {"weights"}
+    assert second.metrics["outside"] != first.metrics["outside"]
+    for old, step in zip(before, trials, strict=True):
+        new = read_manifest(store, step)
+        assert old is not None
+        assert new is not None
+        assert new.metrics["outside"] == second.metrics["outside"] != old.metrics["outside"]
+    # What was trained before digests were noted stands.
+    bare = first.model_copy(update={"metrics": {"headline": ""}})
+    assert changed_weights(search.spec, bare) is None
+    assert changed_weights(search.spec, first) is not None
+
+
+def test_classifiers_tell_of_the_local_weights_that_they_start_from(tmp_path: Path) -> None:
+    preprocess = Preprocess(size=16, channels="L")
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    held = weights_digest(str(tmp_path))
+    assert held
+    assert held != weights_digest(str(tmp_path / "nothing"))
+    local = {"name": "cnn", "model": str(tmp_path)}
+    pretrained = Pretrained(PretrainedSpec(model=str(tmp_path)), preprocess, ())
+    assert pretrained.outside() == {"model": held}
+    assert Probe(ProbeSpec(embedder=local), preprocess, ()).outside() == {"model": held}
+    file = str(tmp_path / "model.safetensors")
+    inception = ProbeSpec(embedder={"name": "inception", "weights": file})
+    assert Probe(inception, preprocess, ()).outside() == {"weights": weights_digest(file)}
+    # A hub's weights are told by their revision.
+    assert Pretrained(PretrainedSpec(model="timm/none"), preprocess, ()).outside() == {}
+    assert Probe(ProbeSpec(), preprocess, ()).outside() == {}
