@@ -22,8 +22,9 @@ from engine.steps.mix import wanted_images
 
 def by_class(study: Any, **ratios: float) -> Any:
     request = {"ratio_by_class": ratios, "shard_size": 16}
+    # The largest ratio makes one pool of all: amounts are nested within a pool.
     return study(
-        request=request, search={"ratios": [1], "seeds": 2}, curate={"filters": []},
+        request=request, search={"ratios": [1, 2], "seeds": 2}, curate={"filters": []},
         generators={"moved": {"name": "traditional"}},
     )  # fmt: skip
 
