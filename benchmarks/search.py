@@ -8,7 +8,8 @@ engine: the `train` steps of a study as trials of Ray Tune, two processes of one
 what its arm trains on from the store and commits weights, predictions and a manifest. `warm` has
 its processes already; `cold` starts Ray too.
 loop: one process of two threads, images decoded once and held; nothing is kept but a figure.
-loop, decoding: the same, decoding the images in every trial.
+loop, one thread: the same; small networks are often no faster on two.
+loop, decoding: as `loop`, decoding the images in every trial.
 optuna: the same grid from its queue, two processes of one thread that share a journal file; images
 held. Its processes are started each time. (Its grid sampler ran trials twice and left others out
 where two processes shared it.)
@@ -331,6 +332,7 @@ def compare(base: Path, steps: int, rounds: int) -> None:
     works: dict[str, Callable[[], list[float]]] = {
         "engine, warm": lambda: by_engine(base, wanted, warm),
         "loop": lambda: loop(Trainer(str(base), wanted, 2)),
+        "loop, one thread": lambda: loop(Trainer(str(base), wanted, 1)),
         "optuna": lambda: by_optuna(Trainer(str(base), wanted, 1)),
         "engine, cold": cold,
         "loop, decoding": lambda: loop(Trainer(str(base), wanted, 2, decodes=True)),
