@@ -27,6 +27,11 @@ class _Tell(tune.Callback):
     def __init__(self, on_end: Callable[[str], None]) -> None:
         self.on_end = on_end
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune writes its callbacks down, to restore them: never done, and a terminal's progress
+        # cannot be written.
+        return {}
+
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         self.on_end(trial.config["name"])
 
