@@ -203,7 +203,8 @@ def predict(network: Module, prepare: Prepare, pixels: np.ndarray, device: str) 
 def _on(device: Any, pixels: np.ndarray) -> Tensor:
     import torch
 
-    held = torch.from_numpy(np.ascontiguousarray(pixels)).to(device)
+    # Shared arrays are read-only, and a tensor of one would be open to writing: those are copied.
+    held = torch.from_numpy(np.require(pixels, requirements=["C", "W"])).to(device)
     return held.permute(0, 3, 1, 2) if held.ndim == 4 else held
 
 

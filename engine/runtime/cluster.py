@@ -66,9 +66,13 @@ class RayRuntime:
         self._connect()
         self._refuse_too_large(resources)
         from engine.runtime.search import search
+        from engine.runtime.share import sharing
 
-        with tempfile.TemporaryDirectory(prefix=_TEMP_PREFIX) as folder:
-            search(run, names, resources, on_end, folder)
+        with (
+            tempfile.TemporaryDirectory(prefix=_TEMP_PREFIX) as folder,
+            sharing(self.warn) as share,
+        ):
+            search(run, names, resources, on_end, folder, share)
 
     def tune(
         self,
@@ -81,10 +85,14 @@ class RayRuntime:
     ) -> None:
         self._connect()
         self._refuse_too_large(resources)
+        from engine.runtime.share import sharing
         from engine.runtime.tune import tune
 
-        with tempfile.TemporaryDirectory(prefix=_TEMP_PREFIX) as folder:
-            tune(run, proposals, halving, resources, leaf, on_end, folder)
+        with (
+            tempfile.TemporaryDirectory(prefix=_TEMP_PREFIX) as folder,
+            sharing(self.warn) as share,
+        ):
+            tune(run, proposals, halving, resources, leaf, on_end, folder, share)
 
     def _refuse_too_large(self, resources: TrialResources) -> None:
         """Raises `StudyError`. A private Ray grows no further, while a cluster may."""

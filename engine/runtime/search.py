@@ -14,6 +14,7 @@ from ray import tune
 
 from engine.core.errors import EngineError, StorageError
 from engine.core.resources import TrialResources
+from engine.core.share import Share
 from engine.runtime.base import Trial
 from engine.runtime.cluster import ray_error_text
 from engine.runtime.inline import InlineRuntime
@@ -42,13 +43,14 @@ def search(
     resources: TrialResources,
     on_end: Callable[[str], None],
     folder: str,
+    share: Share,
 ) -> None:
     """Run a trial for each name, as many at once as there is room for."""
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
 
     def trial(config: dict[str, Any]) -> dict[str, Any]:
         try:
-            figures = run(config["name"], InlineRuntime(threads=resources.threads))
+            figures = run(config["name"], InlineRuntime(resources.threads, share))
         except StorageError:
             raise  # may be gone at the next attempt
         except EngineError as error:
