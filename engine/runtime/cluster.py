@@ -180,13 +180,15 @@ class RayRuntime:
 def refuse_too_large(resources: TrialResources, there: Mapping[str, float]) -> None:
     """Refuse trials that a Ray with so many CPUs and GPUs could never place: they would wait for
     ever. Raises `StudyError`."""
-    for field, name, asked, remedy in (
+    workers = resources.workers
+    for field, name, each, remedy in (
         ("cpus", "CPU", resources.cpus, "ask for fewer, or raise num_cpus"),
         ("gpus", "GPU", resources.gpus, "ask for fewer"),
     ):
-        if asked > (held := there.get(name, 0.0)):
+        if workers * each > (held := there.get(name, 0.0)):
+            asked = f"{each:g}" if workers == 1 else f"{each:g} by each of {workers} workers"
             raise StudyError(
-                f"profile: trial.{field}: {asked:g} asked, this Ray has {held:g}; {remedy}"
+                f"profile: trial.{field}: {asked} asked, this Ray has {held:g}; {remedy}"
             )
 
 

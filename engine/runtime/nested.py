@@ -22,17 +22,20 @@ DRIVER = {"memory": 1e6}
 
 
 class Nested(RayRuntime):
-    """Connected already, not its to leave."""
+    """Connected already, not its to leave.
 
-    def __init__(self, share: Share) -> None:
+    threads: of each worker of a fit; None: as many as it has CPUs.
+    """
+
+    def __init__(self, share: Share, threads: int | None = None) -> None:
         super().__init__("auto", None, warn=lambda text: None)
         self._connected = True
-        self.share = share
+        self.share, self.threads = share, threads
 
     def fit(
         self, train: Callable[[FitContext], None], context: FitContext, resources: FitResources
     ) -> None:
-        given = replace(context, share=self.share)
+        given = replace(context, share=self.share, threads=self.threads)
         super().fit(train, given, resources)
 
     def search(
@@ -59,6 +62,11 @@ class Nested(RayRuntime):
     ) -> Iterator[tuple[str, Callable[[], object]]]:
         """Trials by name, and what waits for each. Tune within a trial of Tune is none of its
         uses."""
+        if resources.workers > 1:
+            # One after the other: there are as many trials as this one as may have workers.
+            nested = Nested(self.share, resources.threads)
+            yield from ((name, partial(run, name, nested)) for name in names)
+            return
         share = self.share
 
         def trial(name: str) -> None:

@@ -1,7 +1,8 @@
 """Trials on Ray Tune.
 
-A trial computes a step of the study in a process of its own, which goes on to the next trial: what
-it has computed lies in the store, so Tune's own state is thrown away and never restored.
+A trial computes a step of the study in a process of its own, which goes on to the next trial; or
+workers of Ray Train compute it, and the trial holds nothing itself (`engine.runtime.nested`). What
+is computed lies in the store, so Tune's own state is thrown away and never restored.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from ray import tune
 from engine.core.errors import EngineError, StorageError
 from engine.core.resources import TrialResources
 from engine.core.share import Share
-from engine.runtime.base import Trial
+from engine.runtime.base import Runtime, Trial
 from engine.runtime.cluster import ray_error_text
 from engine.runtime.inline import InlineRuntime
+from engine.runtime.nested import DRIVER, Nested
 
 _REFUSED = "refused"
 
@@ -47,10 +49,12 @@ def search(
 ) -> None:
     """Run a trial for each name, as many at once as there is room for."""
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    alone, threads = resources.workers == 1, resources.threads
 
     def trial(config: dict[str, Any]) -> dict[str, Any]:
+        runtime: Runtime = InlineRuntime(threads, share) if alone else Nested(share, threads)
         try:
-            figures = run(config["name"], InlineRuntime(resources.threads, share))
+            figures = run(config["name"], runtime)
         except StorageError:
             raise  # may be gone at the next attempt
         except EngineError as error:
@@ -60,10 +64,12 @@ def search(
 
     held = {"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})}
     tuner = tune.Tuner(
-        tune.with_resources(trial, held),
+        tune.with_resources(trial, held if alone else DRIVER),
         param_space={"name": tune.grid_search(list(names))},
         # One process goes on from trial to trial: starting one costs more than a small fit.
-        tune_config=tune.TuneConfig(reuse_actors=True),
+        tune_config=tune.TuneConfig(
+            max_concurrent_trials=None if alone else resources.drivers, reuse_actors=True
+        ),
         run_config=tune.RunConfig(
             name="search", storage_path=folder, verbose=0, callbacks=[_Tell(on_end)],
             failure_config=tune.FailureConfig(max_failures=resources.max_failures),

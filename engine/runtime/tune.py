@@ -76,7 +76,7 @@ def tune(
 ) -> None:
     """Try settings until none is proposed, as many at once as there is room for."""
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    threads = resources.threads
+    leaf, threads = leaf and resources.workers == 1, resources.threads
 
     def trial(config: dict[str, Any]) -> None:
         runtime: Runtime = InlineRuntime(threads, share) if leaf else Nested(share)

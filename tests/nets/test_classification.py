@@ -22,6 +22,7 @@ from engine.nets.classification import (
     lr_schedule,
     predict,
     train,
+    with_synchronised_norms,
 )
 from engine.nets.training import balanced_weights
 
@@ -307,6 +308,19 @@ def test_an_array_that_others_read_is_trained_on_and_shown_without_being_written
     assert len(made.probabilities) == 40
     np.testing.assert_array_equal(data.pixels, before)
     np.testing.assert_array_equal(vectors, 1)
+
+
+def test_norms_that_learn_are_synchronised_and_what_is_saved_loads_as_before(
+    tmp_path: Path,
+) -> None:
+    small = Small(SmallSpec(channels=(4, 4)), PREPROCESS, ("up", "down"))
+    network = with_synchronised_norms(small.build())
+    kinds = [type(layer) for layer in network if "Norm" in type(layer).__name__]
+    assert kinds == [torch.nn.SyncBatchNorm] * 2
+    small.save(network, tmp_path)
+    loaded = small.load(tmp_path)
+    images = small.prepare(torch.from_numpy(halves(5, 0).pixels).permute(0, 3, 1, 2))
+    torch.testing.assert_close(loaded(images), network.eval()(images))
 
 
 def test_the_rate_drops_at_shares_of_the_steps_whatever_the_budget() -> None:
