@@ -254,8 +254,10 @@ class RunTrial:
         # Another driver's trial, or an attempt before this one, may have come first.
         if manifest is None or not self._counts(step, manifest, inputs):
             outdated = manifest is not None
+            # A trial on a runtime with workers is a fit on them; any other is its own process.
+            profile = self.profile if runtime.alone else _with_trial_as_fit(self.profile)
             try:
-                manifest = run_step(step, inputs, self.store, runtime, self.profile, outdated)
+                manifest = run_step(step, inputs, self.store, runtime, profile, outdated)
             except EngineError as error:
                 if str(error).startswith(step.label):
                     raise
@@ -270,6 +272,16 @@ class RunTrial:
         if manifest.inputs != digests(inputs):
             return False
         return not resolve("steps", step.kind)().outdated(step, manifest)
+
+
+def _with_trial_as_fit(profile: Profile) -> Profile:
+    """The profile with what it grants a trial's workers as what it grants a fit's."""
+    trial = profile.trial
+    fit = FitResources(
+        workers=trial.workers, cpus=trial.cpus, gpus=trial.gpus, max_failures=trial.max_failures,
+        checkpoint_every=profile.fit.checkpoint_every,
+    )  # fmt: skip
+    return profile.model_copy(update={"fit": fit})
 
 
 def digests(inputs: Mapping[str, Manifest | None]) -> dict[str, str]:

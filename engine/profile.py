@@ -44,6 +44,13 @@ class Profile(Spec):
         if self.device == "cpu" and (with_gpu := [name for name, count in gpus.items() if count]):
             text = "{place}.gpus asks for a GPU, device: cpu uses none; say device: cuda"
             raise PydanticCustomError("explained", text, {"place": with_gpu[0]})
+        for place, one in (("fit", self.fit), ("trial", self.trial)):
+            if one.workers > 1 and 0 < one.gpus < 1:
+                text = (
+                    "{place}.gpus: NCCL joins no two workers on one GPU; say 1, or {place}.workers:"
+                    " 1"
+                )
+                raise PydanticCustomError("explained", text, {"place": place})
         offloads = [name for name, stage in self.stages.items() if stage.offload != "none"]
         if self.device == "cpu" and offloads:
             text = "stages.{name}.offload spares a GPU's memory, device: cpu has none; leave it out"

@@ -8,7 +8,7 @@ from engine.context import Work
 from engine.core.resources import FitResources, StageResources, TrialResources
 from engine.core.store import Store
 from engine.execute import Trials, execute, held
-from engine.plan import named, plan
+from engine.plan import named, plan, until
 from engine.profile import Profile
 from engine.runtime.cluster import RayRuntime
 from engine.runtime.inline import InlineRuntime
@@ -43,6 +43,41 @@ def test_pools_hold_what_their_workers_do_and_this_process_the_rest() -> None:
 def test_a_trial_holds_its_share_whatever_it_computes() -> None:
     (share,) = held(WORK, 170.0, InlineRuntime(threads=1), CLUSTER)
     assert share == {"what": "trial", "workers": 1, "cpus": 2.0, "gpus": 0.25, "seconds": 170.0}
+
+
+class Workers(InlineRuntime):
+    """Computes here, and notes which workers a fit would have had."""
+
+    alone = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[FitResources] = []
+
+    def search(self, run, names, resources, on_end) -> None:
+        for name in names:
+            run(name, self)
+
+    def fit(self, train, context, resources) -> None:
+        self.asked.append(resources)
+        super().fit(train, context, resources)
+
+
+def test_a_trial_on_workers_is_a_fit_with_what_a_trial_is_granted(
+    bars_study, store: Store, profile: Profile
+) -> None:
+    steps = plan(bars_study(generators={}))
+    execute(until(steps, "mix.real"), store, InlineRuntime(), profile)
+    trial = trial_steps(named(steps, "search")[0])[0].step
+    granted = TrialResources(workers=3, cpus=2, max_failures=5)
+    runtime, profile = Workers(), profile.model_copy(update={"runtime": "ray", "trial": granted})
+    (trained,) = Trials(store, runtime, profile).run([trial], print).values()
+    every = profile.fit.checkpoint_every
+    asked = FitResources(workers=3, cpus=2, max_failures=5, checkpoint_every=every)
+    assert runtime.asked == [asked]
+    fit, driver = trained.provenance["held"]
+    assert (fit["what"], fit["workers"], fit["cpus"]) == ("fit", 3, 2.0)
+    assert driver["what"] == "driver"
 
 
 def test_one_process_alone_has_the_gpu_to_itself_while_it_computes_there() -> None:

@@ -458,6 +458,10 @@ def test_on_a_gpu_everything_that_computes_there_must_ask_for_a_share() -> None:
         validate(Profile, {**whole, "stages": without}, "profile")
     with pytest.raises(StudyError, match=r"trial\.gpus asks for a GPU, device: cpu uses none"):
         validate(Profile, {"trial": {"gpus": 1}}, "profile")
+    for shared in ("fit", "trial"):
+        workers = {**whole, shared: {"gpus": 0.5, "workers": 2}}
+        with pytest.raises(StudyError, match=rf"{shared}\.gpus: NCCL joins no two workers on one"):
+            validate(Profile, workers, "profile")
 
 
 def test_the_shipped_profiles_can_be_read() -> None:

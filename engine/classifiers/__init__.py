@@ -32,7 +32,7 @@ class Classifier:
 
     version: ClassVar[int]
     Spec: ClassVar[type[ClassifierSpec]]
-    # The network sees what `features` makes of images, computed once for all trials of a process.
+    # The network sees what `features` makes of images, computed once for all trials.
     on_features: ClassVar[bool] = False
 
     def __init__(self, spec: Any, preprocess: Preprocess, classes: Sequence[str]) -> None:
@@ -63,8 +63,8 @@ class Classifier:
         return pixels
 
     def learn(self, train: np.ndarray) -> None:
-        """Learn from the `features` of the real train split, the same for every arm, what `build`
-        and `prepare` need of them."""
+        """Learn from the `features` of the real train split, the same for every arm and open to
+        reading alone, what `build` and `prepare` need of them."""
         return
 
     def build(self) -> Module:

@@ -2,7 +2,7 @@
 it is (linear probe, Alain and Bengio 2017): seconds where a network takes minutes, for searches
 over many arms.
 
-Vectors are computed once for all trials of a process, and standardised as the real train split is.
+Vectors are computed once for all trials, and standardised as the real train split is.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.core.manifest import Part
+from engine.core.share import Share, within_process
 from engine.core.store import Store
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ class FitContext:
     # CPU threads of this worker; None: as many as its libraries take.
     threads: int | None = None
     checkpoint_every: int = 500
+    # Where fits find arrays that others read too.
+    share: Share = within_process
     on_report: Callable[[dict[str, Any]], None] | None = None
     # Of a part of a larger fit: its name, the steps before it and those of the whole.
     name: str = ""

@@ -27,17 +27,22 @@ class StageResources(Spec):
 
 
 class TrialResources(Spec):
-    """One trial of a search: a process that trains one small model after another."""
+    """One trial of a search: a process that trains one small model after another, or, with more
+    workers than one, a process that has Ray Train's workers train one after another."""
 
+    # Of one classifier. cpus, threads and gpus are of each; a run without Ray has one.
+    workers: Annotated[int, Field(ge=1)] = 1
     # Logical CPUs that it holds: they bound how many trials run at once.
     cpus: Annotated[float, Field(gt=0)] = 1.0
     # CPU threads of its fit.
     threads: Annotated[int, Field(ge=1, le=256)] = 1
     gpus: Annotated[float, Field(ge=0)] = 0.0
-    # How often a trial whose process died is tried again before the run stops.
+    # How often a trial whose process, or one of whose workers, died is tried again before the run
+    # stops.
     max_failures: Annotated[int, Field(ge=0)] = 3
-    # Settings of a tuning that are tried at once where each generates images: their streams and
-    # fits share the CPUs and GPUs, and on a small machine two would wait for each other for ever.
+    # Trials on several workers, and settings of a tuning that generate images, that run at once:
+    # their streams and fits share the CPUs and GPUs, and on a small machine two would wait for each
+    # other for ever.
     drivers: Annotated[int, Field(ge=1, le=1000)] = 1
 
 

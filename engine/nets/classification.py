@@ -203,8 +203,23 @@ def predict(network: Module, prepare: Prepare, pixels: np.ndarray, device: str) 
 def _on(device: Any, pixels: np.ndarray) -> Tensor:
     import torch
 
-    held = torch.from_numpy(np.ascontiguousarray(pixels)).to(device)
+    # Shared arrays are read-only, and a tensor of one would be open to writing: those are copied.
+    held = torch.from_numpy(np.require(pixels, requirements=["C", "W"])).to(device)
     return held.permute(0, 3, 1, 2) if held.ndim == 4 else held
+
+
+def with_synchronised_norms(network: Module) -> Module:
+    """The network with batch normalisation over the batch of all workers, where it follows
+    training; what stands still is left as it is. Names of tensors stay, so that what is saved loads
+    into the network as it was built."""
+    from torch.nn import SyncBatchNorm
+
+    network.train()
+    for module in list(network.modules()):
+        for name, child in list(module.named_children()):
+            if child.training and not list(child.children()):
+                setattr(module, name, SyncBatchNorm.convert_sync_batchnorm(child))
+    return network
 
 
 def lr_schedule(optimizer: Any, settings: Training) -> Any:
@@ -253,6 +268,10 @@ class _Training:
         torch.manual_seed(derive_seed(seed, "weights"))
         # Convolutions take a third less time so, on a CPU and on a GPU.
         network = build().to(memory_format=torch.channels_last)
+        # On CPUs torch has none that is synchronised: each worker normalises by what its own share
+        # of the batch is like, and the weights that are kept have the statistics of rank 0.
+        if context.world_size > 1 and context.device == "cuda":
+            network = with_synchronised_norms(network)
         self.accelerator = make_accelerator(
             context, settings.precision, settings.gradient_accumulation_steps
         )

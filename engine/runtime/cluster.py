@@ -66,9 +66,13 @@ class RayRuntime:
         self._connect()
         self._refuse_too_large(resources)
         from engine.runtime.search import search
+        from engine.runtime.share import sharing
 
-        with tempfile.TemporaryDirectory(prefix=_TEMP_PREFIX) as folder:
-            search(run, names, resources, on_end, folder)
+        with (
+            tempfile.TemporaryDirectory(prefix=_TEMP_PREFIX) as folder,
+            sharing(self.warn) as share,
+        ):
+            search(run, names, resources, on_end, folder, share)
 
     def tune(
         self,
@@ -81,10 +85,14 @@ class RayRuntime:
     ) -> None:
         self._connect()
         self._refuse_too_large(resources)
+        from engine.runtime.share import sharing
         from engine.runtime.tune import tune
 
-        with tempfile.TemporaryDirectory(prefix=_TEMP_PREFIX) as folder:
-            tune(run, proposals, halving, resources, leaf, on_end, folder)
+        with (
+            tempfile.TemporaryDirectory(prefix=_TEMP_PREFIX) as folder,
+            sharing(self.warn) as share,
+        ):
+            tune(run, proposals, halving, resources, leaf, on_end, folder, share)
 
     def _refuse_too_large(self, resources: TrialResources) -> None:
         """Raises `StudyError`. A private Ray grows no further, while a cluster may."""
@@ -172,13 +180,15 @@ class RayRuntime:
 def refuse_too_large(resources: TrialResources, there: Mapping[str, float]) -> None:
     """Refuse trials that a Ray with so many CPUs and GPUs could never place: they would wait for
     ever. Raises `StudyError`."""
-    for field, name, asked, remedy in (
+    workers = resources.workers
+    for field, name, each, remedy in (
         ("cpus", "CPU", resources.cpus, "ask for fewer, or raise num_cpus"),
         ("gpus", "GPU", resources.gpus, "ask for fewer"),
     ):
-        if asked > (held := there.get(name, 0.0)):
+        if workers * each > (held := there.get(name, 0.0)):
+            asked = f"{each:g}" if workers == 1 else f"{each:g} by each of {workers} workers"
             raise StudyError(
-                f"profile: trial.{field}: {asked:g} asked, this Ray has {held:g}; {remedy}"
+                f"profile: trial.{field}: {asked} asked, this Ray has {held:g}; {remedy}"
             )
 
 

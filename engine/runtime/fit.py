@@ -31,7 +31,7 @@ def fit(
             rank=place.get_world_rank(),
             world_size=place.get_world_size(),
             device="cuda" if resources.gpus else "cpu",
-            threads=max(1, int(resources.cpus)),
+            threads=context.threads or max(1, int(resources.cpus)),
         )
         train(mine)
 

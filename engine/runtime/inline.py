@@ -12,19 +12,21 @@ from engine.core.fit import FitContext
 from engine.core.proposals import Halving, Proposals, Rung
 from engine.core.resources import FitResources, StageResources, TrialResources
 from engine.core.shards import Shard
+from engine.core.share import Share, within_process
 from engine.runtime.base import Outcome, Trial, Try, Worker
 
 
 class InlineRuntime:
     """One worker, no other process but the sandbox of the decoder.
 
-    threads: of a fit; None: as many as its libraries take.
+    threads: of a fit; None: as many as its libraries take. share: where its fits find arrays that
+    others read too.
     """
 
     alone: ClassVar[bool] = True
 
-    def __init__(self, threads: int | None = None) -> None:
-        self.threads = threads
+    def __init__(self, threads: int | None = None, share: Share = within_process) -> None:
+        self.threads, self.share = threads, share
 
     def stream(
         self, worker: Worker, shards: Sequence[Shard], resources: StageResources
@@ -36,7 +38,8 @@ class InlineRuntime:
     def fit(
         self, train: Callable[[FitContext], None], context: FitContext, resources: FitResources
     ) -> None:
-        train(replace(context, threads=self.threads) if self.threads else context)
+        threads = self.threads or context.threads
+        train(replace(context, threads=threads, share=self.share))
 
     def search(
         self,
@@ -46,7 +49,7 @@ class InlineRuntime:
         on_end: Callable[[str], None],
     ) -> None:
         # As many threads as elsewhere: sums of floats depend on it.
-        alone = InlineRuntime(resources.threads)
+        alone = InlineRuntime(resources.threads, self.share)
         failed: Exception | None = None
         for name in names:
             try:

@@ -1,7 +1,8 @@
 """Trials on Ray Tune.
 
-A trial computes a step of the study in a process of its own, which goes on to the next trial: what
-it has computed lies in the store, so Tune's own state is thrown away and never restored.
+A trial computes a step of the study in a process of its own, which goes on to the next trial; or
+workers of Ray Train compute it, and the trial holds nothing itself (`engine.runtime.nested`). What
+is computed lies in the store, so Tune's own state is thrown away and never restored.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from ray import tune
 
 from engine.core.errors import EngineError, StorageError
 from engine.core.resources import TrialResources
-from engine.runtime.base import Trial
+from engine.core.share import Share
+from engine.runtime.base import Runtime, Trial
 from engine.runtime.cluster import ray_error_text
 from engine.runtime.inline import InlineRuntime
+from engine.runtime.nested import DRIVER, Nested
 
 _REFUSED = "refused"
 
@@ -26,6 +29,11 @@ class _Tell(tune.Callback):
 
     def __init__(self, on_end: Callable[[str], None]) -> None:
         self.on_end = on_end
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune writes its callbacks down, to restore them: never done, and a terminal's progress
+        # cannot be written.
+        return {}
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         self.on_end(trial.config["name"])
@@ -37,13 +45,16 @@ def search(
     resources: TrialResources,
     on_end: Callable[[str], None],
     folder: str,
+    share: Share,
 ) -> None:
     """Run a trial for each name, as many at once as there is room for."""
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    alone, threads = resources.workers == 1, resources.threads
 
     def trial(config: dict[str, Any]) -> dict[str, Any]:
+        runtime: Runtime = InlineRuntime(threads, share) if alone else Nested(share, threads)
         try:
-            figures = run(config["name"], InlineRuntime(threads=resources.threads))
+            figures = run(config["name"], runtime)
         except StorageError:
             raise  # may be gone at the next attempt
         except EngineError as error:
@@ -53,10 +64,12 @@ def search(
 
     held = {"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})}
     tuner = tune.Tuner(
-        tune.with_resources(trial, held),
+        tune.with_resources(trial, held if alone else DRIVER),
         param_space={"name": tune.grid_search(list(names))},
         # One process goes on from trial to trial: starting one costs more than a small fit.
-        tune_config=tune.TuneConfig(reuse_actors=True),
+        tune_config=tune.TuneConfig(
+            max_concurrent_trials=None if alone else resources.drivers, reuse_actors=True
+        ),
         run_config=tune.RunConfig(
             name="search", storage_path=folder, verbose=0, callbacks=[_Tell(on_end)],
             failure_config=tune.FailureConfig(max_failures=resources.max_failures),

@@ -3,73 +3,29 @@
 What a setting computes lies in the store, so Tune's own state is thrown away and never restored. A
 trial whose setting needs small fits alone computes them in its own process, which goes on to the
 next (`leaf`). Any other drives streams and fits that hold CPUs and GPUs of their own, and holds
-none itself: two that did would wait for each other on a small cluster.
+none itself (`engine.runtime.nested`).
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-import ray
 from ray import tune as ray_tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search import Searcher
 
-from engine.core.errors import EngineError, in_a_line
+from engine.core.errors import in_a_line
 from engine.core.proposals import Halving, Proposals, Rung, Settings
 from engine.core.resources import TrialResources
-from engine.runtime.base import Outcome, Runtime, Trial, Try
-from engine.runtime.cluster import RayRuntime, ray_error_text
+from engine.core.share import Share
+from engine.runtime.base import Outcome, Runtime, Try
 from engine.runtime.inline import InlineRuntime
+from engine.runtime.nested import DRIVER, Nested
 
 _VALUE, _STEPS, _ERROR = "objective", "steps", "refused"
-# Ray needs a resource to place a trial by, and every node has so many bytes.
-_DRIVER = {"memory": 1e6}
-
-
-class _Nested(RayRuntime):
-    """Ray as a trial sees it that starts streams and fits: connected already, not its to leave."""
-
-    def __init__(self) -> None:
-        super().__init__("auto", None, warn=lambda text: None)
-        self._connected = True
-
-    def search(
-        self,
-        run: Trial,
-        names: Sequence[str],
-        resources: TrialResources,
-        on_end: Callable[[str], None],
-    ) -> None:
-        # Tune within a trial of Tune is none of its uses.
-        def trial(name: str) -> None:
-            run(name, InlineRuntime(threads=resources.threads))
-
-        task = ray.remote(trial).options(
-            num_cpus=resources.cpus, num_gpus=resources.gpus,
-            # Else a task is placed in what its parent holds, which has no CPU.
-            scheduling_strategy="DEFAULT", max_retries=resources.max_failures,
-        )  # fmt: skip
-        running = {task.remote(name): name for name in names}
-        failed: EngineError | None = None
-        while running:
-            (ended, *_), _ = ray.wait(list(running))
-            name = running.pop(ended)
-            try:
-                ray.get(ended)
-            except Exception as error:
-                # The others go on: what they compute is there for the next attempt.
-                told = EngineError(f"{name} failed: {in_a_line(error)}")
-                failed = failed or ray_error_text(error) or told
-            on_end(name)
-        if failed is not None:
-            raise failed from None
-
-    def close(self) -> None:
-        return
 
 
 class _Ask(Searcher):
@@ -116,13 +72,14 @@ def tune(
     leaf: bool,
     on_end: Callable[[Outcome], None],
     folder: str,
+    share: Share,
 ) -> None:
     """Try settings until none is proposed, as many at once as there is room for."""
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    threads = resources.threads
+    leaf, threads = leaf and resources.workers == 1, resources.threads
 
     def trial(config: dict[str, Any]) -> None:
-        runtime: Runtime = InlineRuntime(threads=threads) if leaf else _Nested()
+        runtime: Runtime = InlineRuntime(threads, share) if leaf else Nested(share)
         try:
             for rung in run(json.loads(config["settings"]), runtime):
                 ray_tune.report({_VALUE: rung.value, _STEPS: rung.steps})
@@ -139,7 +96,7 @@ def tune(
             grace_period=halving.grace, reduction_factor=halving.reduction_factor,
         )  # fmt: skip
     tuner = ray_tune.Tuner(
-        ray_tune.with_resources(trial, held if leaf else _DRIVER),
+        ray_tune.with_resources(trial, held if leaf else DRIVER),
         # One process goes on from setting to setting: starting one costs more than a small fit.
         tune_config=ray_tune.TuneConfig(
             search_alg=_Ask(proposals, on_end), scheduler=scheduler, num_samples=-1,

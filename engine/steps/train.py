@@ -9,8 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
@@ -29,6 +28,7 @@ from engine.core.images import Preprocess
 from engine.core.manifest import Manifest
 from engine.core.registry import resolve
 from engine.core.rng import derive_seed
+from engine.core.share import Arrays, Share, within_process
 from engine.core.spec import Spec, digest
 from engine.core.step import Step
 from engine.core.store import Store
@@ -71,10 +71,13 @@ class TrainClassifier:
         )
         column = rows.label_column(spec.task)
         train_sets = [
-            fed(self.store, keys, classifier, fit.device) for keys in (self.images, *self.synthetic)
+            fed(self.store, keys, classifier, fit.device, fit.share)
+            for keys in (self.images, *self.synthetic)
         ]
         classifier.learn(train_sets[0][0])
-        val_pixels, val_ids = fed(self.store, self.val_images, classifier, fit.device)
+        val_pixels, val_ids = fed(
+            self.store, self.val_images, classifier, fit.device, fit.share
+        )  # fmt: skip
         labels = class_numbers(self.val[column].to_pylist(), self.classes)
         made = train(
             fit, classifier.build, classifier.prepare, self._members(column, train_sets),
@@ -184,54 +187,38 @@ def synthetic_images(inputs: Mapping[str, Manifest]) -> list[str]:
 
 
 def fed(
-    store: Store, keys: tuple[str, ...], classifier: Classifier, device: str
-) -> tuple[np.ndarray, list[str]]:
-    """What a classifier's training sees of the images of these parts, and their ids."""
+    store: Store, keys: tuple[str, ...], classifier: Classifier, device: str,
+    share: Share = within_process,
+) -> Arrays:  # fmt: skip
+    """What a classifier's training sees of the images of these parts, and their ids: train, val and
+    each pool by itself, made once for all that share."""
+    shape = classifier.preprocess.shape
     if not classifier.on_features:
-        return decoded(store, keys, classifier.preprocess.shape)
-    return features(
-        FeatureSet(
-            store, keys, digest([classifier.spec, classifier.preprocess]), device, classifier
-        )
+        made_of = digest(["pixels", store.url, keys, shape])
+        return share(made_of, lambda: read_pixels(store, keys, shape))
+    made_of = digest(
+        ["features", store.url, keys, classifier.spec, classifier.preprocess, device]
     )
+    return share(made_of, lambda: features(store, keys, classifier, device))
 
 
-@dataclass(frozen=True)
-class FeatureSet:
-    """`features` of parts; made_by: digest of what they are a function of, beside the images."""
-
-    store: Store
-    keys: tuple[str, ...]
-    made_by: str
-    device: str
-    classifier: Classifier = field(compare=False)
-
-
-@lru_cache(maxsize=6)
-def features(wanted: FeatureSet) -> tuple[np.ndarray, list[str]]:
-    """Features and ids, once for all trials of a process; one part's pixels are in memory at a
-    time."""
+def features(
+    store: Store, keys: tuple[str, ...], classifier: Classifier, device: str
+) -> Arrays:
+    """Features and ids of all images of these parts; one part's pixels are in memory at a time."""
     ids: list[str] = []
     whole = np.empty((0, 0), np.float32)
     count = 0
-    for key in wanted.keys:
-        with wanted.store.parquet(key) as file:
+    for key in keys:
+        with store.parquet(key) as file:
             count += file.metadata.num_rows
-    for key in wanted.keys:
-        pixels, held = read_pixels(wanted.store, [key], wanted.classifier.preprocess.shape)
+    for key in keys:
+        pixels, held = read_pixels(store, [key], classifier.preprocess.shape)
         if not held:
             continue
-        made = wanted.classifier.features(pixels, wanted.device)
+        made = classifier.features(pixels, device)
         if not ids:
             whole = large_zeros(count, made.shape[1])
         whole[len(ids) : len(ids) + len(held)] = made
         ids += held
     return whole, ids
-
-
-@lru_cache(maxsize=6)
-def decoded(
-    store: Store, keys: tuple[str, ...], shape: tuple[int, int, int]
-) -> tuple[np.ndarray, list[str]]:
-    """`read_pixels`, once for all trials of a process: train, val and each pool by itself."""
-    return read_pixels(store, keys, shape)

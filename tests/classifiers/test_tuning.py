@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForImageClassification
 from engine.classifiers.pretrained import Pretrained, PretrainedSpec
 from engine.core.errors import StudyError
 from engine.core.images import Preprocess
+from engine.nets.classification import with_synchronised_norms
 from engine.study import Study, validate
 
 CLASSES = ("cat", "dog", "eel")
@@ -122,3 +123,21 @@ def test_what_no_network_can_be_made_of_is_refused_in_a_line(
     with pytest.raises(StudyError, match=told) as refused:
         validate(Study, values, "study.yaml")
     assert "\n" not in str(refused.value)
+
+
+def test_norms_that_stand_still_do_so_on_several_gpus_too(tmp_path: Path) -> None:
+    checkpoint(tmp_path, "resnet")
+
+    def kinds(freeze: bool) -> list[tuple[str, bool]]:
+        _, network = built(tmp_path, 1, freeze_batch_norm=freeze)
+        network = with_synchronised_norms(network).train()
+        return [
+            (type(layer).__name__, layer.training)
+            for layer in network.modules()
+            if "BatchNorm" in type(layer).__name__
+        ]
+
+    still, learning = kinds(True), kinds(False)
+    assert set(still) == {("BatchNorm2d", False)}
+    # The last stage alone is trained.
+    assert set(learning) == {("BatchNorm2d", False), ("SyncBatchNorm", True)}

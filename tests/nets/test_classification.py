@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from engine.nets.classification import (
     Training,
     class_numbers,
     lr_schedule,
+    predict,
     train,
+    with_synchronised_norms,
 )
 from engine.nets.training import balanced_weights
 
@@ -281,6 +284,43 @@ def test_a_training_that_cannot_be_is_refused_when_it_is_read(
     with pytest.raises(ValidationError, match=why):
         Training(**fields)
     Training(batch_size=64, gradient_accumulation_steps=4, steps=10, lr_warmup_steps=9)
+
+
+def test_an_array_that_others_read_is_trained_on_and_shown_without_being_written(
+    tmp_path: Path,
+) -> None:
+    data = halves(40, 1)
+    before = data.pixels.copy()
+    data.pixels.flags.writeable = False
+    small = Small(SmallSpec(channels=(4, 4)), PREPROCESS, ("up", "down"))
+    context = FitContext(Store(str(tmp_path)), "work/c", "weights/one", "one", "inputs", threads=1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*not writable")
+        made = train(
+            context, small.build, small.prepare, data, data, score,
+            Training(steps=2, batch_size=8, evaluate_every=1), seed=3,
+        )  # fmt: skip
+        vectors = np.ones((3, 64), np.float32)
+        vectors.flags.writeable = False
+        head = torch.nn.Linear(64, 2)
+        # One that writes into what it is given.
+        predict(head, lambda images: images.add_(1), vectors, "cpu")
+    assert len(made.probabilities) == 40
+    np.testing.assert_array_equal(data.pixels, before)
+    np.testing.assert_array_equal(vectors, 1)
+
+
+def test_norms_that_learn_are_synchronised_and_what_is_saved_loads_as_before(
+    tmp_path: Path,
+) -> None:
+    small = Small(SmallSpec(channels=(4, 4)), PREPROCESS, ("up", "down"))
+    network = with_synchronised_norms(small.build())
+    kinds = [type(layer) for layer in network if "Norm" in type(layer).__name__]
+    assert kinds == [torch.nn.SyncBatchNorm] * 2
+    small.save(network, tmp_path)
+    loaded = small.load(tmp_path)
+    images = small.prepare(torch.from_numpy(halves(5, 0).pixels).permute(0, 3, 1, 2))
+    torch.testing.assert_close(loaded(images), network.eval()(images))
 
 
 def test_the_rate_drops_at_shares_of_the_steps_whatever_the_budget() -> None:

@@ -8,18 +8,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from engine.core import rows
+from engine.core.arrays import matrix_of
 from engine.core.errors import DataError, EngineError, StudyError
+from engine.core.manifest import Manifest, read_manifest
 from engine.core.proposals import Halving, Proposals, Rung, Settings
 from engine.core.resources import TrialResources
 from engine.core.store import Store
+from engine.execute import execute
+from engine.plan import plan, until
 from engine.profile import Profile
 from engine.runtime.base import Outcome, Runtime
 from engine.runtime.cluster import RayRuntime, refuse_too_large
 from engine.runtime.inline import InlineRuntime
+from engine.steps.search import trial_steps
+from engine.steps.train import PREDICTIONS
 from engine.tune import tune
 
+PROBE = {"name": "probe", "embedder": {"name": "pixels", "side": 16}, "hidden": 24}
 RUNTIMES = ["inline", pytest.param("ray", marks=[pytest.mark.ray, pytest.mark.slow])]
 
 
@@ -72,11 +81,16 @@ def test_the_others_of_a_trial_that_fails_are_made_and_it_is_named(
     [
         ({"cpus": 8}, r"^profile: trial\.cpus: 8 asked, this Ray has 4; .* raise num_cpus$"),
         ({"gpus": 0.5}, r"^profile: trial\.gpus: 0\.5 asked, this Ray has 0; ask for fewer$"),
+        (
+            {"cpus": 1.5, "workers": 3},
+            r"^profile: trial\.cpus: 1\.5 by each of 3 workers asked, this Ray has 4; .* num_cpus$",
+        ),
     ],
 )
 def test_trials_that_nothing_could_hold_are_refused(asked: dict[str, float], why: str) -> None:
     refuse_too_large(TrialResources(cpus=4), {"CPU": 4.0})
     refuse_too_large(TrialResources(cpus=1, gpus=0.5), {"CPU": 4.0, "GPU": 1.0})
+    refuse_too_large(TrialResources(cpus=2, workers=2), {"CPU": 4.0})
     with pytest.raises(StudyError, match=why):
         refuse_too_large(TrialResources(**asked), {"CPU": 4.0})
 
@@ -144,24 +158,69 @@ def test_settings_are_tried_to_their_end_whatever_becomes_of_others(
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("knobs", "arm"),
+    ("knobs", "arm", "trial"),
     [
-        ({"training.learning_rate": [0.01, 0.03]}, "real"),
-        ({"curate.filters.agreement.confidence": [0.8, 0.95]}, "more x1"),
+        ({"training.learning_rate": [0.01, 0.03]}, "real", TrialResources(cpus=2)),
+        (
+            {"curate.filters.agreement.confidence": [0.8, 0.95]}, "more x1",
+            TrialResources(cpus=2),
+        ),
+        ({"training.learning_rate": [0.01, 0.03]}, "real", TrialResources(workers=2)),
     ],
-    ids=["leaf", "driver"],
-)
+    ids=["leaf", "driver", "workers"],
+)  # fmt: skip
 @pytest.mark.timeout(600)
 def test_settings_reach_the_same_on_ray_and_in_one_process(
-    started: dict[str, Runtime], bars_study: Any, tmp_path: Path, knobs: dict[str, Any], arm: str
-) -> None:
-    study = bars_study(tune={"knobs": knobs, "arm": arm})
+    started: dict[str, Runtime], bars_study: Any, tmp_path: Path, knobs: dict[str, Any], arm: str,
+    trial: TrialResources,
+) -> None:  # fmt: skip
+    # Of several workers the same is asked of a network without batch normalisation.
+    alike = {"classifier": PROBE} if trial.workers > 1 else {}
+    study = bars_study(tune={"knobs": knobs, "arm": arm}, **alike)
     values = study.model_dump(mode="json")
     values["request"] = {"ratio": 1, "classes": ["down"], "shard_size": 16}
     found = {}
     for kind, runtime in started.items():
-        profile = Profile(storage=str(tmp_path / kind))
+        profile = Profile(storage=str(tmp_path / kind), trial=trial)
         tried = tune(values, Store(profile.storage), runtime, profile)
         found[kind] = [(row["try"], row["state"], row["scores"]) for row in tried.tries]
     assert found["inline"] == found["ray"]
     assert [state for _, state, _ in found["ray"]] == ["ok"] * 3
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_search_on_two_workers_comes_to_what_one_process_comes_to(
+    started: dict[str, Runtime], bars_study: Any, tmp_path: Path
+) -> None:
+    training = {"steps": 12, "batch_size": 16, "learning_rate": 0.01, "evaluate_every": 4}
+    study = bars_study(
+        classifier=PROBE, training={**training, "class_weights": "balanced"}, generators={},
+        search={"ratios": [1], "seeds": 2, "arms": ["mixup"]},
+    )  # fmt: skip
+    steps = until(plan(study), "search")
+    trials = [trial.step for trial in trial_steps(steps[-1])]
+    found: dict[str, list[Manifest]] = {}
+    for kind, runtime in started.items():
+        store = Store(str(tmp_path / kind))
+        profile = Profile(storage=store.url, trial=TrialResources(workers=2, drivers=2))
+        search = execute(steps, store, runtime, profile)[steps[-1].key]
+        found[kind] = [search, *(read_manifest(store, step) for step in trials)]
+        probabilities = [
+            matrix_of(table, rows.PROBABILITIES)
+            for manifest in found[kind][1:]
+            for table in store.tables(manifest.keys(file=PREDICTIONS))
+        ]
+        if kind == "inline":
+            alone = np.stack(probabilities)
+    assert len(alone) == len(trials) > 4
+    # Something is learnt, and no two trials learn the same.
+    assert np.ptp(alone, axis=0).max() > 0.01
+    np.testing.assert_allclose(np.stack(probabilities), alone, atol=1e-4)
+    one, two = found["inline"], found["ray"]
+    assert one[0].metrics["chosen"] == two[0].metrics["chosen"]
+    assert one[0].metrics["baseline"] == two[0].metrics["baseline"]
+    for manifest in two[1:]:
+        fit, _ = manifest.provenance["held"]
+        assert (fit["what"], fit["workers"], fit["cpus"]) == ("fit", 2, 1.0)

@@ -1,0 +1,221 @@
+"""Arrays of many processes: who makes them, who waits, and what becomes of them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+
+from engine.core.errors import DataError, EngineError
+from engine.core.fit import FitContext
+from engine.core.resources import FitResources, TrialResources
+from engine.core.share import Arrays, Share
+from engine.core.store import Store
+from engine.runtime.base import Runtime
+from engine.runtime.cluster import RayRuntime
+from engine.runtime.share import ArrayHolder, sharing
+
+FOUR = np.zeros(4, np.uint8)
+
+
+def holder(most: int = 100, lease: float = 9.0) -> ArrayHolder:
+    return ArrayHolder(most, lease, put=lambda arrays: arrays)
+
+
+def test_one_makes_and_the_others_wait_for_it() -> None:
+    async def run() -> None:
+        held = holder()
+        first = await held.ask("k")
+        assert first.kind == "make"
+        waiting = [asyncio.create_task(held.ask("k")) for _ in range(3)]
+        await asyncio.sleep(0.01)
+        assert not any(one.done() for one in waiting)
+        # Another key waits for none.
+        assert (await held.ask("other")).kind == "make"
+        await held.keep("k", FOUR, ["a"])
+        for answer in await asyncio.gather(*waiting):
+            assert answer.kind == "held"
+            assert answer.held == (FOUR, ["a"])
+        assert (await held.ask("k")).kind == "held"
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("gives_up", [True, False], ids=["fails", "dies"])
+def test_another_takes_the_place_of_a_maker_that_is_no_more(gives_up: bool) -> None:
+    async def run() -> None:
+        held = holder(lease=9.0 if gives_up else 0.1)
+        first = await held.ask("k")
+        waiting = [asyncio.create_task(held.ask("k")) for _ in range(2)]
+        await asyncio.sleep(0.01)
+        if gives_up:
+            await held.give_up("k", first.claim)
+        done, others = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED, timeout=5)
+        (second,) = [one.result() for one in done]
+        assert second.kind == "make"
+        # The first says no more of what is not its own.
+        await held.give_up("k", first.claim)
+        assert held.claims["k"].name == second.claim
+        await held.keep("k", FOUR, [])
+        assert [(await one).kind for one in others] == ["held"]
+
+    asyncio.run(run())
+
+
+def test_a_maker_that_is_heard_of_keeps_its_place() -> None:
+    async def run() -> None:
+        held = holder(lease=0.2)
+        first = await held.ask("k")
+        waiting = asyncio.create_task(held.ask("k"))
+        for _ in range(8):
+            await asyncio.sleep(0.05)
+            await held.renew("k", first.claim)
+        assert not waiting.done()
+        await held.keep("k", FOUR, [])
+        assert (await waiting).kind == "held"
+
+    asyncio.run(run())
+
+
+def test_what_there_is_no_room_for_goes_or_is_everyone_s_own() -> None:
+    async def run() -> None:
+        held = holder(most=8)
+        for key in ("a", "b"):
+            await held.keep(key, FOUR, [])
+        await held.ask("a")
+        await held.keep("c", FOUR, [])
+        assert list(held.held) == ["a", "c"]
+        assert await held.refused() == 0
+        assert (await held.ask("large")).kind == "make"
+        waiting = asyncio.create_task(held.ask("large"))
+        await asyncio.sleep(0.01)
+        assert (await held.keep("large", np.zeros(9, np.uint8), [])).kind == "own"
+        assert (await waiting).kind == "own"
+        assert await held.refused() == 9
+        assert list(held.held) == ["a", "c"]
+
+    asyncio.run(run())
+
+
+@pytest.fixture(scope="module")
+def started() -> Iterator[RayRuntime]:
+    found = RayRuntime("local", 2, warn=print)
+    yield found
+    found.close()
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """A fit that needs a large array; writes down who made it, and what each saw of it. Its maker
+    fails, or ends its process, the first time where it is told to."""
+
+    store: Store
+    name: str
+    fails: bool = False
+    dies: bool = False
+
+    def __call__(self, context: FitContext) -> None:
+        array, ids = context.share("key", self.make)
+        assert ids == ["a", "b"]
+        assert array[-1, -1] == 2_999_999
+        seen = f"{os.getpid()} {array.flags.writeable}"
+        self.store.put(f"seen/{self.name}", seen.encode())
+
+    def make(self) -> Arrays:
+        first = not self.store.exists("torn")
+        self.store.put("torn", b"")
+        if first and self.dies:
+            os._exit(1)
+        if first and self.fails:
+            raise DataError(f"{self.name}: torn")
+        time.sleep(1.0)  # until the other has asked
+        self.store.put(f"made/{uuid.uuid4().hex}", b"")
+        return np.arange(3_000_000, dtype=np.int64).reshape(-1, 3), ["a", "b"]
+
+
+@dataclass(frozen=True)
+class Fits:
+    """A trial of one fit."""
+
+    store: Store
+    fails: bool = False
+
+    def __call__(self, name: str, runtime: Runtime) -> dict[str, float]:
+        context = FitContext(self.store, f"work/{name}", "weights", name, "inputs")
+        runtime.fit(Decoding(self.store, name, self.fails), context, FitResources())
+        return {}
+
+
+def seen(store: Store) -> list[list[str]]:
+    """Process, and whether it could write into the array, of each fit."""
+    return [store.read(key).decode().split() for key in store.listing("seen")]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_two_processes_of_a_search_have_an_array_made_once(
+    started: RayRuntime, tmp_path: Path
+) -> None:
+    store = Store(str(tmp_path))
+    names = ["one", "two", "three", "four"]
+    started.search(Fits(store), names, TrialResources(cpus=1), print)
+    assert len(store.listing("made")) == 1
+    processes, writeable = zip(*seen(store), strict=True)
+    assert len(processes) == 4
+    assert len(set(processes)) == 2
+    assert set(writeable) == {"False"}
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_what_one_could_not_make_another_does(started: RayRuntime, tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    with pytest.raises(EngineError, match=r"torn$"):
+        started.search(Fits(store, fails=True), ["one", "two"], TrialResources(cpus=1), print)
+    assert len(store.listing("made")) == len(store.listing("seen")) == 1
+
+
+def fit_alone(fit: Decoding, share: Share) -> None:
+    fit(FitContext(fit.store, "work", "weights", fit.name, "inputs", share=share))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_what_a_process_died_of_another_makes_and_it_outlives_its_maker(
+    started: RayRuntime, tmp_path: Path
+) -> None:
+    store = Store(str(tmp_path))
+    started._connect()
+    with sharing(print, lease=1.0) as share:
+        # A process ends with its task.
+        task = ray.remote(num_cpus=1, max_calls=1, max_retries=1)(fit_alone)
+        makers = [Decoding(store, name, dies=True) for name in ("one", "two")]
+        ray.get([task.remote(one, share) for one in makers])
+        ray.get(task.remote(Decoding(store, "late"), share))
+    assert len(store.listing("made")) == 1
+    assert len({process for process, _ in seen(store)}) == 3
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_where_the_object_store_is_too_small_each_has_its_own_and_a_line_says_so(
+    started: RayRuntime, tmp_path: Path
+) -> None:
+    store, told = Store(str(tmp_path)), list[str]()
+    started._connect()
+    with sharing(told.append) as share:
+        small = replace(share, most=1000)
+        task = ray.remote(num_cpus=1, max_calls=1)(fit_alone)
+        ray.get([task.remote(Decoding(store, name), small) for name in ("one", "two")])
+    assert len(store.listing("made")) == 2
+    assert {writeable for _, writeable in seen(store)} == {"True"}
+    (line,) = told
+    assert line.startswith("warning: 0.0 GiB of decoded images are too many")
