@@ -49,7 +49,7 @@ TUNABLE = (
 # trainings that are cut short.
 _AMOUNTS = (
     "request.ratio", "request.ratio_by_class", "request.balance_to", "request.per_class",
-    "request.classes", "search", "seed",
+    "request.classes", "request.class_groups", "search", "seed",
 )  # fmt: skip
 _TRIALS = 20
 
