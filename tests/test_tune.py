@@ -182,6 +182,32 @@ def test_a_shared_step_that_fails_is_tried_once(written, tried, capsys) -> None:
     assert capsys.readouterr().err.count("request.more         ") == 3
 
 
+class Full(Store):
+    """Storage that takes nothing that curation makes."""
+
+    def put_new(self, key: str, data: bytes | memoryview) -> None:
+        self._refuse(key)
+        super().put_new(key, data)
+
+    def put_if_absent(self, key: str, data: bytes | memoryview) -> bool:
+        self._refuse(key)
+        return super().put_if_absent(key, data)
+
+    def _refuse(self, key: str) -> None:
+        if key.startswith("steps/curate/"):
+            raise StorageError(f"{key}: no space is left")
+
+
+@pytest.mark.parametrize("rates", [[0.01, 0.02], None], ids=["shared", "tried"])
+def test_storage_that_fails_ends_the_run_and_no_setting(
+    written, profile: Profile, rates: list[float] | None
+) -> None:
+    # What two settings need is computed before any is tried.
+    knobs = {CONFIDENCE: [0.5, 0.8], **({RATE: rates} if rates else {})}
+    with pytest.raises(StorageError, match="no space is left"):
+        tune(written(knobs), Full(profile.storage), InlineRuntime(), profile)
+
+
 def test_where_all_fail_it_says_why(written, tried) -> None:
     values = written({"request.ratio_by_class.down": [40, 50]}, arm="more by class")
     values["request"] = {"ratio_by_class": {"down": 30}, "classes": ["down"], "shard_size": 16}
