@@ -27,6 +27,7 @@ class Comparison:
         self, study: Study, common: dict[str, Any], ingest: Step, embed: Step, reduce: Step | None
     ) -> None:
         self.study, self.task = study, common["task"]
+        self.request = study.request.one_by_one()
         self.ingest, self.embed, self.reduce = ingest, embed, reduce
         self.plugins = [("classifiers", study.classifier)]
         self.real = self._mix("real")
@@ -155,13 +156,13 @@ class Comparison:
         return max(least, *self.study.search.ratios)
 
     def _ratios(self) -> list[float]:
-        asked = self.study.request.ratio
+        asked = self.request.ratio
         return sorted({*self.study.search.ratios, *([asked] if asked else [])})
 
     def amounts(self) -> dict[str, Amount]:
         """How many images the arms of a generator add, by what follows its name: every ratio of the
         search, and what the study requests."""
-        request = self.study.request
+        request = self.request
         found = {_ratio_name(ratio): Amount(ratio=ratio) for ratio in self._ratios()}
         if request.balance_to is not None:
             found[f"to {request.balance_to}"] = Amount(balance_to=request.balance_to)
@@ -299,7 +300,7 @@ class Comparison:
             {
                 "task": self.task, "real": real, "oversampled": oversampled, "added": added,
                 # Real images are the same whatever the target classes are.
-                "classes": study.request.classes if added else "all",
+                "classes": self.request.classes if added else "all",
                 "seed": fit_seed(study.seed, fit) if added else 0,
             },
             inputs,
@@ -347,7 +348,7 @@ class Comparison:
                 ),
                 "preprocess": study.preprocess,
                 "task": self.task, "generators": tuple(self.pools),
-                "target_classes": study.request.classes, "seed": study.seed,
+                "target_classes": self.request.classes, "seed": study.seed,
             },
             {
                 "ingest": self.ingest, "embed": self.embed, "search": search,

@@ -186,7 +186,8 @@ def _generator_steps(
         request = make_step(
             "request", f"request.{suffix}",
             {
-                "request": study.request,
+                "request": study.request.one_by_one(),
+                "class_groups": study.request.class_groups,
                 "least_ratio": comparison.largest_ratio if comparison is not None else 0.0,
                 "generator": spec, "generator_key": generator_key,
                 "preprocess": study.preprocess, **common, "seed": seed,

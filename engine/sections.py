@@ -201,19 +201,60 @@ class Request(Amount):
     """How many images to make, and of which classes. What is requested is an arm of the comparison
     too, whether `search.ratios` names it or not."""
 
+    later_fields: ClassVar[tuple[str, ...]] = (*Amount.later_fields, "class_groups")
+
     # The target classes: those that images are made for and, in the comparison, added to.
     classes: Classes = "all"
+    # Names that stand for several classes, in `classes` and in `ratio_by_class`.
+    class_groups: dict[ClassName, Annotated[tuple[ClassName, ...], Field(min_length=1)]] = {}
     # Images of one shard: the unit that a kill can cost.
     shard_size: Annotated[int, Field(ge=1, le=4096)] = 256
 
     @model_validator(mode="after")
     def _of_targets(self) -> Request:
-        for name in self.ratio_by_class or {}:
-            if self.classes != "all" and name not in self.classes:
+        members = {name for group in self.class_groups.values() for name in group}
+        for group in self.class_groups:
+            if group in members:
                 raise PydanticCustomError(
-                    "explained", "ratio_by_class: {name} is none of classes", {"name": repr(name)}
-                )
+                    "explained", "class_groups: {name} is the name of a class; choose another",
+                    {"name": repr(group)},
+                )  # fmt: skip
+        given: dict[str, str] = {}
+        for name in self.ratio_by_class or {}:
+            for one in dict.fromkeys(self.class_groups.get(name, (name,))):
+                if (other := given.setdefault(one, name)) != name:
+                    raise PydanticCustomError(
+                        "explained",
+                        "ratio_by_class: class {name} has two ratios, of {one} and of {other};"
+                        " leave one out, or take the class out of the group",
+                        {"name": repr(one), "one": repr(other), "other": repr(name)},
+                    )
+        targets = self.one_by_one().classes
+        for one, name in given.items():
+            if targets != "all" and one not in targets:
+                of = "" if one == name else f" (of the group {name!r})"
+                raise PydanticCustomError(
+                    "explained", "ratio_by_class: {name}{of} is none of classes",
+                    {"name": repr(one), "of": of},
+                )  # fmt: skip
         return self
+
+    def one_by_one(self) -> Request:
+        """The same without groups: each class by its own name. What a step does depends on these
+        alone, so that groups have no part in its key."""
+        if not self.class_groups:
+            return self
+
+        def members(name: str) -> tuple[str, ...]:
+            return self.class_groups.get(name, (name,))
+
+        ratios, classes = self.ratio_by_class, self.classes
+        if ratios is not None:
+            ratios = {one: ratio for name, ratio in ratios.items() for one in members(name)}
+        if classes != "all":
+            classes = tuple(dict.fromkeys(one for name in classes for one in members(name)))
+        named = {"ratio_by_class": ratios, "classes": classes, "class_groups": {}}
+        return self.model_copy(update=named)
 
 
 class Curate(Spec):

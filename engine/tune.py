@@ -21,7 +21,7 @@ import numpy as np
 import yaml
 
 from engine.core import rows
-from engine.core.errors import EngineError, StudyError, in_a_line
+from engine.core.errors import EngineError, StorageError, StudyError, in_a_line
 from engine.core.manifest import Manifest, read_manifest
 from engine.core.progress import say
 from engine.core.proposals import Halving, Proposals, Range, Rung, Settings, grid
@@ -49,7 +49,7 @@ TUNABLE = (
 # trainings that are cut short.
 _AMOUNTS = (
     "request.ratio", "request.ratio_by_class", "request.balance_to", "request.per_class",
-    "request.classes", "search", "seed",
+    "request.classes", "request.class_groups", "search", "seed",
 )  # fmt: skip
 _TRIALS = 20
 
@@ -166,7 +166,7 @@ class Tried:
 
 def tune(values: dict[str, Any], store: Store, runtime: Runtime, profile: Profile) -> Tried:
     """Try what the study's section `tune` says. Raises `StudyError` before anything is computed,
-    and `EngineError` where no setting could be computed."""
+    `StorageError` where storage fails, and `EngineError` where no setting could be computed."""
     started = time.monotonic()
     study = validate(Study, values, "study")
     settings = study.tune
@@ -294,7 +294,7 @@ def prepare(
     ended: Callable[[], bool],
 ) -> dict[str, str]:  # fmt: skip
     """Compute what settings share before any is tried, each step once; returns what failed, by
-    key, and why. Raises the error of what all need."""
+    key, and why. Raises the error of what all need, and that of storage."""
     counts: Counter[str] = Counter()
     steps: dict[str, Step] = {}
     tried = [{}, *(listed if listed is not None else sides)]
@@ -318,6 +318,8 @@ def prepare(
             continue
         try:
             execute(needed, one.store, runtime, one.profile, quiet=True)
+        except StorageError:
+            raise  # no fault of the settings that need it
         except Exception as error:
             broken[step.key] = in_a_line(error)
     return broken

@@ -13,7 +13,8 @@ import yaml
 from sklearn.metrics import roc_auc_score
 
 from engine.cli import run_tune
-from engine.core.errors import EngineError, StudyError
+from engine.core.errors import EngineError, StorageError, StudyError
+from engine.core.manifest import read_manifest
 from engine.core.proposals import Halving, Proposals, Rung, Settings
 from engine.core.resources import TrialResources
 from engine.core.store import Store
@@ -23,6 +24,7 @@ from engine.plan import named, plan, until
 from engine.profile import Profile
 from engine.runtime.base import Outcome, Runtime, Try
 from engine.runtime.inline import InlineRuntime
+from engine.steps.search import trial_steps
 from engine.study import Study, apply_sets, validate
 from engine.tune import Setting, Tried, tune, tuned_study
 
@@ -144,6 +146,31 @@ def test_a_setting_that_fails_ends_none_of_the_others(written, tried, store: Sto
     assert found.best["request.ratio_by_class.down"] in (0.5, 1)
 
 
+def test_one_knob_turns_the_ratio_of_a_group_of_classes(written, tried, store: Store) -> None:
+    values = written({"request.ratio_by_class.rare": [1, 1.5]}, arm="more by class")
+    values["request"] = {
+        "ratio_by_class": {"rare": 0.5}, "class_groups": {"rare": ["down"]}, "shard_size": 16
+    }  # fmt: skip
+    values["search"] = {**values["search"], "ratios": [0.5]}
+    values["generators"] = {"more": {"name": "traditional"}}
+    found = tried(values)
+    assert [row["request.ratio_by_class.rare"] for row in found.tries] == [0.5, 1, 1.5]
+    assert [row["state"] for row in found.tries] == ["ok"] * 3
+    # Each is the study that names the class itself.
+    for row in found.tries:
+        ratio = row["request.ratio_by_class.rare"]
+        request = {"ratio_by_class": {"down": ratio}, "shard_size": 16}
+        study = validate(Study, {**values, "request": request}, "by class")
+        (search,) = named(plan(study), "search")
+        (trial, *_) = [t.step for t in trial_steps(search) if t.arm.name == "more by class"]
+        manifest = read_manifest(store, trial)
+        assert manifest is not None
+        assert row["scores"] == [manifest.metrics["val"]["macro_f1"]]
+    tuned = yaml.safe_load(found.study)["request"]
+    best = found.best["request.ratio_by_class.rare"]
+    assert (tuned["ratio_by_class"], tuned["class_groups"]) == ({"rare": best}, {"rare": ["down"]})
+
+
 def test_a_shared_step_that_fails_is_tried_once(written, tried, capsys) -> None:
     values = written(
         {"request.ratio_by_class.down": [1, 50], RATE: [0.01, 0.02]}, arm="more by class"
@@ -153,6 +180,32 @@ def test_a_shared_step_that_fails_is_tried_once(written, tried, capsys) -> None:
     assert [row["state"] for row in found.tries] == ["ok", "ok", "ok", "failed", "failed"]
     # It is begun once for the two settings that need it.
     assert capsys.readouterr().err.count("request.more         ") == 3
+
+
+class Full(Store):
+    """Storage that takes nothing that curation makes."""
+
+    def put_new(self, key: str, data: bytes | memoryview) -> None:
+        self._refuse(key)
+        super().put_new(key, data)
+
+    def put_if_absent(self, key: str, data: bytes | memoryview) -> bool:
+        self._refuse(key)
+        return super().put_if_absent(key, data)
+
+    def _refuse(self, key: str) -> None:
+        if key.startswith("steps/curate/"):
+            raise StorageError(f"{key}: no space is left")
+
+
+@pytest.mark.parametrize("rates", [[0.01, 0.02], None], ids=["shared", "tried"])
+def test_storage_that_fails_ends_the_run_and_no_setting(
+    written, profile: Profile, rates: list[float] | None
+) -> None:
+    # What two settings need is computed before any is tried.
+    knobs = {CONFIDENCE: [0.5, 0.8], **({RATE: rates} if rates else {})}
+    with pytest.raises(StorageError, match="no space is left"):
+        tune(written(knobs), Full(profile.storage), InlineRuntime(), profile)
 
 
 def test_where_all_fail_it_says_why(written, tried) -> None:
@@ -198,6 +251,10 @@ def test_asha_trains_with_few_steps_first(written, store: Store, profile: Profil
         ({"request.per_class": [9, 20]}, {"scheduler": "asha"}, "ASHA is never over arm, ratio"),
         (
             {"request.ratio_by_class.down": [1, 2]}, {"scheduler": "asha"},
+            "ASHA is never over arm, ratio or seed",
+        ),
+        (
+            {"request.class_groups.rare": [["down"], ["across"]]}, {"scheduler": "asha"},
             "ASHA is never over arm, ratio or seed",
         ),
         ({RATE: [0.1, -1]}, {}, r"training\.learning_rate=-1: training\.learning_rate: must be"),

@@ -12,18 +12,23 @@ from pydantic import Field
 from engine.classifiers import ClassifierSpec, at_size, checkpoint_in_words
 from engine.classifiers._transformers import TransformersClassifier, logits_of
 from engine.classifiers._tuning import Trained, block_list, freeze, trained_in_words
+from engine.core.errors import StudyError
 from engine.nets.checkpoints import load_model
 from engine.nets.pipelines import local_weights
+from engine.nets.positions import refusal, with_image_size
 
 if TYPE_CHECKING:
     from torch.nn import Module
+
+    from engine.nets.classification import Training
 
 
 class PretrainedSpec(ClassifierSpec):
     name: Literal["pretrained"] = "pretrained"
     model: str
     revision: str | None = None
-    # Side in pixels; None: what the checkpoint was trained at.
+    # Side in pixels; None: what the checkpoint was trained at. Positions that a ViT has learnt are
+    # interpolated.
     input_size: Annotated[int, Field(ge=16, le=1024)] | None = None
     trained: Trained = "all"
     # Keep the statistics of batch normalisation as they were learnt: those of small batches are
@@ -47,6 +52,18 @@ class Pretrained(TransformersClassifier):
     def outside(self) -> Mapping[str, str]:
         return local_weights(self.spec, "model")
 
+    def check(self, training: Training) -> None:
+        if side := self.spec.input_size:
+            why = refusal(self.spec.model, self.spec.revision, (side, side))
+            if why:
+                raise self._refused(why)
+
+    def _refused(self, why: str) -> StudyError:
+        return StudyError(
+            f"classifier.input_size: {self.spec.model} takes no images of {self.spec.input_size}"
+            f" px: {why}; leave input_size out, or name another checkpoint"
+        )
+
     def build(self) -> Module:
         from torch import nn
         from transformers import AutoModelForImageClassification
@@ -62,6 +79,11 @@ class Pretrained(TransformersClassifier):
             ignore_mismatched_sizes=True,
             **self.labels(),
         )
+        if self.spec.input_size:
+            try:
+                model = with_image_size(model, self.size)
+            except ValueError as error:
+                raise self._refused(str(error)) from None
         of_base = set(model.base_model.modules())
         if self.spec.head_dropout is not None:
             for layer in model.modules():

@@ -30,6 +30,8 @@ class Spec(BaseModel):
 
     # Fields that came after keys were in use: at their defaults they are no part of the identity.
     later_fields: ClassVar[tuple[str, ...]] = ()
+    # Fields that change nothing but what an error says: never part of the identity.
+    unkeyed_fields: ClassVar[tuple[str, ...]] = ()
 
 
 S = TypeVar("S", bound=Spec)
@@ -55,7 +57,8 @@ def canonical(value: Any) -> Any:
         return {
             name: canonical(getattr(value, name))
             for name, field in type(value).model_fields.items()
-            if name not in value.later_fields or getattr(value, name) != field.default
+            if name not in value.unkeyed_fields
+            and (name not in value.later_fields or getattr(value, name) != field.default)
         }
     if isinstance(value, Mapping):
         if not all(type(key) is str for key in value):

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from engine.core.errors import StudyError
+from engine.core.errors import StudyError, in_a_line
 from engine.embedders import Embedder, EmbedderSpec
 from engine.nets.checkpoints import dtype_of, load_model
 from engine.nets.model_input import ModelInput
+from engine.nets.positions import interpolate_positions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,7 +61,6 @@ class CheckpointEmbedder(Embedder):
         )  # fmt: skip
 
     def load(self, device: str) -> None:
-
         if not hasattr(self, "input"):
             self.open()
         try:
@@ -69,10 +69,21 @@ class CheckpointEmbedder(Embedder):
             raise StudyError(
                 f"embedder.model: {self.spec.model}: {' '.join(str(error).split())[:200]}"
             ) from None
+        if self.spec.input_size:
+            interpolate_positions(network)
         self.device, self.dtype = device, dtype_of(self.spec.precision)
         self.loaded = network.to(device=device, dtype=self.dtype).eval().requires_grad_(False)
         grey = self.prepare(np.zeros((32, 32, 3), np.uint8))
-        self.width = self.encode(grey[None]).shape[1]
+        try:
+            self.width = self.encode(grey[None]).shape[1]
+        except (ValueError, RuntimeError) as error:
+            if not self.spec.input_size:
+                raise
+            raise StudyError(
+                f"embedder.input_size: {self.spec.model} takes no images of"
+                f" {self.spec.input_size} px: {in_a_line(error)}; leave input_size out, or name"
+                " another checkpoint"
+            ) from None
 
     def encode(self, prepared: np.ndarray) -> np.ndarray:
         if self.device != "cpu":

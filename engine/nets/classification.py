@@ -284,7 +284,9 @@ class _Training:
             network, evaluation_mode=context.world_size == 1
         )
         self.optimizer = self.accelerator.prepare_optimizer(optimizer)
-        self.network = self.accelerator.unwrap_model(self.model)
+        # Without accelerate's autocast, for which `update` asks by itself: test is scored in 32
+        # bits, by `predict` on weights that were saved, and so is val, on which choices are made.
+        self.network = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         self.lr_scheduler = lr_schedule(optimizer, settings)
         self.class_weights: Tensor | None = None
         if settings.class_weights == "balanced":

@@ -112,11 +112,17 @@ def make_accelerator(
     """
     import torch
     from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate.state import AcceleratorState, is_initialized
 
     if precision == "fp16" and context.device == "cpu":
         raise StudyError("precision: fp16 is for GPUs; say bf16 or fp32")
+    mixed_precision = {"fp32": "no"}.get(precision, precision)
+    if is_initialized() and AcceleratorState().mixed_precision != mixed_precision:
+        # accelerate holds one precision for a process, which does one fit after the other. There is
+        # no public way; the process group, which belongs to PartialState, stays.
+        AcceleratorState._reset_state()
     made = Accelerator(
-        mixed_precision={"fp32": "no"}.get(precision, precision),
+        mixed_precision=mixed_precision,
         gradient_accumulation_steps=gradient_accumulation_steps,
         cpu=context.device == "cpu",
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=some_unused)],

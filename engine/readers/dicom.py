@@ -1,9 +1,9 @@
 """DICOM files in one folder for each class, grouped by patient.
 
-The layout is that of `imagefolder`; a file needs no extension. The group is a hash of the patient's
-id, so that no patient is in two splits and no id in a table. What is burned into a picture cannot
-be seen from its header: files that do not say that nothing is are counted in a warning. Needs the
-extra `dicom`.
+The layout is that of `imagefolder`; a file needs no extension. Where neither folders nor names of
+files say the group, it is a hash of the patient's id, so that no patient is in two splits and no id
+in a table. What is burned into a picture cannot be seen from its header: files that do not say that
+nothing is are counted in a warning. Needs the extra `dicom`.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Dicom(Imagefolder):
         with ThreadPoolExecutor(_THREADS) as pool:
             headers = list(pool.map(header, records[rows.URI].to_pylist()))
         self.burned_in = Counter(held.get("burned_in", "") for held in headers)
-        if self.spec.group_separator:
+        if self.spec.group_separator or "group" in self.spec.layout:
             return records
         # A file that cannot be read is of nobody else's group.
         groups = [

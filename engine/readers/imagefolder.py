@@ -2,6 +2,8 @@
 
 root/<class>/*.jpg            splits are carved by the study's `split`
 root/<split>/<class>/*.jpg    train, val (or validation, valid, dev) and test are kept
+root/<group>/<class>/*.jpg    with `layout: [group, class]`: a folder for each patient, say
+root/<class>/<group>/*.jpg    with `layout: [class, group]`
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ from pathlib import PurePosixPath
 from typing import ClassVar, Literal
 
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from engine.core import rows
 from engine.core.errors import DataError
@@ -31,6 +34,8 @@ LISTED = (*EXTENSIONS, *FOREIGN)
 
 
 class FolderSpec(ReaderSpec):
+    later_fields: ClassVar[tuple[str, ...]] = ("layout",)
+
     # A local folder (relative to the current one) or a URL such as s3://bucket/folder.
     root: str
     # auto: split folders where all folders below the root bear names of splits.
@@ -38,6 +43,21 @@ class FolderSpec(ReaderSpec):
     # A group from the file's name: text before this separator (patient_001.png with "_" gives
     # patient).
     group_separator: str | None = Field(default=None, min_length=1)
+    # What the folders say, from the root (or the split's folder) on: a class, and a group where
+    # what belongs together has a folder of its own.
+    layout: tuple[Literal["class", "group"], ...] = ("class",)
+
+    @model_validator(mode="after")
+    def _possible(self) -> FolderSpec:
+        if self.layout.count("class") != 1 or self.layout.count("group") > 1:
+            raise PydanticCustomError(
+                "explained", "layout must be [class], [group, class] or [class, group]"
+            )
+        if "group" in self.layout and self.group_separator is not None:
+            raise PydanticCustomError(
+                "explained", "takes the group from layout or by group_separator; has both"
+            )
+        return self
 
 
 class ImagefolderSpec(FolderSpec):
@@ -74,27 +94,32 @@ class Imagefolder(Reader):
                 f"reader.root: the folder {links[0]!r} is a link, which is not followed; name the"
                 " real folder, or copy it here"
             )
-        depth = 2 if with_splits else 1
+        roles = [*(["split"] if with_splits else []), *self.spec.layout]
         uris, labels, splits, groups = [], [], [], []
         for uri in self.files(source):
             if any("\udc80" <= char <= "\udcff" for char in uri):
                 raise DataError(f"reader.root: the name {uri!r} is no UTF-8 text; rename the file")
             parts = PurePosixPath(uri).parts
-            if len(parts) <= depth:
-                place = "<split>/<class>/" if with_splits else "<class>/"
+            if len(parts) <= len(roles):
+                place = "".join(f"<{role}>/" for role in roles)
                 raise DataError(
                     f"reader.root: {uri} lies outside the layout {place}image; move it into a"
                     " class folder"
                 )
+            folder_of = dict(zip(roles, parts, strict=False))
             if with_splits and parts[0].lower() not in SPLIT_NAMES:
                 raise DataError(
                     f"reader.root: {parts[0]} is no name of a split; use train, val and test"
                 )
             uris.append(uri)
-            labels.append(parts[depth - 1])
+            labels.append(folder_of["class"])
             splits.append(SPLIT_NAMES[parts[0].lower()] if with_splits else None)
             separator = self.spec.group_separator
-            groups.append(PurePosixPath(uri).stem.split(separator)[0] if separator else None)
+            groups.append(
+                PurePosixPath(uri).stem.split(separator)[0]
+                if separator
+                else folder_of.get("group")
+            )
         if not uris:
             raise DataError(
                 f"reader.root: no image below {self.spec.root} ({', '.join(sorted(EXTENSIONS))})"
@@ -108,6 +133,9 @@ class Imagefolder(Reader):
     def _refuse_empty_classes(
         self, source: Source, folders: list[str], with_splits: bool, found: set[str]
     ) -> None:
+        # A group need not have images of every class.
+        if self.spec.layout[0] == "group":
+            return
         if with_splits:
             train = [name for name in folders if SPLIT_NAMES.get(name.lower()) == "train"]
             folders = Source(f"{self.spec.root.rstrip('/')}/{train[0]}").folders() if train else []

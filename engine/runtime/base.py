@@ -88,7 +88,8 @@ class Runtime(Protocol):
         on_end: Callable[[Outcome], None],
     ) -> None:
         """Try settings until none is proposed; `on_end` is told what became of each. One that
-        fails ends none of the others.
+        fails ends none of the others; storage that fails ends the run by its `StorageError`, on
+        Ray once a setting has had all of its attempts.
 
         leaf: a setting needs small fits alone, computed where it is tried; else it starts streams
         and fits of its own.

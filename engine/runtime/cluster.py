@@ -222,7 +222,8 @@ def ray_error_text(error: BaseException) -> EngineError | None:
     current: BaseException | None = error
     while current is not None and id(current) not in seen:
         seen.add(id(current))
-        if isinstance(current, EngineError):
+        # Ray makes errors of a class that is its own and ours, whose text is a traceback.
+        if isinstance(current, EngineError) and not hasattr(current, "cause"):
             return current
         current = getattr(current, "cause", None) or current.__cause__ or current.__context__
     return None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from engine.core.errors import in_a_line
+from engine.core.errors import StorageError, in_a_line
 from engine.core.fit import FitContext
 from engine.core.proposals import Halving, Proposals, Rung
 from engine.core.resources import FitResources, StageResources, TrialResources
@@ -84,6 +84,8 @@ class InlineRuntime:
                     before.append(rung.value)
                     if not on:
                         break
+            except StorageError:
+                raise  # no fault of the setting's
             except Exception as failure:
                 reached, error = None, in_a_line(failure)
             proposals.tell(number, None if error or reached is None else reached.value)

@@ -83,7 +83,10 @@ def _images(study: Mapping[str, Any], search_spec: Mapping[str, Any]) -> str:
     if not labels:
         return "No images were generated."
     target = study["request"]["classes"]
-    of = "all classes" if target == "all" else f"the classes {listed(list(target))}"
+    groups = study["request"].get("class_groups", {})
+    named = [] if target == "all" else target
+    targets = dict.fromkeys(one for name in named for one in groups.get(name, [name]))
+    of = f"the classes {listed(list(targets))}" if targets else "all classes"
     filters = [one["name"] for one in study["curate"]["filters"]]
     filtered = [label for label, spec in study["generators"].items()
                 if filters and resolve("generators", spec["name"]).filtered]  # fmt: skip
@@ -165,7 +168,11 @@ def _amounts(study: Mapping[str, Any], arms: Sequence[Mapping[str, Any]]) -> str
     for name in dict.fromkeys(others):
         if name == "by class":
             by_class = study["request"]["ratio_by_class"]
-            told = listed([f"{ratio:g} ({label})" for label, ratio in by_class.items()])
+            groups = study["request"].get("class_groups", {})
+            told = listed(
+                [f"{ratio:g} ({listed(groups.get(label, [label]))})"
+                 for label, ratio in by_class.items()]
+            )
             found.append(f"at a ratio of each class's own, {told}")
         elif name.startswith("+"):
             found.append(f"{int(name[1:]):,} to each class")

@@ -33,7 +33,7 @@ from engine.nets.classification import class_numbers
 from engine.sections import EmbedderField, FilterField, LabelerField
 from engine.steps import StepKind
 from engine.steps.embed import DecodeOwn, EmbedImages, Hash, PrepareImages
-from engine.steps.measure import MeasurePixels, figures, make_labeler, measuring, weights_of
+from engine.steps.measure import MeasurePixels, figures, make_labeler, measuring, trained_labeler
 from engine.steps.train import synthetic_images
 
 
@@ -313,11 +313,11 @@ def score(context: Context, spec: CurateSpec, classes: Sequence[str]) -> list[Co
     """Measure and embed every generated image; shards by content, so that a later round scores what
     is new."""
     looks = measuring(spec.task, spec.preprocess, spec.labeler, spec.filters)
-    weights = weights_of(context.inputs)
+    trained = trained_labeler(context.inputs)
     embedding = EmbedImages(spec.embedder)
     stages = [
         DecodeOwn(),
-        MeasurePixels(context.store, looks, classes, weights),
+        MeasurePixels(context.store, looks, classes, trained),
         Hash(),
         PrepareImages(spec.embedder),
         embedding,
@@ -338,7 +338,7 @@ def score(context: Context, spec: CurateSpec, classes: Sequence[str]) -> list[Co
             if one is not None
         },
         "classes": list(classes),
-        "labeler": digest(sorted(part.sha256 for part in weights)),
+        "labeler": digest(sorted(part.sha256 for part in trained.parts) if trained else []),
         "generator": context.inputs["generate"].inputs.get("finetune"),
     }
     prefix = context.store.join(

@@ -24,7 +24,7 @@ from engine.core.arrays import matrix_of
 from engine.core.dataset import class_names, split_index
 from engine.core.errors import ResumeError
 from engine.core.images import Preprocess
-from engine.core.manifest import Manifest, Part, read_manifest
+from engine.core.manifest import Manifest, read_manifest
 from engine.core.registry import resolve
 from engine.core.shards import Shard, parquet_rows
 from engine.core.spec import Spec, digest
@@ -48,6 +48,7 @@ from engine.steps._verdict import (
 from engine.steps.embed import DecodeOwn, image_shards
 from engine.steps.measure import write_parts
 from engine.steps.search import Arm, SearchSpec, Trial, trial_steps
+from engine.steps.train import changed_weights, outside_noted, refuse_other_weights
 
 MODEL = "model"
 
@@ -99,16 +100,18 @@ class Classify:
 
     def __init__(
         self, store: Store, spec: Any, preprocess: Preprocess, classes: Sequence[str],
-        weights: Sequence[Part],
+        trained: Manifest,
     ) -> None:  # fmt: skip
         self.store, self.spec, self.preprocess = store, spec, preprocess
-        self.classes, self.weights = tuple(classes), tuple(weights)
+        self.classes, self.weights = tuple(classes), tuple(trained.parts)
+        self.outside = outside_noted(trained)
 
     def load(self, place: Place) -> None:
         self.place = place.device
         self.classifier = resolve("classifiers", self.spec.name)(
             self.spec, self.preprocess, self.classes
         )
+        refuse_other_weights(self.classifier, self.outside)
         with tempfile.TemporaryDirectory() as name:
             folder = write_parts(self.store, self.weights, Path(name))
             self.network = self.classifier.load(folder / "weights").to(place.device)
@@ -234,7 +237,8 @@ def declared(
 
 
 def read_trials(store: Store, search: Manifest, steps: Sequence[Step]) -> dict[str, Manifest]:
-    """The trials' manifests by key. Raises `ResumeError` where one is not what search chose by."""
+    """The trials' manifests by key. Raises `ResumeError` where one is not what search chose by, or
+    was trained from other weights than the rest."""
     found = {}
     for step in steps:
         manifest = read_manifest(store, step)
@@ -243,6 +247,9 @@ def read_trials(store: Store, search: Manifest, steps: Sequence[Step]) -> dict[s
                 f"evaluate: {step.label} is not the trial that search chose by any more;"
                 " run again with --discard search"
             )
+        # They may have, while search ran.
+        if why := changed_weights(step.spec, manifest):
+            raise ResumeError(f"evaluate: {step.label}: {why}; run again with --discard search")
         found[step.key] = manifest
     return found
 
@@ -272,7 +279,7 @@ def predict_test(
         for shard in images
     ]
     models = {
-        key: Classify(context.store, spec.classifier, spec.preprocess, classes, manifest.parts)
+        key: Classify(context.store, spec.classifier, spec.preprocess, classes, manifest)
         for key, manifest in manifests.items()
     }
     schema = pa.schema(

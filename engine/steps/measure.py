@@ -26,6 +26,7 @@ from engine.core.store import Store
 from engine.sections import FilterField, LabelerField
 from engine.steps import StepKind
 from engine.steps.embed import DecodeOwn, image_shards
+from engine.steps.train import outside_noted, refuse_other_weights
 
 
 class MeasureSpec(Spec):
@@ -44,10 +45,10 @@ class MeasurePixels:
     device: ClassVar[Device] = "accelerator"
 
     def __init__(
-        self, store: Store, spec: MeasureSpec, classes: Sequence[str], weights: Sequence[Part]
+        self, store: Store, spec: MeasureSpec, classes: Sequence[str], trained: Manifest | None
     ) -> None:
         self.store, self.spec = store, spec
-        self.classes, self.weights = tuple(classes), tuple(weights)
+        self.classes, self.trained = tuple(classes), trained
         self.reads = ("pixels", rows.label_column(spec.task))
         self.writes = tuple(field.name for field in figures(spec, classes))
 
@@ -55,9 +56,13 @@ class MeasurePixels:
         spec, self.labeler = self.spec, None
         if spec.labeler is not None:
             self.labeler = make_labeler(spec, self.classes)
-            with tempfile.TemporaryDirectory() as name:
-                folder = write_parts(self.store, self.weights, Path(name))
-                self.labeler.load(folder if self.weights else None, place.device)
+            if self.trained is None:
+                self.labeler.load(None, place.device)
+            else:
+                with tempfile.TemporaryDirectory() as name:
+                    folder = write_parts(self.store, self.trained.parts, Path(name))
+                    self.labeler.load(folder, place.device)
+                refuse_other_weights(self.labeler.classifier, outside_noted(self.trained))
         self.filters = [resolve("filters", one.name)(one, self.classes) for one in spec.filters]
         for one in self.filters:
             one.load(place.device)
@@ -110,9 +115,9 @@ def write_parts(store: Store, parts: Sequence[Part], folder: Path) -> Path:
     return folder
 
 
-def weights_of(inputs: Mapping[str, Manifest]) -> Sequence[Part]:
+def trained_labeler(inputs: Mapping[str, Manifest]) -> Manifest | None:
     """What the labeler's training left, where it was trained."""
-    return inputs["labeler"].parts if "labeler" in inputs else ()
+    return inputs.get("labeler")
 
 
 class Measure(StepKind):
@@ -127,7 +132,8 @@ class Measure(StepKind):
         commits = context.compute(
             "embed", shards, rows_of=parquet_rows,
             stages=[
-                DecodeOwn(), MeasurePixels(context.store, spec, classes, weights_of(context.inputs))
+                DecodeOwn(),
+                MeasurePixels(context.store, spec, classes, trained_labeler(context.inputs)),
             ],
             schema=pa.schema([pa.field(rows.IMAGE_ID, pa.string()), *figures(spec, classes)]),
             fingerprint={

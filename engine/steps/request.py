@@ -9,7 +9,7 @@ shards`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, ClassVar
 
@@ -43,7 +43,12 @@ _MARGIN = 1.25
 
 
 class RequestSpec(Spec):
+    unkeyed_fields: ClassVar[tuple[str, ...]] = ("class_groups",)
+
+    # Without groups, so that whoever names the same classes one by one finds the same images.
     request: RequestSettings
+    # What groups the study names, for errors: whether its classes exist is not known before.
+    class_groups: dict[str, tuple[str, ...]] = {}
     # What a comparison needs at its largest ratio, as a share of each class's real images.
     least_ratio: float = 0.0
     generator: GeneratorField
@@ -66,6 +71,7 @@ class Request(StepKind):
         generator = resolve("generators", spec.generator.name)(spec.generator, spec.preprocess)
         train = training_rows(context, spec.task, generator)
         real = context.inputs["ingest"].metrics["counts"]["train"]
+        check_groups(spec.class_groups, real)
         counts = needed_images(spec, real)
         if "curate" in context.inputs:
             counts = top_up(
@@ -141,6 +147,17 @@ def count_per_class(request: RequestSettings, train: Mapping[str, int]) -> dict[
             f"request: {sum(counts.values()):,} images are more than {MAX_IMAGES:,}; ask for fewer"
         )
     return counts
+
+
+def check_groups(groups: Mapping[str, Sequence[str]], train: Mapping[str, int]) -> None:
+    """Raises `StudyError` where a group bears the name of a class, or has one that does not
+    exist."""
+    for group, members in groups.items():
+        if group in train:
+            raise StudyError(
+                f"request.class_groups: {group!r} is the name of a class; choose another"
+            )
+        target_classes(tuple(members), train, f"request.class_groups.{group}")
 
 
 def target_classes(

@@ -23,6 +23,7 @@ from engine.context import Context, Result
 from engine.core import rows
 from engine.core.arrays import Stack, large_zeros, read_pixels
 from engine.core.dataset import class_names, split_index
+from engine.core.errors import ResumeError
 from engine.core.fit import FitContext
 from engine.core.images import Preprocess
 from engine.core.manifest import Manifest
@@ -170,11 +171,29 @@ def outside_of(spec: Any) -> dict[str, str]:
 def changed_weights(spec: Any, manifest: Manifest) -> str | None:
     """Why what was trained from local weights no longer counts, or None. Of weights that are not
     here, or were not noted then, nothing is known: what they made stands."""
-    noted = manifest.metrics.get("outside", {})
-    for name, found in outside_of(spec).items():
-        if noted.get(name, found) != found:
-            return f"the weights that classifier {spec.classifier.name} starts from changed"
+    if differ(outside_of(spec), outside_noted(manifest)):
+        return f"the weights that classifier {spec.classifier.name} starts from changed"
     return None
+
+
+def outside_noted(manifest: Manifest) -> dict[str, str]:
+    """What `outside_of` was when a classifier was trained; empty where it was not noted."""
+    return dict(manifest.metrics.get("outside", {}))
+
+
+def differ(found: Mapping[str, str], noted: Mapping[str, str]) -> bool:
+    return any(noted.get(name, digest) != digest for name, digest in found.items())
+
+
+def refuse_other_weights(classifier: Classifier, noted: Mapping[str, str]) -> None:
+    """Refuse to use what was trained on the `features` of other weights than those that are here
+    now. Raises `ResumeError`."""
+    # A network that sees pixels holds all of its weights itself, wherever it started.
+    if classifier.on_features and differ(classifier.outside(), noted):
+        raise ResumeError(
+            f"classifier {classifier.spec.name}: the weights that its images are embedded by"
+            " changed since it was trained; run again, which trains it anew"
+        )
 
 
 def synthetic_images(inputs: Mapping[str, Manifest]) -> list[str]:

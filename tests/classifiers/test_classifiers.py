@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,8 +21,6 @@ CLASSES = ("cat", "dog", "eel")
 
 @pytest.fixture(scope="module")
 def tiny_resnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import json
-
     from transformers import ResNetConfig, ResNetForImageClassification
 
     torch.manual_seed(0)
@@ -143,3 +143,111 @@ def test_the_dropout_before_the_head_can_be_set(tmp_path: Path) -> None:
         network = Pretrained(spec, Preprocess(size=16), CLASSES).build()
         shares += [layer.p for layer in network.modules() if isinstance(layer, torch.nn.Dropout)]
     assert shares == [0.8, 0.2]
+
+
+SMALL_VIT = {
+    "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+}  # fmt: skip
+
+
+def save_transformer(kind: str, folder: Path) -> Any:
+    """A checkpoint of another number of classes at 32 px; returns the model."""
+    from transformers import (
+        CLIPConfig,
+        CLIPForImageClassification,
+        Dinov2Config,
+        Dinov2ForImageClassification,
+        ViTConfig,
+        ViTForImageClassification,
+    )
+
+    torch.manual_seed(0)
+    fields = {**SMALL_VIT, "image_size": 32, "patch_size": 8}
+    model: Any
+    if kind == "vit":
+        model = ViTForImageClassification(ViTConfig(**fields, num_labels=7))
+    elif kind == "dinov2":
+        model = Dinov2ForImageClassification(Dinov2Config(**fields, num_labels=7))
+    else:
+        model = CLIPForImageClassification(CLIPConfig(vision_config=fields))
+    model.save_pretrained(folder)
+    settings = {"size": {"height": 32, "width": 32}, "image_mean": [0.5] * 3,
+                "image_std": [0.5] * 3}  # fmt: skip
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    return model.eval()
+
+
+@pytest.mark.parametrize("kind", ["vit", "dinov2"])
+@pytest.mark.parametrize("side", [48, 24, 44])
+def test_a_transformer_is_tuned_at_another_size_than_its_checkpoint_s(
+    tmp_path: Path, kind: str, side: int
+) -> None:
+    from PIL import Image
+    from transformers import pipeline
+
+    plain = save_transformer(kind, tmp_path / "start")
+    spec = PretrainedSpec(model=str(tmp_path / "start"), input_size=side)
+    classifier = Pretrained(spec, Preprocess(size=side), CLASSES)
+    classifier.check(Training())
+    network: Any = classifier.build().eval()
+    images = pictures(3, Preprocess(size=side))
+    prepared = classifier.prepare(torch.from_numpy(images).permute(0, 3, 1, 2))
+    assert prepared.shape[2:] == (side, side)
+    with torch.inference_mode():
+        options = {"interpolate_pos_encoding": True} if kind == "vit" else {}
+        expected = plain.base_model(prepared, **options).last_hidden_state
+        found = network.model.base_model(prepared).last_hidden_state
+    torch.testing.assert_close(found, expected)
+    network(prepared).sum().backward()
+    positions = network.model.base_model.embeddings.position_embeddings
+    assert positions.grad.abs().sum() > 0
+    classifier.save(network, tmp_path / "tuned")
+    classify = pipeline("image-classification", model=str(tmp_path / "tuned"), device="cpu")
+    ours = predict(network, classifier.prepare, images, "cpu")
+    for picture, probabilities in zip(images, ours, strict=True):
+        theirs = {entry["label"]: entry["score"] for entry in classify(Image.fromarray(picture))}
+        np.testing.assert_allclose([theirs[name] for name in CLASSES], probabilities, atol=1e-4)
+    again = Pretrained(spec, Preprocess(size=side), CLASSES)
+    loaded = again.load(tmp_path / "tuned")
+    np.testing.assert_allclose(predict(loaded, again.prepare, images, "cpu"), ours, atol=1e-6)
+
+
+def test_a_size_that_a_checkpoint_cannot_take_is_refused_when_the_study_is_read(
+    tmp_path: Path,
+) -> None:
+    save_transformer("clip", tmp_path)
+
+    def made(**fields: Any) -> Pretrained:
+        spec = PretrainedSpec(model=str(tmp_path), **fields)
+        return Pretrained(spec, Preprocess(size=32), CLASSES)
+
+    for fields in ({}, {"input_size": 32}):
+        made(**fields).check(Training())
+        made(**fields).build()
+    why = r"^classifier\.input_size: .* takes no images of 48 px: .*; leave input_size out"
+    # One that is not here yet is refused when it is loaded.
+    with pytest.raises(StudyError, match=why) as raised:
+        made(input_size=48).build()
+    assert "\n" not in str(raised.value)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(StudyError, match=why):
+        made(input_size=48).check(Training())
+
+
+def test_pictures_smaller_than_a_patch_are_refused(tmp_path: Path) -> None:
+    from transformers import ViTConfig, ViTForImageClassification
+
+    config = ViTConfig(**SMALL_VIT, image_size=64, patch_size=32)
+    ViTForImageClassification(config).save_pretrained(tmp_path)
+    spec = PretrainedSpec(model=str(tmp_path), input_size=16)
+    with pytest.raises(StudyError, match=r"takes no images of 16 px"):
+        Pretrained(spec, Preprocess(size=16), CLASSES).check(Training())
+
+
+def test_a_convolutional_checkpoint_takes_any_size(tiny_resnet: Path) -> None:
+    spec = PretrainedSpec(model=str(tiny_resnet), input_size=48)
+    classifier = Pretrained(spec, Preprocess(size=16), CLASSES)
+    classifier.check(Training())
+    assert predict(
+        classifier.build().eval(), classifier.prepare, pictures(2, Preprocess(size=16)), "cpu"
+    ).shape == (2, 3)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import enum
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -46,6 +46,15 @@ def test_a_known_value_has_a_known_digest() -> None:
         '{"a":{"counts":{"a":2,"z":1},"inner":{"rate":0.5},"name":"é"},"b":[1,2.5,null,true]}'
     )
     assert digest(value) == "699d68388484a15d"
+
+
+def test_a_field_for_errors_alone_is_no_part_of_the_identity() -> None:
+    class Told(Inner):
+        unkeyed_fields: ClassVar[tuple[str, ...]] = ("words",)
+        words: str = ""
+
+    assert digest(Told(words="so")) == digest(Told()) == digest(Inner())
+    assert digest(Told(rate=1.0)) != digest(Told())
 
 
 def test_order_of_keys_does_not_count() -> None:

@@ -246,6 +246,42 @@ def test_a_size_of_one_s_own_shows_the_whole_picture(folders: dict[str, Path], n
     assert prepared[:, 0].mean() > 60  # a crop would have cut the white border off
 
 
+LARGER: dict[str, Callable[[Any, torch.Tensor], torch.Tensor]] = {
+    "clip": lambda model, inputs: unit(
+        model.visual_projection(pooled(model.vision_model(inputs, interpolate_pos_encoding=True)))
+    ),
+    "siglip": lambda model, inputs: unit(
+        pooled(model.vision_model(inputs, interpolate_pos_encoding=True))
+    ),
+    "dinov2": lambda model, inputs: unit(class_token(model(inputs))),
+    "vit": lambda model, inputs: class_token(model.vit(inputs, interpolate_pos_encoding=True)),
+}
+
+
+@pytest.mark.parametrize("name", LARGER)
+def test_positions_are_interpolated_at_another_size_than_the_checkpoint_s(
+    folders: dict[str, Path], name: str
+) -> None:
+    embedder = embedder_of(name, folders[name], input_size=48)
+    images = pictures(2)
+    prepared = np.stack([embedder.prepare(image) for image in images])
+    assert prepared.shape == (2, 3, 48, 48)
+    plain = KINDS[name].build().from_pretrained(folders[name]).eval()
+    with torch.inference_mode():
+        expected = LARGER[name](plain, embedder.input.values(prepared, "cpu")).numpy()
+    assert np.abs(embedder.embed(images) - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+def test_a_size_that_a_checkpoint_cannot_take_is_refused(tmp_path: Path) -> None:
+    from transformers import ViTConfig, ViTForImageClassification
+
+    config = ViTConfig(**{**VIT, "patch_size": 32})
+    ViTForImageClassification(config).save_pretrained(tmp_path)
+    save_processor(tmp_path, "ViTImageProcessor", **SQUARE)
+    with pytest.raises(StudyError, match=r"^embedder\.input_size: .* no images of 16 px: .*$"):
+        Cnn(CnnSpec(model=str(tmp_path), input_size=16)).load("cpu")
+
+
 def test_grey_images_are_seen_as_colour(folders: dict[str, Path]) -> None:
     embedder = embedder_of("resnet", folders["resnet"])
     grey = pictures(2, side=20, channels=1)

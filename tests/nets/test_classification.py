@@ -100,6 +100,36 @@ def test_the_weights_are_those_that_scored_best_on_val(tmp_path: Path) -> None:
     assert score(halves(30, 2).labels, made.probabilities)["macro_f1"] == best
 
 
+def test_fits_of_different_precisions_follow_one_another(tmp_path: Path) -> None:
+    first, half, again = (
+        fit(Store(str(tmp_path / str(number))), precision=precision)
+        for number, precision in enumerate(("fp32", "bf16", "fp32"))
+    )
+    assert again.history == first.history
+    np.testing.assert_array_equal(again.probabilities, first.probabilities)
+    assert half.history[-1]["loss"] != first.history[-1]["loss"]
+    assert half.history[-1]["loss"] == pytest.approx(first.history[-1]["loss"], abs=0.05)
+
+
+def test_val_is_scored_as_test_is(tmp_path: Path) -> None:
+    shown: list[np.ndarray] = []
+
+    def note(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+        shown.append(probabilities)
+        return score(labels, probabilities)
+
+    small, val = Small(SmallSpec(channels=(4, 4)), PREPROCESS, ("up", "down")), halves(30, 2)
+    context = FitContext(Store(str(tmp_path)), "work/c", "weights/one", "one", "inputs", threads=1)
+    made = train(
+        context, small.build, small.prepare, halves(40, 1), val, note,
+        Training(steps=6, batch_size=8, evaluate_every=6, precision="bf16"), seed=3,
+    )  # fmt: skip
+    small.save(made.network, tmp_path)
+    again = predict(small.load(tmp_path), small.prepare, val.all_pictures(), "cpu")
+    np.testing.assert_array_equal(made.probabilities, again)
+    np.testing.assert_array_equal(shown[-1], again)
+
+
 class Killed(Exception):
     pass
 

@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from engine.core import rows
 from engine.core.errors import DataError
+from engine.core.spec import canonical
+from engine.core.store import Store
 from engine.readers.imagefolder import Imagefolder, ImagefolderSpec
 
 Folder = Callable[..., Path]
@@ -60,6 +63,70 @@ def test_groups_come_from_the_names_of_files(image_folder: Folder) -> None:
     (root / "a" / "000.png").rename(root / "a" / "p7_left.png")
     (root / "b" / "000.png").rename(root / "b" / "p7_right.png")
     assert reader(root, group_separator="_").records()[rows.GROUP_ID].to_pylist() == ["p7", "p7"]
+
+
+@pytest.mark.parametrize(
+    ("layout", "folders"),
+    [
+        (["group", "class"], ("p1/0", "p1/1", "p2/1")),
+        (["class", "group"], ("0/p1", "1/p1", "1/p2")),
+        # Folders further down are of no account, as without groups.
+        (["group", "class"], ("p1/0/deep", "p1/1", "p2/1")),
+    ],
+)
+@pytest.mark.parametrize("split", ["", "train/"])
+def test_groups_have_folders_of_their_own(
+    image_folder: Folder, layout: list[str], folders: tuple[str, ...], split: str
+) -> None:
+    root = image_folder({split + folder: 1 for folder in folders})
+    found = reader(root, layout=layout).records()
+    pairs = zip(found["label.class"].to_pylist(), found[rows.GROUP_ID].to_pylist(), strict=True)
+    assert sorted(pairs) == [("0", "p1"), ("1", "p1"), ("1", "p2")]
+    assert found[rows.SPLIT].to_pylist() == [split.strip("/") or None] * 3
+    # A class that a patient has no image of is none that is empty.
+    if layout[0] == "group":
+        (root / split / "p2" / "0").mkdir()
+        assert reader(root, layout=layout).records().num_rows == 3
+
+
+def test_a_group_of_folders_stays_in_one_split(
+    image_folder: Folder, toy_study, run_until, store: Store
+) -> None:
+    root = image_folder({f"p{patient}/{name}": 2 for patient in range(12) for name in "01"})
+    layout = {"name": "imagefolder", "root": str(root), "layout": ["group", "class"]}
+    ingest = run_until(toy_study(layout, split={"group": "column"}), "ingest")
+    patients = [
+        {
+            group for table in store.tables(ingest.keys(split=split))
+            for group in table[rows.GROUP_ID].to_pylist()
+        }
+        for split in ("train", "val", "test")
+    ]  # fmt: skip
+    assert sum(map(len, patients)) == len(set.union(*patients)) == 12
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"layout": ["group"]}, r"layout must be \[class\]"),
+        ({"layout": ["class", "class"]}, r"layout must be \[class\]"),
+        ({"layout": ["group", "class"], "group_separator": "_"}, "has both"),
+    ],
+)
+def test_a_layout_that_cannot_be_is_refused(fields: dict[str, Any], why: str) -> None:
+    with pytest.raises(ValidationError, match=why):
+        ImagefolderSpec(root=".", **fields)
+
+
+def test_the_layout_enters_no_key_where_it_is_the_usual_one() -> None:
+    assert "layout" not in canonical(ImagefolderSpec(root="."))
+    assert canonical(ImagefolderSpec(root=".", layout=["group", "class"]))["layout"]
+
+
+def test_an_image_without_a_group_is_an_error(image_folder: Folder) -> None:
+    root = image_folder({"p1/0": 1, "p2": 1})
+    with pytest.raises(DataError, match="outside the layout <group>/<class>/image"):
+        reader(root, layout=["group", "class"]).records()
 
 
 def test_the_fingerprint_follows_the_listing(image_folder: Folder) -> None:

@@ -113,6 +113,9 @@ def test_two_workers_train_as_one_does(
     assert np.abs(one - two).max() <= 1e-4
 
 
+# Three new processes import torch, diffusers and transformers, half a minute each on a busy
+# machine, and Ray begins anew with workers that are not up within a minute.
+@pytest.mark.timeout(900)
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sdxl", "sd", "sd3", "flux"])

@@ -13,7 +13,7 @@ import pytest
 
 from engine.core import rows
 from engine.core.arrays import matrix_of
-from engine.core.errors import DataError, EngineError, StudyError
+from engine.core.errors import DataError, EngineError, StorageError, StudyError
 from engine.core.manifest import Manifest, read_manifest
 from engine.core.proposals import Halving, Proposals, Rung, Settings
 from engine.core.resources import TrialResources
@@ -153,6 +153,72 @@ def test_settings_are_tried_to_their_end_whatever_becomes_of_others(
     assert reached[1] == (8, 5.0)
     assert reached[3] == (8, 4.0)
     assert reached[4] == ((8, 1.0) if halving is None else (2, 1.0))
+
+
+@dataclass(frozen=True)
+class Unreachable:
+    """Settings that need storage which fails at x = 2, so many times."""
+
+    store: Store
+    times: int
+
+    def __call__(self, settings: Settings, runtime: Runtime) -> Iterator[Rung]:
+        x, failed = settings.get("x", 0), len(self.store.listing("failed"))
+        if x == 2 and failed < self.times:
+            self.store.put(f"failed/{failed}", b"")
+            raise StorageError("s3://bucket cannot be written now")
+        yield Rung(1, float(x))
+
+
+@pytest.mark.parametrize("kind", RUNTIMES)
+def test_storage_that_fails_is_tried_again_and_makes_no_setting_a_bad_one(
+    started: dict[str, Runtime], tmp_path: Path, kind: str
+) -> None:
+    def tries(times: int) -> tuple[dict[int, Outcome], int, str]:
+        store, outcomes, why = Store(str(tmp_path / str(times))), dict[int, Outcome](), ""
+        proposals = Proposals({"x": tuple(range(1, 9))}, "grid", 8, seed=0)
+
+        def on_end(outcome: Outcome) -> None:
+            outcomes[outcome.number] = outcome
+
+        try:
+            started[kind].tune(
+                Unreachable(store, times), proposals, None,
+                TrialResources(cpus=4, max_failures=1), True, on_end,
+            )  # fmt: skip
+        except StorageError as error:
+            why = str(error)
+        return outcomes, len(store.listing("failed")), why
+
+    outcomes, failed, why = tries(9)
+    # Tune has the next one ready while one is tried.
+    assert {0, 1} <= set(outcomes) < set(range(6)) - {2}
+    assert why == "s3://bucket cannot be written now"
+    assert failed == (2 if kind == "ray" else 1)
+    if kind == "ray":
+        outcomes, failed, why = tries(1)
+        assert (failed, why) == (1, "")
+        assert [outcomes[number].reached for number in range(9)] == [(1, x) for x in range(9)]
+
+
+@pytest.mark.parametrize("kind", RUNTIMES)
+def test_an_outcome_that_cannot_be_noted_ends_the_run(
+    started: dict[str, Runtime], tmp_path: Path, kind: str
+) -> None:
+    told: list[int] = []
+
+    def on_end(outcome: Outcome) -> None:
+        told.append(outcome.number)
+        raise StorageError("s3://bucket cannot be read now")
+
+    proposals = Proposals({"x": tuple(range(1, 9))}, "grid", 8, seed=0)
+    with pytest.raises(StorageError, match="cannot be read now"):
+        started[kind].tune(
+            Unreachable(Store(str(tmp_path)), 0), proposals, None, TrialResources(cpus=4), True,
+            on_end,
+        )  # fmt: skip
+    assert told[0] == 0
+    assert len(told) < 5
 
 
 @pytest.mark.ray

@@ -113,3 +113,87 @@ def test_a_field_that_a_spec_gained_later_changes_no_key_until_it_is_used(bars_s
     (after,) = named(plan(bars_study(request={"ratio_by_class": {"down": 1}})), "request")
     assert "ratio_by_class" not in canonical(before.spec)["request"]
     assert canonical(after.spec)["request"]["ratio_by_class"] == {"down": 1.0}
+
+
+GROUPS = {"all of them": ["across", "down"]}
+
+
+def test_a_group_of_classes_shares_its_results_with_its_classes_one_by_one(bars_study) -> None:
+    def keys(**request: Any) -> dict[str, str]:
+        study = bars_study(
+            request={**request, "shard_size": 16}, curate={"filters": []},
+            generators={"moved": {"name": "traditional"}},
+        )  # fmt: skip
+        return {step.label: step.key for step in plan(study) if step.label != "report"}
+
+    one_by_one = keys(ratio_by_class={"across": 2, "down": 2}, classes=["across", "down"])
+    names = {"ratio_by_class": {"both": 2}, "classes": ["both"]}
+    assert keys(**names, class_groups={"both": ["across", "down"]}) == one_by_one
+    assert keys(**names, class_groups={"both": ["down"]}) != one_by_one
+    # A group that nothing names is there for later.
+    assert keys(ratio=1, class_groups=GROUPS) == keys(ratio=1)
+
+
+def test_each_class_of_a_group_gets_the_ratio_of_its_own_images(
+    bars_study, store: Store, profile: Profile
+) -> None:
+    study = bars_study(
+        request={"ratio_by_class": {"both": 0.5}, "shard_size": 16,
+                 "class_groups": {"both": ["across", "down"]}},
+        curate={"filters": []}, generators={"moved": {"name": "traditional"}},
+    )  # fmt: skip
+    found = added(store, profile, study, "mix.moved.by.class")
+    (ingest,) = named(plan(study), "ingest")
+    real = read_manifest(store, ingest).metrics["counts"]["train"]
+    assert {name: len(ids) for name, ids in found.items()} == {
+        name: round(count / 2) for name, count in real.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("asked", "why"),
+    [
+        (
+            {"class_groups": {"a": ["x", "y"], "b": ["y"]}, "ratio_by_class": {"a": 1, "b": 2}},
+            "ratio_by_class: class 'y' has two ratios, of 'a' and of 'b'",
+        ),
+        (
+            {"class_groups": {"a": ["x", "y"]}, "ratio_by_class": {"a": 1, "y": 2}},
+            "ratio_by_class: class 'y' has two ratios, of 'a' and of 'y'",
+        ),
+        (
+            {"class_groups": {"a": ["x"], "x": ["y"]}, "ratio": 1},
+            "class_groups: 'x' is the name of a class",
+        ),
+        ({"class_groups": {"a": []}, "ratio": 1}, r"class_groups\.a: "),
+        (
+            {"class_groups": {"a": ["x", "y"]}, "ratio_by_class": {"a": 1}, "classes": ["x"]},
+            r"ratio_by_class: 'y' \(of the group 'a'\) is none of classes",
+        ),
+    ],
+)
+def test_groups_that_cannot_be_are_refused_when_the_study_is_read(
+    bars_study, asked: Any, why: str
+) -> None:
+    with pytest.raises(StudyError, match=why) as raised:
+        bars_study(request=asked)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("groups", "why"),
+    [
+        ({"rare": ["dwon"]}, r"request\.class_groups\.rare: there is no class 'dwon'; .* down"),
+        ({"across": ["down"]}, r"request\.class_groups: 'across' is the name of a class"),
+    ],
+)
+def test_groups_that_do_not_fit_the_data_are_refused_before_images_are_made(
+    bars_study, store: Store, profile: Profile, groups: Any, why: str
+) -> None:
+    study = bars_study(
+        request={"ratio_by_class": dict.fromkeys(groups, 1), "class_groups": groups},
+        generators={"moved": {"name": "traditional"}},
+    )  # fmt: skip
+    with pytest.raises(StudyError, match=why):
+        execute(plan(study), store, InlineRuntime(), profile)
+    assert not store.listing("generated")

@@ -15,23 +15,25 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from engine.classifiers import Classifier, ClassifierSpec
 from engine.classifiers.pretrained import Pretrained, PretrainedSpec
-from engine.classifiers.probe import Probe, ProbeSpec
+from engine.classifiers.probe import Probe, ProbeSpec, _vectors
 from engine.classifiers.vgg import Vgg, VggSpec
 from engine.core import rows
 from engine.core.arrays import matrix_of, read_pixels
-from engine.core.errors import StudyError
+from engine.core.errors import ResumeError, StudyError
 from engine.core.images import Preprocess
 from engine.core.manifest import Manifest, read_manifest
+from engine.core.stage import Place
 from engine.core.store import Store
-from engine.execute import execute, inspect
+from engine.execute import execute, inspect, run_step
 from engine.nets.classification import predict
 from engine.nets.pipelines import weights_digest
 from engine.plan import named, plan, until
 from engine.profile import Profile
 from engine.runtime.inline import InlineRuntime
-from engine.steps.measure import write_parts
+from engine.steps.evaluate import Classify
+from engine.steps.measure import MeasurePixels, write_parts
 from engine.steps.search import trial_steps
-from engine.steps.train import changed_weights, fed
+from engine.steps.train import changed_weights, features, fed
 from engine.study import Study
 
 Run = Callable[[Study, str], Manifest]
@@ -173,6 +175,56 @@ def test_other_weights_in_the_same_folder_are_trained_from_anew(
     bare = first.model_copy(update={"metrics": {"headline": ""}})
     assert changed_weights(search.spec, bare) is None
     assert changed_weights(search.spec, first) is not None
+
+
+def save_embedder(folder: Path, seed: int) -> None:
+    """A checkpoint that a probe's images are embedded by, as another process finds it."""
+    from transformers import ResNetConfig, ResNetModel
+
+    torch.manual_seed(seed)
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic")
+    ResNetModel(config).save_pretrained(folder)
+    settings = {"image_processor_type": "ViTImageProcessor", "size": {"height": 16, "width": 16}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    weights_digest.cache_clear()
+    _vectors.cache_clear()
+    features.cache_clear()
+
+
+def test_a_probe_is_not_used_with_other_weights_than_it_was_trained_on(
+    probed: Callable[..., Study], store: Store, profile: Profile, tmp_path: Path
+) -> None:
+    save_embedder(tmp_path / "own", 1)
+    study = probed(
+        classifier={"name": "probe", "embedder": {"name": "cnn", "model": str(tmp_path / "own")}},
+        search={"ratios": [1], "seeds": 2, "arms": []},
+        training={"steps": 4, "batch_size": 16, "evaluate_every": 4},
+    )
+    steps = plan(study)
+    labeler, measure, search, evaluate = (
+        named(steps, label)[0] for label in ("train.labeler", "measure.val", "search", "evaluate")
+    )
+    made = execute(steps[: steps.index(search) + 1], store, InlineRuntime(), profile)
+    spec, place = evaluate.spec, Place("cpu", 1, 16)
+    kinds = [
+        Classify(store, spec.classifier, spec.preprocess, ("across", "down"), made[labeler.key]),
+        MeasurePixels(store, measure.spec, ("across", "down"), made[labeler.key]),
+    ]
+    for stage in kinds:
+        stage.load(place)
+    # While this run goes on: what was computed before counts as done.
+    save_embedder(tmp_path / "own", 2)
+    for stage in kinds:
+        with pytest.raises(ResumeError, match=r"^classifier probe: .* changed since"):
+            stage.load(place)
+    inputs = {name: made[step.key] for name, step in evaluate.inputs.items()}
+    with pytest.raises(ResumeError, match=r"evaluate: train\..*: the weights .* --discard search"):
+        run_step(evaluate, inputs, store, InlineRuntime(), profile)
+    assert not store.listing("openings")
+    # The next run trains anew, and evaluates that.
+    again = execute(steps, store, InlineRuntime(), profile)
+    assert again[search.key].metrics["outside"] != made[search.key].metrics["outside"]
+    assert again[evaluate.key].metrics["test"]["opened"] == 1
 
 
 def test_classifiers_tell_of_the_local_weights_that_they_start_from(tmp_path: Path) -> None:
