@@ -250,8 +250,10 @@ def recall_by_class(
         ):
             way = direction((mean, low, high)) if enough else 0
             kind = ("axis", "good", "bad")[way]
-            # Whole points where there is room for no more, and where they say enough.
-            digits = 1 if max(abs(low), abs(high)) < _SMALL else 0
+            # Whole points where there is room for no more, and where they say enough: an end that
+            # is not 0 must not be written as 0 where the interval leaves 0 out.
+            near_zero = min(abs(low), abs(high)) < 0.005 and direction((mean, low, high))
+            digits = 1 if max(abs(low), abs(high)) < _SMALL or near_zero else 0
             words = f"{points(mean)} ({points_interval(low, high, digits)})"
             drawn.append(text(place, middle + 4, words if low or high else "0", "start", kind))
     return svg(drawn, height, "recall of each class")

@@ -62,6 +62,11 @@ def test_a_gain_beyond_chance_is_marked_and_none_is_not() -> None:
     assert "+10.0 (+5 to +15)" in svg
     close = plots.Gain("close", [0.5, 0.6], (0.002, 0.001, 0.003), (0.0, -0.1, 0.1))
     assert "+0.2 (+0.1 to +0.3)" in plots.recall_by_class([close], ["a", "b"], [0, 1])
+    # Red beside "(-3 to 0)" would be a riddle.
+    just = plots.Gain("just", [0.5, 0.4], (-0.02, -0.034, -0.003), (0.0, -0.1, 0.002))
+    svg = plots.recall_by_class([just], ["a", "b"], [0, 1])
+    assert "-2.0 (-3.4 to -0.3)" in svg
+    assert "0.0 (-10 to 0)" in svg
     svg = plots.recall_by_class(gains, ["a", "b"], [0, 1], "class_weighted")
     assert re.findall(r">(to [^<]*)<", svg) == ["to class weighted", "to real"]
     # Equal differences everywhere, and intervals of few replicates, say nothing.
