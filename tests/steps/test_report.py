@@ -145,6 +145,8 @@ def test_every_point_of_an_embedding_has_its_picture(bars_study, store, profile)
     page = page_of(bars_study(), store, profile)
     (url, side, columns), planes = sheet_of(page), page.count("<figcaption>PCA</figcaption>")
     assert planes == 1
+    # With UMAP, no panel stands alone in a second row.
+    assert ('class="planes three"' in page) == (find_spec("umap") is not None)
     whole = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
     points = re.findall(r'<circle class="(disc|ring) c\d"[^>]*><title>([^<]*)<', page)
     of_plane = points[: len(points) // (2 + (find_spec("umap") is not None))]
