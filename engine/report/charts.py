@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from engine.report.page import points
+from engine.report.page import points, points_interval
 from engine.report.plots import (
     WIDTH,
     Colour,
@@ -119,7 +119,7 @@ def forest(
             y = top + 12 + 13 * index
             grey = not row.whole and (low == high or not enough)
             colour = f"s{index} grey" if grey else f"s{index}"
-            told = f"{points(mean)} ({points(low)} to {points(high)})" if low or high else "0"
+            told = f"{points(mean)} ({points_interval(low, high)})" if low or high else "0"
             drawn.append(
                 Markup('<line class="whisker {}" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(
                     colour, rounded(x(low)), rounded(x(high)), rounded(y), rounded(y)

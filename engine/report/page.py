@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+NO_SPREAD = "no spread"
+
 
 def duration(hours: float) -> str:
     """A time for people: seconds below two minutes, minutes below two hours."""
@@ -25,6 +27,32 @@ def points(difference: float, digits: int = 1) -> str:
     return text if float(text) else text[1:]
 
 
+def in_points(share: float) -> str:
+    """A size, which has no sign, in points."""
+    number = f"{100 * share:g}"
+    return f"{number} {'point' if number == '1' else 'points'}"
+
+
+def interval(low: float, high: float, digits: int = 3) -> str:
+    """An interval in words; replicates that are all alike have none."""
+    return NO_SPREAD if alike(low, high) else f"{low:.{digits}f} to {high:.{digits}f}"
+
+
+def points_interval(low: float, high: float, digits: int = 1) -> str:
+    """An interval of a difference of shares, in points."""
+    return NO_SPREAD if alike(low, high) else f"{points(low, digits)} to {points(high, digits)}"
+
+
+def p_value(p: float, equals: str = "") -> str:
+    """A p-value; a very small one is not nothing. equals: what stands before it in a sentence."""
+    return "< 0.001" if p < 0.001 else f"{equals}{p:.3f}"
+
+
+def alike(low: float, high: float) -> bool:
+    """Whether the ends of an interval are one."""
+    return abs(high - low) < 1e-12
+
+
 def render(template: str, **values: Any) -> str:
     """Render a template of `engine/report/templates` with autoescaping."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -33,5 +61,8 @@ def render(template: str, **values: Any) -> str:
         loader=PackageLoader("engine.report"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"duration": duration, "hours": hours, "points": points}
+    environment.filters |= {
+        "duration": duration, "hours": hours, "points": points, "in_points": in_points,
+        "interval": interval, "points_interval": points_interval, "p_value": p_value,
+    }  # fmt: skip
     return environment.get_template(template).render(**values)

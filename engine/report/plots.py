@@ -13,12 +13,14 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from engine.report.page import points
+from engine.report.page import points, points_interval
 
 WIDTH, HEIGHT = 720, 320
 # A gain below this is written to a tenth of a point.
 _SMALL = 0.02
 _LEFT, _RIGHT, _TOP, _BOTTOM = 72, 16, 16, 44
+# Of a saturation above the curves.
+_ROW = 20
 
 
 # The number of one of the page's colours, or the name of another.
@@ -54,6 +56,16 @@ class Level:
 
 
 @dataclass(frozen=True)
+class Saturation:
+    """The ratio from which on the line `name` gains no more, with its interval."""
+
+    name: str
+    ratio: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class Gain:
     """One class: the value of each arm, and how much the last one gains, with intervals."""
 
@@ -74,10 +86,12 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def ratio_curve(
-    lines: Sequence[Line], levels: Sequence[Level], start: Point, y_name: str
-) -> Markup:
+    lines: Sequence[Line], levels: Sequence[Level], start: Point, y_name: str,
+    saturations: Sequence[Saturation] = (),
+) -> Markup:  # fmt: skip
     """The objective against the ratio: a line for each family from `start`, which is real images
-    alone; levels for what has no ratio."""
+    alone; levels for what has no ratio; above them a named row for each saturation, its point with
+    a line down to the curve and its interval as a band."""
     points = [start, *(point for line in lines for point in line.points)]
     values = [v for p in points for v in (p.low, p.high)] + [level.y for level in levels]
     # Intervals of two seeds can be wider than the plot is worth; they are cut at 0 and 1.
@@ -85,34 +99,37 @@ def ratio_curve(
     pad = 0.06 * (high - low or 0.1)
     low, high = max(0.0, low - pad), min(1.0, high + pad)
     last = max((point.x for point in points), default=1.0)
+    top = _TOP + _ROW * len(saturations)
+    height = HEIGHT + top - _TOP
 
     def x(value: float) -> float:
         return _LEFT + value / last * (WIDTH - _LEFT - _RIGHT - 30)
 
     def y(value: float) -> float:
         inside = min(max(value, low), high)
-        return HEIGHT - _BOTTOM - (inside - low) / (high - low) * (HEIGHT - _TOP - _BOTTOM)
+        return height - _BOTTOM - (inside - low) / (high - low) * (height - top - _BOTTOM)
 
     drawn = grid([(y(tick), f"{tick:g}") for tick in ticks(low, high)])
     for tick in sorted({0.0, *(point.x for point in points)}):
-        drawn.append(text(x(tick), HEIGHT - _BOTTOM + 18, f"{tick:g}", "middle"))
+        drawn.append(text(x(tick), height - _BOTTOM + 18, f"{tick:g}", "middle"))
     x_name = "images added per real image of each target class"
-    drawn.append(text((WIDTH + _LEFT) / 2, HEIGHT - 6, x_name, "middle"))
+    drawn.append(text((WIDTH + _LEFT) / 2, height - 6, x_name, "middle"))
     drawn.append(
         Markup('<text class="axis axis-y" transform="translate(14 {}) rotate(-90)" '
                'text-anchor="middle">{}</text>').format(
-                   rounded((HEIGHT - _BOTTOM + _TOP) / 2), y_name)
+                   rounded((height - _BOTTOM + top) / 2), y_name)
     )  # fmt: skip
     for level in levels:
-        height = rounded(y(level.y))
+        at = rounded(y(level.y))
         drawn.append(
             Markup('<line class="level c{}" x1="{}" x2="{}" y1="{}" y2="{}"><title>{}: {}</title>'
-                   "</line>").format(level.colour, _LEFT, WIDTH - _RIGHT, height, height,
+                   "</line>").format(level.colour, _LEFT, WIDTH - _RIGHT, at, at,
                                      level.name, f"{level.y:.3f}")
         )  # fmt: skip
     # Intervals of several lines stand side by side rather than on each other.
-    for index, line in enumerate(lines):
-        shift = 7 * (index - (len(lines) - 1) / 2)
+    shifts = {line.name: 7 * (index - (len(lines) - 1) / 2) for index, line in enumerate(lines)}
+    for line in lines:
+        shift = shifts[line.name]
         ends = [f"{rounded(x(p.x) + shift)},{rounded(y(p.y))}" for p in line.points]
         path = " ".join([f"{rounded(x(start.x))},{rounded(y(start.y))}", *ends])
         drawn.append(
@@ -121,7 +138,42 @@ def ratio_curve(
         for point in line.points:
             drawn.append(_dot(kind_of(line.colour), line.name, point, x(point.x) + shift, y))
     drawn.append(_dot("neutral", "real", start, x(start.x), y))
-    return svg(drawn, HEIGHT, f"{y_name} against the ratio of added images")
+    line_of = {line.name: line for line in lines}
+    for row, one in enumerate(saturations):
+        line = line_of[one.name]
+        # Above the line's own points, which do not stand at the ratio itself.
+        low_x, at_x, high_x = (
+            x(ratio) + (shifts[one.name] if ratio else 0.0)
+            for ratio in (one.low, one.ratio, one.high)
+        )
+        value = next((point.y for point in line.points if point.x == one.ratio), start.y)
+        drawn.append(
+            _saturation(kind_of(line.colour), one, (low_x, at_x, high_x),
+                        _TOP + _ROW * (row + 0.5), y(value))
+        )  # fmt: skip
+    return svg(drawn, height, f"{y_name} against the ratio of added images")
+
+
+def _saturation(
+    kind: str, one: Saturation, across: tuple[float, float, float], row: float, curve: float
+) -> Markup:
+    """A band from low to high in its row, with a diamond at the point, from which a dashed line
+    leads to a ring on the curve; named where there is room, so that it needs no colour."""
+    low, at, high = across
+    right = WIDTH - _RIGHT - high > low - _LEFT
+    name = text(high + 11 if right else low - 11, row + 4, shorten(one.name.replace("_", " ")),
+                "start" if right else "end")  # fmt: skip
+    return Markup(
+        '<g class="saturation {}"><title>{}</title>'
+        '<rect x="{}" y="{}" width="{}" height="10" rx="2"/>'
+        '<line x1="{}" x2="{}" y1="{}" y2="{}"/><circle cx="{}" cy="{}" r="8"/>'
+        '<path d="M{} {}l6 -6l6 6l-6 6z"/></g>{}'
+    ).format(
+        kind, f"{one.name}: saturation at x{one.ratio:g} ({one.low:g} to {one.high:g})",
+        rounded(low), rounded(row - 5), rounded(high - low),
+        rounded(at), rounded(at), rounded(row + 6), rounded(curve - 8), rounded(at), rounded(curve),
+        rounded(at - 6), rounded(row), name,
+    )  # fmt: skip
 
 
 def _dot(kind: str, name: str, point: Point, across: float, y: Callable[[float], float]) -> Markup:
@@ -149,10 +201,12 @@ def recall_by_class(
 ) -> Markup:  # fmt: skip
     """A row for each class: recall of each arm, joined by a line, and the difference in words.
 
-    against: what the first column of differences is to. enough: whether replicates are enough for
-    an interval to say that a class gains or loses.
+    against: what the first column of differences is to; beside it stands one to real images, unless
+    that is what it is to. enough: whether replicates are enough for an interval to say that a class
+    gains or loses.
     """
-    row, right = 32, 250
+    rivals = list(dict.fromkeys((against, "real")))
+    row, right = 32, 2 + 124 * len(rivals)
     left = 24 + 8 * max((len(shorten(gain.name)) for gain in gains), default=0)
     height = _TOP + row * len(gains) + _BOTTOM - 8
     least = min(0.9, math.floor(10 * min(v for gain in gains for v in gain.values)) / 10)
@@ -169,8 +223,8 @@ def recall_by_class(
             )
         )
         drawn.append(text(x(tick), height - _BOTTOM + 26, f"{tick:g}", "middle"))
-    columns = (WIDTH - right + 18, WIDTH - right + 142)
-    for place, rival in zip(columns, (against, "real"), strict=True):
+    columns = [WIDTH - right + 18 + 124 * number for number in range(len(rivals))]
+    for place, rival in zip(columns, rivals, strict=True):
         drawn.append(text(place, _TOP - 3, f"to {shorten(rival.replace('_', ' '))}", "start"))
     for number, gain in enumerate(gains):
         middle = _TOP + row * (number + 0.5)
@@ -191,12 +245,16 @@ def recall_by_class(
                        "</circle>").format(kind_of(colour), rounded(across), rounded(height_of),
                                            arm, f"{value:.3f}")
             )  # fmt: skip
-        for place, (mean, low, high) in zip(columns, (gain.to_baseline, gain.to_real), strict=True):
+        for place, (mean, low, high) in zip(
+            columns, (gain.to_baseline, gain.to_real)[: len(rivals)], strict=True
+        ):
             way = direction((mean, low, high)) if enough else 0
             kind = ("axis", "good", "bad")[way]
-            # Whole points where there is room for no more, and where they say enough.
-            digits = 1 if max(abs(low), abs(high)) < _SMALL else 0
-            words = f"{points(mean)} ({points(low, digits)} to {points(high, digits)})"
+            # Whole points where there is room for no more, and where they say enough: an end that
+            # is not 0 must not be written as 0 where the interval leaves 0 out.
+            near_zero = min(abs(low), abs(high)) < 0.005 and direction((mean, low, high))
+            digits = 1 if max(abs(low), abs(high)) < _SMALL or near_zero else 0
+            words = f"{points(mean)} ({points_interval(low, high, digits)})"
             drawn.append(text(place, middle + 4, words if low or high else "0", "start", kind))
     return svg(drawn, height, "recall of each class")
 

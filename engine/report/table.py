@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from engine.metrics.significance import paired_t
+from engine.report.page import interval
 
 STARS = (0.05, 0.01, 0.001)
 
@@ -87,6 +88,8 @@ def _mark(arm: str, figures: Mapping[str, Any], search: Mapping[str, Any]) -> st
         return "compared"
     if arm in search["twins"]:
         return "without filters"
+    if figures["role"] == "shown" and figures["ratio"] is None:
+        return "no real images"
     return "best ratio" if figures["ratio"] and figures["role"] == "baseline" else ""
 
 
@@ -100,7 +103,7 @@ def as_text(rows: Sequence[Row], objective: str) -> str:
         test = ["", "", "", ""]
         if row.test is not None and row.low is not None and row.high is not None:
             test = [
-                f"{row.test:.3f}", f"{row.low:.3f} to {row.high:.3f}", f"{row.accuracy:.3f}",
+                f"{row.test:.3f}", interval(row.low, row.high), f"{row.accuracy:.3f}",
                 f"{100 * (row.against or 0):+.1f}",
             ]  # fmt: skip
         lines.append([row.arm, f"{row.added:,}", f"{row.val:.3f}", *test, row.mark])

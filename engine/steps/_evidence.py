@@ -128,19 +128,24 @@ def _within(name: str, figure: Mapping[str, float] | None) -> dict[str, float] |
 
 
 def forests(evaluate: Mapping[str, Any], classes: Sequence[str]) -> list[dict[str, Any]]:
-    """For each contrast: the gain in recall of each class, and in the objective as a whole."""
+    """For each contrast: the gain in recall of each class, and in the objective as a whole.
+
+    to_real: of a contrast with a baseline other than real images alone, the difference to these.
+    """
     found, arms, objective = [], evaluate["arms"], evaluate["objective"]
     for one in evaluate["contrasts"]:
         series = [f"to {one['against']}"]
         effect = one["effect"]
         whole = [(effect["estimate"], one["low"], one["high"])]
-        gains = [one["recall_gain"]]
+        gains, beside = [one["recall_gain"]], None
         if one["against"] != "real" and "recall_gain_to_real" in one:
             series.append("to real")
             to_real = paired_t(
                 np.subtract(*(arms[arm][objective]["replicates"] for arm in (one["arm"], "real")))
             )
             whole.append((to_real.estimate, to_real.low, to_real.high))
+            if one["against"] == evaluate["baseline"]:
+                beside = to_real
             gains.append(one["recall_gain_to_real"])
         rows = [
             charts.ForestRow(name, [(g["mean"], g["low"], g["high"]) for g in of_class])
@@ -152,7 +157,8 @@ def forests(evaluate: Mapping[str, Any], classes: Sequence[str]) -> list[dict[st
         rows.append(charts.ForestRow(FIGURES[objective], whole, whole=True))
         found.append(
             {"arm": one["arm"], "series": series, "svg": charts.forest(rows, series, told),
-             "gained": gained, "lost": lost, "told": classes_in_words(gained, lost)}
+             "gained": gained, "lost": lost, "told": classes_in_words(gained, lost),
+             "to_real": beside}
         )  # fmt: skip
     return found
 

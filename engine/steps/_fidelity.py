@@ -18,10 +18,11 @@ _NAMES = {
 }  # fmt: skip
 # Figures in the order of the table's columns, and how each is written.
 _FORMATS: dict[str, Callable[[float], str]] = {
-    "frechet": "{:.3g}".format, "kernel": "{:.3g}".format, "precision": "{:.2f}".format,
+    "frechet": "{:.3g}".format, "kernel": "{:.2g}".format, "precision": "{:.2f}".format,
     "recall": "{:.2f}".format, "density": "{:.2f}".format, "coverage": "{:.2f}".format,
     "vendi": "{:.1f}".format, "nearest": "{:.3f}".format,
-    "near": lambda share: f"{100 * share:.1f}%",
+    # In percent, as its column says.
+    "near": lambda share: f"{100 * share:.1f}",
 }  # fmt: skip
 # A manifest of each fit.
 Fits = Sequence[Manifest]
@@ -140,10 +141,15 @@ def cell(figure: str, fits: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
     low, high = min(plain), max(plain)
     if low < high:
         # Where they differ by less than is written, the mean says all.
-        spread = f"{shown(low)} to {shown(high)}" if shown(low) != shown(high) else ""
+        spread = bracketed([shown(low), shown(high)]) if shown(low) != shown(high) else ""
         return shown(sum(plain) / len(plain)), spread
     ends = values[0][1:] if isinstance(values[0], list) else ()
-    return shown(low), " to ".join(map(shown, ends))
+    return shown(low), bracketed(list(map(shown, ends)))
+
+
+def bracketed(ends: Sequence[str]) -> str:
+    """A range in few signs, for a table of many columns; nothing of none."""
+    return f"[{', '.join(ends)}]" if ends else ""
 
 
 def fit_rows(context: Context, generator: str) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from engine.core.registry import resolve
 from engine.metrics.probabilities import BINS
 from engine.metrics.significance import LEAST_REPLICATES
 from engine.nets.classification import Training
+from engine.report.page import in_points
 from engine.steps._evidence import FIGURES
 
 
@@ -191,8 +192,7 @@ def _other_arms(study: Mapping[str, Any], arms: Sequence[Mapping[str, Any]]) -> 
             real = " to what is left of reduced real images" if "reduced" in parts else ""
             together = " together" if len(labels) > 1 else ""
             found += f" As “{family}”, images of {listed(labels)} were added{together}{real}."
-    only = [arm["generators"][0] for arm in arms
-            if arm["generators"] and arm["role"] == "shown" and not arm["twin_of"]]  # fmt: skip
+    only = [arm["generators"][0] for arm in arms if synthetic_only(arm)]
     if only:
         each = " each" if len(only) > 1 else ""
         found += (
@@ -205,6 +205,11 @@ def _other_arms(study: Mapping[str, Any], arms: Sequence[Mapping[str, Any]]) -> 
             " they came."
         )
     return found
+
+
+def synthetic_only(arm: Mapping[str, Any]) -> bool:
+    """Whether an arm trains on generated images without real ones."""
+    return bool(arm["generators"]) and arm["role"] == "shown" and not arm["twin_of"]
 
 
 def _classifiers(
@@ -292,7 +297,7 @@ def _tests(
         f" differences, and a percentile bootstrap ({settings['bootstrap_draws']:,} draws) over"
         f" {unit} and test {groups}{correction}. A difference was called one where both methods"
         f" exclude zero{' after that adjustment' if count > 1 else ''}, and none where both put"
-        f" it within ± {100 * settings['margin']:g} points (two one-sided"
+        f" it within ± {in_points(settings['margin'])} (two one-sided"
         f" tests, Schuirmann 1987); with fewer than {LEAST_REPLICATES} replicates nothing was"
         f" called either{', as here' if few else ''}. Intervals of single classes are paired t"
         " intervals, not corrected for the number of classes. Calibration error is the mean gap"

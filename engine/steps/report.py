@@ -20,7 +20,7 @@ from engine.core.step import Step
 from engine.metrics.significance import paired_t
 from engine.report import plots
 from engine.report.download import beside, data_url
-from engine.report.page import render
+from engine.report.page import in_points, render
 from engine.report.table import STARS, as_text, comparison, stars
 from engine.steps import StepKind
 from engine.steps._cost import cost, done_steps, weights
@@ -45,7 +45,7 @@ from engine.steps._evidence import (
 from engine.steps._fidelity import closest_of_fits, fidelity_tables, fit_rows, of_fits
 from engine.steps._image_tables import image_tables
 from engine.steps._images import image_warnings, probes, scatter
-from engine.steps._methods import methods, not_known
+from engine.steps._methods import methods, not_known, synthetic_only
 from engine.steps._tables import as_files, comparison_tables, record_tables
 from engine.steps.search import SearchSpec, replicates
 
@@ -65,7 +65,7 @@ class ReportSpec(Spec):
 
 
 class Report(StepKind):
-    version: ClassVar[int] = 7
+    version: ClassVar[int] = 8
     Spec: ClassVar[type[Spec]] = ReportSpec
     summary: ClassVar[str] = "write the page"
 
@@ -111,15 +111,19 @@ class Report(StepKind):
             objective=FIGURES[search["objective"]], search=search, evaluate=evaluate, table=table,
             ingest=ingest, trials=trials.num_rows,
             replication=replication(search_spec), search_spec=search_spec,
-            replicates="generator fits" if search_spec["generator_fits"] > 1 else "seeds",
+            replicates=unit_of(search_spec), counted=counted(search_spec),
             saturations=saturation_in_words(
                 evaluate["saturation"], search_spec["arms"],
                 context.inputs["evaluate"].spec["settings"]["margin"],
             ),
+            tried=spec.study.get("tune", {}).get("tried", 0),
             study_margin=context.inputs["evaluate"].spec["settings"]["margin"],
             arm_notes=arm_notes(search_spec["arms"]), stars=STARS, starred=stars,
             figures=figures_table(evaluate), tables=links(tables, PREDICTIONS),
-            curve=ratio_curve(trials, search, search_spec["generator_fits"], colours),
+            curve=ratio_curve(
+                trials, search, search_spec["generator_fits"], colours,
+                saturated(evaluate["saturation"], search_spec["arms"]),
+            ),
             recalls=recall_plots(evaluate, classes, colours), forests=forests(evaluate, classes),
             main=legend_of(evaluate, colours), reliability=reliability(evaluate, colours),
             frequency=frequency(evaluate, models, colours),
@@ -186,8 +190,9 @@ def step_told(step: Step, manifest: Manifest) -> dict[str, Any]:
 
 
 def ratio_curve(
-    trials: pa.Table, search: Mapping[str, Any], generator_fits: int, colours: Mapping[str, int]
-) -> dict[str, Any]:
+    trials: pa.Table, search: Mapping[str, Any], generator_fits: int, colours: Mapping[str, int],
+    saturations: Sequence[plots.Saturation],
+) -> dict[str, Any]:  # fmt: skip
     """The objective on val against the ratio, with t intervals over replicates."""
     # Twins and other arms that only show something have no part in the choice.
     held = [entry for entry in trials.to_pylist() if entry["role"] != "shown"
@@ -214,41 +219,78 @@ def ratio_curve(
     ]
     legend = [("real", "neutral", "line"), *((line.name, line.colour, "line") for line in lines)]
     legend += [(level.name, level.colour, "level") for level in drawn]
+    if saturations:
+        legend.append(("saturation with its 95% interval", "neutral", "saturation"))
     objective = f"val {FIGURES[search['objective']]}"
     start = _point(0.0, real, generator_fits)
     below = [line.name for line in lines if all(point.y <= start.y for point in line.points)]
-    svg = plots.ratio_curve(lines, drawn, start, objective) if lines else ""
-    return {"svg": svg, "legend": legend, "below_real": below}
+    svg = plots.ratio_curve(lines, drawn, start, objective, saturations) if lines else ""
+    return {"svg": svg, "legend": legend, "below_real": below, "saturated": bool(saturations)}
 
 
 def replication(search_spec: Mapping[str, Any]) -> str:
     """How often each arm was trained; seeds are those of each generator fit."""
     fits = search_spec["generator_fits"]
     seeds = len(search_spec["seeds"]) // fits
-    told = f"the same {seeds} classifier seed{'s' if seeds > 1 else ''}"
-    return f"{fits} fits of each generator, {told} for each" if fits > 1 else told
+    told = f"{seeds} classifier seed{'s' if seeds > 1 else ''}"
+    if fits == 1:
+        return f"the same {told}"
+    return f"{fits} fits of each generator and {told} for each fit (the same in all arms)"
+
+
+def unit_of(search_spec: Mapping[str, Any]) -> str:
+    """What the replicates are."""
+    return "generator fits" if search_spec["generator_fits"] > 1 else "seeds"
+
+
+def counted(search_spec: Mapping[str, Any]) -> str:
+    """How many replicates there are, and what they are."""
+    fits = search_spec["generator_fits"]
+    return f"{fits if fits > 1 else len(search_spec['seeds'])} {unit_of(search_spec)}"
+
+
+def saturated(
+    points: Mapping[str, Mapping[str, float]], arms: Sequence[Mapping[str, Any]]
+) -> list[plots.Saturation]:
+    """Of each family, the ratio from which on more images add nothing; where that is, or may be,
+    the largest that was tried, none was seen."""
+    return [
+        plots.Saturation(family, point["ratio"], point["low"], point["high"])
+        for family, point in points.items()
+        if max(point["ratio"], point["high"]) < largest_ratio(family, arms)
+    ]
+
+
+def largest_ratio(family: str, arms: Sequence[Mapping[str, Any]]) -> float:
+    """Of those that were tried."""
+    return max(arm["ratio"] or 0.0 for arm in arms
+               if arm["family"] == family and arm["role"] != "shown")  # fmt: skip
 
 
 def saturation_in_words(
     points: Mapping[str, Mapping[str, float]], arms: Sequence[Mapping[str, Any]], margin: float
 ) -> list[str]:
-    """For each family, from which ratio on more images add nothing; where that is, or may be, the
-    largest that was tried, none was seen."""
+    """For each family, where it is saturated, or that it was not seen to be."""
+    seen = {one.name for one in saturated(points, arms)}
+    within = in_points(margin)
     found = []
     for family, point in points.items():
-        most = max(arm["ratio"] or 0.0 for arm in arms
-                   if arm["family"] == family and arm["role"] != "shown")  # fmt: skip
         bracket = f"95% interval over replicates: {point['low']:g} to {point['high']:g}"
         name = family.replace("_", " ")
-        if max(point["ratio"], point["high"]) >= most:
+        if family in seen and not point["ratio"]:
             found.append(
-                f"{name}: no saturation was seen up to x{most:g} (the least ratio within"
-                f" {100 * margin:g} points of the best is {point['ratio']:g}; {bracket})."
+                f"{name}: no ratio adds more than {within} to real images alone, so that it is"
+                f" saturated at 0 ({bracket})."
+            )
+        elif family in seen:
+            found.append(
+                f"{name}: from a ratio of {point['ratio']:g} on ({bracket}), more images add no"
+                f" more than {within}."
             )
         else:
             found.append(
-                f"{name}: from a ratio of {point['ratio']:g} on ({bracket}), more images add no"
-                f" more than {100 * margin:g} points."
+                f"{name}: no saturation was seen up to x{largest_ratio(family, arms):g} (the least"
+                f" ratio within {within} of the best is {point['ratio']:g}; {bracket})."
             )
     return found
 
@@ -272,8 +314,12 @@ def arm_notes(arms: Sequence[Mapping[str, Any]]) -> list[str]:
     found = [text for family, text in _ARM_NOTES.items() if family in families]
     if any(arm["twin_of"] for arm in arms):
         found.append("“unfiltered” adds as many images of a generator as its rival, as they come.")
-    if any(arm["ratio"] is None and arm["role"] == "shown" for arm in arms):
-        found.append("“only” trains on generated images alone, as many as there are real ones.")
+    if any(synthetic_only(arm) for arm in arms):
+        found.append(
+            "“only” trains on generated images alone, as many as there are real ones; its accuracy"
+            " is the classification accuracy score (Ravuri and Vinyals 2019). It is shown for the"
+            " reader, and is no baseline."
+        )
     return list(dict.fromkeys(found))
 
 

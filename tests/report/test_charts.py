@@ -39,6 +39,7 @@ def test_what_has_no_spread_or_few_replicates_is_grey() -> None:
         charts.ForestRow("all", [(0.05, 0.02, 0.08)], whole=True),
     ]
     assert charts.forest(rows, ["to real"]).count('class="mark s0 grey"') == 1
+    assert "+5.0 (no spread)" in charts.forest(rows, ["to real"])
     assert charts.forest(rows, ["to real"], enough=False).count('class="mark s0 grey"') == 2
 
 

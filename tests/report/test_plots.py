@@ -62,6 +62,11 @@ def test_a_gain_beyond_chance_is_marked_and_none_is_not() -> None:
     assert "+10.0 (+5 to +15)" in svg
     close = plots.Gain("close", [0.5, 0.6], (0.002, 0.001, 0.003), (0.0, -0.1, 0.1))
     assert "+0.2 (+0.1 to +0.3)" in plots.recall_by_class([close], ["a", "b"], [0, 1])
+    # Red beside "(-3 to 0)" would be a riddle.
+    just = plots.Gain("just", [0.5, 0.4], (-0.02, -0.034, -0.003), (0.0, -0.1, 0.002))
+    svg = plots.recall_by_class([just], ["a", "b"], [0, 1])
+    assert "-2.0 (-3.4 to -0.3)" in svg
+    assert "0.0 (-10 to 0)" in svg
     svg = plots.recall_by_class(gains, ["a", "b"], [0, 1], "class_weighted")
     assert re.findall(r">(to [^<]*)<", svg) == ["to class weighted", "to real"]
     # Equal differences everywhere, and intervals of few replicates, say nothing.
@@ -70,6 +75,45 @@ def test_a_gain_beyond_chance_is_marked_and_none_is_not() -> None:
     few = plots.recall_by_class(gains, ["a", "b"], [0, 1], enough=False)
     assert 'class="good"' not in few
     assert 'class="bad"' not in few
+
+
+def test_a_saturation_is_a_named_band_whose_point_leads_to_the_curve() -> None:
+    points = [plots.Point(x, y, y - 0.05, y + 0.05) for x, y in ((1, 0.7), (2, 0.72), (4, 0.71))]
+    lines = [plots.Line("a_b", points, 0), plots.Line("c", points, 1)]
+    held = plots.Saturation("a_b", 1, 0, 2)
+    svg = plots.ratio_curve(lines, [], START, "macro F1", [held])
+    assert svg.count('<g class="saturation') == 1
+    (kind, group) = re.findall(r'<g class="saturation (\w+)">(.*?)</g>', svg)[0]
+    assert kind == "c0"
+    assert "a_b: saturation at x1 (0 to 2)" in group
+    assert ">a b<" in svg  # its name stands there, so that no colour is needed
+    dot = r'<circle class="dot[^>]*cx="([\d.]+)" cy="([\d.]+)"[^>]*><title>([^:]*):'
+    dots = {name: (float(x), float(y)) for x, y, name in re.findall(dot, svg)}
+    ring = re.search(r'<circle cx="([\d.]+)" cy="([\d.]+)"', group)
+    assert tuple(map(float, ring.groups())) == dots["a_b x1"]
+    band = re.search(r'<rect x="([\d.]+)".*? width="([\d.]+)"', group)
+    left, width = map(float, band.groups())
+    assert left == pytest.approx(dots["real x0"][0])
+    assert left + width == pytest.approx(dots["a_b x2"][0], abs=0.11)
+    # Above the curves, not upon them.
+    (row,) = re.findall(r'<rect [^>]*y="([\d.]+)"', group)
+    whiskers = re.findall(r'class="whisker[^>]*y2="([\d.]+)"', svg)
+    assert float(row) + 10 < min(map(float, whiskers))
+    assert "saturation" not in plots.ratio_curve(lines, [], START, "macro F1")
+
+
+def test_held_against_real_images_a_gain_stands_there_once() -> None:
+    gain = plots.Gain("up", [0.5, 0.6], (0.1, 0.05, 0.15), (0.1, 0.05, 0.15))
+    svg = plots.recall_by_class([gain], ["real", "g"], ["neutral", 1], "real")
+    assert re.findall(r">(to [^<]*)<", svg) == ["to real"]
+    assert svg.count("+10.0 (+5 to +15)") == 1
+
+
+def test_a_gain_without_spread_says_so() -> None:
+    gain = plots.Gain("always", [0.5, 0.6], (0.1, 0.1, 0.1), (0.0, 0.0, 0.0))
+    svg = plots.recall_by_class([gain], ["a", "b"], [0, 1])
+    assert "+10.0 (no spread)" in svg
+    assert ">0<" in svg
 
 
 def test_a_join_runs_from_the_least_to_the_most() -> None:
@@ -114,6 +158,20 @@ def test_the_table_says_closed_arms_by_leaving_them_empty() -> None:
     text = as_text(table, "accuracy")
     assert "+20.0" in text
     assert len({len(line) for line in text.splitlines()[:2]}) <= 2
+
+
+def test_replicates_that_are_alike_have_no_spread_in_the_table() -> None:
+    figure = {"mean": 0.9, "low": 0.9, "high": 0.9, "replicates": [0.9, 0.9]}
+    opened = {"real": {"accuracy": figure, "ratio": 0.0, "role": "baseline"},
+              "g only": {"accuracy": figure, "ratio": None, "role": "shown"}}  # fmt: skip
+    search = {"objective": "accuracy", "baseline": "real", "twins": {},
+              "arms": {name: {"mean": 0.9, "sd": 0.0} for name in opened}}  # fmt: skip
+    evaluate = {"arms": opened, "baseline": "real", "contrasts": []}
+    table = comparison({"real": 0, "g only": 40}, search, evaluate)
+    assert [row.mark for row in table] == ["baseline", "no real images"]
+    text = as_text(table, "accuracy")
+    assert text.count("no spread") == 2
+    assert "0.900 to 0.900" not in text
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,21 @@ def test_classes_that_gain_and_lose_are_told_where_replicates_are_enough() -> No
         assert bool(found["told"]) == bool(gained)
 
 
+def test_beside_another_baseline_the_difference_to_real_images_is_told() -> None:
+    figures = {"recall_gain": [], "recall_gain_to_real": [], "effect": {"estimate": 0.0},
+               "low": 0.0, "high": 0.1, "replicates": 5, "arm": "g x1"}  # fmt: skip
+    arms = {name: {"macro_f1": {"replicates": values}} for name, values in
+            (("g x1", [0.5, 0.7]), ("real", [0.4, 0.5]))}  # fmt: skip
+    told = {}
+    for against, baseline in (("t x2", "t x2"), ("g unfiltered x1", "t x2"), ("real", "real")):
+        evaluate = {"arms": arms, "objective": "macro_f1", "baseline": baseline,
+                    "contrasts": [{**figures, "against": against}]}  # fmt: skip
+        (found,) = forests(evaluate, [])
+        told[against] = found["to_real"]
+    assert told["t x2"].estimate == pytest.approx(0.15)
+    assert told["g unfiltered x1"] is told["real"] is None
+
+
 def test_images_added_are_those_of_generators_whatever_real_ones_are_left() -> None:
     trials = [replace(trained(name, (), 1), added=added)
               for name, added in (("real", 0), ("reduced", 0), ("g only", 40))]  # fmt: skip
@@ -294,7 +309,8 @@ def test_the_protocol_in_words_says_what_was_done() -> None:
         "Images of ddpm were filtered by",
         "50 optimizer steps", "label smoothing 0.1", "rotate 5", "2 seeds for each of 3",
         "by 4 studies of this storage", "adjusted for 2 comparisons (Holm 1979)",
-        "within ± 1 points", "nothing was called either, as here", "torch 2", "synthetic-training",
+        "within ± 1 point (two", "nothing was called either, as here", "torch 2",
+        "synthetic-training",
     ):  # fmt: skip
         assert said in text, said
     spec, search, evaluate = results(fits=1, contrasts=1)

@@ -309,8 +309,8 @@ def test_every_fit_is_measured_and_told_of(
                for name in ("fidelity.more", "fidelity.more.fit1")]  # fmt: skip
     assert figures[0]["n"] == figures[1]["n"]
     distances = sorted(held["frechet"] for held in figures)
-    cell = f'{np.mean(distances):.3g}<br><span class="faint">{distances[0]:.3g} to'
-    assert f"<td>120</td><td>{cell} {distances[1]:.3g}</span></td>" in page
+    cell = f'{np.mean(distances):.3g}<br><span class="faint">[{distances[0]:.3g},'
+    assert f"<td>120</td><td>{cell} {distances[1]:.3g}]</span></td>" in page
     funnel = page[page.index("<h2>From requested") : page.index("<h2>How like")]
     for fit in (0, 1):
         assert f"<tr><td>{fit}</td><td>120</td><td>120</td><td>100.0%</td>" in funnel
@@ -334,12 +334,12 @@ def test_fits_of_one_number_share_a_row_and_others_have_their_own() -> None:
     (scope,) = merge_scopes([[scope_of(60, 1.0)], [scope_of(60, 3.0)], [scope_of(50, 9.0)]])
     same, other = scope["rows"]
     assert (same["set"], same["n"]) == ("generated, kept, fits 0, 1", 60)
-    assert same["cells"][:2] == [("2", "1 to 3"), ("2", "1 to 3")]
+    assert same["cells"][:2] == [("2", "[1, 3]"), ("2", "[1, 3]")]
     assert (other["set"], other["n"]) == ("generated, kept, fit 2", 50)
     (close,) = merge_scopes([[scope_of(60, 1.0)], [scope_of(60, 1.0001)]])[0]["rows"]
     assert close["cells"][0] == ("1", "")
     # Of one fit the interval stands beside what has one.
-    assert other["cells"][:3] == [("9", ""), ("9", "-1 to 1"), ("0.50", "")]
+    assert other["cells"][:3] == [("9", ""), ("9", "[-1, 1]"), ("0.50", "")]
     assert other["cells"][-1] == ("", "")
 
 

@@ -22,11 +22,13 @@ from engine.core.store import Store
 from engine.execute import execute
 from engine.plan import named, plan
 from engine.profile import Profile
+from engine.report.plots import Saturation
 from engine.runtime.inline import InlineRuntime
 from engine.steps._image_tables import fidelity as fidelity_rows
 from engine.steps._image_tables import pools
-from engine.steps.report import replication, saturation_in_words
+from engine.steps.report import arm_notes, replication, saturated, saturation_in_words
 from engine.study import Study
+from tests.conftest import write_bars
 
 
 class Tags(HTMLParser):
@@ -80,6 +82,8 @@ def test_the_page_is_whole_and_needs_no_network(bars_study, store: Store, profil
         "What is not known", "Where this comes from",
     ]  # fmt: skip
     assert re.findall(r"<h2>([^<]*)", page) == order
+    assert "Weighted recall is the accuracy" in page
+    assert page.count("that <code>tune</code> tried") == 0
     # Whatever the verdict.
     assert "would be found in 80 of 100 such studies." in page
     assert "<th>detectable</th>" in page
@@ -141,6 +145,8 @@ def test_every_point_of_an_embedding_has_its_picture(bars_study, store, profile)
     page = page_of(bars_study(), store, profile)
     (url, side, columns), planes = sheet_of(page), page.count("<figcaption>PCA</figcaption>")
     assert planes == 1
+    # With UMAP, no panel stands alone in a second row.
+    assert ('class="planes three"' in page) == (find_spec("umap") is not None)
     whole = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
     points = re.findall(r'<circle class="(disc|ring) c\d"[^>]*><title>([^<]*)<', page)
     of_plane = points[: len(points) // (2 + (find_spec("umap") is not None))]
@@ -318,10 +324,65 @@ def test_every_figure_of_the_page_stands_in_a_table(bars_study, store, profile) 
     assert predictions == evaluate.keys(table="predictions")[0]
 
 
+def test_an_arm_of_generated_images_alone_is_shown_and_no_baseline(
+    bars_study, store, profile, tmp_path: Path
+) -> None:
+    write_bars(tmp_path / "both", {"across": 90, "down": 40}, 7000)
+    study = bars_study(
+        "both", request={"ratio": 1}, curate={"filters": [], "max_rounds": 1},
+        search={"ratios": [0.5], "seeds": 2, "arms": ["synthetic_only"]},
+        fidelity={"enabled": False}, tune={"tried": 12},
+    )  # fmt: skip
+    page = page_of(study, store, profile)
+    steps = plan(study)
+    manifests = execute(steps, store, InlineRuntime(), profile)
+    ingest, evaluate, search, report = (
+        manifests[named(steps, kind)[0].key] for kind in ("ingest", "evaluate", "search", "report")
+    )
+    real = ingest.metrics["counts"]["train"]
+    table = page[page.index("<h2>All arms") : page.index("<h2>Each comparison")]
+    (row,) = re.findall(r"<tr class=\"\"><td>more only</td>(.*?)</tr>", table, re.DOTALL)
+    figures = evaluate.metrics["arms"]["more only"]
+    # As many as there are real ones, and not as many again.
+    assert f"<td>{sum(real.values())}</td><td class=\"left faint\">no real images</td>" in row
+    assert f"<td>{figures['macro_f1']['mean']:.3f}</td>" in row
+    assert f"<td>{figures['accuracy']['mean']:.3f}</td>" in row  # classification accuracy score
+    assert figures["ratio"] is None
+    assert "its accuracy is the classification accuracy score" in table
+    assert "more only" in figures_section(page)
+    # No verdict is of it, and none against it.
+    assert "more only" not in page[: page.index("<h2>All arms")]
+    assert "more only" not in evaluate.metrics["verdict"]
+    assert search.metrics["baseline"] != "more only"
+    assert {one["arm"] for one in evaluate.metrics["contrasts"]} == {"more x0.5"}
+    assert "more_only" not in evaluate.metrics["saturation"]
+    curve = page[page.index("<h2>How many to add") : page.index("<h2>Each class")]
+    assert "more only" not in curve
+
+    def rows(name: str) -> dict[str, dict[str, str]]:
+        (key,) = report.keys(file=f"{name}.csv")
+        return {row["arm"]: row for row in csv.DictReader(io.StringIO(store.read(key).decode()))}
+
+    alone = rows("arms")["more only"]
+    assert (alone["images_added"], alone["role"]) == (str(sum(real.values())), "no real images")
+    assert rows("ratios")["more only"]["ratio"] == ""
+    assert rows("trials")["more only"]["training_images"] == str(sum(real.values()))
+    composed = f"toy, arm more only: {sum(real.values())} of more"
+    assert composed in page
+    # Beside the verdict, and not in the methods alone.
+    head = page[: page.index("<h2>All arms")]
+    assert "chosen on validation from 12 that <code>tune</code> tried" in head
+
+
+def figures_section(page: str) -> str:
+    return page[page.index("<h2>Every figure") : page.index("<h2>How many to add")]
+
+
 def test_seeds_are_told_of_each_generator_fit() -> None:
     assert replication({"generator_fits": 1, "seeds": [1, 2]}) == "the same 2 classifier seeds"
     of_fits = replication({"generator_fits": 3, "seeds": list(range(6))})
-    assert of_fits == "3 fits of each generator, the same 2 classifier seeds for each"
+    want = "3 fits of each generator and 2 classifier seeds for each fit (the same in all arms)"
+    assert of_fits == want
 
 
 def test_no_saturation_is_claimed_at_the_largest_ratio() -> None:
@@ -332,6 +393,19 @@ def test_no_saturation_is_claimed_at_the_largest_ratio() -> None:
         (none,) = saturation_in_words({"g": point}, arms, 0.01)
         assert "no saturation was seen up to x2" in none
         assert "more images" not in none
+        assert saturated({"g": point}, arms) == []
+    seen = {"g": {"ratio": 0.5, "low": 0.0, "high": 1.0}}
+    assert saturated(seen, arms) == [Saturation("g", 0.5, 0.0, 1.0)]
+    (nothing,) = saturation_in_words({"g": {"ratio": 0.0, "low": 0.0, "high": 0.5}}, arms, 0.01)
+    assert "g: no ratio adds more than 1 point to real images alone" in nothing
+
+
+def test_what_only_means_is_told_of_the_arm_that_is_called_so() -> None:
+    made = {"family": "g", "ratio": None, "role": "shown", "generators": ("g",), "twin_of": None}
+    assert any("classification accuracy score" in text for text in arm_notes([made]))
+    # The twin of an arm whose amount is no ratio is another thing.
+    (twin,) = arm_notes([{**made, "twin_of": "g to 200"}])
+    assert "unfiltered" in twin
 
 
 def images_of(store: Store, manifest: Manifest) -> list[str]:

@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+import pytest
+
+from engine.report import page
+
+
+def test_an_interval_of_replicates_that_are_alike_is_none() -> None:
+    assert page.interval(0.9, 0.95) == "0.900 to 0.950"
+    assert page.points_interval(-0.01, 0.02) == "-1.0 to +2.0"
+    for found in (page.interval(0.9, 0.9), page.points_interval(0.0, 1e-15)):
+        assert found == "no spread"
+
+
+@pytest.mark.parametrize(
+    ("p", "want"), [(0.0, "p < 0.001"), (0.0009, "p < 0.001"), (0.001, "p = 0.001"),
+                    (1.0, "p = 1.000")],
+)  # fmt: skip
+def test_a_small_p_is_not_nothing(p: float, want: str) -> None:
+    assert f"p {page.p_value(p, '= ')}" == want
+    assert page.p_value(0.04) == "0.040"
+
+
+def test_one_point_is_singular() -> None:
+    assert [page.in_points(share) for share in (0.01, 0.015, 0.02)] == [
+        "1 point", "1.5 points", "2 points"
+    ]  # fmt: skip
