@@ -196,9 +196,7 @@ def held(
     return [*found, _holding("driver", 1, 1.0, 0.0, rest)]
 
 
-def _holding(
-    what: str, workers: int, cpus: float, gpus: float, seconds: float
-) -> dict[str, Any]:
+def _holding(what: str, workers: int, cpus: float, gpus: float, seconds: float) -> dict[str, Any]:
     """CPUs and GPUs are of each worker."""
     return {"what": what, "workers": workers, "cpus": cpus, "gpus": gpus,
             "seconds": round(seconds, 3)}  # fmt: skip

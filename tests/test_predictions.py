@@ -117,8 +117,10 @@ def test_a_table_by_file_names_and_classes_is_judged_from_the_command_line(
                 "seed": [*held["seed"], *(seed + 2 for seed in held["seed"])],
                 "generator_fit": [
                     *[0] * len(held["arm"]),
-                    *(int(arm == "mine" and seed == 1)
-                      for arm, seed in zip(held["arm"], held["seed"], strict=True)),
+                    *(
+                        int(arm == "mine" and seed == 1)
+                        for arm, seed in zip(held["arm"], held["seed"], strict=True)
+                    ),
                 ],
             },
             "differ in their number of classifiers",

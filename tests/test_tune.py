@@ -250,11 +250,13 @@ def test_asha_trains_with_few_steps_first(written, store: Store, profile: Profil
         ({"request.balance_to": [9, 20]}, {"scheduler": "asha"}, "ASHA is never over arm, ratio"),
         ({"request.per_class": [9, 20]}, {"scheduler": "asha"}, "ASHA is never over arm, ratio"),
         (
-            {"request.ratio_by_class.down": [1, 2]}, {"scheduler": "asha"},
+            {"request.ratio_by_class.down": [1, 2]},
+            {"scheduler": "asha"},
             "ASHA is never over arm, ratio or seed",
         ),
         (
-            {"request.class_groups.rare": [["down"], ["across"]]}, {"scheduler": "asha"},
+            {"request.class_groups.rare": [["down"], ["across"]]},
+            {"scheduler": "asha"},
             "ASHA is never over arm, ratio or seed",
         ),
         ({RATE: [0.1, -1]}, {}, r"training\.learning_rate=-1: training\.learning_rate: must be"),

@@ -111,8 +111,12 @@ def read_header(head: bytes) -> dict[str, str]:
         burned = str(held.get("BurnedInAnnotation") or "").strip().upper()
     except Exception as error:
         raise Rejected("not_decodable", f"{type(error).__name__}: {error}"[:200]) from None
-    hashed = hashlib.sha256(f"patient {patient}".encode()).hexdigest()[:16] if patient else ""
-    return {"patient": hashed, "burned_in": burned}
+    return {"patient": patient_hash(patient) if patient else "", "burned_in": burned}
+
+
+def patient_hash(patient: str) -> str:
+    """What stands for a patient's id in tables."""
+    return hashlib.sha256(f"patient {patient}".encode()).hexdigest()[:16]
 
 
 def _pydicom() -> Any:

@@ -32,7 +32,10 @@ class _Wanted:
 
 @lru_cache(maxsize=6)
 def _found(wanted: _Wanted) -> Arrays:
-    return wanted.make()
+    array, ids = wanted.make()
+    # As those are that processes share.
+    array.flags.writeable = False
+    return array, ids
 
 
 def within_process(key: str, make: Make) -> Arrays:

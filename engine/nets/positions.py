@@ -67,6 +67,7 @@ def _is_fixed(module: Any, size: Size) -> bool:
     return (
         isinstance(getattr(module, "position_embeddings", None), Parameter)
         and hasattr(module, "interpolate_pos_encoding")
+        and hasattr(module, "patch_embeddings")
         and len(own) == 2
         and own != size
     )

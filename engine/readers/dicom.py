@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from engine.core import rows
 from engine.core.dataset import replace_column
-from engine.core.dicom import read_header
+from engine.core.dicom import patient_hash, read_header
 from engine.core.errors import DataError
 from engine.core.images import Rejected
 from engine.core.source import Source
@@ -62,8 +62,12 @@ class Dicom(Imagefolder):
         with ThreadPoolExecutor(_THREADS) as pool:
             headers = list(pool.map(header, records[rows.URI].to_pylist()))
         self.burned_in = Counter(held.get("burned_in", "") for held in headers)
-        if self.spec.group_separator or "group" in self.spec.layout:
+        if self.spec.group_separator:
             return records
+        if "group" in self.spec.layout:
+            # Folders of patients are often named by their ids.
+            folders = [patient_hash(name) for name in records[rows.GROUP_ID].to_pylist()]
+            return replace_column(records, rows.GROUP_ID, folders)
         # A file that cannot be read is of nobody else's group.
         groups = [
             held.get("patient") if held else image_id

@@ -116,9 +116,7 @@ class Imagefolder(Reader):
             splits.append(SPLIT_NAMES[parts[0].lower()] if with_splits else None)
             separator = self.spec.group_separator
             groups.append(
-                PurePosixPath(uri).stem.split(separator)[0]
-                if separator
-                else folder_of.get("group")
+                PurePosixPath(uri).stem.split(separator)[0] if separator else folder_of.get("group")
             )
         if not uris:
             raise DataError(

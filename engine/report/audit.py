@@ -195,9 +195,7 @@ def shown_images(look: Look) -> set[str]:
 
 def page(look: Look) -> str:
     """The page, self-contained."""
-    tiles = {
-        image_id: tile(decode_own(data), _TILE) for image_id, data in look.pictures.items()
-    }
+    tiles = {image_id: tile(decode_own(data), _TILE) for image_id, data in look.pictures.items()}
     sections = []
     for kind in KINDS:
         held = look.of(kind.name)

@@ -13,7 +13,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
-from engine.core.errors import EngineError, StudyError
+from engine.core.errors import EngineError, StorageError, StudyError
 from engine.core.fit import FitContext
 from engine.core.proposals import Halving, Proposals
 from engine.core.resources import FitResources, StageResources, TrialResources
@@ -217,11 +217,17 @@ def _remove_stale() -> None:
 
 
 def ray_error_text(error: BaseException) -> EngineError | None:
-    """The engine's own error inside an error of Ray, or None."""
+    """The engine's own error inside an error of Ray, or None. Where workers failed in several ways,
+    one that another attempt would come to again."""
     seen: set[int] = set()
     current: BaseException | None = error
     while current is not None and id(current) not in seen:
         seen.add(id(current))
+        # Ray Train keeps what its workers raised by their rank.
+        workers = getattr(current, "worker_failures", None) or {}
+        own = [found for one in workers.values() if (found := ray_error_text(one)) is not None]
+        if own:
+            return min(own, key=lambda found: isinstance(found, StorageError))
         # Ray makes errors of a class that is its own and ours, whose text is a traceback.
         if isinstance(current, EngineError) and not hasattr(current, "cause"):
             return current

@@ -8,7 +8,7 @@ from functools import partial
 
 import ray
 
-from engine.core.errors import EngineError, in_a_line
+from engine.core.errors import EngineError, StorageError, in_a_line
 from engine.core.fit import FitContext
 from engine.core.resources import FitResources, TrialResources
 from engine.core.share import Share
@@ -52,7 +52,10 @@ class Nested(RayRuntime):
             except Exception as error:
                 # The others go on: what they compute is there for the next attempt.
                 told = EngineError(f"{name} failed: {in_a_line(error)}")
-                failed = failed or ray_error_text(error) or told
+                own = ray_error_text(error) or told
+                # Storage that fails is no fault of a setting, whatever else fails beside it.
+                if failed is None or isinstance(own, StorageError):
+                    failed = own
             on_end(name)
         if failed is not None:
             raise failed from None

@@ -13,7 +13,7 @@ from typing import Any
 
 from ray import tune
 
-from engine.core.errors import EngineError, StorageError
+from engine.core.errors import EngineError, StorageError, in_a_line
 from engine.core.resources import TrialResources
 from engine.core.share import Share
 from engine.runtime.base import Runtime, Trial
@@ -60,6 +60,11 @@ def search(
         except EngineError as error:
             # Another attempt would come to the same: Tune is not told of a failure.
             return {_REFUSED: str(error)}
+        except Exception as error:
+            if alone:
+                raise
+            # Ray Train has tried again as often as it may.
+            return {_REFUSED: f"{config['name']} failed: {in_a_line(error)}"}
         return figures or {"done": 1.0}
 
     held = {"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})}
@@ -82,7 +87,7 @@ def search(
             if (own := ray_error_text(error)) is not None:
                 raise own from None
             name = (result.config or {}).get("name", "a trial")
-            raise EngineError(f"{name} failed: {' '.join(str(error).split())[-500:]}") from error
+            raise EngineError(f"{name} failed: {in_a_line(error)}") from error
     for result in results:
         if _REFUSED in (result.metrics or {}):
             raise EngineError(result.metrics[_REFUSED])

@@ -13,18 +13,20 @@ import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import ObjectStoreFullError, RayError
 
 from engine.core.share import Arrays, Make, within_process
 
-# Seconds after which a maker that has not been heard of counts as dead.
-_LEASE = 30.0
+# Seconds after which a maker that has not been heard of counts as dead; the first time sooner, for
+# one that died while it waited is given its turn all the same.
+_LEASE, _FIRST = 30.0, 5.0
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,9 @@ class ArrayHolder:
         self.held: OrderedDict[str, tuple[Any, int]] = OrderedDict()
         self.claims: dict[str, _Claim] = {}
         self.too_large: dict[str, int] = {}
+        # Keys that had to go, and those of them that were asked for again.
+        self.gone: set[str] = set()
+        self.made_again: set[str] = set()
 
     async def ask(self, key: str) -> Answer:
         """Waits while another process makes the arrays."""
@@ -70,7 +75,9 @@ class ArrayHolder:
             claim = self.claims.get(key)
             left = claim.ends - time.monotonic() if claim is not None else 0.0
             if claim is None or left <= 0:
-                made = _Claim(uuid.uuid4().hex, time.monotonic() + self.lease)
+                if key in self.gone:
+                    self.made_again.add(key)
+                made = _Claim(uuid.uuid4().hex, time.monotonic() + min(_FIRST, self.lease))
                 self.claims[key] = made
                 return Answer("make", claim=made.name)
             with suppress(TimeoutError):
@@ -100,14 +107,15 @@ class ArrayHolder:
                 await self.refuse(key, array.nbytes)
                 return Answer("own")
             while self.held and array.nbytes + self._size() > self.most:
-                self.held.popitem(last=False)
+                self.gone.add(self.held.popitem(last=False)[0])
             self.held[key] = self.put((array, ids)), array.nbytes
             self._end(key)
         return Answer("held", held=self.held[key][0])
 
-    async def refused(self) -> int:
-        """Bytes of the largest arrays that it had no room for, or 0."""
-        return max(self.too_large.values(), default=0)
+    async def lacked(self) -> tuple[int, int]:
+        """Bytes of the largest arrays that it had no room for, or 0; and how many had to go and
+        were made again."""
+        return max(self.too_large.values(), default=0), len(self.made_again)
 
     def _end(self, key: str) -> None:
         if (claim := self.claims.pop(key, None)) is not None:
@@ -132,7 +140,10 @@ class ObjectStoreShare:
 
     def _find(self, key: str, make: Make) -> Arrays:
         try:
-            answer: Answer = ray.get(self.holder.ask.remote(key))
+            # Of a task whose main thread waits for Ray, Ray lends the CPUs to others, and more
+            # would train at once than there is room for.
+            with ThreadPoolExecutor(1) as aside:
+                answer: Answer = aside.submit(ray.get, self.holder.ask.remote(key)).result()
             if answer.kind == "held":
                 return _read(answer)
         except RayError:
@@ -152,9 +163,11 @@ class ObjectStoreShare:
             # Of a mapped file, pickle would copy each byte through the heap.
             kept = ray.get(self.holder.keep.remote(key, np.asarray(array), ids))
             return _read(kept) if kept.kind == "held" else (array, ids)
-        except RayError:
+        except ObjectStoreFullError:
             self.holder.refuse.remote(key, array.nbytes)
-            return array, ids
+        except RayError:
+            self.holder.give_up.remote(key, answer.claim)
+        return array, ids
 
     @contextmanager
     def _alive(self, key: str, claim: str) -> Iterator[None]:
@@ -162,6 +175,7 @@ class ObjectStoreShare:
         ended = threading.Event()
 
         def tell() -> None:
+            self.holder.renew.remote(key, claim)
             while not ended.wait(self.lease / 6):
                 self.holder.renew.remote(key, claim)
 
@@ -191,12 +205,21 @@ def sharing(warn: Callable[[str], None], lease: float = _LEASE) -> Iterator[Obje
     holder = actor.remote(most, lease)
     try:
         yield ObjectStoreShare(holder, most, lease)
-        with suppress(RayError):
-            if size := ray.get(holder.refused.remote(), timeout=5):
+    finally:
+        # Of a search that fails too: this may be why.
+        with suppress(Exception):
+            size, again = ray.get(holder.lacked.remote(), timeout=5)
+            if size:
                 warn(
                     f"warning: {size / 2**30:.1f} GiB of decoded images are too many for Ray's"
                     f" object store ({there / 2**30:.1f} GiB), so that each trial's process held"
                     " its own; give Ray more object store memory, or let fewer trials run at once"
                 )
-    finally:
-        ray.kill(holder)
+            elif again:
+                warn(
+                    f"warning: Ray's object store ({there / 2**30:.1f} GiB) has no room for all"
+                    f" decoded images, so that {again} of the sets were decoded again; give Ray"
+                    " more object store memory"
+                )
+        with suppress(Exception):
+            ray.kill(holder)

@@ -18,6 +18,7 @@ import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy
 
+from engine.core.errors import EngineError
 from engine.core.resources import StageResources
 from engine.core.shards import Shard
 from engine.runtime.base import Worker
@@ -31,9 +32,16 @@ class _Actor:
 
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
-        self.worker.load()
+        self.failed: EngineError | None = None
+        try:
+            self.worker.load()
+        except EngineError as error:
+            # Of what is raised here Ray keeps the text alone, a traceback.
+            self.failed = error
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        if self.failed is not None:
+            raise self.failed
         shards = [Shard.from_json(text) for call in batch["item"] for text in json.loads(str(call))]
         # A block costs Ray 20 ms, so that quick shards are told together and slow ones at once.
         told, last = [], time.monotonic()
@@ -93,5 +101,6 @@ def stream(
     except Exception as error:
         # Ray wraps what an actor raised several times over; the person needs the one line inside.
         if (own := ray_error_text(error)) is not None:
-            raise own from None
+            # Ray Data adds lines about its own settings.
+            raise type(own)(str(own).partition("\n")[0]) from None
         raise

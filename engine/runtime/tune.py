@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from ray import cloudpickle
@@ -88,7 +89,8 @@ class _Errors(ray_tune.Callback):
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         own = None
         if (held := trial.pickled_error_file) is not None:
-            with open(held, "rb") as file:
+            # What cannot be read is of another library: no storage of ours.
+            with suppress(Exception), open(held, "rb") as file:
                 own = ray_error_text(cloudpickle.load(file))
         if isinstance(own, StorageError):
             self.ask.failed = self.ask.failed or own

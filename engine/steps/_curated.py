@@ -68,9 +68,7 @@ def shown_classes(tables: Mapping[str, pa.Table]) -> tuple[list[str], int]:
     for table in tables.values():
         dropped.update(dict.fromkeys(table[rows.LABEL_INTENDED].to_pylist(), 0))
         dropped.update(dict.fromkeys(table.filter(table[rows.KEPT])[rows.LABEL].to_pylist(), 0))
-        dropped.update(
-            table.filter(pc.invert(table[rows.KEPT]))[rows.LABEL_INTENDED].to_pylist()
-        )
+        dropped.update(table.filter(pc.invert(table[rows.KEPT]))[rows.LABEL_INTENDED].to_pylist())
     most = min(_MOST_CLASSES, max(1, _MOST_ROWS // max(1, len(tables))))
     # A sort keeps the order of equals: by name.
     worst = sorted(sorted(dropped), key=lambda label: -dropped[label])
@@ -94,9 +92,7 @@ def choose_tiles(table: pa.Table) -> tuple[Tiles, Tiles]:
     return kept, dropped
 
 
-def closest(
-    context: Context, generators: Sequence[str], side: int
-) -> list[dict[str, Any]]:
+def closest(context: Context, generators: Sequence[str], side: int) -> list[dict[str, Any]]:
     """Of each generator whose images were held against train one by one: those that came closest,
     each beside the training image."""
     found = []

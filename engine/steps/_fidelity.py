@@ -183,9 +183,7 @@ def near_of(scopes: Iterable[Mapping[str, Any]]) -> list[float] | None:
     return None
 
 
-def closest_of_fits(
-    context: Context, generators: Sequence[str], side: int
-) -> list[dict[str, Any]]:
+def closest_of_fits(context: Context, generators: Sequence[str], side: int) -> list[dict[str, Any]]:
     """Of each generator, the pairs of all fits that came closest to a training image."""
     found = []
     for name in generators:

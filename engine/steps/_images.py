@@ -122,7 +122,8 @@ def scatter(context: Context, spec: Any, classes: Sequence[str]) -> list[dict[st
         told = [f"{names[row]}, {'synthetic' if synthetic[row] else 'real'}" for row in chosen]
         planes = [
             {
-                "method": method, "points": points.tolist(),
+                "method": method,
+                "points": points.tolist(),
                 "svg": plots.scatter(
                     [tuple(point) for point in points.tolist()], numbers, made_of, told
                 ),

@@ -171,8 +171,10 @@ def _amounts(study: Mapping[str, Any], arms: Sequence[Mapping[str, Any]]) -> str
             by_class = study["request"]["ratio_by_class"]
             groups = study["request"].get("class_groups", {})
             told = listed(
-                [f"{ratio:g} ({listed(groups.get(label, [label]))})"
-                 for label, ratio in by_class.items()]
+                [
+                    f"{ratio:g} ({listed(groups.get(label, [label]))})"
+                    for label, ratio in by_class.items()
+                ]
             )
             found.append(f"at a ratio of each class's own, {told}")
         elif name.startswith("+"):

@@ -190,9 +190,7 @@ def named(one: Trained) -> dict[str, Any]:
             rows.SEED: one.trial.number}  # fmt: skip
 
 
-def ratios(
-    trials: Sequence[Mapping[str, Any]], objective: str, generator_fits: int
-) -> Entries:
+def ratios(trials: Sequence[Mapping[str, Any]], objective: str, generator_fits: int) -> Entries:
     """A row for each arm: the objective on val, as the curve shows it against the ratio. trials:
     rows of search's table."""
     values: dict[str, list[float]] = {}

@@ -268,7 +268,8 @@ def replicates_in_words(contrast: Mapping[str, Any]) -> str:
         return f"{seeds} classifier seeds, conditional on one generator"
     if contrast["drawn"]:
         return (
-            f"{fits} draws of images" + (f" of {seeds} classifier seeds each" if seeds > 1 else "")
+            f"{fits} draws of images"
+            + (f" of {seeds} classifier seeds each" if seeds > 1 else "")
             + ", conditional on one generator, which the study did not train"
         )
     return f"{fits} generator fits" + (f" of {seeds} classifier seeds each" if seeds > 1 else "")

@@ -165,8 +165,11 @@ class Evaluate(StepKind):
         ]
         results = {name: figures_of(predictions, name) for name in arms}
         contrasts = compare(
-            predictions, declared(search, arms, untrained(context.step.inputs["search"])),
-            spec.objective, spec.settings, spec.seed,
+            predictions,
+            declared(search, arms, untrained(context.step.inputs["search"])),
+            spec.objective,
+            spec.settings,
+            spec.seed,
         )
         for contrast in contrasts:
             contrast["ratio"] = arms[contrast["arm"]].ratio

@@ -17,7 +17,7 @@ from engine.core.images import Preprocess
 from engine.core.manifest import Manifest, read_manifest
 from engine.core.spec import Spec
 from engine.core.step import Step
-from engine.metrics.significance import paired_t
+from engine.metrics.significance import LEAST_REPLICATES, paired_t
 from engine.report import plots
 from engine.report.download import beside, data_url
 from engine.report.page import in_points, render
@@ -115,6 +115,7 @@ class Report(StepKind):
             saturations=saturation_in_words(
                 evaluate["saturation"], search_spec["arms"],
                 context.inputs["evaluate"].spec["settings"]["margin"],
+                replicate_count(search_spec),
             ),
             tried=spec.study.get("tune", {}).get("tried", 0),
             study_margin=context.inputs["evaluate"].spec["settings"]["margin"],
@@ -122,7 +123,9 @@ class Report(StepKind):
             figures=figures_table(evaluate), tables=links(tables, PREDICTIONS),
             curve=ratio_curve(
                 trials, search, search_spec["generator_fits"], colours,
-                saturated(evaluate["saturation"], search_spec["arms"]),
+                saturated(
+                    evaluate["saturation"], search_spec["arms"], replicate_count(search_spec)
+                ),
             ),
             recalls=recall_plots(evaluate, classes, colours), forests=forests(evaluate, classes),
             main=legend_of(evaluate, colours), reliability=reliability(evaluate, colours),
@@ -245,15 +248,21 @@ def unit_of(search_spec: Mapping[str, Any]) -> str:
 
 def counted(search_spec: Mapping[str, Any]) -> str:
     """How many replicates there are, and what they are."""
-    fits = search_spec["generator_fits"]
-    return f"{fits if fits > 1 else len(search_spec['seeds'])} {unit_of(search_spec)}"
+    return f"{replicate_count(search_spec)} {unit_of(search_spec)}"
+
+
+def replicate_count(search_spec: Mapping[str, Any]) -> int:
+    fits = int(search_spec["generator_fits"])
+    return fits if fits > 1 else len(search_spec["seeds"])
 
 
 def saturated(
-    points: Mapping[str, Mapping[str, float]], arms: Sequence[Mapping[str, Any]]
+    points: Mapping[str, Mapping[str, float]], arms: Sequence[Mapping[str, Any]], replicates: int
 ) -> list[plots.Saturation]:
     """Of each family, the ratio from which on more images add nothing; where that is, or may be,
-    the largest that was tried, none was seen."""
+    the largest that was tried, none was seen. Too few replicates say nothing of it."""
+    if replicates < LEAST_REPLICATES:
+        return []
     return [
         plots.Saturation(family, point["ratio"], point["low"], point["high"])
         for family, point in points.items()
@@ -268,10 +277,16 @@ def largest_ratio(family: str, arms: Sequence[Mapping[str, Any]]) -> float:
 
 
 def saturation_in_words(
-    points: Mapping[str, Mapping[str, float]], arms: Sequence[Mapping[str, Any]], margin: float
-) -> list[str]:
+    points: Mapping[str, Mapping[str, float]], arms: Sequence[Mapping[str, Any]], margin: float,
+    replicates: int,
+) -> list[str]:  # fmt: skip
     """For each family, where it is saturated, or that it was not seen to be."""
-    seen = {one.name for one in saturated(points, arms)}
+    if points and replicates < LEAST_REPLICATES:
+        return [
+            f"Where more images add nothing is not told: {replicates} replicates say nothing of it,"
+            f" {LEAST_REPLICATES} are the least."
+        ]
+    seen = {one.name for one in saturated(points, arms, replicates)}
     within = in_points(margin)
     found = []
     for family, point in points.items():

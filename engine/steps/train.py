@@ -127,7 +127,7 @@ class TrainClassifier:
 
 
 class Train(StepKind):
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     Spec: ClassVar[type[Spec]] = TrainSpec
     summary: ClassVar[str] = "train a classifier"
 
@@ -216,14 +216,15 @@ def fed(
         made_of = digest(["pixels", store.url, keys, shape])
         return share(made_of, lambda: read_pixels(store, keys, shape))
     made_of = digest(
-        ["features", store.url, keys, classifier.spec, classifier.preprocess, device]
-    )
+        [
+            "features", store.url, keys, classifier.spec, classifier.preprocess, device,
+            dict(classifier.outside()),
+        ]
+    )  # fmt: skip
     return share(made_of, lambda: features(store, keys, classifier, device))
 
 
-def features(
-    store: Store, keys: tuple[str, ...], classifier: Classifier, device: str
-) -> Arrays:
+def features(store: Store, keys: tuple[str, ...], classifier: Classifier, device: str) -> Arrays:
     """Features and ids of all images of these parts; one part's pixels are in memory at a time."""
     ids: list[str] = []
     whole = np.empty((0, 0), np.float32)

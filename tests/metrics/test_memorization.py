@@ -68,8 +68,9 @@ def test_the_nearest_other_one_is_never_the_image_itself() -> None:
 def test_the_share_nearer_than_a_limit_has_wilson_s_interval() -> None:
     share, low, high = share_nearer(np.repeat([0.1, 0.3], [4, 96]), 0.2)
     z = 1.959963984540054
-    middle, spread = (share + z**2 / 200) / (1 + z**2 / 100), (
-        z * np.sqrt(share * (1 - share) / 100 + z**2 / 40000) / (1 + z**2 / 100)
+    middle, spread = (
+        (share + z**2 / 200) / (1 + z**2 / 100),
+        (z * np.sqrt(share * (1 - share) / 100 + z**2 / 40000) / (1 + z**2 / 100)),
     )
     assert share == 0.04
     assert (low, high) == pytest.approx((middle - spread, middle + spread))

@@ -50,6 +50,22 @@ def test_no_patient_is_in_two_splits_and_burned_in_text_is_warned_of(
                for w in manifest.metrics["warnings"])  # fmt: skip
 
 
+def test_no_id_of_a_patient_comes_out_of_a_folder_s_name(tmp_path: Path) -> None:
+    for patient in ("kim", "lee"):
+        for label in ("ill", "well"):
+            (tmp_path / patient / label).mkdir(parents=True)
+            (tmp_path / patient / label / "one").write_bytes(dicom(RAMP, PatientID=patient))
+    spec = DicomSpec(root=str(tmp_path), layout=["group", "class"])
+    by_folder = Dicom(spec).records()
+    groups = by_folder[rows.GROUP_ID].to_pylist()
+    assert len(set(groups)) == 2
+    assert not {"kim", "lee"} & set(groups)
+    # The hash is that of the id in the file.
+    for patient in ("kim", "lee"):
+        held = Dicom(DicomSpec(root=str(tmp_path / patient))).records()[rows.GROUP_ID].to_pylist()
+        assert set(held) <= set(groups)
+
+
 def test_a_series_without_patients_needs_another_group(
     tmp_path: Path, toy_study: Callable[..., Study], run_until: Callable[[Study, str], Manifest]
 ) -> None:

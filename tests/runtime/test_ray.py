@@ -17,7 +17,7 @@ import pyarrow as pa
 import pytest
 
 from engine.core import rows
-from engine.core.errors import DataError, EngineError
+from engine.core.errors import DataError, EngineError, StorageError, StudyError
 from engine.core.fit import FitContext, read_result
 from engine.core.images import Preprocess
 from engine.core.registry import resolve
@@ -30,7 +30,7 @@ from engine.generators.dcgan import DcganSpec
 from engine.generators.ddpm import DdpmSpec
 from engine.generators.diffusion import DiffusionSpec
 from engine.generators.pggan import PgganSpec
-from engine.runtime.cluster import RayRuntime
+from engine.runtime.cluster import RayRuntime, ray_error_text
 from tests.pipelines import save_pipeline
 
 ROOT = Path(__file__).parents[2]
@@ -181,15 +181,51 @@ def test_a_trial_that_is_refused_says_why_and_is_not_tried_again(
     assert len(store.listing("tried")) == 1
 
 
-class Refuse:
-    """A stage that meets data which no run can use."""
+@dataclass(frozen=True)
+class FailIn:
+    """A fit whose workers fail, one by storage and the other otherwise."""
 
+    errors: tuple[EngineError, ...]
+
+    def __call__(self, context: FitContext) -> None:
+        raise self.errors[context.rank]
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("kind", [StudyError, StorageError])
+def test_an_error_of_ours_comes_back_from_a_worker_as_itself(
+    runtime: RayRuntime, tmp_path: Path, kind: type[EngineError]
+) -> None:
+    context = FitContext(Store(str(tmp_path)), "work/fails", "weights", "one", "inputs")
+    fails = FailIn((kind("one line that says what to change"),))
+    with pytest.raises(kind, match=r"^one line that says what to change$"):
+        runtime.fit(fails, context, FitResources(cpus=0.5, max_failures=0))
+
+
+def test_of_workers_that_fail_one_is_told_of_that_would_fail_again() -> None:
+    class Failed(Exception):
+        """As Ray Train tells of its workers."""
+
+        worker_failures: ClassVar[dict[int, Exception]] = {
+            0: StorageError("gone"), 1: RuntimeError("elsewhere"), 2: DataError("no image"),
+        }  # fmt: skip
+
+    assert str(ray_error_text(Failed())) == "no image"
+    assert ray_error_text(RuntimeError("elsewhere")) is None
+
+
+@dataclass
+class Refuse:
+    """A stage that meets data which no run can use, or cannot even be loaded."""
+
+    in_load: bool
     reads: ClassVar[tuple[str, ...]] = (rows.IMAGE_ID,)
     writes: ClassVar[tuple[str, ...]] = ()
     device: ClassVar[Device] = "cpu"
 
     def load(self, place: Place) -> None:
-        return
+        if self.in_load:
+            raise DataError("one line that says what to change")
 
     def __call__(self, batch: Batch) -> Batch:
         raise DataError("one line that says what to change")
@@ -200,13 +236,14 @@ def rows_of(store: Store, task: Mapping[str, Any]) -> pa.Table:
 
 
 @pytest.mark.ray
+@pytest.mark.parametrize("in_load", [False, True])
 def test_an_error_of_ours_comes_back_from_an_actor_as_itself(
-    runtime: RayRuntime, tmp_path: Path
+    runtime: RayRuntime, tmp_path: Path, in_load: bool
 ) -> None:
     shards = ShardSet(Store(str(tmp_path)), "set")
     schema = pa.schema([(rows.IMAGE_ID, pa.string())])
-    worker = ShardWorker(shards, rows_of, [Refuse()], schema, Place("cpu", 1, 2))
-    with pytest.raises(DataError, match="one line that says what to change"):
+    worker = ShardWorker(shards, rows_of, [Refuse(in_load)], schema, Place("cpu", 1, 2))
+    with pytest.raises(DataError, match=r"^one line that says what to change$"):
         list(runtime.stream(worker, [Shard("s", 2, {}, {})], StageResources(cpus=0.5)))
     assert shards.committed() == {}
 

@@ -93,14 +93,16 @@ def test_what_there_is_no_room_for_goes_or_is_everyone_s_own() -> None:
         await held.ask("a")
         await held.keep("c", FOUR, [])
         assert list(held.held) == ["a", "c"]
-        assert await held.refused() == 0
+        assert await held.lacked() == (0, 0)
         assert (await held.ask("large")).kind == "make"
         waiting = asyncio.create_task(held.ask("large"))
         await asyncio.sleep(0.01)
         assert (await held.keep("large", np.zeros(9, np.uint8), [])).kind == "own"
         assert (await waiting).kind == "own"
-        assert await held.refused() == 9
+        assert await held.lacked() == (9, 0)
         assert list(held.held) == ["a", "c"]
+        assert (await held.ask("b")).kind == "make"
+        assert await held.lacked() == (9, 1)
 
     asyncio.run(run())
 
@@ -121,8 +123,11 @@ class Decoding:
     name: str
     fails: bool = False
     dies: bool = False
+    # For another process to ask as well, so that both are there.
+    waits: bool = False
 
     def __call__(self, context: FitContext) -> None:
+        self.store.put(f"begun/{os.getpid()}", b"")
         array, ids = context.share("key", self.make)
         assert ids == ["a", "b"]
         assert array[-1, -1] == 2_999_999
@@ -136,7 +141,9 @@ class Decoding:
             os._exit(1)
         if first and self.fails:
             raise DataError(f"{self.name}: torn")
-        time.sleep(1.0)  # until the other has asked
+        ends = time.monotonic() + 60
+        while self.waits and len(self.store.listing("begun")) < 2 and time.monotonic() < ends:
+            time.sleep(0.05)
         self.store.put(f"made/{uuid.uuid4().hex}", b"")
         return np.arange(3_000_000, dtype=np.int64).reshape(-1, 3), ["a", "b"]
 
@@ -147,10 +154,12 @@ class Fits:
 
     store: Store
     fails: bool = False
+    waits: bool = False
 
     def __call__(self, name: str, runtime: Runtime) -> dict[str, float]:
         context = FitContext(self.store, f"work/{name}", "weights", name, "inputs")
-        runtime.fit(Decoding(self.store, name, self.fails), context, FitResources())
+        fit = Decoding(self.store, name, self.fails, waits=self.waits)
+        runtime.fit(fit, context, FitResources())
         return {}
 
 
@@ -166,7 +175,7 @@ def test_two_processes_of_a_search_have_an_array_made_once(
 ) -> None:
     store = Store(str(tmp_path))
     names = ["one", "two", "three", "four"]
-    started.search(Fits(store), names, TrialResources(cpus=1), print)
+    started.search(Fits(store, waits=True), names, TrialResources(cpus=1), print)
     assert len(store.listing("made")) == 1
     processes, writeable = zip(*seen(store), strict=True)
     assert len(processes) == 4

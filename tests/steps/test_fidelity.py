@@ -286,7 +286,7 @@ def test_vectors_of_another_space_are_held_against_real_ones_of_that_space(
     assert '<td>120<br><span class="faint">100 sampled</span></td>' in page
     told = f"against {whole['val']} of val (100 sampled), themselves {whole['val_nearest']:.3f}"
     assert told in page
-    share, low, high = (f"{100 * value:.1f}%" for value in kept["near"])
+    share, low, high = (f"{100 * value:.1f}" for value in kept["near"])
     assert f'<td>{share}<br><span class="faint">{low} to {high}</span></td>' in page
 
 

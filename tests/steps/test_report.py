@@ -344,7 +344,7 @@ def test_an_arm_of_generated_images_alone_is_shown_and_no_baseline(
     (row,) = re.findall(r"<tr class=\"\"><td>more only</td>(.*?)</tr>", table, re.DOTALL)
     figures = evaluate.metrics["arms"]["more only"]
     # As many as there are real ones, and not as many again.
-    assert f"<td>{sum(real.values())}</td><td class=\"left faint\">no real images</td>" in row
+    assert f'<td>{sum(real.values())}</td><td class="left faint">no real images</td>' in row
     assert f"<td>{figures['macro_f1']['mean']:.3f}</td>" in row
     assert f"<td>{figures['accuracy']['mean']:.3f}</td>" in row  # classification accuracy score
     assert figures["ratio"] is None
@@ -387,16 +387,19 @@ def test_seeds_are_told_of_each_generator_fit() -> None:
 
 def test_no_saturation_is_claimed_at_the_largest_ratio() -> None:
     arms = [{"family": "g", "ratio": ratio, "role": "compared"} for ratio in (0.5, 1.0, 2.0, None)]
-    (seen,) = saturation_in_words({"g": {"ratio": 0.5, "low": 0.0, "high": 1.0}}, arms, 0.01)
+    (seen,) = saturation_in_words({"g": {"ratio": 0.5, "low": 0.0, "high": 1.0}}, arms, 0.01, 5)
     assert "from a ratio of 0.5 on (95% interval over replicates: 0 to 1), more images" in seen
     for point in ({"ratio": 2.0, "low": 1.0, "high": 2.0}, {"ratio": 1.0, "low": 0.5, "high": 2.0}):
-        (none,) = saturation_in_words({"g": point}, arms, 0.01)
+        (none,) = saturation_in_words({"g": point}, arms, 0.01, 5)
         assert "no saturation was seen up to x2" in none
         assert "more images" not in none
-        assert saturated({"g": point}, arms) == []
+        assert saturated({"g": point}, arms, 5) == []
     seen = {"g": {"ratio": 0.5, "low": 0.0, "high": 1.0}}
-    assert saturated(seen, arms) == [Saturation("g", 0.5, 0.0, 1.0)]
-    (nothing,) = saturation_in_words({"g": {"ratio": 0.0, "low": 0.0, "high": 0.5}}, arms, 0.01)
+    assert saturated(seen, arms, 5) == [Saturation("g", 0.5, 0.0, 1.0)]
+    assert saturated(seen, arms, 4) == []
+    (few,) = saturation_in_words(seen, arms, 0.01, 4)
+    assert "4 replicates say nothing" in few
+    (nothing,) = saturation_in_words({"g": {"ratio": 0.0, "low": 0.0, "high": 0.5}}, arms, 0.01, 5)
     assert "g: no ratio adds more than 1 point to real images alone" in nothing
 
 

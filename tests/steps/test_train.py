@@ -33,7 +33,7 @@ from engine.runtime.inline import InlineRuntime
 from engine.steps.evaluate import Classify
 from engine.steps.measure import MeasurePixels, write_parts
 from engine.steps.search import trial_steps
-from engine.steps.train import changed_weights, features, fed
+from engine.steps.train import changed_weights, fed
 from engine.study import Study
 
 Run = Callable[[Study, str], Manifest]
@@ -188,7 +188,6 @@ def save_embedder(folder: Path, seed: int) -> None:
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
     weights_digest.cache_clear()
     _vectors.cache_clear()
-    features.cache_clear()
 
 
 def test_a_probe_is_not_used_with_other_weights_than_it_was_trained_on(
