@@ -287,7 +287,7 @@ def test_vectors_of_another_space_are_held_against_real_ones_of_that_space(
     told = f"against {whole['val']} of val (100 sampled), themselves {whole['val_nearest']:.3f}"
     assert told in page
     share, low, high = (f"{100 * value:.1f}" for value in kept["near"])
-    assert f'<td>{share}<br><span class="faint">{low} to {high}</span></td>' in page
+    assert f'<td>{share}<br><span class="faint">[{low}, {high}]</span></td>' in page
 
 
 def test_every_fit_is_measured_and_told_of(
