@@ -253,6 +253,12 @@ def with_mean(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {**entry, **spread}
 
 
+def _range(values: Sequence[float], digits: str, unit: str = "") -> str:
+    """The least and the most, or one figure where both are written alike."""
+    low, high = (f"{value:{digits}}{unit}" for value in (min(values), max(values)))
+    return low if low == high else f"{low} to {high}"
+
+
 def image_warnings(
     probed: Mapping[str, Mapping[str, Any]],
     curated: Mapping[str, Sequence[Mapping[str, Any]]],
@@ -279,19 +285,16 @@ def image_warnings(
             areas = [area for held in told_apart.values() for area in held]
             found.append(
                 f"images of {_called(name, list(told_apart), len(fits))} are easily told from real"
-                f" ones (area under the ROC curve {min(areas):.2f} to {max(areas):.2f} by class),"
+                f" ones (area under the ROC curve {_range(areas, '.2f')} by class),"
                 " so that a classifier may learn what is synthetic in place of the class"
             )
         if seen_right:
             shares = [100 * kept for kept, _ in seen_right.values()]
-            share = f"{min(shares):.0f}%"
-            if f"{max(shares):.0f}%" != share:
-                share = f"{min(shares):.0f}% to {max(shares):.0f}%"
             real = next(iter(seen_right.values()))[1]
             found.append(
                 f"images of {_called(name, list(seen_right), len(fits))} often show another class"
-                f" than was asked for: the labeler sees the right one in {share} of those kept, in"
-                f" {100 * real:.0f}% of real ones"
+                " than was asked for: the labeler sees the right one in"
+                f" {_range(shares, '.0f', '%')} of those kept, in {100 * real:.0f}% of real ones"
             )
         for fit, metrics in enumerate(fits):
             called = _called(name, [fit], len(fits))

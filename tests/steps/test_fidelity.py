@@ -361,6 +361,8 @@ def test_what_is_wrong_with_a_later_fit_is_told_with_its_number() -> None:
     assert "images of more are easily told" in apart
     assert "0.96 to 0.97" in apart
     assert "in 50% to 60% of those kept" in other
+    probed["more"]["entries"][0]["areas"] = {0: 0.997, 1: 1.0}
+    assert "curve 1.00 by class" in image_warnings(probed, {"more": [{}, {}]}, Asked())[0]
     (alone,) = image_warnings({}, {"more": [copied]}, Asked())
     assert alone.startswith("more: 3 of 60")
 
