@@ -295,10 +295,28 @@ def read(study: Path, profile: Path | None, sets: Sequence[str]) -> tuple[Study,
         setting.removeprefix("profile.") for setting in sets if setting.startswith("profile.")
     ]
     for_study = [setting for setting in sets if not setting.startswith("profile.")]
+    found = load_study(study, for_study)
     if profile is not None:
-        return load_study(study, for_study), load_profile(profile, for_profile)
-    values = apply_sets(Profile().model_dump(), for_profile)
-    return load_study(study, for_study), validate(Profile, values, "profile")
+        where = load_profile(profile, for_profile)
+    else:
+        values = apply_sets(Profile().model_dump(), for_profile)
+        where = validate(Profile, values, "profile")
+    check_batches(found, where)
+    return found, where
+
+
+def check_batches(study: Study, profile: Profile) -> None:
+    """Refuse batches that the profile's workers could not share, before hours of other work lead
+    up to them. Raises `StudyError`."""
+    if study.classifier is None or profile.runtime == "inline":
+        return
+    training, workers = study.training, profile.trial.workers
+    parts = workers * training.gradient_accumulation_steps
+    if training.batch_size % parts:
+        raise StudyError(
+            f"profile: trial.workers: {workers} workers cannot share training.batch_size"
+            f" {training.batch_size}; make it a multiple of {parts}"
+        )
 
 
 def make_runtime(profile: Profile) -> Runtime:

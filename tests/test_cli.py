@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from engine.cli import run_export, run_study
+from engine.cli import check_batches, run_export, run_study
+from engine.core.errors import StudyError
+from engine.profile import Profile
 
 ROOT = Path(__file__).parents[1]
 
@@ -136,3 +138,11 @@ def test_an_export_says_what_it_wrote_and_errors_are_one_line(command, tmp_path,
     assert written == 16 + 6
     assert run_export([*asked, "t"]) == 2
     assert "holds files already" in capsys.readouterr().err
+
+
+def test_batches_that_workers_cannot_share_are_refused_at_once(bars_study) -> None:
+    study = bars_study(training={"steps": 4, "batch_size": 12, "gradient_accumulation_steps": 2})
+    check_batches(study, Profile(trial={"workers": 3}))
+    with pytest.raises(StudyError, match=r"^profile: trial\.workers: 4 workers .* multiple of 8$"):
+        check_batches(study, Profile(trial={"workers": 4}))
+    check_batches(study, Profile(trial={"workers": 4}, runtime="inline"))

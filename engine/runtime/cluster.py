@@ -50,6 +50,7 @@ class RayRuntime:
         self, train: Callable[[FitContext], None], context: FitContext, resources: FitResources
     ) -> None:
         self._connect()
+        self._refuse_too_large(resources, "fit")
         from engine.runtime.fit import fit
 
         # Ray Train insists on a folder of its own; nothing of ours lies there.
@@ -94,12 +95,14 @@ class RayRuntime:
         ):
             tune(run, proposals, halving, resources, leaf, on_end, folder, share)
 
-    def _refuse_too_large(self, resources: TrialResources) -> None:
+    def _refuse_too_large(
+        self, resources: TrialResources | FitResources, what: str = "trial"
+    ) -> None:
         """Raises `StudyError`. A private Ray grows no further, while a cluster may."""
         if self.address == "local":
             import ray
 
-            refuse_too_large(resources, ray.cluster_resources())
+            refuse_too_large(resources, ray.cluster_resources(), what)
 
     def _connect(self) -> None:
         if self._connected:
@@ -177,9 +180,11 @@ class RayRuntime:
             os.environ.pop("RAY_TMPDIR", None)
 
 
-def refuse_too_large(resources: TrialResources, there: Mapping[str, float]) -> None:
-    """Refuse trials that a Ray with so many CPUs and GPUs could never place: they would wait for
-    ever. Raises `StudyError`."""
+def refuse_too_large(
+    resources: TrialResources | FitResources, there: Mapping[str, float], what: str = "trial"
+) -> None:
+    """Refuse trials or fits that a Ray with so many CPUs and GPUs could never place: they would
+    wait for ever. Raises `StudyError`."""
     workers = resources.workers
     for field, name, each, remedy in (
         ("cpus", "CPU", resources.cpus, "ask for fewer, or raise num_cpus"),
@@ -188,7 +193,7 @@ def refuse_too_large(resources: TrialResources, there: Mapping[str, float]) -> N
         if workers * each > (held := there.get(name, 0.0)):
             asked = f"{each:g}" if workers == 1 else f"{each:g} by each of {workers} workers"
             raise StudyError(
-                f"profile: trial.{field}: {asked} asked, this Ray has {held:g}; {remedy}"
+                f"profile: {what}.{field}: {asked} asked, this Ray has {held:g}; {remedy}"
             )
 
 

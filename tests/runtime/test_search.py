@@ -16,7 +16,7 @@ from engine.core.arrays import matrix_of
 from engine.core.errors import DataError, EngineError, StorageError, StudyError
 from engine.core.manifest import Manifest, read_manifest
 from engine.core.proposals import Halving, Proposals, Rung, Settings
-from engine.core.resources import TrialResources
+from engine.core.resources import FitResources, TrialResources
 from engine.core.store import Store
 from engine.execute import execute
 from engine.plan import plan, until
@@ -93,6 +93,8 @@ def test_trials_that_nothing_could_hold_are_refused(asked: dict[str, float], why
     refuse_too_large(TrialResources(cpus=2, workers=2), {"CPU": 4.0})
     with pytest.raises(StudyError, match=why):
         refuse_too_large(TrialResources(**asked), {"CPU": 4.0})
+    with pytest.raises(StudyError, match=why.replace("trial", "fit")):
+        refuse_too_large(FitResources(**asked), {"CPU": 4.0}, "fit")
 
 
 @pytest.mark.ray
