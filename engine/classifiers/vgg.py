@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -11,7 +12,7 @@ from pydantic import Field
 
 from engine.classifiers import Classifier, ClassifierSpec, at_size, checkpoint_in_words
 from engine.classifiers._tuning import Trained, freeze, trained_in_words
-from engine.core.errors import StudyError
+from engine.core.errors import StudyError, in_a_line
 from engine.nets.images import IMAGENET_MEAN, IMAGENET_STD, normalised
 from engine.nets.pipelines import local_weights
 
@@ -23,17 +24,22 @@ if TYPE_CHECKING:
     from engine.nets.vgg import VGG
 
 _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # Five halvings.
 _LEAST_SIDE = 32
 
 
 class VggSpec(ClassifierSpec):
+    later_fields: ClassVar[tuple[str, ...]] = ("revision",)
+
     name: Literal["vgg"] = "vgg"
     depth: Literal[11, 13, 16, 19] = 19
     batch_norm: bool = False
-    # A safetensors file, or a folder that holds it, under torchvision's or timm's names; None: from
-    # scratch.
+    # A safetensors file, a folder that holds it, or a hub id, of which model.safetensors is meant,
+    # under torchvision's or timm's names; None: from scratch.
     weights: str | None = None
+    # Commit or tag of a hub id.
+    revision: str | None = None
     # Of the five blocks of convolutions and the two hidden linear layers, a number trains the last.
     trained: Trained = "all"
     # Side in pixels; None: the study's own, 32 at least.
@@ -58,7 +64,9 @@ class Vgg(Classifier):
 
     def check(self, training: Training) -> None:
         if self.spec.weights is not None:
-            _file_of(self.spec.weights)
+            # What lies on the hub is downloaded by who trains, not to look at a plan.
+            if not _on_hub(self.spec.weights):
+                _file_of(self.spec.weights, None)
         elif self.spec.trained != "all":
             raise StudyError(
                 f"classifier.trained: {self.spec.trained} would leave random weights as they are;"
@@ -74,7 +82,7 @@ class Vgg(Classifier):
         self.side = self.spec.input_size or max(self.preprocess.size, _LEAST_SIDE)
         network = initialise(self._empty(self._settings()).to_empty(device="cpu"))
         if self.spec.weights is not None:
-            path = _file_of(self.spec.weights)
+            path = _file_of(self.spec.weights, self.spec.revision)
             try:
                 adopt(network, _read(path))
             except ValueError as error:
@@ -122,8 +130,15 @@ class Vgg(Classifier):
         return network.eval()
 
 
-def _file_of(name: str) -> Path:
-    """The safetensors file of a path. Raises `StudyError`."""
+def _on_hub(name: str) -> bool:
+    """Whether this is an id of the hub, such as timm/vgg19.tv_in1k, and no path."""
+    return bool(_HUB_ID.fullmatch(name)) and not Path(name).exists()
+
+
+def _file_of(name: str, revision: str | None) -> Path:
+    """The safetensors file of a path or of a hub id. Raises `StudyError`."""
+    if _on_hub(name):
+        return _downloaded(name, revision)
     path = Path(name)
     if not path.exists():
         raise StudyError(f"classifier.weights: {name}: no such file or folder")
@@ -137,6 +152,19 @@ def _file_of(name: str) -> Path:
             " file (pickles such as .pth are not read: save their tensors as safetensors)"
         )
     return whole[0]
+
+
+def _downloaded(name: str, revision: str | None) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(hf_hub_download(name, _WEIGHTS, revision=revision))
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise StudyError(
+            f"classifier.weights: {name}: no such file or folder, and the hub does not give its"
+            f" {_WEIGHTS}: {in_a_line(error)[:200]}"
+        ) from None
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -96,6 +99,33 @@ def test_a_last_layer_for_as_many_classes_is_kept(tmp_path: Path) -> None:
     save_file(as_timm(tensors), tmp_path / "model.safetensors")
     found = vgg(weights=str(tmp_path)).build().state_dict()
     assert torch.equal(found["classifier.6.weight"], tensors["classifier.6.weight"])
+
+
+def test_weights_of_a_hub_id_are_those_of_its_repository(tmp_path: Path) -> None:
+    """The hub's cache as a download leaves it, in a process that has no network."""
+    tensors = original(3)
+    commit = "0" * 40
+    repository = tmp_path / "models--timm--vgg11.tiny"
+    (repository / "snapshots" / commit).mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    save_file(as_timm(tensors), repository / "snapshots" / commit / "model.safetensors")
+    script = (
+        "from tests.classifiers.test_vgg import Training, vgg\n"
+        "import sys\n"
+        "classifier = vgg(weights=sys.argv[1])\n"
+        "classifier.check(Training())\n"
+        "print(float(classifier.build().state_dict()['classifier.6.bias'].sum()))\n"
+    )
+
+    def run(name: str) -> subprocess.CompletedProcess[str]:
+        here = {**os.environ, "HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+        return subprocess.run([sys.executable, "-c", script, name], capture_output=True, text=True,
+                              env=here, cwd=Path(__file__).parents[2])  # fmt: skip
+
+    assert float(run("timm/vgg11.tiny").stdout) == float(tensors["classifier.6.bias"].sum())
+    told = run("timm/vgg11.none").stderr.splitlines()[-1]
+    assert "StudyError: classifier.weights: timm/vgg11.none: no such file or folder, and" in told
 
 
 def test_weights_that_cannot_be_used_say_what_is_missing(tmp_path: Path) -> None:
