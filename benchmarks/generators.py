@@ -36,8 +36,9 @@ from PIL import Image
 
 from benchmarks.timing import machine, print_table
 from engine.classifiers.small import Small, SmallSpec
-from engine.core.fit import FitContext
+from engine.core.fit import FitContext, read_result
 from engine.core.images import Preprocess, decode, preprocess
+from engine.core.manifest import copy_files
 from engine.core.progress import Bar
 from engine.core.registry import resolve
 from engine.core.rng import derive_seed, generator
@@ -212,7 +213,8 @@ def train_and_sample(
             seconds = fit(made, store, folder, data)
             store.put(f"{folder}/seconds", str(seconds).encode())
         train_seconds = float(store.read(f"{folder}/seconds"))
-        made.load(store.download(f"{folder}/weights", Path(temporary) / "loaded"), "cpu")
+        parts, _ = read_result(store, f"{folder}/work", name)
+        made.load(copy_files(store, parts, Path(temporary) / "loaded"), "cpu")
     pixels = []
     started = time.perf_counter()
     for first in range(0, len(labels), SAMPLE_BATCH):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine.core.fit import FitContext, read_progress, read_result
-from engine.core.manifest import Manifest, Part
+from engine.core.manifest import Manifest, Part, write_part
 from engine.core.progress import Bar, say
 from engine.core.resources import FitResources, StageResources
 from engine.core.shards import Commit, Shard, ShardSet, ShardWorker
@@ -93,18 +92,15 @@ class Context:
         """Write a table of this step; `row_group_size` rows are read at once by workers."""
         sink = pa.BufferOutputStream()
         pq.write_table(rows, sink, compression="zstd", row_group_size=row_group_size)
-        return self._write(name, "parquet", memoryview(sink.getvalue()), rows.num_rows, tags)
+        folder, data = self.store.parts(self.prefix), sink.getvalue()
+        return write_part(
+            self.store, folder, name, "parquet", data, rows=rows.num_rows, tags=tags
+        )
 
     def file(self, name: str, suffix: str, data: bytes, /, **tags: str) -> Part:
-        return self._write(name, suffix, memoryview(data), 0, tags)
-
-    def _write(
-        self, name: str, suffix: str, data: memoryview, rows: int, tags: dict[str, str]
-    ) -> Part:
-        key = self.store.part(self.prefix, name, suffix)
-        self.store.put_new(key, data)
-        sha256 = hashlib.sha256(data).hexdigest()
-        return Part(key=key, rows=rows, bytes=data.nbytes, sha256=sha256, tags=tags)
+        """Write another file of this step."""
+        folder = self.store.parts(self.prefix)
+        return write_part(self.store, folder, name, suffix, data, tags=tags)
 
     def compute(
         self,
@@ -176,7 +172,9 @@ class Context:
         if found:
             self.say(f"{len(found)} of {len(unique)} trials are done already")
         with self.progress(len(unique), "trials", len(found)) as bar:
-            return found | self.runner.run(missing, bar.advance)
+            found |= self.runner.run(missing, bar.advance)
+        # In the order that was asked for, whichever were there.
+        return {step.key: found[step.key] for step in unique}
 
     def fit(
         self,
@@ -192,7 +190,7 @@ class Context:
         attempt, work = attempt_name(), self.store.work(self.step.key)
         read = {name: manifest.digest for name, manifest in self.inputs.items()}
         inputs = digest({**read, **(outside or {})})
-        output = self.store.join(self.prefix, "weights", attempt)
+        output = self.store.join(self.prefix, "weights")
         context = FitContext(
             self.store,
             work,

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
 from engine.context import Context, Work
-from engine.core.errors import EngineError
+from engine.core.errors import DamageError, EngineError, StorageError
 from engine.core.manifest import Manifest, read_manifest, write_manifest
 from engine.core.progress import say
 from engine.core.registry import resolve
@@ -22,6 +23,7 @@ from engine.core.shards import ShardSet
 from engine.core.spec import canonical
 from engine.core.step import Step, upstream
 from engine.core.store import Store
+from engine.plan import trials_of
 from engine.profile import Profile
 from engine.runtime.base import Runtime
 
@@ -95,23 +97,31 @@ def execute(
     """Run what is not done, inputs first; returns the manifests by step key. quiet: nothing is said
     of what is done."""
     known: dict[str, Status] = {}
-    for step in steps:
-        status = _inspect(step, store, known)
-        if status.state == "done":
-            assert status.manifest is not None
-            if not quiet:
-                say(f"{step.label:<20} {step.key}  done: {_headline(status.manifest)}")
-        else:
-            say(f"{step.label:<20} {step.key}  {resolve('steps', step.kind).summary}")
-            if status.manifest is not None:
-                say(f"  {step.label}: again, for {status.why}")
-            inputs = {name: known[needed.key].manifest for name, needed in step.inputs.items()}
-            outdated = status.manifest is not None
-            manifest = run_step(step, inputs, store, runtime, profile, outdated)
-            say(f"  {step.label}: {_headline(manifest)}, {manifest.provenance['seconds']:.1f} s")
-            status = Status(step, "done", "", manifest)
-        known[step.key] = status
+    with naming_damage(steps, store):
+        for step in steps:
+            known[step.key] = _walk(step, known, store, runtime, profile, quiet)
     return {key: status.manifest for key, status in known.items() if status.manifest is not None}
+
+
+def _walk(
+    step: Step, known: dict[str, Status], store: Store, runtime: Runtime, profile: Profile,
+    quiet: bool,
+) -> Status:  # fmt: skip
+    """Run one step unless it is done."""
+    status = _inspect(step, store, known)
+    if status.state == "done":
+        assert status.manifest is not None
+        if not quiet:
+            say(f"{step.label:<20} {step.key}  done: {_headline(status.manifest)}")
+        return status
+    say(f"{step.label:<20} {step.key}  {resolve('steps', step.kind).summary}")
+    if status.manifest is not None:
+        say(f"  {step.label}: again, for {status.why}")
+    inputs = {name: known[needed.key].manifest for name, needed in step.inputs.items()}
+    outdated = status.manifest is not None
+    manifest = run_step(step, inputs, store, runtime, profile, outdated)
+    say(f"  {step.label}: {_headline(manifest)}, {manifest.provenance['seconds']:.1f} s")
+    return Status(step, "done", "", manifest)
 
 
 def run_step(
@@ -141,11 +151,13 @@ def run_step(
     )
     try:
         result = resolve("steps", step.kind)().run(context)
-    except FileNotFoundError:
-        # Another driver that ran the same step was first, and has cleared up.
-        if not outdated and (other := read_manifest(store, step)) is not None:
-            return other
-        raise
+    except (FileNotFoundError, StorageError):
+        # Another driver that ran the same step may have been first, and have removed what both
+        # worked on.
+        if (other := current_manifest(store, step, present)) is None:
+            raise
+        clear(store, step)
+        return other
     seconds = time.time() - started
     manifest = Manifest(
         kind=step.kind,
@@ -166,13 +178,22 @@ def run_step(
             **context.notes,
         },
     )
-    if outdated:
-        # It stood until there was a new one: it is the index of what was made.
+    if outdated and current_manifest(store, step, present) is None:
+        # It was kept until there is a new one: it is the index of what was made.
         store.delete(store.manifest(step.kind, step.key))
     written = write_manifest(store, manifest)
-    # Checkpoints of what is done: of a large network, many times its weights.
-    clear_work(store, step)
+    clear(store, step)
     return written
+
+
+def current_manifest(
+    store: Store, step: Step, inputs: Mapping[str, Manifest | None]
+) -> Manifest | None:
+    """The manifest of a step if it was made from these inputs and nothing else has changed."""
+    manifest = read_manifest(store, step)
+    if manifest is None or manifest.inputs != digests(inputs):
+        return None
+    return None if resolve("steps", step.kind)().outdated(step, manifest) else manifest
 
 
 def held(
@@ -248,10 +269,10 @@ class RunTrial:
     def __call__(self, name: str, runtime: Runtime) -> dict[str, float]:
         step = self.steps[name]
         inputs = {label: self.inputs[needed.key] for label, needed in step.inputs.items()}
-        manifest = read_manifest(self.store, step)
         # Another driver's trial, or an attempt before this one, may have come first.
-        if manifest is None or not self._counts(step, manifest, inputs):
-            outdated = manifest is not None
+        manifest = current_manifest(self.store, step, inputs)
+        if manifest is None:
+            outdated = self.store.exists(self.store.manifest(step.kind, step.key))
             # A trial on a runtime with workers is a fit on them; any other is its own process.
             profile = self.profile if runtime.alone else _with_trial_as_fit(self.profile)
             try:
@@ -262,14 +283,6 @@ class RunTrial:
                 raise type(error)(f"{step.label}: {error}") from error
         val = manifest.metrics.get("val", {})
         return {key: value for key, value in val.items() if isinstance(value, float)}
-
-    def _counts(
-        self, step: Step, manifest: Manifest, inputs: Mapping[str, Manifest | None]
-    ) -> bool:
-        """Whether what is there is what this trial would compute."""
-        if manifest.inputs != digests(inputs):
-            return False
-        return not resolve("steps", step.kind)().outdated(step, manifest)
 
 
 def _with_trial_as_fit(profile: Profile) -> Profile:
@@ -287,9 +300,12 @@ def digests(inputs: Mapping[str, Manifest | None]) -> dict[str, str]:
     return {name: manifest.digest for name, manifest in inputs.items() if manifest is not None}
 
 
-def clear_work(store: Store, step: Step) -> None:
-    for key in store.listing(store.work(step.key)):
-        store.delete(key)
+def clear(store: Store, step: Step) -> None:
+    """Remove what only a running step needs: checkpoints (of a large network, many times its
+    weights) and decoded pictures."""
+    store.delete_all(store.work(step.key))
+    for prefix in resolve("steps", step.kind)().scratch_prefixes(store, step):
+        store.delete_all(prefix)
 
 
 def installed_versions() -> dict[str, str]:
@@ -302,16 +318,35 @@ def installed_versions() -> dict[str, str]:
     return found
 
 
+def prefixes_of(step: Step, store: Store) -> list[str]:
+    """Prefixes of all that a step writes: its own, and those of shards that it shares."""
+    own = store.step(step.kind, step.key)
+    return [own, *resolve("steps", step.kind)().shard_prefixes(store, step)]
+
+
 def discard(step: Step, store: Store) -> int:
     """Throw away what a step left: its manifest, and its shards' commits by tombstone. Returns the
     shards."""
-    prefixes = [
-        store.step(step.kind, step.key),
-        *resolve("steps", step.kind)().shard_prefixes(store, step),
-    ]
     store.delete(store.manifest(step.kind, step.key))
-    clear_work(store, step)
-    return sum(ShardSet(store, prefix).discard() for prefix in prefixes)
+    clear(store, step)
+    return sum(ShardSet(store, prefix).discard() for prefix in prefixes_of(step, store))
+
+
+@contextmanager
+def naming_damage(steps: Sequence[Step], store: Store) -> Iterator[None]:
+    """Let a `DamageError` say which of these steps, or of their inputs, wrote what is damaged, and
+    how to have it made again."""
+    try:
+        yield
+    except DamageError as error:
+        for step in [*upstream(list(steps)), *trials_of(steps)]:
+            if any(error.key.startswith(f"{prefix}/") for prefix in prefixes_of(step, store)):
+                error.args = (
+                    f"{error}; {step.label} wrote it: run again with --discard {step.label}, or let"
+                    " jobs/fsck.py --repair throw away no more than this",
+                )
+                break
+        raise
 
 
 def _headline(manifest: Manifest) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -251,9 +252,15 @@ def until(steps: list[Step], name: str) -> list[Step]:
     ]
 
 
+def trials_of(steps: Sequence[Step]) -> list[Step]:
+    """The steps that these run as trials, which are not in the plan."""
+    return [trial for step in steps for trial in resolve("steps", step.kind)().trials(step)]
+
+
 def named(steps: list[Step], name: str) -> list[Step]:
-    """All steps of this kind or label. Raises `StudyError`."""
+    """All steps of this kind or label, or the trial of this label. Raises `StudyError`."""
     chosen = [step for step in steps if name in (step.kind, step.label)]
+    chosen = chosen or [step for step in trials_of(steps) if step.label == name]
     if not chosen:
         labels = dict.fromkeys([step.kind for step in steps] + [step.label for step in steps])
         raise StudyError(f"there is no step {name!r} in this study; there are {', '.join(labels)}")

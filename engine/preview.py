@@ -81,10 +81,9 @@ def _section(
         if not wanted:
             continue
         table = request_table(asked, generator, label, min(count, wanted), train[label])
-        key = store.part(prefix, slug(label))
         sink = pa.BufferOutputStream()
         pa.parquet.write_table(table, sink)
-        store.put_new(key, sink.getvalue())
+        key, _ = store.put_part(store.parts(prefix), slug(label), "parquet", sink.getvalue())
         ids = table[rows.IMAGE_ID].to_pylist()
         task = {"part": key, "row_group": 0, "ids_digest": ids_digest(ids)}
         shards.append(Shard(f"{slug(label)}-{ids_digest(ids)}", len(ids), task, {"label": label}))

@@ -26,6 +26,14 @@ class StorageError(EngineError):
     """Storage refused, failed or holds what this engine did not write."""
 
 
+class DamageError(StorageError):
+    """Something that this engine stored is missing or has changed. `key` names it in the store."""
+
+    def __init__(self, text: str, key: str = "") -> None:
+        super().__init__(text)
+        self.key = key
+
+
 class ResumeError(EngineError):
     """What lies in storage was made under other settings, code or weights."""
 

@@ -13,10 +13,12 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from engine.core.manifest import Part
+from engine.core.errors import DamageError
+from engine.core.manifest import Part, write_part
+from engine.core.sealed import seal, unseal
 from engine.core.share import Share, within_process
 from engine.core.store import Store
 
@@ -33,7 +35,7 @@ class FitContext:
     """One worker's view of a fit.
 
     work: prefix in the store of checkpoints and progress, shared by all attempts at this fit.
-    output: prefix for this attempt's weights.
+    output: folder of the trained weights.
     inputs: digest of what the fit reads; a checkpoint of other inputs is not adopted.
     attempt: names this attempt; the result is published under it.
     """
@@ -106,7 +108,7 @@ class FitContext:
             "state": state,
             "inputs": self.inputs,
         }  # fmt: skip
-        self.store.put(key.removesuffix("safetensors") + "json", json.dumps(record).encode())
+        self.store.put(key.removesuffix("safetensors") + "json", seal(record))
         for _, old in self._mine()[:-_KEEP]:
             self.store.delete(old)
             self.store.delete(old.removesuffix("json") + "safetensors")
@@ -117,10 +119,10 @@ class FitContext:
 
         for _, key in reversed(self._records()):
             try:
-                record = json.loads(self.store.read(key))
+                record = unseal(self.store.read(key))
                 data = self.store.read(record["data"])
             except (ValueError, KeyError, FileNotFoundError):
-                continue  # torn by a kill, or pruned by another attempt meanwhile
+                continue  # damaged, or pruned by another attempt meanwhile
             if (
                 record.get("inputs") == self.inputs
                 and hashlib.sha256(data).hexdigest() == record["sha256"]
@@ -143,19 +145,15 @@ class FitContext:
             files[self.store.join(LOOKS, key.rpartition("/")[2])] = read
         parts = []
         for relative in sorted(files):
-            data = files[relative]()
-            key = self.store.join(self.output, relative)
-            self.store.put_new(key, data)
-            part = Part(
-                key=key,
-                bytes=len(data),
-                sha256=hashlib.sha256(data).hexdigest(),
-                tags={"file": relative},
-            )
+            path = PurePosixPath(relative)
+            part = write_part(
+                self.store, self.store.join(self.output, *path.parts[:-1]), path.stem,
+                path.suffix.removeprefix(".") or "bin", files[relative](), tags={"file": relative},
+            )  # fmt: skip
             parts.append(part.model_dump())
-        result = {"parts": parts, "metrics": metrics}
         self.store.put(
-            self.store.join(self.work, self.attempt, "result.json"), json.dumps(result).encode()
+            self.store.join(self.work, self.attempt, "result.json"),
+            seal({"parts": parts, "metrics": metrics}),
         )
 
     def _mine(self) -> list[tuple[str, str]]:
@@ -163,7 +161,7 @@ class FitContext:
         found = []
         for name, key in self._records():
             try:
-                if json.loads(self.store.read(key)).get("inputs") == self.inputs:
+                if unseal(self.store.read(key)).get("inputs") == self.inputs:
                     found.append((name, key))
             except (ValueError, FileNotFoundError):
                 continue
@@ -200,5 +198,9 @@ def read_progress(store: Store, work: str, attempt: str) -> FitProgress | None:
 def read_result(store: Store, work: str, attempt: str) -> tuple[list[Part], dict[str, Any]]:
     """Parts and metrics that `publish` left. Raises `FileNotFoundError` where the fit did not
     end."""
-    result = json.loads(store.read(store.join(work, attempt, "result.json")))
+    key = store.join(work, attempt, "result.json")
+    try:
+        result = unseal(store.read(key))
+    except ValueError as error:
+        raise DamageError(f"{store.location(key)} is damaged ({error})", key) from error
     return [Part.model_validate(part) for part in result["parts"]], result["metrics"]

@@ -7,17 +7,23 @@ digest, and so everything that was computed from the old one is seen to be out o
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
-from engine.core.errors import StorageError
+from engine.core.errors import DamageError, StorageError
+from engine.core.sealed import seal, unseal
 from engine.core.spec import Spec, digest
 from engine.core.step import Step
-from engine.core.store import Store
+from engine.core.store import Data, Store
 
 
 class Part(Spec):
-    """One piece of data of a step: a Parquet file or another file, with the digest of its bytes."""
+    """One piece of data of a step: a Parquet file or another file, with the digest of its bytes.
+
+    Its key contains the digest too, so that whatever reads it by its key compares it
+    (`engine.core.store`).
+    """
 
     key: str
     rows: int = 0
@@ -25,6 +31,32 @@ class Part(Spec):
     sha256: str
     # What the part holds, for readers that want some of it: split, class, role of a file.
     tags: dict[str, str] = {}
+
+
+def write_part(
+    store: Store,
+    folder: str,
+    name: str,
+    suffix: str,
+    data: Data,
+    *,
+    rows: int = 0,
+    tags: Mapping[str, str] | None = None,
+) -> Part:
+    """Store data as a part below `folder`."""
+    key, sha256 = store.put_part(folder, name, suffix, data)
+    size = memoryview(data).nbytes
+    return Part(key=key, rows=rows, bytes=size, sha256=sha256, tags=dict(tags or {}))
+
+
+def copy_files(store: Store, parts: Iterable[Part], folder: Path) -> Path:
+    """Copy parts to a local folder, under the relative paths of their tag `file`; returns the
+    folder."""
+    for part in parts:
+        target = folder / part.tags["file"]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(store.read(part.key))
+    return folder
 
 
 class Manifest(Spec):
@@ -63,19 +95,14 @@ class Manifest(Spec):
 
 
 def read_manifest(store: Store, step: Step) -> Manifest | None:
-    """The manifest of a step, or None where it is not done. Raises `StorageError` on a foreign
-    record."""
+    """The manifest of a step, or None where it is not done. Raises `DamageError` on a record that
+    has changed, `StorageError` on another step's."""
     key = store.manifest(step.kind, step.key)
     try:
-        text = store.read(key)
+        data = store.read(key)
     except FileNotFoundError:
         return None
-    try:
-        manifest = Manifest.model_validate(json.loads(text))
-    except ValueError as error:
-        raise StorageError(
-            f"{store.location(key)} is no manifest of this engine; move it away and run again"
-        ) from error
+    manifest = parse_manifest(store, key, data)
     if (manifest.kind, manifest.key) != (step.kind, step.key):
         raise StorageError(
             f"{store.location(key)} belongs to {manifest.kind} {manifest.key}; move it away and"
@@ -84,10 +111,24 @@ def read_manifest(store: Store, step: Step) -> Manifest | None:
     return manifest
 
 
+def parse_manifest(store: Store, key: str, data: bytes) -> Manifest:
+    """The manifest in the bytes stored at `key`. Raises `DamageError`."""
+    try:
+        return Manifest.model_validate(unseal(data))
+    except ValueError as error:
+        raise DamageError(
+            f"{store.location(key)} is damaged or not a manifest of this version", key
+        ) from error
+
+
 def write_manifest(store: Store, manifest: Manifest) -> Manifest:
-    """Put the manifest, unless another driver was first; returns the one that counts."""
+    """Put the manifest, unless another driver was first; returns the one that counts.
+
+    It is returned as it was stored, so that a run that goes on with it sees what any later run
+    reads: the same types, in the same order.
+    """
     key = store.manifest(manifest.kind, manifest.key)
-    data = json.dumps(manifest.model_dump(), indent=1, sort_keys=True).encode()
-    if store.put_if_absent(key, data):
-        return manifest
-    return Manifest.model_validate(json.loads(store.read(key)))
+    data = seal(manifest.model_dump(), indent=1)
+    if not store.put_if_absent(key, data):
+        data = store.read(key)
+    return parse_manifest(store, key, data)

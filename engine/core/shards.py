@@ -1,10 +1,10 @@
 """Shards: the unit of work and of commit.
 
 What is to be computed is planned first, as shards of fixed membership. A worker computes a shard,
-writes its data under a name unique to the attempt, and commits by one put-if-absent of a small
-record. Whoever loses that race deletes its own data. Readers trust commit records alone, and a
-restart runs the plan minus the commits, so that a kill at any moment loses at most the shards in
-flight and doubles nothing.
+writes its data under a name that contains its digest, and commits by one put-if-absent of a small
+record, of which the first counts. Readers trust commit records alone, and a restart runs the plan
+minus the commits, so that a kill at any moment loses at most the shards in flight and doubles
+nothing.
 
     <prefix>/fingerprint.json               settings, code and weights that all shards share (put if
                                             absent)
@@ -12,7 +12,7 @@ flight and doubles nothing.
                                             planned id
     <prefix>/commits/<name>.<n>.tombstone   generation n is void; the shard is to be made again as n
                                             + 1
-    <prefix>/parts/<name>-<attempt>.parquet data
+    <prefix>/parts/<name>.<digest>.parquet  data
 """
 
 from __future__ import annotations
@@ -35,9 +35,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from engine.core import rows
-from engine.core.errors import ResumeError, StorageError
-from engine.core.manifest import Part
+from engine.core.errors import DamageError, ResumeError, StorageError
+from engine.core.manifest import Part, write_part
 from engine.core.memory import keep_freed_memory
+from engine.core.sealed import seal, unseal
 from engine.core.stage import Batch, Place, Stage, pipeline
 from engine.core.store import Store
 
@@ -154,7 +155,7 @@ class ShardSet:
         """Read and check one commit record. Raises `StorageError` on a foreign or damaged one."""
         key = self._commit_key(name, generation)
         try:
-            record = _unseal(self.store.read(key))
+            record = unseal(self.store.read(key))
             if record["format"] != _FORMAT or record["shard"] != name:
                 raise ValueError("it is another shard's")
             columns = record["rows"]
@@ -168,9 +169,9 @@ class ShardSet:
                 provenance=record["provenance"],
             )
         except (ValueError, KeyError, TypeError) as error:
-            raise StorageError(
-                f"{self.store.location(key)} is damaged or not this engine's ({error}); move it"
-                " away and run again"
+            raise DamageError(
+                f"{self.store.location(key)} is damaged or not a commit of this version ({error})",
+                key,
             ) from error
 
     def commit(
@@ -190,15 +191,10 @@ class ShardSet:
             pq.write_table(
                 kept, sink, compression="none" if rows.IMAGE in table.column_names else "zstd"
             )
-            data = sink.getvalue()
-            part = Part(
-                key=self.store.part(self.prefix, shard.name),
-                rows=kept.num_rows,
-                bytes=data.size,
-                sha256=hashlib.sha256(data).hexdigest(),
-                tags=shard.tags,
-            )
-            self.store.put_new(part.key, data)
+            part = write_part(
+                self.store, self.store.parts(self.prefix), shard.name, "parquet", sink.getvalue(),
+                rows=kept.num_rows, tags=shard.tags,
+            )  # fmt: skip
         body = {
             "format": _FORMAT,
             "shard": shard.name,
@@ -210,11 +206,9 @@ class ShardSet:
             },
             "provenance": provenance,
         }
-        key = self._commit_key(shard.name, generation)
-        won = self.store.put_if_absent(key, _seal(body))
-        if not won and part:
-            self.store.delete(part.key)
-        return won
+        # The data of a loser stays: it is the winner's too where their bytes are equal, and
+        # `jobs/gc.py` removes what no record names.
+        return self.store.put_if_absent(self._commit_key(shard.name, generation), seal(body))
 
     def discard(self, names: Iterable[str] | None = None) -> int:
         """Void the commits of these shards (all by default) and forget the fingerprint; returns how
@@ -271,24 +265,6 @@ class ShardSet:
 
     def _commit_key(self, name: str, generation: int) -> str:
         return self.store.join(self.prefix, "commits", f"{name}.{generation}.json")
-
-
-_HEAD, _TAIL = b'{"sha256":"', b'","record":'
-
-
-def _seal(record: Mapping[str, Any]) -> bytes:
-    """JSON of a record with the digest of its own bytes in front."""
-    text = json.dumps(record).encode()
-    return _HEAD + hashlib.sha256(text).hexdigest().encode() + _TAIL + text + b"}"
-
-
-def _unseal(data: bytes) -> dict[str, Any]:
-    """The record in sealed bytes. Raises `ValueError` where a bit of it has changed."""
-    start = len(_HEAD) + 64 + len(_TAIL)
-    text = data[start:-1]
-    if data != _HEAD + hashlib.sha256(text).hexdigest().encode() + _TAIL + text + b"}":
-        raise ValueError("its digest does not match")
-    return dict(json.loads(text))
 
 
 def _row_digests(table: pa.Table) -> list[str]:

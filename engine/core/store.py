@@ -4,7 +4,8 @@ Layout under the storage root:
 
     steps/<kind>/<key>/manifest.json       what a finished step leaves behind (put if absent,
                                            written last)
-    steps/<kind>/<key>/parts/…             data of a step, under names unique to the attempt
+    steps/<kind>/<key>/parts/…             data of a step, under names that contain their digest
+    steps/<kind>/<key>/weights/…           what a fit has trained, named in the same way
     steps/<kind>/<key>/commits/…           one record per committed shard (`engine.core.shards`)
     generated/<generator key>/…            shards of generated images, shared by requests of every
                                            size
@@ -13,33 +14,42 @@ Layout under the storage root:
     pages/<study>/…                        pages and sheets for people; may be deleted at any time
 
 Two operations carry all promises: `put_if_absent` (exactly one of many racing writers wins, and
-what it wrote is whole) and `put_new` (data under a name that nobody else uses, size checked).
-Neither "it exists"
-nor "it opens" is ever taken for "it is complete": readers start from a commit record or a manifest.
+what it wrote is whole) and `put_part` (data under a name that contains the digest of its content,
+so that two writers of one name write the same bytes). Neither "it exists" nor "it opens" is ever
+taken for "it is complete": readers start from a commit record or a manifest. A part is compared
+with the digest in its name the first time that a process reads it.
 """
 
 from __future__ import annotations
 
 import errno
 import functools
+import hashlib
 import os
 import random
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeAlias, TypeVar
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine.core.errors import StorageError, StudyError
+from engine.core.errors import DamageError, StorageError, StudyError
 
 P = ParamSpec("P")
 T = TypeVar("T")
+# Anything that has the buffer protocol: what pyarrow, safetensors and json produce.
+Data: TypeAlias = "bytes | bytearray | memoryview | pa.Buffer"
 
 ATTEMPTS = 5
+# Hex digits of the SHA-256 in the name of a part: 128 bits.
+_NAMED_DIGITS = 32
+_NAMED = re.compile(r"\.([0-9a-f]{32})\.[A-Za-z0-9]+$")
+# Parts that this process has compared with their digest, as (URL of the storage, key).
+_verified: set[tuple[str, str]] = set()
 _CLIENTS = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "azure", "adlfs")
 _TRANSIENT = (errno.EIO, errno.EBUSY, errno.ETIMEDOUT, errno.ECONNRESET, errno.EAGAIN)
 
@@ -67,10 +77,10 @@ def _guarded(operation: Callable[P, T]) -> Callable[P, T]:
             except OSError as error:
                 # Absence is an answer to a reader; a writer that gets it has no bucket or folder.
                 reading = not operation.__name__.startswith("put")
-                if isinstance(error, FileExistsError) or (
-                    reading and isinstance(error, FileNotFoundError)
-                ):
+                if isinstance(error, FileExistsError):
                     raise
+                if reading and isinstance(error, FileNotFoundError):
+                    raise _absence(args, error) from error
                 if may_pass(error) and attempt + 1 < ATTEMPTS:
                     back_off(attempt)
                     continue
@@ -85,17 +95,31 @@ def _guarded(operation: Callable[P, T]) -> Callable[P, T]:
     return call
 
 
+def _absence(args: tuple[Any, ...], error: FileNotFoundError) -> Exception:
+    """What to raise for a key that is not there: a part is only read where a record names it."""
+    store, key = args[0], str(args[1]) if len(args) > 1 else ""
+    if named_digest(key) is None:
+        return error
+    return DamageError(f"{store.location(key)} is missing", key)
+
+
 def _fault(operation: str, args: tuple[Any, ...], reason: str) -> StorageError:
     store, key = args[0], args[1] if len(args) > 1 else ""
     return StorageError(
         f"storage {getattr(store, 'url', '')}: cannot {operation.replace('_', ' ')} {key!s}:"
-        f" {reason or 'no reason given'}; nothing is half-committed, run again when it is mended"
+        f" {reason or 'no reason given'}; nothing is half-committed; fix it and run again"
     )
 
 
 def attempt_name() -> str:
     """A name that no other attempt, process or machine uses."""
     return uuid.uuid4().hex[:16]
+
+
+def named_digest(key: str) -> str | None:
+    """The digest that the name of a part contains; None for any other key."""
+    match = _NAMED.search(key)
+    return match[1] if match else None
 
 
 class Store:
@@ -145,9 +169,13 @@ class Store:
     def manifest(self, kind: str, key: str) -> str:
         return f"{self.step(kind, key)}/manifest.json"
 
-    def part(self, prefix: str, name: str, suffix: str = "parquet") -> str:
-        """A new key for data of a step: no other attempt writes there."""
-        return f"{prefix}/parts/{name}-{attempt_name()}.{suffix}"
+    def part(self, folder: str, name: str, sha256: str, suffix: str = "parquet") -> str:
+        """Key of the part with this SHA-256 (64 hex digits)."""
+        return f"{folder}/{name}.{sha256[:_NAMED_DIGITS]}.{suffix}"
+
+    def parts(self, prefix: str) -> str:
+        """Folder of the parts of a step or of a set of shards."""
+        return f"{prefix}/parts"
 
     def generated(self, generator_key: str) -> str:
         """Prefix of the shards of one generator."""
@@ -188,8 +216,34 @@ class Store:
 
     @_guarded
     def read(self, key: str) -> bytes:
-        """The content of `key`. Raises `FileNotFoundError`."""
-        return bytes(self._fs.cat_file(f"{self._root}/{key}"))
+        """The content of `key`. Raises `FileNotFoundError`, and `DamageError` where a part is
+        missing or does not match its digest."""
+        return self._verified_content(key)
+
+    def _verified_content(self, key: str) -> bytes:
+        digest = named_digest(key)
+        # A transfer may have failed where the stored bytes are sound: read twice before judging.
+        for _ in range(2):
+            data = bytes(self._fs.cat_file(f"{self._root}/{key}"))
+            if digest is None or (self.url, key) in _verified:
+                return data
+            if hashlib.sha256(data).hexdigest().startswith(digest):
+                _verified.add((self.url, key))
+                return data
+        raise self._mismatch(key)
+
+    def _verify_local(self, key: str) -> None:
+        """Compare a part on local disk with its digest, unless this process has done so."""
+        digest = named_digest(key)
+        if digest is None or (self.url, key) in _verified:
+            return
+        with open(f"{self._root}/{key}", "rb", buffering=0) as file:
+            if not hashlib.file_digest(file, "sha256").hexdigest().startswith(digest):
+                raise self._mismatch(key)
+        _verified.add((self.url, key))
+
+    def _mismatch(self, key: str) -> DamageError:
+        return DamageError(f"{self.location(key)} is damaged: it does not match its digest", key)
 
     @_guarded
     def exists(self, key: str) -> bool:
@@ -214,17 +268,19 @@ class Store:
 
     @_guarded
     def parquet(self, key: str) -> pq.ParquetFile:
-        """Open a Parquet file; local ones are mapped into memory. Raises `StorageError` where it is
-        none."""
-        path = f"{self._root}/{key}"
+        """Open a Parquet file; local ones are mapped into memory. Raises as `read` does."""
         try:
             if self.local:
-                return pq.ParquetFile(pa.memory_map(path))
-            return pq.ParquetFile(self._fs.open(path, "rb", cache_type="readahead"))
+                self._verify_local(key)
+                return pq.ParquetFile(pa.memory_map(f"{self._root}/{key}"))
+            if named_digest(key) and (self.url, key) not in _verified:
+                # All of it has to come here anyway, to be compared with its digest.
+                return pq.ParquetFile(pa.BufferReader(self._verified_content(key)))
+            file = self._fs.open(f"{self._root}/{key}", "rb", cache_type="readahead")
+            return pq.ParquetFile(file)
         except pa.ArrowInvalid as error:
-            raise StorageError(
-                f"{self.location(key)}: is no Parquet file any more ({str(error)[:80]});"
-                " run again with --discard of the step that wrote it"
+            raise DamageError(
+                f"{self.location(key)} is not a readable Parquet file ({str(error)[:80]})", key
             ) from error
 
     def tables(self, keys: list[str], columns: list[str] | None = None) -> Iterator[pa.Table]:
@@ -235,48 +291,65 @@ class Store:
                     yield file.read_row_group(index, columns=columns)
 
     @_guarded
-    def download(self, prefix: str, folder: Path) -> Path:
-        """Copy all below `prefix` into a local folder; returns the folder."""
-        for key in self.listing(prefix):
-            target = folder / key[len(prefix) + 1 :]
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(self.read(key))
-        return folder
+    def changed(self, prefix: str) -> dict[str, float]:
+        """All keys below `prefix`, and when each was last written, in seconds since 1970."""
+        if self.local:
+            found = {}
+            for key in self.listing(prefix):
+                try:
+                    found[key] = os.stat(f"{self._root}/{key}").st_mtime
+                except FileNotFoundError:
+                    continue  # removed since it was listed
+            return found
+        start = len(self._root) + 1
+        entries = self._fs.find(f"{self._root}/{prefix}", detail=True)
+        return {path[start:]: entry["LastModified"].timestamp() for path, entry in entries.items()}
 
     # Writing ------------------------------------------------------------------------------------
 
+    def put_part(self, folder: str, name: str, suffix: str, data: Data) -> tuple[str, str]:
+        """Write data under a name that contains its digest; returns its key and SHA-256.
+
+        Equal data of one name has one key, whoever writes it: a part that is made again takes the
+        place of the one before.
+        """
+        sha256 = hashlib.sha256(data).hexdigest()
+        key = self.part(folder, name, sha256, suffix)
+        self.put_new(key, data)
+        # Its content may be another than this process has seen there.
+        _verified.discard((self.url, key))
+        return key, sha256
+
     @_guarded
-    def put_new(self, key: str, data: bytes | memoryview | pa.Buffer) -> None:
-        """Write data under a name that nobody else uses, durably, and check its size."""
+    def put_new(self, key: str, data: Data) -> None:
+        """Write data under a name that only equal data is written to, durably, and check its
+        size."""
         view = memoryview(data)
+        if self.local:
+            self._replace_local(f"{self._root}/{key}", view)
+            return
+        self._fs.pipe_file(f"{self._root}/{key}", bytes(view))
+        if (size := self.size(key)) != view.nbytes:
+            raise OSError(errno.EIO, f"stored {size} of {view.nbytes} bytes")
+
+    @_guarded
+    def put(self, key: str, data: Data) -> None:
+        """Replace `key` as a whole. For what no result depends on: progress, pages."""
         path = f"{self._root}/{key}"
         if self.local:
-            self._write_local(path, view)
+            self._replace_local(path, memoryview(data))
         else:
-            self._fs.pipe_file(path, bytes(view))
-            if (size := self.size(key)) != view.nbytes:
-                raise OSError(errno.EIO, f"stored {size} of {view.nbytes} bytes")
+            self._fs.pipe_file(path, bytes(memoryview(data)))
 
     @_guarded
-    def put(self, key: str, data: bytes) -> None:
-        """Replace `key` as a whole. For what nobody's correctness hangs on: progress, pages."""
-        path = f"{self._root}/{key}"
-        if not self.local:
-            self._fs.pipe_file(path, data)
-            return
-        temporary = f"{path}.{attempt_name()}.tmp"
-        self._write_local(temporary, memoryview(data))
-        os.replace(temporary, path)
-
-    @_guarded
-    def put_if_absent(self, key: str, data: bytes) -> bool:
+    def put_if_absent(self, key: str, data: Data) -> bool:
         """Write `key` unless it exists: of racing writers one wins, and readers see all of it or
         nothing.
 
         Returns whether `key` now holds `data`: also when an earlier try of ours got through
         unnoticed.
         """
-        path = f"{self._root}/{key}"
+        path, data = f"{self._root}/{key}", bytes(memoryview(data))
         if self.local:
             temporary = f"{path}.{attempt_name()}.tmp"
             self._write_local(temporary, memoryview(data))
@@ -302,19 +375,30 @@ class Store:
         except FileNotFoundError:
             return
 
+    def delete_all(self, prefix: str) -> None:
+        """Remove all that lies below `prefix`."""
+        for key in self.listing(prefix):
+            self.delete(key)
+
     def probe(self) -> None:
         """Raise `StorageError` unless this storage can be written and honours put-if-absent."""
         key = f"probe/{attempt_name()}"
-        try:
-            first, second = self.put_if_absent(key, b"first"), self.put_if_absent(key, b"second")
-        finally:
-            self.delete(key)
+        # A write that fails leaves nothing to delete, and its error is the one to report.
+        first, second = self.put_if_absent(key, b"first"), self.put_if_absent(key, b"second")
+        self.delete(key)
         if not first or second:
             raise StorageError(
                 f"storage {self.url} overwrites where it must refuse (put-if-absent): two runs"
                 " could mix;"
                 " choose a local disk or S3-compatible storage with conditional writes"
             )
+
+    def _replace_local(self, path: str, view: memoryview) -> None:
+        temporary = f"{path}.{attempt_name()}.tmp"
+        self._write_local(temporary, view)
+        # Whoever reads the old file goes on reading it; nobody sees a half-written one.
+        os.replace(temporary, path)
+        self._sync_folder(os.path.dirname(path))
 
     def _write_local(self, path: str, view: memoryview) -> None:
         os.makedirs(os.path.dirname(path), exist_ok=True)

@@ -30,6 +30,14 @@ class StepKind:
         """Why a finished step no longer counts although its inputs are the same, or None."""
         return None
 
+    def trials(self, step: Step) -> list[Step]:
+        """Steps that this one runs and that are not in the plan."""
+        return []
+
+    def scratch_prefixes(self, store: Store, step: Step) -> list[str]:
+        """Prefixes of what only a running step needs: removed once its manifest is there."""
+        return []
+
     def shard_prefixes(self, store: Store, step: Step) -> list[str]:
         """Prefixes of shards that `--discard` throws away with this step, beside the step's own."""
         return []

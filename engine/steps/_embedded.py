@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from engine.context import Context
 from engine.core import rows
@@ -18,6 +19,7 @@ from engine.core.arrays import large_zeros, matrix_of, release, vectors_of
 from engine.core.rng import generator
 from engine.core.shards import Shard, ShardSet, parquet_rows
 from engine.core.stage import Batch, Device, Place, Stage
+from engine.core.step import Step
 from engine.core.store import Store
 from engine.metrics.diversity import Directions
 from engine.metrics.moments import Moments
@@ -178,8 +180,8 @@ class Whole:
     """Sums of sets that are used whole, by name: of many vectors workers sum up pieces, of few this
     process does, in the same way.
 
-    The matrices of workers lie in the store until `close`, so that a restart computes those that
-    are missing, and no process holds those of all classes.
+    The matrices of workers lie in the store until the step is done, so that a restart computes
+    those that are missing, and no process holds those of all classes.
     """
 
     def __init__(
@@ -187,7 +189,7 @@ class Whole:
         few: int = _FEW, piece: int = _PIECE,
     ) -> None:  # fmt: skip
         self.store = context.store
-        self.shards = ShardSet(self.store, self.store.join(context.prefix, "sums"))
+        self.shards = ShardSet(self.store, sums_prefix(self.store, context.step))
         self.pieces = {
             name: [
                 (side, taken[start : start + piece]) for start in range(0, len(taken), piece)
@@ -205,20 +207,22 @@ class Whole:
             for number, (side, taken) in enumerate(held)
         ]
         (width,) = {side.width for _, side, _ in planned}
-        members = context.table("members", members_of(planned), row_group_size=1)
+        sink = pa.BufferOutputStream()
+        pq.write_table(members_of(planned), sink, row_group_size=1)
+        folder = self.store.join(self.shards.prefix, "members")
+        members, digest = self.store.put_part(folder, "members", "parquet", sink.getvalue())
         shards = [
-            Shard(name, 1, {"part": members.key, "row_group": number}, {})
+            Shard(name, 1, {"part": members, "row_group": number}, {})
             for number, (name, *_) in enumerate(planned)
         ]
         stages: list[Stage] = [SumUp(self.store)]
         # Workers without an accelerator, as those that decode.
         commits = context.compute(
             "decode", shards, rows_of=parquet_rows, stages=stages, schema=sums_schema(width),
-            # A part's name is its attempt's own, so that this names the vectors too.
-            fingerprint={"members": members.sha256},
+            # It names the parts that hold the vectors, and they contain their digests.
+            fingerprint={"members": digest},
             prefix=self.shards.prefix, unit="pieces", replace=True,
         )  # fmt: skip
-        self.store.delete(members.key)
         for commit in commits:
             assert commit.data is not None, "a piece has no status, so that none is left out"
             self.keys.setdefault(commit.shard.rpartition("-")[0], []).append(commit.data.key)
@@ -231,11 +235,10 @@ class Whole:
             for side, taken in self.pieces[name]
         )
 
-    def close(self) -> None:
-        """Throw the matrices away."""
-        if self.keys:
-            self.shards.discard()
-            self.shards.keep([])
+
+def sums_prefix(store: Store, step: Step) -> str:
+    """Where the matrices of workers lie while `fidelity` runs."""
+    return store.join(store.step(step.kind, step.key), "sums")
 
 
 def members_of(planned: Sequence[tuple[str, Embedded, np.ndarray]]) -> pa.Table:

@@ -18,12 +18,13 @@ from engine.context import Context
 from engine.core import rows
 from engine.core.errors import DataError
 from engine.core.images import Preprocess, Rejected, extension
+from engine.core.manifest import Part
 from engine.core.names import check_class_names
 from engine.core.near import SIDE, NearLimit, calibrate, match, near_pairs, thumbnail
 from engine.core.nearest import Rows, lengths
 from engine.core.rows import TaskKind
 from engine.core.sandbox import Sandbox
-from engine.core.shards import OK, Shard, ShardSet, ids_digest, image_column, parquet_rows
+from engine.core.shards import OK, Shard, ids_digest, image_column, parquet_rows
 from engine.core.spec import Spec
 from engine.core.stage import Batch, Device, Place
 from engine.core.step import Step
@@ -210,10 +211,12 @@ def decode_records(
 
     replace: of `Context.compute`.
     """
-    key = context.store.join(decoded_prefix(context.store, context.step), "records.parquet")
+    prefix = decoded_prefix(context.store, context.step)
     sink = pa.BufferOutputStream()
     pq.write_table(records, sink, row_group_size=SHARD_ROWS)
-    context.store.put(key, sink.getvalue())
+    key, _ = context.store.put_part(
+        context.store.join(prefix, "records"), "records", "parquet", sink.getvalue()
+    )
     ids = records[rows.IMAGE_ID].to_pylist()
     shards = []
     for number, start in enumerate(range(0, len(ids), SHARD_ROWS)):
@@ -230,7 +233,7 @@ def decode_records(
             )
         ],
         fingerprint={"data": dict(reader.fingerprint()), "code": dict(context.step.code)},
-        prefix=decoded_prefix(context.store, context.step),
+        prefix=prefix,
     )  # fmt: skip
     fate = {
         image_id: status
@@ -244,18 +247,8 @@ def decode_records(
     return Intake(index, fate, keys)
 
 
-def forget_decoded(context: Context) -> None:
-    """Throw the decoded pictures away, those of a killed run among them: what is looked at next
-    time is read from the originals."""
-    prefix = decoded_prefix(context.store, context.step)
-    shards = ShardSet(context.store, prefix)
-    shards.discard()
-    shards.keep(())
-    context.store.delete(context.store.join(prefix, "records.parquet"))
-
-
-def embed_decoded(context: Context, embedder: Spec, intake: Intake, padded: bool) -> list[str]:
-    """Vectors and thumbnails of all decoded pictures, as the keys of their parts.
+def embed_decoded(context: Context, embedder: Spec, intake: Intake, padded: bool) -> list[Part]:
+    """Vectors and thumbnails of all decoded pictures.
 
     A shard's name follows from its pictures, so that those that did not change are found again.
     """
@@ -278,7 +271,7 @@ def embed_decoded(context: Context, embedder: Spec, intake: Intake, padded: bool
         schema=partial(_with_thumbnails, schema), prefix=audit_prefix(context.store, context.step),
         fingerprint={"embedder": embedder.model_dump(), "thumbnail": SIDE}, replace=True,
     )  # fmt: skip
-    return [commit.data.key for commit in commits if commit.data]
+    return [commit.data for commit in commits if commit.data]
 
 
 def _with_thumbnails(schema: Callable[[], pa.Schema]) -> pa.Schema:

@@ -26,7 +26,7 @@ from engine.core import rows
 from engine.core.arrays import aligned
 from engine.core.dataset import assign_splits, replace_column, without
 from engine.core.errors import DataError
-from engine.core.manifest import Manifest, read_manifest
+from engine.core.manifest import Manifest, Part, read_manifest
 from engine.core.near import of_one_colour
 from engine.core.registry import resolve
 from engine.core.shards import OK, ShardSet
@@ -47,7 +47,6 @@ from engine.steps._intake import (
     decoded_prefix,
     embed_decoded,
     find_near,
-    forget_decoded,
     record_problems,
     too_small,
 )
@@ -96,10 +95,12 @@ class Audit(StepKind):
             context.file("audit", "html", html, file="audit.html"),
             context.table("findings", findings_table(look.findings), table="findings"),
         ]
-        forget_decoded(context)
-        ShardSet(context.store, audit_prefix(context.store, context.step)).keep(work.embedded_in)
+        # Vectors are kept for the next audit, those of files that are gone are not.
+        vectors_kept = {part.key for part in work.embedded_in}
+        ShardSet(context.store, audit_prefix(context.store, context.step)).keep(vectors_kept)
         for part in before.parts if before else ():
-            context.store.delete(part.key)
+            if part.key not in {kept.key for kept in parts}:
+                context.store.delete(part.key)
         counts = Counter(finding.kind for finding in look.findings)
         context.notes["timings"] = {name: round(value, 1) for name, value in work.seconds.items()}
         return Result(
@@ -113,6 +114,9 @@ class Audit(StepKind):
 
     def outdated(self, step: Step, manifest: Manifest) -> str | None:
         return "the files are looked at each time"
+
+    def scratch_prefixes(self, store: Store, step: Step) -> list[str]:
+        return [decoded_prefix(store, step)]
 
     def shard_prefixes(self, store: Store, step: Step) -> list[str]:
         return [decoded_prefix(store, step), audit_prefix(store, step)]
@@ -130,7 +134,7 @@ class _Work:
     seconds: dict[str, float] = field(default_factory=dict)
     near_limit: dict[str, Any] = field(default_factory=dict)
     carved: list[str] = field(default_factory=list)
-    embedded_in: list[str] = field(default_factory=list)
+    embedded_in: list[Part] = field(default_factory=list)
     broken_share: float = 0.0
     agreed: float = 0.0
 
@@ -247,7 +251,8 @@ class _Work:
             )
         with self.timed("embed"):
             padded = spec.preprocess.fit == "pad"
-            self.embedded_in = keys = embed_decoded(self.context, spec.embedder, intake, padded)
+            self.embedded_in = embed_decoded(self.context, spec.embedder, intake, padded)
+            keys = [part.key for part in self.embedded_in]
             vectors = aligned(self.context.store, keys, rows.EMBEDDING, self.ids)
             pictures = aligned(self.context.store, keys, rows.THUMBNAIL, self.ids)
         for row in np.flatnonzero(of_one_colour(pictures)):

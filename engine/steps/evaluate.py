@@ -24,7 +24,7 @@ from engine.core.arrays import matrix_of
 from engine.core.dataset import class_names, split_index
 from engine.core.errors import ResumeError
 from engine.core.images import Preprocess
-from engine.core.manifest import Manifest, read_manifest
+from engine.core.manifest import Manifest, copy_files, read_manifest
 from engine.core.registry import resolve
 from engine.core.shards import Shard, parquet_rows
 from engine.core.spec import Spec, digest
@@ -46,7 +46,6 @@ from engine.steps._verdict import (
     saturations,
 )
 from engine.steps.embed import DecodeOwn, image_shards
-from engine.steps.measure import write_parts
 from engine.steps.search import Arm, SearchSpec, Trial, trial_steps
 from engine.steps.train import changed_weights, outside_noted, refuse_other_weights
 
@@ -113,7 +112,7 @@ class Classify:
         )
         refuse_other_weights(self.classifier, self.outside)
         with tempfile.TemporaryDirectory() as name:
-            folder = write_parts(self.store, self.weights, Path(name))
+            folder = copy_files(self.store, self.weights, Path(name))
             self.network = self.classifier.load(folder / "weights").to(place.device)
 
     def __call__(self, batch: Batch) -> Batch:

@@ -39,6 +39,8 @@ from engine.core.registry import resolve
 from engine.core.rng import derive_seed
 from engine.core.shards import parquet_rows
 from engine.core.spec import Spec
+from engine.core.step import Step
+from engine.core.store import Store
 from engine.metrics.diversity import vendi_score
 from engine.metrics.frechet import Reference, frechet_distance
 from engine.metrics.kernel import kernel_distance
@@ -47,7 +49,7 @@ from engine.metrics.moments import Moments
 from engine.metrics.prdc import prdc
 from engine.sections import EmbedderField
 from engine.steps import StepKind
-from engine.steps._embedded import Embedded, Some, Sums, Whole, draw, room
+from engine.steps._embedded import Embedded, Some, Sums, Whole, draw, room, sums_prefix
 from engine.steps.curate import generated_shards
 from engine.steps.embed import EmbedImages
 from engine.steps.request import RequestSpec, needed_images
@@ -99,7 +101,6 @@ class Fidelity(StepKind):
             for number, scope in enumerate(scopes):
                 found.append(measure(spec, held, scope, number))
                 bar.advance(1)
-        held.whole.close()
         return Result(
             parts, max(map(len, made.values())),
             {
@@ -107,6 +108,10 @@ class Fidelity(StepKind):
                 "warnings": warnings(found, kept, classes, enough),
             },
         )  # fmt: skip
+
+
+    def scratch_prefixes(self, store: Store, step: Step) -> list[str]:
+        return [sums_prefix(store, step)]
 
 
 def generated_vectors(context: Context, spec: FidelitySpec) -> tuple[list[Part], list[str]]:

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from engine.context import Context, Result
 from engine.core import rows
 from engine.core.images import Preprocess, decode_own, encode, extension
-from engine.core.manifest import Manifest, Part
+from engine.core.manifest import Manifest, Part, copy_files
 from engine.core.registry import resolve
 from engine.core.rng import derive_seed
 from engine.core.rows import TaskKind
@@ -97,11 +97,7 @@ class Sample:
             self.generator.load(None, place.device)
             return
         with tempfile.TemporaryDirectory() as folder:
-            for part in self.weights:
-                target = Path(folder, part.tags["file"])
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(self.store.read(part.key))
-            self.generator.load(Path(folder), place.device)
+            self.generator.load(copy_files(self.store, self.weights, Path(folder)), place.device)
 
     def __call__(self, batch: Batch) -> Batch:
         columns = {

@@ -49,7 +49,6 @@ from engine.steps._intake import (
     decoded_prefix,
     embed_decoded,
     find_near,
-    forget_decoded,
     too_small,
 )
 
@@ -93,7 +92,6 @@ class Ingest(StepKind):
             context.table("records", fates_table(records, fate, index), table="records"),
             context.table("leaks", leaks_table(leaks), table="leaks"),
         ]
-        forget_decoded(context)
 
         quarantined = Counter(status for status in fate.values() if status != OK)
         totals = {split: sum(by_class.values()) for split, by_class in counts.items()}
@@ -144,7 +142,9 @@ class Ingest(StepKind):
         """Near duplicates by id, what was asked of them, and what a person has to know."""
         if small := too_small(index, spec.preprocess):
             return [], {}, [small]
-        keys = embed_decoded(context, spec.audit.embedder, intake, spec.preprocess.fit == "pad")
+        padded = spec.preprocess.fit == "pad"
+        embedded = embed_decoded(context, spec.audit.embedder, intake, padded)
+        keys = [part.key for part in embedded]
         ids = index[rows.IMAGE_ID].to_pylist()
         vectors, pictures = (
             aligned(context.store, keys, name, ids) for name in (rows.EMBEDDING, rows.THUMBNAIL)
@@ -210,6 +210,9 @@ class Ingest(StepKind):
                 " be thrown away by name, and the run will say so"
             )
         return None
+
+    def scratch_prefixes(self, store: Store, step: Step) -> list[str]:
+        return self.shard_prefixes(store, step)
 
     def shard_prefixes(self, store: Store, step: Step) -> list[str]:
         return [decoded_prefix(store, step), audit_prefix(store, step)]

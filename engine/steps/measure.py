@@ -17,7 +17,7 @@ from engine.context import Context, Result
 from engine.core import rows
 from engine.core.dataset import class_names
 from engine.core.images import Preprocess
-from engine.core.manifest import Manifest, Part
+from engine.core.manifest import Manifest, copy_files
 from engine.core.registry import resolve
 from engine.core.shards import parquet_rows
 from engine.core.spec import Spec, without
@@ -60,7 +60,7 @@ class MeasurePixels:
                 self.labeler.load(None, place.device)
             else:
                 with tempfile.TemporaryDirectory() as name:
-                    folder = write_parts(self.store, self.trained.parts, Path(name))
+                    folder = copy_files(self.store, self.trained.parts, Path(name))
                     self.labeler.load(folder, place.device)
                 refuse_other_weights(self.labeler.classifier, outside_noted(self.trained))
         self.filters = [resolve("filters", one.name)(one, self.classes) for one in spec.filters]
@@ -104,15 +104,6 @@ def measuring(
         task=task, preprocess=preprocess, labeler=labeler if looks else None,
         filters=tuple(without(one, kind.judging_fields) for one, kind in kinds if kind.measures),
     )  # fmt: skip
-
-
-def write_parts(store: Store, parts: Sequence[Part], folder: Path) -> Path:
-    """The files that a fit published, in a local folder."""
-    for part in parts:
-        target = folder / part.tags["file"]
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(store.read(part.key))
-    return folder
 
 
 def trained_labeler(inputs: Mapping[str, Manifest]) -> Manifest | None:

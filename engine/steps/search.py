@@ -127,6 +127,9 @@ class Search(StepKind):
             },
         )  # fmt: skip
 
+    def trials(self, step: Step) -> list[Step]:
+        return [trial.step for trial in trial_steps(step)]
+
     def outdated(self, step: Step, manifest: Manifest) -> str | None:
         # Its trials are none of its inputs: what makes them go makes it go.
         return changed_weights(step.spec_as(SearchSpec), manifest)

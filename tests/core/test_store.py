@@ -82,14 +82,6 @@ def test_parquet_round_trip(store: Store) -> None:
     assert [table.num_rows for table in store.tables(["t.parquet"])] == [4, 4, 2]
 
 
-def test_download_copies_the_tree(store: Store, tmp_path) -> None:
-    store.put_new("weights/unet/config.json", b"{}")
-    store.put_new("weights/model.safetensors", b"w")
-    folder = store.download("weights", tmp_path / "copy")
-    assert (folder / "unet" / "config.json").read_bytes() == b"{}"
-    assert (folder / "model.safetensors").read_bytes() == b"w"
-
-
 def test_a_pickled_store_opens_the_same_place(store: Store) -> None:
     store.put_new("k", b"v")
     assert pickle.loads(pickle.dumps(store)).read("k") == b"v"

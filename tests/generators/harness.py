@@ -7,6 +7,7 @@ from typing import Any
 
 from engine.core.fit import FitContext, read_result
 from engine.core.images import Preprocess
+from engine.core.manifest import copy_files
 from engine.core.registry import resolve
 from engine.core.store import Store
 from engine.generators import GeneratorSpec, SampleBatch, TrainingImages
@@ -38,8 +39,21 @@ def fit(
 def loaded(store: Store, spec: GeneratorSpec, preprocess: Preprocess, folder: Path) -> Any:
     """A generator with the weights of the first attempt."""
     generator = resolve("generators", spec.name)(spec, preprocess)
-    generator.load(store.download("weights/one", folder), "cpu")
+    generator.load(weights(store, folder), "cpu")
     return generator
+
+
+def weights(store: Store, folder: Path) -> Path:
+    """The files of the first attempt, copied to a folder."""
+    parts, _ = read_result(store, "work/x", "one")
+    return copy_files(store, parts, folder)
+
+
+def published(store: Store, name: str) -> bytes:
+    """One file of the first attempt."""
+    parts, _ = read_result(store, "work/x", "one")
+    (key,) = (part.key for part in parts if part.tags["file"] == name)
+    return store.read(key)
 
 
 def batch(labels: list[str], seeds: list[int], clusters: list[int | None] | None = None) -> Any:

@@ -103,7 +103,7 @@ def test_the_class_is_seen_in_what_it_makes(tmp_path: Path) -> None:
     for label, found in zip(["top"] * 8 + ["bottom"] * 8, sampled, strict=True):
         upper, lower = found[:8].mean(), found[8:].mean()
         assert (upper > lower) == (label == "top")
-    history = json.loads(store.read("weights/one/history.json"))
+    history = json.loads(harness.published(store, "history.json"))
     assert history[-1]["variety"] > 0.3
 
 

@@ -111,7 +111,7 @@ def test_the_loss_falls(tmp_path: Path) -> None:
     Ddpm(made, PREPROCESS).fit(context(store), images(), seed=5)
     import json
 
-    history = json.loads(store.read("weights/one/history.json"))
+    history = json.loads(harness.published(store, "history.json"))
     assert history[-1]["loss"] < 0.5 * history[0]["loss"]
     assert history[-1]["step"] == 60
 
@@ -224,7 +224,7 @@ def test_plain_diffusers_opens_the_weights(tmp_path: Path) -> None:
 
     store = Store(str(tmp_path))
     fit(store, spec(train_steps=2))
-    folder = store.download("weights/one", tmp_path / "weights")
+    folder = harness.weights(store, tmp_path / "weights")
     assert not list(folder.rglob("*.bin"))
     assert UNet2DModel.from_pretrained(folder / "unet").config.num_class_embeds == 3
     assert DDPMScheduler.from_pretrained(folder / "scheduler").config.num_train_timesteps == 1000
@@ -357,7 +357,7 @@ def test_a_training_shows_what_it_can_make(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     shown = [name for name in fit(store, spec()) if name.startswith("looks/")]
     assert "looks/00000006.png" in shown
-    picture = Image.open(io.BytesIO(store.read("weights/one/looks/00000006.png")))
+    picture = Image.open(io.BytesIO(harness.published(store, "looks/00000006.png")))
     assert picture.size == (2 * 8, 2 * 8)  # two classes, two images of each
 
 
@@ -437,7 +437,7 @@ def test_fewer_timesteps_of_a_linear_schedule_end_in_noise_too(tmp_path: Path) -
     made = spec(beta_schedule="linear", num_train_timesteps=100)
     store = Store(str(tmp_path))
     fit(store, made)
-    folder = store.download("weights/one", tmp_path / "weights")
+    folder = harness.weights(store, tmp_path / "weights")
     scheduler = DDPMScheduler.from_pretrained(folder / "scheduler")
     assert float(scheduler.alphas_cumprod[-1]) < 1e-3
 

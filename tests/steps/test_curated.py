@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from engine.core import rows
 from engine.core.images import Preprocess, encode
-from engine.core.manifest import Manifest, Part
+from engine.core.manifest import Manifest, write_part
 from engine.core.shards import image_column
 from engine.core.store import Store
 from engine.steps._curated import TILES, labels_seen, sheets, shown_classes
@@ -42,11 +42,10 @@ class Page:
     inputs: dict[str, Manifest]
 
     def put(self, name: str, held: pa.Table, **tags: str) -> None:
-        key = self.store.part("parts", f"{name}-{tags}".replace(" ", ""), "parquet")
         sink = pa.BufferOutputStream()
         pq.write_table(held, sink, row_group_size=64)
-        self.store.put_new(key, sink.getvalue())
-        part = Part(key=key, bytes=1, sha256="", tags=tags)
+        file = f"{name}-{tags}".replace(" ", "")
+        part = write_part(self.store, "parts", file, "parquet", sink.getvalue(), tags=tags)
         self.inputs[name] = Manifest(
             kind=name.split(".")[0], key="k", label=name, spec={}, inputs={}, rows=0, metrics={},
             provenance={}, parts=(*(self.inputs[name].parts if name in self.inputs else ()), part),

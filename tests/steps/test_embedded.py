@@ -22,6 +22,7 @@ from engine.runtime.base import Runtime, Worker
 from engine.runtime.cluster import RayRuntime
 from engine.runtime.inline import InlineRuntime
 from engine.steps._embedded import Embedded, Some, Sums, Whole, draw, quotas, room
+from engine.steps.fidelity import Fidelity
 
 
 def embed_parts(
@@ -103,8 +104,11 @@ def check_workers(store: Store, context: Context, held: Mapping[str, np.ndarray]
     for name, (_, taken) in chosen.items():
         vectors = Some(store, side, [taken]).of(taken)
         same_as_at_once(whole.of(name), vectors)
-    whole.close()
-    assert not [key for key in store.listing(context.prefix) if key.endswith(".parquet")]
+    (scratch,) = Fidelity().scratch_prefixes(store, context.step)
+    parquet = [key for key in store.listing(context.prefix) if key.endswith(".parquet")]
+    # What is thrown away when the step is done.
+    assert parquet
+    assert all(key.startswith(f"{scratch}/") for key in parquet)
 
 
 def test_workers_sum_up_pieces_to_what_one_pass_gives(

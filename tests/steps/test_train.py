@@ -21,7 +21,7 @@ from engine.core import rows
 from engine.core.arrays import matrix_of, read_pixels
 from engine.core.errors import ResumeError, StudyError
 from engine.core.images import Preprocess
-from engine.core.manifest import Manifest, read_manifest
+from engine.core.manifest import Manifest, copy_files, read_manifest
 from engine.core.stage import Place
 from engine.core.store import Store
 from engine.execute import execute, inspect, run_step
@@ -31,7 +31,7 @@ from engine.plan import named, plan, until
 from engine.profile import Profile
 from engine.runtime.inline import InlineRuntime
 from engine.steps.evaluate import Classify
-from engine.steps.measure import MeasurePixels, write_parts
+from engine.steps.measure import MeasurePixels
 from engine.steps.search import trial_steps
 from engine.steps.train import changed_weights, fed
 from engine.study import Study
@@ -60,7 +60,7 @@ def test_a_study_with_a_probe_goes_to_its_verdict_on_what_was_saved(
     arm, number, trial = first.arm, first.number, first.step
     trained = read_manifest(store, trial)
     assert trained is not None
-    folder = write_parts(store, trained.parts, tmp_path / "weights")
+    folder = copy_files(store, trained.parts, tmp_path / "weights")
     classifier = Probe(study.classifier, study.preprocess, ("across", "down"))
     network = classifier.load(folder / "weights")
     ingest = manifests[named(steps, "ingest")[0].key]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from engine.core.store import Store
+from tests.generators import harness
 from tests.generators.diffusion.tiny import (
     KINDS,
     batch,
@@ -279,7 +280,7 @@ def test_in_half_precision_what_is_trained_is_kept_in_full(
 
     store = Store(str(tmp_path / "store"))
     fit(store, made(folders["sdxl"], {"name": "lora", "rank": 2}, precision="bf16"))
-    weights = store.download("weights/one", tmp_path / "weights")
+    weights = harness.weights(store, tmp_path / "weights")
     held = load_file(weights / "adapted" / "pytorch_lora_weights.safetensors")
     assert {str(value.dtype) for value in held.values()} == {"torch.float32"}
     generator = made(folders["sdxl"], {"name": "lora", "rank": 2}, precision="bf16")
@@ -297,5 +298,5 @@ def test_trainings_show_pictures_of_themselves(folders: dict[str, Path], tmp_pat
     shown = sorted(name for name in published if name.startswith("looks/"))
     assert shown[-1] == "looks/00000020.png"
     assert len(shown) >= 4
-    picture = Image.open(io.BytesIO(store.read(f"weights/one/{shown[-1]}")))
+    picture = Image.open(io.BytesIO(harness.published(store, shown[-1])))
     assert picture.size == (2 * 16, 16)  # one for each prompt

@@ -59,7 +59,7 @@ def trained(tmp_path: Path, model: Path, adapt: dict[str, Any]) -> tuple[Diffusi
     generator = made(model, adapt)
     generator.check()
     fit(store, generator)
-    weights = store.download("weights/one", tmp_path / "weights")
+    weights = harness.weights(store, tmp_path / "weights")
     generator = made(model, adapt)
     generator.load(weights, "cpu")
     return generator, weights
