@@ -189,6 +189,85 @@ def run_tune(argv: Sequence[str] | None = None) -> int:
     return _in_one_line(act)
 
 
+def run_fsck(argv: Sequence[str] | None = None) -> int:
+    """Verify a storage; returns the exit code, 1 where something is damaged and was not
+    repaired."""
+    parser = argparse.ArgumentParser(
+        description="Verify everything in a storage: records, data, weights, checkpoints."
+    )
+    _add_storage(parser)
+    parser.add_argument(
+        "--repair", action="store_true",
+        help="discard exactly what is damaged, so that the next run makes it again",
+    )  # fmt: skip
+    arguments = parser.parse_args(argv)
+
+    def act() -> int:
+        from engine import fsck
+
+        store = Store(_storage(arguments))
+        report = fsck.verify(store)
+        for fault in report.faults:
+            print(fault.line())
+        say(
+            f"{report.records:,} records, {report.parts:,} parts, {report.bytes / 2**20:,.1f} MiB:"
+            f" {len(report.faults)} damaged or missing"
+        )
+        if not report.faults:
+            return 0
+        if not arguments.repair:
+            say("run again with --repair to discard exactly these; a study makes them again")
+            return 1
+        fsck.repair(store, report.faults)
+        say(f"{len(report.faults)} discarded: run the study again to make them")
+        return 0
+
+    return _in_one_line(act)
+
+
+def run_gc(argv: Sequence[str] | None = None) -> int:
+    """List, or remove, what no record of a storage names; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description="Find what no record of a storage names: left by kills, lost races, --discard."
+    )
+    _add_storage(parser)
+    parser.add_argument(
+        "--older-than", type=float, default=7.0, metavar="DAYS",
+        help="only what was last written so many days ago; longer than any step takes (default: 7)",
+    )  # fmt: skip
+    parser.add_argument("--delete", action="store_true", help="remove it; default: list it")
+    arguments = parser.parse_args(argv)
+
+    def act() -> int:
+        from engine import gc
+
+        store, seconds = Store(_storage(arguments)), 86_400 * arguments.older_than
+        if arguments.older_than < 0:
+            raise StudyError(f"--older-than {arguments.older_than:g}: must not be negative")
+        garbage = (gc.remove if arguments.delete else gc.find_garbage)(store, seconds)
+        for key in garbage.keys:
+            print(key)
+        done = "removed" if arguments.delete else "could be removed with --delete"
+        say(f"{len(garbage.keys):,} files, {garbage.bytes / 2**20:,.1f} MiB {done}")
+        return 0
+
+    return _in_one_line(act)
+
+
+def _add_storage(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "storage", nargs="?", help="a folder or URL; default: the storage of the profile"
+    )
+    parser.add_argument("--profile", type=Path, help="the profile that names the storage (YAML)")
+
+
+def _storage(arguments: argparse.Namespace) -> str:
+    if arguments.storage is not None:
+        return str(arguments.storage)
+    profile = load_profile(arguments.profile, []) if arguments.profile else Profile()
+    return profile.storage
+
+
 def _in_one_line(act: Callable[[], int]) -> int:
     """The exit code of what is done; what is wrong is said in a line."""
     try:
@@ -261,11 +340,10 @@ def _run(arguments: argparse.Namespace, last: str | None, dry_run: bool) -> int:
         return 0
     store.probe()
     for name in arguments.discard:
-        for step in named(plan(study), name):
-            say(
-                f"{step.label:<20} {step.key}  discarded {discard(step, store)} shards and its"
-                " result"
-            )
+        every = plan(study)
+        for step in named(every, name):
+            shards = discard(step, store, every)
+            say(f"{step.label:<20} {step.key}  discarded {shards} shards and its result")
     say(f"study {study.name}: {len(steps)} steps, storage {store.url}")
     started = time.monotonic()
     runtime = make_runtime(profile)
@@ -385,6 +463,16 @@ def main_tune() -> None:
 def main_audit() -> None:
     """Entry of `jobs/audit.py`."""
     _end(run_audit)
+
+
+def main_fsck() -> None:
+    """Entry of `jobs/fsck.py`."""
+    _end(run_fsck)
+
+
+def main_gc() -> None:
+    """Entry of `jobs/gc.py`."""
+    _end(run_gc)
 
 
 def _end(act: Callable[[], int]) -> None:

@@ -97,10 +97,12 @@ class Context:
             self.store, folder, name, "parquet", data, rows=rows.num_rows, tags=tags
         )
 
-    def file(self, name: str, suffix: str, data: bytes, /, **tags: str) -> Part:
-        """Write another file of this step."""
+    def file(
+        self, name: str, suffix: str, data: bytes, /, *, timed: bool = False, **tags: str
+    ) -> Part:
+        """Write another file of this step. timed: it contains times of this run."""
         folder = self.store.parts(self.prefix)
-        return write_part(self.store, folder, name, suffix, data, tags=tags)
+        return write_part(self.store, folder, name, suffix, data, timed=timed, tags=tags)
 
     def compute(
         self,

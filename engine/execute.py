@@ -304,8 +304,8 @@ def clear(store: Store, step: Step) -> None:
     """Remove what only a running step needs: checkpoints (of a large network, many times its
     weights) and decoded pictures."""
     store.delete_all(store.work(step.key))
-    for prefix in resolve("steps", step.kind)().scratch_prefixes(store, step):
-        store.delete_all(prefix)
+    for folder in resolve("steps", step.kind).scratch:
+        store.delete_all(store.join(store.step(step.kind, step.key), folder))
 
 
 def installed_versions() -> dict[str, str]:
@@ -324,9 +324,15 @@ def prefixes_of(step: Step, store: Store) -> list[str]:
     return [own, *resolve("steps", step.kind)().shard_prefixes(store, step)]
 
 
-def discard(step: Step, store: Store) -> int:
+def discard(step: Step, store: Store, steps: Sequence[Step] = ()) -> int:
     """Throw away what a step left: its manifest, and its shards' commits by tombstone. Returns the
-    shards."""
+    shards.
+
+    steps: of the plan. One that ran the step as a trial chose by its result, and chooses again.
+    """
+    for other in steps:
+        if step.key in {trial.key for trial in trials_of([other])}:
+            store.delete(store.manifest(other.kind, other.key))
     store.delete(store.manifest(step.kind, step.key))
     clear(store, step)
     return sum(ShardSet(store, prefix).discard() for prefix in prefixes_of(step, store))
@@ -339,14 +345,22 @@ def naming_damage(steps: Sequence[Step], store: Store) -> Iterator[None]:
     try:
         yield
     except DamageError as error:
-        for step in [*upstream(list(steps)), *trials_of(steps)]:
-            if any(error.key.startswith(f"{prefix}/") for prefix in prefixes_of(step, store)):
-                error.args = (
-                    f"{error}; {step.label} wrote it: run again with --discard {step.label}, or let"
-                    " jobs/fsck.py --repair throw away no more than this",
-                )
-                break
+        if writer := writer_of(error.key, [*upstream(list(steps)), *trials_of(steps)], store):
+            error.args = (
+                f"{error}; {writer.label} wrote it: run again with --discard {writer.label}, or let"
+                " jobs/fsck.py --repair throw away no more than this",
+            )
         raise
+
+
+def writer_of(key: str, steps: Sequence[Step], store: Store) -> Step | None:
+    """The step that wrote what lies at a key. Of nested prefixes the longest counts: what curate
+    measures lies below what generate made."""
+    writers = {
+        prefix: step for step in reversed(steps) for prefix in prefixes_of(step, store)
+        if key.startswith(f"{prefix}/")
+    }  # fmt: skip
+    return writers[max(writers, key=len)] if writers else None
 
 
 def _headline(manifest: Manifest) -> str:

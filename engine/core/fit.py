@@ -168,14 +168,30 @@ class FitContext:
         return found
 
     def _records(self) -> list[tuple[str, str]]:
-        keys = (
-            key
-            for key in self.store.listing(self._place)
-            if key.endswith(".json")
-            and "/checkpoint-" in key
-            and (self.name or "/parts/" not in key)
+        keys = checkpoint_records(self.store, self._place)
+        return sorted(
+            (key.rpartition("/")[2], key) for key in keys if self.name or "/parts/" not in key
         )
-        return sorted((key.rpartition("/")[2], key) for key in keys)
+
+
+def checkpoint_records(store: Store, prefix: str) -> list[str]:
+    """Keys of the records of all checkpoints below `prefix`."""
+    keys = store.listing(prefix)
+    return [key for key in keys if key.endswith(".json") and "/checkpoint-" in key]
+
+
+def checkpoint_problem(store: Store, key: str) -> str:
+    """What is wrong with a checkpoint, by the key of its record; empty where nothing is."""
+    try:
+        record = unseal(store.read(key))
+        if store.sha256(record["data"]) != record["sha256"]:
+            return "its data does not match its digest"
+    except FileNotFoundError:
+        # Records are dropped before their data.
+        return "its data is missing" if store.exists(key) else ""
+    except (ValueError, KeyError):
+        return "is damaged or not of this version"
+    return ""
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,8 @@ class Part(Spec):
     rows: int = 0
     bytes: int
     sha256: str
+    # Whether it contains times or hosts of the run, and so is no part of the result's identity.
+    timed: bool = False
     # What the part holds, for readers that want some of it: split, class, role of a file.
     tags: dict[str, str] = {}
 
@@ -41,12 +43,15 @@ def write_part(
     data: Data,
     *,
     rows: int = 0,
+    timed: bool = False,
     tags: Mapping[str, str] | None = None,
 ) -> Part:
     """Store data as a part below `folder`."""
     key, sha256 = store.put_part(folder, name, suffix, data)
-    size = memoryview(data).nbytes
-    return Part(key=key, rows=rows, bytes=size, sha256=sha256, tags=dict(tags or {}))
+    return Part(
+        key=key, rows=rows, bytes=memoryview(data).nbytes, sha256=sha256, timed=timed,
+        tags=dict(tags or {}),
+    )  # fmt: skip
 
 
 def copy_files(store: Store, parts: Iterable[Part], folder: Path) -> Path:
@@ -80,7 +85,7 @@ class Manifest(Spec):
             {
                 "key": self.key,
                 "inputs": self.inputs,
-                "parts": sorted(part.sha256 for part in self.parts),
+                "parts": sorted(part.sha256 for part in self.parts if not part.timed),
                 "metrics": self.metrics,
             }
         )

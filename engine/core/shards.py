@@ -95,6 +95,22 @@ class ShardSet:
     def __init__(self, store: Store, prefix: str) -> None:
         self.store, self.prefix = store, prefix
 
+    @property
+    def fingerprint_key(self) -> str:
+        return self.store.join(self.prefix, "fingerprint.json")
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What the set is bound to; empty where nothing has claimed it. Raises `DamageError`."""
+        key = self.fingerprint_key
+        try:
+            return unseal(self.store.read(key))
+        except FileNotFoundError:
+            return {}
+        except ValueError as error:
+            raise DamageError(
+                f"{self.store.location(key)} is damaged or not a fingerprint of this version", key
+            ) from error
+
     def claim(self, fingerprint: Mapping[str, Any], discard: str, *, replace: bool = False) -> None:
         """Bind the set to a fingerprint. Raises `ResumeError` that names every difference from what
         lies there.
@@ -102,16 +118,11 @@ class ShardSet:
         `discard` tells the person what to type to throw away what lies there. replace: throw it
         away rather than raise, where it is quickly made again.
         """
-        key = self.store.join(self.prefix, "fingerprint.json")
-        data = json.dumps(fingerprint, sort_keys=True, indent=1).encode()
-        if self.store.put_if_absent(key, data):
+        data = seal(dict(sorted(fingerprint.items())), indent=1)
+        if self.store.put_if_absent(self.fingerprint_key, data):
             return
-        try:
-            found = json.loads(self.store.read(key))
-        except ValueError as error:
-            raise StorageError(
-                f"{self.store.location(key)} is no fingerprint; move it away"
-            ) from error
+        # As it is read back: in JSON a tuple is a list.
+        fingerprint, found = unseal(data), self.fingerprint()
         changed = [
             f"{name} was {found.get(name)!r}, is {fingerprint.get(name)!r}"
             for name in sorted({*found, *fingerprint})
@@ -147,13 +158,13 @@ class ShardSet:
     def standing(self, name: str) -> Commit | None:
         """The commit of one shard that stands, if any, without a listing."""
         generation = self._next_generation(name)
-        if not self.store.exists(self._commit_key(name, generation)):
+        if not self.store.exists(self.commit_key(name, generation)):
             return None
         return self.read(name, generation)
 
     def read(self, name: str, generation: int) -> Commit:
         """Read and check one commit record. Raises `StorageError` on a foreign or damaged one."""
-        key = self._commit_key(name, generation)
+        key = self.commit_key(name, generation)
         try:
             record = unseal(self.store.read(key))
             if record["format"] != _FORMAT or record["shard"] != name:
@@ -208,7 +219,7 @@ class ShardSet:
         }
         # The data of a loser stays: it is the winner's too where their bytes are equal, and
         # `jobs/gc.py` removes what no record names.
-        return self.store.put_if_absent(self._commit_key(shard.name, generation), seal(body))
+        return self.store.put_if_absent(self.commit_key(shard.name, generation), seal(body))
 
     def discard(self, names: Iterable[str] | None = None) -> int:
         """Void the commits of these shards (all by default) and forget the fingerprint; returns how
@@ -216,11 +227,15 @@ class ShardSet:
         standing = self.committed()
         chosen = set(standing) if names is None else set(names) & set(standing)
         for name in chosen:
-            tombstone = self._commit_key(name, standing[name]).removesuffix("json") + "tombstone"
-            self.store.put_if_absent(tombstone, b"")
+            self.void(name, standing[name])
         if names is None:
-            self.store.delete(self.store.join(self.prefix, "fingerprint.json"))
+            self.store.delete(self.fingerprint_key)
         return len(chosen)
+
+    def void(self, name: str, generation: int) -> None:
+        """Let one commit no longer count; the shard is made again as the next generation."""
+        tombstone = self.commit_key(name, generation).removesuffix("json") + "tombstone"
+        self.store.put_if_absent(tombstone, b"")
 
     def keep(self, keys: Iterable[str]) -> None:
         """Delete all data but these parts, and void the commits that name what goes. Whoever calls
@@ -263,7 +278,7 @@ class ShardSet:
             generation += 1
         return generation
 
-    def _commit_key(self, name: str, generation: int) -> str:
+    def commit_key(self, name: str, generation: int) -> str:
         return self.store.join(self.prefix, "commits", f"{name}.{generation}.json")
 
 

@@ -256,6 +256,14 @@ class Store:
         return int(self._fs.size(f"{self._root}/{key}"))
 
     @_guarded
+    def sha256(self, key: str) -> str:
+        """SHA-256 of what is stored at `key` now, in hex. Raises `FileNotFoundError`."""
+        if self.local:
+            with open(f"{self._root}/{key}", "rb", buffering=0) as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.sha256(self._fs.cat_file(f"{self._root}/{key}")).hexdigest()
+
+    @_guarded
     def listing(self, prefix: str) -> list[str]:
         """All keys below `prefix`, sorted; none where there is no such prefix."""
         if self.local:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -39,7 +40,8 @@ class InlineRuntime:
         self, train: Callable[[FitContext], None], context: FitContext, resources: FitResources
     ) -> None:
         threads = self.threads or context.threads
-        train(replace(context, threads=threads, share=self.share))
+        with _threads_restored():
+            train(replace(context, threads=threads, share=self.share))
 
     def search(
         self,
@@ -93,3 +95,16 @@ class InlineRuntime:
 
     def close(self) -> None:
         return
+
+
+@contextmanager
+def _threads_restored() -> Iterator[None]:
+    """A fit sets the number of torch's threads, and sums of floats depend on it: what this process
+    computes next must not depend on which fits it had to run before."""
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -21,6 +21,8 @@ class StepKind:
     summary: ClassVar[str]
     # Kinds of steps that it runs, whose versions belong to its key too.
     runs: ClassVar[tuple[str, ...]] = ()
+    # Folders below its prefix that only a running step needs: removed once its manifest is there.
+    scratch: ClassVar[tuple[str, ...]] = ()
 
     def run(self, context: Context) -> Result:
         """Compute the step and write its parts; `execute` writes the manifest."""
@@ -32,10 +34,6 @@ class StepKind:
 
     def trials(self, step: Step) -> list[Step]:
         """Steps that this one runs and that are not in the plan."""
-        return []
-
-    def scratch_prefixes(self, store: Store, step: Step) -> list[str]:
-        """Prefixes of what only a running step needs: removed once its manifest is there."""
         return []
 
     def shard_prefixes(self, store: Store, step: Step) -> list[str]:

@@ -19,7 +19,6 @@ from engine.core.arrays import large_zeros, matrix_of, release, vectors_of
 from engine.core.rng import generator
 from engine.core.shards import Shard, ShardSet, parquet_rows
 from engine.core.stage import Batch, Device, Place, Stage
-from engine.core.step import Step
 from engine.core.store import Store
 from engine.metrics.diversity import Directions
 from engine.metrics.moments import Moments
@@ -29,6 +28,8 @@ _FEW = 8192
 # Vectors of a piece: of fewer than its width, the sums are larger than the vectors.
 _PIECE = 16384
 _MEMBERS = ("part", "row")
+# Folder of the matrices of workers.
+SUMS = "sums"
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,7 @@ class Whole:
         few: int = _FEW, piece: int = _PIECE,
     ) -> None:  # fmt: skip
         self.store = context.store
-        self.shards = ShardSet(self.store, sums_prefix(self.store, context.step))
+        self.shards = ShardSet(self.store, self.store.join(context.prefix, SUMS))
         self.pieces = {
             name: [
                 (side, taken[start : start + piece]) for start in range(0, len(taken), piece)
@@ -234,11 +235,6 @@ class Whole:
             summed_up(self.store, side.keys, side.part[taken], side.row[taken])
             for side, taken in self.pieces[name]
         )
-
-
-def sums_prefix(store: Store, step: Step) -> str:
-    """Where the matrices of workers lie while `fidelity` runs."""
-    return store.join(store.step(step.kind, step.key), "sums")
 
 
 def members_of(planned: Sequence[tuple[str, Embedded, np.ndarray]]) -> pa.Table:

@@ -27,14 +27,14 @@ from engine.core.sandbox import Sandbox
 from engine.core.shards import OK, Shard, ids_digest, image_column, parquet_rows
 from engine.core.spec import Spec
 from engine.core.stage import Batch, Device, Place
-from engine.core.step import Step
-from engine.core.store import Store
 from engine.readers import Bytes, Reader
 from engine.readers import image_ids as image_names
 from engine.sections import Audit, ReaderField, Split
 from engine.steps.embed import EmbedImages
 from engine.vectors.neighbours import Neighbours
 
+# Folders of a step's shards: decoded pictures, and their vectors.
+DECODED, EMBEDDED = "decoded", "audit"
 SHARD_ROWS = 256
 # At or below this side, different pictures are so much alike that near duplicates cannot be told.
 _SMALL_SIDE = 32
@@ -211,7 +211,7 @@ def decode_records(
 
     replace: of `Context.compute`.
     """
-    prefix = decoded_prefix(context.store, context.step)
+    prefix = context.store.join(context.prefix, DECODED)
     sink = pa.BufferOutputStream()
     pq.write_table(records, sink, row_group_size=SHARD_ROWS)
     key, _ = context.store.put_part(
@@ -268,8 +268,9 @@ def embed_decoded(context: Context, embedder: Spec, intake: Intake, padded: bool
         shards.append(Shard(f"audit-{name}", len(ids), task, {}))
     commits = context.compute(
         "embed", shards, rows_of=parquet_rows, stages=stages,
-        schema=partial(_with_thumbnails, schema), prefix=audit_prefix(context.store, context.step),
-        fingerprint={"embedder": embedder.model_dump(), "thumbnail": SIDE}, replace=True,
+        schema=partial(_with_thumbnails, schema),
+        fingerprint={"embedder": embedder.model_dump(), "thumbnail": SIDE},
+        prefix=context.store.join(context.prefix, EMBEDDED), replace=True,
     )  # fmt: skip
     return [commit.data for commit in commits if commit.data]
 
@@ -358,9 +359,3 @@ def too_small(index: pa.Table, preprocess: Preprocess) -> str:
     )
 
 
-def decoded_prefix(store: Store, step: Step) -> str:
-    return store.join(store.step(step.kind, step.key), "decoded")
-
-
-def audit_prefix(store: Store, step: Step) -> str:
-    return store.join(store.step(step.kind, step.key), "audit")

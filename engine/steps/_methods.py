@@ -150,10 +150,10 @@ def _drawn(study: Mapping[str, Any], fits: int) -> str:
     who = f"{'Each generator' if not others else listed(trained)}"
     was, their = ("were", "their") if others and len(trained) > 1 else ("was", "its")
     found = f"{who} {was} trained{anew} and {their} images drawn{anew} {often}"
-    drawn = f"; images of {listed(others)}, which is not trained, were drawn{anew} {often}"
-    return found + (
-        drawn.replace("which is", "which are") if len(others) > 1 else drawn if others else ""
-    )
+    if not others:
+        return found
+    which = "which is" if len(others) == 1 else "which are"
+    return f"{found}; images of {listed(others)}, {which} not trained, were drawn{anew} {often}"
 
 
 def _amounts(study: Mapping[str, Any], arms: Sequence[Mapping[str, Any]]) -> str:

@@ -39,12 +39,12 @@ from engine.report.audit import Finding, Look, page, shown_images
 from engine.sections import EmbedderField
 from engine.steps import StepKind
 from engine.steps._intake import (
+    DECODED,
+    EMBEDDED,
     NEAR_UNTOLD,
     Intake,
     IntakeSpec,
-    audit_prefix,
     decode_records,
-    decoded_prefix,
     embed_decoded,
     find_near,
     record_problems,
@@ -65,6 +65,7 @@ class Audit(StepKind):
     version: ClassVar[int] = 1
     Spec: ClassVar[type[Spec]] = AuditSpec
     summary: ClassVar[str] = "look for what is wrong with the data"
+    scratch: ClassVar[tuple[str, ...]] = (DECODED,)
 
     def run(self, context: Context) -> Result:
         spec = context.step.spec_as(AuditSpec)
@@ -97,7 +98,7 @@ class Audit(StepKind):
         ]
         # Vectors are kept for the next audit, those of files that are gone are not.
         vectors_kept = {part.key for part in work.embedded_in}
-        ShardSet(context.store, audit_prefix(context.store, context.step)).keep(vectors_kept)
+        ShardSet(context.store, context.store.join(context.prefix, EMBEDDED)).keep(vectors_kept)
         for part in before.parts if before else ():
             if part.key not in {kept.key for kept in parts}:
                 context.store.delete(part.key)
@@ -115,11 +116,9 @@ class Audit(StepKind):
     def outdated(self, step: Step, manifest: Manifest) -> str | None:
         return "the files are looked at each time"
 
-    def scratch_prefixes(self, store: Store, step: Step) -> list[str]:
-        return [decoded_prefix(store, step)]
-
     def shard_prefixes(self, store: Store, step: Step) -> list[str]:
-        return [decoded_prefix(store, step), audit_prefix(store, step)]
+        own = store.step(step.kind, step.key)
+        return [store.join(own, DECODED), store.join(own, EMBEDDED)]
 
 
 @dataclass

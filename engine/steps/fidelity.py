@@ -39,8 +39,6 @@ from engine.core.registry import resolve
 from engine.core.rng import derive_seed
 from engine.core.shards import parquet_rows
 from engine.core.spec import Spec
-from engine.core.step import Step
-from engine.core.store import Store
 from engine.metrics.diversity import vendi_score
 from engine.metrics.frechet import Reference, frechet_distance
 from engine.metrics.kernel import kernel_distance
@@ -49,7 +47,7 @@ from engine.metrics.moments import Moments
 from engine.metrics.prdc import prdc
 from engine.sections import EmbedderField
 from engine.steps import StepKind
-from engine.steps._embedded import Embedded, Some, Sums, Whole, draw, room, sums_prefix
+from engine.steps._embedded import SUMS, Embedded, Some, Sums, Whole, draw, room
 from engine.steps.curate import generated_shards
 from engine.steps.embed import EmbedImages
 from engine.steps.request import RequestSpec, needed_images
@@ -78,6 +76,7 @@ class Fidelity(StepKind):
     version: ClassVar[int] = 2
     Spec: ClassVar[type[Spec]] = FidelitySpec
     summary: ClassVar[str] = "measure how like real ones generated images are"
+    scratch: ClassVar[tuple[str, ...]] = (SUMS,)
 
     def run(self, context: Context) -> Result:
         spec = context.step.spec_as(FidelitySpec)
@@ -109,9 +108,6 @@ class Fidelity(StepKind):
             },
         )  # fmt: skip
 
-
-    def scratch_prefixes(self, store: Store, step: Step) -> list[str]:
-        return [sums_prefix(store, step)]
 
 
 def generated_vectors(context: Context, spec: FidelitySpec) -> tuple[list[Part], list[str]]:

@@ -40,13 +40,13 @@ from engine.core.step import Step
 from engine.core.store import Store
 from engine.steps import StepKind
 from engine.steps._intake import (
+    DECODED,
+    EMBEDDED,
     NEAR_UNTOLD,
     Intake,
     IntakeSpec,
-    audit_prefix,
     check_records,
     decode_records,
-    decoded_prefix,
     embed_decoded,
     find_near,
     too_small,
@@ -65,6 +65,7 @@ class Ingest(StepKind):
     version: ClassVar[int] = 4
     Spec: ClassVar[type[Spec]] = IngestSpec
     summary: ClassVar[str] = "decode and check the images, split them, look for leaks"
+    scratch: ClassVar[tuple[str, ...]] = (DECODED, EMBEDDED)
 
     def run(self, context: Context) -> Result:
         try:
@@ -211,11 +212,9 @@ class Ingest(StepKind):
             )
         return None
 
-    def scratch_prefixes(self, store: Store, step: Step) -> list[str]:
-        return self.shard_prefixes(store, step)
-
     def shard_prefixes(self, store: Store, step: Step) -> list[str]:
-        return [decoded_prefix(store, step), audit_prefix(store, step)]
+        own = store.step(step.kind, step.key)
+        return [store.join(own, DECODED), store.join(own, EMBEDDED)]
 
 
 def refuse_many_quarantined(fate: Mapping[str, str], records: pa.Table, spec: IngestSpec) -> None:

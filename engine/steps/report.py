@@ -52,6 +52,8 @@ from engine.steps.search import SearchSpec, replicates
 _TILE = 52  # px
 _LINKED = 150_000  # bytes of a table that the page itself holds
 PREDICTIONS = "predictions.parquet"
+# Tables that say how long things took.
+TIMED = ("trials.csv", "steps.csv", "cost.csv", "prices.csv")
 
 
 class ReportSpec(Spec):
@@ -156,10 +158,10 @@ class Report(StepKind):
             study=json.dumps(spec.study, indent=2), versions=provenance["versions"],
         )  # fmt: skip
         data = page.encode()
-        parts = [context.file("report", "html", data, file="report.html")]
+        parts = [context.file("report", "html", data, timed=True, file="report.html")]
         for name, encoded in tables.items():
             stem, _, suffix = name.partition(".")
-            parts.append(context.file(stem, suffix, encoded, file=name))
+            parts.append(context.file(stem, suffix, encoded, timed=name in TIMED, file=name))
         # What evaluate wrote, under a name for people.
         (predictions,) = (part for part in context.inputs["evaluate"].parts
                           if part.tags.get("table") == "predictions")  # fmt: skip
@@ -167,7 +169,7 @@ class Report(StepKind):
         return Result(
             parts, len(table),
             {
-                "headline": f"{len(data) / 2**20:.1f} MiB",
+                "headline": f"a page and {len(tables) + 1} tables",
                 "table": as_text(table, search["objective"]),
                 "verdict": evaluate["verdict"],
             },

@@ -104,7 +104,7 @@ def check_workers(store: Store, context: Context, held: Mapping[str, np.ndarray]
     for name, (_, taken) in chosen.items():
         vectors = Some(store, side, [taken]).of(taken)
         same_as_at_once(whole.of(name), vectors)
-    (scratch,) = Fidelity().scratch_prefixes(store, context.step)
+    scratch = store.join(context.prefix, *Fidelity.scratch)
     parquet = [key for key in store.listing(context.prefix) if key.endswith(".parquet")]
     # What is thrown away when the step is done.
     assert parquet

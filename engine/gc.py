@@ -1,0 +1,88 @@
+"""Remove what no record of a storage names: data of attempts that were killed or lost a race, of
+shards that were thrown away, temporary files, previews.
+
+Only what has not been written for longer than any attempt takes is removed, so that data whose
+record is still to come stays. It is checked again right before it is removed; do not run it with a
+short time while a study runs.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from engine.core.errors import StorageError
+from engine.core.registry import resolve
+from engine.core.store import Store
+from engine.inventory import Inventory, take_inventory
+
+_WRITTEN_BY_RECORDS = ("manifest.json", "fingerprint.json")
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """What may go: keys, and their bytes in all."""
+
+    keys: tuple[str, ...]
+    bytes: int
+
+
+def find_garbage(store: Store, older_than: float) -> Garbage:
+    """What no record names and nothing has written for `older_than` seconds. Raises `StorageError`
+    where a record is damaged: nobody knows what it names."""
+    limit = time.time() - older_than
+    # Files first: what is written between the two is then either named or too young.
+    ages = {
+        key: changed
+        for prefix in ("steps", "generated", "work", "probe", "pages")
+        for key, changed in store.changed(prefix).items()
+    }
+    inventory = take_inventory(store)
+    if inventory.damaged:
+        raise StorageError(
+            f"{store.location(inventory.damaged[0])} is damaged, so that what it names would be"
+            " removed: run jobs/fsck.py --repair first"
+        )
+    scratch = _scratch(store, inventory)
+    found = [
+        key for key, changed in ages.items()
+        if changed < limit and _is_garbage(key, inventory, scratch)
+    ]  # fmt: skip
+    sizes = 0
+    for key in found:
+        try:
+            sizes += store.size(key)
+        except FileNotFoundError:
+            continue
+    return Garbage(tuple(sorted(found)), sizes)
+
+
+def remove(store: Store, older_than: float) -> Garbage:
+    """Remove what `find_garbage` finds."""
+    garbage = find_garbage(store, older_than)
+    for key in garbage.keys:
+        store.delete(key)
+    return garbage
+
+
+def _scratch(store: Store, inventory: Inventory) -> tuple[str, ...]:
+    """Prefixes of what only running steps need, of steps that are done."""
+    prefixes = []
+    for manifest in inventory.manifests.values():
+        prefixes.append(f"{store.work(manifest.key)}/")
+        for folder in resolve("steps", manifest.kind).scratch:
+            prefixes.append(store.join(store.step(manifest.kind, manifest.key), folder) + "/")
+    return tuple(prefixes)
+
+
+def _is_garbage(key: str, inventory: Inventory, scratch: tuple[str, ...]) -> bool:
+    if key.endswith(".tmp") or key.startswith(("probe/", "work/preview-")):
+        return True
+    if key.startswith(scratch):
+        return True
+    # Checkpoints of fits that have not ended, notes of tunings, pages: not ours to judge.
+    if key.startswith(("work/", "pages/")):
+        return False
+    if key.endswith(_WRITTEN_BY_RECORDS) or "/commits/" in key:
+        return False
+    return key not in inventory.parts

@@ -1,0 +1,111 @@
+"""All records of a storage, of whatever study: manifests, commits, and the parts that they name.
+
+What `engine.fsck` verifies, and what `engine.gc` must keep.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from engine.core.errors import DamageError
+from engine.core.manifest import Manifest, Part, parse_manifest
+from engine.core.shards import ShardSet
+from engine.core.store import Store
+
+_COMMITS = "/commits/"
+
+
+@dataclass(frozen=True)
+class CommitRecord:
+    """A commit that counts: the shard of a set, and its generation."""
+
+    prefix: str
+    shard: str
+    generation: int
+
+
+@dataclass
+class Inventory:
+    """The records of a storage at one time.
+
+    manifests: by their key in the store. parts: each that a record names, by key, as written there.
+    named_by: keys of the manifests that name a part. committed_by: commits that name a part.
+    damaged: keys of records that cannot be read.
+    """
+
+    manifests: dict[str, Manifest] = field(default_factory=dict)
+    parts: dict[str, Part] = field(default_factory=dict)
+    named_by: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    committed_by: dict[str, list[CommitRecord]] = field(default_factory=lambda: defaultdict(list))
+    damaged: list[str] = field(default_factory=list)
+
+    def chosen_by(self, manifest_key: str) -> list[str]:
+        """Keys of the manifests of steps that ran this one as a trial."""
+        trial = self.manifests[manifest_key].key
+        return [
+            key for key, manifest in self.manifests.items()
+            if trial in manifest.metrics.get("trials", {})
+        ]  # fmt: skip
+
+    def dependents(self, manifest_keys: Iterable[str]) -> list[str]:
+        """Labels of all steps that were computed from these, directly or not."""
+        readers: dict[str, list[str]] = defaultdict(list)
+        for key, manifest in self.manifests.items():
+            # Trials are no inputs of the step that chose by them; it records their digests.
+            trials = manifest.metrics.get("trials", {})
+            for digest in [*manifest.inputs.values(), *trials.values()]:
+                readers[digest].append(key)
+        reached: dict[str, None] = {}
+        waiting = list(manifest_keys)
+        while waiting:
+            digest = self.manifests[waiting.pop()].digest
+            for key in readers[digest]:
+                if key not in reached:
+                    reached[key] = None
+                    waiting.append(key)
+        return [self.manifests[key].label for key in reached]
+
+
+def shard_sets(keys: Iterable[str]) -> Iterator[str]:
+    """Prefixes of all sets of shards among the keys of a store."""
+    yield from sorted({key.partition(_COMMITS)[0] for key in keys if _COMMITS in key})
+
+
+def take_inventory(store: Store) -> Inventory:
+    """Read every manifest and every commit that counts."""
+    keys = [*store.listing("steps"), *store.listing("generated"), *store.listing("work")]
+    inventory = Inventory()
+    for key in keys:
+        if key.endswith("/manifest.json"):
+            _read_manifest(store, key, inventory)
+    for prefix in shard_sets(keys):
+        shards = ShardSet(store, prefix)
+        for name, generation in shards.committed().items():
+            try:
+                commit = shards.read(name, generation)
+            except FileNotFoundError:
+                continue  # removed since it was listed
+            except DamageError as error:
+                inventory.damaged.append(error.key)
+                continue
+            if commit.data is not None:
+                record = CommitRecord(prefix, name, generation)
+                inventory.parts[commit.data.key] = commit.data
+                inventory.committed_by[commit.data.key].append(record)
+    return inventory
+
+
+def _read_manifest(store: Store, key: str, inventory: Inventory) -> None:
+    try:
+        manifest = parse_manifest(store, key, store.read(key))
+    except FileNotFoundError:
+        return
+    except DamageError:
+        inventory.damaged.append(key)
+        return
+    inventory.manifests[key] = manifest
+    for part in manifest.parts:
+        inventory.parts[part.key] = part
+        inventory.named_by[part.key].append(key)

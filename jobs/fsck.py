@@ -1,0 +1,15 @@
+"""Verify everything in a storage; with --repair discard exactly what is damaged.
+
+python jobs/fsck.py [STORAGE] [--profile FILE] [--repair]
+"""
+
+import sys
+from pathlib import Path
+
+# Under `ray job submit` the package lies beside this folder and is not installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from engine.cli import main_fsck
+
+if __name__ == "__main__":
+    main_fsck()

@@ -1,0 +1,15 @@
+"""List what no record of a storage names; with --delete remove it.
+
+python jobs/gc.py [STORAGE] [--profile FILE] [--older-than DAYS] [--delete]
+"""
+
+import sys
+from pathlib import Path
+
+# Under `ray job submit` the package lies beside this folder and is not installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from engine.cli import main_gc
+
+if __name__ == "__main__":
+    main_gc()
