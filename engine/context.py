@@ -16,7 +16,8 @@ from engine.core.fit import FitContext, read_progress, read_result
 from engine.core.manifest import Manifest, Part
 from engine.core.progress import Bar, say
 from engine.core.resources import FitResources, StageResources
-from engine.core.shards import Commit, Shard, ShardSet, ShardWorker
+from engine.core.shard_worker import ShardWorker
+from engine.core.shards import Commit, Shard, ShardSet
 from engine.core.spec import digest
 from engine.core.stage import Place, Stage
 from engine.core.step import Step
