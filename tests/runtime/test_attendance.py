@@ -12,7 +12,7 @@ import pytest
 
 from engine.core import rows
 from engine.core.attendance import DIED, HUNG
-from engine.core.errors import DataError, EngineError
+from engine.core.errors import EngineError
 from engine.core.resources import StageResources
 from engine.core.stage import Batch, Device, Place
 from engine.core.store import Store
@@ -20,8 +20,9 @@ from engine.runtime.cluster import RayRuntime
 from engine.runtime.inline import InlineRuntime
 from tests.chaos.lethal import Lethal, compute, make_context, painted, plan, set_aside
 
+# A row is a batch, so that few processes have to die until it stands alone.
 QUICK = StageResources(
-    cpus=0.5, batch_size=8, hang_multiple=20, hang_floor=3, hang_first=5, shards_per_call=2
+    actors=2, cpus=0.5, batch_size=1, hang_floor=3, hang_first=5, shards_per_call=1
 )
 
 
@@ -36,27 +37,23 @@ def runtime() -> Iterator[RayRuntime]:
 def test_a_row_that_kills_and_one_that_hangs_are_set_aside_and_no_other(
     runtime: RayRuntime, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shards = plan(64, 16)
-    clean = compute(
-        make_context(Store(str(tmp_path / "clean")), InlineRuntime(), QUICK), shards, Lethal()
-    )
+    shards = plan(64, 8)
+    clean = make_context(Store(str(tmp_path / "clean")), InlineRuntime(), QUICK)
+    neighbours = painted(compute(clean, shards, Lethal()))
     store = Store(str(tmp_path / "lethal"))
     context = make_context(store, runtime, QUICK)
-    commits = compute(context, shards, Lethal({"row-0021": "kill", "row-0050": "spin"}))
-    assert set_aside(commits) == {"row-0021": DIED, "row-0050": HUNG}
-    neighbours = painted(clean)
-    del neighbours["row-0021"], neighbours["row-0050"]
+    commits = compute(context, shards, Lethal({"row-0003": "kill", "row-0012": "spin"}))
+    assert set_aside(commits) == {"row-0003": DIED, "row-0012": HUNG}
+    del neighbours["row-0003"], neighbours["row-0012"]
     assert painted(commits) == neighbours
-    # Twice with its shard, once as a batch of 8, 4 and 2, twice alone.
-    lost = [
-        {name: c.provenance[name] for name in ("deaths", "hangs") if name in c.provenance}
-        for c in commits
-    ]
-    assert lost == [{}, {"deaths": 7}, {}, {"hangs": 7}]
-    assert context.notes["shards.generate"] == {"found": 0, "made": 4, "retries": 14}
-    assert (
-        "2 rows killed or hung the worker, set aside: row-0021, row-0050" in capsys.readouterr().err
-    )
+    # Twice with its shard, twice alone; a busy machine may add some.
+    lost = [(c.provenance.get("deaths", 0), c.provenance.get("hangs", 0)) for c in commits]
+    assert lost[0][0] >= 4
+    assert lost[1][1] >= 4
+    retries = sum(map(sum, lost))
+    assert context.notes["shards.generate"] == {"found": 0, "made": 8, "retries": retries}
+    said = capsys.readouterr().err
+    assert "2 rows killed or hung the worker, set aside: row-0003, row-0012" in said
     assert {c.provenance["host"] for c in commits} == {os.uname().nodename}
     assert all(c.provenance["node"] for c in commits)
     assert store.listing(f"{context.prefix}/pieces") == []
@@ -76,23 +73,10 @@ class DiesInLoad:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_workers_that_die_while_loading_end_the_stream(runtime: RayRuntime, tmp_path: Path) -> None:
     context = make_context(Store(str(tmp_path)), runtime, QUICK)
     with pytest.raises(
         EngineError, match=r"^the workers of stage generate died 5 times while load"
     ):
         compute(context, plan(8, 8), DiesInLoad())
-
-
-@dataclass
-class NeedsEveryRow(Lethal):
-    writes: ClassVar[tuple[str, ...]] = (rows.IMAGE,)
-
-
-@pytest.mark.ray
-def test_where_every_row_is_needed_the_one_that_kills_is_named(
-    runtime: RayRuntime, tmp_path: Path
-) -> None:
-    context = make_context(Store(str(tmp_path)), runtime, QUICK)
-    with pytest.raises(DataError, match=r"row-0003 \(shard s0000\) killed its worker twice"):
-        compute(context, plan(8, 8), NeedsEveryRow({"row-0003": "exit"}))
