@@ -1,4 +1,8 @@
-"""The worker of a pool: computes shards by stages and commits them."""
+"""The worker of a pool: computes shards by stages and commits them.
+
+    <prefix>/pieces/<name>-<attempt>.arrow  rows of a shard that is computed piece by piece, until
+                                            it is committed
+"""
 
 from __future__ import annotations
 
