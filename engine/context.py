@@ -181,8 +181,10 @@ class Context:
         ]
         if lost:
             shown = ", ".join(lost[:_LOST_SHOWN]) + (", …" if len(lost) > _LOST_SHOWN else "")
-            rows = "1 row" if len(lost) == 1 else f"{len(lost)} rows"
-            self.say(f"{rows} killed or hung the worker, set aside: {shown}")
+            what = "1 row killed or hung its worker and was set aside"
+            if len(lost) > 1:
+                what = f"{len(lost)} rows killed or hung their worker and were set aside"
+            self.say(f"{what}: {shown}")
 
     def trials(self, steps: Sequence[Step]) -> dict[str, Manifest]:
         """The manifests of these steps by key; each that has none is computed in a trial."""

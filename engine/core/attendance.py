@@ -210,7 +210,8 @@ class Register:
         state.loaded, state.failed_loads = True, 0
 
     def history(self, shards: Sequence[str]) -> list[History]:
-        return [self._shard(name).history for name in shards]
+        unknown = _ShardState()
+        return [self.shards.get(name, unknown).history for name in shards]
 
     def begin(self, actor: str, process: str, shard: str) -> float:
         """Returns the seconds of the slowest micro-batch so far."""
@@ -221,6 +222,8 @@ class Register:
         state = self._current(actor, process)
         state.begun.pop(shard, None)
         state.since = self.clock()
+        # A shard that is committed is not begun again.
+        self.shards.pop(shard, None)
         self._finished(seconds)
 
     def next_piece(

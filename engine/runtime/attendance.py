@@ -67,7 +67,7 @@ class RayAttendance:
 
     def end(self, shard: str, seconds: float) -> None:
         self.longest = max(self.longest, seconds)
-        # Nobody waits for it: a shard that is committed is not computed again.
+        # Nobody waits for it: where it is lost, a shard that is committed is not begun again.
         self.register.end.remote(self.actor, self.process, shard, seconds)
 
     def next_piece(
@@ -86,9 +86,14 @@ class RayAttendance:
 
     def _end_after(self, seconds: float) -> None:
         self.rest()
-        # Its name is known to others: a link that somebody put there is not followed.
-        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY
-        self._trace = os.fdopen(os.open(self._path, flags, 0o600), "wb")
+        try:
+            self._path.unlink(missing_ok=True)
+            # Its name is known to others: a link that somebody put there is not followed.
+            flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY
+            self._trace = os.fdopen(os.open(self._path, flags, 0o600), "wb")
+        except OSError:
+            # A full disk: the hang is ended all the same.
+            self._trace = open(os.devnull, "wb")
         faulthandler.dump_traceback_later(seconds, exit=True, file=self._trace)
 
     def rest(self) -> None:
@@ -96,7 +101,8 @@ class RayAttendance:
         if self._trace is not None:
             self._trace.close()
             self._trace = None
-            self._path.unlink(missing_ok=True)
+            with suppress(OSError):
+                self._path.unlink(missing_ok=True)
 
     @property
     def _path(self) -> Path:

@@ -53,7 +53,8 @@ def test_a_row_that_kills_and_one_that_hangs_are_set_aside_and_no_other(
     retries = sum(map(sum, lost))
     assert context.notes["shards.generate"] == {"found": 0, "made": 8, "retries": retries}
     said = capsys.readouterr().err
-    assert "2 rows killed or hung the worker, set aside: row-0003, row-0012" in said
+    line = "2 rows killed or hung their worker and were set aside: row-0003, row-0012"
+    assert line in said
     assert {c.provenance["host"] for c in commits} == {os.uname().nodename}
     assert all(c.provenance["node"] for c in commits)
     assert store.listing(f"{context.prefix}/pieces") == []
