@@ -1,4 +1,4 @@
-"""The register of a stream (`engine.core.attendance`) as a Ray actor, and a worker's side of it.
+"""Registers (`engine.core.attendance`) in a Ray actor, and a worker's side of them.
 
 A hang is ended by `faulthandler`: its timer is a thread of C that needs no GIL, so that it also
 ends native code that holds it. It leaves the tracebacks of all threads in a file of this machine,
@@ -27,11 +27,46 @@ from engine.core.attendance import History, Piece, Register, hang_limit
 from engine.core.resources import StageResources
 
 
+class Registers:
+    """The actor: the registers of all streams of a runtime. A process for each stream would cost
+    two seconds of CPU every time."""
+
+    def __init__(self) -> None:
+        self.registers: dict[str, Register] = {}
+
+    def call(
+        self, stream: str, name: str, resources: StageResources, method: str, *arguments: Any
+    ) -> Any:
+        """Call a method of a stream's register, a new one where there is none. That of an actor
+        that was restarted knows nothing, which costs work and sets no row aside."""
+        if stream not in self.registers:
+            self.registers[stream] = Register(name, resources)
+        return getattr(self.registers[stream], method)(*arguments)
+
+    def forget(self, stream: str) -> None:
+        self.registers.pop(stream, None)
+
+
+def start_registers() -> Any:
+    """A handle of the actor, which ends with the last handle or with this process."""
+    # Where this process is, for workers' nodes come and go.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    actor = ray.remote(Registers).options(
+        num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here
+    )
+    return actor.remote()
+
+
 @dataclass
 class RayAttendance:
-    """`engine.core.attendance.Attendance`. `arrive` comes first in each process of the pool."""
+    """`engine.core.attendance.Attendance`. `arrive` comes first in each process of the pool.
 
-    register: Any
+    registers: a handle of the actor. stream: the stream's own name. name: of the stage.
+    """
+
+    registers: Any
+    stream: str
+    name: str
     resources: StageResources
     node: str = ""
     longest: float = 0.0
@@ -59,7 +94,7 @@ class RayAttendance:
         self._ask("loaded")
 
     def history(self, shards: Sequence[str]) -> list[History]:
-        found: list[History] = self._get(self.register.history.remote(list(shards)))
+        found: list[History] = self._get(self._call("history", list(shards)))
         return found
 
     def begin(self, shard: str) -> None:
@@ -68,7 +103,7 @@ class RayAttendance:
     def end(self, shard: str, seconds: float) -> None:
         self.longest = max(self.longest, seconds)
         # Nobody waits for it: where it is lost, a shard that is committed is not begun again.
-        self.register.end.remote(self.actor, self.process, shard, seconds)
+        self._call("end", self.actor, self.process, shard, seconds)
 
     def next_piece(
         self, shard: str, rows: int, batch_size: int, done: Piece | None, seconds: float
@@ -109,9 +144,13 @@ class RayAttendance:
         """Where this process leaves word that it hung; there while it is watched."""
         return Path(tempfile.gettempdir(), f"engine-watch-{self.actor}")
 
+    def _call(self, method: str, *arguments: Any) -> Any:
+        return self.registers.call.remote(
+            self.stream, self.name, self.resources, method, *arguments
+        )
+
     def _ask(self, method: str, *arguments: Any) -> Any:
-        call = getattr(self.register, method)
-        return self._get(call.remote(self.actor, self.process, *arguments))
+        return self._get(self._call(method, self.actor, self.process, *arguments))
 
     def _get(self, answer: Any) -> Any:
         assert self._calls is not None, "arrive comes first"
@@ -119,17 +158,11 @@ class RayAttendance:
 
 
 @contextmanager
-def attending(name: str, resources: StageResources) -> Iterator[RayAttendance]:
-    """The register of one stream, to be handed to its workers. name: of the stage."""
-    # Where this process is, for workers' nodes come and go. A register that was restarted knows
-    # nothing, which costs work and sets no row aside.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    actor = ray.remote(Register).options(
-        num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here
-    )
-    register = actor.remote(name, resources)
+def attending(registers: Any, name: str, resources: StageResources) -> Iterator[RayAttendance]:
+    """The attendance of one stream, to be handed to its workers. name: of the stage."""
+    stream = uuid.uuid4().hex
     try:
-        yield RayAttendance(register, resources)
+        yield RayAttendance(registers, stream, name, resources)
     finally:
         with suppress(Exception):
-            ray.kill(register)
+            registers.forget.remote(stream)

@@ -69,9 +69,12 @@ def _told(summaries: list[dict[str, Any]]) -> pa.Table:
 
 
 def stream(
-    worker: Worker, shards: Sequence[Shard], resources: StageResources
+    worker: Worker, shards: Sequence[Shard], resources: StageResources, registers: Any
 ) -> Iterator[dict[str, Any]]:
-    """Compute `shards` by a pool of fixed size; yields summaries as calls finish."""
+    """Compute `shards` by a pool of fixed size; yields summaries as calls finish.
+
+    registers: of `start_registers`.
+    """
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     # Few enough in one call that the pool's last calls end at about the same time.
     actors = min(resources.actors, len(shards))
@@ -94,7 +97,7 @@ def stream(
     context.max_errored_blocks = 0
     # A process that dies is replaced by Ray, without end; the register sees to it that each death
     # makes progress.
-    with attending(worker.name, resources) as attendance:
+    with attending(registers, worker.name, resources) as attendance:
         dataset = source.map_batches(
             _Actor,
             fn_constructor_args=(worker, attendance),
