@@ -43,7 +43,8 @@ from engine.core import rows
 from engine.core.arrays import vectors_of
 from engine.core.images import Preprocess, decode, decode_own, encode, preprocess
 from engine.core.memory import keep_freed_memory
-from engine.core.shards import Shard, ShardSet, ShardWorker, parquet_rows
+from engine.core.shard_worker import ShardWorker
+from engine.core.shards import Shard, ShardSet, parquet_rows
 from engine.core.spec import Spec
 from engine.core.stage import Place
 from engine.core.store import Store

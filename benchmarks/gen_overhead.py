@@ -57,7 +57,8 @@ from engine.core import rows
 from engine.core.images import Preprocess, decode, encode, preprocess
 from engine.core.manifest import Manifest, Part
 from engine.core.memory import keep_freed_memory
-from engine.core.shards import Shard, ShardSet, ShardWorker, parquet_rows
+from engine.core.shard_worker import ShardWorker
+from engine.core.shards import Shard, ShardSet, parquet_rows
 from engine.core.spec import Spec
 from engine.core.stage import Place
 from engine.core.step import Step

@@ -11,11 +11,13 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from engine.core.attendance import DIED, HUNG
 from engine.core.fit import FitContext, read_progress, read_result
 from engine.core.manifest import Manifest, Part, write_part
 from engine.core.progress import Bar, say
 from engine.core.resources import FitResources, StageResources
-from engine.core.shards import Commit, Shard, ShardSet, ShardWorker
+from engine.core.shard_worker import ShardWorker
+from engine.core.shards import Commit, Shard, ShardSet
 from engine.core.spec import digest
 from engine.core.stage import Place, Stage
 from engine.core.step import Step
@@ -24,6 +26,8 @@ from engine.runtime.base import Runtime
 
 # Figures of a training that its line of progress has room for.
 _NOTED = 6
+# Rows that killed their worker that a line has room for.
+_LOST_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -140,7 +144,7 @@ class Context:
             self.say(f"{len(shards) - len(missing)} of {len(shards)} shards are committed already")
         if missing:
             place = Place(self.device, resources.threads, resources.batch_size, resources.offload)
-            worker = ShardWorker(shard_set, rows_of, stages, schema, place)
+            worker = ShardWorker(shard_set, rows_of, stages, schema, place, stage_name)
             started = time.monotonic()
             with self.progress(total, unit, done) as bar:
                 for summary in (
@@ -156,7 +160,29 @@ class Context:
                     bar.advance(summary["rows"], f"quarantined: {quarantined}" if reasons else "")
             if not here:
                 self.work.append(Work(stage_name, len(missing), time.monotonic() - started))
-        return shard_set.collect(shards)
+        commits = shard_set.collect(shards)
+        made = {shard.name for shard in missing}
+        self._note_losses(stage_name, [commit for commit in commits if commit.shard in made])
+        return commits
+
+    def _note_losses(self, stage_name: str, commits: Sequence[Commit]) -> None:
+        """Note how often shards were begun again because their process was lost, and say which
+        rows were set aside for it."""
+        names = ("deaths", "hangs")
+        if retries := sum(commit.provenance.get(name, 0) for commit in commits for name in names):
+            self.notes[f"shards.{stage_name}"]["retries"] = retries
+        lost = [
+            image_id
+            for commit in commits
+            for image_id, status in zip(commit.image_id, commit.status, strict=True)
+            if status in (DIED, HUNG)
+        ]
+        if lost:
+            shown = ", ".join(lost[:_LOST_SHOWN]) + (", …" if len(lost) > _LOST_SHOWN else "")
+            what = "1 row killed or hung its worker and was set aside"
+            if len(lost) > 1:
+                what = f"{len(lost)} rows killed or hung their worker and were set aside"
+            self.say(f"{what}: {shown}")
 
     def trials(self, steps: Sequence[Step]) -> dict[str, Manifest]:
         """The manifests of these steps by key; each that has none is computed in a trial."""

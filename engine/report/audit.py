@@ -174,6 +174,7 @@ REASONS = {
     "wrong_extension": "extension says another format", "not_decodable": "damaged, or no image",
     "too_large": "too large", "range": "values out of range", "not_finite": "values not finite",
     "decoder_hang": "takes too long to open", "decoder_crash": "crashes the decoder",
+    "process_died": "crashes the worker", "process_hung": "hangs the worker",
 }  # fmt: skip
 
 

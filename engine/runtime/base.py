@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
+from engine.core.attendance import Attendance
 from engine.core.fit import FitContext
 from engine.core.proposals import Halving, Proposals, Rung, Settings
 from engine.core.resources import FitResources, StageResources, TrialResources
@@ -14,7 +15,13 @@ from engine.core.shards import Shard
 
 
 class Worker(Protocol):
-    """Picklable; `load` runs once in each actor, then it is called with a few shards at a time."""
+    """Picklable; `load` runs once in each actor, then it is called with a few shards at a time.
+
+    name: of the stage. attendance: given by a runtime that replaces processes that died.
+    """
+
+    name: str
+    attendance: Attendance
 
     def load(self) -> None: ...
 

@@ -37,14 +37,19 @@ class RayRuntime:
         self.address, self.num_cpus, self.warn = address, num_cpus, warn
         self._temporary: Path | None = None
         self._connected = False
+        # What the actors of streams remember across deaths; started with the first stream.
+        self._registers: Any = None
 
     def stream(
         self, worker: Worker, shards: Sequence[Shard], resources: StageResources
     ) -> Iterator[dict[str, Any]]:
         self._connect()
+        from engine.runtime.attendance import start_registers
         from engine.runtime.stream import stream
 
-        return stream(worker, shards, resources)
+        if self._registers is None:
+            self._registers = start_registers()
+        return stream(worker, shards, resources, self._registers)
 
     def fit(
         self, train: Callable[[FitContext], None], context: FitContext, resources: FitResources
@@ -172,6 +177,7 @@ class RayRuntime:
         if self._connected:
             import ray
 
+            self._registers = None
             ray.shutdown()
             self._connected = False
         if self._temporary is not None:

@@ -21,6 +21,7 @@ from ray.data import ActorPoolStrategy
 from engine.core.errors import EngineError
 from engine.core.resources import StageResources
 from engine.core.shards import Shard
+from engine.runtime.attendance import RayAttendance, attending
 from engine.runtime.base import Worker
 from engine.runtime.cluster import ray_error_text
 
@@ -30,14 +31,22 @@ TELL_EVERY = 0.5  # seconds
 class _Actor:
     """One member of the pool."""
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: Worker, attendance: RayAttendance) -> None:
         self.worker = worker
+        worker.attendance = attendance
         self.failed: EngineError | None = None
+        if stop := attendance.arrive():
+            self.failed = EngineError(stop)
+            return
+        attendance.watch_load()
         try:
             self.worker.load()
+            attendance.loaded()
         except EngineError as error:
             # Of what is raised here Ray keeps the text alone, a traceback.
             self.failed = error
+        finally:
+            attendance.rest()
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         if self.failed is not None:
@@ -60,9 +69,12 @@ def _told(summaries: list[dict[str, Any]]) -> pa.Table:
 
 
 def stream(
-    worker: Worker, shards: Sequence[Shard], resources: StageResources
+    worker: Worker, shards: Sequence[Shard], resources: StageResources, registers: Any
 ) -> Iterator[dict[str, Any]]:
-    """Compute `shards` by a pool of fixed size; yields summaries as calls finish."""
+    """Compute `shards` by a pool of fixed size; yields summaries as calls finish.
+
+    registers: of `start_registers`.
+    """
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     # Few enough in one call that the pool's last calls end at about the same time.
     actors = min(resources.actors, len(shards))
@@ -83,24 +95,28 @@ def stream(
     context.target_max_block_size = 1
     # An exception of ours is a fault of the program or of storage, never bad data: stop and say so.
     context.max_errored_blocks = 0
-    dataset = source.map_batches(
-        _Actor,
-        fn_constructor_args=(worker,),
-        batch_size=1,
-        batch_format="pyarrow",
-        compute=ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=2),
-        num_cpus=resources.cpus,
-        num_gpus=resources.gpus,
-    )
-    try:
-        for batch in dataset.iter_batches(
-            batch_size=None, batch_format="pyarrow", prefetch_batches=0
-        ):
-            for text in batch["summaries"].to_pylist():
-                yield from json.loads(text)
-    except Exception as error:
-        # Ray wraps what an actor raised several times over; the person needs the one line inside.
-        if (own := ray_error_text(error)) is not None:
-            # Ray Data adds lines about its own settings.
-            raise type(own)(str(own).partition("\n")[0]) from None
-        raise
+    # A process that dies is replaced by Ray, without end; the register sees to it that each death
+    # makes progress.
+    with attending(registers, worker.name, resources) as attendance:
+        dataset = source.map_batches(
+            _Actor,
+            fn_constructor_args=(worker, attendance),
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=2),
+            num_cpus=resources.cpus,
+            num_gpus=resources.gpus,
+        )
+        try:
+            for batch in dataset.iter_batches(
+                batch_size=None, batch_format="pyarrow", prefetch_batches=0
+            ):
+                for text in batch["summaries"].to_pylist():
+                    yield from json.loads(text)
+        except Exception as error:
+            # Ray wraps what an actor raised several times over; a person needs the line inside.
+            if (own := ray_error_text(error)) is not None:
+                # Ray Data adds lines about its own settings.
+                own.args = (str(own).partition("\n")[0],)
+                raise own from None
+            raise

@@ -8,7 +8,8 @@ import pytest
 
 from engine.core import rows
 from engine.core.errors import ResumeError, StorageError
-from engine.core.shards import OK, Shard, ShardSet, ShardWorker, ids_digest, image_column
+from engine.core.shard_worker import ShardWorker
+from engine.core.shards import OK, Shard, ShardSet, ids_digest, image_column
 from engine.core.stage import Batch, Device, Place
 from engine.core.store import Store
 

@@ -22,7 +22,8 @@ from engine.core.fit import FitContext, read_result
 from engine.core.images import Preprocess
 from engine.core.registry import resolve
 from engine.core.resources import FitResources, StageResources, TrialResources
-from engine.core.shards import Shard, ShardSet, ShardWorker
+from engine.core.shard_worker import ShardWorker
+from engine.core.shards import Shard, ShardSet
 from engine.core.stage import Batch, Device, Place
 from engine.core.store import Store
 from engine.generators import GeneratorSpec, TrainingImages
