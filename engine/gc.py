@@ -34,7 +34,7 @@ def find_garbage(store: Store, older_than: float) -> Garbage:
     # Files first: what is written between the two is then either named or too young.
     ages = {
         key: changed
-        for prefix in ("steps", "generated", "work", "probe", "pages")
+        for prefix in ("steps", "generated", "work", "probe", "previews", "pages")
         for key, changed in store.changed(prefix).items()
     }
     inventory = take_inventory(store)
@@ -46,7 +46,7 @@ def find_garbage(store: Store, older_than: float) -> Garbage:
     scratch = _scratch(store, inventory)
     found = [
         key for key, changed in ages.items()
-        if changed < limit and _is_garbage(key, inventory, scratch)
+        if changed < limit and _is_garbage(key, store.area(key), inventory, scratch)
     ]  # fmt: skip
     sizes = 0
     for key in found:
@@ -75,13 +75,11 @@ def _scratch(store: Store, inventory: Inventory) -> tuple[str, ...]:
     return tuple(prefixes)
 
 
-def _is_garbage(key: str, inventory: Inventory, scratch: tuple[str, ...]) -> bool:
-    if key.endswith(".tmp") or key.startswith(("probe/", "work/preview-")):
+def _is_garbage(key: str, area: str, inventory: Inventory, scratch: tuple[str, ...]) -> bool:
+    if key.endswith(".tmp") or area in ("probe", "previews") or key.startswith(scratch):
         return True
-    if key.startswith(scratch):
-        return True
-    # Checkpoints of fits that have not ended, notes of tunings, pages: not ours to judge.
-    if key.startswith(("work/", "pages/")):
+    # Checkpoints of fits that have not ended, notes of tunings, pages: what is needed is not known.
+    if area in ("work", "pages"):
         return False
     if key.endswith(_WRITTEN_BY_RECORDS) or "/commits/" in key:
         return False

@@ -75,7 +75,7 @@ def _section(
     train = training_rows(context, spec.task, generator)
     full = needed_images(asked, context.inputs["ingest"].metrics["counts"]["train"])
     # A place of its own: neither an earlier preview's images nor its timings are this one's.
-    prefix = store.work(f"preview-{attempt_name()}")
+    prefix = store.preview(attempt_name())
     shards = []
     for label, wanted in full.items():
         if not wanted:

@@ -45,7 +45,11 @@ def track(
     """Log the study's search, verdict and page, unless that was done before. Raises nothing."""
     target = tracking_uri(uri, store)
     search = next((step for step in steps if step.kind == "search"), None)
-    if target is None or search is None:
+    if search is None:
+        return
+    if target is None:
+        if uri == "auto":
+            warn(f"MLflow: not logged, for {store.url} is not a local disk; set profile.mlflow")
         return
     done = {step.kind: manifests[step.key] for step in steps if step.key in manifests}
     logged = digest(

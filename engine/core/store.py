@@ -11,6 +11,7 @@ Layout under the storage root:
                                            size
     work/<key>/…                           checkpoints and progress of a fit; may be deleted when it
                                            is done
+    previews/<attempt>/…                   images of a preview; may be deleted when it is done
     pages/<study>/…                        pages and sheets for people; may be deleted at any time
 
 Two operations carry all promises: `put_if_absent` (exactly one of many racing writers wins, and
@@ -184,6 +185,14 @@ class Store:
     def work(self, key: str) -> str:
         """Prefix of checkpoints and progress of a fit."""
         return f"work/{key}"
+
+    def preview(self, attempt: str) -> str:
+        """Prefix of the images of one preview."""
+        return self.join("previews", attempt)
+
+    def area(self, key: str) -> str:
+        """The part of the layout that a key belongs to: steps, generated, work, pages …"""
+        return key.partition("/")[0]
 
     def openings(self, test: str) -> str:
         """Where it is noted which studies have opened the test set of this digest."""
