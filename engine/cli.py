@@ -21,7 +21,7 @@ from engine.core.names import slug
 from engine.core.progress import say
 from engine.core.step import Step
 from engine.core.store import Store
-from engine.execute import discard, execute, inspect
+from engine.execute import discard, execute, inspect, naming_damage
 from engine.plan import choose_task, named, plan, plan_audit, tasks_of, until
 from engine.profile import Profile
 from engine.report.download import beside
@@ -62,10 +62,11 @@ def run_export(argv: Sequence[str] | None = None) -> int:
 
         study, profile = read(arguments.study, arguments.profile, arguments.sets)
         target = Store(arguments.to)
-        told = export(
-            study, Store(profile.storage), target, arguments.arm, arguments.format,
-            arguments.splits,
-        )  # fmt: skip
+        store = Store(profile.storage)
+        with naming_damage(plan(study), store):
+            told = export(
+                study, store, target, arguments.arm, arguments.format, arguments.splits
+            )
         totals = {split: sum(sum(sources.values()) for sources in by_class.values())
                   for split, by_class in told["images"].items()}  # fmt: skip
         shown = ", ".join(f"{count:,} {split}" for split, count in totals.items())
@@ -241,10 +242,10 @@ def run_gc(argv: Sequence[str] | None = None) -> int:
     def act() -> int:
         from engine import gc
 
-        store, seconds = Store(_storage(arguments)), 86_400 * arguments.older_than
         if arguments.older_than < 0:
             raise StudyError(f"--older-than {arguments.older_than:g}: must not be negative")
-        garbage = (gc.remove if arguments.delete else gc.find_garbage)(store, seconds)
+        store, limit = Store(_storage(arguments)), time.time() - 86_400 * arguments.older_than
+        garbage = (gc.remove if arguments.delete else gc.find_garbage)(store, limit)
         for key in garbage.keys:
             print(key)
         done = "removed" if arguments.delete else "could be removed with --delete"
@@ -336,7 +337,8 @@ def _run(arguments: argparse.Namespace, last: str | None, dry_run: bool) -> int:
     if arguments.preview is not None and not any(step.kind == "generate" for step in steps):
         raise StudyError("--preview: the study names no generator up to this step")
     if dry_run:
-        print_plan(study, steps, store)
+        with naming_damage(steps, store):
+            print_plan(study, steps, store)
         return 0
     store.probe()
     for name in arguments.discard:
@@ -354,13 +356,14 @@ def _run(arguments: argparse.Namespace, last: str | None, dry_run: bool) -> int:
             preview(study, steps, store, runtime, profile, arguments.preview)
         else:
             manifests = execute(steps, store, runtime, profile)
-            show_report(study, steps, store, manifests)
-            track(study, steps, store, manifests, profile.mlflow, say)
-            write_logs(study, steps, store, say)
-            for step in steps:
-                # Of a generator's rounds, the first shows what it makes.
-                if step.label.count(".") < 2:
-                    show_pages(study, step, store, manifests[step.key])
+            with naming_damage(steps, store):
+                show_report(study, steps, store, manifests)
+                track(study, steps, store, manifests, profile.mlflow, say)
+                write_logs(study, steps, store, say)
+                for step in steps:
+                    # Of a generator's rounds, the first shows what it makes.
+                    if step.label.count(".") < 2:
+                        show_pages(study, step, store, manifests[step.key])
     finally:
         runtime.close()
     say(f"done in {time.monotonic() - started:.1f} s")

@@ -345,7 +345,9 @@ def naming_damage(steps: Sequence[Step], store: Store) -> Iterator[None]:
     try:
         yield
     except DamageError as error:
-        if writer := writer_of(error.key, [*upstream(list(steps)), *trials_of(steps)], store):
+        every = [] if error.named else [*upstream(list(steps)), *trials_of(steps)]
+        if writer := writer_of(error.key, every, store):
+            error.named = True
             error.args = (
                 f"{error}; {writer.label} wrote it: run again with --discard {writer.label}, or let"
                 " jobs/fsck.py --repair throw away no more than this",

@@ -2,13 +2,12 @@
 shards that were thrown away, temporary files, previews.
 
 Only what has not been written for longer than any attempt takes is removed, so that data whose
-record is still to come stays. It is checked again right before it is removed; do not run it with a
-short time while a study runs.
+record is still to come stays. The age is checked again right before a file is removed; do not run
+it with a short time while a study runs.
 """
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
 from engine.core.errors import StorageError
@@ -27,10 +26,9 @@ class Garbage:
     bytes: int
 
 
-def find_garbage(store: Store, older_than: float) -> Garbage:
-    """What no record names and nothing has written for `older_than` seconds. Raises `StorageError`
-    where a record is damaged: nobody knows what it names."""
-    limit = time.time() - older_than
+def find_garbage(store: Store, limit: float) -> Garbage:
+    """What no record names and nothing has written since `limit`, in seconds since 1970. Raises
+    `StorageError` where a record is damaged: nobody knows what it names."""
     # Files first: what is written between the two is then either named or too young.
     ages = {
         key: changed
@@ -57,12 +55,11 @@ def find_garbage(store: Store, older_than: float) -> Garbage:
     return Garbage(tuple(sorted(found)), sizes)
 
 
-def remove(store: Store, older_than: float) -> Garbage:
-    """Remove what `find_garbage` finds."""
-    garbage = find_garbage(store, older_than)
-    for key in garbage.keys:
-        store.delete(key)
-    return garbage
+def remove(store: Store, limit: float) -> Garbage:
+    """Remove what `find_garbage` finds, and nothing has written since it was found."""
+    found = find_garbage(store, limit)
+    removed = tuple(key for key in found.keys if store.delete_if_older(key, limit))
+    return Garbage(removed, found.bytes)
 
 
 def _scratch(store: Store, inventory: Inventory) -> tuple[str, ...]:

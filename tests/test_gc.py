@@ -40,6 +40,10 @@ def steps(study: Study, store: Store, profile: Profile) -> list[Step]:
     return steps
 
 
+def yesterday() -> float:
+    return time.time() - DAY
+
+
 def age(store: Store) -> None:
     then = time.time() - 10 * DAY
     for key in store.listing(""):
@@ -48,7 +52,7 @@ def age(store: Store) -> None:
 
 @pytest.mark.usefixtures("steps")
 def test_nothing_of_a_finished_study_is_garbage(store: Store) -> None:
-    assert gc.find_garbage(store, DAY).keys == ()
+    assert gc.find_garbage(store, yesterday()).keys == ()
 
 
 @pytest.mark.usefixtures("steps")
@@ -63,10 +67,10 @@ def test_old_files_that_no_record_names_go(store: Store) -> None:
     ]
     for key in orphans:
         store.put_new(key, b"left behind")
-    assert gc.find_garbage(store, DAY).keys == ()  # they may belong to a run that goes on
+    assert gc.find_garbage(store, yesterday()).keys == ()  # they may belong to a run that goes on
     age(store)
     before = set(store.listing(""))
-    garbage = gc.remove(store, DAY)
+    garbage = gc.remove(store, yesterday())
     assert set(garbage.keys) == set(orphans) == before - set(store.listing(""))
     assert garbage.bytes == len(orphans) * len(b"left behind")
 
@@ -76,7 +80,7 @@ def test_data_of_discarded_shards_goes_and_is_made_again(
 ) -> None:
     (generate,) = named(steps, "generate")
     assert discard(generate, store) > 0
-    garbage = gc.remove(store, DAY)
+    garbage = gc.remove(store, yesterday())
     assert garbage.keys
     assert all(store.area(key) in ("generated", "steps") for key in garbage.keys)
     execute(steps, store, InlineRuntime(), profile, quiet=True)
@@ -86,7 +90,7 @@ def test_data_of_discarded_shards_goes_and_is_made_again(
 def test_checkpoints_of_a_fit_that_has_not_ended_stay(store: Store) -> None:
     store.put("work/0123456789abcdef/one/checkpoint-00000005.json", b"{}")
     age(store)
-    assert gc.find_garbage(store, DAY).keys == ()
+    assert gc.find_garbage(store, yesterday()).keys == ()
 
 
 @pytest.mark.usefixtures("steps")
@@ -94,4 +98,4 @@ def test_nothing_goes_while_a_record_is_damaged(store: Store) -> None:
     (key,) = (k for k in store.listing("steps/generate") if k.endswith("/manifest.json"))
     flip_bit(store, key, random.Random(3))
     with pytest.raises(StorageError, match=r"fsck\.py --repair"):
-        gc.remove(store, DAY)
+        gc.remove(store, yesterday())

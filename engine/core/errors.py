@@ -27,7 +27,12 @@ class StorageError(EngineError):
 
 
 class DamageError(StorageError):
-    """Something that this engine stored is missing or has changed. `key` names it in the store."""
+    """Something that this engine stored is missing or has changed.
+
+    key: names it in the store. named: whether the text says which step wrote it.
+    """
+
+    named = False
 
     def __init__(self, text: str, key: str = "") -> None:
         super().__init__(text)

@@ -392,6 +392,19 @@ class Store:
         except FileNotFoundError:
             return
 
+    @_guarded
+    def delete_if_older(self, key: str, limit: float) -> bool:
+        """Remove `key` unless something has written it since `limit` (seconds since 1970); whether
+        it was removed."""
+        path = f"{self._root}/{key}"
+        try:
+            if self._fs.modified(path).timestamp() >= limit:
+                return False
+            self._fs.rm_file(path)
+        except FileNotFoundError:
+            return False
+        return True
+
     def delete_all(self, prefix: str) -> None:
         """Remove all that lies below `prefix`."""
         for key in self.listing(prefix):

@@ -69,7 +69,7 @@ def result(storage: Path) -> dict[str, str]:
 
 def read_manifest(storage: Path) -> dict:
     (path,) = storage.glob("steps/generate/*/manifest.json")
-    return json.loads(path.read_text())
+    return json.loads(path.read_text())["record"]
 
 
 @pytest.fixture(scope="module")

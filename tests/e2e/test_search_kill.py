@@ -44,7 +44,7 @@ def finished(storage: Path) -> set[str]:
 
 def searched(storage: Path) -> tuple[dict, dict]:
     (path,) = storage.glob("steps/search/*/manifest.json")
-    manifest = json.loads(path.read_text())
+    manifest = json.loads(path.read_text())["record"]
     (part,) = manifest["parts"]
     table = pq.read_table(storage / part["key"])
     return manifest, table.to_pydict()

@@ -1,0 +1,58 @@
+"""The digits study on S3 (moto), from the audit to the page, and killed on Ray."""
+
+from __future__ import annotations
+
+import random
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+
+from engine import fsck, gc
+from engine.core.store import Store
+from tests.chaos.kills import kill_until_done
+from tests.chaos.storages import differences
+from tests.chaos.studies import command, run
+
+
+@pytest.fixture
+def url(s3_endpoint: str) -> str:
+    return f"s3://bucket/{uuid.uuid4().hex[:8]}"
+
+
+@pytest.mark.timeout(900)
+def test_a_study_runs_on_s3_from_audit_to_export(url: str, tmp_path: Path) -> None:
+    store = Store(url)
+    logged = {"profile.mlflow": f"sqlite:///{tmp_path}/mlflow.db"}
+    run(url, job="audit")
+    run(url, "--preview", "1")
+    told = run(url, sets=logged)
+    assert "MLflow: sqlite" in told
+    pages = set(store.listing("pages/digits"))
+    assert {f"pages/digits/{name}" for name in ("audit.html", "preview.html", "report.html")} <= (
+        pages
+    )
+    assert b"</html>" in store.read("pages/digits/report.html")
+    assert any("events.out.tfevents" in key for key in store.listing("tensorboard/digits"))
+    again = run(url, sets=logged)
+    assert "report               " in again
+    assert "  report: " not in again, "what is done was computed again"
+    run(url, "--arm", "ddpm x1", "--to", f"{url}-export", "--format", "csv", job="export")
+    assert len(Store(f"{url}-export").listing("")) > 1000
+    assert fsck.verify(store).faults == ()
+    assert gc.find_garbage(store, time.time() - 86_400).keys == ()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_driver_that_is_killed_on_s3_loses_nothing(url: str) -> None:
+    seed = random.SystemRandom().randrange(10**6)
+    print(f"seed {seed}")
+    run(f"{url}-undisturbed")
+    kills = kill_until_done(
+        command(url, sets={"profile.runtime": "ray"}), random.Random(seed), most=3
+    )
+    assert kills == 3
+    assert list(differences(Store(f"{url}-undisturbed"), Store(url))) == []
