@@ -73,7 +73,8 @@ def without_digests() -> None:
 
 def digits(quick: bool) -> None:
     sets = ["profile.runtime=inline", "profile.mlflow=none", *(QUICK if quick else ())]
-    with tempfile.TemporaryDirectory() as folder, redirect_stderr(StringIO()), redirect_stdout(StringIO()):
+    quiet_err, quiet_out = redirect_stderr(StringIO()), redirect_stdout(StringIO())
+    with tempfile.TemporaryDirectory() as folder, quiet_err, quiet_out:
         sets.append(f"profile.storage={folder}")
         code = run_study([str(DIGITS), *(part for one in sets for part in ("--set", one))])
     assert code == 0
