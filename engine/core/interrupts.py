@@ -1,0 +1,272 @@
+"""SIGINT and SIGTERM of a job: one line, exit code 130 or 143, no process left behind.
+
+The first signal raises in the main thread, so that `finally` blocks run. That is not enough: a
+library may swallow the exception, replace the handler (Ray does, for SIGTERM), or stay in a long
+call. So a thread reads every signal from a pipe that the interpreter's own C handler writes to
+(`signal.set_wakeup_fd`), whichever Python handler is installed, and ends the process where closing
+takes longer than `GRACE`.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+# Seconds for closing. `ray job stop` sends SIGKILL 3 s after SIGTERM.
+GRACE: Mapping[int, float] = {signal.SIGINT: 5.0, signal.SIGTERM: 2.0}
+INTERRUPTED = "interrupted: the same command continues from what is committed"
+
+# Clears what a progress bar left on the line and shows the cursor that it hid.
+_RESET_TERMINAL = b"\r\x1b[K\x1b[?25h"
+
+_job: Job | None = None
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM. A KeyboardInterrupt, so that `except Exception` does not catch it."""
+
+
+def exit_code(interrupt: KeyboardInterrupt) -> int:
+    """What a shell reports of a process that ended by this signal: 128 + its number."""
+    return 128 + (signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT)
+
+
+def received() -> bool:
+    """Whether the job of this process was asked to end."""
+    return _job is not None and _job.first is not None
+
+
+def end_now(line: str, code: int) -> None:
+    """Print `line` and end the job's process and its children, from any thread. Where no job runs,
+    only print it."""
+    if _job is None:
+        print(line, file=sys.stderr, flush=True)
+    else:
+        _job.end(line, code)
+
+
+def announce() -> None:
+    """Print that the run was interrupted, once."""
+    if _job is None:
+        print(INTERRUPTED, file=sys.stderr, flush=True)
+    else:
+        _job.announce()
+
+
+@contextmanager
+def job() -> Iterator[Job]:
+    """The job of this process: the one that runs, else a new one."""
+    if _job is not None:
+        yield _job
+    else:
+        with Job() as made:
+            yield made
+
+
+class Job:
+    """The signal handlers of a job's process, from `with` to `finish`.
+
+    A signal that is ignored when the job starts stays ignored: a shell does that to what it starts
+    in the background.
+    """
+
+    def __init__(
+        self, grace: Mapping[int, float] = GRACE, leave: Callable[[int], Any] = os._exit
+    ) -> None:
+        self.grace, self.leave = grace, leave
+        # The first signal that arrived.
+        self.first: int | None = None
+        self._closing = False
+        self._announced = False
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> Job:
+        global _job
+        import psutil  # here, not while the process ends
+
+        del psutil
+        # Standard error may be redirected when the line is due.
+        self._terminal = os.dup(2)
+        self._signals, self._wakeup = os.pipe()
+        os.set_blocking(self._wakeup, False)
+        self._before = {
+            number: signal.getsignal(number)
+            for number in self.grace
+            if signal.getsignal(number) is not signal.SIG_IGN
+        }
+        self._wakeup_before = signal.set_wakeup_fd(self._wakeup, warn_on_full_buffer=False)
+        for number in self._before:
+            signal.signal(number, self._interrupt)
+        # A forked child must not write its own signals into this pipe.
+        os.register_at_fork(after_in_child=self._forget)
+        _job = self
+        threading.Thread(target=self._watch, daemon=True, name="signals").start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """End an interrupted process, whatever a library made of the interrupt; else restore the
+        handlers that were there."""
+        global _job
+        if self.first is not None:
+            self.finish(self.code)
+        _job = None
+        signal.set_wakeup_fd(self._wakeup_before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        os.close(self._wakeup)
+
+    @property
+    def code(self) -> int:
+        """The exit code of an interrupted job."""
+        assert self.first is not None
+        return 128 + self.first
+
+    def announce(self, line: str = INTERRUPTED) -> None:
+        """Print the job's last line, once."""
+        with self._lock:
+            if not self._announced:
+                self._announced = True
+                with suppress(OSError):
+                    os.write(self._terminal, line.encode() + b"\n")
+
+    def finish(self, code: int) -> None:
+        """End the process. An interrupted job never ends with another code than its own: what
+        swallowed the interrupt may have left work undone."""
+        self._closing = True
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):  # a closed pipe
+                stream.flush()
+        if self.first is not None:
+            self.announce()
+            code = self.code
+        end_children()
+        self.leave(code)
+
+    def end(self, line: str, code: int) -> None:
+        """End the process from any thread, whatever the main thread is doing."""
+        with self._lock:
+            if not self._announced and os.isatty(self._terminal):
+                with suppress(OSError):
+                    os.write(self._terminal, _RESET_TERMINAL)
+            self.announce(line)
+            end_children()
+            self.leave(code)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self.first = self.first or number
+        if self._closing:
+            return
+        self._closing = True
+        # What closing breaks in other threads is of no interest.
+        sys.unraisablehook = threading.excepthook = _say_nothing
+        raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+    def _watch(self) -> None:
+        ends = None
+        while True:
+            left = None if ends is None else max(0.0, ends - time.monotonic())
+            ready, _, _ = select.select([self._signals], [], [], left)
+            if not ready:
+                self.end(INTERRUPTED, self.code)
+                return
+            arrived = os.read(self._signals, 512)
+            if not arrived:
+                os.close(self._signals)
+                return
+            for number in arrived:
+                if number in self._before:
+                    self.first = self.first or number
+                    until = time.monotonic() + self.grace[number]
+                    ends = until if ends is None else min(ends, until)
+
+    def _forget(self) -> None:
+        global _job
+        if _job is self:
+            _job = None
+            signal.set_wakeup_fd(-1)
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
+
+
+def _say_nothing(*_: object) -> None:
+    return
+
+
+def children() -> frozenset[int]:
+    """Ids of all descendants of this process."""
+    import psutil
+
+    with suppress(psutil.Error):
+        return frozenset(process.pid for process in psutil.Process().children(recursive=True))
+    return frozenset()
+
+
+def end_children(spare: Collection[int] = ()) -> None:
+    """SIGKILL all descendants of this process but `spare`: decoders, and the processes of a private
+    Ray."""
+    import psutil
+
+    found: dict[int, psutil.Process] = {}
+    # Once more, for those that were started meanwhile.
+    for _ in range(2):
+        with suppress(psutil.Error):
+            for process in psutil.Process().children(recursive=True):
+                if process.pid not in spare:
+                    found[process.pid] = process
+        for process in found.values():
+            with suppress(psutil.Error):
+                process.kill()
+    psutil.wait_procs(list(found.values()), timeout=1)
+
+
+def silence() -> None:
+    """Send what libraries still write to standard error nowhere. The job's last line is written
+    where it went before."""
+    sys.stderr.flush()
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+
+
+@contextmanager
+def handlers_kept() -> Iterator[None]:
+    """Give SIGINT and SIGTERM their handlers back afterwards: `ray.init` installs its own, in
+    Python and in C++."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in GRACE}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:
+                signal.signal(number, handler)
+
+
+def off_main_thread(call: Callable[[], T]) -> T:
+    """Call in a thread and wait. Ray Train and Ray Tune install handlers of SIGINT where they run
+    in the main thread: Train does not restore the one before it, and ends the process with 0."""
+    if threading.current_thread() is not threading.main_thread():
+        return call()
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True, name="ray").start()
+    return future.result()
