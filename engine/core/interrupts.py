@@ -87,9 +87,11 @@ class Job:
         self.grace, self.leave = grace, leave
         # The first signal that arrived.
         self.first: int | None = None
+        self._ends: float | None = None
         self._closing = False
         self._announced = False
         self._lock = threading.RLock()
+        self._forking = threading.local()
 
     def __enter__(self) -> Job:
         global _job
@@ -99,6 +101,7 @@ class Job:
         # Standard error may be redirected when the line is due.
         self._terminal = os.dup(2)
         self._signals, self._wakeup = os.pipe()
+        os.set_blocking(self._signals, False)
         os.set_blocking(self._wakeup, False)
         self._before = {
             number: signal.getsignal(number)
@@ -109,7 +112,9 @@ class Job:
         for number in self._before:
             signal.signal(number, self._interrupt)
         # A forked child must not write its own signals into this pipe.
-        os.register_at_fork(after_in_child=self._forget)
+        os.register_at_fork(
+            before=self._hold, after_in_parent=self._release, after_in_child=self._forget
+        )
         _job = self
         threading.Thread(target=self._watch, daemon=True, name="signals").start()
         return self
@@ -118,6 +123,7 @@ class Job:
         """End an interrupted process, whatever a library made of the interrupt; else restore the
         handlers that were there."""
         global _job
+        self._read()
         if self.first is not None:
             self.finish(self.code)
         _job = None
@@ -147,6 +153,7 @@ class Job:
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError):  # a closed pipe
                 stream.flush()
+        self._read()
         if self.first is not None:
             self.announce()
             code = self.code
@@ -173,22 +180,37 @@ class Job:
         raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
     def _watch(self) -> None:
-        ends = None
         while True:
-            left = None if ends is None else max(0.0, ends - time.monotonic())
+            left = None if self._ends is None else max(0.0, self._ends - time.monotonic())
             ready, _, _ = select.select([self._signals], [], [], left)
             if not ready:
                 self.end(INTERRUPTED, self.code)
                 return
-            arrived = os.read(self._signals, 512)
-            if not arrived:
+            if not self._read():
                 os.close(self._signals)
                 return
+
+    def _read(self) -> bool:
+        """Take note of the signals that have arrived; False once the job is over."""
+        with self._lock:
+            try:
+                arrived = os.read(self._signals, 512)
+            except BlockingIOError:
+                return True
             for number in arrived:
                 if number in self._before:
                     self.first = self.first or number
-                    until = time.monotonic() + self.grace[number]
-                    ends = until if ends is None else min(ends, until)
+                    ends = time.monotonic() + self.grace[number]
+                    self._ends = ends if self._ends is None else min(ends, self._ends)
+            return bool(arrived)
+
+    def _hold(self) -> None:
+        if _job is self:
+            self._forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, self._before)
+
+    def _release(self) -> None:
+        if _job is self:
+            signal.pthread_sigmask(signal.SIG_SETMASK, self._forking.mask)
 
     def _forget(self) -> None:
         global _job
@@ -197,6 +219,7 @@ class Job:
             signal.set_wakeup_fd(-1)
             for number, handler in self._before.items():
                 signal.signal(number, handler)
+            signal.pthread_sigmask(signal.SIG_SETMASK, self._forking.mask)
 
 
 def _say_nothing(*_: object) -> None:

@@ -1,8 +1,8 @@
 """What the driver says about its Ray while it waits: nodes lost and joined, resources that are not
-there, a head that stopped answering.
+there, a head or a raylet that stopped answering.
 
-Ray's core ends the driver with a stack dump when its head stays away for a minute. The monitor is
-earlier: it reports the loss after `LOST_AFTER` seconds.
+Ray's core ends the driver, with a stack dump or without a word, a minute after its head went away
+and a quarter of a minute after the raylet of its own machine did. The monitor is earlier.
 """
 
 from __future__ import annotations
@@ -10,16 +10,17 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
 EVERY = 3.0  # seconds between two looks
-LOST_AFTER = 15.0  # seconds without an answer of the head
+HEAD_LOST = 15.0  # seconds without an answer of the head
+RAYLET_LOST = 5.0  # of this machine's raylet, which no network comes between
 PATIENCE = 10.0  # seconds before a wait is reported
 REPEAT = 60.0  # seconds between two reports of a wait
-_CONNECT = 3.0  # seconds for one connection to the head
+_CONNECT = 3.0  # seconds for one connection
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,22 @@ class View:
         return sum(node.get(resource, 0.0) for node in self.nodes.values())
 
 
+@dataclass(frozen=True)
+class Endpoint:
+    """A process that the driver cannot do without. lost_after: seconds without an answer."""
+
+    name: str
+    address: str
+    lost_after: float
+
+
 class Cluster(Protocol):
     """The monitored cluster."""
 
-    address: str
+    endpoints: Sequence[Endpoint]
 
-    def answers(self) -> bool:
-        """Whether the head accepts a connection."""
+    def answers(self, endpoint: Endpoint) -> bool:
+        """Whether it accepts a connection."""
         ...
 
     def view(self) -> View: ...
@@ -52,10 +62,15 @@ class RayCluster:
     def __init__(self) -> None:
         import ray
 
-        self.address = str(ray.get_runtime_context().gcs_address)
+        here = ray.get_runtime_context()
+        self.endpoints = [Endpoint("the Ray head", str(here.gcs_address), HEAD_LOST)]
+        for node in ray.nodes():
+            if node["NodeID"] == here.get_node_id():
+                address = f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}"
+                self.endpoints.append(Endpoint("this machine's raylet", address, RAYLET_LOST))
 
-    def answers(self) -> bool:
-        host, _, port = self.address.rpartition(":")
+    def answers(self, endpoint: Endpoint) -> bool:
+        host, _, port = endpoint.address.rpartition(":")
         with suppress(OSError), socket.create_connection((host.strip("[]"), int(port)), _CONNECT):
             return True
         return False
@@ -124,7 +139,8 @@ def _count(number: float, name: str) -> str:
 class Monitor:
     """Watches `cluster` from two threads, for a look at it may block as long as Ray waits.
 
-    say: prints a line. on_lost: called once, with a line, when the head is lost.
+    say: prints a line. on_lost: called once, with a line, when an
+    endpoint is lost.
     """
 
     cluster: Cluster
@@ -133,11 +149,14 @@ class Monitor:
     clock: Callable[[], float] = time.monotonic
     _demands: list[Demand] = field(default_factory=list)
     _nodes: frozenset[str] | None = None
-    _silent_since: float | None = None
+    _silent_since: dict[Endpoint, float] = field(default_factory=dict)
     _ended: threading.Event = field(default_factory=threading.Event)
 
     def start(self) -> None:
-        for name, tick in (("head", self.check_head), ("cluster", self.check_cluster)):
+        for name, tick in (
+            ("endpoints", self.check_endpoints),
+            ("cluster", self.check_cluster),
+        ):
             threading.Thread(
                 target=self._repeat, args=(tick,), daemon=True, name=f"monitor-{name}"
             ).start()
@@ -155,25 +174,25 @@ class Monitor:
         finally:
             self._demands.remove(demand)
 
-    def check_head(self) -> None:
-        """Report a head that has not answered for `LOST_AFTER` seconds."""
-        if self.cluster.answers():
-            self._silent_since = None
-            return
-        if self._silent_since is None:
-            self._silent_since = self.clock()
-        elif self.clock() - self._silent_since >= LOST_AFTER and not self._ended.is_set():
-            self.close()
-            self.on_lost(
-                f"error: the Ray head at {self.cluster.address} stopped answering;"
-                " the same command continues from what is committed"
-            )
+    def check_endpoints(self) -> None:
+        """Report an endpoint that has been silent for too long."""
+        for endpoint in self.cluster.endpoints:
+            if self.cluster.answers(endpoint):
+                self._silent_since.pop(endpoint, None)
+                continue
+            since = self._silent_since.setdefault(endpoint, self.clock())
+            if self.clock() - since >= endpoint.lost_after and not self._ended.is_set():
+                self.close()
+                self.on_lost(
+                    f"error: {endpoint.name} at {endpoint.address} stopped answering;"
+                    " the same command continues from what is committed"
+                )
 
     def check_cluster(self) -> None:
         """Report nodes that came and went, and what work waits for."""
         view = self.cluster.view()
-        if self._silent_since is not None or self._ended.is_set():
-            return  # what a head says that is going away
+        if self._silent_since or self._ended.is_set():
+            return  # what a Ray says that is going away
         self._report_nodes(frozenset(view.nodes))
         for demand in list(self._demands):
             self._report_wait(demand, view)
@@ -218,7 +237,7 @@ class Monitor:
 
     def _repeat(self, tick: Callable[[], None]) -> None:
         while not self._ended.is_set():
-            # A look fails while a head is away; whether it is lost is the other thread's to say.
+            # A look fails while a head is away; whether it is lost is the other thread's concern.
             with suppress(Exception):
                 tick()
             self._ended.wait(EVERY)
