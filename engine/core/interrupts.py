@@ -19,7 +19,10 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    import psutil
 
 T = TypeVar("T")
 
@@ -250,7 +253,18 @@ def end_children(spare: Collection[int] = ()) -> None:
         for process in found.values():
             with suppress(psutil.Error):
                 process.kill()
-    psutil.wait_procs(list(found.values()), timeout=1)
+    ends = time.monotonic() + 1.0
+    while any(map(_runs, found.values())) and time.monotonic() < ends:
+        time.sleep(0.01)
+
+
+def _runs(process: psutil.Process) -> bool:
+    """Whether it is there, and not only its exit code for somebody to read."""
+    import psutil
+
+    with suppress(psutil.Error):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def silence() -> None:

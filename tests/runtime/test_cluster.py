@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from engine.core.errors import EngineError, StudyError
@@ -69,7 +68,7 @@ def test_a_raylet_that_starts_slowly_is_started_again(starts: Starts, tmp_path: 
     assert len(set(init.folders)) == 3
     assert list(tmp_path.iterdir()) == init.folders[-1:]
     assert lines == ["Ray took too long to start on this machine; starting it again"] * 2
-    assert not [child.pid for child in init.children if psutil.pid_exists(child.pid)]
+    assert [child.wait(timeout=10) for child in init.children] == [-signal.SIGKILL] * 2
     assert signal.getsignal(signal.SIGTERM) is before
     runtime.close()
     assert list(tmp_path.iterdir()) == []
