@@ -53,8 +53,9 @@ class Job:
                 self.process.send_signal(number)
             time.sleep(0.05)
         rest, _ = self.process.communicate(timeout=60)
-        time.sleep(0.2)
-        assert not [text for process in family if (text := _command_line(process))]
+        time.sleep(0.5)
+        left = [text for process in family if (text := _command_line(process))]
+        assert not left, left
         return self.process.returncode, rest
 
 

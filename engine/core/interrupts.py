@@ -10,12 +10,13 @@ takes longer than `GRACE`.
 from __future__ import annotations
 
 import os
+import queue
 import select
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -126,6 +127,7 @@ class Job:
         """End an interrupted process, whatever a library made of the interrupt; else restore the
         handlers that were there."""
         global _job
+        self._ignore_more()
         self._read()
         if self.first is not None:
             self.finish(self.code)
@@ -152,7 +154,7 @@ class Job:
     def finish(self, code: int) -> None:
         """End the process. An interrupted job never ends with another code than its own: what
         swallowed the interrupt may have left work undone."""
-        self._closing = True
+        self._ignore_more()
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError):  # a closed pipe
                 stream.flush()
@@ -162,6 +164,12 @@ class Job:
             code = self.code
         end_children()
         self.leave(code)
+
+    def _ignore_more(self) -> None:
+        """A library's handler must not raise while the process ends."""
+        self._closing = True
+        for number in self._before:
+            signal.signal(number, _say_nothing)
 
     def end(self, line: str, code: int) -> None:
         """End the process from any thread, whatever the main thread is doing."""
@@ -263,7 +271,7 @@ def _runs(process: psutil.Process) -> bool:
     import psutil
 
     with suppress(psutil.Error):
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     return False
 
 
@@ -290,6 +298,36 @@ def handlers_kept() -> Iterator[None]:
         for number, handler in before.items():
             if handler is not None:
                 signal.signal(number, handler)
+
+
+def iterate_off_main_thread(items: Iterable[T]) -> Iterator[T]:
+    """Iterate in a thread. An interrupt then ends the wait for the next item at once, while a
+    library that is interrupted itself first stops its own work: Ray Data, for seconds."""
+    arrived: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
+    abandoned = threading.Event()
+
+    def run() -> None:
+        try:
+            for item in items:
+                arrived.put((True, item))
+                if abandoned.is_set():
+                    return
+            arrived.put((False, None))
+        except BaseException as error:
+            arrived.put((False, error))
+
+    threading.Thread(target=run, daemon=True, name="ray").start()
+    try:
+        while True:
+            more, item = arrived.get()
+            if more:
+                yield item
+            elif item is not None:
+                raise item
+            else:
+                return
+    finally:
+        abandoned.set()
 
 
 def off_main_thread(call: Callable[[], T]) -> T:

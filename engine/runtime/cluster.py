@@ -70,7 +70,7 @@ class RayRuntime:
 
         running = threading.Event()
         with self._waiting(resources, 1, running.is_set):
-            for summary in stream(worker, shards, resources):
+            for summary in interrupts.iterate_off_main_thread(stream(worker, shards, resources)):
                 running.set()
                 yield summary
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -19,6 +20,7 @@ from engine.core.interrupts import (
     end_now,
     exit_code,
     handlers_kept,
+    iterate_off_main_thread,
     off_main_thread,
     received,
 )
@@ -213,6 +215,38 @@ def test_off_the_main_thread_no_handler_can_be_installed() -> None:
     with pytest.raises(ValueError, match="main thread"):
         off_main_thread(lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
     assert off_main_thread(lambda: threading.current_thread() is threading.main_thread()) is False
+
+
+def test_items_come_from_another_thread_and_so_does_their_error() -> None:
+    def items() -> Iterator[bool]:
+        yield threading.current_thread() is threading.main_thread()
+        yield True
+        raise LookupError("no more")
+
+    found = iterate_off_main_thread(items())
+    assert (next(found), next(found)) == (False, True)
+    with pytest.raises(LookupError, match="no more"):
+        next(found)
+    assert list(iterate_off_main_thread([1, 2, 3])) == [1, 2, 3]
+
+
+def test_items_that_nobody_waits_for_are_not_made() -> None:
+    go_on, ended = threading.Event(), threading.Event()
+
+    def items() -> Iterator[int]:
+        try:
+            yield 1
+            go_on.wait(timeout=60)
+            yield 2
+            yield 3
+        finally:
+            ended.set()
+
+    found = iterate_off_main_thread(items())
+    assert next(found) == 1
+    found.close()
+    go_on.set()
+    assert ended.wait(timeout=60)
 
 
 def test_waiting_for_another_thread_can_be_interrupted() -> None:
