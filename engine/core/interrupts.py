@@ -9,6 +9,7 @@ takes longer than `GRACE`.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import queue
 import select
@@ -34,7 +35,11 @@ INTERRUPTED = "interrupted: the same command continues from what is committed"
 # Clears what a progress bar left on the line and shows the cursor that it hid.
 _RESET_TERMINAL = b"\r\x1b[K\x1b[?25h"
 
+_PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
+
 _job: Job | None = None
+# Processes that an interrupt kills before anything else.
+_first_to_go: list[int] = []
 
 
 class Terminated(KeyboardInterrupt):
@@ -44,6 +49,12 @@ class Terminated(KeyboardInterrupt):
 def exit_code(interrupt: KeyboardInterrupt) -> int:
     """What a shell reports of a process that ended by this signal: 128 + its number."""
     return 128 + (signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT)
+
+
+def kill_first(processes: Collection[int]) -> None:
+    """Have an interrupt kill these children at once. A raylet that is told to end, as all processes
+    of a group may be, tells its driver to end too, which Ray's core does on the spot."""
+    _first_to_go[:] = processes
 
 
 def received() -> bool:
@@ -96,6 +107,7 @@ class Job:
         self._announced = False
         self._lock = threading.RLock()
         self._forking = threading.local()
+        self._libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
     def __enter__(self) -> Job:
         global _job
@@ -182,7 +194,10 @@ class Job:
             self.leave(code)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        self.first = self.first or number
+        # The pipe has them in the order in which they came, Python calls handlers in that of their
+        # numbers.
+        self._read()
+        self._note(number)
         if self._closing:
             return
         self._closing = True
@@ -210,10 +225,25 @@ class Job:
                 return True
             for number in arrived:
                 if number in self._before:
-                    self.first = self.first or number
+                    self._note(number)
                     ends = time.monotonic() + self.grace[number]
                     self._ends = ends if self._ends is None else min(ends, self._ends)
             return bool(arrived)
+
+    def _note(self, number: int) -> None:
+        if self.first is None:
+            self.first = number
+            with suppress(OSError):
+                os.write(self._wakeup, b"\0")  # the other thread waits without an end so far
+            self._adopt_orphans()
+            for process in _first_to_go:
+                with suppress(OSError):
+                    os.kill(process, signal.SIGKILL)
+
+    def _adopt_orphans(self) -> None:
+        """Become the parent of what dying children leave behind, so that `end_children` sees it."""
+        if self._libc is not None:
+            self._libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
     def _hold(self) -> None:
         if _job is self:
@@ -237,32 +267,31 @@ def _say_nothing(*_: object) -> None:
     return
 
 
-def children() -> frozenset[int]:
-    """Ids of all descendants of this process."""
+def children(recursive: bool = True) -> frozenset[int]:
+    """Ids of this process's children, with theirs where `recursive`."""
+    return frozenset(process.pid for process in _descendants(recursive))
+
+
+def _descendants(recursive: bool = True) -> list[psutil.Process]:
     import psutil
 
     with suppress(psutil.Error):
-        return frozenset(process.pid for process in psutil.Process().children(recursive=True))
-    return frozenset()
+        return list(psutil.Process().children(recursive=recursive))
+    return []
 
 
 def end_children(spare: Collection[int] = ()) -> None:
     """SIGKILL all descendants of this process but `spare`: decoders, and the processes of a private
     Ray."""
-    import psutil
-
-    found: dict[int, psutil.Process] = {}
-    # Once more, for those that were started meanwhile.
-    for _ in range(2):
-        with suppress(psutil.Error):
-            for process in psutil.Process().children(recursive=True):
-                if process.pid not in spare:
-                    found[process.pid] = process
-        for process in found.values():
-            with suppress(psutil.Error):
-                process.kill()
     ends = time.monotonic() + 1.0
-    while any(map(_runs, found.values())) and time.monotonic() < ends:
+    while time.monotonic() < ends:
+        # Again, for those that were started meanwhile, or that a dying process left to this one.
+        found = [process for process in _descendants() if process.pid not in spare]
+        if not any(map(_runs, found)):
+            return
+        for process in found:
+            with suppress(OSError):
+                os.kill(process.pid, signal.SIGKILL)
         time.sleep(0.01)
 
 

@@ -220,6 +220,7 @@ class RayRuntime:
             before = interrupts.children()
             try:
                 _init(address="local", num_cpus=cpus, include_dashboard=False)
+                interrupts.kill_first(interrupts.children(recursive=False) - before)
                 return
             # Ray raises a plain Exception where its raylet is slow.
             except Exception as error:
@@ -238,6 +239,7 @@ class RayRuntime:
 
     def _remove_scratch(self) -> None:
         if self._scratch is not None:
+            interrupts.kill_first(())
             self._scratch.close()
             self._scratch = None
             os.environ.pop("RAY_TMPDIR", None)

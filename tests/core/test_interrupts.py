@@ -155,6 +155,23 @@ def test_no_child_is_left(script: str) -> None:
     assert not running.is_running() or running.status() == psutil.STATUS_ZOMBIE
 
 
+def test_what_a_killed_child_leaves_behind_goes_too() -> None:
+    """A raylet is killed first, and its workers are no longer below the driver."""
+    process, (grandchild,) = start("""
+        child = subprocess.Popen(
+            ["sh", "-c", "setsid sleep 1000 & echo $!; wait"], stdout=subprocess.PIPE, text=True
+        )
+        interrupts.kill_first([child.pid])
+        with Job() as job:
+            ready(child.stdout.readline())
+            time.sleep(100)
+    """)
+    running = psutil.Process(int(grandchild))
+    process.send_signal(signal.SIGTERM)
+    assert ends(process)[0] == 143
+    assert not running.is_running() or running.status() == psutil.STATUS_ZOMBIE
+
+
 def test_a_forked_child_s_signals_are_its_own() -> None:
     process, _ = start("""
         with Job(grace=short) as job:

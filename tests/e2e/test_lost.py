@@ -188,7 +188,10 @@ def test_a_lost_head_or_raylet_is_one_line_and_exit_one(
     with running("generate", storage, environment=cluster.environment, **sets) as job:
         job.wait_for("generate.traditional ")
         wait_for_commits(job, storage)
-        cluster.process(0, process).kill()
+        lost = cluster.process(0, process)
+        # It would end the other processes of its node.
+        cluster.nodes[0].kill()
+        lost.kill()
         rest, _ = job.process.communicate(timeout=280)
     assert job.process.returncode == 1, rest
     last = rest.splitlines()[-1]

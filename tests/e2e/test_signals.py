@@ -3,10 +3,11 @@ process and no folder left; the same command then continues."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -64,18 +65,27 @@ def prepare(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Path], P
 Prepare = Callable[[str, Path], Path]
 
 
-def folders() -> set[Path]:
-    return set(Path(tempfile.gettempdir()).glob(f"{PREFIX}*"))
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """A temporary folder of the job's own: other runs of this machine have theirs."""
+    # Short: Ray puts sockets below it.
+    with tempfile.TemporaryDirectory(prefix="rs-", dir="/tmp") as folder:
+        yield Path(folder)
+
+
+def folders(temporary: Path) -> list[Path]:
+    return list(temporary.glob(f"{PREFIX}*"))
 
 
 @pytest.mark.parametrize(("number", "code", "times"), SIGNALS)
 @pytest.mark.parametrize("step", STEPS)
 def test_every_step_ends_in_one_line(
-    prepare: Prepare, tmp_path: Path, step: str, number: int, code: int, times: int
+    prepare: Prepare, tmp_path: Path, temporary: Path, step: str, number: int, code: int, times: int
 ) -> None:
     _, sets, process = STEPS[step]
-    storage, there = prepare(step, tmp_path), folders()
-    with running("run_study", storage, "--until", step, **sets) as job:
+    storage = prepare(step, tmp_path)
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    with running("run_study", storage, "--until", step, environment=environment, **sets) as job:
         job.wait_for(f"{step} ")
         job.wait_for_process(process)
         # Once to the job alone, as `ray job stop` and `kill` do, or as Ctrl-C does.
@@ -86,7 +96,7 @@ def test_every_step_ends_in_one_line(
     assert "Traceback" not in rest
     assert "raylet" not in rest
     assert not list(storage.glob(f"steps/{step.partition('.')[0]}/*/manifest.json"))
-    assert folders() <= there
+    assert folders(temporary) == []
 
 
 @pytest.mark.parametrize(("number", "code", "times"), SIGNALS)
@@ -107,15 +117,15 @@ def test_a_step_after_a_training_of_the_same_run_is_interrupted_too(
 
 @pytest.mark.parametrize(("number", "code", "times"), SIGNALS)
 def test_the_start_of_ray_is_interrupted_too(
-    tmp_path: Path, number: int, code: int, times: int
+    tmp_path: Path, temporary: Path, number: int, code: int, times: int
 ) -> None:
-    there = folders()
-    with running("run_study", tmp_path, **IMAGES) as job:
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    with running("run_study", tmp_path, environment=environment, **IMAGES) as job:
         job.wait_for_process("gcs_server")
         returned, rest = job.interrupt(number, times)
     assert (returned, rest.splitlines()[-1]) == (code, INTERRUPTED)
     assert "Traceback" not in rest
-    assert folders() <= there
+    assert folders(temporary) == []
 
 
 def test_what_was_interrupted_continues(prepare: Prepare, tmp_path: Path) -> None:
