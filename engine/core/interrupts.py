@@ -40,6 +40,8 @@ _PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
 _job: Job | None = None
 # Processes that an interrupt kills before anything else.
 _first_to_go: list[int] = []
+# What is done when all children are gone, where the process ends before its `finally` blocks.
+_clean_up: Callable[[], None] | None = None
 
 
 class Terminated(KeyboardInterrupt):
@@ -55,6 +57,12 @@ def kill_first(processes: Collection[int]) -> None:
     """Have an interrupt kill these children at once. A raylet that is told to end, as all processes
     of a group may be, tells its driver to end too, which Ray's core does on the spot."""
     _first_to_go[:] = processes
+
+
+def at_end(clean_up: Callable[[], None] | None) -> None:
+    """Have `clean_up` called where a job ends before its `finally` blocks have run."""
+    global _clean_up
+    _clean_up = clean_up
 
 
 def received() -> bool:
@@ -191,6 +199,9 @@ class Job:
                     os.write(self._terminal, _RESET_TERMINAL)
             self.announce(line)
             end_children()
+            if _clean_up is not None:
+                with suppress(Exception):
+                    _clean_up()
             self.leave(code)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:

@@ -235,11 +235,13 @@ class RayRuntime:
     def _make_scratch(self) -> None:
         temporary = Path(tempfile.gettempdir())
         self._scratch = Scratch(scratch.parent_for_sockets(temporary, self.warn))
+        interrupts.at_end(self._scratch.close)
         os.environ["RAY_TMPDIR"] = str(self._scratch.path)
 
     def _remove_scratch(self) -> None:
         if self._scratch is not None:
             interrupts.kill_first(())
+            interrupts.at_end(None)
             self._scratch.close()
             self._scratch = None
             os.environ.pop("RAY_TMPDIR", None)

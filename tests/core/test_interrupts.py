@@ -155,6 +155,22 @@ def test_no_child_is_left(script: str) -> None:
     assert not running.is_running() or running.status() == psutil.STATUS_ZOMBIE
 
 
+def test_what_remains_is_cleaned_up_where_closing_takes_too_long(tmp_path: Path) -> None:
+    remains = tmp_path / "remains"
+    remains.touch()
+    process, _ = start(f"""
+        interrupts.at_end(lambda: os.unlink({str(remains)!r}))
+        with Job(grace=short) as job:
+            signal.signal(signal.SIGTERM, lambda *_: None)
+            ready()
+            for _ in range(1000):
+                time.sleep(0.1)
+    """)
+    process.send_signal(signal.SIGTERM)
+    assert ends(process)[0] == 143
+    assert not remains.exists()
+
+
 def test_what_a_killed_child_leaves_behind_goes_too() -> None:
     """A raylet is killed first, and its workers are no longer below the driver."""
     process, (grandchild,) = start("""
