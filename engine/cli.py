@@ -1,20 +1,18 @@
 """What the scripts in `jobs/` share: arguments, the walk, errors in one line.
 
 Exit codes: 0 done; 1 the run stopped (data, leaks, storage) and can go on later; 2 the study, the
-profile or the command line is wrong; 130 interrupted.
+profile or the command line is wrong; 130 and 143 interrupted, by SIGINT and by SIGTERM.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from engine.core import rows
+from engine.core import interrupts, rows
 from engine.core.errors import EngineError, StudyError
 from engine.core.manifest import Manifest
 from engine.core.names import slug
@@ -276,9 +274,9 @@ def _in_one_line(act: Callable[[], int]) -> int:
     except EngineError as error:
         say(f"error: {' '.join(str(error).split())}")
         return error.exit_code
-    except KeyboardInterrupt:
-        say("interrupted: the same command goes on from what is committed")
-        return 130
+    except KeyboardInterrupt as interrupt:
+        interrupts.announce()
+        return interrupts.exit_code(interrupt)
 
 
 def _parser(until_step: str | None, dry_run: bool) -> argparse.ArgumentParser:
@@ -407,7 +405,10 @@ def make_runtime(profile: Profile) -> Runtime:
     from engine.runtime.cluster import RayRuntime
 
     # Under `ray job submit` the head says where it is; a profile that says `local` is meant.
-    return RayRuntime(profile.address, profile.num_cpus, warn=say)
+    return RayRuntime(
+        profile.address, profile.num_cpus, warn=say,
+        on_lost=lambda line: interrupts.end_now(line, 1),
+    )  # fmt: skip
 
 
 def print_plan(study: Study, steps: Sequence[Step], store: Store) -> None:
@@ -479,12 +480,11 @@ def main_gc() -> None:
 
 
 def _end(act: Callable[[], int]) -> None:
-    # A closed pipe (`… | head`) is no error worth a traceback.
-    try:
-        code = act()
-    except BrokenPipeError:
-        code = 0
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # Threads of libraries that wait on dead sockets must not keep a finished run alive.
-    os._exit(code)
+    with interrupts.job() as job:
+        try:
+            code = act()
+        except BrokenPipeError:
+            # A closed pipe (`… | head`) is no error worth a traceback.
+            code = 0
+        # Threads of libraries that wait on dead sockets must not keep a finished run alive.
+        job.finish(code)

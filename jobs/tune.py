@@ -10,7 +10,11 @@ from pathlib import Path
 # Under `ray job submit` the package lies beside this folder and is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.cli import main_tune
+from engine.core.interrupts import job
 
 if __name__ == "__main__":
-    main_tune()
+    # A signal while the modules below are imported ends in one line too.
+    with job():
+        from engine.cli import main_tune
+
+        main_tune()

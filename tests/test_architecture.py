@@ -84,7 +84,8 @@ def test_the_walk_sees_what_it_must() -> None:
 
 # 1
 def test_ray_and_mlflow_have_their_files() -> None:
-    names = ("cluster", "stream", "attendance", "fit", "search", "tune", "nested", "share")
+    names = ("cluster", "stream", "attendance", "fit", "search", "tune", "nested", "share",
+             "monitor")  # fmt: skip
     assert importers("ray") <= {f"runtime/{name}.py" for name in names}
     assert importers("mlflow") <= {"tracking.py"}
 
@@ -129,7 +130,7 @@ def test_a_step_knows_no_concrete_plugin_and_no_runtime(file: str) -> None:
 
 def test_only_the_command_line_chooses_a_runtime() -> None:
     concrete = {"inline", "cluster", "stream", "attendance", "fit", "search", "tune", "nested",
-                "share"}  # fmt: skip
+                "share", "monitor", "scratch"}  # fmt: skip
     for file in FILES:
         if not below(file, "runtime") and file != "cli.py":
             runtimes = {name for name in imports(file) if within(name, "engine.runtime")}

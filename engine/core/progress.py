@@ -1,12 +1,13 @@
 """Progress of long work: what is done, n of N, rate, time left.
 
 A live bar where a terminal is there (rich); elsewhere, a plain line at most every `interval`
-seconds, so that a cluster's log stays readable.
+seconds, so that a cluster's log stays readable. Work that stands still says so.
 """
 
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from types import TracebackType
 from typing import Any, TextIO
@@ -30,7 +31,11 @@ def _clock(seconds: float) -> str:
 
 class Bar:
     """One piece of work. `advance` counts `unit`s done; what was found done at the start is no part
-    of the rate."""
+    of the rate.
+
+    quiet: seconds without news after which a line says so, again each time that the silence has
+    doubled.
+    """
 
     def __init__(
         self,
@@ -41,12 +46,16 @@ class Bar:
         done: int = 0,
         stream: TextIO | None = None,
         interval: float = 10.0,
+        quiet: float = 60.0,
     ) -> None:
         self.label, self.total, self.unit = label, total, unit
         self.done, self.initial, self.interval = done, done, interval
         self.note = ""
         self.stream = stream or sys.stderr
-        self.started = self.printed = time.monotonic()
+        self.started = self.printed = self.news = time.monotonic()
+        self.quiet = self.silence = quiet
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
         self.live: Progress | None = None
         if self.stream.isatty():
             self.live = Progress(
@@ -80,9 +89,15 @@ class Bar:
         return f"{text} · {self.note}" if self.note else text
 
     def advance(self, count: int, note: str = "") -> None:
-        """Count `count` more units as done and show `note` beside the bar."""
-        self.done += count
-        self.note = note or self.note
+        """Count `count` more units as done and show `note` with the bar."""
+        with self._lock:
+            if count or (note and note != self.note):
+                self.news, self.silence = time.monotonic(), self.quiet
+            self.done += count
+            self.note = note or self.note
+            self._show()
+
+    def _show(self) -> None:
         if self.live is not None:
             self.live.update(
                 self.task, completed=self.done, rate=f"{self.rate():,.1f}/s", note=self.note
@@ -93,9 +108,27 @@ class Bar:
             self.printed = now
             print(f"  {self.line()}", file=self.stream, flush=True)
 
+    def _remind(self) -> None:
+        """Until the end: print a line when there has been no news for long."""
+        while not self._ended.wait(max(0.0, self.news + self.silence - time.monotonic())):
+            with self._lock:
+                silent = time.monotonic() - self.news
+                if silent < self.silence or self._ended.is_set():
+                    continue
+                self.silence *= 2
+                line = (
+                    f"  {self.label}: nothing new for {silent:.0f} s;"
+                    f" {self.done:,} of {self.total:,} {self.unit}"
+                )
+                if self.live is not None:
+                    self.live.console.print(line, markup=False, highlight=False)
+                else:
+                    print(line, file=self.stream, flush=True)
+
     def __enter__(self) -> Bar:
         if self.live is not None:
             self.live.start()
+        threading.Thread(target=self._remind, daemon=True, name="reminder").start()
         return self
 
     def __exit__(
@@ -104,6 +137,7 @@ class Bar:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._ended.set()
         if self.live is not None:
             self.live.stop()
 

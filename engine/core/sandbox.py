@@ -88,6 +88,8 @@ class Sandbox:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env={**_plain_environment(), "PYTHONPATH": _package_root(), "OMP_NUM_THREADS": "1"},
+                # Ctrl-C goes to the whole group of a terminal; this child ends with its pipe.
+                start_new_session=True,
             )
             # Importing the decoders is no part of the first image's time.
             try:

@@ -15,6 +15,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from engine.core.fit import FitContext
+from engine.core.interrupts import off_main_thread
 from engine.core.resources import FitResources
 from engine.runtime.cluster import ray_error_text
 
@@ -53,7 +54,7 @@ def fit(
         ),
     )
     try:
-        trainer.fit()
+        off_main_thread(trainer.fit)
     except Exception as error:
         if (own := ray_error_text(error)) is not None:
             raise own from None

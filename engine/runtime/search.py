@@ -14,6 +14,7 @@ from typing import Any
 from ray import tune
 
 from engine.core.errors import EngineError, StorageError, in_a_line
+from engine.core.interrupts import off_main_thread
 from engine.core.resources import TrialResources
 from engine.core.share import Share
 from engine.runtime.base import Runtime, Trial
@@ -25,15 +26,18 @@ _REFUSED = "refused"
 
 
 class _Tell(tune.Callback):
-    """Passes on the end of each trial."""
+    """Passes on that trials have started, and the end of each."""
 
-    def __init__(self, on_end: Callable[[str], None]) -> None:
-        self.on_end = on_end
+    def __init__(self, on_start: Callable[[], None], on_end: Callable[[str], None]) -> None:
+        self.on_start, self.on_end = on_start, on_end
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune writes its callbacks down, to restore them: never done, and a terminal's progress
         # cannot be written.
         return {}
+
+    def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        self.on_start()
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         self.on_end(trial.config["name"])
@@ -43,6 +47,7 @@ def search(
     run: Trial,
     names: Sequence[str],
     resources: TrialResources,
+    on_start: Callable[[], None],
     on_end: Callable[[str], None],
     folder: str,
     share: Share,
@@ -76,11 +81,11 @@ def search(
             max_concurrent_trials=None if alone else resources.drivers, reuse_actors=True
         ),
         run_config=tune.RunConfig(
-            name="search", storage_path=folder, verbose=0, callbacks=[_Tell(on_end)],
+            name="search", storage_path=folder, verbose=0, callbacks=[_Tell(on_start, on_end)],
             failure_config=tune.FailureConfig(max_failures=resources.max_failures),
         ),
     )  # fmt: skip
-    results = tuner.fit()
+    results = off_main_thread(tuner.fit)
     # All others have been run, and what they computed stays.
     for result in results:
         if (error := result.error) is not None:

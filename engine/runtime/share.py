@@ -22,6 +22,7 @@ import numpy as np
 import ray
 from ray.exceptions import ObjectStoreFullError, RayError
 
+from engine.core import interrupts
 from engine.core.share import Arrays, Make, within_process
 
 # Seconds after which a maker that has not been heard of counts as dead; the first time sooner, for
@@ -206,20 +207,27 @@ def sharing(warn: Callable[[str], None], lease: float = _LEASE) -> Iterator[Obje
     try:
         yield ObjectStoreShare(holder, most, lease)
     finally:
-        # Of a search that fails too: this may be why.
-        with suppress(Exception):
-            size, again = ray.get(holder.lacked.remote(), timeout=5)
-            if size:
-                warn(
-                    f"warning: {size / 2**30:.1f} GiB of decoded images are too many for Ray's"
-                    f" object store ({there / 2**30:.1f} GiB), so that each trial's process held"
-                    " its own; give Ray more object store memory, or let fewer trials run at once"
-                )
-            elif again:
-                warn(
-                    f"warning: Ray's object store ({there / 2**30:.1f} GiB) has no room for all"
-                    f" decoded images, so that {again} of the sets were decoded again; give Ray"
-                    " more object store memory"
-                )
-        with suppress(Exception):
-            ray.kill(holder)
+        # An interrupted search has no Ray to ask.
+        if not interrupts.received():
+            with suppress(Exception):
+                _report(holder, there, warn)
+            with suppress(Exception):
+                ray.kill(holder)
+
+
+def _report(holder: Any, there: int, warn: Callable[[str], None]) -> None:
+    """Warn of an object store that was too small; of a search that fails too, for this may be
+    why."""
+    size, again = ray.get(holder.lacked.remote(), timeout=5)
+    if size:
+        warn(
+            f"warning: {size / 2**30:.1f} GiB of decoded images are too many for Ray's"
+            f" object store ({there / 2**30:.1f} GiB), so that each trial's process held"
+            " its own; give Ray more object store memory, or let fewer trials run at once"
+        )
+    elif again:
+        warn(
+            f"warning: Ray's object store ({there / 2**30:.1f} GiB) has no room for all"
+            f" decoded images, so that {again} of the sets were decoded again; give Ray"
+            " more object store memory"
+        )

@@ -20,6 +20,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search import Searcher
 
 from engine.core.errors import StorageError, in_a_line
+from engine.core.interrupts import off_main_thread
 from engine.core.proposals import Halving, Proposals, Rung, Settings
 from engine.core.resources import TrialResources
 from engine.core.share import Share
@@ -81,10 +82,14 @@ class _Ask(Searcher):
 
 
 class _Errors(ray_tune.Callback):
-    """Tells a setting that failed from storage that did, once there is no other attempt."""
+    """Tells a setting that failed from storage that did, once there is no other attempt; passes on
+    that trials have started."""
 
-    def __init__(self, ask: _Ask) -> None:
-        self.ask = ask
+    def __init__(self, ask: _Ask, on_start: Callable[[], None]) -> None:
+        self.ask, self.on_start = ask, on_start
+
+    def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        self.on_start()
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         own = None
@@ -104,6 +109,7 @@ def tune(
     halving: Halving | None,
     resources: TrialResources,
     leaf: bool,
+    on_start: Callable[[], None],
     on_end: Callable[[Outcome], None],
     folder: str,
     share: Share,
@@ -141,10 +147,10 @@ def tune(
             max_concurrent_trials=None if leaf else resources.drivers, reuse_actors=True,
         ),
         run_config=ray_tune.RunConfig(
-            name="tune", storage_path=folder, verbose=0, callbacks=[_Errors(ask)],
+            name="tune", storage_path=folder, verbose=0, callbacks=[_Errors(ask, on_start)],
             failure_config=ray_tune.FailureConfig(max_failures=resources.max_failures),
         ),
     )  # fmt: skip
-    tuner.fit()
+    off_main_thread(tuner.fit)
     if ask.failed is not None:
         raise ask.failed from None

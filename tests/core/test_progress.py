@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import io
+import threading
+
+from engine.core.progress import Bar
+
+
+class Lines(io.StringIO):
+    """A log that can be waited on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = threading.Semaphore(0)
+
+    def write(self, text: str) -> int:
+        count = super().write(text)
+        if text.endswith("\n"):
+            self.written.release()
+        return count
+
+
+def test_a_line_says_how_much_is_done() -> None:
+    log = Lines()
+    with Bar("embed", 40, "images", done=10, stream=log, interval=0) as bar:
+        bar.advance(20, "quarantined: 1 blank")
+    (line,) = log.getvalue().splitlines()
+    assert line.startswith("  embed: 30 of 40 images · ")
+    assert line.endswith(" left · quarantined: 1 blank")
+
+
+def test_work_that_stands_still_says_so_again_and_again() -> None:
+    log = Lines()
+    with Bar("embed", 40, "images", done=10, stream=log, interval=1e9, quiet=0.05) as bar:
+        for _ in range(2):
+            assert log.written.acquire(timeout=60)
+            bar.advance(0)
+    first, second = log.getvalue().splitlines()[:2]
+    assert first.startswith("  embed: nothing new for 0 s; 10 of 40 images")
+    assert second.startswith("  embed: nothing new for ")
+
+
+def test_news_begins_the_silence_anew() -> None:
+    bar = Bar("embed", 40, "images", stream=io.StringIO(), interval=1e9, quiet=5.0)
+    bar.silence = 20.0
+    bar.advance(0, "")
+    assert bar.silence == 20.0
+    before = bar.news
+    bar.advance(0, "loss 0.5")
+    assert (bar.silence, bar.news >= before) == (5.0, True)
+    bar.silence = 20.0
+    bar.advance(0, "loss 0.5")
+    assert bar.silence == 20.0
+    bar.advance(1, "loss 0.5")
+    assert bar.silence == 5.0
+
+
+def test_a_finished_bar_says_nothing_more() -> None:
+    log = Lines()
+    with Bar("embed", 40, "images", stream=log, interval=1e9, quiet=0.2):
+        pass
+    assert not log.written.acquire(timeout=0.5)

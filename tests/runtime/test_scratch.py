@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine.core.errors import StudyError
+from engine.runtime.scratch import (
+    LOCK,
+    PREFIX,
+    SOCKET_PATH,
+    Scratch,
+    folder,
+    parent_for_sockets,
+    remove_stale,
+    socket_path_length,
+)
+
+ROOT = Path(__file__).parents[2]
+HOLD = """
+import sys, time
+from pathlib import Path
+from engine.runtime.scratch import Scratch
+print(Scratch(Path(sys.argv[1])).path, flush=True)
+time.sleep(100)
+"""
+
+
+def hold(parent: Path) -> tuple[subprocess.Popen[str], Path]:
+    """Another process that holds a folder."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(parent)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    return process, Path(process.stdout.readline().strip())
+
+
+def test_a_folder_stays_while_its_process_lives_and_goes_after_its_kill(tmp_path: Path) -> None:
+    process, path = hold(tmp_path)
+    (path / "session" / "logs").mkdir(parents=True)
+    remove_stale(tmp_path)
+    assert path.is_dir()
+    process.kill()
+    process.wait()
+    # As every start does.
+    Scratch(tmp_path).close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_folder_of_this_process_is_its_own_until_closed(tmp_path: Path) -> None:
+    with folder(tmp_path) as mine, folder(tmp_path) as other:
+        assert mine != other
+        assert mine.is_dir()
+        assert not os.get_inheritable(os.open(mine / LOCK, os.O_RDONLY))
+    assert list(tmp_path.iterdir()) == []
+
+
+def age(path: Path) -> None:
+    os.utime(path, (0, 0))
+
+
+def test_a_folder_without_a_lock_is_live_for_an_hour_and_then_only_if_empty_ours(
+    tmp_path: Path,
+) -> None:
+    fresh, empty, foreign = (tmp_path / f"{PREFIX}{name}" for name in ("a", "b", "c"))
+    for path in (fresh, empty, foreign):
+        path.mkdir()
+    (foreign / "data").write_text("of somebody else")
+    age(empty)
+    age(foreign)
+    remove_stale(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {fresh.name, foreign.name}
+    assert (foreign / "data").exists()
+
+
+def test_links_are_not_followed(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / LOCK).write_text("")
+    below = tmp_path / "below"
+    below.mkdir()
+    (below / f"{PREFIX}x").symlink_to(target)
+    remove_stale(below)
+    assert (target / LOCK).exists()
+
+
+def test_a_file_system_without_locks_keeps_its_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("no locks available")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fcntl.flock", refuse)
+        made = Scratch(tmp_path)
+    assert not (made.path / LOCK).exists()
+    remove_stale(tmp_path)
+    assert made.path.is_dir()
+    made.close()
+    assert not made.path.exists()
+
+
+def long_folder(parent: Path, length: int) -> Path:
+    path = parent / ("x" * 200)
+    return path / ("y" * max(1, length - len(str(path)) - 1))
+
+
+def test_the_length_is_that_of_the_longest_socket_of_ray() -> None:
+    path = Path("/t") / f"{PREFIX}abcdefgh" / f"session_2026-11-29_22-33-42_889123_{os.getpid()}"
+    assert socket_path_length(Path("/t")) == len(str(path / "sockets" / "plasma_store"))
+
+
+def test_where_the_temporary_folder_is_too_long_a_short_one_is_used(tmp_path: Path) -> None:
+    lines: list[str] = []
+    assert parent_for_sockets(Path("/tmp"), lines.append) == Path("/tmp")
+    assert not lines
+    long = long_folder(tmp_path, 250)
+    assert parent_for_sockets(long, lines.append, ["/nowhere", "/tmp"]) == Path("/tmp")
+    (line,) = lines
+    assert line.startswith(f"TMPDIR {long} is too long")
+    assert line.endswith("/tmp is used for Ray")
+
+
+def test_where_there_is_no_short_one_the_line_names_the_variable(tmp_path: Path) -> None:
+    long = long_folder(tmp_path, 250)
+    with pytest.raises(StudyError, match=rf"^TMPDIR .* of {SOCKET_PATH} bytes; set it to a shor"):
+        parent_for_sockets(long, print, ["/nowhere", str(long)])
