@@ -17,7 +17,8 @@ import pytest
 from engine.core import rows
 from engine.core.errors import StudyError
 from engine.core.resources import StageResources
-from engine.core.shards import Shard, ShardSet, ShardWorker
+from engine.core.shard_worker import ShardWorker
+from engine.core.shards import Shard, ShardSet
 from engine.core.stage import Place
 from engine.core.store import Store
 from engine.runtime import monitor
