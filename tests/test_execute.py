@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import pytest
 
 from engine.context import Work
+from engine.core.manifest import Manifest, read_manifest, write_part
 from engine.core.resources import FitResources, StageResources, TrialResources
+from engine.core.step import Step
 from engine.core.store import Store
 from engine.execute import Trials, execute, held
 from engine.plan import named, plan, until
@@ -106,3 +110,52 @@ def test_what_was_held_stands_in_every_manifest_and_puts_none_out_of_date(
         assert [one["what"] for one in trained.provenance["held"]] == ["fit", "driver"]
     other = {**ingest.provenance, "held": [], "seconds": 1e6, "python": "9"}
     assert ingest.model_copy(update={"provenance": other}).digest == ingest.digest
+
+
+class Beaten(Store):
+    """Storage on which another driver runs the same steps to their end, as soon as this one reads
+    what both have decoded."""
+
+    steps: ClassVar[list[Step]] = []
+    beaten = False
+
+    def parquet(self, key: str) -> Any:
+        if "/decoded/" in key and not self.beaten:
+            self.beaten = True
+            execute(self.steps, Store(self.url), InlineRuntime(), Profile(storage=self.url))
+        return super().parquet(key)
+
+
+def test_who_finds_its_work_cleared_away_goes_on_with_what_another_driver_made(
+    bars_study, store: Store
+) -> None:
+    Beaten.steps = until(plan(bars_study()), "embed")
+    mine = Beaten(store.url)
+    found = execute(Beaten.steps, mine, InlineRuntime(), Profile(storage=store.url))
+    assert mine.beaten
+    others = execute(Beaten.steps, store, InlineRuntime(), Profile(storage=store.url))
+    assert {key: one.digest for key, one in found.items()} == {
+        key: one.digest for key, one in others.items()
+    }
+    decoded = [key for key in store.listing("steps/ingest") if "/decoded/" in key]
+    assert decoded == []
+
+
+def test_what_is_stored_is_what_the_run_goes_on_with(bars_study, store: Store) -> None:
+    steps = until(plan(bars_study()), "ingest")
+    (made,) = execute(steps, store, InlineRuntime(), Profile(storage=store.url)).values()
+    read = read_manifest(store, steps[0])
+    # The same types and the same order: a page lists classes as they come.
+    assert repr(made) == repr(read)
+
+
+def test_times_are_no_part_of_a_results_identity(store: Store, bars_study) -> None:
+    steps = until(plan(bars_study()), "ingest")
+    (made,) = execute(steps, store, InlineRuntime(), Profile(storage=store.url)).values()
+
+    def with_part(data: bytes, timed: bool) -> Manifest:
+        part = write_part(store, "parts", "cost", "csv", data, timed=timed)
+        return made.model_copy(update={"parts": (*made.parts, part)})
+
+    assert with_part(b"3 s", True).digest == with_part(b"4 s", True).digest == made.digest
+    assert with_part(b"3 s", False).digest != with_part(b"4 s", False).digest

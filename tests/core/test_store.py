@@ -4,13 +4,21 @@ import errno
 import os
 import pickle
 import threading
+from collections.abc import Callable
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from engine.core.errors import StorageError, StudyError
-from engine.core.store import Store
+from engine.core import store as module
+from engine.core.errors import DamageError, StorageError, StudyError
+from engine.core.store import Store, named_digest
+
+
+def forget_verified() -> None:
+    """Let this process compare parts again, as another would."""
+    module._verified.clear()
 
 
 def test_what_is_put_is_read_back(store: Store) -> None:
@@ -82,6 +90,85 @@ def test_parquet_round_trip(store: Store) -> None:
     assert [table.num_rows for table in store.tables(["t.parquet"])] == [4, 4, 2]
 
 
+def put_parquet(store: Store) -> str:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"n": list(range(1000))}), sink)
+    key, sha256 = store.put_part("steps/x/parts", "t", "parquet", sink.getvalue())
+    assert named_digest(key) == sha256[:32]
+    assert store.sha256(key) == sha256
+    return key
+
+
+def test_a_part_is_read_back_by_its_key(store: Store) -> None:
+    key = put_parquet(store)
+    with store.parquet(key) as file:
+        assert file.metadata.num_rows == 1000
+    assert store.read(key)[:4] == b"PAR1"
+    assert [table.num_rows for table in store.tables([key], ["n"])] == [1000]
+
+
+@pytest.mark.parametrize("how", ["read", "parquet", "tables"])
+def test_one_flipped_bit_of_a_part_is_noticed(store: Store, how: str) -> None:
+    key = put_parquet(store)
+    data = bytearray(store.read(key))
+    data[len(data) // 2] ^= 1
+    store.put(key, data)
+    forget_verified()
+    with pytest.raises(DamageError, match="does not match its digest") as caught:
+        list(getattr(store, how)([key] if how == "tables" else key))
+    assert caught.value.key == key
+    assert key in str(caught.value)
+
+
+@pytest.mark.parametrize("how", ["read", "parquet", "size"])
+def test_a_part_that_is_gone_is_damage(store: Store, how: str) -> None:
+    key = put_parquet(store)
+    store.delete(key)
+    with pytest.raises(DamageError, match="is missing") as caught:
+        getattr(store, how)(key)
+    assert caught.value.key == key
+
+
+def test_a_part_is_compared_again_after_it_was_written_again(store: Store) -> None:
+    key = put_parquet(store)
+    store.read(key)
+    assert put_parquet(store) == key
+    store.put(key, b"something else")
+    with pytest.raises(DamageError):
+        store.read(key)
+
+
+def test_a_part_is_compared_once_in_a_process(tmp_path) -> None:
+    class Counting(Store):
+        hashed = 0
+
+        def _mismatch(self, key: str) -> DamageError:
+            self.hashed += 1
+            return super()._mismatch(key)
+
+    store = Counting(str(tmp_path))
+    key = put_parquet(store)
+    store.parquet(key).close()
+    # What happens to the file from now on is seen by the next process.
+    store.put(key, store.read(key)[:-1] + b"x")
+    store.read(key)
+    assert store.hashed == 0
+
+
+def test_damage_keeps_its_key_when_it_comes_from_another_process() -> None:
+    error = pickle.loads(pickle.dumps(DamageError("it is damaged", "steps/x")))
+    assert (str(error), error.key, error.named) == ("it is damaged", "steps/x", False)
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview, pa.py_buffer])
+def test_whatever_is_a_buffer_can_be_stored(store: Store, kind: Callable[[bytes], Any]) -> None:
+    store.put("a", kind(b"data"))
+    store.put_new("b", kind(b"data"))
+    assert store.put_if_absent("c", kind(b"data"))
+    key, _ = store.put_part("parts", "d", "bin", kind(b"data"))
+    assert [store.read(name) for name in ("a", "b", "c", key)] == [b"data"] * 4
+
+
 def test_a_pickled_store_opens_the_same_place(store: Store) -> None:
     store.put_new("k", b"v")
     assert pickle.loads(pickle.dumps(store)).read("k") == b"v"
@@ -114,6 +201,21 @@ def test_a_read_only_folder_is_one_line_that_names_the_place(tmp_path, monkeypat
         Store(str(tmp_path / "root")).probe()
     assert str(tmp_path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+class ReadOnly(Store):
+    """Refuses every change, as a disk does that was mounted so."""
+
+    def _write_local(self, path: str, view: memoryview) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    def delete(self, key: str) -> None:
+        raise StorageError("cannot delete")
+
+
+def test_the_error_of_read_only_storage_is_that_of_the_write(tmp_path) -> None:
+    with pytest.raises(StorageError, match=r"cannot put if absent .*Read-only file system"):
+        ReadOnly(str(tmp_path)).probe()
 
 
 class Full(Store):
