@@ -11,8 +11,11 @@ from dataclasses import dataclass
 
 import psutil
 
-# A run says a few lines at each step; a kill comes after one of the next so many.
-_LINES = 14
+# A run prints a few lines at each step that it computes: after how many of them a kill comes, at
+# most.
+_LINES = 12
+# What it prints of steps that an attempt before it has done.
+_DONE = "  done: "
 _MOST_SECONDS = 600
 
 
@@ -25,7 +28,8 @@ class Killed:
 
 
 def run_and_kill(command: Sequence[str], dice: random.Random) -> Killed:
-    """Start a job, and SIGKILL its driver a random while after a random one of its next lines.
+    """Start a job, and SIGKILL its driver a random while after a random one of the lines that are
+    about what it computes.
 
     code: None where it was killed, else what it ended with before that."""
     driver = subprocess.Popen(
@@ -37,7 +41,8 @@ def run_and_kill(command: Sequence[str], dice: random.Random) -> Killed:
     def read() -> None:
         assert driver.stdout is not None
         for line in driver.stdout:
-            lines.append(line.rstrip())
+            if _DONE not in line:
+                lines.append(line.rstrip())
             if len(lines) >= wanted:
                 reached.set()
         ended.set()
