@@ -1,6 +1,6 @@
 # make quickstart   install into .venv and run the example study to its end
 # make test         install and run the tests (at most 12 minutes on two cores)
-# make test-ray     a submitted job, killed runs and searches, one and two workers (ten minutes)
+# make test-ray     a submitted job, killed and interrupted runs, S3, poison rows, one and two workers (half an hour)
 # make test-all     all slow ones too
 # make check        ruff and mypy
 #
@@ -39,9 +39,11 @@ install-test: .venv/installed-$(EXTRA)-test
 test: install-test
 	$(BIN)/python -m pytest
 
-# Of the slow ones those that a change breaks most easily: a submitted job, a killed run and search, two workers.
+# Of the slow ones those that a change breaks most easily: a submitted job, a killed run and search, signals, S3, two
+# workers, rows that kill their worker.
 test-ray: install-test
-	$(BIN)/python -m pytest -m slow tests/e2e tests/runtime/test_ray.py -k "not adapt and not many_kills"
+	$(BIN)/python -m pytest -m slow tests/e2e tests/runtime -k "not adapt and not many_kills"
+	$(BIN)/python -m pytest -m "slow and ray" tests/chaos
 
 test-all: install-test
 	$(BIN)/python -m pytest -m "not gpu"

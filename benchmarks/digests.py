@@ -46,7 +46,7 @@ class Clock:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        original = storage.Store._verify_local
+        original = storage.Store._verify_local, storage.Store._matches
 
         def timed(method: Callable[..., Any]) -> Callable[..., Any]:
             def call(*arguments: Any) -> Any:
@@ -59,11 +59,13 @@ class Clock:
             return call
 
         # Private, for there is no other place to see the comparison alone.
-        storage.Store._verify_local = timed(original)  # type: ignore[method-assign]
+        storage.Store._verify_local = timed(original[0])  # type: ignore[method-assign]
+        storage.Store._matches = staticmethod(timed(original[1]))  # type: ignore[method-assign]
         try:
             yield
         finally:
-            storage.Store._verify_local = original  # type: ignore[method-assign]
+            storage.Store._verify_local = original[0]  # type: ignore[method-assign]
+            storage.Store._matches = staticmethod(original[1])  # type: ignore[method-assign]
 
 
 def without_digests() -> None:

@@ -217,8 +217,8 @@ def run_fsck(argv: Sequence[str] | None = None) -> int:
         if not arguments.repair:
             say("run again with --repair to discard exactly these; a study makes them again")
             return 1
-        fsck.repair(store, report.faults)
-        say(f"{len(report.faults)} discarded: run the study again to make them")
+        repaired = fsck.repair(store, report.faults)
+        say(f"{repaired} discarded or restored: run the study again to make what is missing")
         return 0
 
     return _in_one_line(act)
@@ -351,7 +351,8 @@ def _run(arguments: argparse.Namespace, last: str | None, dry_run: bool) -> int:
         if arguments.preview is not None:
             from engine.preview import preview
 
-            preview(study, steps, store, runtime, profile, arguments.preview)
+            with naming_damage(steps, store):
+                preview(study, steps, store, runtime, profile, arguments.preview)
         else:
             manifests = execute(steps, store, runtime, profile)
             with naming_damage(steps, store):

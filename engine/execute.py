@@ -8,7 +8,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
@@ -280,7 +280,9 @@ class RunTrial:
             except EngineError as error:
                 if str(error).startswith(step.label):
                     raise
-                raise type(error)(f"{step.label}: {error}") from error
+                # The same error: its other fields, and its type, are for whoever catches it.
+                error.args = (f"{step.label}: {error}",)
+                raise
         val = manifest.metrics.get("val", {})
         return {key: value for key, value in val.items() if isinstance(value, float)}
 
@@ -356,13 +358,25 @@ def naming_damage(steps: Sequence[Step], store: Store) -> Iterator[None]:
 
 
 def writer_of(key: str, steps: Sequence[Step], store: Store) -> Step | None:
-    """The step that wrote what lies at a key. Of nested prefixes the longest counts: what curate
-    measures lies below what generate made."""
-    writers = {
-        prefix: step for step in reversed(steps) for prefix in prefixes_of(step, store)
-        if key.startswith(f"{prefix}/")
-    }  # fmt: skip
-    return writers[max(writers, key=len)] if writers else None
+    """The step that wrote what lies at a key.
+
+    Of nested prefixes the longest counts: what curate measures lies below what generate made. Of
+    steps that share a prefix, as rounds of a generator do, the first whose manifest names the key.
+    """
+    writers: dict[str, list[Step]] = {}
+    for step in steps:
+        for prefix in prefixes_of(step, store):
+            if key.startswith(f"{prefix}/"):
+                writers.setdefault(prefix, []).append(step)
+    if not writers:
+        return None
+    sharing = writers[max(writers, key=len)]
+    for step in sharing:
+        with suppress(StorageError):
+            manifest = read_manifest(store, step)
+            if manifest is not None and any(part.key == key for part in manifest.parts):
+                return step
+    return sharing[0]
 
 
 def _headline(manifest: Manifest) -> str:

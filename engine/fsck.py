@@ -10,15 +10,17 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from engine.core.errors import DamageError
+from engine.core.errors import DamageError, StorageError
 from engine.core.fit import checkpoint_problem, checkpoint_records
 from engine.core.manifest import Part, parse_manifest
 from engine.core.progress import Bar
+from engine.core.sealed import is_sealed, unseal
 from engine.core.shards import ShardSet
 from engine.core.store import Store
-from engine.inventory import Inventory, shard_sets, take_inventory
+from engine.inventory import Inventory, take_inventory
 
 _THREADS = 4
+FOREIGN = "is not a record of this version"
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Report:
 def verify(store: Store, *, interval: float = 10.0) -> Report:
     """Read all that the records of a storage name and compare it with its digest."""
     inventory = take_inventory(store)
-    faults = [Fault(key, "is damaged or not of this version") for key in inventory.damaged]
+    faults = [Fault(key, _record_problem(store, key)) for key in inventory.damaged]
     parts = list(inventory.parts.values())
     size = sum(part.bytes for part in parts)
     with (
@@ -63,7 +65,7 @@ def verify(store: Store, *, interval: float = 10.0) -> Report:
             bar.advance(part.bytes)
             if problem and _still_named(store, inventory, part.key):
                 faults.append(_part_fault(inventory, part.key, problem))
-    faults += _bad_fingerprints(store)
+    faults += _bad_fingerprints(store, inventory)
     for key in checkpoint_records(store, "work"):
         if problem := checkpoint_problem(store, key):
             faults.append(Fault(key, problem))
@@ -71,36 +73,58 @@ def verify(store: Store, *, interval: float = 10.0) -> Report:
     return Report(records + len(inventory.damaged), len(parts), size, tuple(faults))
 
 
-def repair(store: Store, faults: tuple[Fault, ...]) -> None:
-    """Discard exactly what is damaged, so that the next run of the study makes it again.
+def repair(store: Store, faults: tuple[Fault, ...]) -> int:
+    """Discard exactly what is damaged, so that the next run of the study makes it again; returns
+    how much of it was damaged still. Raises `StorageError` on records of another version.
 
     A part goes together with the commits and manifests that name it. Steps that were computed from
     it stay: where the part is made again with the same bytes, they still count.
     """
+    if foreign := [fault.key for fault in faults if fault.problem == FOREIGN]:
+        raise StorageError(
+            f"{store.location(foreign[0])} and {len(foreign) - 1} other records are of another"
+            " version of the engine: use that version, or another storage"
+        )
     inventory = take_inventory(store)
-    damaged = {fault.key for fault in faults}
-    for key in damaged & set(inventory.damaged):
-        if key.endswith("/manifest.json"):
+    sets = [ShardSet(store, prefix) for prefix in inventory.shard_sets]
+    fingerprints = {shards.fingerprint_key: shards for shards in sets}
+    commits = {
+        shards.commit_key(name, generation): (shards, name, generation)
+        for shards in sets for name, generation in shards.committed().items()
+    }  # fmt: skip
+    repaired = 0
+    for fault in faults:
+        key = fault.key
+        if key in inventory.parts:
+            # A study that runs may have made it again meanwhile.
+            if not _problem(store, inventory.parts[key]):
+                continue
             store.delete(key)
-    for key in damaged & inventory.parts.keys():
-        store.delete(key)
-        for writer in inventory.named_by[key]:
-            store.delete(writer)
-            for chooser in inventory.chosen_by(writer):
-                store.delete(chooser)
-        for commit in inventory.committed_by[key]:
-            ShardSet(store, commit.prefix).void(commit.shard, commit.generation)
-    for prefix in shard_sets([*store.listing("steps"), *store.listing("generated")]):
-        shards = ShardSet(store, prefix)
-        if shards.fingerprint_key in damaged:
-            shards.discard()
+            for writer in inventory.named_by[key]:
+                _discard_manifest(store, inventory, writer)
+            for commit in inventory.committed_by[key]:
+                ShardSet(store, commit.prefix).void(commit.shard, commit.generation)
+        elif key in fingerprints:
+            if not fingerprints[key].restore_fingerprint():
+                fingerprints[key].discard()
+        elif key in commits and key in inventory.damaged:
+            shards, name, generation = commits[key]
+            shards.void(name, generation)
+        elif key in inventory.damaged:
+            _discard_manifest(store, inventory, key)
+        elif store.area(key) == "work" and checkpoint_problem(store, key):
+            store.delete(key)
+        else:
             continue
-        for name, generation in shards.committed().items():
-            if shards.commit_key(name, generation) in damaged:
-                shards.void(name, generation)
-    for key in checkpoint_records(store, "work"):
-        if key in damaged:
-            store.delete(key)
+        repaired += 1
+    return repaired
+
+
+def _discard_manifest(store: Store, inventory: Inventory, key: str) -> None:
+    """Let a step be computed again, and whatever chose by it choose again."""
+    store.delete(key)
+    for chooser in inventory.chosen_by(store.step_key(key)):
+        store.delete(chooser)
 
 
 def _problem(store: Store, part: Part) -> str:
@@ -135,13 +159,19 @@ def _part_fault(inventory: Inventory, key: str, problem: str) -> Fault:
     return Fault(key, problem, tuple(labels), tuple(inventory.dependents(writers)))
 
 
-def _bad_fingerprints(store: Store) -> Iterator[Fault]:
-    for prefix in shard_sets([*store.listing("steps"), *store.listing("generated")]):
-        shards = ShardSet(store, prefix)
-        if not shards.committed():
-            continue
+def _bad_fingerprints(store: Store, inventory: Inventory) -> Iterator[Fault]:
+    for prefix in inventory.shard_sets:
+        key = ShardSet(store, prefix).fingerprint_key
         try:
-            shards.fingerprint()
-        except DamageError:
-            yield Fault(shards.fingerprint_key, "is damaged or not of this version")
+            unseal(store.read(key))
+        except FileNotFoundError:
+            continue
+        except ValueError:
+            yield Fault(key, _record_problem(store, key))
 
+
+def _record_problem(store: Store, key: str) -> str:
+    try:
+        return "is damaged" if is_sealed(store.read(key)) else FOREIGN
+    except FileNotFoundError:
+        return "is missing"

@@ -15,7 +15,9 @@ from engine.core.registry import resolve
 from engine.core.store import Store
 from engine.inventory import Inventory, take_inventory
 
-_WRITTEN_BY_RECORDS = ("manifest.json", "fingerprint.json")
+_RECORDS = ("/manifest.json", "/fingerprint.json", "/fingerprint.copy.json")
+# Files right below a step's prefix, such as a list of leaks, are for people.
+_DEPTH_OF_PARTS = 4
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def find_garbage(store: Store, limit: float) -> Garbage:
         try:
             sizes += store.size(key)
         except FileNotFoundError:
-            continue
+            continue  # removed since it was listed
     return Garbage(tuple(sorted(found)), sizes)
 
 
@@ -78,6 +80,8 @@ def _is_garbage(key: str, area: str, inventory: Inventory, scratch: tuple[str, .
     # Checkpoints of fits that have not ended, notes of tunings, pages: what is needed is not known.
     if area in ("work", "pages"):
         return False
-    if key.endswith(_WRITTEN_BY_RECORDS) or "/commits/" in key:
+    if key.endswith(_RECORDS) or "/commits/" in key:
+        return False
+    if area == "steps" and key.count("/") < _DEPTH_OF_PARTS:
         return False
     return key not in inventory.parts

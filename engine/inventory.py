@@ -6,7 +6,7 @@ What `engine.fsck` verifies, and what `engine.gc` must keep.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from engine.core.errors import DamageError
@@ -14,7 +14,7 @@ from engine.core.manifest import Manifest, Part, parse_manifest
 from engine.core.shards import ShardSet
 from engine.core.store import Store
 
-_COMMITS = "/commits/"
+_COMMITS, _CLAIM = "/commits/", "/fingerprint.json"
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Inventory:
 
     manifests: by their key in the store. parts: each that a record names, by key, as written there.
     named_by: keys of the manifests that name a part. committed_by: commits that name a part.
-    damaged: keys of records that cannot be read.
+    damaged: keys of records that cannot be read. shard_sets: prefixes of all sets of shards.
     """
 
     manifests: dict[str, Manifest] = field(default_factory=dict)
@@ -40,13 +40,13 @@ class Inventory:
     named_by: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     committed_by: dict[str, list[CommitRecord]] = field(default_factory=lambda: defaultdict(list))
     damaged: list[str] = field(default_factory=list)
+    shard_sets: list[str] = field(default_factory=list)
 
-    def chosen_by(self, manifest_key: str) -> list[str]:
+    def chosen_by(self, step_key: str) -> list[str]:
         """Keys of the manifests of steps that ran this one as a trial."""
-        trial = self.manifests[manifest_key].key
         return [
             key for key, manifest in self.manifests.items()
-            if trial in manifest.metrics.get("trials", {})
+            if step_key in manifest.metrics.get("trials", {})
         ]  # fmt: skip
 
     def dependents(self, manifest_keys: Iterable[str]) -> list[str]:
@@ -68,11 +68,6 @@ class Inventory:
         return [self.manifests[key].label for key in reached]
 
 
-def shard_sets(keys: Iterable[str]) -> Iterator[str]:
-    """Prefixes of all sets of shards among the keys of a store."""
-    yield from sorted({key.partition(_COMMITS)[0] for key in keys if _COMMITS in key})
-
-
 def take_inventory(store: Store) -> Inventory:
     """Read every manifest and every commit that counts."""
     keys = [*store.listing("steps"), *store.listing("generated"), *store.listing("work")]
@@ -80,7 +75,10 @@ def take_inventory(store: Store) -> Inventory:
     for key in keys:
         if key.endswith("/manifest.json"):
             _read_manifest(store, key, inventory)
-    for prefix in shard_sets(keys):
+    committed = {key.partition(_COMMITS)[0] for key in keys if _COMMITS in key}
+    claimed = {key.removesuffix(_CLAIM) for key in keys if key.endswith(_CLAIM)}
+    inventory.shard_sets = sorted(committed | claimed)
+    for prefix in inventory.shard_sets:
         shards = ShardSet(store, prefix)
         for name, generation in shards.committed().items():
             try:

@@ -19,6 +19,7 @@ from typing import Any
 
 import yaml
 
+from engine.core.errors import DamageError
 from engine.core.manifest import Manifest, read_manifest
 from engine.core.spec import digest
 from engine.core.step import Step
@@ -30,6 +31,7 @@ from engine.study import Study
 _BATCH = 100
 _MOST_TEXT = 500
 _KEY = "engine.key"
+_SQLITE = "sqlite:///"
 # A parameter's or metric's name in MLflow: letters, digits and these.
 _NAME = re.compile(r"[^\w./ :-]")
 
@@ -42,7 +44,8 @@ def track(
     uri: str,
     warn: Callable[[str], None],
 ) -> None:
-    """Log the study's search, verdict and page, unless that was done before. Raises nothing."""
+    """Log the study's search, verdict and page, unless that was done before. Raises
+    `DamageError` alone."""
     target = tracking_uri(uri, store)
     search = next((step for step in steps if step.kind == "search"), None)
     if search is None:
@@ -60,6 +63,8 @@ def track(
         return
     try:
         _log(study, search, store, done, target)
+    except DamageError:
+        raise
     except Exception as error:  # no server, no route, no rights: none of it may stop a study
         reason = without_password(" ".join(str(error).split()))[:200] or type(error).__name__
         warn(
@@ -143,10 +148,12 @@ def _experiment(client: Any, name: str, store: Store, target: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is not None:
         return str(found.experiment_id)
-    # Beside the default database; a server of its own knows better where artifacts go.
-    own = target == tracking_uri("auto", store)
-    where = Path(store.location(store.tracking_file())).parent / "artifacts" if own else None
-    return str(client.create_experiment(name, artifact_location=where and where.as_uri()))
+    # Next to a database that is a file; a server knows better where artifacts go.
+    where = None
+    if target.startswith(_SQLITE):
+        file = Path(target.removeprefix(_SQLITE)).absolute()
+        where = (file.parent / "artifacts").as_uri()
+    return str(client.create_experiment(name, artifact_location=where))
 
 
 def _run(

@@ -8,7 +8,6 @@ settings that it was chosen from.
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ from engine.core.errors import EngineError, StorageError, StudyError, in_a_line
 from engine.core.manifest import Manifest, read_manifest
 from engine.core.progress import say
 from engine.core.proposals import Halving, Proposals, Range, Rung, Settings, grid
+from engine.core.sealed import seal, unseal
 from engine.core.spec import Spec, digest
 from engine.core.step import Step, upstream
 from engine.core.store import Store
@@ -342,13 +342,16 @@ class Notes:
     def read(self) -> dict[int, Settings]:
         found = {}
         for key in self.store.listing(self.folder):
-            noted = json.loads(self.store.read(key))
+            try:
+                noted = unseal(self.store.read(key))
+            except ValueError:
+                continue  # damaged: the setting is proposed anew
             found[int(noted["number"])] = dict(noted["settings"])
         return found
 
     def write(self, number: int, settings: Settings) -> None:
-        text = json.dumps({"number": number, "settings": settings})
-        self.store.put(self.store.join(self.folder, f"{number:06d}.json"), text.encode())
+        note = seal({"number": number, "settings": settings})
+        self.store.put(self.store.join(self.folder, f"{number:06d}.json"), note)
 
 
 def row_of(one: Setting, outcome: Outcome, halving: Halving | None) -> dict[str, Any]:

@@ -3,6 +3,7 @@ made again with the same result."""
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 from pathlib import Path
@@ -10,14 +11,18 @@ from pathlib import Path
 import pytest
 
 from engine import fsck
-from engine.core.errors import DamageError
+from engine.core.errors import DamageError, StorageError
+from engine.core.manifest import Manifest, write_manifest, write_part
+from engine.core.sealed import unseal
+from engine.core.shards import ShardSet
 from engine.core.step import Step, upstream
 from engine.core.store import Store
-from engine.execute import discard, execute
+from engine.execute import discard, execute, writer_of
 from engine.inventory import take_inventory
 from engine.plan import named, plan, trials_of
 from engine.profile import Profile
 from engine.runtime.inline import InlineRuntime
+from engine.steps.generate import Generate
 from engine.study import Study, validate
 from tests.chaos.storages import differences, flip_bit, manifests
 from tests.conftest import write_bars
@@ -102,9 +107,10 @@ def part_of(store: Store, label: str) -> str:
 
 
 def parts_read(store: Store) -> dict[str, str]:
-    """A part of each kind that some step reads, with the label of the step that wrote it."""
+    """A part of each kind that some step reads, with the label of the step that wrote it; of mixes
+    that of an arm, which trials alone read."""
     found: dict[tuple[str, ...], tuple[str, str]] = {}
-    for manifest in manifests(store).values():
+    for manifest in sorted(manifests(store).values(), key=lambda one: one.label != "mix.ddpm.x1"):
         for part in manifest.parts:
             tags = [part.tags[name] for name in sorted(part.tags) if name != "label"]
             file = part.tags.get("file", "")
@@ -113,7 +119,7 @@ def parts_read(store: Store) -> dict[str, str]:
                 and not file.startswith(FILES_UNREAD)
                 and (manifest.kind, part.tags.get("table")) not in TABLES_UNREAD
             ):
-                found[manifest.kind, *tags] = part.key, manifest.label
+                found.setdefault((manifest.kind, *tags), (part.key, manifest.label))
     return dict(found.values())
 
 
@@ -124,7 +130,7 @@ def test_a_flipped_bit_in_any_part_stops_the_step_that_reads_it(
     parts = parts_read(sound)
     writers = {label.partition(".")[0] for label in parts.values()}
     assert writers >= {"ingest", "embed", "cluster", "request", "finetune", "generate", "curate",
-                       "mix", "train", "search", "evaluate"}  # fmt: skip
+                       "mix", "train", "search"}  # fmt: skip
     unnoticed = []
     for number, (key, label) in enumerate(sorted(parts.items())):
         folder = tmp_path / str(number)
@@ -175,12 +181,19 @@ def test_fsck_names_each_flipped_file_and_what_depends_on_it(sound: Store, store
     assert fsck.verify(sound).faults == ()
 
 
-@pytest.mark.parametrize("record", ["manifest.json", "fingerprint.json", ".0.json"])
+@pytest.mark.parametrize(
+    ("below", "record"),
+    [
+        ("steps/ingest/", "/manifest.json"), ("steps/generate/", "/manifest.json"),
+        ("steps/train/", "/manifest.json"), ("steps/search/", "/manifest.json"),
+        ("generated/", "/fingerprint.json"), ("generated/", ".0.json"),
+    ],
+)  # fmt: skip
 def test_fsck_finds_and_repairs_records(
-    study: Study, sound: Store, store: Store, record: str
+    study: Study, sound: Store, store: Store, below: str, record: str
 ) -> None:
     dice = random.Random(11)
-    key = dice.choice([key for key in store.listing("") if key.endswith(record)])
+    key = dice.choice([key for key in store.listing(below) if key.endswith(record)])
     flip_bit(store, key, dice)
     report = fsck.verify(store)
     assert [fault.key for fault in report.faults] == [key]
@@ -205,6 +218,60 @@ def test_fsck_repairs_exactly_what_is_damaged(study: Study, sound: Store, store:
     run(study, store)
     assert fsck.verify(store).faults == ()
     assert list(differences(sound, store)) == []
+
+
+def test_a_fingerprint_with_a_flipped_bit_costs_no_shard(study: Study, store: Store) -> None:
+    key = next(key for key in store.listing("generated") if key.endswith("/fingerprint.json"))
+    before = store.read(key)
+    flip_bit(store, key, random.Random(3))
+    shards = ShardSet(store, key.rpartition("/")[0])
+    count = len(shards.committed())
+    shards.claim(unseal(before), discard="")  # its copy is read in its place
+    fsck.repair(store, fsck.verify(store).faults)
+    assert store.read(key) == before
+    assert len(shards.committed()) == count > 0
+
+
+def test_what_was_made_again_meanwhile_is_not_discarded(store: Store) -> None:
+    key = part_of(store, "ingest")
+    sound = store.read(key)
+    flip_bit(store, key, random.Random(3))
+    report = fsck.verify(store)
+    store.put(key, sound)
+    assert fsck.repair(store, report.faults) == 0
+    assert fsck.verify(store).faults == ()
+    assert store.read(key) == sound
+
+
+def test_a_storage_of_another_version_is_not_thrown_away(store: Store) -> None:
+    keys = [key for key in store.listing("steps") if key.endswith("/manifest.json")]
+    for key in keys:
+        store.put(key, json.dumps(unseal(store.read(key))).encode())
+    report = fsck.verify(store)
+    assert len(report.faults) == len(keys)
+    with pytest.raises(StorageError, match="another version of the engine"):
+        fsck.repair(store, report.faults)
+    assert all(store.exists(key) for key in keys)
+
+
+def test_of_rounds_that_share_shards_the_one_that_names_the_part_wrote_it(
+    study: Study, tmp_path: Path
+) -> None:
+    rounds = study.model_copy(
+        update={"curate": study.curate.model_copy(update={"max_rounds": 2})}
+    )
+    steps, store = plan(rounds), Store(str(tmp_path / "empty"))
+    first, second = named(steps, "generate")
+    prefix = Generate().shard_prefixes(store, first)[0]
+    early, late = (write_part(store, store.parts(prefix), name, "parquet", b"x") for name in "ab")
+    for step, parts in ((first, (early,)), (second, (early, late))):
+        write_manifest(
+            store,
+            Manifest(kind=step.kind, key=step.key, label=step.label, spec={}, inputs={},
+                     parts=parts, rows=0, metrics={}, provenance={}),
+        )  # fmt: skip
+    assert writer_of(early.key, steps, store) is first
+    assert writer_of(late.key, steps, store) is second
 
 
 def test_damage_to_a_checkpoint_is_found(store: Store) -> None:

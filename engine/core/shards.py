@@ -8,6 +8,7 @@ nothing.
 
     <prefix>/fingerprint.json               settings, code and weights that all shards share (put if
                                             absent)
+    <prefix>/fingerprint.copy.json          the same again
     <prefix>/commits/<name>.<n>.json        the commit of generation n: data, and one row for each
                                             planned id
     <prefix>/commits/<name>.<n>.tombstone   generation n is void; the shard is to be made again as n
@@ -94,17 +95,36 @@ class ShardSet:
     def fingerprint_key(self) -> str:
         return self.store.join(self.prefix, "fingerprint.json")
 
+    @property
+    def fingerprint_copy_key(self) -> str:
+        """Of all records this one is worth a copy: without it, no shard of the set counts."""
+        return self.store.join(self.prefix, "fingerprint.copy.json")
+
     def fingerprint(self) -> dict[str, Any]:
-        """What the set is bound to; empty where nothing has claimed it. Raises `DamageError`."""
+        """What the set is bound to, from the record or its copy; empty where nothing has claimed
+        it. Raises `DamageError`."""
+        for key in (self.fingerprint_key, self.fingerprint_copy_key):
+            try:
+                return unseal(self.store.read(key))
+            except FileNotFoundError:
+                if key == self.fingerprint_key:
+                    return {}
+            except ValueError:
+                continue
         key = self.fingerprint_key
+        raise DamageError(
+            f"{self.store.location(key)} is damaged or not a fingerprint of this version", key
+        )
+
+    def restore_fingerprint(self) -> bool:
+        """Replace a damaged record by its copy; whether there was a sound one."""
         try:
-            return unseal(self.store.read(key))
-        except FileNotFoundError:
-            return {}
-        except ValueError as error:
-            raise DamageError(
-                f"{self.store.location(key)} is damaged or not a fingerprint of this version", key
-            ) from error
+            data = self.store.read(self.fingerprint_copy_key)
+            unseal(data)
+        except (FileNotFoundError, ValueError):
+            return False
+        self.store.put(self.fingerprint_key, data)
+        return True
 
     def claim(self, fingerprint: Mapping[str, Any], discard: str, *, replace: bool = False) -> None:
         """Bind the set to a fingerprint. Raises `ResumeError` that names every difference from what
@@ -115,6 +135,7 @@ class ShardSet:
         """
         data = seal(dict(sorted(fingerprint.items())), indent=1)
         if self.store.put_if_absent(self.fingerprint_key, data):
+            self.store.put(self.fingerprint_copy_key, data)
             return
         # As it is read back: in JSON a tuple is a list.
         fingerprint, found = unseal(data), self.fingerprint()
@@ -152,10 +173,10 @@ class ShardSet:
 
     def standing(self, name: str) -> Commit | None:
         """The commit of one shard that stands, if any, without a listing."""
-        generation = self._next_generation(name)
-        if not self.store.exists(self.commit_key(name, generation)):
+        try:
+            return self.read(name, self._next_generation(name))
+        except FileNotFoundError:
             return None
-        return self.read(name, generation)
 
     def read(self, name: str, generation: int) -> Commit:
         """Read and check one commit record. Raises `StorageError` on a foreign or damaged one."""
@@ -225,6 +246,7 @@ class ShardSet:
             self.void(name, standing[name])
         if names is None:
             self.store.delete(self.fingerprint_key)
+            self.store.delete(self.fingerprint_copy_key)
         return len(chosen)
 
     def void(self, name: str, generation: int) -> None:

@@ -81,7 +81,7 @@ def _guarded(operation: Callable[P, T]) -> Callable[P, T]:
                 if isinstance(error, FileExistsError):
                     raise
                 if reading and isinstance(error, FileNotFoundError):
-                    raise _absence(args, error) from error
+                    raise _absence(operation.__name__, args, error) from error
                 if may_pass(error) and attempt + 1 < ATTEMPTS:
                     back_off(attempt)
                     continue
@@ -96,10 +96,10 @@ def _guarded(operation: Callable[P, T]) -> Callable[P, T]:
     return call
 
 
-def _absence(args: tuple[Any, ...], error: FileNotFoundError) -> Exception:
+def _absence(operation: str, args: tuple[Any, ...], error: FileNotFoundError) -> Exception:
     """What to raise for a key that is not there: a part is only read where a record names it."""
     store, key = args[0], str(args[1]) if len(args) > 1 else ""
-    if named_digest(key) is None:
+    if named_digest(key) is None or operation not in ("read", "parquet"):
         return error
     return DamageError(f"{store.location(key)} is missing", key)
 
@@ -190,6 +190,10 @@ class Store:
         """Prefix of the images of one preview."""
         return self.join("previews", attempt)
 
+    def step_key(self, manifest_key: str) -> str:
+        """The key of the step whose manifest lies there."""
+        return manifest_key.rpartition("/")[0].rpartition("/")[2]
+
     def area(self, key: str) -> str:
         """The part of the layout that a key belongs to: steps, generated, work, pages …"""
         return key.partition("/")[0]
@@ -236,10 +240,14 @@ class Store:
             data = bytes(self._fs.cat_file(f"{self._root}/{key}"))
             if digest is None or (self.url, key) in _verified:
                 return data
-            if hashlib.sha256(data).hexdigest().startswith(digest):
+            if self._matches(data, digest):
                 _verified.add((self.url, key))
                 return data
         raise self._mismatch(key)
+
+    @staticmethod
+    def _matches(data: bytes, digest: str) -> bool:
+        return hashlib.sha256(data).hexdigest().startswith(digest)
 
     def _verify_local(self, key: str) -> None:
         """Compare a part on local disk with its digest, unless this process has done so."""

@@ -26,7 +26,7 @@ from engine.core import rows
 from engine.core.arrays import aligned
 from engine.core.dataset import assign_splits, replace_column, without
 from engine.core.errors import DataError
-from engine.core.manifest import Manifest, Part, read_manifest
+from engine.core.manifest import Manifest, Part
 from engine.core.near import of_one_colour
 from engine.core.registry import resolve
 from engine.core.shards import OK, ShardSet
@@ -69,7 +69,6 @@ class Audit(StepKind):
 
     def run(self, context: Context) -> Result:
         spec = context.step.spec_as(AuditSpec)
-        before = read_manifest(context.store, context.step)
         reader = resolve("readers", spec.reader.name)(spec.reader)
         records = reader.records()
         work = _Work(context, spec, list(record_problems(records, spec)), reader.warnings())
@@ -99,9 +98,6 @@ class Audit(StepKind):
         # Vectors are kept for the next audit, those of files that are gone are not.
         vectors_kept = {part.key for part in work.embedded_in}
         ShardSet(context.store, context.store.join(context.prefix, EMBEDDED)).keep(vectors_kept)
-        for part in before.parts if before else ():
-            if part.key not in {kept.key for kept in parts}:
-                context.store.delete(part.key)
         counts = Counter(finding.kind for finding in look.findings)
         context.notes["timings"] = {name: round(value, 1) for name, value in work.seconds.items()}
         return Result(

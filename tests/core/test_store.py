@@ -120,7 +120,7 @@ def test_one_flipped_bit_of_a_part_is_noticed(store: Store, how: str) -> None:
     assert key in str(caught.value)
 
 
-@pytest.mark.parametrize("how", ["read", "parquet", "size"])
+@pytest.mark.parametrize("how", ["read", "parquet"])
 def test_a_part_that_is_gone_is_damage(store: Store, how: str) -> None:
     key = put_parquet(store)
     store.delete(key)

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from engine.core.errors import StudyError
+from engine.core.errors import DamageError, StudyError
 from engine.core.fit import FitContext
 from engine.core.images import decode_own, grid
 from engine.core.names import slug
 from engine.core.rng import derive_seed
+from engine.core.sealed import seal_bytes, unseal_bytes
+from engine.core.store import Store
 from engine.generators import Conditions, TrainingImages
 from engine.generators.adapt import Pair
 from engine.generators.diffusion import FOLDERS, checkpoint_of, group_of
@@ -154,7 +156,7 @@ def _prior(
     mine = [
         entry
         for entry in wanted[context.rank :: context.world_size]
-        if not store.exists(key(*entry))
+        if _stored(store, key(*entry)) is None
     ]
     settings = generator.adaptation.settings
     # As many as a worker trains at once: as many as there is room for.
@@ -163,7 +165,13 @@ def _prior(
     for start in range(0, len(mine), size):
         _make_prior(generator, context, pipeline, mine[start : start + size], key, side, seed)
     accelerator.wait_for_everyone()
-    usable = [(entry, data) for entry in wanted if (data := store.read(key(*entry)))]
+    usable = []
+    for entry in wanted:
+        if (data := _stored(store, key(*entry))) is None:
+            place = key(*entry)
+            raise DamageError(f"{store.location(place)} is missing or damaged; run again", place)
+        if data:
+            usable.append((entry, data))
     if not usable:
         raise StudyError(
             f"generators: adapt: class_prompt: of {prompts[0]!r} the checkpoint makes no usable"
@@ -174,6 +182,14 @@ def _prior(
         [f"prior {number} {prompt}" for (prompt, number), _ in usable],
         [[prompt] for (prompt, _), _ in usable], np.ones(len(usable)),
     ), asked.weight  # fmt: skip
+
+
+def _stored(store: Store, key: str) -> bytes | None:
+    """An image that an attempt stored; None where there is none, or where it has changed."""
+    try:
+        return unseal_bytes(store.read(key))
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def _make_prior(
@@ -197,7 +213,7 @@ def _make_prior(
                 failed.append(entry)
                 continue
             data = b"" if isinstance(image, str) else grid([[image]])
-            context.store.put(key(*entry), data)
+            context.store.put(key(*entry), seal_bytes(data))
         missing = failed
         if not missing:
             return
