@@ -88,8 +88,9 @@ def test_every_step_ends_in_one_line(
     with running("run_study", storage, "--until", step, environment=environment, **sets) as job:
         job.wait_for(f"{step} ")
         job.wait_for_process(process)
-        # Once to the job alone, as `ray job stop` and `kill` do, or as Ctrl-C does.
-        returned, rest = job.interrupt(number, times, group=times == 2)
+        # To the job alone, or as Ctrl-C does it.
+        group = times == 2 and number == signal.SIGINT
+        returned, rest = job.interrupt(number, times, group=group)
     assert returned == code, rest
     assert rest.splitlines()[-1] == INTERRUPTED
     assert rest.count("interrupted") == 1
