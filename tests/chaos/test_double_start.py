@@ -21,6 +21,11 @@ from engine.study import Study, validate
 from tests.chaos.storages import differences
 from tests.conftest import write_bars
 
+PRELOADED = [
+    "torch", "accelerate", "diffusers", "faiss", "sklearn.metrics", "cleanlab", "kornia",
+    "scipy.stats", "engine.nets.denoising", "engine.nets.training", "engine.generators.ddpm",
+    "engine.classifiers.small", "engine.steps.evaluate", "engine.steps.fidelity",
+]  # fmt: skip
 ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "4"))
 
 
@@ -72,7 +77,7 @@ def test_two_drivers_on_an_empty_storage_both_end_well(tmp_path: Path) -> None:
     study = study_of(tmp_path / "bars")
     # Processes that start with everything imported, so that the drivers meet in every step.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "torch", "engine.nets.training"])
+    context.set_forkserver_preload([__name__, *PRELOADED])
     failures: multiprocessing.Queue = context.Queue()
     urls = [str(tmp_path / "alone"), *(str(tmp_path / f"{n}") for n in range(ROUNDS))]
     for number, url in enumerate(urls):
