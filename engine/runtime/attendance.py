@@ -23,7 +23,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from engine.core.attendance import History, Piece, Register, hang_limit
+from engine.core.attendance import History, Pace, Piece, Register, hang_limit
 from engine.core.resources import StageResources
 
 
@@ -38,7 +38,11 @@ class Registers:
         self, stream: str, name: str, resources: StageResources, method: str, *arguments: Any
     ) -> Any:
         """Call a method of a stream's register, a new one where there is none. That of an actor
-        that was restarted knows nothing, which costs work and sets no row aside."""
+        that was restarted knows nothing, which costs work and sets no row aside.
+
+        Ray repeats a call whose answer was lost. Each method leaves the register as one call would:
+        what is lost is cleared when it is counted, and `arrive` knows its process.
+        """
         if stream not in self.registers:
             self.registers[stream] = Register(name, resources)
         return getattr(self.registers[stream], method)(*arguments)
@@ -69,7 +73,7 @@ class RayAttendance:
     name: str
     resources: StageResources
     node: str = ""
-    longest: float = 0.0
+    pace: Pace = field(default_factory=Pace)
     actor: str = ""
     process: str = ""
     _calls: ThreadPoolExecutor | None = field(default=None, repr=False)
@@ -98,25 +102,24 @@ class RayAttendance:
         return found
 
     def begin(self, shard: str) -> None:
-        self.longest = self._ask("begin", shard)
+        self.pace = self._ask("begin", shard)
 
-    def end(self, shard: str, seconds: float) -> None:
-        self.longest = max(self.longest, seconds)
+    def end(self, shard: str, pace: Pace) -> None:
+        self.pace = self.pace.slower(pace)
         # Nobody waits for it: where it is lost, a shard that is committed is not begun again.
-        self._call("end", self.actor, self.process, shard, seconds)
+        self._call("end", self.actor, self.process, shard, pace)
 
     def next_piece(
-        self, shard: str, rows: int, batch_size: int, done: Piece | None, seconds: float
+        self, shard: str, rows: int, batch_size: int, done: Piece | None, pace: Pace
     ) -> History:
         history: History
-        history, self.longest = self._ask("next_piece", shard, rows, batch_size, done, seconds)
+        history, self.pace = self._ask("next_piece", shard, rows, batch_size, done, pace)
         return history
 
-    def watch(self, batches: int) -> None:
-        self._end_after(hang_limit(self.resources, self.longest, batches))
+    def watch(self, batches: int, first: bool = False) -> None:
+        self._end_after(hang_limit(self.resources, self.pace, batches, first))
 
-    def watch_load(self) -> None:
-        """As `watch`, for what takes as long as it takes, such as a download."""
+    def watch_long(self) -> None:
         self._end_after(self.resources.hang_first)
 
     def _end_after(self, seconds: float) -> None:
