@@ -1,8 +1,8 @@
 """Registers (`engine.core.attendance`) in a Ray actor, and a worker's side of them.
 
 A hang is ended by `faulthandler`: its timer is a thread of C that needs no GIL, so that it also
-ends native code that holds it. It leaves the tracebacks of all threads in a file of this machine,
-by which the next process of the same actor knows that the one before it hung. Where Ray restarts
+ends native code that holds it. It leaves the tracebacks of all threads in a file in the session folder
+of Ray on this machine, which goes with that Ray, by which the next process of the same actor knows that the one before it hung. Where Ray restarts
 the actor on another machine, the time that passed decides.
 """
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 import faulthandler
 import os
 import socket
-import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -76,6 +75,8 @@ class RayAttendance:
     pace: Pace = field(default_factory=Pace)
     actor: str = ""
     process: str = ""
+    # Ray's session folder on this node.
+    folder: str = ""
     _calls: ThreadPoolExecutor | None = field(default=None, repr=False)
     _trace: Any = None
 
@@ -84,6 +85,7 @@ class RayAttendance:
         context = ray.get_runtime_context()
         self.actor, self.node = context.get_actor_id() or "", context.get_node_id()
         self.process = uuid.uuid4().hex
+        self.folder = os.path.join(context.get_temp_dir(), context.get_session_name())
         # A ray.get in an actor's own thread makes Ray lend the actor's CPUs to others meanwhile.
         self._calls = ThreadPoolExecutor(1, thread_name_prefix="attendance")
         hung: bool | None = None
@@ -145,7 +147,7 @@ class RayAttendance:
     @property
     def _path(self) -> Path:
         """Where this process leaves word that it hung; there while it is watched."""
-        return Path(tempfile.gettempdir(), f"engine-watch-{self.actor}")
+        return Path(self.folder, f"engine-watch-{self.actor}")
 
     def _call(self, method: str, *arguments: Any) -> Any:
         return self.registers.call.remote(
