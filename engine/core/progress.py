@@ -33,8 +33,8 @@ class Bar:
     """One piece of work. `advance` counts `unit`s done; what was found done at the start is no part
     of the rate.
 
-    total: None until `begin` says how much there is to do. quiet: seconds without news after which a line says so, again each time that the silence has
-    doubled.
+    total: None until `begin` says how much there is to do. quiet: seconds without news after which
+    a line says so, again each time that the silence has doubled.
     """
 
     def __init__(

@@ -1,9 +1,9 @@
 """Registers (`engine.core.attendance`) in a Ray actor, and a worker's side of them.
 
 A hang is ended by `faulthandler`: its timer is a thread of C that needs no GIL, so that it also
-ends native code that holds it. It leaves the tracebacks of all threads in a file in the session folder
-of Ray on this machine, which goes with that Ray, by which the next process of the same actor knows that the one before it hung. Where Ray restarts
-the actor on another machine, the time that passed decides.
+ends native code that holds it. It leaves the tracebacks of all threads in a file in Ray's session
+folder on this machine, by which the next process of the same actor knows that the one before it
+hung. Where Ray restarts the actor on another machine, the time that passed decides.
 """
 
 from __future__ import annotations
