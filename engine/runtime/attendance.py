@@ -85,7 +85,7 @@ class RayAttendance:
         context = ray.get_runtime_context()
         self.actor, self.node = context.get_actor_id() or "", context.get_node_id()
         self.process = uuid.uuid4().hex
-        self.folder = os.path.join(context.get_temp_dir(), context.get_session_name())
+        self.folder = str(Path(context.get_temp_dir(), context.get_session_name()))
         # A ray.get in an actor's own thread makes Ray lend the actor's CPUs to others meanwhile.
         self._calls = ThreadPoolExecutor(1, thread_name_prefix="attendance")
         hung: bool | None = None

@@ -8,7 +8,6 @@ and a quarter of a minute after the raylet of its own machine did. The monitor i
 from __future__ import annotations
 
 import errno
-import os
 import socket
 import threading
 import time
@@ -23,7 +22,7 @@ EVERY = 3.0  # seconds between two looks
 HEAD_LOST = 15.0  # seconds without an answer of the head on this machine
 # Seconds that Ray's core waits for a head that is restarted (GCS fault tolerance), and how much
 # sooner the monitor ends the run: a silence is noticed in steps of EVERY and _CONNECT.
-_RECONNECT = "RAY_gcs_rpc_server_reconnect_timeout_s"
+RECONNECT = "RAY_gcs_rpc_server_reconnect_timeout_s"
 _RECONNECT_DEFAULT = 60.0
 _SOONER = 12.0
 RAYLET_LOST = 5.0  # of this machine's raylet, which no network comes between
@@ -66,21 +65,21 @@ class Cluster(Protocol):
     def view(self) -> View: ...
 
 
-def head_lost_after(local: bool, environment: Mapping[str, str]) -> float:
+def head_lost_after(local: bool, reconnect: str) -> float:
     """Seconds without an answer after which the head is lost. A remote one may be restarted while
-    Ray's core waits, and then the run goes on."""
+    Ray's core waits, and then the run goes on. reconnect: the value of `RECONNECT`."""
     if local:
         return HEAD_LOST
     seconds = _RECONNECT_DEFAULT
     with suppress(ValueError):
-        seconds = float(environment.get(_RECONNECT, ""))
+        seconds = float(reconnect)
     return max(HEAD_LOST, seconds - _SOONER)
 
 
 class RayCluster:
-    """The Ray that this process is connected to."""
+    """The Ray that this process is connected to. reconnect: the value of `RECONNECT`."""
 
-    def __init__(self) -> None:
+    def __init__(self, reconnect: str = "") -> None:
         import ray
 
         here = ray.get_runtime_context()
@@ -93,7 +92,7 @@ class RayCluster:
                 local = head.rpartition(":")[0].strip("[]") in (host, "127.0.0.1", "::1")
                 address = f"{host}:{node['NodeManagerPort']}"
                 self.endpoints.append(Endpoint("this machine's raylet", address, RAYLET_LOST))
-        self.endpoints.insert(0, Endpoint("the Ray head", head, head_lost_after(local, os.environ)))
+        self.endpoints.insert(0, Endpoint("the Ray head", head, head_lost_after(local, reconnect)))
 
     def answers(self, endpoint: Endpoint) -> bool:
         host, _, port = endpoint.address.rpartition(":")
@@ -197,8 +196,8 @@ class Monitor:
             thread.start()
 
     def close(self) -> None:
-        """Returns once no thread asks Ray any more, or after half a second; at once in a job that was
-        interrupted, whose Ray does not answer any more."""
+        """Returns once no thread asks Ray any more, or after half a second; at once in a job that
+        was interrupted, whose Ray may not answer."""
         self._ended.set()
         if interrupts.received():
             return
