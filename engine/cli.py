@@ -485,7 +485,8 @@ def _end(act: Callable[[], int]) -> None:
         try:
             code = act()
         except BrokenPipeError:
-            # A closed pipe (`… | head`) is no error worth a traceback.
-            code = 0
+            # A closed pipe (`… | head`) needs no traceback, but the work may be unfinished: as a
+            # shell reports SIGPIPE.
+            code = 141
         # Threads of libraries that wait on dead sockets must not keep a finished run alive.
         job.finish(code)

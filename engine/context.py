@@ -231,19 +231,17 @@ class Context:
         ended = threading.Event()
 
         def watch() -> None:
-            bar = None
-            while not ended.wait(1.0):
-                state = read_progress(self.store, work, attempt)
-                if state is None:
-                    continue
-                if bar is None:
-                    bar = self.progress(state.total, unit, state.done)
-                    bar.__enter__()
-                held = list(state.metrics.items())[:_NOTED]
-                note = ", ".join(f"{name} {value:.4g}" for name, value in held)
-                bar.advance(state.done - bar.done, note)
-            if bar is not None:
-                bar.__exit__(None, None, None)
+            # A fit that hangs while its workers start says so too.
+            with Bar(self.step.label, None, unit, interval=self.interval) as bar:
+                while not ended.wait(1.0):
+                    state = read_progress(self.store, work, attempt)
+                    if state is None:
+                        continue
+                    if bar.total is None:
+                        bar.begin(state.total, state.done)
+                    noted = list(state.metrics.items())[:_NOTED]
+                    note = ", ".join(f"{name} {value:.4g}" for name, value in noted)
+                    bar.advance(state.done - bar.done, note)
 
         watcher = threading.Thread(target=watch, daemon=True, name="progress")
         watcher.start()

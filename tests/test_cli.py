@@ -146,3 +146,20 @@ def test_batches_that_workers_cannot_share_are_refused_at_once(bars_study) -> No
     with pytest.raises(StudyError, match=r"^profile: trial\.workers: 4 workers .* multiple of 8$"):
         check_batches(study, Profile(trial={"workers": 4}))
     check_batches(study, Profile(trial={"workers": 4}, runtime="inline"))
+
+
+def test_a_pipe_that_closes_before_the_work_is_done_is_no_success() -> None:
+    script = (
+        "import engine.cli as cli, sys\n"
+        "def act():\n"
+        "    while True:\n"
+        "        cli.say('a line')\n"
+        "cli._end(act)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    assert process.stderr.readline() == "a line\n"
+    process.stderr.close()
+    assert process.wait(timeout=60) == 141

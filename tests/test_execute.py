@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, ClassVar
 
 import pytest
 
-from engine.context import Work
+from engine.context import Context, Work
 from engine.core.manifest import Manifest, read_manifest, write_part
+from engine.core.progress import Bar
 from engine.core.resources import FitResources, StageResources, TrialResources
+from engine.core.spec import Spec
 from engine.core.step import Step
 from engine.core.store import Store
 from engine.execute import Trials, execute, held
@@ -17,6 +20,7 @@ from engine.profile import Profile
 from engine.runtime.cluster import RayRuntime
 from engine.runtime.inline import InlineRuntime
 from engine.steps.search import trial_steps
+from tests.core.test_progress import Lines
 
 CLUSTER = Profile(
     device="cuda",
@@ -82,6 +86,26 @@ def test_a_trial_on_workers_is_a_fit_with_what_a_trial_is_granted(
     fit, driver = trained.provenance["held"]
     assert (fit["what"], fit["workers"], fit["cpus"]) == ("fit", 3, 2.0)
     assert driver["what"] == "driver"
+
+
+def test_a_fit_that_is_stuck_before_its_first_step_says_so(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = Lines()
+
+    class Stuck(InlineRuntime):
+        def fit(self, train, context, resources) -> None:
+            assert log.written.acquire(timeout=60)
+            raise LookupError("stuck")
+
+    monkeypatch.setattr("engine.context.Bar", partial(Bar, stream=log, quiet=0.05))
+    context = Context(
+        step=Step("finetune", "finetune", Spec(), {}), inputs={}, store=store, runtime=Stuck(),
+        stage_resources=lambda name: StageResources(), fit_resources=FitResources(), device="cpu",
+    )  # fmt: skip
+    with pytest.raises(LookupError):
+        context.fit(print, "steps")
+    assert log.getvalue().startswith("  finetune: nothing new for 0 s; not started yet")
 
 
 def test_one_process_alone_has_the_gpu_to_itself_while_it_computes_there() -> None:

@@ -24,10 +24,27 @@ DIED, HUNG = "process_died", "process_hung"
 _ENOUGH = 2
 # Deaths on a shard that happened while no row was computed, beyond which the stream ends.
 _OUTSIDE = 5
-# Rows that are set aside although no row has come through: then the rows are not the cause.
+# Rows that an actor's processes set aside in a row, with no finished micro-batch in between: then
+# the rows are not the cause.
 _HOPELESS = 8
 # Times in a row that the process of one actor may die while it loads.
 _LOADS = 5
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds of the slowest micro-batch: what its stages took for it, without waiting for each
+    other, for rows or for storage. 0 before any.
+
+    first: among the first ones of processes, which include warm-up and compilation. later: among
+    all others.
+    """
+
+    first: float = 0.0
+    later: float = 0.0
+
+    def slower(self, other: Pace) -> Pace:
+        return Pace(max(self.first, other.first), max(self.later, other.later))
 
 
 @dataclass(frozen=True)
@@ -92,19 +109,24 @@ class Attendance(Protocol):
         """Announce a whole shard; returns when the register knows."""
         ...
 
-    def end(self, shard: str, seconds: float) -> None:
-        """The shard is computed. seconds: per micro-batch."""
+    def end(self, shard: str, pace: Pace) -> None:
+        """The shard is committed. pace: of its micro-batches."""
         ...
 
     def next_piece(
-        self, shard: str, rows: int, batch_size: int, done: Piece | None, seconds: float
+        self, shard: str, rows: int, batch_size: int, done: Piece | None, pace: Pace
     ) -> History:
-        """Record the result of the piece `done` (with its key), which took `seconds`, and announce
+        """Record the result of the piece `done` (with its key), computed at `pace`, and announce
         the next one: `History.next`."""
         ...
 
-    def watch(self, batches: int) -> None:
-        """End this process unless `rest` is called within the limit for so many micro-batches."""
+    def watch(self, batches: int, first: bool = False) -> None:
+        """End this process unless `rest` or another watch is called within the limit for so many
+        micro-batches. first: the first one of this process."""
+        ...
+
+    def watch_long(self) -> None:
+        """As `watch`, for what the pace does not bound: loading, and reading and storing rows."""
         ...
 
     def rest(self) -> None: ...
@@ -121,24 +143,31 @@ class Unattended:
     def begin(self, shard: str) -> None:
         return
 
-    def end(self, shard: str, seconds: float) -> None:
+    def end(self, shard: str, pace: Pace) -> None:
         return
 
     def next_piece(
-        self, shard: str, rows: int, batch_size: int, done: Piece | None, seconds: float
+        self, shard: str, rows: int, batch_size: int, done: Piece | None, pace: Pace
     ) -> History:
         raise AssertionError("no shard is computed piece by piece where no process died")
 
-    def watch(self, batches: int) -> None:
+    def watch(self, batches: int, first: bool = False) -> None:
+        return
+
+    def watch_long(self) -> None:
         return
 
     def rest(self) -> None:
         return
 
 
-def hang_limit(resources: StageResources, longest: float, batches: int) -> float:
-    """Seconds that so many micro-batches may take. longest: seconds of the slowest micro-batch of
-    the stream so far, 0 before any."""
+def hang_limit(resources: StageResources, pace: Pace, batches: int, first: bool = False) -> float:
+    """Seconds that so many micro-batches may take. pace: of the stream so far. first: the first
+    micro-batch of a process."""
+    # A process warms up again even where later micro-batches are quick, and a row that hangs is
+    # in the first micro-batch of each process that is started for it: hang_first each time would
+    # add up to hours.
+    longest = pace.first if first else pace.later or pace.first
     if not longest:
         return resources.hang_first
     return max(resources.hang_floor, resources.hang_multiple * longest * batches)
@@ -153,6 +182,8 @@ class _Actor:
     loaded: bool = True
     # Processes in a row that died while they loaded.
     failed_loads: int = 0
+    # Rows that its processes set aside since one of them last finished a micro-batch.
+    set_aside: int = 0
     # What its process is computing: shards, and the start of the piece where it computes one.
     begun: dict[str, int | None] = field(default_factory=dict)
     since: float = 0.0
@@ -175,10 +206,9 @@ class Register:
         self, name: str, resources: StageResources, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.name, self.resources, self.clock = name, resources, clock
-        self.longest = 0.0
+        self.pace = Pace()
         self.actors: dict[str, _Actor] = {}
         self.shards: dict[str, _ShardState] = {}
-        self.set_aside = 0
         self.load_deaths = 0
 
     def arrive(self, actor: str, process: str, place: str, hung: bool | None) -> str:
@@ -188,11 +218,13 @@ class Register:
         the time that has passed does.
         """
         state = self.actors.setdefault(actor, _Actor())
+        if state.process == process:
+            return ""  # the same call again: no other process died
         if not state.loaded:
             state.failed_loads += 1
             self.load_deaths += 1
         if hung is None:
-            limit = hang_limit(self.resources, self.longest, 1)
+            limit = hang_limit(self.resources, self.pace, 1)
             hung = self.clock() - state.since >= limit
         self._lose(state, hung)
         before = state.place
@@ -213,18 +245,20 @@ class Register:
         unknown = _ShardState()
         return [self.shards.get(name, unknown).history for name in shards]
 
-    def begin(self, actor: str, process: str, shard: str) -> float:
-        """Returns the seconds of the slowest micro-batch so far."""
+    def begin(self, actor: str, process: str, shard: str) -> Pace:
+        """Returns the stream's pace so far."""
         self._announce(actor, process, shard, None)
-        return self.longest
+        return self.pace
 
-    def end(self, actor: str, process: str, shard: str, seconds: float) -> None:
+    def end(self, actor: str, process: str, shard: str, pace: Pace) -> None:
         state = self._current(actor, process)
         state.begun.pop(shard, None)
         state.since = self.clock()
         # A shard that is committed is not begun again.
-        self.shards.pop(shard, None)
-        self._finished(seconds)
+        ended = self.shards.pop(shard, None)
+        # Each finished piece was reported, and there may have been none.
+        if ended is None or not ended.history.pieces:
+            self._finished(state, pace)
 
     def next_piece(
         self,
@@ -234,20 +268,20 @@ class Register:
         rows: int,
         batch_size: int,
         done: Piece | None,
-        seconds: float,
-    ) -> tuple[History, float]:
-        """`Attendance.next_piece`, and the seconds of the slowest micro-batch so far."""
+        pace: Pace,
+    ) -> tuple[History, Pace]:
+        """`Attendance.next_piece`, and the stream's pace so far."""
         state = self._shard(shard)
         if not state.history.pieces:
             starts = range(0, rows, batch_size)
             pieces = tuple(Piece(start, min(start + batch_size, rows)) for start in starts)
             state.history = replace(state.history, pieces=pieces)
         if done is not None:
-            self._finished(seconds)
+            self._finished(self._current(actor, process), pace)
             self._replace(state, done, [done])
         piece = state.history.next
         self._announce(actor, process, shard, None if piece is None else piece.start)
-        return state.history, self.longest
+        return state.history, self.pace
 
     def _announce(self, actor: str, process: str, shard: str, start: int | None) -> None:
         # Ray gives a shard to another actor only once the process that had it is gone.
@@ -264,7 +298,7 @@ class Register:
             state = self._shard(name)
             history = state.history
             if start is not None:
-                self._blame(state, start, hung)
+                self._blame(actor, name, state, start, hung)
             elif history.piecewise:
                 state.outside += 1
                 if state.outside >= _OUTSIDE:
@@ -281,7 +315,7 @@ class Register:
             )
         actor.begun.clear()
 
-    def _blame(self, state: _ShardState, start: int, hung: bool) -> None:
+    def _blame(self, actor: _Actor, name: str, state: _ShardState, start: int, hung: bool) -> None:
         """A process died on the piece at `start`: halve it, or set its one row aside."""
         piece = next((one for one in state.history.pieces if one.start == start), None)
         if piece is None or not piece.pending:
@@ -293,19 +327,19 @@ class Register:
         blamed = replace(piece, deaths=piece.deaths + 1)
         if blamed.deaths >= _ENOUGH:
             blamed = replace(blamed, reason=HUNG if hung else DIED)
-            self.set_aside += 1
+            actor.set_aside += 1
         self._replace(state, piece, [blamed])
-        if self.set_aside >= _HOPELESS and not self.longest:
+        if actor.set_aside >= _HOPELESS:
             self._stop(
                 state,
-                f"the workers of stage {self.name} died on each of the first {self.set_aside} rows"
-                " that they computed alone, and no row came through: the rows are not the cause;"
-                " see the worker's log",
+                f"a worker of stage {self.name} died on {actor.set_aside} rows in a row, the last"
+                f" in the shard {name}, and finished none in between: the rows are not the cause;"
+                f" check its machine ({actor.place}) and its log",
             )
 
-    def _finished(self, seconds: float) -> None:
-        # Never 0, which means that nothing has been finished.
-        self.longest = max(self.longest, seconds, 1e-6)
+    def _finished(self, actor: _Actor, pace: Pace) -> None:
+        actor.set_aside = 0
+        self.pace = self.pace.slower(pace)
 
     def _stop(self, state: _ShardState, reason: str) -> None:
         state.history = replace(state.history, stop=reason)

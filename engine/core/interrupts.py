@@ -192,7 +192,8 @@ class Job:
             signal.signal(number, _say_nothing)
 
     def end(self, line: str, code: int) -> None:
-        """End the process from any thread, whatever the main thread is doing."""
+        """End the process from any thread, whatever the main thread is doing; an interrupted job
+        with its own code."""
         with self._lock:
             if not self._announced and os.isatty(self._terminal):
                 with suppress(OSError):
@@ -202,7 +203,7 @@ class Job:
             if _clean_up is not None:
                 with suppress(Exception):
                     _clean_up()
-            self.leave(code)
+            self.leave(code if self.first is None else self.code)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         # The pipe has them in the order in which they came, Python calls handlers in that of their

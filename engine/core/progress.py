@@ -33,14 +33,14 @@ class Bar:
     """One piece of work. `advance` counts `unit`s done; what was found done at the start is no part
     of the rate.
 
-    quiet: seconds without news after which a line says so, again each time that the silence has
-    doubled.
+    total: None until `begin` says how much there is to do. quiet: seconds without news after which
+    a line says so, again each time that the silence has doubled.
     """
 
     def __init__(
         self,
         label: str,
-        total: int,
+        total: int | None,
         unit: str,
         *,
         done: int = 0,
@@ -80,6 +80,8 @@ class Bar:
 
     def line(self) -> str:
         """The state in one line."""
+        if self.total is None:
+            return f"{self.label}: not started yet"
         rate, left = self.rate(), self.total - self.done
         text = f"{self.label}: {self.done:,} of {self.total:,} {self.unit}"
         if rate > 0:
@@ -87,6 +89,15 @@ class Bar:
                 f" · {rate:,.1f}/s · {_clock(left / rate)} left" if left else f" · {rate:,.1f}/s"
             )
         return f"{text} · {self.note}" if self.note else text
+
+    def begin(self, total: int, done: int) -> None:
+        """The work starts, with `done` of `total` found done."""
+        with self._lock:
+            self.total, self.done, self.initial = total, done, done
+            self.started = self.news = time.monotonic()
+            self.silence = self.quiet
+            if self.live is not None:
+                self.live.update(self.task, total=total, completed=done)
 
     def advance(self, count: int, note: str = "") -> None:
         """Count `count` more units as done and show `note` with the bar."""
@@ -116,10 +127,10 @@ class Bar:
                 if silent < self.silence or self._ended.is_set():
                     continue
                 self.silence *= 2
-                line = (
-                    f"  {self.label}: nothing new for {silent:.0f} s;"
-                    f" {self.done:,} of {self.total:,} {self.unit}"
-                )
+                state = "not started yet"
+                if self.total is not None:
+                    state = f"{self.done:,} of {self.total:,} {self.unit}"
+                line = f"  {self.label}: nothing new for {silent:.0f} s; {state}"
                 if self.live is not None:
                     self.live.console.print(line, markup=False, highlight=False)
                 else:

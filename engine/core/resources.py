@@ -26,7 +26,7 @@ class StageResources(Spec):
     offload: Offload = "none"
     # A worker that does not come back is ended after hang_multiple times the seconds that its
     # micro-batches would take at the slowest pace so far, and not before hang_floor seconds. Until
-    # a first micro-batch was finished, after hang_first seconds.
+    # a first micro-batch was finished, and while rows are read or stored, after hang_first seconds.
     hang_multiple: Annotated[float, Field(ge=2)] = 20.0
     hang_floor: Annotated[float, Field(gt=0, le=1e6)] = 60.0
     hang_first: Annotated[float, Field(gt=0, le=1e6)] = 3600.0

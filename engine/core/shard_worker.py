@@ -8,23 +8,23 @@ from __future__ import annotations
 
 import platform
 import socket
+import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow as pa
 
 from engine.core import rows
-from engine.core.attendance import HUNG, Attendance, History, Piece, Unattended
+from engine.core.attendance import HUNG, Attendance, History, Pace, Piece, Unattended
 from engine.core.errors import DataError, EngineError, StorageError
 from engine.core.memory import keep_freed_memory
 from engine.core.shards import OK, Shard, ShardSet, column, installed
-from engine.core.stage import Batch, Place, Stage, pipeline
+from engine.core.stage import Batch, Device, Place, Stage, pipeline
 from engine.core.store import Store, attempt_name
 
-T = TypeVar("T")
 # The column of a stored piece that holds the status of its rows.
 _PIECE_STATUS = "piece.status"
 
@@ -48,6 +48,8 @@ class ShardWorker:
     place: Place
     name: str = "shards"
     attendance: Attendance = field(default_factory=Unattended)
+    # Whether this process has finished a micro-batch.
+    _warm: bool = field(default=False, init=False)
 
     def load(self) -> None:
         keep_freed_memory()
@@ -94,74 +96,96 @@ class ShardWorker:
         self, tasks: Sequence[Shard], histories: Sequence[History]
     ) -> Iterator[dict[str, Any]]:
         planned: list[tuple[Shard, pa.Table]] = []
+        watch = _Watch(self.attendance, [self._micro_batches(shard) for shard in tasks])
 
         def batches() -> Iterator[Batch]:
             for shard in tasks:
                 self.attendance.begin(shard.name)
                 table = self._rows(shard)
                 planned.append((shard, table))
+                watch.rows_read()
                 for start in range(0, shard.rows, self.place.batch_size):
                     yield _batch(table.slice(start, self.place.batch_size))
 
         collected: list[Batch] = []
-        finished = 0
+        pace, finished = Pace(), 0
         # While a shard is hashed, synced or uploaded here, the stages go on with the next one.
         ahead = -(-max(shard.rows for shard in tasks) // self.place.batch_size)
-        self.attendance.watch(self._micro_batches(tasks[0]))
+        watch.wait(0, first=not self._warm)
         clock = time.monotonic()
         try:
-            for batch in pipeline(self.stages, batches(), ahead=ahead):
+            for batch, batch_pace in self._run(batches(), ahead):
                 collected.append(batch)
+                pace = pace.slower(batch_pace)
                 shard, table = planned[finished]
                 if len(collected) < self._micro_batches(shard):
+                    if batch_pace.first:
+                        watch.wait(finished, len(collected))
                     continue
                 seconds = time.monotonic() - clock
-                # Storage has time-outs of its own, and who takes the summary may take long.
-                self.attendance.rest()
+                # Storage has time-outs of its own, and a stage may hang meanwhile.
+                watch.store()
                 made, status = self._rows_made(collected, table)
                 summary = self._commit(shard, made, status, seconds, histories[finished])
-                self.attendance.end(shard.name, seconds / self._micro_batches(shard))
+                self.attendance.end(shard.name, pace)
+                # Who takes the summary may take as long as it likes.
+                watch.rest()
                 yield summary
                 planned[finished] = (shard, table.slice(0, 0))
-                collected, finished = [], finished + 1
+                collected, pace, finished = [], Pace(), finished + 1
                 if finished < len(tasks):
-                    self.attendance.watch(self._micro_batches(tasks[finished]))
+                    watch.wait(finished)
                 clock = time.monotonic()
         finally:
-            self.attendance.rest()
+            watch.rest()
+
+    def _run(self, batches: Iterable[Batch], ahead: int = 2) -> Iterator[tuple[Batch, Pace]]:
+        """Run `batches` through the stages; yields each result with its own pace."""
+        stages = [_Timed(stage) for stage in self.stages]
+        for batch in pipeline(stages, batches, ahead=ahead):
+            # 0 would mean that nothing was computed.
+            seconds = max(sum(stage.seconds.popleft() for stage in stages), 1e-6)
+            pace = Pace(later=seconds) if self._warm else Pace(first=seconds)
+            self._warm = True
+            yield batch, pace
 
     def _compute_piecewise(self, shard: Shard) -> dict[str, Any]:
         """Compute a shard that processes died on, one announced piece after the other.
 
         Each piece is stored when it is finished, so that the next death costs no other piece.
         """
+        self.attendance.watch_long()
+        try:
+            return self._compute_pieces(shard)
+        finally:
+            self.attendance.rest()
+
+    def _compute_pieces(self, shard: Shard) -> dict[str, Any]:
         self.attendance.begin(shard.name)
-        table = self._watched(lambda: self._rows(shard))
+        table = self._rows(shard)
         started = time.monotonic()
         done: Piece | None = None
-        seconds = 0.0
+        pace = Pace()
         while True:
             history = self.attendance.next_piece(
-                shard.name, shard.rows, self.place.batch_size, done, seconds
+                shard.name, shard.rows, self.place.batch_size, done, pace
             )
             if history.stop:
                 raise EngineError(history.stop)
             self._refuse_set_aside(shard, table, history)
             if (piece := history.next) is None:
                 break
-            clock = time.monotonic()
-            made, status = self._compute_piece(table, piece)
-            seconds = time.monotonic() - clock
+            made, status, pace = self._compute_piece(table, piece)
             done = replace(piece, key=self._store_piece(shard, made, status))
         made, status = self._join(table, history.pieces)
         summary = self._commit(shard, made, status, time.monotonic() - started, history)
-        self.attendance.end(shard.name, 0.0)
+        self.attendance.end(shard.name, Pace())
         for piece in history.pieces:
             if piece.key:
                 self.shards.store.delete(piece.key)
         return summary
 
-    def _compute_piece(self, table: pa.Table, piece: Piece) -> tuple[pa.Table, list[str]]:
+    def _compute_piece(self, table: pa.Table, piece: Piece) -> tuple[pa.Table, list[str], Pace]:
         """Compute some rows of a micro-batch in a batch of the same shape, each in its own place:
         the last bits of a result depend on both. Copies of the first row stand for the others."""
         size = self.place.batch_size
@@ -169,10 +193,12 @@ class ShardWorker:
         stop = min(start + size, table.num_rows)
         inside = range(piece.start, piece.stop)
         padded = table.take([row if row in inside else piece.start for row in range(start, stop)])
-        batches = self._watched(lambda: list(pipeline(self.stages, [_batch(padded)])))
-        made, status = self._rows_made(batches, padded)
+        self.attendance.watch(1, first=not self._warm)
+        ((batch, pace),) = self._run([_batch(padded)])
+        self.attendance.watch_long()
+        made, status = self._rows_made([batch], padded)
         first, last = piece.start - start, piece.stop - start
-        return made.slice(first, last - first), status[first:last]
+        return made.slice(first, last - first), status[first:last], pace
 
     def _store_piece(self, shard: Shard, made: pa.Table, status: Sequence[str]) -> str:
         store = self.shards.store
@@ -232,14 +258,6 @@ class ShardWorker:
             )
         return table
 
-    def _watched(self, compute: Callable[[], T]) -> T:
-        """Compute what takes no longer than a micro-batch, or end this process."""
-        self.attendance.watch(1)
-        try:
-            return compute()
-        finally:
-            self.attendance.rest()
-
     def _micro_batches(self, shard: Shard) -> int:
         return -(-shard.rows // self.place.batch_size)
 
@@ -284,6 +302,88 @@ class ShardWorker:
         }
         won = self.shards.commit(shard, made.combine_chunks(), status, provenance)
         return _summary(shard, status, won)
+
+
+class _Timed:
+    """A stage, and the seconds of each of its calls until somebody takes them."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+        self.seconds: deque[float] = deque()
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return self.stage.reads
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        return self.stage.writes
+
+    @property
+    def device(self) -> Device:
+        return self.stage.device
+
+    def load(self, place: Place) -> None:
+        self.stage.load(place)
+
+    def __call__(self, batch: Batch) -> Batch:
+        started = time.monotonic()
+        result = self.stage(batch)
+        self.seconds.append(time.monotonic() - started)
+        return result
+
+
+class _Watch:
+    """The limit that holds for a call of a worker, which reads the rows of its shards in one thread
+    and waits for their results in another.
+
+    batches: micro-batches of each shard.
+    """
+
+    def __init__(self, attendance: Attendance, batches: Sequence[int]) -> None:
+        self.attendance, self.batches = attendance, batches
+        self._lock = threading.Lock()
+        # Shards whose rows are read.
+        self._read = 0
+        # The shard that is waited for, its finished micro-batches, and whether the next one is the
+        # first of this process.
+        self._awaited: tuple[int, int, bool] | None = None
+        self._armed: tuple[int, int, bool] | None = None
+
+    def rows_read(self) -> None:
+        """The rows of the next shard are read."""
+        with self._lock:
+            self._read += 1
+            self._arm()
+
+    def wait(self, shard: int, finished: int = 0, first: bool = False) -> None:
+        """From now on `shard` is waited for, of which so many micro-batches are finished."""
+        with self._lock:
+            self._awaited = shard, finished, first
+            if self._read <= shard:
+                # Storage may be slow, and has time-outs of its own.
+                self.attendance.watch_long()
+            else:
+                self._arm()
+
+    def store(self) -> None:
+        with self._lock:
+            self._awaited = None
+            self.attendance.watch_long()
+
+    def rest(self) -> None:
+        with self._lock:
+            self._awaited = None
+            self.attendance.rest()
+
+    def _arm(self) -> None:
+        if self._awaited is None:
+            return
+        shard, finished, first = self._awaited
+        # The rows of a later shard are no news of the one that is waited for.
+        if self._read > shard and self._armed != self._awaited:
+            self._armed = self._awaited
+            self.attendance.watch(1 if first else self.batches[shard] - finished, first)
 
 
 def _batch(table: pa.Table) -> Batch:

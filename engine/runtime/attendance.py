@@ -1,9 +1,9 @@
 """Registers (`engine.core.attendance`) in a Ray actor, and a worker's side of them.
 
 A hang is ended by `faulthandler`: its timer is a thread of C that needs no GIL, so that it also
-ends native code that holds it. It leaves the tracebacks of all threads in a file of this machine,
-by which the next process of the same actor knows that the one before it hung. Where Ray restarts
-the actor on another machine, the time that passed decides.
+ends native code that holds it. It leaves the tracebacks of all threads in a file in Ray's session
+folder on this machine, by which the next process of the same actor knows that the one before it
+hung. Where Ray restarts the actor on another machine, the time that passed decides.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import faulthandler
 import os
 import socket
-import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +22,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from engine.core.attendance import History, Piece, Register, hang_limit
+from engine.core.attendance import History, Pace, Piece, Register, hang_limit
 from engine.core.resources import StageResources
 
 
@@ -38,7 +37,11 @@ class Registers:
         self, stream: str, name: str, resources: StageResources, method: str, *arguments: Any
     ) -> Any:
         """Call a method of a stream's register, a new one where there is none. That of an actor
-        that was restarted knows nothing, which costs work and sets no row aside."""
+        that was restarted knows nothing, which costs work and sets no row aside.
+
+        Ray repeats a call whose answer was lost. Each method leaves the register as one call would:
+        what is lost is cleared when it is counted, and `arrive` knows its process.
+        """
         if stream not in self.registers:
             self.registers[stream] = Register(name, resources)
         return getattr(self.registers[stream], method)(*arguments)
@@ -69,9 +72,11 @@ class RayAttendance:
     name: str
     resources: StageResources
     node: str = ""
-    longest: float = 0.0
+    pace: Pace = field(default_factory=Pace)
     actor: str = ""
     process: str = ""
+    # Ray's session folder on this node.
+    folder: str = ""
     _calls: ThreadPoolExecutor | None = field(default=None, repr=False)
     _trace: Any = None
 
@@ -80,6 +85,7 @@ class RayAttendance:
         context = ray.get_runtime_context()
         self.actor, self.node = context.get_actor_id() or "", context.get_node_id()
         self.process = uuid.uuid4().hex
+        self.folder = str(Path(context.get_temp_dir(), context.get_session_name()))
         # A ray.get in an actor's own thread makes Ray lend the actor's CPUs to others meanwhile.
         self._calls = ThreadPoolExecutor(1, thread_name_prefix="attendance")
         hung: bool | None = None
@@ -98,25 +104,24 @@ class RayAttendance:
         return found
 
     def begin(self, shard: str) -> None:
-        self.longest = self._ask("begin", shard)
+        self.pace = self._ask("begin", shard)
 
-    def end(self, shard: str, seconds: float) -> None:
-        self.longest = max(self.longest, seconds)
+    def end(self, shard: str, pace: Pace) -> None:
+        self.pace = self.pace.slower(pace)
         # Nobody waits for it: where it is lost, a shard that is committed is not begun again.
-        self._call("end", self.actor, self.process, shard, seconds)
+        self._call("end", self.actor, self.process, shard, pace)
 
     def next_piece(
-        self, shard: str, rows: int, batch_size: int, done: Piece | None, seconds: float
+        self, shard: str, rows: int, batch_size: int, done: Piece | None, pace: Pace
     ) -> History:
         history: History
-        history, self.longest = self._ask("next_piece", shard, rows, batch_size, done, seconds)
+        history, self.pace = self._ask("next_piece", shard, rows, batch_size, done, pace)
         return history
 
-    def watch(self, batches: int) -> None:
-        self._end_after(hang_limit(self.resources, self.longest, batches))
+    def watch(self, batches: int, first: bool = False) -> None:
+        self._end_after(hang_limit(self.resources, self.pace, batches, first))
 
-    def watch_load(self) -> None:
-        """As `watch`, for what takes as long as it takes, such as a download."""
+    def watch_long(self) -> None:
         self._end_after(self.resources.hang_first)
 
     def _end_after(self, seconds: float) -> None:
@@ -142,7 +147,7 @@ class RayAttendance:
     @property
     def _path(self) -> Path:
         """Where this process leaves word that it hung; there while it is watched."""
-        return Path(tempfile.gettempdir(), f"engine-watch-{self.actor}")
+        return Path(self.folder, f"engine-watch-{self.actor}")
 
     def _call(self, method: str, *arguments: Any) -> Any:
         return self.registers.call.remote(

@@ -21,7 +21,7 @@ from engine.core.resources import FitResources, StageResources, TrialResources
 from engine.core.shards import Shard
 from engine.runtime import scratch
 from engine.runtime.base import Outcome, Trial, Try, Worker
-from engine.runtime.monitor import Demand, Monitor, RayCluster
+from engine.runtime.monitor import RECONNECT, Demand, Monitor, RayCluster
 from engine.runtime.scratch import Scratch
 
 # How often a private Ray is started before the run stops: on a busy machine its raylet may take
@@ -204,7 +204,8 @@ class RayRuntime:
         else:
             self._join()
         self._connected = True
-        self._monitor = Monitor(RayCluster(), self.warn, self.on_lost)
+        cluster = RayCluster(os.environ.get(RECONNECT, ""))
+        self._monitor = Monitor(cluster, self.warn, self.on_lost)
         self._monitor.start()
 
     def _join(self) -> None:

@@ -7,6 +7,7 @@ and a quarter of a minute after the raylet of its own machine did. The monitor i
 
 from __future__ import annotations
 
+import errno
 import socket
 import threading
 import time
@@ -15,12 +16,20 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from engine.core import interrupts
+
 EVERY = 3.0  # seconds between two looks
-HEAD_LOST = 15.0  # seconds without an answer of the head
+HEAD_LOST = 15.0  # seconds without an answer of the head on this machine
+# Seconds that Ray's core waits for a head that is restarted (GCS fault tolerance), and how much
+# sooner the monitor ends the run: a silence is noticed in steps of EVERY and _CONNECT.
+RECONNECT = "RAY_gcs_rpc_server_reconnect_timeout_s"
+_RECONNECT_DEFAULT = 60.0
+_SOONER = 12.0
 RAYLET_LOST = 5.0  # of this machine's raylet, which no network comes between
 PATIENCE = 10.0  # seconds before a wait is reported
 REPEAT = 60.0  # seconds between two reports of a wait
 _CONNECT = 3.0  # seconds for one connection
+_JOIN = 0.5  # seconds that closing waits for a look
 
 
 @dataclass(frozen=True)
@@ -56,24 +65,46 @@ class Cluster(Protocol):
     def view(self) -> View: ...
 
 
-class RayCluster:
-    """The Ray that this process is connected to."""
+def head_lost_after(local: bool, reconnect: str) -> float:
+    """Seconds without an answer after which the head is lost. A remote one may be restarted while
+    Ray's core waits, and then the run goes on. reconnect: the value of `RECONNECT`."""
+    if local:
+        return HEAD_LOST
+    seconds = _RECONNECT_DEFAULT
+    with suppress(ValueError):
+        seconds = float(reconnect)
+    return max(HEAD_LOST, seconds - _SOONER)
 
-    def __init__(self) -> None:
+
+class RayCluster:
+    """The Ray that this process is connected to. reconnect: the value of `RECONNECT`."""
+
+    def __init__(self, reconnect: str = "") -> None:
         import ray
 
         here = ray.get_runtime_context()
-        self.endpoints = [Endpoint("the Ray head", str(here.gcs_address), HEAD_LOST)]
+        head = str(here.gcs_address)
+        self.endpoints = []
+        local = False
         for node in ray.nodes():
             if node["NodeID"] == here.get_node_id():
-                address = f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}"
+                host = node["NodeManagerAddress"]
+                local = head.rpartition(":")[0].strip("[]") in (host, "127.0.0.1", "::1")
+                address = f"{host}:{node['NodeManagerPort']}"
                 self.endpoints.append(Endpoint("this machine's raylet", address, RAYLET_LOST))
+        self.endpoints.insert(0, Endpoint("the Ray head", head, head_lost_after(local, reconnect)))
 
     def answers(self, endpoint: Endpoint) -> bool:
         host, _, port = endpoint.address.rpartition(":")
-        with suppress(OSError), socket.create_connection((host.strip("[]"), int(port)), _CONNECT):
-            return True
-        return False
+        try:
+            with socket.create_connection((host.strip("[]"), int(port)), _CONNECT):
+                return True
+        except (ConnectionError, TimeoutError):
+            return False
+        except OSError as error:
+            # Of a machine that is gone. All others (no descriptor left, no name server) are faults
+            # of this machine.
+            return error.errno != errno.EHOSTUNREACH
 
     def view(self) -> View:
         import ray
@@ -151,18 +182,28 @@ class Monitor:
     _nodes: frozenset[str] | None = None
     _silent_since: dict[Endpoint, float] = field(default_factory=dict)
     _ended: threading.Event = field(default_factory=threading.Event)
+    _threads: list[threading.Thread] = field(default_factory=list)
 
     def start(self) -> None:
         for name, tick in (
             ("endpoints", self.check_endpoints),
             ("cluster", self.check_cluster),
         ):
-            threading.Thread(
+            thread = threading.Thread(
                 target=self._repeat, args=(tick,), daemon=True, name=f"monitor-{name}"
-            ).start()
+            )
+            self._threads.append(thread)
+            thread.start()
 
     def close(self) -> None:
+        """Returns once no thread asks Ray any more, or after half a second; at once in a job that
+        was interrupted, whose Ray may not answer."""
         self._ended.set()
+        if interrupts.received():
+            return
+        ends = time.monotonic() + _JOIN
+        for thread in self._threads:
+            thread.join(max(0.0, ends - time.monotonic()))
 
     @contextmanager
     def waiting(self, demand: Demand) -> Iterator[Demand]:
@@ -182,7 +223,7 @@ class Monitor:
                 continue
             since = self._silent_since.setdefault(endpoint, self.clock())
             if self.clock() - since >= endpoint.lost_after and not self._ended.is_set():
-                self.close()
+                self._ended.set()
                 self.on_lost(
                     f"error: {endpoint.name} at {endpoint.address} stopped answering;"
                     " the same command continues from what is committed"

@@ -19,12 +19,20 @@ from pathlib import Path
 
 from engine.core.errors import StudyError
 
-PREFIX = "ste-"
+# Long enough to be nobody else's, short because of Ray's sockets. `tempfile.mkdtemp` adds 8
+# characters.
+PREFIX = "ste-run-"
+_ADDED = 8
 LOCK = ".engine-lock"
+# Instead of a lock, where the file system has none.
+NO_LOCKS = ".engine-no-locks"
 _UNLOCKED = ".engine-lock-new"
 # Seconds after which a folder without a lock file is taken for one whose process was killed while
-# it made it.
+# it made or removed it.
 _ABANDONED = 3600.0
+
+# How often a folder is emptied while somebody still writes into it.
+_TRIES = 5
 
 # Bytes of a Unix socket's path, without the closing zero.
 SOCKET_PATH = 103 if sys.platform == "darwin" else 107
@@ -45,11 +53,11 @@ class Scratch:
             fresh.rename(self.path / LOCK)
         except OSError:
             # A file system without locks: nobody removes this folder but its own process.
-            fresh.unlink()
+            fresh.rename(self.path / NO_LOCKS)
 
     def close(self) -> None:
         if self._lock is not None:
-            shutil.rmtree(self.path, ignore_errors=True)
+            _remove(self.path)
             os.close(self._lock)
             self._lock = None
 
@@ -66,7 +74,7 @@ def folder(parent: Path) -> Iterator[Path]:
 
 def remove_stale(parent: Path) -> None:
     """Remove scratch folders of this user whose processes are gone."""
-    for path in parent.glob(f"{PREFIX}*"):
+    for path in parent.glob(PREFIX + "?" * _ADDED):
         # Others remove folders too, and foreign ones may not be readable.
         with suppress(OSError):
             status = path.lstat()
@@ -74,24 +82,40 @@ def remove_stale(parent: Path) -> None:
                 continue
             if (path / LOCK).exists():
                 _remove_unlocked(path)
+            elif (path / NO_LOCKS).exists():
+                continue
             elif time.time() - status.st_mtime > _ABANDONED:
-                # A folder of ours that has no lock yet is empty; any other is not ours.
-                (path / _UNLOCKED).unlink(missing_ok=True)
-                path.rmdir()
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _remove_unlocked(path: Path) -> None:
     lock = os.open(path / LOCK, os.O_RDWR | os.O_NOFOLLOW)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(path, ignore_errors=True)
+        _remove(path)
     finally:
         os.close(lock)
 
 
+def _remove(path: Path) -> None:
+    """Remove a folder, its lock file last. While dying processes still write into it, the lock file
+    stays, by which the next run removes the rest."""
+    for _ in range(_TRIES):
+        with suppress(OSError):
+            rest = [entry for entry in path.iterdir() if entry.name not in (LOCK, NO_LOCKS)]
+            if not rest:
+                shutil.rmtree(path, ignore_errors=True)
+                return
+            for entry in rest:
+                if entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry, ignore_errors=True)
+                else:
+                    entry.unlink(missing_ok=True)
+
+
 def socket_path_length(parent: Path) -> int:
     """Bytes of the longest socket path that Ray makes in a scratch folder of `parent`."""
-    made = f"{PREFIX}{'x' * 8}"  # as `tempfile.mkdtemp` names it
+    made = f"{PREFIX}{'x' * _ADDED}"
     session = f"session_2000-01-01_00-00-00_000000_{os.getpid()}"
     return len(os.fsencode(parent / made / session / "sockets" / "plasma_store"))
 

@@ -38,7 +38,7 @@ class _Actor:
         if stop := attendance.arrive():
             self.failed = EngineError(stop)
             return
-        attendance.watch_load()
+        attendance.watch_long()
         try:
             self.worker.load()
             attendance.loaded()

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import pyarrow as pa
 import pytest
 
 from engine.core import rows
-from engine.core.attendance import DIED, HUNG, History, Piece, Register, hang_limit
+from engine.core.attendance import DIED, HUNG, History, Pace, Piece, Register, hang_limit
 from engine.core.errors import DataError, EngineError
 from engine.core.resources import StageResources
 from engine.core.shard_worker import ShardWorker
@@ -64,8 +66,9 @@ class Attended:
 
     def __init__(self, register: Register, process: str) -> None:
         self.register, self.process = register, process
-        # Seconds of micro-batches that were watched, and whether the watch ended each time.
-        self.watched: list[int] = []
+        # What was watched: so many micro-batches, the first one of the process, what may take long,
+        # or nothing. And whether something is.
+        self.watched: list[int | str] = []
         self.watching = False
 
     def history(self, shards: Sequence[str]) -> list[History]:
@@ -74,22 +77,27 @@ class Attended:
     def begin(self, shard: str) -> None:
         self.register.begin("actor", self.process, shard)
 
-    def end(self, shard: str, seconds: float) -> None:
-        self.register.end("actor", self.process, shard, seconds)
+    def end(self, shard: str, pace: Pace) -> None:
+        self.register.end("actor", self.process, shard, pace)
 
     def next_piece(
-        self, shard: str, rows: int, batch_size: int, done: Piece | None, seconds: float
+        self, shard: str, rows: int, batch_size: int, done: Piece | None, pace: Pace
     ) -> History:
         answer = self.register.next_piece(
-            "actor", self.process, shard, rows, batch_size, done, seconds
+            "actor", self.process, shard, rows, batch_size, done, pace
         )
         return answer[0]
 
-    def watch(self, batches: int) -> None:
-        self.watched.append(batches)
+    def watch(self, batches: int, first: bool = False) -> None:
+        self.watched.append("first" if first else batches)
+        self.watching = True
+
+    def watch_long(self) -> None:
+        self.watched.append("long")
         self.watching = True
 
     def rest(self) -> None:
+        self.watched.append("")
         self.watching = False
 
 
@@ -218,7 +226,7 @@ def test_deaths_that_are_the_machine_s_fault_set_no_row_aside(tmp_path) -> None:
         process = f"piece-{number}"
         register.arrive("actor", process, "node-1", False)
         register.loaded("actor", process)
-        register.next_piece("actor", process, "s0", 16, 8, None, 0.0)
+        register.next_piece("actor", process, "s0", 16, 8, None, Pace())
     assert restarted(store, Lethal({}), planned, register) == 0
     (commit,) = collected(store, planned)
     assert commit.kept == 16
@@ -270,9 +278,9 @@ def test_a_register_that_was_restarted_costs_work_and_sets_nothing_aside(tmp_pat
     store, planned = Store(str(tmp_path)), [shard(0, 16)]
     register = Register("paint", RESOURCES)
     # The piece is one of a register before: half of a batch.
-    history, _ = register.next_piece("actor", "p", "s0", 16, 8, Piece(0, 4, key="gone"), 1.0)
+    history, _ = register.next_piece("actor", "p", "s0", 16, 8, Piece(0, 4, key="gone"), Pace(1.0))
     assert history.pieces == (Piece(0, 8), Piece(8, 16))
-    register.end("actor", "p", "s0", 1.0)
+    register.end("actor", "p", "s0", Pace(later=1.0))
     assert restarted(store, Lethal({}), planned, register) == 0
     assert collected(store, planned)[0].kept == 16
 
@@ -287,10 +295,19 @@ def test_another_actor_that_is_given_a_shard_tells_that_the_first_one_died() -> 
     assert register.history(["s0", "s1"]) == [History(deaths=1), History()]
 
 
+def test_a_call_that_ray_repeats_counts_no_death_twice() -> None:
+    register = Register("paint", RESOURCES)
+    register.begin("a", "1", "s0")
+    for process in range(2, 6):
+        for _ in range(2):
+            assert not register.arrive("a", str(process), "node-1", False)
+        assert register.history(["s0"]) == [History(deaths=1)]
+
+
 def test_a_shard_that_ended_is_laid_to_nobody() -> None:
     register = Register("paint", RESOURCES)
     register.begin("a", "1", "s0")
-    register.end("a", "1", "s0", 2.0)
+    register.end("a", "1", "s0", Pace(later=2.0))
     register.arrive("a", "2", "node-1", False)
     assert register.history(["s0"]) == [History()]
 
@@ -299,7 +316,7 @@ def test_where_nothing_tells_a_hang_from_a_death_the_time_does() -> None:
     now = [0.0]
     register = Register("paint", StageResources(hang_floor=60), clock=lambda: now[0])
     register.begin("a", "1", "s0")
-    register.end("a", "1", "s0", 1.0)
+    register.end("a", "1", "s0", Pace(later=1.0))
     for seconds, expected in ((59.0, History(deaths=1)), (61.0, History(deaths=1, hangs=1))):
         register.begin("a", "1", "s1")
         now[0] += seconds
@@ -324,19 +341,108 @@ def test_processes_that_die_while_loading_are_counted_until_one_has_loaded() -> 
 
 def test_the_limit_follows_the_slowest_micro_batch() -> None:
     resources = StageResources(hang_multiple=10, hang_floor=60, hang_first=900)
-    assert hang_limit(resources, 0.0, 4) == 900
-    assert hang_limit(resources, 0.5, 4) == 60
-    assert hang_limit(resources, 3.0, 4) == 120
+    assert hang_limit(resources, Pace(), 4) == 900
+    assert hang_limit(resources, Pace(9.0, 0.5), 4) == 60
+    assert hang_limit(resources, Pace(9.0, 3.0), 4) == 120
+    # The first micro-batch of a process follows those of other processes.
+    assert hang_limit(resources, Pace(later=3.0), 1, first=True) == 900
+    assert hang_limit(resources, Pace(9.0, 3.0), 1, first=True) == 90
+    assert hang_limit(resources, Pace(9.0), 2) == 180
 
 
-def test_a_worker_is_watched_by_shard_and_then_by_piece(tmp_path) -> None:
+def test_what_is_watched_is_the_stages_by_their_pace_and_storage_by_the_long_limit(
+    tmp_path,
+) -> None:
+    register = Register("paint", RESOURCES)
+    attended = Attended(register, "p")
+    store = Store(str(tmp_path))
+    reading: list[Any] = []
+    storing: list[Any] = []
+    finished = threading.Event()
+
+    def slow_rows(store: Store, task: Mapping[str, Any]) -> pa.Table:
+        if task["ids"][0].startswith("1"):
+            # Not before the shard before is committed and its summary taken.
+            assert finished.wait(timeout=60)
+            wait_for(lambda: attended.watching)
+        reading.append(attended.watched[-1])
+        return rows_of(store, task)
+
+    class Committing(ShardSet):
+        def commit(self, *arguments: Any) -> bool:
+            storing.append(attended.watched[-1])
+            return super().commit(*arguments)
+
+    worker = ShardWorker(
+        Committing(store, "set"), slow_rows, [Lethal({})], SCHEMA, Place("cpu", 1, 8), "paint",
+        attended,
+    )  # fmt: skip
+    worker.load()
+    for _ in worker([shard(0, 20), shard(1, 8)]):
+        assert not attended.watching
+        finished.set()
+    assert reading == ["long", "long"]
+    assert storing == ["long", "long"]
+    assert not attended.watching
+    calls = [entry for entry in attended.watched if entry not in ("long", "")]
+    assert calls == ["first", 2, 1]
+    assert register.pace.first > 0
+    assert register.pace.later > 0
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    while not condition():
+        time.sleep(0.001)
+
+
+def test_the_pace_is_that_of_the_slowest_micro_batch_whoever_waits_for_it(tmp_path) -> None:
+    class Slow(Lethal):
+        def __call__(self, batch: Batch) -> Batch:
+            if "1-0" in batch[rows.IMAGE_ID].to_pylist():
+                time.sleep(0.1)
+                slow.set()
+            return super().__call__(batch)
+
+    slow = threading.Event()
+    register = Register("paint", RESOURCES)
+    worker = ShardWorker(
+        ShardSet(Store(str(tmp_path)), "set"), rows_of, [Slow({})], SCHEMA, Place("cpu", 1, 8),
+        "paint", Attended(register, "p"),
+    )  # fmt: skip
+    worker.load()
+    for _ in worker([shard(0, 8), shard(1, 32)]):
+        # The stages run ahead meanwhile.
+        assert slow.wait(timeout=60)
+    assert register.pace.later >= 0.1
+
+
+def test_pieces_are_watched_and_so_is_storage_between_them(tmp_path) -> None:
     store, register = Store(str(tmp_path)), Register("paint", RESOURCES)
+    lose_shard(register)
+    register.arrive("actor", "p", "node-1", False)
     attended = Attended(register, "p")
     worker = ShardWorker(
         ShardSet(store, "set"), rows_of, [Lethal({})], SCHEMA, Place("cpu", 1, 8), "paint", attended
     )
     worker.load()
-    assert len(list(worker([shard(0, 20), shard(1, 8)]))) == 2
-    assert attended.watched == [3, 1]
-    assert not attended.watching
-    assert register.longest > 0
+    assert len(list(worker([shard(0, 16)]))) == 1
+    assert attended.watched == ["long", "first", "long", 1, "long", ""]
+
+
+@pytest.mark.parametrize("batch_size", [2, 8])
+def test_a_machine_that_fails_after_good_shards_ends_the_stream(tmp_path, batch_size: int) -> None:
+    store, planned = Store(str(tmp_path)), [shard(number, batch_size) for number in range(9)]
+    fates = {f"{number}-{row}": Death for number in range(1, 9) for row in range(batch_size)}
+    with pytest.raises(EngineError, match=r"died on 8 rows in a row, .*not the cause"):
+        restarted(
+            store, Lethal(fates), planned, Register("paint", RESOURCES), batch_size=batch_size
+        )
+    assert ShardSet(store, "set").standing("s0") is not None
+
+
+def test_rows_that_kill_among_good_ones_do_not_end_the_stream(tmp_path) -> None:
+    store, planned = Store(str(tmp_path)), [shard(0, 40)]
+    fates = {f"0-{row}": Death for row in range(0, 40, 2)}
+    restarted(store, Lethal(fates), planned, Register("paint", RESOURCES), batch_size=4)
+    (commit,) = collected(store, planned)
+    assert fates_of(commit) == dict.fromkeys(fates, DIED)

@@ -226,6 +226,19 @@ def test_any_thread_can_end_a_job() -> None:
     assert ends(process) == (1, "gone\n")
 
 
+def test_an_interrupted_job_that_another_thread_ends_has_its_own_code() -> None:
+    process, _ = start("""
+        with Job() as job:
+            try:
+                ready()
+                time.sleep(100)
+            except KeyboardInterrupt:
+                interrupts.end_now("gone", 1)
+    """)
+    process.send_signal(signal.SIGINT)
+    assert ends(process) == (130, "gone\n")
+
+
 def test_outside_of_a_job_a_line_is_all(capsys: pytest.CaptureFixture[str]) -> None:
     end_now("gone", 1)
     assert capsys.readouterr().err == "gone\n"

@@ -55,6 +55,16 @@ def test_news_begins_the_silence_anew() -> None:
     assert bar.silence == 5.0
 
 
+def test_what_has_not_started_says_so_and_begins_with_what_was_found() -> None:
+    log = Lines()
+    with Bar("fit", None, "steps", stream=log, interval=1e9, quiet=0.05) as bar:
+        assert log.written.acquire(timeout=60)
+        bar.begin(40, 10)
+    assert log.getvalue().splitlines()[0] == "  fit: nothing new for 0 s; not started yet"
+    assert (bar.rate(), bar.silence) == (0, 0.05)
+    assert bar.line() == "fit: 10 of 40 steps"
+
+
 def test_a_finished_bar_says_nothing_more() -> None:
     log = Lines()
     with Bar("embed", 40, "images", stream=log, interval=1e9, quiet=0.2):

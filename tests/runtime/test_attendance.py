@@ -16,6 +16,7 @@ from engine.core.errors import EngineError
 from engine.core.resources import StageResources
 from engine.core.stage import Batch, Device, Place
 from engine.core.store import Store
+from engine.runtime.attendance import RayAttendance
 from engine.runtime.cluster import RayRuntime
 from engine.runtime.inline import InlineRuntime
 from tests.chaos.lethal import Lethal, compute, make_context, painted, plan, set_aside
@@ -58,6 +59,45 @@ def test_a_row_that_kills_and_one_that_hangs_are_set_aside_and_no_other(
     assert {c.provenance["host"] for c in commits} == {os.uname().nodename}
     assert all(c.provenance["node"] for c in commits)
     assert store.listing(f"{context.prefix}/pieces") == []
+
+
+class FakeRay:
+    """An actor's view of Ray, and the registers' actor, which has no answers."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.call = self
+
+    def get_actor_id(self) -> str:
+        return "actor"
+
+    def get_node_id(self) -> str:
+        return "node"
+
+    def get_temp_dir(self) -> str:
+        return str(self.folder)
+
+    def get_session_name(self) -> str:
+        return "session"
+
+    def remote(self, *arguments: object) -> str:
+        return ""
+
+
+def test_the_watch_s_file_lies_in_the_session_folder_of_ray(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = FakeRay(tmp_path)
+    monkeypatch.setattr("ray.get_runtime_context", lambda: fake)
+    monkeypatch.setattr("ray.get", lambda answer: answer)
+    session = tmp_path / "session"
+    session.mkdir()
+    attendance = RayAttendance(fake, "stream", "stage", StageResources())
+    attendance.arrive()
+    attendance.watch_long()
+    assert [path.name for path in session.iterdir()] == ["engine-watch-actor"]
+    attendance.rest()
+    assert list(session.iterdir()) == []
 
 
 @dataclass

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import socket
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -18,6 +20,7 @@ from engine.runtime.monitor import (
     Monitor,
     RayCluster,
     View,
+    head_lost_after,
     shortage,
 )
 
@@ -159,3 +162,47 @@ def test_an_endpoint_answers_while_something_listens() -> None:
         there = Endpoint("the Ray head", f"127.0.0.1:{server.getsockname()[1]}", 1.0)
         assert cluster.answers(there)
     assert not cluster.answers(there)
+
+
+@pytest.mark.parametrize(
+    ("error", "answers"),
+    [
+        (ConnectionRefusedError(), False),
+        (TimeoutError(), False),
+        (OSError(errno.EHOSTUNREACH, "no route to host"), False),
+        (OSError(errno.EMFILE, "too many open files"), True),
+        (socket.gaierror("temporary failure in name resolution"), True),
+    ],
+)
+def test_a_fault_of_this_machine_is_no_silence_of_the_head(
+    error: OSError, answers: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(socket, "create_connection", fail)
+    assert object.__new__(RayCluster).answers(HEAD) is answers
+
+
+def test_a_remote_head_may_be_restarted_as_long_as_ray_waits() -> None:
+    assert head_lost_after(True, "600") == HEAD_LOST
+    assert head_lost_after(False, "") == 48.0
+    assert head_lost_after(False, "600") == 588.0
+    assert head_lost_after(False, "5") == HEAD_LOST
+
+
+def test_a_closed_monitor_asks_nothing_any_more() -> None:
+    asked, go_on = threading.Event(), threading.Event()
+
+    class Slow(FakeCluster):
+        def view(self) -> View:
+            asked.set()
+            assert go_on.wait(timeout=60)
+            return super().view()
+
+    monitor = Monitor(Slow(), print, print)
+    monitor.start()
+    assert asked.wait(timeout=60)
+    threading.Timer(0.1, go_on.set).start()
+    monitor.close()
+    assert not [t.name for t in threading.enumerate() if t.name.startswith("monitor-")]

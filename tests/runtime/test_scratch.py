@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -62,18 +63,40 @@ def age(path: Path) -> None:
     os.utime(path, (0, 0))
 
 
-def test_a_folder_without_a_lock_is_live_for_an_hour_and_then_only_if_empty_ours(
-    tmp_path: Path,
-) -> None:
-    fresh, empty, foreign = (tmp_path / f"{PREFIX}{name}" for name in ("a", "b", "c"))
-    for path in (fresh, empty, foreign):
+def test_a_folder_without_a_lock_is_live_for_an_hour_and_then_stale(tmp_path: Path) -> None:
+    fresh, empty, written = (tmp_path / f"{PREFIX}{letter * 8}" for letter in "abc")
+    foreign = [tmp_path / name for name in (f"{PREFIX}d", f"{PREFIX}backup-2026", "ste-abcdefgh")]
+    for path in (fresh, empty, written, *foreign):
         path.mkdir()
-    (foreign / "data").write_text("of somebody else")
-    age(empty)
-    age(foreign)
+        (path / "session").mkdir()
+        (path / "session" / "log").write_text("")
+    (empty / "session" / "log").unlink()
+    (empty / "session").rmdir()
+    for path in (empty, written, *foreign):
+        age(path)
     remove_stale(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {fresh.name, foreign.name}
-    assert (foreign / "data").exists()
+    assert set(tmp_path.iterdir()) == {fresh, *foreign}
+    assert all((path / "session" / "log").exists() for path in foreign)
+
+
+def test_the_lock_goes_last_and_stays_while_others_still_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Scratch(tmp_path)
+    (made.path / "session").mkdir()
+    remove = shutil.rmtree
+
+    def write_again(path: Path, **options: object) -> None:
+        remove(path, ignore_errors=True)
+        assert (made.path / LOCK).exists()
+        path.mkdir()
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", write_again)
+        made.close()
+    assert (made.path / LOCK).exists()
+    remove_stale(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_links_are_not_followed(tmp_path: Path) -> None:
@@ -82,7 +105,7 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
     (target / LOCK).write_text("")
     below = tmp_path / "below"
     below.mkdir()
-    (below / f"{PREFIX}x").symlink_to(target)
+    (below / f"{PREFIX}xxxxxxxx").symlink_to(target)
     remove_stale(below)
     assert (target / LOCK).exists()
 
@@ -97,6 +120,7 @@ def test_a_file_system_without_locks_keeps_its_folders(
         patch.setattr("fcntl.flock", refuse)
         made = Scratch(tmp_path)
     assert not (made.path / LOCK).exists()
+    age(made.path)
     remove_stale(tmp_path)
     assert made.path.is_dir()
     made.close()
