@@ -1,6 +1,7 @@
 # make quickstart   install into .venv and run the example study to its end
 # make test         install and run the tests (at most 12 minutes on two cores)
-# make test-ray     a submitted job, killed and interrupted runs, S3, poison rows, one and two workers (half an hour)
+# make test-ray     a submitted job, killed and interrupted runs, lost nodes, S3, one and two workers (half an hour)
+# make test-chaos   attacks on whole studies: kills, flipped bits, double starts, full disks, faulty S3, poison (an hour)
 # make test-all     all slow ones too
 # make check        ruff and mypy
 #
@@ -14,7 +15,7 @@ ifdef PIP_EXTRA_INDEX_URL
 export PIP_EXTRA_INDEX_URL
 endif
 
-.PHONY: quickstart install install-test test test-ray test-all check clean
+.PHONY: quickstart install install-test test test-ray test-chaos test-all check clean
 
 quickstart: install
 	$(BIN)/python jobs/run_study.py configs/digits.yaml
@@ -39,11 +40,14 @@ install-test: .venv/installed-$(EXTRA)-test
 test: install-test
 	$(BIN)/python -m pytest
 
-# Of the slow ones those that a change breaks most easily: a submitted job, a killed run and search, signals, S3, two
-# workers, rows that kill their worker.
+# Of the slow ones those that a change breaks most easily: a submitted job, a killed run and search, signals, lost
+# nodes, S3, two workers.
 test-ray: install-test
 	$(BIN)/python -m pytest -m slow tests/e2e tests/runtime -k "not adapt and not many_kills"
-	$(BIN)/python -m pytest -m "slow and ray" tests/chaos
+
+# CHAOS_KILLS, CHAOS_ROUNDS, CHAOS_FLIPS and CHAOS_DISKS say how much of each (tests/chaos).
+test-chaos: install-test
+	$(BIN)/python -m pytest -s -m slow tests/chaos
 
 test-all: install-test
 	$(BIN)/python -m pytest -m "not gpu"
