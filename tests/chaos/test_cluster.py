@@ -3,9 +3,9 @@ the same run, with the result of one that nothing disturbed."""
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
-import time
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +20,10 @@ from tests.chaos.studies import command, run
 from tests.loopback import Cluster, loopback_cluster
 
 NODES = 3
+KILLS = int(os.environ.get("CHAOS_KILLS", "12"))
+# Seconds between kills: a worker needs some to start, and one that is killed before it has done
+# anything makes no progress.
+_LEAST, _MOST = 15, 40
 
 
 def kill_something(cluster: Cluster, dice: random.Random, kills: Counter[str]) -> None:
@@ -59,8 +63,10 @@ def test_kills_of_workers_and_nodes(tmp_path: Path) -> None:
         )  # fmt: skip
         try:
             while driver.poll() is None:
-                time.sleep(3 + 6 * dice.random())
-                kill_something(cluster, dice, kills)
+                with suppress(subprocess.TimeoutExpired):
+                    driver.wait(dice.uniform(_LEAST, _MOST))
+                if driver.poll() is None and kills.total() < KILLS:
+                    kill_something(cluster, dice, kills)
         finally:
             driver.kill()
             driver.wait()
