@@ -46,6 +46,7 @@ T = TypeVar("T")
 Data: TypeAlias = "bytes | bytearray | memoryview | pa.Buffer"
 
 ATTEMPTS = 5
+_TEMPORARY = ".tmp"
 # Hex digits of the SHA-256 in the name of a part: 128 bits.
 _NAMED_DIGITS = 32
 _NAMED = re.compile(r"\.([0-9a-f]{32})\.[A-Za-z0-9]+$")
@@ -282,14 +283,20 @@ class Store:
 
     @_guarded
     def listing(self, prefix: str) -> list[str]:
-        """All keys below `prefix`, sorted; none where there is no such prefix."""
+        """All keys below `prefix`, sorted; none where there is no such prefix.
+
+        Temporary files of writers on local disk are left out: they may be gone in a moment.
+        """
         if self.local:
-            base = f"{self._root}/{prefix}"
-            found = (f"{folder}/{name}" for folder, _, names in os.walk(base) for name in names)
-        else:
-            found = iter(self._fs.find(f"{self._root}/{prefix}"))
+            return [key for key in self._local_files(prefix) if not key.endswith(_TEMPORARY)]
         start = len(self._root) + 1
-        return sorted(path[start:] for path in found)
+        return sorted(path[start:] for path in self._fs.find(f"{self._root}/{prefix}"))
+
+    def _local_files(self, prefix: str) -> list[str]:
+        """Keys of all files below a prefix of a local store, temporary ones too."""
+        walk = os.walk(f"{self._root}/{prefix}")
+        start = len(self._root) + 1
+        return sorted(f"{folder}/{name}"[start:] for folder, _, names in walk for name in names)
 
     @_guarded
     def parquet(self, key: str) -> pq.ParquetFile:
@@ -317,10 +324,11 @@ class Store:
 
     @_guarded
     def changed(self, prefix: str) -> dict[str, float]:
-        """All keys below `prefix`, and when each was last written, in seconds since 1970."""
+        """All keys below `prefix`, temporary files among them, and when each was last written, in
+        seconds since 1970."""
         if self.local:
             found = {}
-            for key in self.listing(prefix):
+            for key in self._local_files(prefix):
                 try:
                     found[key] = os.stat(f"{self._root}/{key}").st_mtime
                 except FileNotFoundError:
@@ -376,7 +384,7 @@ class Store:
         """
         path, data = f"{self._root}/{key}", bytes(memoryview(data))
         if self.local:
-            temporary = f"{path}.{attempt_name()}.tmp"
+            temporary = f"{path}.{attempt_name()}{_TEMPORARY}"
             self._write_local(temporary, memoryview(data))
             try:
                 os.link(temporary, path)
@@ -432,7 +440,7 @@ class Store:
             )
 
     def _replace_local(self, path: str, view: memoryview) -> None:
-        temporary = f"{path}.{attempt_name()}.tmp"
+        temporary = f"{path}.{attempt_name()}{_TEMPORARY}"
         self._write_local(temporary, view)
         # Whoever reads the old file goes on reading it; nobody sees a half-written one.
         os.replace(temporary, path)

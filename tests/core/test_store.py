@@ -36,6 +36,15 @@ def test_a_missing_key_is_told_from_a_failure(store: Store) -> None:
     assert store.listing("nothing") == []
 
 
+def test_temporary_files_of_other_writers_are_not_listed(tmp_path) -> None:
+    store = Store(str(tmp_path))
+    store.put("looks/1.png", b"picture")
+    (tmp_path / "looks" / "2.png.0123456789abcdef.tmp").write_bytes(b"half")
+    assert store.listing("looks") == ["looks/1.png"]
+    # Who looks for what is left behind sees them.
+    assert sorted(store.changed("looks")) == ["looks/1.png", "looks/2.png.0123456789abcdef.tmp"]
+
+
 def test_put_if_absent_keeps_the_first(store: Store) -> None:
     assert store.put_if_absent("record", b"first")
     assert not store.put_if_absent("record", b"second")
