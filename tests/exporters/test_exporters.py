@@ -18,6 +18,7 @@ from engine.core import rows
 from engine.core.errors import StudyError
 from engine.core.manifest import Manifest
 from engine.core.registry import resolve
+from engine.core.sealed import seal, unseal
 from engine.core.store import Store
 from engine.export import export
 from engine.exporters import Exporter, Item
@@ -256,8 +257,8 @@ def test_results_that_are_out_of_date_are_not_exported(
     """Generated images of an ingest that has been thrown away may be of what is test now."""
     ingest = next(step for step in plan(made) if step.kind == "ingest")
     key = store.manifest("ingest", ingest.key)
-    manifest = json.loads(store.read(key))
+    manifest = unseal(store.read(key))
     manifest["metrics"]["counts"]["train"]["a"] += 1
-    store.put(key, json.dumps(manifest).encode())
+    store.put(key, seal(manifest))
     with pytest.raises(StudyError, match=r"generate\.turned is not done"):
         write(made, store, tmp_path / "out", "csv")
