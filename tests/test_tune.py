@@ -17,6 +17,7 @@ from engine.core.errors import EngineError, StorageError, StudyError
 from engine.core.manifest import read_manifest
 from engine.core.proposals import Halving, Proposals, Rung, Settings
 from engine.core.resources import TrialResources
+from engine.core.sealed import unseal
 from engine.core.store import Store
 from engine.execute import execute
 from engine.nets.classification import Training
@@ -226,7 +227,7 @@ def test_asha_trains_with_few_steps_first(written, store: Store, profile: Profil
     assert ("ok", 12) in states.values()
     assert found.best["state"] == "ok"
     # Each budget is a training of its own, that a restart finds.
-    specs = [json.loads(text)["spec"]["training"] for text in manifests(store, "train").values()]
+    specs = [unseal(text)["spec"]["training"] for text in manifests(store, "train").values()]
     assert {spec["steps"] for spec in specs} == {3, 6, 12}
 
 

@@ -16,6 +16,7 @@ from engine.core.errors import DataError, ResumeError, StudyError
 from engine.core.images import Preprocess, decode_own
 from engine.core.manifest import Manifest
 from engine.core.rng import derive_seed
+from engine.core.sealed import seal, unseal
 from engine.core.shards import OK
 from engine.core.stage import Place
 from engine.core.store import Store
@@ -105,11 +106,11 @@ def test_retrained_weights_are_refused_until_the_shards_are_discarded(
     steps = plan(study(generators={"d": network}, request={"per_class": 2}))
     execute(steps, store, InlineRuntime(), profile)
     (finetune,) = named(steps, "finetune")
-    weights = json.loads(store.read(store.manifest("finetune", finetune.key)))
+    weights = unseal(store.read(store.manifest("finetune", finetune.key)))
     # As if the training had been run again and had come out otherwise.
     store.delete(store.manifest("finetune", finetune.key))
     weights["parts"][0]["sha256"] = "0" * 64
-    store.put(store.manifest("finetune", finetune.key), json.dumps(weights).encode())
+    store.put(store.manifest("finetune", finetune.key), seal(weights))
     with pytest.raises(ResumeError, match=r"weights was .* --discard generate\.d"):
         execute(steps, store, InlineRuntime(), profile)
     (generate,) = named(steps, "generate")
