@@ -85,7 +85,7 @@ def test_no_step_before_evaluate_can_read_test(bars_study, run_until: Run, store
         store.put(key, b"a canary: whoever reads test cannot go on")
     searched = run_until(bars_study(), "search")
     assert searched.metrics["baseline"]
-    with pytest.raises(StorageError, match="is no Parquet file any more"):
+    with pytest.raises(StorageError, match="is not a readable Parquet file"):
         run_until(bars_study(), "evaluate")
     for key, data in kept.items():
         store.put(key, data)
