@@ -388,7 +388,7 @@ def test_settings_are_judged_by_what_the_study_asks_for(
     found = tried(written({RATE: [1e-8, 0.02]}, arm="real", objective=objective))
     # Read again from what the classifiers say of val.
     for key, text in manifests(store, "train").items():
-        manifest = json.loads(text)
+        manifest = unseal(text)
         (part,) = [part["key"] for part in manifest["parts"]
                    if part["tags"]["file"] == "predictions.parquet"]  # fmt: skip
         (table,) = store.tables([part])
