@@ -10,6 +10,7 @@
 
 PYTHON ?= python3
 EXTRA ?= cpu
+RAY_TESTS ?= tests/e2e tests/runtime
 BIN := .venv/bin
 ifdef PIP_EXTRA_INDEX_URL
 export PIP_EXTRA_INDEX_URL
@@ -43,7 +44,7 @@ test: install-test
 # Of the slow ones those that a change breaks most easily: a submitted job, a killed run and search, signals, lost
 # nodes, S3, two workers.
 test-ray: install-test
-	$(BIN)/python -m pytest -m slow tests/e2e tests/runtime -k "not adapt and not many_kills"
+	$(BIN)/python -m pytest -m slow $(RAY_TESTS) -k "not adapt and not many_kills"
 
 # CHAOS_KILLS, CHAOS_ROUNDS, CHAOS_FLIPS and CHAOS_DISKS say how much of each (tests/chaos).
 test-chaos: install-test
