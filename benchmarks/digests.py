@@ -58,7 +58,7 @@ class Clock:
 
             return call
 
-        # Private, for there is no other place to see the comparison alone.
+        # Private names: only these two methods do the comparison and nothing else.
         storage.Store._verify_local = timed(original[0])  # type: ignore[method-assign]
         storage.Store._matches = staticmethod(timed(original[1]))  # type: ignore[method-assign]
         try:

@@ -53,7 +53,7 @@ class Inventory:
         """Labels of all steps that were computed from these, directly or not."""
         readers: dict[str, list[str]] = defaultdict(list)
         for key, manifest in self.manifests.items():
-            # Trials are no inputs of the step that chose by them; it records their digests.
+            # The step that chose among trials records their digests outside its inputs.
             trials = manifest.metrics.get("trials", {})
             for digest in [*manifest.inputs.values(), *trials.values()]:
                 readers[digest].append(key)

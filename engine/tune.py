@@ -343,10 +343,10 @@ class Notes:
         found = {}
         for key in self.store.listing(self.folder):
             try:
-                noted = unseal(self.store.read(key))
+                note = unseal(self.store.read(key))
             except ValueError:
                 continue  # damaged: the setting is proposed anew
-            found[int(noted["number"])] = dict(noted["settings"])
+            found[int(note["number"])] = dict(note["settings"])
         return found
 
     def write(self, number: int, settings: Settings) -> None:

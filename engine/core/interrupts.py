@@ -54,8 +54,8 @@ def exit_code(interrupt: KeyboardInterrupt) -> int:
 
 
 def kill_first(processes: Collection[int]) -> None:
-    """Have an interrupt kill these children at once. A raylet that is told to end, as all processes
-    of a group may be, tells its driver to end too, which Ray's core does on the spot."""
+    """Have an interrupt kill these children at once. A raylet that receives SIGTERM, as all
+    processes of a group may, tells its driver to end too, which Ray's core does on the spot."""
     _first_to_go[:] = processes
 
 

@@ -29,7 +29,7 @@ class Part(Spec):
     rows: int = 0
     bytes: int
     sha256: str
-    # Whether it contains times or hosts of the run, and so is no part of the result's identity.
+    # Whether it contains times or hosts of the run; excluded from the digest of the result.
     timed: bool = False
     # What the part holds, for readers that want some of it: split, class, role of a file.
     tags: dict[str, str] = {}

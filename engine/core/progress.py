@@ -1,7 +1,7 @@
 """Progress of long work: what is done, n of N, rate, time left.
 
 A live bar where a terminal is there (rich); elsewhere, a plain line at most every `interval`
-seconds, so that a cluster's log stays readable. Work that stands still says so.
+seconds, so that a cluster's log stays readable. Work without progress is reported too.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from typing import Protocol
 
 from engine.core import interrupts
 
-EVERY = 3.0  # seconds between two looks
+EVERY = 3.0  # seconds between two checks
 HEAD_LOST = 15.0  # seconds without an answer of the head on this machine
 # Seconds that Ray's core waits for a head that is restarted (GCS fault tolerance), and how much
 # sooner the monitor ends the run: a silence is noticed in steps of EVERY and _CONNECT.
