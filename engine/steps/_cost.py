@@ -31,13 +31,14 @@ _MAKING = ("request", "finetune", "generate", "curate")
 
 
 def done_steps(context: Context) -> list[tuple[Step, Manifest]]:
-    """Every step that the page rests on, in the order in which they ran."""
+    """Every step that the page rests on, inputs first. Not in the order in which they ran: a
+    step that was discarded and ran again would move, and tables with it."""
     found = []
     for step in upstream(list(context.step.inputs.values())):
         manifest = read_manifest(context.store, step)
         if manifest is not None:
             found.append((step, manifest))
-    return sorted(found, key=lambda entry: str(entry[1].provenance["started"]))
+    return found
 
 
 @dataclass(frozen=True)
