@@ -8,10 +8,12 @@ is computed lies in the store, so Tune's own state is thrown away and never rest
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from ray import tune
+from ray.tune import Result
 
 from engine.core.errors import EngineError, StorageError, in_a_line
 from engine.core.interrupts import off_main_thread
@@ -25,11 +27,12 @@ from engine.runtime.nested import DRIVER, Nested
 _REFUSED = "refused"
 
 
-class _Tell(tune.Callback):
-    """Passes on that trials have started, and the end of each."""
+class _Progress(tune.Callback):
+    """Reports when trials start and when each ends, and counts the failures of each."""
 
     def __init__(self, on_start: Callable[[], None], on_end: Callable[[str], None]) -> None:
         self.on_start, self.on_end = on_start, on_end
+        self.failures = Counter[str]()
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune writes its callbacks down, to restore them: never done, and a terminal's progress
@@ -41,6 +44,12 @@ class _Tell(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         self.on_end(trial.config["name"])
+
+    def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        self.failures[trial.config["name"]] += 1
+
+    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        self.failures[trial.config["name"]] += 1
 
 
 def search(
@@ -72,27 +81,43 @@ def search(
             return {_REFUSED: f"{config['name']} failed: {in_a_line(error)}"}
         return figures or {"done": 1.0}
 
-    held = {"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})}
-    tuner = tune.Tuner(
-        tune.with_resources(trial, held if alone else DRIVER),
-        param_space={"name": tune.grid_search(list(names))},
-        # One process goes on from trial to trial: starting one costs more than a small fit.
-        tune_config=tune.TuneConfig(
-            max_concurrent_trials=None if alone else resources.drivers, reuse_actors=True
-        ),
-        run_config=tune.RunConfig(
-            name="search", storage_path=folder, verbose=0, callbacks=[_Tell(on_start, on_end)],
-            failure_config=tune.FailureConfig(max_failures=resources.max_failures),
-        ),
-    )  # fmt: skip
-    results = off_main_thread(tuner.fit)
+    per_trial = {"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})}
+    progress = _Progress(on_start, on_end)
+    results = dict[str, Result]()
+    waiting = list(names)
+    for attempt in range(resources.max_failures + 1):
+        tuner = tune.Tuner(
+            tune.with_resources(trial, per_trial if alone else DRIVER),
+            param_space={"name": tune.grid_search(waiting)},
+            # One process goes on from trial to trial: starting one costs more than a small fit.
+            tune_config=tune.TuneConfig(
+                max_concurrent_trials=None if alone else resources.drivers, reuse_actors=True
+            ),
+            run_config=tune.RunConfig(
+                name=f"search-{attempt}", storage_path=folder, verbose=0, callbacks=[progress],
+                failure_config=tune.FailureConfig(max_failures=resources.max_failures),
+            ),
+        )  # fmt: skip
+        grid = off_main_thread(tuner.fit)
+        # In the order of the names. A result itself names no trial that never reported.
+        results |= {name: grid[place] for place, name in enumerate(waiting)}
+        # Tune 2.60 gives a trial up at the first failure if its process dies between the reset for
+        # it and its start (TuneController._process_trial_failure recovers only RUNNING trials).
+        waiting = [
+            name
+            for name in waiting
+            if (error := results[name].error) is not None
+            and ray_error_text(error) is None
+            and progress.failures[name] <= resources.max_failures
+        ]
+        if not waiting:
+            break
     # All others have been run, and what they computed stays.
-    for result in results:
+    for name, result in results.items():
         if (error := result.error) is not None:
             if (own := ray_error_text(error)) is not None:
                 raise own from None
-            name = (result.config or {}).get("name", "a trial")
             raise EngineError(f"{name} failed: {in_a_line(error)}") from error
-    for result in results:
-        if _REFUSED in (result.metrics or {}):
-            raise EngineError(result.metrics[_REFUSED])
+    for result in results.values():
+        if (refusal := (result.metrics or {}).get(_REFUSED)) is not None:
+            raise EngineError(refusal)

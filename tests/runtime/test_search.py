@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,38 @@ def test_the_others_of_a_trial_that_fails_are_made_and_it_is_named(
         with pytest.raises(EngineError, match=r"^train\.real\.1 failed: "):
             started[kind].search(Fails(store, names[1], True), names, resources, ended.append)
         assert store.listing("made") == [f"made/{name}" for name in names]
+
+
+@dataclass(frozen=True)
+class NotesProcess:
+    """Trials that write down which process computed them."""
+
+    store: Store
+
+    def __call__(self, name: str, runtime: Runtime) -> dict[str, float]:
+        self.store.put(f"made/{name}", str(os.getpid()).encode())
+        return {}
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_process_that_dies_as_it_takes_the_next_trial_costs_no_trial(
+    started: dict[str, Runtime], tmp_path: Path
+) -> None:
+    store, ended = Store(str(tmp_path)), list[str]()
+
+    def on_end(name: str) -> None:
+        if not ended:
+            os.kill(int(store.read(f"made/{name}")), signal.SIGKILL)
+        ended.append(name)
+
+    # One at a time: the process goes on to the next trial when the first has ended.
+    resources = TrialResources(cpus=4, max_failures=1)
+    names = ["train.real.0", "train.real.1", "train.real.2"]
+    started["ray"].search(NotesProcess(store), names, resources, on_end)
+    assert ended[0] == names[0]
+    assert sorted(ended) == names
+    assert store.listing("made") == [f"made/{name}" for name in names]
 
 
 @pytest.mark.parametrize(
