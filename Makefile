@@ -38,8 +38,9 @@ install-test: .venv/installed-$(EXTRA)-test
 	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e ".[$(EXTRA),test]"
 	@touch $@ .venv/installed-$(EXTRA)
 
+# Two processes of one thread each are quicker than one of two: small networks gain nothing from threads.
 test: install-test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 # Of the slow ones those that a change breaks most easily: a submitted job, a killed run and search, signals, lost
 # nodes, S3, two workers.

@@ -13,7 +13,7 @@ from engine import fsck, gc
 from engine.core.store import Store
 from tests.chaos.kills import kill_until_done
 from tests.chaos.storages import differences
-from tests.chaos.studies import command, run
+from tests.chaos.studies import command, run, run_here
 
 
 @pytest.fixture
@@ -25,20 +25,20 @@ def url(s3_endpoint: str) -> str:
 def test_a_study_runs_on_s3_from_audit_to_export(url: str, tmp_path: Path) -> None:
     store = Store(url)
     logged = {"profile.mlflow": f"sqlite:///{tmp_path}/mlflow.db"}
-    run(url, job="audit")
-    run(url, "--preview", "1")
-    told = run(url, sets=logged)
-    assert "MLflow: sqlite" in told
+    run_here(url, job="audit")
+    run_here(url, "--preview", "1")
+    output = run_here(url, sets=logged)
+    assert "MLflow: sqlite" in output
     pages = set(store.listing("pages/digits"))
     assert {f"pages/digits/{name}" for name in ("audit.html", "preview.html", "report.html")} <= (
         pages
     )
     assert b"</html>" in store.read("pages/digits/report.html")
     assert any("events.out.tfevents" in key for key in store.listing("tensorboard/digits"))
-    again = run(url, sets=logged)
+    again = run_here(url, sets=logged)
     assert "report               " in again
     assert "  report: " not in again, "what is done was computed again"
-    run(url, "--arm", "ddpm x1", "--to", f"{url}-export", "--format", "csv", job="export")
+    run_here(url, "--arm", "ddpm x1", "--to", f"{url}-export", "--format", "csv", job="export")
     assert len(Store(f"{url}-export").listing("")) > 1000
     assert fsck.verify(store).faults == ()
     assert gc.find_garbage(store, time.time() - 86_400).keys == ()
