@@ -25,12 +25,12 @@ import numpy as np
 import torch
 
 from benchmarks.timing import in_turn, machine, print_table, ratios
-from engine.core.fit import FitContext
-from engine.core.images import Preprocess
 from engine.core.store import Store
+from engine.data.images import Preprocess
 from engine.generators import SampleBatch
 from engine.generators.diffusion import Diffusion, DiffusionSpec, checkpoint_of
 from engine.nets.denoising import Examples, PipelineTraining, predict, read
+from engine.work.fit import FitContext
 from tests.pipelines import clip_tokenizer, save_pipeline
 
 PROMPT = "a photo of a cat"

@@ -40,17 +40,17 @@ from PIL import Image
 from benchmarks.gen_overhead import compute, in_thread, make_context, make_manifest, quieten
 from benchmarks.timing import Cost, in_turn, machine, print_table, quartiles, ratios, timed
 from engine.core import rows
-from engine.core.arrays import vectors_of
-from engine.core.images import Preprocess, decode, decode_own, encode, preprocess
-from engine.core.memory import keep_freed_memory
-from engine.core.shard_worker import ShardWorker
 from engine.core.shards import Shard, ShardSet, parquet_rows
 from engine.core.spec import Spec
-from engine.core.stage import Place
 from engine.core.store import Store
+from engine.data.arrays import vectors_of
+from engine.data.images import Preprocess, decode, decode_own, encode, preprocess
 from engine.embedders.cnn import CnnSpec
 from engine.steps.embed import EmbedImages, image_shards
 from engine.steps.ingest import ROW_GROUP
+from engine.work.memory import keep_freed_memory
+from engine.work.shard_worker import ShardWorker
+from engine.work.stage import Place
 
 SHARED = Path(__file__).parents[2] / "shared"
 WEIGHTS = SHARED / "weights" / "mobilenet_v2"

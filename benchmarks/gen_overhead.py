@@ -54,15 +54,12 @@ from benchmarks.timing import (
 )
 from engine.context import Context
 from engine.core import rows
-from engine.core.images import Preprocess, decode, encode, preprocess
 from engine.core.manifest import Manifest, Part
-from engine.core.memory import keep_freed_memory
-from engine.core.shard_worker import ShardWorker
 from engine.core.shards import Shard, ShardSet, parquet_rows
 from engine.core.spec import Spec
-from engine.core.stage import Place
 from engine.core.step import Step
 from engine.core.store import Store
+from engine.data.images import Preprocess, decode, encode, preprocess
 from engine.embedders.cnn import CnnSpec
 from engine.generators.ddpm import Ddpm, DdpmSpec
 from engine.profile import Profile
@@ -71,6 +68,9 @@ from engine.sections import Request as RequestSettings
 from engine.steps.embed import EmbedImages, image_shards
 from engine.steps.generate import Encode, GenerateSpec, Sample
 from engine.steps.request import Request, RequestSpec, planned_shards
+from engine.work.memory import keep_freed_memory
+from engine.work.shard_worker import ShardWorker
+from engine.work.stage import Place
 
 SHARED = Path(__file__).parents[2] / "shared"
 WEIGHTS = SHARED / "weights" / "mobilenet_v2"

@@ -36,14 +36,13 @@ from PIL import Image
 
 from benchmarks.timing import machine, print_table
 from engine.classifiers.small import Small, SmallSpec
-from engine.core.fit import FitContext, read_result
-from engine.core.images import Preprocess, decode, preprocess
 from engine.core.manifest import copy_files
 from engine.core.progress import Bar
 from engine.core.registry import resolve
 from engine.core.rng import derive_seed, generator
 from engine.core.spec import digest, without
 from engine.core.store import Store
+from engine.data.images import Preprocess, decode, preprocess
 from engine.embedders.cnn import Cnn, CnnSpec
 from engine.generators import SampleBatch, TrainingImages
 from engine.metrics.classification import METRICS, confusion
@@ -52,6 +51,7 @@ from engine.metrics.kernel import kernel_distance
 from engine.metrics.prdc import prdc
 from engine.nets.classification import LabelledImages, Training, class_numbers, predict, train
 from engine.report.sheet import contact_sheet
+from engine.work.fit import FitContext, read_result
 
 SHARED = Path(__file__).parents[2] / "shared"
 WEIGHTS = SHARED / "weights" / "mobilenet_v2"

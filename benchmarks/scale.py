@@ -60,20 +60,20 @@ from benchmarks.timing import (
 )
 from engine.context import Context
 from engine.core import rows
-from engine.core.images import Preprocess, decode_own, encode
 from engine.core.manifest import Manifest
-from engine.core.resources import StageResources
 from engine.core.shards import Shard, ShardSet, image_column, parquet_rows
 from engine.core.spec import Spec
-from engine.core.stage import Batch, Device, Place, Stage
 from engine.core.step import Step
 from engine.core.store import Store
+from engine.data.images import Preprocess, decode_own, encode
 from engine.generators.ddpm import DdpmSpec
 from engine.profile import Profile
 from engine.runtime.base import Worker
 from engine.runtime.cluster import RayRuntime
 from engine.sections import Request as RequestSettings
 from engine.steps.request import Request, RequestSpec, planned_shards
+from engine.work.resources import StageResources
+from engine.work.stage import Batch, Device, Place, Stage
 
 SIZES = (1_000, 10_000, 100_000)
 QUICK_SIZES = (1_000, 10_000)

@@ -43,14 +43,13 @@ from typing import Any
 import numpy as np
 
 from benchmarks.timing import Cost, machine, print_table, quartiles, ratios, timed
-from engine.core.arrays import Stack, read_pixels
-from engine.core.dataset import class_names, split_index
-from engine.core.fit import FitContext
 from engine.core.manifest import Manifest, read_manifest
 from engine.core.registry import resolve
 from engine.core.rng import derive_seed
 from engine.core.step import Step, upstream
 from engine.core.store import Store
+from engine.data.arrays import Stack, read_pixels
+from engine.data.dataset import class_names, split_index
 from engine.execute import RunTrial, Trials, execute
 from engine.nets.classification import LabelledImages, class_numbers, train
 from engine.plan import named, plan
@@ -61,6 +60,7 @@ from engine.runtime.inline import InlineRuntime
 from engine.steps.search import trial_steps
 from engine.steps.train import TrainClassifier
 from engine.study import Study, validate
+from engine.work.fit import FitContext
 
 RATIOS, SEEDS = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0), 5
 TRIALS = len(RATIOS) * SEEDS

@@ -45,10 +45,10 @@ from benchmarks.embed import MNIST, PREPROCESS, WEIGHTS, make_images, plain, qui
 from benchmarks.gen_overhead import in_thread, quieten
 from benchmarks.timing import machine, print_table, timed
 from engine.core import rows
-from engine.core.arrays import vectors_of
-from engine.core.images import decode, encode
 from engine.core.manifest import Manifest
 from engine.core.store import Store
+from engine.data.arrays import vectors_of
+from engine.data.images import decode, encode
 
 ROOT = Path(__file__).parents[1]
 ALL = 70_000

@@ -26,8 +26,8 @@ from engine.report.download import beside
 from engine.runtime.base import Runtime
 from engine.runtime.inline import InlineRuntime
 from engine.study import Study, apply_sets, load_profile, load_study, load_values, validate
-from engine.tensorboard import write_logs
-from engine.tracking import track
+from engine.tracking.mlflow import track
+from engine.tracking.tensorboard import write_logs
 
 
 def run_study(
@@ -164,7 +164,7 @@ def run_tune(argv: Sequence[str] | None = None) -> int:
 
     def act() -> int:
         from engine.report.tries import as_csv, as_text
-        from engine.tune import tune
+        from engine.tuning.tune import tune
 
         study, profile = read(arguments.study, arguments.profile, arguments.sets)
         sets = [setting for setting in arguments.sets if not setting.startswith("profile.")]
@@ -202,7 +202,7 @@ def run_fsck(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
 
     def act() -> int:
-        from engine import fsck
+        from engine.maintenance import fsck
 
         store = Store(_storage(arguments))
         report = fsck.verify(store)
@@ -238,7 +238,7 @@ def run_gc(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
 
     def act() -> int:
-        from engine import gc
+        from engine.maintenance import gc
 
         if arguments.older_than < 0:
             raise StudyError(f"--older-than {arguments.older_than:g}: must not be negative")

@@ -11,18 +11,18 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine.core.attendance import DIED, HUNG
-from engine.core.fit import FitContext, read_progress, read_result
 from engine.core.manifest import Manifest, Part, write_part
 from engine.core.progress import Bar, say
-from engine.core.resources import FitResources, StageResources
-from engine.core.shard_worker import ShardWorker
 from engine.core.shards import Commit, Shard, ShardSet
 from engine.core.spec import digest
-from engine.core.stage import Place, Stage
 from engine.core.step import Step
 from engine.core.store import Store, attempt_name
 from engine.runtime.base import Runtime
+from engine.work.attendance import DIED, HUNG
+from engine.work.fit import FitContext, read_progress, read_result
+from engine.work.resources import FitResources, StageResources
+from engine.work.shard_worker import ShardWorker
+from engine.work.stage import Place, Stage
 
 # Figures of a training that its line of progress has room for.
 _NOTED = 6

@@ -18,7 +18,6 @@ from engine.core.errors import DamageError, EngineError, StorageError
 from engine.core.manifest import Manifest, read_manifest, write_manifest
 from engine.core.progress import say
 from engine.core.registry import resolve
-from engine.core.resources import FitResources
 from engine.core.shards import ShardSet
 from engine.core.spec import canonical
 from engine.core.step import Step, upstream
@@ -26,6 +25,7 @@ from engine.core.store import Store
 from engine.plan import trials_of
 from engine.profile import Profile
 from engine.runtime.base import Runtime
+from engine.work.resources import FitResources
 
 State = Literal["done", "missing", "out of date", "waits"]
 _PACKAGES = (

@@ -19,13 +19,13 @@ import pyarrow as pa
 
 from engine import __version__
 from engine.core import rows
-from engine.core.dataset import class_names
 from engine.core.errors import DataError, StudyError
 from engine.core.manifest import Manifest
 from engine.core.progress import Bar
 from engine.core.registry import available, resolve
 from engine.core.step import Step, upstream
 from engine.core.store import Store
+from engine.data.dataset import class_names
 from engine.execute import inspect
 from engine.exporters import FIELDS, Exporter, Item
 from engine.plan import named, plan

@@ -26,11 +26,11 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from engine.core import rows
-from engine.core.dataset import class_names, split_index
 from engine.core.errors import DataError, StudyError
 from engine.core.manifest import Manifest
 from engine.core.spec import digest
 from engine.core.store import Store
+from engine.data.dataset import class_names, split_index
 from engine.metrics.probabilities import PROBABILITY_METRICS
 from engine.nets.classification import class_numbers
 from engine.steps._verdict import Contrast, Predictions, compare, figures_of, in_words

@@ -13,7 +13,6 @@ import pyarrow as pa
 
 from engine.context import Context
 from engine.core import rows
-from engine.core.images import Preprocess, encode
 from engine.core.manifest import Manifest
 from engine.core.names import slug
 from engine.core.progress import say
@@ -21,6 +20,7 @@ from engine.core.registry import resolve
 from engine.core.shards import OK, Shard, ids_digest, parquet_rows
 from engine.core.step import Step, upstream
 from engine.core.store import Store, attempt_name
+from engine.data.images import Preprocess, encode
 from engine.execute import execute
 from engine.profile import Profile
 from engine.report.page import render

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from engine.core.resources import FitResources, StageResources, TrialResources
 from engine.core.spec import Spec
+from engine.work.resources import FitResources, StageResources, TrialResources
 
 StageName = Literal["default", "decode", "embed", "generate", "classify"]
 _ON_ACCELERATOR = ("embed", "generate", "classify")

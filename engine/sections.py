@@ -7,9 +7,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from engine.core.proposals import Range
 from engine.core.registry import PluginField, explain, kind_of
 from engine.core.spec import Spec
+from engine.tuning.proposals import Range
 
 MAX_IMAGES = 100_000_000
 

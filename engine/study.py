@@ -21,9 +21,9 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from engine.core.errors import StudyError
-from engine.core.images import Preprocess
 from engine.core.registry import explain
 from engine.core.spec import Spec
+from engine.data.images import Preprocess
 from engine.nets.classification import Training
 from engine.profile import Profile
 from engine.sections import (

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from engine import fsck
 from engine.core.errors import DamageError, StorageError
 from engine.core.manifest import Manifest, write_manifest, write_part
 from engine.core.sealed import unseal
@@ -18,7 +17,8 @@ from engine.core.shards import ShardSet
 from engine.core.step import Step, upstream
 from engine.core.store import Store
 from engine.execute import discard, execute, writer_of
-from engine.inventory import take_inventory
+from engine.maintenance import fsck
+from engine.maintenance.inventory import take_inventory
 from engine.plan import named, plan, trials_of
 from engine.profile import Profile
 from engine.runtime.inline import InlineRuntime
@@ -277,7 +277,7 @@ def test_of_rounds_that_share_shards_the_one_that_names_the_part_wrote_it(
 def test_damage_to_a_checkpoint_is_found(store: Store) -> None:
     import torch
 
-    from engine.core.fit import FitContext
+    from engine.work.fit import FitContext
 
     context = FitContext(store, "work/k", "weights", "one", "inputs")
     for step in (1, 2):

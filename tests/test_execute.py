@@ -10,7 +10,6 @@ import pytest
 from engine.context import Context, Work
 from engine.core.manifest import Manifest, read_manifest, write_part
 from engine.core.progress import Bar
-from engine.core.resources import FitResources, StageResources, TrialResources
 from engine.core.spec import Spec
 from engine.core.step import Step
 from engine.core.store import Store
@@ -20,6 +19,7 @@ from engine.profile import Profile
 from engine.runtime.cluster import RayRuntime
 from engine.runtime.inline import InlineRuntime
 from engine.steps.search import trial_steps
+from engine.work.resources import FitResources, StageResources, TrialResources
 from tests.core.test_progress import Lines
 
 CLUSTER = Profile(

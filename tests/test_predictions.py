@@ -15,10 +15,10 @@ import pytest
 
 from engine.cli import run_evaluate
 from engine.core import rows
-from engine.core.dataset import class_names, split_index
 from engine.core.errors import DataError
 from engine.core.manifest import Manifest
 from engine.core.store import Store
+from engine.data.dataset import class_names, split_index
 from engine.predictions import score
 from engine.study import Study
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from engine.core.images import Preprocess
 from engine.core.spec import Spec
+from engine.data.images import Preprocess
 
 if TYPE_CHECKING:
     from torch import Tensor

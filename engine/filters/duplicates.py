@@ -12,9 +12,9 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from engine.core.nearest import unit_length
 from engine.filters import Filter, FilterSpec, Judged, Scored
 from engine.metrics.memorization import CopyLimits, copy_limits, nearest_other
+from engine.vectors.similarity import unit_length
 
 _BLOCK = 1024
 # Of those kept, so many of the nearest are held against an image: the hash may tell the first from

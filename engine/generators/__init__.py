@@ -14,11 +14,11 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from engine.core.fit import FitContext
-from engine.core.images import Preprocess
 from engine.core.rng import generator as random_generator
 from engine.core.spec import Spec
-from engine.core.stage import Offload
+from engine.data.images import Preprocess
+from engine.work.fit import FitContext
+from engine.work.stage import Offload
 
 
 class GeneratorSpec(Spec):

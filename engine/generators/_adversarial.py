@@ -16,12 +16,12 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from engine.core.errors import StudyError
-from engine.core.fit import FitContext
-from engine.core.images import grid
 from engine.core.rng import derive_seed
+from engine.data.images import grid
 from engine.generators import Conditions, Generator, GeneratorSpec, SampleBatch, TrainingImages
 from engine.nets.adversarial import AdversarialSettings, Conditioned, Objective
 from engine.nets.training import balanced_weights, run
+from engine.work.fit import FitContext
 
 # Of a look at a training: classes, and images of each.
 _SHOWN, _EACH = 16, 8

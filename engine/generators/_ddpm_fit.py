@@ -15,9 +15,8 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 
 from engine.core.errors import StudyError
-from engine.core.fit import FitContext
-from engine.core.images import grid
 from engine.core.rng import derive_seed
+from engine.data.images import grid
 from engine.generators import Conditions, TrainingImages
 from engine.nets.autoencoder import encode, open_autoencoder, to_signed, train_autoencoder
 from engine.nets.denoising import noise_loss
@@ -36,6 +35,7 @@ from engine.nets.training import (
     seed_dropout,
     share_of_batch,
 )
+from engine.work.fit import FitContext
 
 if TYPE_CHECKING:
     from engine.generators.ddpm import Ddpm, DdpmSpec

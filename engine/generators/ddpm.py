@@ -18,7 +18,6 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from engine.core.errors import StudyError
-from engine.core.fit import FitContext
 from engine.generators import (
     Conditions,
     Generator,
@@ -28,6 +27,7 @@ from engine.generators import (
 )
 from engine.nets.checkpoints import dtype_of
 from engine.nets.pipelines import LatentSpec
+from engine.work.fit import FitContext
 
 
 class DdpmSpec(GeneratorSpec):

@@ -23,11 +23,10 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 from pydantic_core import PydanticCustomError
 
 from engine.core.errors import StudyError
-from engine.core.fit import FitContext
-from engine.core.images import preprocess
 from engine.core.registry import PluginField, resolve
 from engine.core.rng import generator
 from engine.core.spec import Spec
+from engine.data.images import preprocess
 from engine.generators import (
     Generator,
     GeneratorSpec,
@@ -40,6 +39,7 @@ from engine.generators._prompts import Template, Templates, places
 from engine.generators.adapt import Adaptation, Pair, Scope, stay
 from engine.nets.checkpoints import dtype_of
 from engine.nets.pipelines import Checkpoint, folder_digest, read_checkpoint
+from engine.work.fit import FitContext
 
 # Which folder of the weights belongs to which class and cluster.
 FOLDERS = "adaptations.json"

@@ -18,10 +18,10 @@ from pydantic import BeforeValidator, SerializeAsAny
 
 from engine.core import rows
 from engine.core.errors import DataError
-from engine.core.images import Rejected, decode_own
 from engine.core.registry import PluginField, resolve
-from engine.core.sandbox import Sandbox
 from engine.core.spec import Spec, digest
+from engine.data.images import Rejected, decode_own
+from engine.data.sandbox import Sandbox
 from engine.generators import Generator, GeneratorSpec, Request, SampleBatch, TrainingRows
 
 

@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from engine.core.images import Preprocess
 from engine.core.spec import Spec
+from engine.data.images import Preprocess
 
 
 class LabelerSpec(Spec):

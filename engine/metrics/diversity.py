@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.core.nearest import Vectors
+from engine.vectors.similarity import Vectors
 
 _BLOCK = 4096
 

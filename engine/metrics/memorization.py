@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.core.nearest import most_similar
+from engine.vectors.similarity import most_similar
 
 # Pairs of hashes that are compared at once.
 _PAIRS = 2**22

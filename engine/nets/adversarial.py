@@ -20,7 +20,6 @@ import numpy as np
 from pydantic import Field
 
 from engine.core.errors import EngineError, StudyError
-from engine.core.fit import FitContext
 from engine.core.rng import derive_seed
 from engine.core.rng import generator as random_generator
 from engine.core.spec import Spec
@@ -34,6 +33,7 @@ from engine.nets.training import (
     restore_optimizer,
     share_of_batch,
 )
+from engine.work.fit import FitContext
 
 if TYPE_CHECKING:
     from torch import Tensor

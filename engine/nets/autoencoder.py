@@ -15,9 +15,8 @@ from torch.nn.functional import l1_loss
 from torch.nn.utils import clip_grad_norm_
 
 from engine.core.errors import StudyError
-from engine.core.fit import FitContext
-from engine.core.images import grid
 from engine.core.rng import derive_seed
+from engine.data.images import grid
 from engine.nets.pipelines import LatentSpec
 from engine.nets.training import (
     WeightedSampler,
@@ -29,6 +28,7 @@ from engine.nets.training import (
     run,
     share_of_batch,
 )
+from engine.work.fit import FitContext
 
 _PIECE = 64  # images that are encoded at once
 _SHOWN = 12

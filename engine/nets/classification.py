@@ -16,10 +16,9 @@ import numpy as np
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from engine.core.arrays import Stack
-from engine.core.fit import FitContext
 from engine.core.rng import derive_seed, generator
 from engine.core.spec import Spec
+from engine.data.arrays import Stack
 from engine.nets.augmentation import MOVES, by_policy, draw_mixing, moved, policy_of
 from engine.nets.losses import balanced_class_weights, loss_of
 from engine.nets.training import (
@@ -36,6 +35,7 @@ from engine.nets.training import (
     seed_dropout,
     share_of_batch,
 )
+from engine.work.fit import FitContext
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from engine.core.errors import StudyError
-from engine.core.fit import FitContext
 from engine.core.rng import derive_seed
 from engine.nets.pipelines import DenoisingSettings, Family
 from engine.nets.training import (
@@ -33,6 +32,7 @@ from engine.nets.training import (
     seed_dropout,
     share_of_batch,
 )
+from engine.work.fit import FitContext
 
 # What a denoiser is told of a prompt: tensors whose first axis is the batch.
 Text = dict[str, Tensor]

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from engine.core.errors import EngineError, StudyError
-from engine.core.fit import FitContext
-from engine.core.memory import keep_freed_memory
 from engine.core.rng import derive_seed, generator
+from engine.work.fit import FitContext
+from engine.work.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     import torch

@@ -19,7 +19,7 @@ class Bytes(Protocol):
     """Where the bytes of an image come from; picklable, opened in each worker."""
 
     def read(self, uri: str) -> bytes:
-        """The encoded image. Raises `engine.core.images.Rejected` for what must not or cannot be
+        """The encoded image. Raises `engine.data.images.Rejected` for what must not or cannot be
         read."""
         ...
 

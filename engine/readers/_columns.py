@@ -14,9 +14,9 @@ from pydantic_core import PydanticCustomError
 
 from engine.core import rows
 from engine.core.errors import DataError
-from engine.core.images import MAX_BYTES, Rejected
 from engine.core.rows import TaskKind
-from engine.core.source import Source
+from engine.data.images import MAX_BYTES, Rejected
+from engine.data.source import Source
 from engine.readers import ReaderSpec, image_ids
 from engine.readers.imagefolder import SPLIT_NAMES
 

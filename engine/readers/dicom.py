@@ -17,11 +17,11 @@ from typing import ClassVar, Literal
 import pyarrow as pa
 
 from engine.core import rows
-from engine.core.dataset import replace_column
-from engine.core.dicom import patient_hash, read_header
 from engine.core.errors import DataError
-from engine.core.images import Rejected
-from engine.core.source import Source
+from engine.data.dataset import replace_column
+from engine.data.dicom import patient_hash, read_header
+from engine.data.images import Rejected
+from engine.data.source import Source
 from engine.readers import ReaderSpec
 from engine.readers.imagefolder import FolderSpec, Imagefolder
 

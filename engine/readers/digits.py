@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 
 from engine.core import rows
-from engine.core.images import Rejected
 from engine.core.rows import TaskKind
+from engine.data.images import Rejected
 from engine.readers import Reader, ReaderSpec
 
 

@@ -19,9 +19,9 @@ from pydantic_core import PydanticCustomError
 
 from engine.core import rows
 from engine.core.errors import DataError
-from engine.core.images import EXTENSIONS, FOREIGN
 from engine.core.rows import TaskKind
-from engine.core.source import Source
+from engine.data.images import EXTENSIONS, FOREIGN
+from engine.data.source import Source
 from engine.readers import Reader, ReaderSpec, image_ids
 
 SPLIT_NAMES = {

@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 
 from engine.core import rows
 from engine.core.errors import DataError, StorageError
-from engine.core.images import Rejected
 from engine.core.rows import TaskKind
-from engine.core.source import Source
+from engine.data.images import Rejected
+from engine.data.source import Source
 from engine.readers import Reader, ReaderSpec
 from engine.readers._columns import (
     ColumnsSpec,

@@ -18,9 +18,9 @@ from pydantic import Field
 
 from engine.core import rows
 from engine.core.errors import DataError
-from engine.core.images import EXTENSIONS, FOREIGN, MAX_BYTES, Rejected
 from engine.core.rows import TaskKind
-from engine.core.source import Source
+from engine.data.images import EXTENSIONS, FOREIGN, MAX_BYTES, Rejected
+from engine.data.source import Source
 from engine.readers import Reader, ReaderSpec, image_ids
 from engine.readers._columns import files_of, splits_of_files
 

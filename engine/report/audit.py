@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from engine.core.images import decode_own
+from engine.data.images import decode_own
 from engine.report.download import as_csv, data_url
 from engine.report.page import render
 from engine.report.tile import tile

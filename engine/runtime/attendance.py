@@ -1,4 +1,4 @@
-"""Registers (`engine.core.attendance`) in a Ray actor, and a worker's side of them.
+"""Registers (`engine.work.attendance`) in a Ray actor, and a worker's side of them.
 
 A hang is ended by `faulthandler`: its timer is a thread of C that needs no GIL, so that it also
 ends native code that holds it. It leaves the tracebacks of all threads in a file in Ray's session
@@ -22,8 +22,8 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from engine.core.attendance import History, Pace, Piece, Register, hang_limit
-from engine.core.resources import StageResources
+from engine.work.attendance import History, Pace, Piece, Register, hang_limit
+from engine.work.resources import StageResources
 
 
 class Registers:
@@ -62,7 +62,7 @@ def start_registers() -> Any:
 
 @dataclass
 class RayAttendance:
-    """`engine.core.attendance.Attendance`. `arrive` comes first in each process of the pool.
+    """`engine.work.attendance.Attendance`. `arrive` comes first in each process of the pool.
 
     registers: a handle of the actor. stream: the stream's own name. name: of the stage.
     """

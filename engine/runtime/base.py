@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
-from engine.core.attendance import Attendance
-from engine.core.fit import FitContext
-from engine.core.proposals import Halving, Proposals, Rung, Settings
-from engine.core.resources import FitResources, StageResources, TrialResources
 from engine.core.shards import Shard
+from engine.tuning.proposals import Halving, Proposals, Rung, Settings
+from engine.work.attendance import Attendance
+from engine.work.fit import FitContext
+from engine.work.resources import FitResources, StageResources, TrialResources
 
 
 class Worker(Protocol):

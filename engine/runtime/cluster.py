@@ -15,14 +15,14 @@ from typing import Any, ClassVar
 
 from engine.core import interrupts
 from engine.core.errors import EngineError, StorageError, StudyError
-from engine.core.fit import FitContext, read_progress
-from engine.core.proposals import Halving, Proposals
-from engine.core.resources import FitResources, StageResources, TrialResources
 from engine.core.shards import Shard
 from engine.runtime import scratch
 from engine.runtime.base import Outcome, Trial, Try, Worker
 from engine.runtime.monitor import RECONNECT, Demand, Monitor, RayCluster
 from engine.runtime.scratch import Scratch
+from engine.tuning.proposals import Halving, Proposals
+from engine.work.fit import FitContext, read_progress
+from engine.work.resources import FitResources, StageResources, TrialResources
 
 # How often a private Ray is started before the run stops: on a busy machine its raylet may take
 # longer than the half a minute that Ray waits for it.

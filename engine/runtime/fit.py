@@ -1,6 +1,6 @@
 """Fits on Ray Train workers.
 
-Checkpoints and weights go through the store (`engine.core.fit`), not through Ray: they outlive the
+Checkpoints and weights go through the store (`engine.work.fit`), not through Ray: they outlive the
 cluster, and any later run adopts them. Ray Train brings the workers up, joins them in one process
 group and replaces those that die.
 """
@@ -14,10 +14,10 @@ import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from engine.core.fit import FitContext
 from engine.core.interrupts import off_main_thread
-from engine.core.resources import FitResources
 from engine.runtime.cluster import ray_error_text
+from engine.work.fit import FitContext
+from engine.work.resources import FitResources
 
 
 def fit(

@@ -9,12 +9,12 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from engine.core.errors import StorageError, in_a_line
-from engine.core.fit import FitContext
-from engine.core.proposals import Halving, Proposals, Rung
-from engine.core.resources import FitResources, StageResources, TrialResources
 from engine.core.shards import Shard
-from engine.core.share import Share, within_process
 from engine.runtime.base import Outcome, Trial, Try, Worker
+from engine.tuning.proposals import Halving, Proposals, Rung
+from engine.work.fit import FitContext
+from engine.work.resources import FitResources, StageResources, TrialResources
+from engine.work.share import Share, within_process
 
 
 class InlineRuntime:

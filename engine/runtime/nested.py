@@ -9,12 +9,12 @@ from functools import partial
 import ray
 
 from engine.core.errors import EngineError, StorageError, in_a_line
-from engine.core.fit import FitContext
-from engine.core.resources import FitResources, TrialResources
-from engine.core.share import Share
 from engine.runtime.base import Trial
 from engine.runtime.cluster import RayRuntime, ray_error_text
 from engine.runtime.inline import InlineRuntime
+from engine.work.fit import FitContext
+from engine.work.resources import FitResources, TrialResources
+from engine.work.share import Share
 
 # What such a trial holds: none of the CPUs, for two that did would wait for each other on a small
 # cluster. Ray needs a resource to place a trial by, and every node has so many bytes.

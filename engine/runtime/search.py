@@ -17,12 +17,12 @@ from ray.tune import Result
 
 from engine.core.errors import EngineError, StorageError, in_a_line
 from engine.core.interrupts import off_main_thread
-from engine.core.resources import TrialResources
-from engine.core.share import Share
 from engine.runtime.base import Runtime, Trial
 from engine.runtime.cluster import ray_error_text
 from engine.runtime.inline import InlineRuntime
 from engine.runtime.nested import DRIVER, Nested
+from engine.work.resources import TrialResources
+from engine.work.share import Share
 
 _REFUSED = "refused"
 

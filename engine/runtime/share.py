@@ -23,7 +23,7 @@ import ray
 from ray.exceptions import ObjectStoreFullError, RayError
 
 from engine.core import interrupts
-from engine.core.share import Arrays, Make, within_process
+from engine.work.share import Arrays, Make, within_process
 
 # Seconds after which a maker that has not been heard of counts as dead; the first time sooner, for
 # one that died while it waited is given its turn all the same.
@@ -128,7 +128,7 @@ class ArrayHolder:
 
 @dataclass(frozen=True)
 class ObjectStoreShare:
-    """`engine.core.share.Share` for all processes that have it. Where Ray fails it, a process makes
+    """`engine.work.share.Share` for all processes that have it. Where Ray fails it, a process makes
     its own arrays."""
 
     holder: Any

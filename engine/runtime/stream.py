@@ -19,11 +19,11 @@ import ray
 from ray.data import ActorPoolStrategy
 
 from engine.core.errors import EngineError
-from engine.core.resources import StageResources
 from engine.core.shards import Shard
 from engine.runtime.attendance import RayAttendance, attending
 from engine.runtime.base import Worker
 from engine.runtime.cluster import ray_error_text
+from engine.work.resources import StageResources
 
 TELL_EVERY = 0.5  # seconds
 

@@ -21,13 +21,13 @@ from ray.tune.search import Searcher
 
 from engine.core.errors import StorageError, in_a_line
 from engine.core.interrupts import off_main_thread
-from engine.core.proposals import Halving, Proposals, Rung, Settings
-from engine.core.resources import TrialResources
-from engine.core.share import Share
 from engine.runtime.base import Outcome, Runtime, Try
 from engine.runtime.cluster import ray_error_text
 from engine.runtime.inline import InlineRuntime
 from engine.runtime.nested import DRIVER, Nested
+from engine.tuning.proposals import Halving, Proposals, Rung, Settings
+from engine.work.resources import TrialResources
+from engine.work.share import Share
 
 _VALUE, _STEPS, _ERROR = "objective", "steps", "refused"
 _DIED = "its process died"

@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 
 from engine.context import Context
 from engine.core import rows
-from engine.core.arrays import pictures
 from engine.core.registry import resolve
+from engine.data.arrays import pictures
 from engine.report.tile import tile
 from engine.steps._evidence import MOST_CLASSES, most_confused, shares
 from engine.steps.generate import first_images

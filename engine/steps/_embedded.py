@@ -15,13 +15,13 @@ import pyarrow.parquet as pq
 
 from engine.context import Context
 from engine.core import rows
-from engine.core.arrays import large_zeros, matrix_of, release, vectors_of
 from engine.core.rng import generator
 from engine.core.shards import Shard, ShardSet, parquet_rows
-from engine.core.stage import Batch, Device, Place, Stage
 from engine.core.store import Store
+from engine.data.arrays import large_zeros, matrix_of, release, vectors_of
 from engine.metrics.diversity import Directions
 from engine.metrics.moments import Moments
+from engine.work.stage import Batch, Device, Place, Stage
 
 # Vectors that this process sums up before workers would have started.
 _FEW = 8192

@@ -17,10 +17,10 @@ from PIL import Image
 
 from engine.context import Context
 from engine.core import rows
-from engine.core.arrays import pictures, vectors_of
-from engine.core.dataset import split_index
 from engine.core.names import label_of_fit
 from engine.core.rng import derive_seed, generator
+from engine.data.arrays import pictures, vectors_of
+from engine.data.dataset import split_index
 from engine.report import plots
 from engine.steps._curated import generated
 from engine.steps._fidelity import in_words, numbered, of_fits

@@ -17,21 +17,21 @@ import pyarrow.parquet as pq
 from engine.context import Context
 from engine.core import rows
 from engine.core.errors import DataError
-from engine.core.images import Preprocess, Rejected, extension
 from engine.core.manifest import Part
 from engine.core.names import check_class_names
-from engine.core.near import SIDE, NearLimit, calibrate, match, near_pairs, thumbnail
-from engine.core.nearest import Rows, lengths
 from engine.core.rows import TaskKind
-from engine.core.sandbox import Sandbox
 from engine.core.shards import OK, Shard, ids_digest, image_column, parquet_rows
 from engine.core.spec import Spec
-from engine.core.stage import Batch, Device, Place
+from engine.data.images import Preprocess, Rejected, extension
+from engine.data.near_duplicates import SIDE, NearLimit, calibrate, match, near_pairs, thumbnail
+from engine.data.sandbox import Sandbox
 from engine.readers import Bytes, Reader
 from engine.readers import image_ids as image_names
 from engine.sections import Audit, ReaderField, Split
 from engine.steps.embed import EmbedImages
 from engine.vectors.neighbours import Neighbours
+from engine.vectors.similarity import Rows, lengths
+from engine.work.stage import Batch, Device, Place
 
 # Folders of a step's shards: decoded pictures, and their vectors.
 DECODED, EMBEDDED = "decoded", "audit"

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from engine.classifiers import checkpoint_in_words
-from engine.core.images import Preprocess
 from engine.core.registry import resolve
+from engine.data.images import Preprocess
 from engine.metrics.probabilities import BINS
 from engine.metrics.significance import LEAST_REPLICATES
 from engine.nets.classification import Training

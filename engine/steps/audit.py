@@ -23,16 +23,16 @@ import pyarrow.compute as pc
 
 from engine.context import Context, Result
 from engine.core import rows
-from engine.core.arrays import aligned
-from engine.core.dataset import assign_splits, replace_column, without
 from engine.core.errors import DataError
 from engine.core.manifest import Manifest, Part
-from engine.core.near import of_one_colour
 from engine.core.registry import resolve
 from engine.core.shards import OK, ShardSet
 from engine.core.spec import Spec
 from engine.core.step import Step
 from engine.core.store import Store
+from engine.data.arrays import aligned
+from engine.data.dataset import assign_splits, replace_column, without
+from engine.data.near_duplicates import of_one_colour
 from engine.metrics.label_errors import label_errors
 from engine.metrics.outliers import LIMIT, neighbour_outliers, odd_sizes
 from engine.report.audit import Finding, Look, page, shown_images

@@ -15,12 +15,12 @@ import pyarrow as pa
 
 from engine.context import Context, Result
 from engine.core import rows
-from engine.core.arrays import grouped_vectors, release
-from engine.core.dataset import split_index
 from engine.core.errors import DataError
 from engine.core.rng import derive_seed
 from engine.core.rows import TaskKind
 from engine.core.spec import Spec
+from engine.data.arrays import grouped_vectors, release
+from engine.data.dataset import split_index
 from engine.sections import Cluster as ClusterSettings
 from engine.steps import StepKind
 from engine.vectors.kmeans import Clusters, choose_k, k_means

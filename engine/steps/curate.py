@@ -18,15 +18,15 @@ import pyarrow as pa
 
 from engine.context import Context, Result
 from engine.core import rows
-from engine.core.arrays import grouped_vectors, hashes_of, matrix_of
-from engine.core.dataset import class_names, split_index
-from engine.core.images import Preprocess
 from engine.core.manifest import Part
 from engine.core.registry import resolve
 from engine.core.shards import Commit, Shard, ids_digest, parquet_rows
 from engine.core.spec import Spec, digest
 from engine.core.step import Step
 from engine.core.store import Store
+from engine.data.arrays import grouped_vectors, hashes_of, matrix_of
+from engine.data.dataset import class_names, split_index
+from engine.data.images import Preprocess
 from engine.filters import Judged, Scored
 from engine.metrics.classification import confusion
 from engine.nets.classification import class_numbers

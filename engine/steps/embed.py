@@ -12,13 +12,13 @@ import pyarrow as pa
 
 from engine.context import Context, Result
 from engine.core import rows
-from engine.core.images import decode_own, perceptual_hash
 from engine.core.registry import resolve
 from engine.core.shards import OK, Shard, ids_digest, parquet_rows
 from engine.core.spec import Spec
-from engine.core.stage import Batch, Device, Place, Stage
+from engine.data.images import decode_own, perceptual_hash
 from engine.sections import EmbedderField
 from engine.steps import StepKind
+from engine.work.stage import Batch, Device, Place, Stage
 
 SPLITS = ("train", "val")
 

@@ -20,17 +20,16 @@ import pyarrow as pa
 
 from engine.context import Context, Result
 from engine.core import rows
-from engine.core.arrays import matrix_of
-from engine.core.dataset import class_names, split_index
 from engine.core.errors import ResumeError
-from engine.core.images import Preprocess
 from engine.core.manifest import Manifest, copy_files, read_manifest
 from engine.core.registry import resolve
 from engine.core.shards import Shard, parquet_rows
 from engine.core.spec import Spec, digest
-from engine.core.stage import Batch, Device, Place
 from engine.core.step import Step
 from engine.core.store import Store
+from engine.data.arrays import matrix_of
+from engine.data.dataset import class_names, split_index
+from engine.data.images import Preprocess
 from engine.nets.classification import class_numbers
 from engine.sections import ClassifierField
 from engine.sections import Evaluate as EvaluateSettings
@@ -48,6 +47,7 @@ from engine.steps._verdict import (
 from engine.steps.embed import DecodeOwn, image_shards
 from engine.steps.search import Arm, SearchSpec, Trial, trial_steps
 from engine.steps.train import changed_weights, outside_noted, refuse_other_weights
+from engine.work.stage import Batch, Device, Place
 
 MODEL = "model"
 

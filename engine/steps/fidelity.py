@@ -32,13 +32,12 @@ from pydantic import Field
 
 from engine.context import Context, Result
 from engine.core import rows
-from engine.core.dataset import split_index
 from engine.core.manifest import Part
-from engine.core.nearest import most_similar
 from engine.core.registry import resolve
 from engine.core.rng import derive_seed
 from engine.core.shards import parquet_rows
 from engine.core.spec import Spec
+from engine.data.dataset import split_index
 from engine.metrics.diversity import vendi_score
 from engine.metrics.frechet import Reference, frechet_distance
 from engine.metrics.kernel import kernel_distance
@@ -51,6 +50,7 @@ from engine.steps._embedded import SUMS, Embedded, Some, Sums, Whole, draw, room
 from engine.steps.curate import generated_shards
 from engine.steps.embed import EmbedImages
 from engine.steps.request import RequestSpec, needed_images
+from engine.vectors.similarity import most_similar
 
 # Images of a set, without which its figures mean nothing.
 LEAST = 20

@@ -9,19 +9,19 @@ import pyarrow as pa
 
 from engine.context import Context, Result
 from engine.core import rows
-from engine.core.arrays import read_pixels
-from engine.core.dataset import split_index
-from engine.core.fit import LOOKS, FitContext
-from engine.core.images import Preprocess
 from engine.core.manifest import Manifest
 from engine.core.registry import resolve
 from engine.core.rng import derive_seed
 from engine.core.spec import Spec
 from engine.core.step import Step
 from engine.core.store import Store
+from engine.data.arrays import read_pixels
+from engine.data.dataset import split_index
+from engine.data.images import Preprocess
 from engine.generators import TrainingImages
 from engine.sections import GeneratorField
 from engine.steps import StepKind
+from engine.work.fit import LOOKS, FitContext
 
 
 class FinetuneSpec(Spec):

@@ -20,21 +20,21 @@ import pyarrow.compute as pc
 
 from engine.context import Context, Result
 from engine.core import rows
-from engine.core.images import Preprocess, decode_own, encode, extension
 from engine.core.manifest import Manifest, Part, copy_files
 from engine.core.registry import resolve
 from engine.core.rng import derive_seed
 from engine.core.rows import TaskKind
 from engine.core.shards import OK, Commit, image_column, parquet_rows
 from engine.core.spec import Spec, digest
-from engine.core.stage import Batch, Device, Place, Stage
 from engine.core.step import Step
 from engine.core.store import Store
+from engine.data.images import Preprocess, decode_own, encode, extension
 from engine.generators import SampleBatch
 from engine.report.sheet import contact_sheet
 from engine.sections import GeneratorField
 from engine.steps import StepKind
 from engine.steps.request import planned_shards
+from engine.work.stage import Batch, Device, Place, Stage
 
 TRIES = 3
 _XMP = (

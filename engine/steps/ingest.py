@@ -21,16 +21,7 @@ import pyarrow as pa
 
 from engine.context import Context, Result
 from engine.core import rows
-from engine.core.arrays import aligned
-from engine.core.dataset import (
-    assign_splits,
-    limit_train,
-    mend_all,
-    remove_duplicates,
-    replace_column,
-)  # fmt: skip
 from engine.core.errors import DataError, LeakError
-from engine.core.leaks import Leak, NearPair, find_leaks
 from engine.core.manifest import Manifest, Part
 from engine.core.names import csv_cell
 from engine.core.registry import resolve
@@ -38,6 +29,15 @@ from engine.core.shards import OK, ShardSet
 from engine.core.spec import Spec
 from engine.core.step import Step
 from engine.core.store import Store
+from engine.data.arrays import aligned
+from engine.data.dataset import (
+    assign_splits,
+    limit_train,
+    mend_all,
+    remove_duplicates,
+    replace_column,
+)  # fmt: skip
+from engine.data.leaks import Leak, NearPair, find_leaks
 from engine.steps import StepKind
 from engine.steps._intake import (
     DECODED,

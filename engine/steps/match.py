@@ -14,11 +14,11 @@ import pyarrow.compute as pc
 
 from engine.context import Context, Result
 from engine.core import rows
-from engine.core.arrays import grouped_vectors, pictures
-from engine.core.dataset import split_index
 from engine.core.errors import DataError
 from engine.core.rng import generator
 from engine.core.spec import Spec
+from engine.data.arrays import grouped_vectors, pictures
+from engine.data.dataset import split_index
 from engine.report.sheet import picture_sheet
 from engine.sections import Match as MatchSettings
 from engine.steps import StepKind

@@ -15,18 +15,18 @@ import pyarrow as pa
 
 from engine.context import Context, Result
 from engine.core import rows
-from engine.core.dataset import class_names
-from engine.core.images import Preprocess
 from engine.core.manifest import Manifest, copy_files
 from engine.core.registry import resolve
 from engine.core.shards import parquet_rows
 from engine.core.spec import Spec, without
-from engine.core.stage import Batch, Device, Place
 from engine.core.store import Store
+from engine.data.dataset import class_names
+from engine.data.images import Preprocess
 from engine.sections import FilterField, LabelerField
 from engine.steps import StepKind
 from engine.steps.embed import DecodeOwn, image_shards
 from engine.steps.train import outside_noted, refuse_other_weights
+from engine.work.stage import Batch, Device, Place
 
 
 class MeasureSpec(Spec):

@@ -21,9 +21,9 @@ import pyarrow.compute as pc
 
 from engine.context import Context, Result
 from engine.core import rows
-from engine.core.dataset import split_index
 from engine.core.errors import DataError
 from engine.core.spec import Spec
+from engine.data.dataset import split_index
 from engine.nets.training import balanced_weights
 from engine.sections import Amount, Classes
 from engine.steps import StepKind

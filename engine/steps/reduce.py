@@ -19,11 +19,11 @@ import pyarrow as pa
 
 from engine.context import Context, Result
 from engine.core import rows
-from engine.core.arrays import grouped_vectors, pictures
-from engine.core.dataset import split_index
 from engine.core.errors import DataError, StudyError
 from engine.core.rng import derive_seed, generator
 from engine.core.spec import Spec
+from engine.data.arrays import grouped_vectors, pictures
+from engine.data.dataset import split_index
 from engine.report.sheet import Plane, selection_sheet
 from engine.sections import Reduce as ReduceSettings
 from engine.steps import StepKind

@@ -12,11 +12,11 @@ import pyarrow as pa
 from engine import __version__
 from engine.context import Context, Result
 from engine.core import rows
-from engine.core.dataset import class_names
-from engine.core.images import Preprocess
 from engine.core.manifest import Manifest, read_manifest
 from engine.core.spec import Spec
 from engine.core.step import Step
+from engine.data.dataset import class_names
+from engine.data.images import Preprocess
 from engine.metrics.significance import LEAST_REPLICATES, paired_t
 from engine.report import plots
 from engine.report.download import beside, data_url

@@ -18,9 +18,7 @@ import pyarrow.compute as pc
 
 from engine.context import Context, Result
 from engine.core import rows
-from engine.core.dataset import split_index
 from engine.core.errors import DataError, StudyError
-from engine.core.images import Preprocess
 from engine.core.manifest import Manifest
 from engine.core.names import slug
 from engine.core.registry import resolve
@@ -29,6 +27,8 @@ from engine.core.rows import TaskKind
 from engine.core.shards import Shard, ids_digest
 from engine.core.spec import Spec, digest
 from engine.core.step import Step
+from engine.data.dataset import split_index
+from engine.data.images import Preprocess
 from engine.generators import Generator, TrainingRows
 from engine.generators import Request as Wanted
 from engine.sections import MAX_IMAGES, Classes, GeneratorField

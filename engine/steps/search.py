@@ -18,11 +18,11 @@ import pyarrow as pa
 
 from engine.context import Context, Result
 from engine.core import rows
-from engine.core.dataset import class_names
-from engine.core.images import Preprocess
 from engine.core.manifest import Manifest
 from engine.core.spec import Spec
 from engine.core.step import Step, make_step
+from engine.data.dataset import class_names
+from engine.data.images import Preprocess
 from engine.nets.classification import Training
 from engine.sections import ClassifierField
 from engine.steps import StepKind

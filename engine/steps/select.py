@@ -24,10 +24,10 @@ import pyarrow.compute as pc
 
 from engine.context import Context, Result
 from engine.core import rows
-from engine.core.arrays import grouped_vectors, pictures
 from engine.core.names import csv_cell
 from engine.core.rng import generator
 from engine.core.spec import Spec
+from engine.data.arrays import grouped_vectors, pictures
 from engine.report.sheet import picture_sheet
 from engine.sections import Select as SelectSettings
 from engine.steps import StepKind

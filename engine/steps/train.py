@@ -21,23 +21,23 @@ import pyarrow.parquet as pq
 from engine.classifiers import Classifier
 from engine.context import Context, Result
 from engine.core import rows
-from engine.core.arrays import Stack, large_zeros, read_pixels
-from engine.core.dataset import class_names, split_index
 from engine.core.errors import ResumeError
-from engine.core.fit import FitContext
-from engine.core.images import Preprocess
 from engine.core.manifest import Manifest
 from engine.core.registry import resolve
 from engine.core.rng import derive_seed
-from engine.core.share import Arrays, Share, within_process
 from engine.core.spec import Spec, digest
 from engine.core.step import Step
 from engine.core.store import Store
+from engine.data.arrays import Stack, large_zeros, read_pixels
+from engine.data.dataset import class_names, split_index
+from engine.data.images import Preprocess
 from engine.metrics.classification import METRICS, confusion, summary
 from engine.metrics.probabilities import known_of_probabilities, log_loss
 from engine.nets.classification import LabelledImages, Training, class_numbers, train
 from engine.sections import ClassifierField
 from engine.steps import StepKind
+from engine.work.fit import FitContext
+from engine.work.share import Arrays, Share, within_process
 
 PREDICTIONS = "predictions.parquet"
 

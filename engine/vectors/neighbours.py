@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from engine.core.nearest import Vectors, most_similar, unit_length
+from engine.vectors.similarity import Vectors, most_similar, unit_length
 
 IndexKind = Literal["auto", "flat", "ivf", "hnsw"]
 # Up to so many vectors, looking at all is quick enough.

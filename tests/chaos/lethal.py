@@ -14,14 +14,14 @@ import pyarrow as pa
 
 from engine.context import Context
 from engine.core import rows
-from engine.core.resources import StageResources
 from engine.core.shards import OK, Commit, Shard, ids_digest, image_column
 from engine.core.spec import Spec
-from engine.core.stage import Batch, Device, Place
 from engine.core.step import Step
 from engine.core.store import Store
 from engine.profile import Profile
 from engine.runtime.base import Runtime
+from engine.work.resources import StageResources
+from engine.work.stage import Batch, Device, Place
 
 Fate = Literal["exit", "kill", "sleep", "spin"]
 SCHEMA = pa.schema([(rows.IMAGE_ID, pa.string()), (rows.IMAGE, rows.IMAGE_TYPE)])

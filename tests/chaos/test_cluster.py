@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from engine import fsck
 from engine.core.store import Store
+from engine.maintenance import fsck
 from tests.chaos.storages import differences
 from tests.chaos.studies import command, run
 from tests.loopback import Cluster, loopback_cluster

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from engine import fsck
 from engine.core.store import Store
+from engine.maintenance import fsck
 from tests.chaos.faulty_s3 import faulty_s3
 from tests.chaos.storages import differences
 from tests.chaos.studies import run

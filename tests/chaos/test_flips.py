@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from engine import fsck
 from engine.core.errors import DamageError
 from engine.core.store import Store
+from engine.maintenance import fsck
 from tests.chaos.storages import differences, flip_bit, manifests
 from tests.chaos.studies import run
 

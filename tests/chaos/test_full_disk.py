@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from engine import fsck
 from engine.core.store import Store
+from engine.maintenance import fsck
 from tests.chaos.storages import differences
 from tests.chaos.studies import command, run
 

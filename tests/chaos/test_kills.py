@@ -10,9 +10,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from engine import fsck
 from engine.core import rows
 from engine.core.store import Store
+from engine.maintenance import fsck
 from tests.chaos.kills import kill_until_done
 from tests.chaos.storages import differences, manifests
 from tests.chaos.studies import command, run

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from engine.core.attendance import DIED, HUNG
-from engine.core.resources import StageResources
-from engine.core.stage import Place
 from engine.core.store import Store
 from engine.runtime.cluster import RayRuntime
 from engine.runtime.inline import InlineRuntime
+from engine.work.attendance import DIED, HUNG
+from engine.work.resources import StageResources
+from engine.work.stage import Place
 from tests.chaos.lethal import (
     Fate,
     Lethal,

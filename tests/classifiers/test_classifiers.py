@@ -12,8 +12,8 @@ from engine.classifiers import Classifier
 from engine.classifiers.pretrained import Pretrained, PretrainedSpec
 from engine.classifiers.small import Small, SmallSpec
 from engine.core.errors import StudyError
-from engine.core.images import Preprocess
 from engine.core.registry import available, resolve
+from engine.data.images import Preprocess
 from engine.nets.classification import Training, predict
 
 CLASSES = ("cat", "dog", "eel")

@@ -10,12 +10,12 @@ import torch
 
 from engine.classifiers.probe import Probe, ProbeSpec, Vectors
 from engine.core.errors import StudyError
-from engine.core.fit import FitContext
-from engine.core.images import Preprocess
 from engine.core.step import make_step
 from engine.core.store import Store
+from engine.data.images import Preprocess
 from engine.embedders.pixels import Pixels, PixelsSpec
 from engine.nets.classification import LabelledImages, Training, predict, train
+from engine.work.fit import FitContext
 
 PREPROCESS = Preprocess(size=16, channels="L")
 CLASSES = ("up", "down")

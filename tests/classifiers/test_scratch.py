@@ -12,7 +12,7 @@ from PIL import Image
 
 from engine.classifiers.scratch import Architecture, Scratch, ScratchSpec
 from engine.core.errors import StudyError
-from engine.core.images import Preprocess
+from engine.data.images import Preprocess
 from engine.nets.classification import Training, predict
 
 CLASSES = ("cat", "dog", "eel")

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForImageClassification
 
 from engine.classifiers.pretrained import Pretrained, PretrainedSpec
 from engine.core.errors import StudyError
-from engine.core.images import Preprocess
+from engine.data.images import Preprocess
 from engine.nets.classification import with_synchronised_norms
 from engine.study import Study, validate
 

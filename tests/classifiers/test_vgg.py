@@ -17,7 +17,7 @@ from torch import Tensor
 
 from engine.classifiers.vgg import Vgg, VggSpec
 from engine.core.errors import StudyError
-from engine.core.images import Preprocess
+from engine.data.images import Preprocess
 from engine.nets.classification import Training, predict
 from engine.nets.vgg import VGG, initialise
 

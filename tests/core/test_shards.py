@@ -8,10 +8,10 @@ import pytest
 
 from engine.core import rows
 from engine.core.errors import ResumeError, StorageError
-from engine.core.shard_worker import ShardWorker
 from engine.core.shards import OK, Shard, ShardSet, ids_digest, image_column
-from engine.core.stage import Batch, Device, Place
 from engine.core.store import Store
+from engine.work.shard_worker import ShardWorker
+from engine.work.stage import Batch, Device, Place
 
 SCHEMA = pa.schema([(rows.IMAGE_ID, pa.string()), (rows.IMAGE, rows.IMAGE_TYPE)])
 

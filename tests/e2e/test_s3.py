@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from engine import fsck, gc
 from engine.core.store import Store
+from engine.maintenance import fsck, gc
 from tests.chaos.kills import kill_until_done
 from tests.chaos.storages import differences
 from tests.chaos.studies import command, run, run_here

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from engine.core.fit import FitContext, read_result
-from engine.core.images import Preprocess
 from engine.core.manifest import copy_files
 from engine.core.registry import resolve
 from engine.core.store import Store
+from engine.data.images import Preprocess
 from engine.generators import GeneratorSpec, SampleBatch, TrainingImages
+from engine.work.fit import FitContext, read_result
 
 
 class Killed(Exception):

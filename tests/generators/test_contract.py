@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.core.images import Preprocess
 from engine.core.registry import available, resolve
+from engine.data.images import Preprocess
 from engine.generators import Generator, GeneratorSpec, TrainingRows, proportional
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from engine.core.errors import EngineError, StudyError
-from engine.core.images import Preprocess
 from engine.core.store import Store
+from engine.data.images import Preprocess
 from engine.generators import TrainingImages
 from engine.generators.dcgan import Dcgan, DcganSpec
 from engine.nets.diffaugment import DRAWS, diffaugment

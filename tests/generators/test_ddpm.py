@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from engine.core.errors import StudyError
-from engine.core.images import Preprocess
 from engine.core.store import Store
+from engine.data.images import Preprocess
 from engine.generators import TrainingImages
 from engine.generators.ddpm import Ddpm, DdpmSpec, guided_step
 from tests.generators import harness

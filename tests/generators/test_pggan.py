@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from engine.core.errors import StudyError
-from engine.core.images import Preprocess
 from engine.core.store import Store
+from engine.data.images import Preprocess
 from engine.generators import Conditions
 from engine.generators.pggan import Pggan, PgganSpec
 from engine.nets import pggan

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.core.images import Preprocess
+from engine.data.images import Preprocess
 from engine.generators import SampleBatch, TrainingRows
 from engine.generators.traditional import Traditional, TraditionalSpec
 

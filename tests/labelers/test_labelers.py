@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from engine.classifiers.probe import Probe, ProbeSpec
-from engine.core.images import Preprocess
 from engine.core.registry import available, resolve
+from engine.data.images import Preprocess
 from engine.labelers.classifier import Classifier, ClassifierSpec
 from engine.labelers.clip import Clip, ClipSpec
 from engine.labelers.knn import Knn, KnnSpec

@@ -10,9 +10,8 @@ import torch
 from pydantic import ValidationError
 
 from engine.classifiers.small import Small, SmallSpec
-from engine.core.fit import FitContext
-from engine.core.images import Preprocess
 from engine.core.store import Store
+from engine.data.images import Preprocess
 from engine.nets.augmentation import Mixing, draw_mixing
 from engine.nets.classification import (
     LabelledImages,
@@ -25,6 +24,7 @@ from engine.nets.classification import (
     with_synchronised_norms,
 )
 from engine.nets.training import balanced_weights
+from engine.work.fit import FitContext
 
 PREPROCESS = Preprocess(size=8, channels="L")
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from engine.core import rows
-from engine.core.images import Rejected, decode
+from engine.data.images import Rejected, decode
 from engine.readers.digits import Digits, DigitsSpec
 
 

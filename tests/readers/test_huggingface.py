@@ -11,8 +11,8 @@ import pytest
 
 from engine.core import rows
 from engine.core.errors import DataError
-from engine.core.images import Rejected
 from engine.core.manifest import Manifest
+from engine.data.images import Rejected
 from engine.readers.huggingface import Huggingface, HuggingfaceSpec
 from engine.study import Study
 from tests.conftest import toy_picture

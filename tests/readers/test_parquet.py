@@ -12,9 +12,9 @@ import pytest
 
 from engine.core import rows
 from engine.core.errors import DataError
-from engine.core.images import Rejected
 from engine.core.manifest import Manifest
 from engine.core.store import Store
+from engine.data.images import Rejected
 from engine.readers.parquet import Parquet, ParquetSpec, refuse_large_groups
 from engine.study import Study
 from tests.readers.pictures import png

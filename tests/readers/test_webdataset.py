@@ -12,8 +12,8 @@ import pytest
 
 from engine.core import rows
 from engine.core.errors import DataError
-from engine.core.images import Rejected
 from engine.core.manifest import Manifest
+from engine.data.images import Rejected
 from engine.readers.webdataset import Webdataset, WebdatasetSpec
 from engine.study import Study
 from tests.readers.pictures import png

@@ -11,14 +11,14 @@ from typing import ClassVar
 import pytest
 
 from engine.core import rows
-from engine.core.attendance import DIED, HUNG
 from engine.core.errors import EngineError
-from engine.core.resources import StageResources
-from engine.core.stage import Batch, Device, Place
 from engine.core.store import Store
 from engine.runtime.attendance import RayAttendance
 from engine.runtime.cluster import RayRuntime
 from engine.runtime.inline import InlineRuntime
+from engine.work.attendance import DIED, HUNG
+from engine.work.resources import StageResources
+from engine.work.stage import Batch, Device, Place
 from tests.chaos.lethal import Lethal, compute, make_context, painted, plan, set_aside
 
 # A row is a batch, so that few processes have to die until it stands alone.

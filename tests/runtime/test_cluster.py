@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from engine.core.errors import EngineError, StudyError
-from engine.core.resources import FitResources, StageResources, TrialResources
 from engine.runtime.cluster import RayRuntime, refuse_too_large
+from engine.work.resources import FitResources, StageResources, TrialResources
 
 SLOW = (
     "The current node timed out during startup. This could happen because some of the raylet"

@@ -16,13 +16,13 @@ import pytest
 
 from engine.core import rows
 from engine.core.errors import StudyError
-from engine.core.resources import StageResources
-from engine.core.shard_worker import ShardWorker
 from engine.core.shards import Shard, ShardSet
-from engine.core.stage import Place
 from engine.core.store import Store
 from engine.runtime import monitor
 from engine.runtime.cluster import RayRuntime
+from engine.work.resources import StageResources
+from engine.work.shard_worker import ShardWorker
+from engine.work.stage import Place
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.ray

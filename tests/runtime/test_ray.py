@@ -18,20 +18,20 @@ import pytest
 
 from engine.core import rows
 from engine.core.errors import DataError, EngineError, StorageError
-from engine.core.fit import FitContext, read_result
-from engine.core.images import Preprocess
 from engine.core.registry import resolve
-from engine.core.resources import FitResources, StageResources, TrialResources
-from engine.core.shard_worker import ShardWorker
 from engine.core.shards import Shard, ShardSet
-from engine.core.stage import Batch, Device, Place
 from engine.core.store import Store
+from engine.data.images import Preprocess
 from engine.generators import GeneratorSpec, TrainingImages
 from engine.generators.dcgan import DcganSpec
 from engine.generators.ddpm import DdpmSpec
 from engine.generators.diffusion import DiffusionSpec
 from engine.generators.pggan import PgganSpec
 from engine.runtime.cluster import RayRuntime, ray_error_text
+from engine.work.fit import FitContext, read_result
+from engine.work.resources import FitResources, StageResources, TrialResources
+from engine.work.shard_worker import ShardWorker
+from engine.work.stage import Batch, Device, Place
 from tests.pipelines import save_pipeline
 
 ROOT = Path(__file__).parents[2]

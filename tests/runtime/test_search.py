@@ -13,12 +13,10 @@ import numpy as np
 import pytest
 
 from engine.core import rows
-from engine.core.arrays import matrix_of
 from engine.core.errors import DataError, EngineError, StorageError, StudyError
 from engine.core.manifest import Manifest, read_manifest
-from engine.core.proposals import Halving, Proposals, Rung, Settings
-from engine.core.resources import FitResources, TrialResources
 from engine.core.store import Store
+from engine.data.arrays import matrix_of
 from engine.execute import execute
 from engine.plan import plan, until
 from engine.profile import Profile
@@ -27,7 +25,9 @@ from engine.runtime.cluster import RayRuntime, refuse_too_large
 from engine.runtime.inline import InlineRuntime
 from engine.steps.search import trial_steps
 from engine.steps.train import PREDICTIONS
-from engine.tune import tune
+from engine.tuning.proposals import Halving, Proposals, Rung, Settings
+from engine.tuning.tune import tune
+from engine.work.resources import FitResources, TrialResources
 
 PROBE = {"name": "probe", "embedder": {"name": "pixels", "side": 16}, "hidden": 24}
 RUNTIMES = ["inline", pytest.param("ray", marks=[pytest.mark.ray, pytest.mark.slow])]

@@ -15,13 +15,13 @@ import pytest
 import ray
 
 from engine.core.errors import DataError, EngineError
-from engine.core.fit import FitContext
-from engine.core.resources import FitResources, TrialResources
-from engine.core.share import Arrays, Share
 from engine.core.store import Store
 from engine.runtime.base import Runtime
 from engine.runtime.cluster import RayRuntime
 from engine.runtime.share import ArrayHolder, sharing
+from engine.work.fit import FitContext
+from engine.work.resources import FitResources, TrialResources
+from engine.work.share import Arrays, Share
 
 FOUR = np.zeros(4, np.uint8)
 

@@ -8,10 +8,10 @@ import pyarrow as pa
 import pytest
 
 from engine.core import rows
-from engine.core.arrays import vectors_of
 from engine.core.errors import DataError
 from engine.core.manifest import Manifest
 from engine.core.store import Store
+from engine.data.arrays import vectors_of
 from engine.plan import plan
 from engine.steps.cluster import candidates, number_of_clusters
 from engine.study import Study

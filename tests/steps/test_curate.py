@@ -12,9 +12,9 @@ from PIL import Image
 
 from engine.core import rows
 from engine.core.errors import DataError, StudyError
-from engine.core.images import decode_own
 from engine.core.manifest import Manifest, read_manifest
 from engine.core.store import Store
+from engine.data.images import decode_own
 from engine.execute import discard
 from engine.export import export
 from engine.plan import named, plan

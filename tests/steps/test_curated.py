@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine.core import rows
-from engine.core.images import Preprocess, encode
 from engine.core.manifest import Manifest, write_part
 from engine.core.shards import image_column
 from engine.core.store import Store
+from engine.data.images import Preprocess, encode
 from engine.steps._curated import TILES, labels_seen, sheets, shown_classes
 from tests.conftest import toy_picture
 

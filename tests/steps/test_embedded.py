@@ -12,7 +12,6 @@ import pytest
 
 from engine.context import Context
 from engine.core import rows
-from engine.core.resources import FitResources, StageResources
 from engine.core.shards import Shard
 from engine.core.step import make_step
 from engine.core.store import Store
@@ -23,6 +22,7 @@ from engine.runtime.cluster import RayRuntime
 from engine.runtime.inline import InlineRuntime
 from engine.steps._embedded import Embedded, Some, Sums, Whole, draw, quotas, room
 from engine.steps.fidelity import Fidelity
+from engine.work.resources import FitResources, StageResources
 
 
 def embed_parts(

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pytest
 
 from engine.core import rows
-from engine.core.arrays import vectors_of
 from engine.core.manifest import Manifest
 from engine.core.store import Store
+from engine.data.arrays import vectors_of
 from engine.metrics.diversity import vendi_score
 from engine.metrics.frechet import frechet_distance
 from engine.metrics.kernel import kernel_distance

@@ -13,13 +13,12 @@ from PIL import Image
 
 from engine.core import registry, rows
 from engine.core.errors import DataError, ResumeError, StudyError
-from engine.core.images import Preprocess, decode_own
 from engine.core.manifest import Manifest
 from engine.core.rng import derive_seed
 from engine.core.sealed import seal, unseal
 from engine.core.shards import OK
-from engine.core.stage import Place
 from engine.core.store import Store
+from engine.data.images import Preprocess, decode_own
 from engine.execute import discard, execute
 from engine.generators import Generator, GeneratorSpec, SampleBatch
 from engine.plan import named, plan
@@ -29,6 +28,7 @@ from engine.sections import Request
 from engine.steps.generate import GenerateSpec, Sample
 from engine.steps.request import count_per_class
 from engine.study import Study
+from engine.work.stage import Place
 
 Run = Callable[[Study, str], Manifest]
 TRADITIONAL = {"t": {"name": "traditional"}}

@@ -18,17 +18,17 @@ from PIL import Image
 
 from engine.core import rows
 from engine.core.errors import DataError, LeakError
-from engine.core.images import Preprocess, decode_own
 from engine.core.manifest import Manifest
-from engine.core.sandbox import Sandbox
-from engine.core.stage import Place
 from engine.core.store import Store
+from engine.data.images import Preprocess, decode_own
+from engine.data.sandbox import Sandbox
 from engine.execute import execute, inspect
 from engine.plan import plan, until
 from engine.profile import Profile
 from engine.runtime.inline import InlineRuntime
 from engine.steps._intake import Decode
 from engine.study import Study
+from engine.work.stage import Place
 
 Folder = Callable[..., Path]
 MakeStudy = Callable[..., Study]

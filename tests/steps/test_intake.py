@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from engine.core import rows
-from engine.core.dataset import mend_all
-from engine.core.images import Preprocess, preprocess
-from engine.core.leaks import find_leaks
-from engine.core.near import thumbnail
+from engine.data.dataset import mend_all
+from engine.data.images import Preprocess, preprocess
+from engine.data.leaks import find_leaks
+from engine.data.near_duplicates import thumbnail
 from engine.steps._intake import Near, find_near
 from tests.core.test_near import crop, scene
 

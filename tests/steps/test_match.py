@@ -12,10 +12,10 @@ from PIL import Image
 from sklearn.neighbors import NearestNeighbors
 
 from engine.core import rows
-from engine.core.arrays import vectors_of
 from engine.core.errors import StudyError
 from engine.core.manifest import Manifest
 from engine.core.store import Store
+from engine.data.arrays import vectors_of
 from engine.plan import plan
 from engine.study import Study
 

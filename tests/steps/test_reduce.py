@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 
 from engine.core import rows
-from engine.core.arrays import vectors_of
 from engine.core.errors import DataError, StudyError
 from engine.core.manifest import Manifest
 from engine.core.store import Store
+from engine.data.arrays import vectors_of
 from engine.execute import execute
 from engine.export import export
 from engine.plan import named, plan

@@ -13,15 +13,15 @@ from PIL import Image
 
 from engine.context import Context, Result
 from engine.core import rows
-from engine.core.images import Preprocess, encode
 from engine.core.manifest import Manifest, Part
-from engine.core.resources import FitResources, StageResources
 from engine.core.step import Step
 from engine.core.store import Store
+from engine.data.images import Preprocess, encode
 from engine.runtime.inline import InlineRuntime
 from engine.sections import Select as SelectSettings
 from engine.steps.select import Select, SelectSpec
 from engine.study import Study
+from engine.work.resources import FitResources, StageResources
 
 
 def run_select(

@@ -18,12 +18,11 @@ from engine.classifiers.pretrained import Pretrained, PretrainedSpec
 from engine.classifiers.probe import Probe, ProbeSpec, _vectors
 from engine.classifiers.vgg import Vgg, VggSpec
 from engine.core import rows
-from engine.core.arrays import matrix_of, read_pixels
 from engine.core.errors import ResumeError, StudyError
-from engine.core.images import Preprocess
 from engine.core.manifest import Manifest, copy_files, read_manifest
-from engine.core.stage import Place
 from engine.core.store import Store
+from engine.data.arrays import matrix_of, read_pixels
+from engine.data.images import Preprocess
 from engine.execute import execute, inspect, run_step
 from engine.nets.classification import predict
 from engine.nets.pipelines import weights_digest
@@ -35,6 +34,7 @@ from engine.steps.measure import MeasurePixels
 from engine.steps.search import trial_steps
 from engine.steps.train import changed_weights, fed
 from engine.study import Study
+from engine.work.stage import Place
 
 Run = Callable[[Study, str], Manifest]
 PROBE = {"name": "probe", "embedder": {"name": "pixels", "side": 16}, "hidden": 24}

@@ -13,17 +13,17 @@ import numpy as np
 import torch
 
 from engine.core.errors import DamageError, StudyError
-from engine.core.fit import FitContext
-from engine.core.images import decode_own, grid
 from engine.core.names import slug
 from engine.core.rng import derive_seed
 from engine.core.sealed import seal_bytes, unseal_bytes
 from engine.core.store import Store
+from engine.data.images import decode_own, grid
 from engine.generators import Conditions, TrainingImages
 from engine.generators.adapt import Pair
 from engine.generators.diffusion import FOLDERS, checkpoint_of, group_of
 from engine.nets.denoising import Examples, PipelineTraining
 from engine.nets.training import balanced_weights, make_accelerator, run
+from engine.work.fit import FitContext
 
 if TYPE_CHECKING:
     from engine.generators.diffusion import Diffusion

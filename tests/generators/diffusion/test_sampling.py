@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.core.images import Preprocess
-from engine.core.stage import Offload
+from engine.data.images import Preprocess
 from engine.generators.diffusion import Diffusion, DiffusionSpec
+from engine.work.stage import Offload
 from tests.generators.diffusion.tiny import (
     KINDS,
     batch,

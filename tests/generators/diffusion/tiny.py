@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from engine.core.images import Preprocess
 from engine.core.store import Store
+from engine.data.images import Preprocess
 from engine.generators import SampleBatch, TrainingImages
 from engine.generators.diffusion import Diffusion, DiffusionSpec
 from tests.generators import harness

@@ -1,0 +1,179 @@
+"""The user's own files, read only: a folder on local disk or on S3-compatible storage.
+
+Nothing outside the folder is ever read: names with `..`, absolute names and symlinks that lead out
+are refused, as are pipes and devices.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import PurePosixPath
+from typing import IO, Any, TypeVar, cast
+
+import fsspec
+
+from engine.core.errors import DataError, StorageError
+from engine.core.store import ATTEMPTS, back_off, may_pass
+from engine.data.images import MAX_BYTES, Rejected
+
+# ENXIO: a socket or a pipe without a reader. ENAMETOOLONG, ELOOP: names from a hostile table.
+_NO_FILE = (errno.ENXIO, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EINVAL)
+
+
+R = TypeVar("R")
+
+
+class Source:
+    """Files below `root`, by their path relative to it. Picklable."""
+
+    def __init__(self, root: str) -> None:
+        protocol = fsspec.utils.get_protocol(root)
+        self.local = protocol in ("file", "local")
+        try:
+            self.root = (
+                os.path.realpath(root.removeprefix("file://")) if self.local else root.rstrip("/")
+            )
+            self._open()
+            found = self._fs.exists(self._root)
+        except Exception as error:  # every storage library has its own: credentials, protocols, NUL
+            raise DataError(f"reader.root: {root!r} cannot be opened: {error}") from error
+        if not found:
+            raise DataError(
+                f"reader.root: {root} does not exist (relative paths start at the current folder)"
+            )
+
+    def _open(self) -> None:
+        self._fs, self._root = fsspec.core.url_to_fs(self.root, use_listings_cache=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"root": self.root, "local": self.local}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open()
+
+    def files(self, extensions: tuple[str, ...] | None) -> Iterator[str]:
+        """Relative paths of all files with one of these extensions (None: of all), sorted; links
+        out are listed, never read."""
+        if self.local:
+            found = (
+                os.path.relpath(f"{folder}/{name}", self.root).replace(os.sep, "/")
+                for folder, _, names in os.walk(self.root)
+                for name in names
+            )
+        else:
+            start = len(self._root) + 1
+            found = (path[start:] for path in self._fs.find(self._root))
+        yield from sorted(
+            name
+            for name in found
+            if extensions is None or PurePosixPath(name).suffix.lower() in extensions
+        )
+
+    def folders(self) -> list[str]:
+        """Names of the folders directly below the root, sorted."""
+        entries = self._fs.ls(self._root, detail=True)
+        return sorted(PurePosixPath(e["name"]).name for e in entries if e["type"] == "directory")
+
+    def linked_folders(self) -> list[str]:
+        """Relative paths of links to folders, which are not walked; sorted."""
+        if not self.local:
+            return []
+        return sorted(
+            os.path.relpath(path, self.root).replace(os.sep, "/")
+            for folder, names, _ in os.walk(self.root)
+            for name in names
+            if os.path.islink(path := f"{folder}/{name}")
+        )
+
+    def read(self, uri: str) -> bytes:
+        """Bytes of one file.
+
+        Raises `Rejected` for what must not or cannot be read, and `StorageError` where the storage
+        fails: such a run stops and can go on later.
+        """
+        return self._patiently(uri, self._read)
+
+    def head(self, uri: str, size: int) -> bytes:
+        """The first bytes of one file. Raises as `read` does."""
+
+        def act(name: str) -> bytes:
+            with self._opened(name) as file:
+                return file.read(size)
+
+        return self._patiently(uri, act)
+
+    def open(self, uri: str) -> IO[bytes]:
+        """One file, of any size, to be read here and there. Raises as `read` does."""
+        return self._patiently(uri, self._opened)
+
+    def _patiently(self, uri: str, act: Callable[[str], R]) -> R:
+        path = PurePosixPath(uri)
+        if not uri or path.is_absolute() or ".." in path.parts or "\0" in uri or "\\" in uri:
+            raise Rejected("path_not_allowed", uri[:100])
+        for attempt in range(ATTEMPTS):
+            try:
+                return act(uri)
+            except OSError as error:
+                if reason := self._refusal(error):
+                    raise Rejected(reason, f"{uri[:100]}: {error.strerror}") from None
+                # A fault of the storage is none of the image's: it must not be set aside for it.
+                if may_pass(error) and attempt + 1 < ATTEMPTS:
+                    back_off(attempt)
+                    continue
+                raise self._fault(uri, error) from error
+            except Rejected:
+                raise
+            except Exception as error:  # storage libraries have errors of their own
+                raise self._fault(uri, error) from error
+        raise AssertionError("unreachable")
+
+    def _refusal(self, error: OSError) -> str | None:
+        """Why a file is not read, where that is a property of the file; None for a fault."""
+        if isinstance(error, FileNotFoundError):
+            return "missing"
+        if isinstance(error, IsADirectoryError):
+            return "not_readable"
+        if isinstance(error, PermissionError):
+            # Locally one file may be closed to us; from a server it is our credentials.
+            return "not_readable" if self.local else None
+        return "path_not_allowed" if error.errno in _NO_FILE else None
+
+    def _fault(self, uri: str, error: Exception) -> StorageError:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        return StorageError(
+            f"reader.root: {self.root}: {uri[:100]} cannot be read now: {reason}; run again when it"
+            " is mended"
+        )
+
+    def _read(self, uri: str) -> bytes:
+        if not self.local:
+            full = f"{self._root}/{uri}"
+            if self._fs.size(full) > MAX_BYTES:
+                raise Rejected("too_large", uri)
+            return bytes(self._fs.cat_file(full))
+        with self._opened(uri) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_BYTES:
+                raise Rejected("too_large", f"{size:,} bytes")
+            return file.read()
+
+    def _opened(self, uri: str) -> IO[bytes]:
+        full = f"{self._root}/{uri}"
+        if not self.local:
+            return cast("IO[bytes]", self._fs.open(full, "rb"))
+        real = os.path.realpath(full)
+        if os.path.commonpath([real, self.root]) != self.root:
+            raise Rejected("path_not_allowed", f"{uri} leads out of the folder")
+        # O_NONBLOCK: opening a pipe must not wait for a writer.
+        handle = os.open(real, os.O_RDONLY | os.O_NONBLOCK)
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            os.close(handle)
+            if stat.S_ISDIR(status.st_mode):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            raise Rejected("path_not_allowed", f"{uri} is no regular file")
+        return os.fdopen(handle, "rb")

@@ -1,0 +1,47 @@
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from engine.core import rows
+from engine.core.store import Store
+from engine.data.arrays import Stack, grouped_vectors
+
+
+def test_a_stack_gives_the_rows_of_its_arrays_in_the_order_asked_for():
+    arrays = [
+        np.arange(6).reshape(3, 2),
+        np.empty((0, 2), dtype=int),
+        np.arange(10, 14).reshape(2, 2),
+    ]
+    stack, whole = Stack(arrays), np.concatenate(arrays)
+    wanted = np.array([4, 0, 0, 2, 3])
+    assert np.array_equal(stack[wanted], whole[wanted])
+    assert stack[wanted].dtype == arrays[0].dtype
+
+
+def test_vectors_are_gathered_by_group_and_others_are_left_out(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    random = np.random.default_rng(0)
+    vectors = {f"i{number}": random.normal(size=3).astype(np.float32) for number in range(9)}
+    keys = []
+    for part in range(3):
+        ids = [f"i{number}" for number in range(part, 9, 3)]
+        table = pa.table(
+            {
+                rows.IMAGE_ID: ids,
+                rows.EMBEDDING: rows.fixed_lists(np.stack([vectors[name] for name in ids])),
+            }
+        )
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink)
+        keys.append(f"part-{part}.parquet")
+        store.put(keys[-1], sink.getvalue().to_pybytes())
+    group_of = {"i0": "even", "i2": "even", "i4": "even", "i1": "odd", "absent": "odd"}
+    found = grouped_vectors(store, keys, group_of)
+    assert {name: sorted(ids) for name, (ids, _) in found.items()} == {
+        "even": ["i0", "i2", "i4"], "odd": ["i1"],
+    }  # fmt: skip
+    for ids, held in found.values():
+        assert np.array_equal(held, np.stack([vectors[name] for name in ids]))

@@ -1,0 +1,180 @@
+"""Nothing outside the user's folder is ever read."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+import socket
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from engine.core.errors import DataError, StorageError
+from engine.data.images import MAX_BYTES, Rejected
+from engine.data.source import Source
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    root = tmp_path / "data"
+    (root / "cat").mkdir(parents=True)
+    (root / "cat" / "a.png").write_bytes(b"inside")
+    (tmp_path / "secret.png").write_bytes(b"outside")
+    return root
+
+
+def reason(root: Path, uri: str) -> str:
+    with pytest.raises(Rejected) as caught:
+        Source(str(root)).read(uri)
+    return caught.value.reason
+
+
+def test_a_file_is_read_by_its_relative_path(root: Path) -> None:
+    assert Source(str(root)).read("cat/a.png") == b"inside"
+    assert Source(f"file://{root}").read("cat/a.png") == b"inside"
+    assert pickle.loads(pickle.dumps(Source(str(root)))).read("cat/a.png") == b"inside"
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "", "../secret.png", "cat/../../secret.png", "cat/../cat/a.png", "/etc/passwd", "a\0b.png",
+        "..\\secret.png", "x" * 300 + ".png", "/".join(["x" * 200] * 30), "/dev/zero", "~/../x/..",
+    ],
+)  # fmt: skip
+def test_a_path_that_is_no_path_below_the_root_is_refused(root: Path, uri: str) -> None:
+    assert reason(root, uri) == "path_not_allowed"
+
+
+def test_a_link_that_leads_out_is_refused(root: Path, tmp_path: Path) -> None:
+    (root / "out.png").symlink_to(tmp_path / "secret.png")
+    (root / "up").symlink_to(tmp_path)
+    (root / "device.png").symlink_to("/dev/zero")
+    (root / "around.png").symlink_to("around.png")
+    for uri in ("out.png", "up/secret.png", "device.png", "around.png"):
+        assert reason(root, uri) == "path_not_allowed"
+
+
+def test_a_sibling_whose_name_begins_like_the_root_s_is_outside(root: Path) -> None:
+    sibling = root.with_name("data-private")
+    sibling.mkdir()
+    (sibling / "a.png").write_bytes(b"outside")
+    (root / "link.png").symlink_to(sibling / "a.png")
+    assert reason(root, "link.png") == "path_not_allowed"
+
+
+def test_a_link_within_the_root_is_followed(root: Path) -> None:
+    (root / "same.png").symlink_to(root / "cat" / "a.png")
+    assert Source(str(root)).read("same.png") == b"inside"
+
+
+def test_a_root_that_is_a_link_is_fine(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(root)
+    assert Source(str(tmp_path / "link")).read("cat/a.png") == b"inside"
+
+
+@pytest.mark.timeout(20)
+def test_pipes_and_sockets_are_refused_without_waiting(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkfifo(root / "pipe.png")
+    assert reason(root, "pipe.png") == "path_not_allowed"
+    with socket.socket(socket.AF_UNIX) as listening:
+        monkeypatch.chdir(root)  # the path of a socket has 108 characters at most
+        listening.bind("socket.png")
+        assert reason(root, "socket.png") == "path_not_allowed"
+
+
+def test_what_is_missing_or_a_folder_or_too_large_has_its_own_reason(root: Path) -> None:
+    with open(root / "large.png", "wb") as file:
+        file.truncate(MAX_BYTES + 1)
+    assert reason(root, "cat/b.png") == "missing"
+    assert reason(root, "cat/a.png/b.png") == "path_not_allowed"
+    assert reason(root, "cat") == "not_readable"
+    assert reason(root, "large.png") == "too_large"
+
+
+def test_files_are_listed_by_extension_and_in_order(root: Path) -> None:
+    for name in ("Z.JPG", "b.txt", ".hidden", "cat/sub.png"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_bytes(b"")
+    source = Source(str(root))
+    assert list(source.files((".png", ".jpg"))) == ["Z.JPG", "cat/a.png", "cat/sub.png"]
+    assert source.folders() == ["cat"]
+
+
+def test_folders_behind_links_are_not_walked(root: Path, tmp_path: Path) -> None:
+    (root / "up").symlink_to(tmp_path)
+    assert list(Source(str(root)).files((".png",))) == ["cat/a.png"]
+
+
+@pytest.mark.parametrize(
+    ("root", "text"),
+    [
+        ("/no/such/folder", "does not exist"),
+        ("a\0b", "cannot be opened"),
+        ("nothing://bucket/x", "cannot be opened"),
+    ],
+)
+def test_a_root_that_is_not_there_is_an_error_that_names_the_field(root: str, text: str) -> None:
+    with pytest.raises(DataError, match=rf"^reader\.root: .*{text}"):
+        Source(root)
+
+
+def test_a_folder_in_memory_obeys_the_same_rules() -> None:
+    import fsspec
+
+    files = fsspec.filesystem("memory")
+    files.pipe_file("/photos/cat/a.png", b"inside")
+    files.pipe_file("/secret.png", b"outside")
+    source = Source("memory://photos")
+    assert list(source.files((".png",))) == ["cat/a.png"]
+    assert source.folders() == ["cat"]
+    assert source.read("cat/a.png") == b"inside"
+    for uri, expected in (("../secret.png", "path_not_allowed"), ("no.png", "missing")):
+        with pytest.raises(Rejected) as caught:
+            source.read(uri)
+        assert caught.value.reason == expected
+
+
+class Faulty:
+    """A file system whose reads fail: the first `times` of them, with `error`."""
+
+    def __init__(self, error: Exception, times: int) -> None:
+        self.error, self.times = error, times
+
+    def size(self, path: str) -> int:
+        return 6
+
+    def cat_file(self, path: str) -> bytes:
+        self.times -= 1
+        if self.times >= 0:
+            raise self.error
+        return b"inside"
+
+
+def remote(error: Exception, times: int) -> Source:
+    fsspec.filesystem("memory").pipe("/photographs/a.png", b"inside")
+    source = Source("memory://photographs")
+    source._fs = Faulty(error, times)
+    return source
+
+
+@pytest.mark.parametrize("error", [TimeoutError("slow"), OSError(errno.EIO, "input/output error")])
+def test_a_passing_fault_of_the_storage_is_tried_again(error: Exception) -> None:
+    assert remote(error, times=2).read("a.png") == b"inside"
+
+
+@pytest.mark.parametrize(
+    "error", [PermissionError("the token has expired"), RuntimeError("no credentials")]
+)
+def test_a_lasting_fault_stops_the_run_and_sets_no_image_aside(error: Exception) -> None:
+    with pytest.raises(StorageError, match=str(error)):
+        remote(error, times=99).read("a.png")
+
+
+def test_a_missing_remote_file_is_the_file_s_own_fault() -> None:
+    with pytest.raises(Rejected, match="missing"):
+        remote(FileNotFoundError(errno.ENOENT, "no such key"), times=99).read("a.png")

@@ -1,0 +1,133 @@
+"""Which settings are tried, in which order, and which go on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from engine.sections import Tune
+from engine.tuning.proposals import Halving, Proposals, Range, Settings, Space, grid
+
+SPACE: Space = {
+    "rate": Range(low=1e-4, high=1e-1, log=True),
+    "kind": ("a", ["b", 2], None),
+    "count": Range(low=2, high=5, integer=True),
+}
+
+
+def asked(proposals: Proposals) -> list[Settings]:
+    return [settings for _, settings in iter(proposals.ask, None)]
+
+
+def optimum(settings: Settings) -> float:
+    """Highest at rate 0.01 and kind a."""
+    return -abs(settings["rate"] - 0.01) - (settings["kind"] != "a")
+
+
+def test_a_grid_is_every_combination_after_the_study_as_it_is() -> None:
+    space: Space = {"a": (1, 2), "b": Range(low=0.1, high=0.3, step=0.1)}
+    found = grid(space)
+    assert [(one["a"], one["b"]) for one in found] == [
+        (a, b) for a in (1, 2) for b in (0.1, 0.2, 0.3)
+    ]
+    assert asked(Proposals(space, "grid", len(found), seed=1)) == [{}, *found]
+
+
+def test_a_range_without_steps_has_no_grid() -> None:
+    with pytest.raises(ValueError, match="rate"):
+        grid(SPACE)
+    assert Range(low=2, high=5, integer=True).all() == (2, 3, 4, 5)
+
+
+def test_what_is_drawn_lies_in_its_range_and_follows_from_the_seed() -> None:
+    found = asked(Proposals(SPACE, "random", 300, seed=4))[1:]
+    assert found == asked(Proposals(SPACE, "random", 300, seed=4))[1:]
+    assert found != asked(Proposals(SPACE, "random", 300, seed=5))[1:]
+    rates = sorted(one["rate"] for one in found)
+    assert 1e-4 <= rates[0] <= rates[-1] <= 1e-1
+    # By equal ratios: as many below the geometric mean as above.
+    assert 2e-3 < rates[150] < 5e-3
+    assert {one["count"] for one in found} == {2, 3, 4, 5}
+    assert {str(one["kind"]) for one in found} == {"a", "['b', 2]", "None"}
+    # More trials begin with fewer.
+    assert asked(Proposals(SPACE, "random", 10, seed=4)) == [{}, *found[:10]]
+
+
+@pytest.mark.parametrize(
+    ("fields", "numbers"),
+    [
+        ({"low": 1, "high": 2, "step": 0.3}, {1.0, 1.3, 1.6, 1.9}),
+        ({"low": 1, "high": 7, "step": 3, "integer": True}, {1, 4, 7}),
+        ({"low": 1, "high": 3, "log": True, "integer": True}, {1, 2, 3}),
+    ],
+)
+def test_steps_and_whole_numbers(fields: dict[str, Any], numbers: set[float]) -> None:
+    knob = Range(**fields)
+    drawn = {knob.at(share / 100) for share in range(100)}
+    assert drawn == numbers
+    assert knob.ends() == (min(numbers), max(numbers))
+    assert all(isinstance(value, int) == knob.integer for value in drawn)
+
+
+@pytest.mark.parametrize(
+    ("knob", "why"),
+    [
+        ({"low": 2, "high": 1}, "high must be above low"),
+        ({"low": 0, "high": 1, "log": True}, "log needs low above 0"),
+        ({"low": 0, "high": 1, "step": 2}, "step must be"),
+        ({"low": 0.5, "high": 3, "integer": True}, "whole numbers"),
+        ({"low": 1, "hihg": 3}, "is missing"),
+        ([1], "two choices or more"),
+        (3, "two choices or more"),
+    ],
+)
+def test_a_knob_that_cannot_be_is_refused(knob: Any, why: str) -> None:
+    with pytest.raises(ValidationError, match=why):
+        Tune(knobs={"x": knob})
+
+
+def test_optuna_learns_and_goes_on_after_a_kill_as_if_there_had_been_none() -> None:
+    pytest.importorskip("optuna")
+
+    def search(count: int, known: dict[int, Settings]) -> list[Settings]:
+        found = []
+        proposals = Proposals(SPACE, "optuna", count, seed=2, known=known, note=known.__setitem__)
+        while (one := proposals.ask()) is not None:
+            found.append(one[1])
+            proposals.tell(one[0], optimum(one[1]) if one[0] else None)
+        return found[1:]
+
+    whole = search(40, {})
+    assert len(whole) == 40
+    late, early = (sum(map(optimum, part)) for part in (whole[-10:], whole[:10]))
+    assert late > early + 1
+    known: dict[int, Settings] = {}
+    search(15, known)
+    assert set(known) == set(range(1, 16))
+    assert search(40, known) == whole
+
+
+def test_a_setting_that_failed_is_no_guide_to_optuna() -> None:
+    pytest.importorskip("optuna")
+    proposals = Proposals(SPACE, "optuna", 3, seed=2)
+    for _ in range(4):
+        number, _ = proposals.ask() or (-1, {})
+        proposals.tell(number, None)
+    assert proposals.ask() is None
+
+
+def test_nothing_is_asked_after_the_end() -> None:
+    left = [False, False, True]
+    proposals = Proposals(SPACE, "random", 9, seed=1, ended=lambda: left.pop(0))
+    assert len(asked(proposals)) == 2
+
+
+def test_halving_multiplies_steps_and_lets_the_best_go_on() -> None:
+    halving = Halving(grace=10, reduction_factor=3, most=100)
+    assert halving.rungs() == [10, 30, 90, 100]
+    assert Halving(100, 3, 100).rungs() == [100]
+    assert halving.goes_on(0.1, [])
+    assert halving.goes_on(0.9, [0.1, 0.5, 0.8])
+    assert not halving.goes_on(0.5, [0.1, 0.5, 0.8])

@@ -1,0 +1,50 @@
+"""Arrays that the fits of a process find again."""
+
+from __future__ import annotations
+
+import uuid
+
+import numpy as np
+import pytest
+
+from engine.work.share import Arrays, within_process
+
+
+class Maker:
+    """Makes arrays, and counts how often; fails as often as it is told to."""
+
+    def __init__(self, fails: int = 0) -> None:
+        self.fails, self.made = fails, 0
+
+    def __call__(self) -> Arrays:
+        if self.fails:
+            self.fails -= 1
+            raise OSError("torn")
+        self.made += 1
+        return np.full((2, 3), self.made), ["a", "b"]
+
+
+def test_arrays_are_made_once_for_a_key() -> None:
+    make, key, other = Maker(), uuid.uuid4().hex, uuid.uuid4().hex
+    first = within_process(key, make)
+    assert within_process(key, make) is first
+    assert within_process(other, make)[0][0, 0] == 2
+    assert make.made == 2
+
+
+def test_where_making_fails_the_next_to_ask_makes_them() -> None:
+    make, key = Maker(fails=1), uuid.uuid4().hex
+    with pytest.raises(OSError, match="torn"):
+        within_process(key, make)
+    assert within_process(key, make)[1] == ["a", "b"]
+    assert make.made == 1
+
+
+def test_what_was_asked_for_longest_ago_goes_first() -> None:
+    make, keys = Maker(), [uuid.uuid4().hex for _ in range(7)]
+    for key in keys:
+        within_process(key, make)
+    within_process(keys[-1], make)
+    assert make.made == 7
+    within_process(keys[0], make)
+    assert make.made == 8
