@@ -57,7 +57,7 @@ from engine.core import rows
 from engine.core.manifest import Manifest, Part
 from engine.core.shards import Shard, ShardSet, parquet_rows
 from engine.core.spec import Spec
-from engine.core.step import Step
+from engine.core.step import Step, Subject
 from engine.core.store import Store
 from engine.data.images import Preprocess, decode, encode, preprocess
 from engine.embedders.cnn import CnnSpec
@@ -145,7 +145,7 @@ class Actor:
 def make_context(store: Store, inputs: dict[str, Manifest], spec: Spec) -> Context:
     profile = Profile()
     return Context(
-        step=Step("generate", "generate", spec, {}), inputs=inputs, store=store,
+        step=Step("generate", Subject(), spec, {}), inputs=inputs, store=store,
         runtime=None,  # type: ignore[arg-type]
         stage_resources=profile.stage, fit_resources=profile.fit, device="cpu",
     )  # fmt: skip

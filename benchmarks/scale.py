@@ -63,7 +63,7 @@ from engine.core import rows
 from engine.core.manifest import Manifest
 from engine.core.shards import Shard, ShardSet, image_column, parquet_rows
 from engine.core.spec import Spec
-from engine.core.step import Step
+from engine.core.step import Step, Subject
 from engine.core.store import Store
 from engine.data.images import Preprocess, decode_own, encode
 from engine.generators.ddpm import DdpmSpec
@@ -198,7 +198,7 @@ class Watched:
 
 def make_context(store: Store, runtime: Any, inputs: dict[str, Manifest], spec: Spec) -> Context:
     return Context(
-        step=Step("generate", "generate", spec, {}),
+        step=Step("generate", Subject(), spec, {}),
         inputs=inputs,
         store=store,
         runtime=runtime,

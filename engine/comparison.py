@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine.core.errors import StudyError
-from engine.core.names import label_of_fit
 from engine.core.registry import kind_of, resolve
 from engine.core.rng import derive_seed
 from engine.core.spec import canonical
-from engine.core.step import Step, make_step
+from engine.core.step import Step, Subject, make_step
 from engine.sections import Amount, Tune
 from engine.steps.measure import measuring
 from engine.steps.mix import Added
@@ -130,23 +129,25 @@ class Comparison:
                     }
                 )
                 found["labeler"] = make_step(
-                    "train", "train.labeler",
+                    "train",
                     {
                         "classifier": spec.classifier, "training": spec.training,
                         "preprocess": study.preprocess, "task": self.task,
                         "seed": derive_seed(study.seed, "labeler"),
                     },
                     {"ingest": self.ingest, "mix": self.real}, [("classifiers", spec.classifier)],
+                    Subject("labeler"),
                 )  # fmt: skip
                 self.filter_plugins.append(("classifiers", spec.classifier))
         self.labeler = spec
         looks = measuring(self.task, study.preprocess, spec, filters)
         if looks.labeler is not None or looks.filters:
             found["measure"] = make_step(
-                "measure", "measure.val", looks.model_dump(),
+                "measure", looks.model_dump(),
                 {"ingest": self.ingest, **found},
                 [("filters", one) for one in looks.filters]
                 + [plugin for plugin in self.filter_plugins if plugin[0] != "filters"],
+                Subject("val"),
             )  # fmt: skip
         return found
 
@@ -172,7 +173,9 @@ class Comparison:
             found["by class"] = Amount(ratio_by_class=request.ratio_by_class)
         return found
 
-    def curate(self, suffix: str, generate: Step, generator_key: str, filtered: bool) -> Step:
+    def curate(
+        self, subject: Subject, generate: Step, generator_key: str, filtered: bool
+    ) -> Step:
         study, inputs = self.study, {"ingest": self.ingest, "generate": generate}
         spec: dict[str, Any] = {"filters": ()}
         plugins: list[tuple[str, Any]] = []
@@ -184,12 +187,12 @@ class Comparison:
             }  # fmt: skip
             plugins = [*self.filter_plugins, ("embedders", study.embedder)]
         return make_step(
-            "curate", f"curate.{suffix}",
+            "curate",
             {
                 "task": self.task, "preprocess": study.preprocess,
                 "generator_key": generator_key, **spec,
             },
-            inputs, plugins,
+            inputs, plugins, subject,
         )  # fmt: skip
 
     def add(self, label: str, curate: Step, unfiltered: Step | None) -> None:
@@ -210,20 +213,20 @@ class Comparison:
             for name, amount in self.amounts().items():
                 arm = Arm(
                     name=f"{family} {name}", family=family, ratio=amount.ratio, generators=labels,
-                    mixes=self._fits(f"{family}.{name}", labels, amount, real),
+                    mixes=self._fits(f"{family} {name}", labels, amount, real),
                     role="compared" if synthetic else "baseline",
                 )  # fmt: skip
                 found.append(arm)
                 if family in self.unfiltered:
                     twins = self._fits(
-                        f"{family}.unfiltered.{name}", labels, amount, real, self.unfiltered
+                        f"{family} unfiltered {name}", labels, amount, real, self.unfiltered
                     )
                     twin = {"name": f"{family} unfiltered {name}", "family": f"{family} unfiltered",
                             "mixes": twins, "role": "shown", "twin_of": arm.name}  # fmt: skip
                     found.append(arm.model_copy(update=twin))
             if synthetic and family in study.generators and "synthetic_only" in study.search.arms:
-                mixes = self._fits(f"{family}.only", labels, Amount(ratio=1.0), "none")
                 only = f"{family} only"
+                mixes = self._fits(only, labels, Amount(ratio=1.0), "none")
                 found.append(
                     Arm(name=only, family=only, ratio=None, mixes=mixes, role="shown",
                         generators=labels)
@@ -240,7 +243,7 @@ class Comparison:
         return self._added(
             [
                 self._mix(
-                    label_of_fit(name, fit), real=real, added=added,
+                    name, real=real, added=added,
                     curates={label: pools[label][fit] for label in labels}, fit=fit,
                 )
                 for fit in range(self.study.search.generator_fits)
@@ -256,12 +259,12 @@ class Comparison:
         embedder = settings.embedder or study.embedder
         plugins = [("embedders", embedder)]
         embed = make_step(
-            "embed", "embed.fidelity", {"embedder": embedder}, {"ingest": self.ingest}, plugins
+            "embed", {"embedder": embedder}, {"ingest": self.ingest}, plugins, Subject("fidelity")
         )
         embed = self.embed if embed == self.embed else embed
         found = [
             make_step(
-                "fidelity", f"fidelity.{name}",
+                "fidelity",
                 {
                     "embedder": embedder, "sample": settings.sample, "k": settings.k,
                     "task": self.task, "seed": study.seed,
@@ -270,19 +273,15 @@ class Comparison:
                     "ingest": self.ingest, "embed": embed, "curate": curate,
                     "generate": curate.inputs["generate"],
                 },
-                plugins,
+                plugins, Subject(curate.subject.name, curate.subject.fit),
             )
-            for name, curate in self._all_pools()
+            for curate in self._all_pools()
         ]  # fmt: skip
         return found if embed == self.embed else [embed, *found]
 
-    def _all_pools(self) -> list[tuple[str, Step]]:
-        """Every fit of every generator by its name in labels, and what is kept of it."""
-        return [
-            (label_of_fit(label, fit), curate)
-            for label, held in self.pools.items()
-            for fit, curate in enumerate(held)
-        ]
+    def _all_pools(self) -> list[Step]:
+        """The last `curate` of every fit of every generator."""
+        return [curate for fits in self.pools.values() for curate in fits]
 
     def _mix(
         self, name: str, real: str = "all", oversampled: bool = False,
@@ -296,14 +295,14 @@ class Comparison:
         for label, curate in (curates or {}).items():
             inputs |= {f"curate.{label}": curate, f"generate.{label}": curate.inputs["generate"]}
         return make_step(
-            "mix", f"mix.{name.replace(' ', '.')}",
+            "mix",
             {
                 "task": self.task, "real": real, "oversampled": oversampled, "added": added,
                 # Real images are the same whatever the target classes are.
                 "classes": self.request.classes if added else "all",
                 "seed": fit_seed(study.seed, fit) if added else 0,
             },
-            inputs,
+            inputs, subject=Subject(name, fit),
         )  # fmt: skip
 
     def steps(self) -> list[Step]:
@@ -312,7 +311,7 @@ class Comparison:
         arms = [*self.arms, *self._generator_arms()]
         fidelity = self.fidelity()
         search = make_step(
-            "search", "search",
+            "search",
             {
                 "classifier": study.classifier, "training": study.training,
                 "preprocess": study.preprocess, "task": self.task, "arms": tuple(arms),
@@ -326,7 +325,7 @@ class Comparison:
             self.plugins,
         )  # fmt: skip
         evaluate = make_step(
-            "evaluate", "evaluate",
+            "evaluate",
             {
                 "settings": study.evaluate, "classifier": study.classifier,
                 "preprocess": study.preprocess, "task": self.task,
@@ -335,12 +334,12 @@ class Comparison:
             {"ingest": self.ingest, "search": search}, self.plugins,
         )  # fmt: skip
         pools = {
-            f"{kind}.{name}": step
-            for name, curate in self._all_pools()
-            for kind, step in (("curate", curate), ("generate", curate.inputs["generate"]))
+            f"{step.kind}.{Subject(curate.subject.name, curate.subject.fit).label}": step
+            for curate in self._all_pools()
+            for step in (curate, curate.inputs["generate"])
         }
         report = make_step(
-            "report", "report",
+            "report",
             {
                 # Of how the study was tuned, the page tells the number of settings alone.
                 "study": canonical(

@@ -32,6 +32,7 @@ from engine.plan import named, plan
 from engine.readers import image_ids
 from engine.steps.ingest import IngestSpec
 from engine.steps.search import SearchSpec
+from engine.steps.train import generated_images
 from engine.study import Study
 
 PROVENANCE = "provenance.json"
@@ -127,8 +128,8 @@ def _all_kept(steps: list[Step], store: Store, label: str, real: Selection) -> S
         # Of several fits the first one's.
         rounds = [
             step for step in steps
-            if step.label.split(".")[:2] == [kind, label]
-            and all(part.isdigit() for part in step.label.split(".")[2:])
+            if (step.kind, step.subject.name, step.subject.fit) == (kind, label, 0)
+            and step.subject.filtered
         ]  # fmt: skip
         return done(store, rounds[-1]) if rounds else None
 
@@ -146,8 +147,7 @@ def _all_kept(steps: list[Step], store: Store, label: str, real: Selection) -> S
             ids, names = held[rows.IMAGE_ID].to_pylist(), held[rows.LABEL].to_pylist()
             labels |= dict(zip(ids, names, strict=True))
     else:
-        keys = [part.key for part in generate.parts if "label" in part.tags]
-        labels |= _labels(store, keys, column)
+        labels |= _labels(store, generated_images(generate), column)
     real.train = {image_id: (name, 1.0) for image_id, name in labels.items()}
     return real
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
 from engine.comparison import Comparison, fit_seed
 from engine.core.errors import StudyError
-from engine.core.names import label_of_fit
 from engine.core.registry import kind_of, resolve
 from engine.core.spec import digest, without
-from engine.core.step import Step, make_step, upstream
+from engine.core.step import Step, Subject, make_step, upstream
 from engine.study import Study
 
 
@@ -21,7 +21,7 @@ def plan(study: Study) -> list[Step]:
     task = choose_task(study, tasks)
     common = {"task": task, "tasks": tasks}
     ingest = make_step(
-        "ingest", "ingest",
+        "ingest",
         {
             "reader": study.reader, **common, "preprocess": study.preprocess, "split": study.split,
             "audit": study.audit, "seed": study.seed,
@@ -29,15 +29,14 @@ def plan(study: Study) -> list[Step]:
         plugins=[("readers", study.reader), ("embedders", study.audit.embedder)],
     )  # fmt: skip
     embed = make_step(
-        "embed", "embed", {"embedder": study.embedder}, {"ingest": ingest},
+        "embed", {"embedder": study.embedder}, {"ingest": ingest},
         plugins=[("embedders", study.embedder)],
     )  # fmt: skip
     cluster = make_step(
-        "cluster", "cluster", {"settings": study.cluster, **common, "seed": study.seed},
+        "cluster", {"settings": study.cluster, **common, "seed": study.seed},
         {"ingest": ingest, "embed": embed},
     )  # fmt: skip
     select = make_step(
-        "select",
         "select",
         {"task": task, "settings": study.select, "seed": study.seed},
         {"ingest": ingest, "cluster": cluster, "embed": embed},
@@ -80,7 +79,7 @@ def plan_audit(study: Study) -> Step:
     networks = [one for one in (study.embedder, study.audit.embedder) if type(one) is not pixels]
     embedder = networks[0] if networks else study.embedder
     return make_step(
-        "audit", "audit",
+        "audit",
         {
             "name": study.name, "reader": study.reader, "task": choose_task(study, tasks),
             "tasks": tasks, "preprocess": study.preprocess, "split": study.split,
@@ -103,7 +102,7 @@ def _reduce_step(study: Study, task: str, ingest: Step, embed: Step, cluster: St
     if method == "stratified":
         inputs["cluster"] = cluster
     return make_step(
-        "reduce", "reduce", {"settings": study.reduce, "task": task, "seed": study.seed}, inputs
+        "reduce", {"settings": study.reduce, "task": task, "seed": study.seed}, inputs
     )
 
 
@@ -127,8 +126,9 @@ def _match_step(
             )
         inputs |= {f"{role}.curate": curate, f"{role}.generate": curate.inputs["generate"]}
     return make_step(
-        "match", f"match.{label}", {"settings": match, "task": task, "seed": study.seed}, inputs
-    )
+        "match", {"settings": match, "task": task, "seed": study.seed}, inputs,
+        subject=Subject(label),
+    )  # fmt: skip
 
 
 def _generator_steps(
@@ -144,7 +144,7 @@ def _generator_steps(
 ) -> list[Step]:
     """request, finetune (of what is trained) and generate of one fit of a generator; where images
     are compared, curate too, and as many rounds of asking for more as the study allows."""
-    name, seed = label_of_fit(label, fit), fit_seed(study.seed, fit)
+    subject, seed = Subject(label, fit), fit_seed(study.seed, fit)
     kind = resolve("generators", spec.name)
     generator = kind(spec, study.preprocess)
     generator.check()
@@ -157,13 +157,13 @@ def _generator_steps(
     finetune = None
     if generator.trainable:
         finetune = make_step(
-            "finetune", f"finetune.{name}",
+            "finetune",
             {
                 "generator": without(spec, kind.sampling_fields),
                 "preprocess": study.preprocess,
                 "task": common["task"], "seed": seed,
             },
-            inputs, plugins,
+            inputs, plugins, subject,
         )  # fmt: skip
     generator_key = digest(
         {
@@ -183,9 +183,9 @@ def _generator_steps(
     curate: Step | None = None
     rounds = study.curate.max_rounds if comparison is not None else 1
     for number in range(1, rounds + 1):
-        suffix = name if number == 1 else f"{name}.{number}"
+        subject = replace(subject, round=number)
         request = make_step(
-            "request", f"request.{suffix}",
+            "request",
             {
                 "request": study.request.one_by_one(),
                 "class_groups": study.request.class_groups,
@@ -193,29 +193,31 @@ def _generator_steps(
                 "generator": spec, "generator_key": generator_key,
                 "preprocess": study.preprocess, **common, "seed": seed,
             },
-            {**inputs, **({"curate": curate} if curate else {})}, plugins,
+            {**inputs, **({"curate": curate} if curate else {})}, plugins, subject,
         )  # fmt: skip
         # The request first: what is wrong with it is told before hours of training.
         steps.append(request)
         if finetune is not None and number == 1:
             steps.append(finetune)
         generate = make_step(
-            "generate", f"generate.{suffix}",
+            "generate",
             {
                 "generator": spec, "generator_key": generator_key, "preprocess": study.preprocess,
                 **common,
             },
             {"ingest": ingest, "request": request, **({"finetune": finetune} if finetune else {})},
-            plugins,
+            plugins, subject,
         )  # fmt: skip
         steps.append(generate)
         if comparison is not None:
-            curate = comparison.curate(suffix, generate, generator_key, generator.filtered)
+            curate = comparison.curate(subject, generate, generator_key, generator.filtered)
             steps.append(curate)
     if comparison is not None and curate is not None:
         unfiltered = None
         if "unfiltered" in study.search.arms and "embed" in curate.inputs:
-            unfiltered = comparison.curate(f"{name}.unfiltered", generate, generator_key, False)
+            unfiltered = comparison.curate(
+                replace(subject, round=1, filtered=False), generate, generator_key, False
+            )
             steps.append(unfiltered)
         comparison.add(label, curate, unfiltered)
     return steps
@@ -248,7 +250,7 @@ def until(steps: list[Step], name: str) -> list[Step]:
     return [
         step
         for index, step in enumerate(steps)
-        if step.key in needed or (index <= last and "." not in step.label)
+        if step.key in needed or (index <= last and not step.subject.name)
     ]
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 from PIL import Image
@@ -21,6 +22,12 @@ from engine.runtime.inline import InlineRuntime
 from engine.study import Study, validate
 
 Classes = Mapping[str, int]
+
+# A busy machine draws examples slowly, which says nothing of the code.
+hypothesis.settings.register_profile(
+    "busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("busy")
 
 
 def toy_picture(number: int, side: int = 24) -> Image.Image:

@@ -11,7 +11,7 @@ from engine.context import Context, Work
 from engine.core.manifest import Manifest, read_manifest, write_part
 from engine.core.progress import Bar
 from engine.core.spec import Spec
-from engine.core.step import Step
+from engine.core.step import Step, Subject
 from engine.core.store import Store
 from engine.execute import Trials, execute, held
 from engine.plan import named, plan, until
@@ -100,7 +100,7 @@ def test_a_fit_that_is_stuck_before_its_first_step_says_so(
 
     monkeypatch.setattr("engine.context.Bar", partial(Bar, stream=log, quiet=0.05))
     context = Context(
-        step=Step("finetune", "finetune", Spec(), {}), inputs={}, store=store, runtime=Stuck(),
+        step=Step("finetune", Subject(), Spec(), {}), inputs={}, store=store, runtime=Stuck(),
         stage_resources=lambda name: StageResources(), fit_resources=FitResources(), device="cpu",
     )  # fmt: skip
     with pytest.raises(LookupError):

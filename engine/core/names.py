@@ -46,9 +46,3 @@ def check_class_names(names: Iterable[str], task: str) -> None:
 def csv_cell(text: str) -> str:
     """A cell that no spreadsheet takes for a formula."""
     return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
-
-
-def label_of_fit(label: str, fit: int) -> str:
-    """What a generator is called in the labels of the steps of one of its fits: of the first, by
-    its name alone."""
-    return f"{label}.fit{fit}" if fit else label

@@ -19,14 +19,45 @@ S = TypeVar("S", bound=Spec)
 
 
 @dataclass(frozen=True)
+class Subject:
+    """What distinguishes a step from others of its kind.
+
+    name: a generator, an arm, a classifier; empty where a plan has one step of the kind. fit: the
+    fit of the generator, from 0. round: of requesting more images, from 1. number: of a classifier
+    among those of its arm. filtered: whether filters looked at the images.
+    """
+
+    name: str = ""
+    fit: int = 0
+    round: int = 1
+    number: int | None = None
+    filtered: bool = True
+
+    @property
+    def label(self) -> str:
+        """The subject as part of a label; of the first fit and round, the name alone."""
+        parts = [self.name.replace(" ", ".")]
+        parts += [f"fit{self.fit}"] if self.fit else []
+        parts += [str(self.round)] if self.round > 1 else []
+        parts += [str(self.number)] if self.number is not None else []
+        parts += [] if self.filtered else ["unfiltered"]
+        return ".".join(parts)
+
+
+@dataclass(frozen=True)
 class Step:
-    """`label` is for people (`generate.ddpm`) and no part of the identity."""
+    """`subject` tells steps of a kind apart for people and is no part of the identity."""
 
     kind: str
-    label: str
+    subject: Subject
     spec: Spec
     code: Mapping[str, int]
     inputs: Mapping[str, Step] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """The step's name for people: `ingest`, `generate.ddpm.fit1`."""
+        return f"{self.kind}.{self.subject.label}" if self.subject.name else self.kind
 
     @cached_property
     def key(self) -> str:
@@ -54,17 +85,17 @@ class Step:
 
 def make_step(
     kind: str,
-    label: str,
     spec: Mapping[str, Any],
     inputs: Mapping[str, Step] | None = None,
     plugins: Sequence[tuple[str, Any]] = (),
+    subject: Subject = Subject(),
 ) -> Step:
     """A step of `kind` with the code versions of the kind, of those that it runs, and of each
     (family, spec) in `plugins` and those that these use."""
     step_kind = resolve("steps", kind)
     code = {name: resolve("steps", name).version for name in (kind, *step_kind.runs)}
     code |= _versions(plugins)
-    return Step(kind, label, step_kind.Spec(**spec), code, dict(inputs or {}))
+    return Step(kind, subject, step_kind.Spec(**spec), code, dict(inputs or {}))
 
 
 def _versions(plugins: Sequence[tuple[str, Any]]) -> dict[str, int]:

@@ -121,7 +121,7 @@ def per_point(
         generators = arms[contrast["arm"]].generators
         every = Hours.total(
             [Hours.of(manifest) for kind, step, manifest in timed
-             if kind in _MAKING and step.label.split(".")[1] in generators]
+             if kind in _MAKING and step.subject.name in generators]
         )  # fmt: skip
         unit, hours = "hours", every.wall
         if every.cpu is not None:

@@ -18,6 +18,7 @@ from engine.data.arrays import pictures
 from engine.report.tile import tile
 from engine.steps._evidence import MOST_CLASSES, most_confused, shares
 from engine.steps.generate import first_images
+from engine.steps.train import generated_images
 
 TILES = 8  # of a row
 # Of more than a few classes, rows are shorter; and a row is a class of a generator.
@@ -191,5 +192,4 @@ def curated(context: Context, name: str) -> pa.Table:
 
 def generated(context: Context, name: str) -> list[str]:
     """Keys of the parts that hold a generator's pictures."""
-    parts = context.inputs[f"generate.{name}"].parts
-    return [part.key for part in parts if "label" in part.tags]
+    return generated_images(context.inputs[f"generate.{name}"])

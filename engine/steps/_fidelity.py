@@ -8,7 +8,7 @@ from typing import Any
 
 from engine.context import Context
 from engine.core.manifest import Manifest
-from engine.core.names import label_of_fit
+from engine.core.step import Subject
 from engine.steps._curated import TILES, closest
 from engine.steps.fidelity import FRECHET_LEAST, LEAST, NEAR, NEAR_LEAST
 
@@ -31,10 +31,11 @@ Fits = Sequence[Manifest]
 def of_fits(context: Context, kind: str, generator: str) -> list[Manifest]:
     """The manifests of this kind, one for each fit of a generator; none where it was not asked
     for."""
-    found: list[Manifest] = []
-    while (name := f"{kind}.{label_of_fit(generator, len(found))}") in context.inputs:
-        found.append(context.inputs[name])
-    return found
+    return [
+        context.inputs[name]
+        for name, step in context.step.inputs.items()
+        if (step.kind, step.subject.name) == (kind, generator)
+    ]
 
 
 def fidelity_tables(context: Context, generators: Sequence[str]) -> list[dict[str, Any]]:
@@ -191,7 +192,7 @@ def closest_of_fits(context: Context, generators: Sequence[str], side: int) -> l
         pairs = [
             {**pair, "fit": fit}
             for fit in range(count)
-            for sheet in closest(context, [label_of_fit(name, fit)], side)
+            for sheet in closest(context, [Subject(name, fit).label], side)
             for pair in sheet["pairs"]
         ]
         nearest = sorted(pairs, key=lambda pair: float(pair["distance"]))[:TILES]

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from engine.context import Context
 from engine.core import rows
 from engine.core.manifest import Manifest
 
@@ -26,27 +27,24 @@ class Pool:
         return {"generator": self.generator, rows.GENERATOR_FIT: self.fit}
 
 
-def pools(inputs: Mapping[str, Manifest], kind: str) -> list[Pool]:
-    """Of the steps of a kind among the page's inputs, which generator and fit each is of: a label
-    is `curate.ddpm`, and of the second fit `curate.ddpm.fit1`."""
-    found = []
-    for label, manifest in inputs.items():
-        name, *rest = label.split(".")
-        if name == kind:
-            generator, *fit = rest
-            found.append(Pool(generator, int(fit[0].removeprefix("fit")) if fit else 0, manifest))
-    return found
+def pools(context: Context, kind: str) -> list[Pool]:
+    """The page's inputs of a kind, each with its generator and fit."""
+    return [
+        Pool(step.subject.name, step.subject.fit, context.inputs[name])
+        for name, step in context.step.inputs.items()
+        if step.kind == kind
+    ]
 
 
 def image_tables(
-    inputs: Mapping[str, Manifest], needed: Mapping[str, Mapping[str, int]],
+    context: Context, needed: Mapping[str, Mapping[str, int]],
     probed: Mapping[str, Mapping[str, Any]], planes: Sequence[Mapping[str, Any]],
     nearest: Sequence[Mapping[str, Any]], reduced: Mapping[str, Mapping[str, Any]],
     classes: Sequence[str],
 ) -> dict[str, Entries]:  # fmt: skip
-    """By name. inputs: of the page. planes, nearest: as it shows embeddings and the closest
+    """By name. planes, nearest: as it shows embeddings and the closest
     pairs."""
-    curated = pools(inputs, "curate")
+    curated = pools(context, "curate")
     return {
         "funnel": funnel(curated, needed),
         "filters": filters(curated),
@@ -59,7 +57,7 @@ def image_tables(
              "cosine_distance": pair["distance"], "dropped": pair["dropped"]}
             for of in nearest for pair in of["pairs"]
         ],
-        "fidelity": fidelity(pools(inputs, "fidelity")),
+        "fidelity": fidelity(pools(context, "fidelity")),
         "probes": [
             {"generator": name, rows.GENERATOR_FIT: fit, "class": one["label"],
              "roc_auc": area, "images_of_each": one["images"]}

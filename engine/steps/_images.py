@@ -17,8 +17,8 @@ from PIL import Image
 
 from engine.context import Context
 from engine.core import rows
-from engine.core.names import label_of_fit
 from engine.core.rng import derive_seed, generator
+from engine.core.step import Subject
 from engine.data.arrays import pictures, vectors_of
 from engine.data.dataset import split_index
 from engine.report import plots
@@ -200,7 +200,7 @@ def probes(context: Context, spec: Any, classes: Sequence[str]) -> dict[str, dic
         told: dict[str, Any] = {"why": "", "space": "", "entries": []}
         fits = len(of_fits(context, "curate", name))
         for fit in range(fits):
-            made = embedded(context, label_of_fit(name, fit))
+            made = embedded(context, Subject(name, fit).label)
             if made is None:
                 told["why"] = NOT_EMBEDDED
                 continue

@@ -34,7 +34,7 @@ from engine.sections import EmbedderField, FilterField, LabelerField
 from engine.steps import StepKind
 from engine.steps.embed import DecodeOwn, EmbedImages, Hash, PrepareImages
 from engine.steps.measure import MeasurePixels, figures, make_labeler, measuring, trained_labeler
-from engine.steps.train import synthetic_images
+from engine.steps.train import generated_images
 
 
 class CurateSpec(Spec):
@@ -275,7 +275,7 @@ def make_funnel(table: pa.Table, requested: Mapping[str, int]) -> dict[str, dict
 def read_generated(context: Context, task: str) -> pa.Table:
     """Every generated image as a row of `curated_schema`, all kept under their intended labels."""
     column = rows.label_column(task)
-    keys = synthetic_images(context.inputs)
+    keys = generated_images(context.inputs["generate"])
     found = pa.concat_tables(context.store.tables(keys, [rows.IMAGE_ID, column]))
     count = found.num_rows
     columns = {
@@ -299,7 +299,7 @@ def generated_shards(context: Context) -> list[Shard]:
     the same ids."""
     shards = []
     sha256_of = {part.key: part.sha256 for part in context.inputs["generate"].parts}
-    for key in synthetic_images(context.inputs):
+    for key in generated_images(context.inputs["generate"]):
         with context.store.parquet(key) as file:
             for number in range(file.num_row_groups):
                 held = file.read_row_group(number, columns=[rows.IMAGE_ID])

@@ -208,8 +208,8 @@ def untrained(search: Step) -> set[str]:
     found = set()
     for arm in search.spec_as(SearchSpec).arms:
         steps = [
-            made for mix in arm.mixes for name, made in search.inputs[mix].inputs.items()
-            if name.split(".")[0] == "generate"
+            made for mix in arm.mixes for made in search.inputs[mix].inputs.values()
+            if made.kind == "generate"
         ]  # fmt: skip
         if steps and not any("finetune" in step.inputs for step in steps):
             found.add(arm.name)

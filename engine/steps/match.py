@@ -22,7 +22,7 @@ from engine.data.dataset import split_index
 from engine.report.sheet import picture_sheet
 from engine.sections import Match as MatchSettings
 from engine.steps import StepKind
-from engine.steps.train import synthetic_images
+from engine.steps.train import generated_images
 from engine.vectors.neighbours import Neighbours
 
 QUERY_ID, QUERY_LABEL = "query_id", "query_label"
@@ -129,7 +129,7 @@ class ImageSet:
             table = table.filter(table[rows.KEPT])
             ids, labels = table[rows.IMAGE_ID], table[rows.LABEL]
             keys = curated.keys(table="scores")
-            self.images = synthetic_images({"generate": context.inputs[f"{role}.generate"]})
+            self.images = generated_images(context.inputs[f"{role}.generate"])
         label_of = dict(zip(ids.to_pylist(), labels.to_pylist(), strict=True))
         held = grouped_vectors(store, keys, dict.fromkeys(label_of, name))
         if name not in held:

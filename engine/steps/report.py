@@ -103,7 +103,7 @@ class Report(StepKind):
                 table, trials.to_pylist(), search_step, evaluate, models, told, classes
             )
             | image_tables(
-                context.inputs, wanted, probed, planes, nearest, reduced(context), classes
+                context, wanted, probed, planes, nearest, reduced(context), classes
             )
             | record_tables(saved, hours, evaluate["objective"], steps)
         )

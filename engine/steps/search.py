@@ -20,7 +20,7 @@ from engine.context import Context, Result
 from engine.core import rows
 from engine.core.manifest import Manifest
 from engine.core.spec import Spec
-from engine.core.step import Step, make_step
+from engine.core.step import Step, Subject, make_step
 from engine.data.dataset import class_names
 from engine.data.images import Preprocess
 from engine.nets.classification import Training
@@ -147,20 +147,18 @@ def trial_steps(search: Step) -> list[Trial]:
         for arm in spec.arms:
             mix = search.inputs[arm.mixes[fit % len(arm.mixes)]]
             inputs = {"ingest": search.inputs["ingest"], "mix": mix}
-            inputs |= {
-                name: step for name, step in mix.inputs.items() if name.startswith("generate.")
-            }
+            inputs |= {name: step for name, step in mix.inputs.items() if step.kind == "generate"}
             training = {**arm.training, "steps": steps_of(spec, arm)}
             for number in range(fit * each, (fit + 1) * each):
                 step = make_step(
-                    "train", f"train.{arm.name.replace(' ', '.')}.{number}",
+                    "train",
                     {
                         "classifier": spec.classifier,
                         "training": spec.training.model_copy(update=training),
                         "preprocess": spec.preprocess, "task": spec.task,
                         "seed": spec.seeds[number],
                     },
-                    inputs, [("classifiers", spec.classifier)],
+                    inputs, [("classifiers", spec.classifier)], Subject(arm.name, number=number),
                 )  # fmt: skip
                 found.append(Trial(arm, fit, number, step))
     return found

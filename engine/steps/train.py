@@ -140,9 +140,9 @@ class Train(StepKind):
             classes=class_names(ingest),
             images=tuple(ingest.keys(split="train")),
             synthetic=tuple(
-                tuple(synthetic_images({name: manifest}))
-                for name, manifest in context.inputs.items()
-                if name.split(".")[0] == "generate"
+                tuple(generated_images(manifest))
+                for manifest in context.inputs.values()
+                if manifest.kind == "generate"
             ),
             val_images=tuple(ingest.keys(split="val")),
             members=tuple(mix.keys(table="members")),
@@ -196,13 +196,9 @@ def refuse_other_weights(classifier: Classifier, noted: Mapping[str, str]) -> No
         )
 
 
-def synthetic_images(inputs: Mapping[str, Manifest]) -> list[str]:
-    """Keys of the generated images among a step's inputs, if any."""
-    return [
-        part.key
-        for name, manifest in inputs.items() if name.split(".")[0] == "generate"
-        for part in manifest.parts if "label" in part.tags
-    ]  # fmt: skip
+def generated_images(generate: Manifest) -> list[str]:
+    """Keys of the parts of a `generate` step that have images."""
+    return [part.key for part in generate.parts if "label" in part.tags]
 
 
 def fed(

@@ -16,7 +16,7 @@ from engine.context import Context
 from engine.core import rows
 from engine.core.shards import OK, Commit, Shard, ids_digest, image_column
 from engine.core.spec import Spec
-from engine.core.step import Step
+from engine.core.step import Step, Subject
 from engine.core.store import Store
 from engine.profile import Profile
 from engine.runtime.base import Runtime
@@ -84,7 +84,7 @@ def rows_of(store: Store, task: Mapping[str, Any]) -> pa.Table:
 
 def make_context(store: Store, runtime: Runtime, resources: StageResources) -> Context:
     return Context(
-        step=Step("generate", "generate", Spec(), {}), inputs={}, store=store, runtime=runtime,
+        step=Step("generate", Subject(), Spec(), {}), inputs={}, store=store, runtime=runtime,
         stage_resources=lambda name: resources, fit_resources=Profile().fit, device="cpu",
     )  # fmt: skip
 

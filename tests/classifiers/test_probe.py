@@ -120,6 +120,6 @@ def test_augmentation_of_pixels_is_refused(fields: dict[str, object]) -> None:
 
 def test_the_embedder_s_version_belongs_to_the_key_of_what_a_probe_is_trained_in() -> None:
     spec = {"settings": {}, "task": "class", "tasks": {}, "seed": 0}
-    step = make_step("cluster", "c", spec, plugins=[("classifiers", ProbeSpec())])
+    step = make_step("cluster", spec, plugins=[("classifiers", ProbeSpec())])
     assert step.code["embedders.pixels"] == Pixels.version
     assert step.code["classifiers.probe"] == Probe.version

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from engine.core.rng import derive_seed, generator
 from engine.core.spec import Spec, canonical, canonical_json, digest
-from engine.core.step import Step, upstream
+from engine.core.step import Step, Subject, upstream
 
 
 class Inner(Spec):
@@ -109,13 +109,13 @@ def test_a_spec_is_frozen() -> None:
         Inner().rate = 1.0  # type: ignore[misc]
 
 
-def step(kind: str = "one", version: int = 1, label: str = "x", **inputs: Step) -> Step:
-    return Step(kind, label, Inner(), {kind: version}, inputs)
+def step(kind: str = "one", version: int = 1, name: str = "x", **inputs: Step) -> Step:
+    return Step(kind, Subject(name), Inner(), {kind: version}, inputs)
 
 
-def test_a_step_is_what_it_computes_and_not_its_label() -> None:
-    assert step(label="x") == step(label="y")
-    assert hash(step(label="x")) == hash(step(label="y"))
+def test_a_step_is_what_it_computes_and_not_its_subject() -> None:
+    assert step(name="x") == step(name="y")
+    assert hash(step(name="x")) == hash(step(name="y"))
     assert len({step(), step(kind="two"), step(version=2), step(needed=step())}) == 4
 
 
@@ -139,3 +139,16 @@ def test_seeds_are_functions_of_names_and_their_types() -> None:
                 derive_seed("a", 1)}) == 4  # fmt: skip
     assert 0 <= derive_seed("x") < 2**63
     assert generator(1, "a").integers(2**40) == generator(1, "a").integers(2**40)
+
+
+@pytest.mark.parametrize(
+    ("subject", "label"),
+    [
+        (Subject(), "one"),
+        (Subject("ddpm", 1, 2), "one.ddpm.fit1.2"),
+        (Subject("ddpm", 1, filtered=False), "one.ddpm.fit1.unfiltered"),
+        (Subject("ddpm unfiltered x1", number=0), "one.ddpm.unfiltered.x1.0"),
+    ],
+)
+def test_a_label_names_the_subject(subject: Subject, label: str) -> None:
+    assert Step("one", subject, Inner(), {}).label == label

@@ -63,7 +63,7 @@ class Counting(InlineRuntime):
 
 
 def context_of(store: Store, runtime: Runtime, **stage: Any) -> Context:
-    step = make_step("fidelity", "fidelity.x", {
+    step = make_step("fidelity", {
         "embedder": {"name": "pixels"}, "sample": 100, "k": 5, "task": "class", "seed": 0,
     })  # fmt: skip
     return Context(

@@ -11,7 +11,7 @@ from sklearn import metrics as reference
 
 from engine.core.manifest import Manifest
 from engine.core.spec import Spec
-from engine.core.step import Step
+from engine.core.step import Step, Subject
 from engine.plan import plan
 from engine.report.download import as_csv
 from engine.steps._cost import cost, network_in_words, per_point
@@ -163,7 +163,7 @@ def trained(
     arm: str, generators: tuple[str, ...], seconds: float, fit: int = 0, **val: Any
 ) -> Trained:
     made = Arm(name=arm, family=arm, mixes=("mix",), generators=generators)
-    step = Step("train", f"train.{arm}.{fit}", Spec(), {}, {})
+    step = Step("train", Subject(arm, number=fit), Spec(), {}, {})
     return Trained(Trial(made, fit, fit, step), manifest("train", seconds, val=val), {"a": 1})
 
 
@@ -186,8 +186,8 @@ def manifest(
 def timed(
     label: str, seconds: float, held: tuple[tuple[int, float, float], ...] | None = None
 ) -> tuple[Any, Manifest]:
-    kind = label.split(".")[0]
-    return Step(kind, label, Spec(), {}, {}), manifest(kind, seconds, held)
+    kind, *name = label.split(".")
+    return Step(kind, Subject("".join(name[:1])), Spec(), {}, {}), manifest(kind, seconds, held)
 
 
 def test_hours_are_added_up_and_trainings_are_not_counted_twice() -> None:

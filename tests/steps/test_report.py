@@ -24,8 +24,8 @@ from engine.plan import named, plan
 from engine.profile import Profile
 from engine.report.plots import Saturation
 from engine.runtime.inline import InlineRuntime
+from engine.steps._image_tables import Pool
 from engine.steps._image_tables import fidelity as fidelity_rows
-from engine.steps._image_tables import pools
 from engine.steps.report import arm_notes, replication, saturated, saturation_in_words
 from engine.study import Study
 from tests.conftest import write_bars
@@ -430,9 +430,7 @@ def test_a_row_for_every_set_of_images_with_the_ends_of_its_intervals() -> None:
         kind="fidelity", key="k", label="fidelity.g", spec={"embedder": {"name": "dino"}},
         inputs={}, parts=(), rows=1, metrics={"scopes": scopes}, provenance={},
     )  # fmt: skip
-    inputs = dict.fromkeys(("curate.g", "fidelity.g", "fidelity.g.fit1"), manifest)
-    held = pools(inputs, "fidelity")
-    assert [(pool.generator, pool.fit) for pool in held] == [("g", 0), ("g", 1)]
+    held = [Pool("g", fit, manifest) for fit in (0, 1)]
     whole, real_row, floor, few, *second = fidelity_rows(held)
     assert whole == {
         "generator": "g", "generator_fit": 0, "embedder": "dino", "scope": "all",

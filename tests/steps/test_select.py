@@ -14,7 +14,7 @@ from PIL import Image
 from engine.context import Context, Result
 from engine.core import rows
 from engine.core.manifest import Manifest, Part
-from engine.core.step import Step
+from engine.core.step import Step, Subject
 from engine.core.store import Store
 from engine.data.images import Preprocess, encode
 from engine.runtime.inline import InlineRuntime
@@ -30,7 +30,7 @@ def run_select(
 ) -> Result:  # fmt: skip
     """Run the real step on a hand-written table of clusters, and of vectors by id."""
     settings = SelectSettings(per_cluster=per_cluster, **fields)
-    step = Step("select", "select", SelectSpec(task="class", settings=settings, seed=seed), {})
+    step = Step("select", Subject(), SelectSpec(task="class", settings=settings, seed=seed), {})
     context = Context(
         step=step, inputs={}, store=store, runtime=InlineRuntime(), device="cpu",
         stage_resources=lambda name: StageResources(), fit_resources=FitResources(),
