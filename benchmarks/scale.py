@@ -474,7 +474,7 @@ def report_costs(found: dict[int, Any], planned: dict[int, Any], image_bytes: fl
              f"{cost.cpu / size * 1e6:.1f}", ""]
         )  # fmt: skip
     header = ["images, way", "seconds", "µs per image", "CPU µs per image", "wall / engine"]
-    print_table("Whole runs, start of the pool included (median [quartiles])", header, lines)
+    print_table("SetSums runs, start of the pool included (median [quartiles])", header, lines)
 
 
 def ratio_to_engine(entry: dict[str, Any], name: str) -> str:

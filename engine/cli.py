@@ -23,6 +23,8 @@ from engine.execute import discard, execute, inspect, naming_damage
 from engine.plan import choose_task, named, plan, plan_audit, tasks_of, until
 from engine.profile import Profile
 from engine.report.download import beside
+from engine.results.comparison import ReportResult
+from engine.results.data import AuditResult
 from engine.runtime.base import Runtime
 from engine.runtime.inline import InlineRuntime
 from engine.study import Study, apply_sets, load_profile, load_study, load_values, validate
@@ -109,15 +111,15 @@ def _judge(arguments: argparse.Namespace) -> int:
     finally:
         runtime.close()
     task = choose_task(study, tasks_of(study))
-    told = score(study, store, manifest, task, arguments.predictions, arguments.baseline)
+    scored = score(study, store, manifest, task, arguments.predictions, arguments.baseline)
     page = store.page(study.name, f"predictions-{slug(arguments.predictions.stem)}.json")
-    store.put(page, json.dumps(told, indent=1, ensure_ascii=False).encode())
-    for arm, figures in told["arms"].items():
-        figure = figures[told["objective"]]
-        print(f"{arm:<24} test {told['objective']} {figure['mean']:.3f}"
-              f" ({figure['low']:.3f} to {figure['high']:.3f})")  # fmt: skip
-    print(f"\n{told['verdict']}\n", flush=True)
-    say(f"test was opened by {told['test']['opened']} studies and files of this storage so far")
+    store.put(page, scored.model_dump_json(indent=1, exclude_unset=True).encode())
+    for arm, result in scored.arms.items():
+        figure = result.figures[scored.objective]
+        print(f"{arm:<24} test {scored.objective} {figure.mean:.3f}"
+              f" ({figure.low:.3f} to {figure.high:.3f})")  # fmt: skip
+    print(f"\n{scored.verdict}\n", flush=True)
+    say(f"test was opened by {scored.test.opened} studies and files of this storage so far")
     say(f"figures: {store.location(page)}")
     return 0
 
@@ -144,9 +146,11 @@ def run_audit(argv: Sequence[str] | None = None) -> int:
         page = store.page(study.name, "audit.html")
         for key in manifest.keys(file="audit.html"):
             store.put(page, store.read(key))
-        must, found = manifest.metrics["must"], manifest.metrics["found"]
-        kinds = ", ".join(f"{count:,} {kind.replace('_', ' ')}" for kind, count in found.items())
-        say(f"{len(must)} things to mend before a study runs; found: {kinds or 'nothing'}")
+        audit = AuditResult.of(manifest)
+        kinds = ", ".join(
+            f"{count:,} {kind.replace('_', ' ')}" for kind, count in audit.found.items()
+        )
+        say(f"{len(audit.must)} things to mend before a study runs; found: {kinds or 'nothing'}")
         say(f"audit: {store.location(page)}")
         return 0
 
@@ -432,7 +436,8 @@ def show_report(
         for part in manifest.parts:
             name = part.tags["file"]
             store.put(store.page(study.name, beside(name)), store.read(part.key))
-        print(f"\n{manifest.metrics['table']}\n\n{manifest.metrics['verdict']}\n", flush=True)
+        report = ReportResult.of(manifest)
+        print(f"\n{report.table}\n\n{report.verdict}\n", flush=True)
         say(f"report: {store.location(store.page(study.name, 'report.html'))}")
 
 

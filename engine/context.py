@@ -6,17 +6,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from engine.core.errors import EngineError
 from engine.core.manifest import Manifest, Part, write_part
 from engine.core.progress import Bar, say
 from engine.core.shards import Commit, Shard, ShardSet
 from engine.core.spec import digest
 from engine.core.step import Step
 from engine.core.store import Store, attempt_name
+from engine.results.base import StepResult
 from engine.runtime.base import Runtime
 from engine.work.attendance import DIED, HUNG
 from engine.work.fit import FitContext, read_progress, read_result
@@ -30,13 +32,16 @@ _NOTED = 6
 _LOST_SHOWN = 10
 
 
+R = TypeVar("R", bound=StepResult)
+
+
 @dataclass(frozen=True)
-class Result:
+class Output:
     """What a step's `run` returns; `execute` makes the manifest of it."""
 
     parts: Sequence[Part]
     rows: int
-    metrics: Mapping[str, Any] = field(default_factory=dict)
+    result: StepResult
 
 
 class TrialRunner(Protocol):
@@ -83,6 +88,23 @@ class Context:
     def prefix(self) -> str:
         """Where this step's data lies."""
         return self.store.step(self.step.kind, self.step.key)
+
+    def result(self, name: str, model: type[R]) -> R:
+        """The result of the input `name`. Raises `EngineError` if the step has no such input."""
+        if name not in self.inputs:
+            raise EngineError(
+                f"{self.step.label} reads {name}, which is not among its inputs"
+                f" ({', '.join(self.inputs)}); add it where the step is planned"
+            )
+        return model.of(self.inputs[name])
+
+    def results(self, model: type[R]) -> dict[str, R]:
+        """The results of all inputs of a kind, by name of the input."""
+        return {
+            name: model.of(manifest)
+            for name, manifest in self.inputs.items()
+            if manifest.kind == model.kind
+        }
 
     def progress(self, total: int, unit: str, done: int = 0) -> Bar:
         return Bar(self.step.label, total, unit, done=done, interval=self.interval)

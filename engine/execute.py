@@ -24,6 +24,7 @@ from engine.core.step import Step, upstream
 from engine.core.store import Store
 from engine.plan import trials_of
 from engine.profile import Profile
+from engine.results.comparison import TrainResult
 from engine.runtime.base import Runtime
 from engine.work.resources import FitResources
 
@@ -167,7 +168,8 @@ def run_step(
         inputs=digests(present),
         parts=tuple(result.parts),
         rows=result.rows,
-        metrics=dict(result.metrics),
+        # Fields that were not set are absent: a field that is added later changes no digest.
+        metrics=result.result.model_dump(exclude_unset=True),
         provenance={
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
             "seconds": round(seconds, 3),
@@ -283,8 +285,7 @@ class RunTrial:
                 # The same error: its other fields, and its type, are for whoever catches it.
                 error.args = (f"{step.label}: {error}",)
                 raise
-        val = manifest.metrics.get("val", {})
-        return {key: value for key, value in val.items() if isinstance(value, float)}
+        return TrainResult.of(manifest).val.figures if manifest.kind == TrainResult.kind else {}
 
 
 def _with_trial_as_fit(profile: Profile) -> Profile:

@@ -17,7 +17,6 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -30,10 +29,12 @@ from engine.core.errors import DataError, StudyError
 from engine.core.manifest import Manifest
 from engine.core.spec import digest
 from engine.core.store import Store
-from engine.data.dataset import class_names, split_index
+from engine.data.dataset import split_index
 from engine.metrics.probabilities import PROBABILITY_METRICS
 from engine.nets.classification import class_numbers
-from engine.steps._verdict import Contrast, Predictions, compare, figures_of, in_words
+from engine.results.comparison import OpenedTest, ScoredPredictions
+from engine.results.data import IngestResult
+from engine.steps._verdict import DeclaredContrast, Predictions, compare, figures_of, in_words
 from engine.steps.evaluate import record_opening
 from engine.study import Study
 
@@ -44,10 +45,10 @@ _SUM_TOLERANCE = 0.02
 
 def score(
     study: Study, store: Store, ingest: Manifest, task: str, path: Path, baseline: str
-) -> dict[str, Any]:
+) -> ScoredPredictions:
     """Figures of every arm and its contrast with `baseline`; opens test. Raises `StudyError`,
     `DataError`."""
-    classes = class_names(ingest)
+    classes = IngestResult.of(ingest).classes
     test = split_index(store, ingest, task, "test")
     predictions = to_predictions(read_table(path), path, test, uris(store, ingest), task, classes)
     arms = list(predictions.probabilities)
@@ -71,15 +72,24 @@ def score(
     )
     opened = record_opening(store, test, opener)
     contrasts = compare(
-        predictions, [Contrast(arm, baseline) for arm in arms if arm != baseline], objective,
-        study.evaluate, study.seed,
+        predictions, [DeclaredContrast(arm, baseline) for arm in arms if arm != baseline],
+        objective, study.evaluate, study.seed,
     )  # fmt: skip
-    return {
-        "study": study.name, "file": path.name, "objective": objective, "baseline": baseline,
-        "classes": list(classes), "test": {"images": len(predictions.labels), "opened": opened},
-        "arms": {arm: figures_of(predictions, arm) for arm in arms},
-        "contrasts": contrasts, "verdict": in_words(contrasts, objective, baseline),
-    }  # fmt: skip
+    return ScoredPredictions(
+        study=study.name, file=path.name, objective=objective, baseline=baseline,
+        classes=list(classes),
+        test=OpenedTest(
+            images=len(predictions.labels), groups=len(np.unique(predictions.groups)),
+            opened=opened,
+        ),
+        arms={
+            arm: figures_of(
+                predictions, arm, arm, None, "baseline" if arm == baseline else "compared"
+            )
+            for arm in arms
+        },
+        contrasts=contrasts, verdict=in_words(contrasts, objective, baseline),
+    )  # fmt: skip
 
 
 def read_table(path: Path) -> pa.Table:

@@ -24,6 +24,7 @@ from engine.data.images import Preprocess, encode
 from engine.execute import execute
 from engine.profile import Profile
 from engine.report.page import render
+from engine.results.data import IngestResult
 from engine.runtime.base import Runtime
 from engine.steps.generate import GenerateSpec, fingerprint, first_images, sampling_stages
 from engine.steps.request import RequestSpec, needed_images, request_table, training_rows
@@ -73,7 +74,8 @@ def _section(
     )  # fmt: skip
     generator = resolve("generators", spec.generator.name)(spec.generator, spec.preprocess)
     train = training_rows(context, spec.task, generator)
-    full = needed_images(asked, context.inputs["ingest"].metrics["counts"]["train"])
+    real_images = context.result("ingest", IngestResult).train
+    full = needed_images(asked, real_images)
     # A place of its own: neither an earlier preview's images nor its timings are this one's.
     prefix = store.preview(attempt_name())
     shards = []
@@ -103,7 +105,7 @@ def _section(
                 "real": [_tile(image, spec.preprocess) for image in real.get(label, [])],
                 "made": [_tile(image, spec.preprocess) for image in made.get(label, [])],
                 "quarantined": [status for status in commit.status if status != OK],
-                "train": context.inputs["ingest"].metrics["counts"]["train"].get(label, 0),
+                "train": real_images.get(label, 0),
                 "full": full[label],
             }
         )

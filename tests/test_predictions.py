@@ -50,14 +50,15 @@ def test_a_study_s_own_predictions_come_to_its_own_verdict(
     baseline = evaluated.metrics["baseline"]
     found = score(bars_study(), store, ingest, "class", path, baseline)
     (want,) = evaluated.metrics["contrasts"]
-    (same,) = (one for one in found["contrasts"] if one["arm"] == want["arm"])
-    assert same["differences"] == want["differences"]
-    assert same["bootstrap"] == want["bootstrap"]
-    assert found["arms"][baseline]["macro_f1"] == evaluated.metrics["arms"][baseline]["macro_f1"]
+    (same,) = (one for one in found.contrasts if one.arm == want["arm"])
+    assert same.differences == want["differences"]
+    assert same.bootstrap.model_dump() == want["bootstrap"]
+    want_arm = evaluated.metrics["arms"][baseline]
+    assert found.arms[baseline].model_dump()["figures"] == want_arm["figures"]
     # Another look at the same test images.
-    assert found["test"]["opened"] == evaluated.metrics["test"]["opened"] + 1
+    assert found.test.opened == evaluated.metrics["test"]["opened"] + 1
     again = score(bars_study(), store, ingest, "class", path, baseline)
-    assert again["test"]["opened"] == found["test"]["opened"]
+    assert again.test.opened == found.test.opened
 
 
 def test_a_table_by_file_names_and_classes_is_judged_from_the_command_line(

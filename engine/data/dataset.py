@@ -28,12 +28,6 @@ def split_index(store: Store, ingest: Manifest, task: str, split: str) -> pa.Tab
     return pa.concat_tables(store.tables(ingest.keys(split=split), columns)).combine_chunks()
 
 
-def class_names(ingest: Manifest) -> tuple[str, ...]:
-    """The classes of the study's task, in the order of their numbers."""
-    counts = ingest.metrics["counts"]
-    return tuple(sorted({name for by_class in counts.values() for name in by_class}))
-
-
 def replace_column(table: pa.Table, name: str, values: Any) -> pa.Table:
     """The table with a text column replaced."""
     return table.set_column(table.schema.get_field_index(name), name, pa.array(values, pa.string()))

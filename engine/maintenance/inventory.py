@@ -13,6 +13,7 @@ from engine.core.errors import DamageError
 from engine.core.manifest import Manifest, Part, parse_manifest
 from engine.core.shards import ShardSet
 from engine.core.store import Store
+from engine.results.comparison import SearchResult
 
 _COMMITS, _CLAIM = "/commits/", "/fingerprint.json"
 
@@ -46,7 +47,7 @@ class Inventory:
         """Keys of the manifests of steps that ran this one as a trial."""
         return [
             key for key, manifest in self.manifests.items()
-            if step_key in manifest.metrics.get("trials", {})
+            if step_key in trials_of(manifest)
         ]  # fmt: skip
 
     def dependents(self, manifest_keys: Iterable[str]) -> list[str]:
@@ -54,8 +55,7 @@ class Inventory:
         readers: dict[str, list[str]] = defaultdict(list)
         for key, manifest in self.manifests.items():
             # The step that chose among trials records their digests outside its inputs.
-            trials = manifest.metrics.get("trials", {})
-            for digest in [*manifest.inputs.values(), *trials.values()]:
+            for digest in [*manifest.inputs.values(), *trials_of(manifest).values()]:
                 readers[digest].append(key)
         reached: dict[str, None] = {}
         waiting = list(manifest_keys)
@@ -107,3 +107,10 @@ def _read_manifest(store: Store, key: str, inventory: Inventory) -> None:
     for part in manifest.parts:
         inventory.parts[part.key] = part
         inventory.named_by[part.key].append(key)
+
+
+def trials_of(manifest: Manifest) -> dict[str, str]:
+    """Digests of the trials that a step chose among, by key of the trial."""
+    if manifest.kind != SearchResult.kind:
+        return {}
+    return SearchResult.of(manifest).trials

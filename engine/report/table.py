@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from engine.metrics.significance import paired_t
 from engine.report.page import interval
+from engine.results.comparison import ArmResult, Contrast, EvaluateResult, SearchResult
 
 STARS = (0.05, 0.01, 0.001)
 
@@ -36,61 +36,60 @@ class Row:
 
 
 def comparison(
-    added: Mapping[str, int], search: Mapping[str, Any], evaluate: Mapping[str, Any]
+    added: Mapping[str, int], search: SearchResult, evaluate: EvaluateResult
 ) -> list[Row]:
     """A row for each arm, in the order of the study.
 
     added: images that generators gave to each arm; its real ones may be fewer than all, or none.
-    search, evaluate: metrics of those steps.
     """
-    objective, opened, baseline = search["objective"], evaluate["arms"], evaluate["baseline"]
+    objective, opened, baseline = search.objective, evaluate.arms, evaluate.baseline
     contrasts = {
-        one["arm"]: one for one in evaluate["contrasts"] if one["against"] == baseline
+        one.arm: one for one in evaluate.contrasts if one.against == baseline
     }  # fmt: skip
     rows = []
-    for arm, val in search["arms"].items():
-        row = Row(arm, added[arm], val["mean"], val["sd"])
+    for arm, val in search.arms.items():
+        row = Row(arm, added[arm], val.mean, val.sd)
         if arm in opened:
-            figure, rival = opened[arm][objective], opened[baseline][objective]
+            figure, rival = (opened[name].figures[objective] for name in (arm, baseline))
             low, high, found = None, None, ""
             if arm in contrasts:
-                low, high = contrasts[arm]["low"], contrasts[arm]["high"]
+                low, high = contrasts[arm].low, contrasts[arm].high
                 found = stars(contrasts[arm])
             elif arm != baseline:
-                interval = paired_t(np.subtract(figure["replicates"], rival["replicates"]).tolist())
+                interval = paired_t(np.subtract(figure.replicates, rival.replicates).tolist())
                 low, high = interval.low, interval.high
             row = Row(
                 # A t interval of few seeds knows nothing of where a share ends.
-                row.arm, row.added, row.val, row.val_sd, figure["mean"], max(0.0, figure["low"]),
-                min(1.0, figure["high"]), opened[arm]["accuracy"]["mean"],
-                figure["mean"] - rival["mean"], low, high, found,
+                row.arm, row.added, row.val, row.val_sd, figure.mean, max(0.0, figure.low),
+                min(1.0, figure.high), opened[arm].figures["accuracy"].mean,
+                figure.mean - rival.mean, low, high, found,
                 _mark(arm, opened[arm], search),
             )  # fmt: skip
         rows.append(row)
     return rows
 
 
-def stars(contrast: Mapping[str, Any]) -> str:
+def stars(contrast: Contrast) -> str:
     """*, ** and *** for an adjusted p below 0.05, 0.01 and 0.001: the larger of both methods, after
     Holm. None where there was too little to decide anything."""
     if (
-        contrast["obstacle"]
-        or contrast["effect"]["estimate"] * contrast["bootstrap"]["estimate"] <= 0
+        contrast.obstacle
+        or contrast.effect.estimate * contrast.bootstrap.estimate <= 0
     ):
         return ""
-    return "*" * sum(float(contrast["p_adjusted"]) < level for level in STARS)
+    return "*" * sum(contrast.p_adjusted < level for level in STARS)
 
 
-def _mark(arm: str, figures: Mapping[str, Any], search: Mapping[str, Any]) -> str:
-    if arm == search["baseline"]:
+def _mark(arm: str, tested: ArmResult, search: SearchResult) -> str:
+    if arm == search.baseline:
         return "baseline"
-    if figures["role"] == "compared":
+    if tested.role == "compared":
         return "compared"
-    if arm in search["twins"]:
+    if arm in search.twins:
         return "without filters"
-    if figures["role"] == "shown" and figures["ratio"] is None:
+    if tested.role == "shown" and tested.ratio is None:
         return "no real images"
-    return "best ratio" if figures["ratio"] and figures["role"] == "baseline" else ""
+    return "best ratio" if tested.ratio and tested.role == "baseline" else ""
 
 
 def as_text(rows: Sequence[Row], objective: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from engine.context import Context, Result
+from engine.context import Context, Output
 from engine.core.manifest import Manifest
 from engine.core.spec import Spec
 from engine.core.step import Step
@@ -24,7 +24,7 @@ class StepKind:
     # Folders below its prefix that only a running step needs: removed once its manifest is there.
     scratch: ClassVar[tuple[str, ...]] = ()
 
-    def run(self, context: Context) -> Result:
+    def run(self, context: Context) -> Output:
         """Compute the step and write its parts; `execute` writes the manifest."""
         raise NotImplementedError
 

@@ -12,8 +12,12 @@ from engine.context import Context
 from engine.core.manifest import Manifest, read_manifest
 from engine.core.step import Step, upstream
 from engine.core.store import Store
+from engine.results.comparison import EvaluateResult, MixResult, TrainResult
+from engine.results.data import IngestResult
+from engine.results.images import FinetuneResult
 from engine.steps._evidence import Trained
 from engine.steps._methods import classifier_in_words
+from engine.steps.mix import MixSpec
 from engine.steps.search import SearchSpec, steps_of
 
 _WORDS = {
@@ -71,7 +75,7 @@ class Hours:
 
 
 def cost(
-    steps: Sequence[tuple[Step, Manifest]], trials: Sequence[Trained], evaluate: Mapping[str, Any],
+    steps: Sequence[tuple[Step, Manifest]], trials: Sequence[Trained], evaluate: EvaluateResult,
 ) -> dict[str, Any]:  # fmt: skip
     """Hours by kind of work, and hours of making images for each point gained."""
     timed = [(_kind(step), step, manifest) for step, manifest in steps if step.kind != "search"]
@@ -103,7 +107,7 @@ def _kind(step: Step) -> str:
 
 def per_point(
     timed: Sequence[tuple[str, Step, Manifest]], trials: Sequence[Trained],
-    evaluate: Mapping[str, Any],
+    evaluate: EvaluateResult,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """For each contrast with the baseline, what making its images took, once: the whole pool, which
     is as large as the largest ratio asks, whatever ratio was chosen. And, where the gain's interval
@@ -115,10 +119,10 @@ def per_point(
     arms = {one.trial.arm.name: one.trial.arm for one in trials}
     fits = 1 + max(one.trial.fit for one in trials)
     found = []
-    for contrast in evaluate["contrasts"]:
-        if contrast["against"] != evaluate["baseline"]:
+    for contrast in evaluate.contrasts:
+        if contrast.against != evaluate.baseline:
             continue
-        generators = arms[contrast["arm"]].generators
+        generators = arms[contrast.arm].generators
         every = Hours.total(
             [Hours.of(manifest) for kind, step, manifest in timed
              if kind in _MAKING and step.subject.name in generators]
@@ -126,11 +130,11 @@ def per_point(
         unit, hours = "hours", every.wall
         if every.cpu is not None:
             unit, hours = ("GPU hours", every.gpu or 0.0) if every.gpu else ("CPU hours", every.cpu)
-        one: dict[str, Any] = {"arm": contrast["arm"], "unit": unit, "hours": hours / fits,
+        one: dict[str, Any] = {"arm": contrast.arm, "unit": unit, "hours": hours / fits,
                                "per_point": None, "least": None, "most": None}  # fmt: skip
-        if contrast["word"] == "helps" and contrast["low"] > 0:
-            ends = {"per_point": contrast["effect"]["estimate"], "least": contrast["high"],
-                    "most": contrast["low"]}  # fmt: skip
+        if contrast.word == "helps" and contrast.low > 0:
+            ends = {"per_point": contrast.effect.estimate, "least": contrast.high,
+                    "most": contrast.low}  # fmt: skip
             one |= {name: hours / fits / (100 * gain) for name, gain in ends.items()}
         found.append(one)
     return found
@@ -151,40 +155,41 @@ def composition(store: Store, mix: Step) -> str:
     """How many real images and how many of which generator an arm trains on."""
     manifest = read_manifest(store, mix)
     assert manifest is not None, "what was trained on it is done"
-    real, added = manifest.metrics["real"], manifest.metrics["added"]
-    drawn = ", each class drawn alike" if manifest.spec["oversampled"] else ""
-    told = [f"{real:,} real{drawn}"] if real else []
-    told += [f"{sum(of.values()):,} of {name}" for name, of in added.items()]
-    return " + ".join(told)
+    result = MixResult.of(manifest)
+    drawn = ", each class drawn alike" if mix.spec_as(MixSpec).oversampled else ""
+    amounts = [f"{result.real:,} real{drawn}"] if result.real else []
+    amounts += [f"{sum(of.values()):,} of {name}" for name, of in result.added.items()]
+    return " + ".join(amounts)
 
 
 def weights(
     context: Context, steps: Sequence[tuple[Step, Manifest]], trials: Sequence[Trained],
-    evaluate: Mapping[str, Any], search: SearchSpec, study: str,
+    evaluate: EvaluateResult, search: SearchSpec, study: str,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Each model that the study trained: the network, what it was trained on, how long it learnt,
     how good it is, where its weights lie below the storage's root. Of an arm, the classifier that
     is best on val. study: its name."""
-    objective = evaluate["objective"]
+    objective = evaluate.objective
     classifier = network_in_words(context.inputs["search"].spec["classifier"])
-    total = sum(context.inputs["ingest"].metrics["counts"]["train"].values())
+    total = sum(context.result("ingest", IngestResult).train.values())
     found = []
     for step, manifest in steps:
         files = [part.key for part in manifest.parts if part.key.endswith(".safetensors")]
         if step.kind == "finetune":
-            loss = manifest.metrics.get("loss")
+            result = FinetuneResult.of(manifest)
+            loss = result.loss
             found.append(
                 {
                     "model": step.label, "what": f"generator {manifest.spec['generator']['name']}",
                     "dataset": f"{study}: {total:,} real", "images": total,
-                    "steps": manifest.metrics.get("steps"),
+                    "steps": result.steps,
                     "loss": loss,
                     "reached": f"training loss {loss:.4g}" if loss is not None else "",
                     "where": files[0].rpartition("/")[0] if files else "",
                 }
             )  # fmt: skip
         elif step.kind == "train":
-            val = manifest.metrics["val"]
+            val = TrainResult.of(manifest).val.figures
             found.append(
                 {
                     "model": step.label, "what": network_in_words(manifest.spec["classifier"]),
@@ -194,9 +199,9 @@ def weights(
                     "where": files[0].rpartition("/")[0] if files else "",
                 }
             )  # fmt: skip
-    for arm, figures in evaluate["arms"].items():
+    for arm, figures in evaluate.arms.items():
         held = [one for one in trials if one.trial.arm.name == arm]
-        values = [float(one.manifest.metrics["val"][objective]) for one in held]
+        values = [one.result.val.figures[objective] for one in held]
         best = held[int(np.argmax(values))]
         found.append(
             {
@@ -204,8 +209,8 @@ def weights(
                 "dataset": f"{study}, arm {arm}:"
                            f" {composition(context.store, best.trial.step.inputs['mix'])}",
                 "images": best.manifest.rows, "steps": steps_of(search, best.trial.arm),
-                "kept": best.manifest.metrics["best_step"], "val": max(values),
-                "test": figures["classifiers"][objective][best.trial.number],
+                "kept": best.result.best_step, "val": max(values),
+                "test": figures.classifiers[objective][best.trial.number],
                 "where": weights_at(best), "of": len(held),
             }
         )  # fmt: skip

@@ -16,6 +16,7 @@ from engine.core import rows
 from engine.core.registry import resolve
 from engine.data.arrays import pictures
 from engine.report.tile import tile
+from engine.results.images import CurateResult
 from engine.steps._evidence import MOST_CLASSES, most_confused, shares
 from engine.steps.generate import first_images
 from engine.steps.train import generated_images
@@ -100,11 +101,11 @@ def closest(context: Context, generators: Sequence[str], side: int) -> list[dict
     train = context.inputs["ingest"].keys(split="train")
     for name in generators:
         table = curated(context, name)
-        for told in context.inputs[f"curate.{name}"].metrics.get("filters", ()):
-            pair = resolve("filters", told["name"]).pair
+        for report in context.result(f"curate.{name}", CurateResult).filters:
+            pair = resolve("filters", report.name).pair
             if pair is None or not table.num_rows:
                 continue
-            other, distance = (rows.score_column(told["name"], column) for column in pair)
+            other, distance = (rows.score_column(report.name, column) for column in pair)
             if other not in table.column_names:
                 continue
             nearest = table.sort_by(distance).slice(0, TILES)
@@ -119,7 +120,7 @@ def closest(context: Context, generators: Sequence[str], side: int) -> list[dict
                             "made": tile(made[image_id], side),
                             "image_id": image_id, "nearest": of,
                             "real": tile(real[of], side), "distance": far, "label": label,
-                            "dropped": reason == told["name"],
+                            "dropped": reason == report.name,
                         }
                         for image_id, of, far, label, reason in zip(
                             ids, others, nearest[distance].to_pylist(),
@@ -133,9 +134,9 @@ def closest(context: Context, generators: Sequence[str], side: int) -> list[dict
     return found
 
 
-def words(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+def words(curated: Mapping[str, CurateResult]) -> dict[str, str]:
     """What each reason for dropping an image means."""
-    names = {told["name"] for held in metrics.values() for told in held.get("filters", ())}
+    names = {report.name for result in curated.values() for report in result.filters}
     found = {name: str(resolve("filters", name).told) for name in sorted(names)}
     return {"embedding": "without an embedding", **found}
 
@@ -150,34 +151,32 @@ def limit_in_words(limit: float | Mapping[str, float | None] | None) -> str:
     return low if low == high else f"{low} to {high} by class"
 
 
-def filters_told(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+def filters_told(curated: Mapping[str, CurateResult]) -> dict[str, list[dict[str, Any]]]:
     """Of each generator, what every filter dropped and the limits that it judged by."""
     found = {}
-    for name, held in metrics.items():
-        entries = []
-        for told in held.get("filters", ()):
-            entries.append(
-                {
-                    "name": told["name"], "dropped": told["dropped"],
-                    "told": resolve("filters", told["name"]).told,
-                    "limits": ", ".join(
-                        f"{key} {limit_in_words(value)}" for key, value in told["limits"].items()
-                    ),
-                }
-            )  # fmt: skip
-        found[name] = entries
+    for name, result in curated.items():
+        found[name] = [
+            {
+                "name": report.name, "dropped": report.dropped,
+                "told": resolve("filters", report.name).told,
+                "limits": ", ".join(
+                    f"{key} {limit_in_words(value)}" for key, value in report.limits.items()
+                ),
+            }
+            for report in result.filters
+        ]  # fmt: skip
     return found
 
 
 def labels_seen(
-    metrics: Mapping[str, Mapping[str, Any]], classes: Sequence[str]
+    curated: Mapping[str, CurateResult], classes: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
     """Of each generator whose images a labeler looked at, what was asked for and what it saw: the
     whole matrix of few classes, and of many the pairs that differ most often."""
     found = {}
-    for name, held in metrics.items():
-        if "labeler" in held:
-            matrix = np.asarray(held["labeler"]["confusion"])
+    for name, result in curated.items():
+        if result.labeler is not None:
+            matrix = np.asarray(result.labeler.confusion)
             few = len(classes) <= MOST_CLASSES
             found[name] = {"cells": shares(matrix) if few else [],
                            "pairs": [] if few else most_confused(matrix, classes)}  # fmt: skip

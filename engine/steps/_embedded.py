@@ -94,7 +94,7 @@ def quotas(shares: Mapping[str, float], n: int) -> dict[str, int]:
     return found
 
 
-class Some:
+class SampledVectors:
     """Vectors of some rows of a set: beyond 16 MiB in an unnamed temporary file.
 
     Each part is read once, so that drawing from it for many classes reads nothing anew.
@@ -177,7 +177,7 @@ class SumUp:
         }  # fmt: skip
 
 
-class Whole:
+class SetSums:
     """Sums of sets that are used whole, by name: of many vectors workers sum up pieces, of few this
     process does, in the same way.
 

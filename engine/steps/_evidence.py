@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,17 @@ from engine.core.manifest import Manifest, read_manifest
 from engine.core.step import upstream
 from engine.metrics.significance import LEAST_REPLICATES, paired_t
 from engine.report import charts, plots
+from engine.results.comparison import (
+    ArmFigure,
+    Contrast,
+    EvaluateResult,
+    MeanInterval,
+    MixResult,
+    SearchResult,
+    TrainResult,
+)
+from engine.results.data import IngestResult, ReducedClass, ReduceResult
+from engine.steps.mix import MixSpec
 from engine.steps.search import Trial, trial_steps
 
 FIGURES = {
@@ -43,33 +55,39 @@ class Trained:
     trial: Trial
     manifest: Manifest
     images: Mapping[str, int]
-    # Of these, how many a generator made.
+    # Generated images among these.
     added: int = 0
+
+    @cached_property
+    def result(self) -> TrainResult:
+        return TrainResult.of(self.manifest)
 
 
 def trained(context: Context) -> list[Trained]:
     """Every trial that the search chose by."""
     search = context.step.inputs["search"]
-    held = context.inputs["search"].metrics["trials"]
-    counts = context.inputs["ingest"].metrics["counts"]["train"]
-    kept = {name: figures["kept"] for name, figures in reduced(context).items()}
+    chosen_among = context.result("search", SearchResult).trials
+    counts = context.result("ingest", IngestResult).train
+    kept = {name: reduced_class.kept for name, reduced_class in reduced(context).items()}
     real = {"all": counts, "reduced": {**counts, **kept}, "none": {}}
     of_mix: dict[str, tuple[dict[str, int], int]] = {}
     found = []
     for trial in trial_steps(search):
-        manifest = read_manifest(context.store, trial.step) if trial.step.key in held else None
+        if trial.step.key not in chosen_among:
+            continue
+        manifest = read_manifest(context.store, trial.step)
         if manifest is None:
             continue
         mix = trial.step.inputs["mix"]
         if mix.key not in of_mix:
             mixed = read_manifest(context.store, mix)
             assert mixed is not None, "its trial is done"
-            images = {name: int(real[mixed.spec["real"]].get(name, 0)) for name in counts}
-            for added in mixed.metrics["added"].values():
+            result = MixResult.of(mixed)
+            images = {name: real[mix.spec_as(MixSpec).real].get(name, 0) for name in counts}
+            for added in result.added.values():
                 for name, count in added.items():
                     images[name] += count
-            total = sum(sum(added.values()) for added in mixed.metrics["added"].values())
-            of_mix[mix.key] = (images, total)
+            of_mix[mix.key] = (images, result.added_total)
         found.append(Trained(trial, manifest, *of_mix[mix.key]))
     return found
 
@@ -82,34 +100,34 @@ def added_to(trials: Sequence[Trained]) -> dict[str, int]:
     return found
 
 
-def reduced(context: Context) -> dict[str, Any]:
+def reduced(context: Context) -> dict[str, ReducedClass]:
     """What was kept of each dominant class, where the study reduces them."""
     for step in upstream(list(context.step.inputs.values())):
         if step.kind == "reduce" and (manifest := read_manifest(context.store, step)):
-            return dict(manifest.metrics["classes"])
+            return ReduceResult.of(manifest).classes
     return {}
 
 
-def main_arms(evaluate: Mapping[str, Any]) -> list[str]:
+def main_arms(evaluate: EvaluateResult) -> list[str]:
     """Those that plots show: real images, the baseline, and what is compared with it."""
-    compared = [one["arm"] for one in evaluate["contrasts"] if one["arm"] in evaluate["arms"]]
-    return list(dict.fromkeys(["real", evaluate["baseline"], *compared]))
+    compared = [one.arm for one in evaluate.contrasts if one.arm in evaluate.arms]
+    return list(dict.fromkeys(["real", evaluate.baseline, *compared]))
 
 
-def colour_of(evaluate: Mapping[str, Any], arm: str, colours: Mapping[str, int]) -> plots.Colour:
-    return "neutral" if arm == "real" else colours[evaluate["arms"][arm]["family"]]
+def colour_of(evaluate: EvaluateResult, arm: str, colours: Mapping[str, int]) -> plots.Colour:
+    return "neutral" if arm == "real" else colours[evaluate.arms[arm].family]
 
 
 def legend_of(
-    evaluate: Mapping[str, Any], colours: Mapping[str, int]
+    evaluate: EvaluateResult, colours: Mapping[str, int]
 ) -> list[tuple[str, plots.Colour]]:
     """The main arms with their colours."""
     return [(arm, colour_of(evaluate, arm, colours)) for arm in main_arms(evaluate)]
 
 
-def figures_table(evaluate: Mapping[str, Any]) -> dict[str, Any]:
+def figures_table(evaluate: EvaluateResult) -> dict[str, Any]:
     """Every figure on test of each arm that was opened."""
-    arms = evaluate["arms"]
+    arms = {name: tested.figures for name, tested in evaluate.arms.items()}
     held = [name for name in FIGURES if any(name in figures for figures in arms.values())]
     return {
         "columns": [FIGURES[name] for name in held],
@@ -118,37 +136,38 @@ def figures_table(evaluate: Mapping[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _within(name: str, figure: Mapping[str, float] | None) -> dict[str, float] | None:
+def _within(name: str, figure: ArmFigure | None) -> MeanInterval | None:
     """A t interval of few replicates knows nothing of where a figure ends."""
     if figure is None:
         return None
     most = 2.0 if name == "brier" else 1.0
-    return {"mean": figure["mean"], "low": max(0.0, figure["low"]),
-            "high": min(most, figure["high"])}  # fmt: skip
+    return MeanInterval(
+        mean=figure.mean, low=max(0.0, figure.low), high=min(most, figure.high)
+    )
 
 
-def forests(evaluate: Mapping[str, Any], classes: Sequence[str]) -> list[dict[str, Any]]:
+def forests(evaluate: EvaluateResult, classes: Sequence[str]) -> list[dict[str, Any]]:
     """For each contrast: the gain in recall of each class, and in the objective as a whole.
 
     to_real: of a contrast with a baseline other than real images alone, the difference to these.
     """
-    found, arms, objective = [], evaluate["arms"], evaluate["objective"]
-    for one in evaluate["contrasts"]:
-        series = [f"to {one['against']}"]
-        effect = one["effect"]
-        whole = [(effect["estimate"], one["low"], one["high"])]
-        gains, beside = [one["recall_gain"]], None
-        if one["against"] != "real" and "recall_gain_to_real" in one:
+    found, arms, objective = [], evaluate.arms, evaluate.objective
+    for one in evaluate.contrasts:
+        series = [f"to {one.against}"]
+        whole = [(one.effect.estimate, one.low, one.high)]
+        gains, beside = [one.recall_gain], None
+        if one.against != "real" and one.recall_gain_to_real:
             series.append("to real")
-            to_real = paired_t(
-                np.subtract(*(arms[arm][objective]["replicates"] for arm in (one["arm"], "real")))
+            ours, real = (
+                np.asarray(arms[arm].figures[objective].replicates) for arm in (one.arm, "real")
             )
+            to_real = paired_t((ours - real).tolist())
             whole.append((to_real.estimate, to_real.low, to_real.high))
-            if one["against"] == evaluate["baseline"]:
+            if one.against == evaluate.baseline:
                 beside = to_real
-            gains.append(one["recall_gain_to_real"])
+            gains.append(one.recall_gain_to_real)
         rows = [
-            charts.ForestRow(name, [(g["mean"], g["low"], g["high"]) for g in of_class])
+            charts.ForestRow(name, [(gain.mean, gain.low, gain.high) for gain in of_class])
             for name, *of_class in zip(classes, *gains, strict=True)
         ]
         told = enough(one)
@@ -156,16 +175,16 @@ def forests(evaluate: Mapping[str, Any], classes: Sequence[str]) -> list[dict[st
         lost = [row.name for row in rows if told and plots.direction(row.gains[0]) < 0]
         rows.append(charts.ForestRow(FIGURES[objective], whole, whole=True))
         found.append(
-            {"arm": one["arm"], "series": series, "svg": charts.forest(rows, series, told),
+            {"arm": one.arm, "series": series, "svg": charts.forest(rows, series, told),
              "gained": gained, "lost": lost, "told": classes_in_words(gained, lost),
              "to_real": beside}
         )  # fmt: skip
     return found
 
 
-def enough(contrast: Mapping[str, Any]) -> bool:
+def enough(contrast: Contrast) -> bool:
     """Whether there are as many replicates as a class's interval may be believed by."""
-    return bool(contrast["replicates"] >= LEAST_REPLICATES)
+    return contrast.replicates >= LEAST_REPLICATES
 
 
 def classes_in_words(gained: Sequence[str], lost: Sequence[str]) -> str:
@@ -183,17 +202,17 @@ def classes_in_words(gained: Sequence[str], lost: Sequence[str]) -> str:
     return f"Recall of classes: {'; '.join(told)} ({few})."
 
 
-def reliability(evaluate: Mapping[str, Any], colours: Mapping[str, int]) -> str:
+def reliability(evaluate: EvaluateResult, colours: Mapping[str, int]) -> str:
     """The main arms' confidence against how often they are right; empty where they gave none."""
     drawn = []
     for arm, colour in legend_of(evaluate, colours):
-        bins = evaluate["arms"][arm]["reliability"]
-        images = sum(one["images"] for one in bins)
+        bins = evaluate.arms[arm].reliability
+        images = sum(one.images for one in bins)
         if images:
             drawn.append(
                 charts.Bins(
                     arm,
-                    [(b["confidence"], b["accuracy"], b["images"] / images) for b in bins],
+                    [(one.confidence, one.accuracy, one.images / images) for one in bins],
                     colour,
                 )
             )
@@ -201,29 +220,29 @@ def reliability(evaluate: Mapping[str, Any], colours: Mapping[str, int]) -> str:
 
 
 def frequency(
-    evaluate: Mapping[str, Any], trials: Sequence[Trained], colours: Mapping[str, int]
+    evaluate: EvaluateResult, trials: Sequence[Trained], colours: Mapping[str, int]
 ) -> str:
     """F1 on test of each class against its training images, of the main arms."""
     images = {one.trial.arm.name: one.images for one in trials}
     drawn = []
     for arm, colour in legend_of(evaluate, colours):
         points = []
-        for name, figures in evaluate["arms"][arm]["per_class"].items():
-            of = figures["f1_interval"]
-            value = plots.Point(0.0, of["mean"], of["low"], of["high"])
+        for name, figures in evaluate.arms[arm].per_class.items():
+            of = figures.f1_interval
+            value = plots.Point(0.0, of.mean, of.low, of.high)
             points.append(charts.ClassPoint(name, images[arm].get(name, 0), value))
         drawn.append((arm, colour, points))
     return charts.frequency(drawn, "F1 on test")
 
 
 def confusions(
-    evaluate: Mapping[str, Any], trials: Sequence[Trained], classes: Sequence[str]
+    evaluate: EvaluateResult, trials: Sequence[Trained], classes: Sequence[str]
 ) -> list[dict[str, Any]]:
     """Confusion of the main arms on val and on test, summed over classifiers: whole matrices of few
     classes, and of many the pairs that are most often taken for each other."""
     found = []
     for arm in main_arms(evaluate):
-        matrices = {"test": np.asarray(evaluate["arms"][arm]["confusion"]),
+        matrices = {"test": np.asarray(evaluate.arms[arm].confusion),
                     "val": val_confusion(trials, arm)}  # fmt: skip
         entry: dict[str, Any] = {"arm": arm, "cells": {}, "pairs": []}
         if len(classes) <= MOST_CLASSES:
@@ -237,7 +256,7 @@ def confusions(
 def val_confusion(trials: Sequence[Trained], arm: str) -> np.ndarray:
     """Counts (classes, classes) of an arm's classifiers on val."""
     found = [
-        one.manifest.metrics["val"]["confusion"] for one in trials if one.trial.arm.name == arm
+        one.result.val.confusion for one in trials if one.trial.arm.name == arm
     ]
     return np.asarray(np.sum(found, axis=0))
 
@@ -275,7 +294,7 @@ def histories(context: Context, trials: Sequence[Trained]) -> list[list[dict[str
 
 
 def curves(
-    evaluate: Mapping[str, Any], trials: Sequence[Trained],
+    evaluate: EvaluateResult, trials: Sequence[Trained],
     told: Sequence[Sequence[Mapping[str, float]]], colours: Mapping[str, int],
 ) -> list[tuple[str, Markup]]:  # fmt: skip
     """A title and a plot for each figure of training: the mean over an arm's classifiers."""

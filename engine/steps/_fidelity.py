@@ -9,6 +9,7 @@ from typing import Any
 from engine.context import Context
 from engine.core.manifest import Manifest
 from engine.core.step import Subject
+from engine.results.images import CurateResult, FidelityResult, FidelityScope, FidelitySet
 from engine.steps._curated import TILES, closest
 from engine.steps.fidelity import FRECHET_LEAST, LEAST, NEAR, NEAR_LEAST
 
@@ -51,7 +52,7 @@ def fidelity_tables(context: Context, generators: Sequence[str]) -> list[dict[st
             {
                 "generator": name, "embedder": in_words(embedder), "fits": len(fits),
                 "k": fits[0].spec["k"],
-                "scopes": merge_scopes([manifest.metrics["scopes"] for manifest in fits]),
+                "scopes": merge_scopes([FidelityResult.of(manifest).scopes for manifest in fits]),
                 "warnings": warnings_of(fits),
                 "least": LEAST, "frechet_least": FRECHET_LEAST, "near": NEAR,
                 "near_least": NEAR_LEAST,
@@ -69,7 +70,7 @@ def warnings_of(fits: Fits) -> list[str]:
     """What a reader must know, with the fit that it is true of."""
     told: dict[str, list[int]] = {}
     for fit, manifest in enumerate(fits):
-        for text in manifest.metrics["warnings"]:
+        for text in FidelityResult.of(manifest).warnings:
             told.setdefault(text, []).append(fit)
     return [text if len(held) == len(fits) else f"{numbered(held)}: {text}"
             for text, held in told.items()]  # fmt: skip
@@ -79,62 +80,64 @@ def numbered(fits: Sequence[int]) -> str:
     return f"{'fit' if len(fits) == 1 else 'fits'} {', '.join(map(str, fits))}"
 
 
-def merge_scopes(fits: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+def merge_scopes(fits: Sequence[Sequence[FidelityScope]]) -> list[dict[str, Any]]:
     """The scopes of all fits as the page shows them: fits of equally many classes and images stand
     in one row, others in rows of their own, for figures of other numbers are not comparable."""
-    held: dict[tuple[str, ...], dict[int, Mapping[str, Any]]] = {}
+    held: dict[tuple[str, ...], dict[int, FidelityScope]] = {}
     for fit, scopes in enumerate(fits):
         for scope in scopes:
-            held.setdefault(tuple(scope["classes"]), {})[fit] = scope
+            held.setdefault(tuple(scope.classes), {})[fit] = scope
     # Of all together first; of another fit, they may be other classes.
     order = sorted(held, key=lambda classes: len(classes) == 1)
     return [merge_scope(held[classes], len(fits)) for classes in order]
 
 
-def merge_scope(of_fit: Mapping[int, Mapping[str, Any]], fits: int) -> dict[str, Any]:
+def merge_scope(of_fit: Mapping[int, FidelityScope], fits: int) -> dict[str, Any]:
     """One scope of the fits that have it."""
     first = next(iter(of_fit.values()))
-    measured = next((scope for scope in of_fit.values() if scope["sets"]), {})
+    measured = next((scope for scope in of_fit.values() if scope.sets), first)
     few: dict[str, list[int]] = {}
     for fit, scope in of_fit.items():
-        if scope["few"]:
-            few.setdefault(scope["few"], []).append(fit)
+        if scope.few:
+            few.setdefault(scope.few, []).append(fit)
     return {
-        "title": ", ".join(first["classes"]), "whole": len(first["classes"]) > 1,
-        "val": first["val"], "val_sampled": measured.get("val_sampled"),
-        "val_nearest": measured.get("val_nearest"),
+        "title": ", ".join(first.classes), "whole": len(first.classes) > 1,
+        "val": first.val, "val_sampled": measured.val_sampled,
+        "val_nearest": measured.val_nearest,
         "few": "; ".join(text if len(held) == fits else f"{text} ({numbered(held)})"
                          for text, held in few.items()),
-        "rows": set_rows({fit: scope["sets"] for fit, scope in of_fit.items()}, fits),
-        "floor": set_rows({fit: scope["floor"] for fit, scope in of_fit.items()}, fits),
+        "rows": set_rows({fit: scope.sets for fit, scope in of_fit.items()}, fits),
+        "floor": set_rows({fit: scope.floor for fit, scope in of_fit.items()}, fits),
     }  # fmt: skip
 
 
-def set_rows(of_fit: Mapping[int, Mapping[str, Any]], fits: int) -> list[dict[str, Any]]:
+def set_rows(of_fit: Mapping[int, Mapping[str, FidelitySet]], fits: int) -> list[dict[str, Any]]:
     """A row for each set and number of images that fits have of it."""
     found = []
     for name, told in _NAMES.items():
-        groups: dict[tuple[int, int | None], dict[int, Mapping[str, Any]]] = {}
+        groups: dict[tuple[int, int | None], dict[int, FidelitySet]] = {}
         for fit, sets in of_fit.items():
             if name in sets:
-                key = sets[name]["n"], sets[name].get("sampled")
+                key = sets[name].n, sets[name].sampled
                 groups.setdefault(key, {})[fit] = sets[name]
         for (n, sampled), held in groups.items():
             found.append(
                 {
                     "set": told if len(held) == fits else f"{told}, {numbered(list(held))}",
                     "real": name == "real", "n": n, "sampled": sampled,
-                    "cells": [cell(figure, list(held.values())) for figure in _FORMATS]
-                    if sampled is not None else None,
+                    "cells": [
+                        cell(figure, [getattr(entry, figure) for entry in held.values()])
+                        for figure in _FORMATS
+                    ] if sampled is not None else None,
                 }
             )  # fmt: skip
     return found
 
 
-def cell(figure: str, fits: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
-    """A figure: its mean over fits and, where they differ, the least and the most of them; else its
-    interval, where it has one."""
-    values = [entry[figure] for entry in fits if entry.get(figure) is not None]
+def cell(figure: str, fits: Sequence[float | list[float] | None]) -> tuple[str, str]:
+    """The cell of a figure that each fit has: its mean over fits and, if they differ, its range;
+    otherwise its interval, if it has one."""
+    values = [value for value in fits if value is not None]
     if not values:
         return "", ""
     shown = _FORMATS[figure]
@@ -159,28 +162,28 @@ def fit_rows(context: Context, generator: str) -> list[dict[str, Any]]:
     measured = of_fits(context, "fidelity", generator)
     found = []
     for fit, manifest in enumerate(of_fits(context, "curate", generator)):
-        funnel = manifest.metrics["funnel"].values()
-        made, kept = (sum(entry[name] for entry in funnel) for name in ("generated", "kept"))
-        told = manifest.metrics.get("filters", ())
-        near = near_of(measured[fit].metrics["scopes"]) if measured else None
+        result = CurateResult.of(manifest)
+        made = sum(entry.generated for entry in result.funnel.values())
+        kept = sum(entry.kept for entry in result.funnel.values())
+        near = near_of(FidelityResult.of(measured[fit]).scopes) if measured else None
         found.append(
             {
                 "fit": fit, "generated": made, "kept": kept,
                 "share": kept / made if made else None,
-                "dropped": {one["name"]: one["dropped"] for one in told},
-                "near": cell("near", [{"near": near}]),
-                "stops": "; ".join(one["stops"] for one in told if one["stops"]),
+                "dropped": {report.name: report.dropped for report in result.filters},
+                "near": cell("near", [near]),
+                "stops": "; ".join(report.stops for report in result.filters if report.stops),
             }
         )  # fmt: skip
     return found
 
 
-def near_of(scopes: Iterable[Mapping[str, Any]]) -> list[float] | None:
+def near_of(scopes: Iterable[FidelityScope]) -> list[float] | None:
     """The share of kept images near to train, of the first scope that has figures."""
     for scope in scopes:
-        if "frechet" in scope["sets"].get("kept", {}):
-            near: list[float] | None = scope["sets"]["kept"]["near"]
-            return near
+        kept = scope.sets.get("kept")
+        if kept is not None and kept.frechet is not None:
+            return kept.near
     return None
 
 

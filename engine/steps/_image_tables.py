@@ -10,6 +10,8 @@ from typing import Any
 from engine.context import Context
 from engine.core import rows
 from engine.core.manifest import Manifest
+from engine.results.data import ReducedClass
+from engine.results.images import CurateResult, FidelityResult
 
 Entries = list[dict[str, Any]]
 
@@ -39,7 +41,7 @@ def pools(context: Context, kind: str) -> list[Pool]:
 def image_tables(
     context: Context, needed: Mapping[str, Mapping[str, int]],
     probed: Mapping[str, Mapping[str, Any]], planes: Sequence[Mapping[str, Any]],
-    nearest: Sequence[Mapping[str, Any]], reduced: Mapping[str, Mapping[str, Any]],
+    nearest: Sequence[Mapping[str, Any]], reduced: Mapping[str, ReducedClass],
     classes: Sequence[str],
 ) -> dict[str, Entries]:  # fmt: skip
     """By name. planes, nearest: as it shows embeddings and the closest
@@ -66,9 +68,7 @@ def image_tables(
         ],
         "embedding": embedding(planes),
         "reduced": [
-            {"class": name, **{key: value for key, value in of.items()
-                               if isinstance(value, int | float)}}
-            for name, of in reduced.items()
+            {"class": name, **dict(figures)} for name, figures in reduced.items()
         ],
     }  # fmt: skip
 
@@ -79,21 +79,21 @@ def funnel(curated: Sequence[Pool], needed: Mapping[str, Mapping[str, int]]) -> 
         {
             **pool.named, "class": label,
             "needed": needed.get(pool.generator, {}).get(label, 0),
-            "requested": entry["requested"], "generated": entry["generated"],
-            "kept": entry["kept"], "unusable": entry["requested"] - entry["generated"],
-            **{f"dropped_by_{why}": count for why, count in entry["reasons"].items()},
+            "requested": entry.requested, "generated": entry.generated,
+            "kept": entry.kept, "unusable": entry.requested - entry.generated,
+            **{f"dropped_by_{why}": count for why, count in entry.reasons.items()},
         }
         for pool in curated
-        for label, entry in pool.manifest.metrics["funnel"].items()
+        for label, entry in CurateResult.of(pool.manifest).funnel.items()
     ]  # fmt: skip
 
 
 def filters(curated: Sequence[Pool]) -> Entries:
     """A row for each generator fit and filter, in the order in which they look."""
     return [
-        {**pool.named, "filter": told["name"], "place": place, "dropped": told["dropped"]}
+        {**pool.named, "filter": report.name, "place": place, "dropped": report.dropped}
         for pool in curated
-        for place, told in enumerate(pool.manifest.metrics.get("filters", ()), 1)
+        for place, report in enumerate(CurateResult.of(pool.manifest).filters, 1)
     ]
 
 
@@ -101,10 +101,10 @@ def limits(curated: Sequence[Pool]) -> Entries:
     """A row for each generator fit, filter and limit, and class where it has one of its own. No
     value: nothing is too much or too little."""
     return [
-        {**pool.named, "filter": told["name"], "limit": what, "class": label, "value": value}
+        {**pool.named, "filter": report.name, "limit": what, "class": label, "value": value}
         for pool in curated
-        for told in pool.manifest.metrics.get("filters", ())
-        for what, limit in told["limits"].items()
+        for report in CurateResult.of(pool.manifest).filters
+        for what, limit in report.limits.items()
         for label, value in (limit.items() if isinstance(limit, Mapping) else [(None, limit)])
     ]
 
@@ -115,10 +115,9 @@ def seen(curated: Sequence[Pool], classes: Sequence[str]) -> Entries:
     return [
         {**pool.named, "asked_for": asked, "seen": other, "images": count,
          "share_of_asked": count / sum(counts)}
-        for pool in curated if "labeler" in pool.manifest.metrics
-        for asked, counts in zip(
-            classes, pool.manifest.metrics["labeler"]["confusion"], strict=True
-        )
+        for pool in curated
+        if (labeler := CurateResult.of(pool.manifest).labeler) is not None
+        for asked, counts in zip(classes, labeler.confusion, strict=True)
         for other, count in zip(classes, counts, strict=True)
         if count
     ]  # fmt: skip
@@ -129,22 +128,21 @@ def fidelity(measured: Sequence[Pool]) -> Entries:
     Of three numbers the last two are the ends of the first one's interval."""
     found = []
     for pool in measured:
-        for scope in pool.manifest.metrics["scopes"]:
+        for scope in FidelityResult.of(pool.manifest).scopes:
             base = {
                 **pool.named, "embedder": pool.manifest.spec["embedder"]["name"],
-                "scope": "all" if len(scope["classes"]) > 1 else scope["classes"][0],
-                "classes": " | ".join(scope["classes"]), "val_images": scope["val"],
-                **{name: scope[name] for name in ("val_sampled", "val_nearest") if name in scope},
+                "scope": "all" if len(scope.classes) > 1 else scope.classes[0],
+                "classes": " | ".join(scope.classes), "val_images": scope.val,
+                **scope.model_dump(include={"val_sampled", "val_nearest"}, exclude_none=True),
             }  # fmt: skip
-            if not scope["sets"]:
-                found.append({**base, "too_few": scope["few"]})
+            if not scope.sets:
+                found.append({**base, "too_few": scope.few})
             # Sets once more, all of as many images as train has, where those are fewer.
-            for numbers in ("sets", "floor"):
-                for of, figures in scope.get(numbers, {}).items():
-                    first = {name: figures.get(name) for name in ("n", "sampled")}
+            for at_floor, sets in ((False, scope.sets), (True, scope.floor)):
+                for of, figures in sets.items():
                     found.append(
-                        {**base, "set": of, "at_floor": numbers == "floor", **first,
-                         **flat(figures)}
+                        {**base, "set": of, "at_floor": at_floor, "n": figures.n,
+                         "sampled": figures.sampled, **flat(figures.model_dump(exclude_unset=True))}
                     )  # fmt: skip
     return found
 

@@ -22,6 +22,7 @@ from engine.core.step import Subject
 from engine.data.arrays import pictures, vectors_of
 from engine.data.dataset import split_index
 from engine.report import plots
+from engine.results.images import CurateResult
 from engine.steps._curated import generated
 from engine.steps._fidelity import in_words, numbered, of_fits
 from engine.vectors.plane import place
@@ -261,10 +262,10 @@ def _range(values: Sequence[float], digits: str, unit: str = "") -> str:
 
 def image_warnings(
     probed: Mapping[str, Mapping[str, Any]],
-    curated: Mapping[str, Sequence[Mapping[str, Any]]],
+    curated: Mapping[str, Sequence[CurateResult]],
     spec: Any,
 ) -> list[str]:
-    """What a reader of the verdict must know of the images that it is about. curated: the metrics
+    """What a reader of the verdict must know of the images that it is about. curated: the result
     of each fit, by generator."""
     found = []
     for name in spec.generators:
@@ -272,15 +273,15 @@ def image_warnings(
         # By fit: what the probe reaches, and how often the labeler sees the right class.
         told_apart: dict[int, list[float]] = {}
         seen_right: dict[int, tuple[float, float]] = {}
-        for fit, metrics in enumerate(fits):
+        for fit, result in enumerate(fits):
             areas = [entry["areas"][fit] for entry in probed.get(name, {}).get("entries", ())
                      if fit in entry["areas"]]  # fmt: skip
             if areas and float(np.median(areas)) >= _EASILY_TOLD:
                 told_apart[fit] = areas
-            labeler = metrics.get("labeler", {})
-            kept, real = labeler.get("agreement_kept"), labeler.get("agreement_val")
-            if kept is not None and real is not None and kept < real - _CLEARLY_LESS:
-                seen_right[fit] = kept, real
+            if (labeler := result.labeler) is None or (kept := labeler.agreement_kept) is None:
+                continue
+            if kept < labeler.agreement_val - _CLEARLY_LESS:
+                seen_right[fit] = kept, labeler.agreement_val
         if told_apart:
             areas = [area for held in told_apart.values() for area in held]
             found.append(
@@ -296,14 +297,14 @@ def image_warnings(
                 " than was asked for: the labeler sees the right one in"
                 f" {_range(shares, '.0f', '%')} of those kept, in {100 * real:.0f}% of real ones"
             )
-        for fit, metrics in enumerate(fits):
+        for fit, result in enumerate(fits):
             called = _called(name, [fit], len(fits))
             found += [
-                f"{called}: {told['stops']}; the study's strict setting stops their export"
-                for told in metrics.get("filters", ())
-                if told["stops"]
+                f"{called}: {report.stops}; the study's strict setting stops their export"
+                for report in result.filters
+                if report.stops
             ]
-            found += [f"{called}: {text}" for text in metrics.get("warnings", ())]
+            found += [f"{called}: {text}" for text in result.warnings]
     return found
 
 

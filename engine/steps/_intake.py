@@ -221,8 +221,9 @@ def decode_records(
     shards = []
     for number, start in enumerate(range(0, len(ids), SHARD_ROWS)):
         held = ids[start : start + SHARD_ROWS]
-        task = {"part": key, "row_group": number, "ids_digest": ids_digest(held)}
-        shards.append(Shard(f"{number:06d}-{task['ids_digest'][:8]}", len(held), task, {}))
+        digest = ids_digest(held)
+        task = {"part": key, "row_group": number, "ids_digest": digest}
+        shards.append(Shard(f"{number:06d}-{digest[:8]}", len(held), task, {}))
     schema = rows.images_schema(spec.tasks)
     commits = context.compute(
         "decode", shards, rows_of=parquet_rows, schema=schema, replace=replace,

@@ -13,18 +13,23 @@ from engine.metrics.probabilities import BINS
 from engine.metrics.significance import LEAST_REPLICATES
 from engine.nets.classification import Training
 from engine.report.page import in_points
+from engine.results.comparison import EvaluateResult, SearchResult
+from engine.results.data import IngestResult
+from engine.sections import Amount
 from engine.steps._evidence import FIGURES
+from engine.steps.search import Arm, SearchSpec
 
 
 def methods(
-    study: Mapping[str, Any], ingest: Mapping[str, Any], search_spec: Mapping[str, Any],
-    search: Mapping[str, Any], evaluate: Mapping[str, Any], versions: Mapping[str, str],
-    engine: str,
+    study: Mapping[str, Any], ingest: IngestResult, search_spec: SearchSpec,
+    amounts: Mapping[str, Amount], search: SearchResult, evaluate: EvaluateResult,
+    versions: Mapping[str, str], engine: str,
 ) -> list[str]:  # fmt: skip
-    """A paragraph each: data, images, classifiers, tests, software."""
+    """A paragraph each: data, images, classifiers, tests, software. amounts: images that each arm
+    adds, by arm."""
     return [
         _data(study, ingest),
-        _images(study, search_spec),
+        _images(study, search_spec, amounts),
         _classifiers(study, search_spec, search),
         _tests(study, search_spec, evaluate),
         f"Computed with synthetic-training-engine {engine} ("
@@ -33,12 +38,12 @@ def methods(
     ]
 
 
-def _data(study: Mapping[str, Any], ingest: Mapping[str, Any]) -> str:
-    counts, split = ingest["counts"], study["split"]
+def _data(study: Mapping[str, Any], ingest: IngestResult) -> str:
+    counts, split = ingest.counts, study["split"]
     totals = {name: sum(of.values()) for name, of in counts.items()}
     train = counts["train"]
     rarest, commonest = min(train.values()), max(train.values())
-    carved = ingest.get("carved", ())
+    carved = ingest.carved
     if carved:
         shares = {"val": split["val"], "test": split["test"]}
         made = " and ".join(f"{100 * shares[name]:g}% for {_SPLITS[name]}" for name in carved)
@@ -79,7 +84,9 @@ _LEAKS = {
 }  # fmt: skip
 
 
-def _images(study: Mapping[str, Any], search_spec: Mapping[str, Any]) -> str:
+def _images(
+    study: Mapping[str, Any], search_spec: SearchSpec, amounts: Mapping[str, Amount]
+) -> str:
     labels = list(study["generators"])
     if not labels:
         return "No images were generated."
@@ -98,9 +105,10 @@ def _images(study: Mapping[str, Any], search_spec: Mapping[str, Any]) -> str:
         else "Generated images were not filtered"
     )
     return (
-        f"Images were made by {_sources(study)}. {_drawn(study, search_spec['generator_fits'])}."
-        f" {kept}. They were added to {of}, {_amounts(study, search_spec['arms'])}."
-        f"{_other_arms(study, search_spec['arms'])}"
+        f"Images were made by {_sources(study)}. {_drawn(study, search_spec.generator_fits)}."
+        f" {kept}. They were added to {of},"
+        f" {_amounts(study, search_spec.arms, amounts)}."
+        f"{_other_arms(study, search_spec.arms)}"
     )
 
 
@@ -156,18 +164,24 @@ def _drawn(study: Mapping[str, Any], fits: int) -> str:
     return f"{found}; images of {listed(others)}, {which} not trained, were drawn{anew} {often}"
 
 
-def _amounts(study: Mapping[str, Any], arms: Sequence[Mapping[str, Any]]) -> str:
-    """How many images the arms add, as they are named."""
-    added = [arm for arm in arms if arm["generators"] and arm["role"] != "shown"]
-    ratios = sorted({arm["ratio"] for arm in added if arm["ratio"]})
+def _amounts(
+    study: Mapping[str, Any], arms: Sequence[Arm], amounts: Mapping[str, Amount]
+) -> str:
+    """How many images the arms add."""
+    added = [arm for arm in arms if arm.generators and arm.role != "shown"]
+    ratios = sorted({arm.ratio for arm in added if arm.ratio})
     found = []
     if ratios:
         what = "ratios" if len(ratios) > 1 else "a ratio"
         told = listed([f"{ratio:g}" for ratio in ratios])
         found.append(f"at {what} of {told} per real training image of the class")
-    others = [arm["name"].removeprefix(f"{arm['family']} ") for arm in added if not arm["ratio"]]
-    for name in dict.fromkeys(others):
-        if name == "by class":
+    unique: list[Amount] = []
+    for arm in added:
+        if not arm.ratio and amounts[arm.name] not in unique:
+            unique.append(amounts[arm.name])
+    for amount in unique:
+        if amount.ratio_by_class is not None:
+            # By the names of the study, which may be groups of classes.
             by_class = study["request"]["ratio_by_class"]
             groups = study["request"].get("class_groups", {})
             told = listed(
@@ -177,16 +191,16 @@ def _amounts(study: Mapping[str, Any], arms: Sequence[Mapping[str, Any]]) -> str
                 ]
             )
             found.append(f"at a ratio of each class's own, {told}")
-        elif name.startswith("+"):
-            found.append(f"{int(name[1:]):,} to each class")
+        elif amount.per_class is not None:
+            found.append(f"{amount.per_class:,} to each class")
         else:
-            found.append(f"up to {int(name.removeprefix('to ')):,} training images of each class")
+            found.append(f"up to {amount.balance_to:,} training images of each class")
     return "; or ".join(found)
 
 
-def _other_arms(study: Mapping[str, Any], arms: Sequence[Mapping[str, Any]]) -> str:
+def _other_arms(study: Mapping[str, Any], arms: Sequence[Arm]) -> str:
     """Families added together, arms of synthetic images alone, twins without filters."""
-    families = {arm["family"] for arm in arms}
+    families = {arm.family for arm in arms}
     found = ""
     for family, parts in study["search"]["combine"].items():
         if family in families:
@@ -194,14 +208,14 @@ def _other_arms(study: Mapping[str, Any], arms: Sequence[Mapping[str, Any]]) -> 
             real = " to what is left of reduced real images" if "reduced" in parts else ""
             together = " together" if len(labels) > 1 else ""
             found += f" As “{family}”, images of {listed(labels)} were added{together}{real}."
-    only = [arm["generators"][0] for arm in arms if synthetic_only(arm)]
+    only = [arm.generators[0] for arm in arms if synthetic_only(arm)]
     if only:
         each = " each" if len(only) > 1 else ""
         found += (
             f" Classifiers were also trained on images of {listed(only)} alone,{each} as many as"
             " there are real ones."
         )
-    if any(arm["twin_of"] for arm in arms):
+    if any(arm.twin_of for arm in arms):
         found += (
             " Beside the amount that was chosen, as many images without filters were added, as"
             " they came."
@@ -209,18 +223,18 @@ def _other_arms(study: Mapping[str, Any], arms: Sequence[Mapping[str, Any]]) -> 
     return found
 
 
-def synthetic_only(arm: Mapping[str, Any]) -> bool:
+def synthetic_only(arm: Arm) -> bool:
     """Whether an arm trains on generated images without real ones."""
-    return bool(arm["generators"]) and arm["role"] == "shown" and not arm["twin_of"]
+    return bool(arm.generators) and arm.role == "shown" and not arm.twin_of
 
 
 def _classifiers(
-    study: Mapping[str, Any], search_spec: Mapping[str, Any], search: Mapping[str, Any]
+    study: Mapping[str, Any], search_spec: SearchSpec, search: SearchResult
 ) -> str:
-    training, fits = study["training"], search_spec["generator_fits"]
-    seeds = len(search_spec["seeds"]) // fits
-    arms = [arm for arm in search_spec["arms"] if arm["role"] == "baseline"]
-    families = list(dict.fromkeys(arm["family"].replace("_", " ") for arm in arms))
+    training, fits = study["training"], search_spec.generator_fits
+    seeds = len(search_spec.seeds) // fits
+    arms = [arm for arm in search_spec.arms if arm.role == "baseline"]
+    families = list(dict.fromkeys(arm.family.replace("_", " ") for arm in arms))
     each = f"{seeds} seed{'s' if seeds > 1 else ''}"
     return (
         f"The classifier ({classifier_in_words(study['classifier'])}) was trained for"
@@ -228,21 +242,21 @@ def _classifiers(
         f" {training['learning_rate']:g}, weight decay {training['weight_decay']:g}, batch"
         f" {training['batch_size']}, {training['lr_scheduler']}"
         f" schedule{_beyond_defaults(training)}), the same for every"
-        f" arm{_longer(search_spec['arms'])}, with {each}"
+        f" arm{_longer(search_spec.arms)}, with {each}"
         + (f" for each of {fits} generator fits" if fits > 1 else "")
-        + f", paired across arms ({len(search['trials'])} classifiers in all). Of each training,"
+        + f", paired across arms ({len(search.trials)} classifiers in all). Of each training,"
         f" the weights with the best {_objective(study)} on validation were kept, looked at every"
         f" {training['evaluate_every']} steps. Arms without synthetic images were"
         f" {listed(families)}. The ratio of each family and the strongest of these arms"
-        f" ({search['baseline'].replace('_', ' ')}), the baseline, were chosen by mean"
+        f" ({search.baseline.replace('_', ' ')}), the baseline, were chosen by mean"
         f" {_objective(study)} on validation.{_tried(study)}"
     )
 
 
-def _longer(arms: Sequence[Mapping[str, Any]]) -> str:
+def _longer(arms: Sequence[Arm]) -> str:
     """The arms that have other steps than the rest."""
-    told = [f"{arm['name'].replace('_', ' ')} ({arm['budget']:g} times as many steps)"
-            for arm in arms if arm["budget"] != 1]  # fmt: skip
+    told = [f"{arm.name.replace('_', ' ')} ({arm.budget:g} times as many steps)"
+            for arm in arms if arm.budget != 1]  # fmt: skip
     return f" but {listed(told)}" if told else ""
 
 
@@ -272,23 +286,23 @@ def _beyond_defaults(training: Mapping[str, Any]) -> str:
 
 
 def _tests(
-    study: Mapping[str, Any], search_spec: Mapping[str, Any], evaluate: Mapping[str, Any]
+    study: Mapping[str, Any], search_spec: SearchSpec, evaluate: EvaluateResult
 ) -> str:
-    settings, count = study["evaluate"], len(evaluate["contrasts"])
-    fits = search_spec["generator_fits"]
+    settings, count = study["evaluate"], len(evaluate.contrasts)
+    fits = search_spec.generator_fits
     unit = "generator fits" if fits > 1 else "classifier seeds"
-    test = evaluate["test"]
+    test = evaluate.test
     # Images without groups are groups of one.
-    groups = "groups" if test["groups"] < test["images"] else "images"
+    groups = "groups" if test.groups < test.images else "images"
     opened = (
-        "once" if test["opened"] == 1
-        else f"by {test['opened']} studies of this storage so far, this one included"
+        "once" if test.opened == 1
+        else f"by {test.opened} studies of this storage so far, this one included"
     )  # fmt: skip
     replicates = (
-        evaluate["contrasts"][0]["replicates"] if count
-        else fits if fits > 1 else len(search_spec["seeds"])
+        evaluate.contrasts[0].replicates if count
+        else fits if fits > 1 else len(search_spec.seeds)
     )  # fmt: skip
-    few = bool(count) and evaluate["contrasts"][0]["replicates"] < LEAST_REPLICATES
+    few = bool(count) and evaluate.contrasts[0].replicates < LEAST_REPLICATES
     correction = (
         f", with p-values adjusted for {count} comparisons (Holm 1979)" if count > 1 else ""
     )
@@ -329,28 +343,28 @@ def _drawn_once(study: Mapping[str, Any]) -> str:
 
 
 def not_known(
-    study: Mapping[str, Any], ingest: Mapping[str, Any], search_spec: Mapping[str, Any],
-    search: Mapping[str, Any], evaluate: Mapping[str, Any],
+    study: Mapping[str, Any], ingest: IngestResult, search_spec: SearchSpec,
+    search: SearchResult, evaluate: EvaluateResult,
 ) -> list[str]:  # fmt: skip
     """What this study cannot say, a sentence each."""
     found = ["How it is on images of another source: there is one test set, split from one source"
              " or given with it."]  # fmt: skip
-    if search_spec["generator_fits"] == 1 and study["generators"]:
+    if search_spec.generator_fits == 1 and study["generators"]:
         found.append(_drawn_once(study))
     if study["split"]["group"] == "none":
         found.append(
             "Whether images that stand in different splits belong together: no groups are given."
         )
-    if any("only exact ones were looked for" in text for text in ingest.get("warnings", ())):
+    if not ingest.near_duplicates_searched:
         found.append("Whether near duplicates cross the splits: only exact ones were looked for.")
-    undecided = [one["arm"] for one in evaluate["contrasts"] if one["word"] == "undecided"]
+    undecided = [one.arm for one in evaluate.contrasts if one.word == "undecided"]
     if undecided:
         found.append(
             f"Whether {listed(list(dict.fromkeys(undecided)))} helps or harms: chance was not"
             " ruled out, and no effect was not shown either."
         )
     # Of arms that were trained: twins of what was not chosen never were.
-    closed = len(search["arms"]) - len(evaluate["arms"])
+    closed = len(search.arms) - len(evaluate.arms)
     if closed:
         found.append(
             f"How {closed} arm{'s' if closed > 1 else ''} would do on test: they were not chosen,"

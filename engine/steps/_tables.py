@@ -13,6 +13,7 @@ from engine.core.step import Step
 from engine.metrics.significance import paired_t
 from engine.report.download import as_csv
 from engine.report.table import Row
+from engine.results.comparison import EvaluateResult
 from engine.steps._cost import Hours, weights_at
 from engine.steps._evidence import FIGURES, Trained, val_confusion
 from engine.steps.search import SearchSpec, replicates, steps_of
@@ -22,7 +23,7 @@ Entries = list[dict[str, Any]]
 
 def comparison_tables(
     table: Sequence[Row], search_table: Sequence[Mapping[str, Any]], search: SearchSpec,
-    evaluate: Mapping[str, Any], trials: Sequence[Trained],
+    evaluate: EvaluateResult, trials: Sequence[Trained],
     told: Sequence[Sequence[Mapping[str, float]]], classes: Sequence[str],
 ) -> dict[str, Entries]:  # fmt: skip
     """Of the comparison, by name. search_table: rows of search's trials. told: the history of each
@@ -34,15 +35,15 @@ def comparison_tables(
         "trials": of_trials(evaluate, search, trials),
         "history": history(search, trials, told),
         "confusion": list(confusion(evaluate, trials, classes)),
-        "ratios": ratios(search_table, evaluate["objective"], search.generator_fits),
+        "ratios": ratios(search_table, evaluate.objective, search.generator_fits),
         "saturation": [
-            {"family": family, **{name: point[name] for name in ("ratio", "low", "high")}}
-            for family, point in evaluate["saturation"].items()
+            {"family": family, **dict(point)}
+            for family, point in evaluate.saturation.items()
         ],
         "budget": budget(evaluate),
         "reliability": [
-            {"arm": arm, **{name: one[name] for name in ("confidence", "accuracy", "images")}}
-            for arm, figures in evaluate["arms"].items() for one in figures["reliability"]
+            {"arm": arm, **dict(one)}
+            for arm, tested in evaluate.arms.items() for one in tested.reliability
         ],
     }  # fmt: skip
 
@@ -88,81 +89,85 @@ def hours_of(hours: Hours) -> dict[str, float | None]:
     return {"wall_hours": hours.wall, "cpu_hours": hours.cpu, "gpu_hours": hours.gpu}
 
 
-def arms(table: Sequence[Row], evaluate: Mapping[str, Any]) -> Entries:
+def arms(table: Sequence[Row], evaluate: EvaluateResult) -> Entries:
     """A row for each arm; figures of test where it was opened."""
     found = []
     for row in table:
-        figures = evaluate["arms"].get(row.arm, {})
+        tested = evaluate.arms.get(row.arm)
+        figures = tested.figures if tested is not None else {}
         entry: dict[str, Any] = {
             "arm": row.arm, "role": row.mark, "images_added": row.added, "val_mean": row.val,
             "val_sd": row.val_sd, "difference_to_baseline": row.against,
             "difference_low": row.against_low, "difference_high": row.against_high,
-            "stars": row.stars, "test_opened": bool(figures),
+            "stars": row.stars, "test_opened": tested is not None,
         }  # fmt: skip
         for name in FIGURES:
-            held = figures.get(name, {})
-            entry |= {f"test_{name}": held.get("mean"), f"test_{name}_low": held.get("low"),
-                      f"test_{name}_high": held.get("high")}  # fmt: skip
+            figure = figures.get(name)
+            entry |= {
+                f"test_{name}{end}": getattr(figure, field, None)
+                for end, field in (("", "mean"), ("_low", "low"), ("_high", "high"))
+            }
         found.append(entry)
     return found
 
 
-def contrasts(evaluate: Mapping[str, Any]) -> Entries:
+def contrasts(evaluate: EvaluateResult) -> Entries:
     """A row for each comparison that was declared."""
     found = []
-    for one in evaluate["contrasts"]:
-        effect, resampled = one["effect"], one["bootstrap"]
+    for one in evaluate.contrasts:
+        effect, resampled = one.effect, one.bootstrap
         entry = {
-            "arm": one["arm"], "against": one["against"], "objective": evaluate["objective"],
-            "verdict": one["word"], "difference": effect["estimate"],
-            "t_low": effect["low"], "t_high": effect["high"], "t_p": effect["p"],
-            "bootstrap_low": resampled["low"], "bootstrap_high": resampled["high"],
-            "bootstrap_p": resampled["p"], "low": one["low"], "high": one["high"],
-            "p_holm": one["p_adjusted"], "equivalence_p_holm": one["equivalence_p"],
-            "margin": one["margin"], "effect_size": one["effect_size"],
-            "wilcoxon_p": one["wilcoxon_p"], "detectable": one["detectable"],
-            "replicates": one["replicates"], "test_groups": one["groups"],
-            "mcnemar_p_least": min(one["mcnemar"]), "mcnemar_p_most": max(one["mcnemar"]),
+            "arm": one.arm, "against": one.against, "objective": evaluate.objective,
+            "verdict": one.word, "difference": effect.estimate,
+            "t_low": effect.low, "t_high": effect.high, "t_p": effect.p,
+            "bootstrap_low": resampled.low, "bootstrap_high": resampled.high,
+            "bootstrap_p": resampled.p, "low": one.low, "high": one.high,
+            "p_holm": one.p_adjusted, "equivalence_p_holm": one.equivalence_p,
+            "margin": one.margin, "effect_size": one.effect_size,
+            "wilcoxon_p": one.wilcoxon_p, "detectable": one.detectable,
+            "replicates": one.replicates, "test_groups": one.groups,
+            "mcnemar_p_least": min(one.mcnemar), "mcnemar_p_most": max(one.mcnemar),
         }  # fmt: skip
-        for number, difference in enumerate(one["differences"]):
+        for number, difference in enumerate(one.differences):
             entry[f"difference_{number}"] = difference
         found.append(entry)
     return found
 
 
 def per_class(
-    evaluate: Mapping[str, Any], trials: Sequence[Trained], classes: Sequence[str]
+    evaluate: EvaluateResult, trials: Sequence[Trained], classes: Sequence[str]
 ) -> Entries:
     """A row for each arm that was opened and class."""
     images = {one.trial.arm.name: one.images for one in trials}
     # Of an arm with several contrasts, the first is that with the baseline.
-    gains = {one["arm"]: one for one in reversed(evaluate["contrasts"])}
+    gains = {one.arm: one for one in reversed(evaluate.contrasts)}
     found = []
-    for arm, figures in evaluate["arms"].items():
+    for arm, tested in evaluate.arms.items():
         for number, name in enumerate(classes):
-            held = dict(figures["per_class"][name])
-            of = held.pop("f1_interval")
-            classifiers = len(figures["classifiers"]["accuracy"])
-            entry = {
+            scores, f1 = tested.per_class[name], tested.per_class[name].f1_interval
+            classifiers = len(tested.classifiers["accuracy"])
+            areas = {"roc_auc_mean": scores.roc_auc,
+                     "average_precision_mean": scores.average_precision}  # fmt: skip
+            entry: dict[str, Any] = {
                 "arm": arm, "class": name, "training_images": images[arm].get(name, 0),
-                "test_images": held.pop("images") // classifiers,
-                "f1_mean": of["mean"], "f1_low": of["low"], "f1_high": of["high"],
-                # The first three of one confusion of all classifiers, areas the mean of theirs.
-                **{f"{key}_pooled": held.pop(key) for key in ("precision", "recall", "f1")},
-                **{f"{key}_mean": value for key, value in held.items()},
+                "test_images": scores.images // classifiers,
+                "f1_mean": f1.mean, "f1_low": f1.low, "f1_high": f1.high,
+                "precision_pooled": scores.precision, "recall_pooled": scores.recall,
+                "f1_pooled": scores.f1,
+                **{area: value for area, value in areas.items() if value is not None},
             }  # fmt: skip
             if arm in gains:
-                entry["recall_gain_against"] = gains[arm]["against"]
-                for key in ("recall_gain", "recall_gain_to_real"):
-                    gain = gains[arm][key][number]
-                    entry |= {key: gain["mean"], f"{key}_low": gain["low"],
-                              f"{key}_high": gain["high"]}  # fmt: skip
+                entry["recall_gain_against"] = gains[arm].against
+                for key, of_classes in (("recall_gain", gains[arm].recall_gain),
+                                        ("recall_gain_to_real", gains[arm].recall_gain_to_real)):
+                    gain = of_classes[number]
+                    entry |= {key: gain.mean, f"{key}_low": gain.low, f"{key}_high": gain.high}
             found.append(entry)
     return found
 
 
 def of_trials(
-    evaluate: Mapping[str, Any], search: SearchSpec, trials: Sequence[Trained]
+    evaluate: EvaluateResult, search: SearchSpec, trials: Sequence[Trained]
 ) -> Entries:
     """A row for each classifier: what it is, what it reached, what it cost, where it lies."""
     found = []
@@ -171,14 +176,14 @@ def of_trials(
         entry: dict[str, Any] = {
             **named(one), "family": arm.family, "ratio": arm.ratio, "key": one.trial.step.key,
             "training_images": manifest.rows, "steps": steps_of(search, arm),
-            "best_step": manifest.metrics["best_step"],
+            "best_step": one.result.best_step,
             "seconds": manifest.provenance["seconds"],
             "device": manifest.provenance.get("device"), **hours_of(Hours.of(manifest)),
             "weights": weights_at(one),
         }  # fmt: skip
-        val = manifest.metrics["val"]
-        entry |= {f"val_{name}": val.get(name) for name in FIGURES}
-        opened = evaluate["arms"].get(arm.name, {}).get("classifiers", {})
+        entry |= {f"val_{name}": one.result.val.figures.get(name) for name in FIGURES}
+        tested = evaluate.arms.get(arm.name)
+        opened = tested.classifiers if tested is not None else {}
         entry |= {f"test_{name}": opened[name][one.trial.number] if name in opened else None
                   for name in FIGURES}  # fmt: skip
         found.append(entry)
@@ -212,13 +217,13 @@ def ratios(trials: Sequence[Mapping[str, Any]], objective: str, generator_fits: 
     return found
 
 
-def budget(evaluate: Mapping[str, Any]) -> Entries:
+def budget(evaluate: EvaluateResult) -> Entries:
     """What twice the steps do to real images, on test."""
-    effect = evaluate["budget"]
+    effect = evaluate.budget
     if effect is None:
         return []
-    return [{"arm": "real_double", "against": "real", "difference": effect["estimate"],
-             "low": effect["low"], "high": effect["high"]}]  # fmt: skip
+    return [{"arm": "real_double", "against": "real", "difference": effect.estimate,
+             "low": effect.low, "high": effect.high}]  # fmt: skip
 
 
 def history(
@@ -236,14 +241,14 @@ def history(
 
 
 def confusion(
-    evaluate: Mapping[str, Any], trials: Sequence[Trained], classes: Sequence[str]
+    evaluate: EvaluateResult, trials: Sequence[Trained], classes: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
     """A row for each cell of each arm's matrices, summed over its classifiers; val of every arm,
     test of those that were opened. Cells of no image are left out."""
     for arm in dict.fromkeys(one.trial.arm.name for one in trials):
         matrices = {"val": val_confusion(trials, arm).tolist()}
-        if arm in evaluate["arms"]:
-            matrices["test"] = evaluate["arms"][arm]["confusion"]
+        if arm in evaluate.arms:
+            matrices["test"] = evaluate.arms[arm].confusion
         for split, matrix in matrices.items():
             for true, counts in zip(classes, matrix, strict=True):
                 for predicted, count in zip(classes, counts, strict=True):

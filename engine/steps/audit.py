@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from engine.context import Context, Result
+from engine.context import Context, Output
 from engine.core import rows
 from engine.core.errors import DataError
 from engine.core.manifest import Manifest, Part
@@ -36,6 +36,7 @@ from engine.data.near_duplicates import of_one_colour
 from engine.metrics.label_errors import label_errors
 from engine.metrics.outliers import LIMIT, neighbour_outliers, odd_sizes
 from engine.report.audit import Finding, Look, page, shown_images
+from engine.results.data import AuditResult
 from engine.sections import EmbedderField
 from engine.steps import StepKind
 from engine.steps._intake import (
@@ -67,7 +68,7 @@ class Audit(StepKind):
     summary: ClassVar[str] = "look for what is wrong with the data"
     scratch: ClassVar[tuple[str, ...]] = (DECODED,)
 
-    def run(self, context: Context) -> Result:
+    def run(self, context: Context) -> Output:
         spec = context.step.spec_as(AuditSpec)
         reader = resolve("readers", spec.reader.name)(spec.reader)
         records = reader.records()
@@ -100,13 +101,13 @@ class Audit(StepKind):
         ShardSet(context.store, context.store.join(context.prefix, EMBEDDED)).keep(vectors_kept)
         counts = Counter(finding.kind for finding in look.findings)
         context.notes["timings"] = {name: round(value, 1) for name, value in work.seconds.items()}
-        return Result(
+        return Output(
             parts, len(records),
-            {
-                "headline": f"{len(records):,} images, {len(look.findings):,} findings",
-                "found": dict(sorted(counts.items())), "must": look.musts,
-                "warnings": look.warnings, "near_limit": look.near_limit,
-            },
+            AuditResult(
+                headline=f"{len(records):,} images, {len(look.findings):,} findings",
+                found=dict(sorted(counts.items())), must=look.musts,
+                warnings=look.warnings, near_limit=look.near_limit,
+            ),
         )  # fmt: skip
 
     def outdated(self, step: Step, manifest: Manifest) -> str | None:

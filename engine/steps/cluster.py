@@ -8,12 +8,12 @@ centroids no label.
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
 
-from engine.context import Context, Result
+from engine.context import Context, Output
 from engine.core import rows
 from engine.core.errors import DataError
 from engine.core.rng import derive_seed
@@ -21,6 +21,7 @@ from engine.core.rows import TaskKind
 from engine.core.spec import Spec
 from engine.data.arrays import grouped_vectors, release
 from engine.data.dataset import split_index
+from engine.results.data import ClusterResult
 from engine.sections import Cluster as ClusterSettings
 from engine.steps import StepKind
 from engine.vectors.kmeans import Clusters, choose_k, k_means
@@ -42,7 +43,7 @@ class Cluster(StepKind):
     Spec: ClassVar[type[Spec]] = ClusterSpec
     summary: ClassVar[str] = "k-means within each class of train"
 
-    def run(self, context: Context) -> Result:
+    def run(self, context: Context) -> Output:
         spec = context.step.spec_as(ClusterSpec)
         settings = spec.settings
         column = rows.label_column(spec.task)
@@ -109,21 +110,18 @@ class Cluster(StepKind):
         for warning in warnings:
             context.say(f"warning: {warning}")
         number = sum(len(made.centroids) for made in found.values())
-        metrics: dict[str, Any] = {
-            "headline": f"{number} clusters"
-            + (" over all classes" if whole else f" in {len(found)} classes"),
-            "sizes": {
-                name: sorted(made.sizes.tolist(), reverse=True) for name, made in found.items()
-            },
-            "inertia": {name: made.inertia for name, made in found.items()},
-            "warnings": warnings,
+        scores = {
+            name: {str(k): value for k, value in by_k.items()}
+            for name, by_k in silhouettes.items()
         }
-        if silhouettes:
-            metrics["silhouette"] = {
-                name: {str(k): value for k, value in scores.items()}
-                for name, scores in silhouettes.items()
-            }
-        return Result(parts, sum(counts.values()), metrics)
+        result = ClusterResult(
+            headline=f"{number} clusters"
+            + (" over all classes" if whole else f" in {len(found)} classes"),
+            sizes={name: sorted(made.sizes.tolist(), reverse=True) for name, made in found.items()},
+            inertia={name: made.inertia for name, made in found.items()},
+            warnings=warnings, silhouette=scores,
+        )  # fmt: skip
+        return Output(parts, sum(counts.values()), result)
 
 
 def what_to_know(found: dict[str, Clusters]) -> list[str]:

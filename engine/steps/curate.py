@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from engine.context import Context, Result
+from engine.context import Context, Output
 from engine.core import rows
 from engine.core.manifest import Part
 from engine.core.registry import resolve
@@ -25,16 +25,25 @@ from engine.core.spec import Spec, digest
 from engine.core.step import Step
 from engine.core.store import Store
 from engine.data.arrays import grouped_vectors, hashes_of, matrix_of
-from engine.data.dataset import class_names, split_index
+from engine.data.dataset import split_index
 from engine.data.images import Preprocess
 from engine.filters import Judged, Scored
 from engine.metrics.classification import confusion
 from engine.nets.classification import class_numbers
+from engine.results.data import IngestResult
+from engine.results.images import (
+    ClassFunnel,
+    CurateResult,
+    FilterReport,
+    GenerateResult,
+    LabelerReport,
+)
 from engine.sections import EmbedderField, FilterField, LabelerField
 from engine.steps import StepKind
 from engine.steps.embed import DecodeOwn, EmbedImages, Hash, PrepareImages
 from engine.steps.measure import MeasurePixels, figures, make_labeler, measuring, trained_labeler
 from engine.steps.train import generated_images
+from engine.work.stage import Stage
 
 
 class CurateSpec(Spec):
@@ -52,14 +61,14 @@ class Curate(StepKind):
     Spec: ClassVar[type[Spec]] = CurateSpec
     summary: ClassVar[str] = "choose the images that are used"
 
-    def run(self, context: Context) -> Result:
+    def run(self, context: Context) -> Output:
         spec = context.step.spec_as(CurateSpec)
-        generated = context.inputs["generate"]
+        generated = context.result("generate", GenerateResult)
         table = read_generated(context, spec.task)
         notes: dict[str, Any] = {}
         scores: list[Part] = []
         if spec.filters:
-            commits = score(context, spec, class_names(context.inputs["ingest"]))
+            commits = score(context, spec, context.result("ingest", IngestResult).classes)
             # Tagged for readers of this step; their bytes are the commits'.
             scores = [
                 commit.data.model_copy(update={"tags": {"table": "scores"}})
@@ -67,20 +76,19 @@ class Curate(StepKind):
                 if commit.data
             ]
             table, notes = judge(context, spec, table, [part.key for part in scores])
-        funnel = make_funnel(table, generated.metrics["requested"])
+        funnel = make_funnel(table, generated.requested)
         kept = sum(table[rows.KEPT].to_pylist())
         out: Counter[str] = Counter()
         for entry in funnel.values():
-            out.update(entry["reasons"])
+            out.update(entry.reasons)
         headline = f"{kept:,} of {table.num_rows:,} kept"
         if out:
             headline += "; " + ", ".join(f"{count} {why}" for why, count in out.most_common())
-        return Result(
+        return Output(
             [context.table("curated", table, table="curated"), *scores], kept,
-            {
-                "headline": headline, "funnel": funnel,
-                "warnings": generated.metrics.get("warnings", []), **notes,
-            },
+            CurateResult(
+                headline=headline, funnel=funnel, warnings=generated.warnings, **notes
+            ),
         )  # fmt: skip
 
     def shard_prefixes(self, store: Store, step: Step) -> list[str]:
@@ -92,7 +100,7 @@ def judge(
     context: Context, spec: CurateSpec, table: pa.Table, keys: list[str]
 ) -> tuple[pa.Table, dict[str, Any]]:
     """Ask the filters; fills in scores, labels and reasons, and returns what is told of it."""
-    classes = class_names(context.inputs["ingest"])
+    classes = context.result("ingest", IngestResult).classes
     sets = Sets(context, spec, classes, table, keys)
     made, val = sets.made, sets.val
     # An image without a usable embedding has no scores.
@@ -110,7 +118,7 @@ def judge(
             whole[row] = value
         columns[name] = pa.array(whole)
 
-    told = []
+    reports = []
     for one in spec.filters if len(made) else ():
         kept = reason[at] == ""
         found: Judged = resolve("filters", one.name)(one, classes).judge(
@@ -121,14 +129,14 @@ def judge(
             used[at] = found.labels
         for name, values in found.columns.items():
             column(rows.score_column(one.name, name), values)
-        told.append(
-            {
-                "name": one.name, "dropped": int((kept & found.drop).sum()),
-                "limits": {key: finite(limit) for key, limit in found.limits.items()},
-                "stops": found.stops,
-            }
+        reports.append(
+            FilterReport(
+                name=one.name, dropped=int((kept & found.drop).sum()),
+                limits={key: finite(limit) for key, limit in found.limits.items()},
+                stops=found.stops,
+            )
         )  # fmt: skip
-    notes["filters"] = told
+    notes["filters"] = reports
     if made.probabilities is not None and val.probabilities is not None:
         seen = np.asarray(classes, dtype=object)[made.probabilities.argmax(1)]
         column(rows.LABEL_SEEN, seen)
@@ -157,7 +165,7 @@ def finite(limit: float | Mapping[str, float]) -> Any:
 
 def agreement(
     classes: Sequence[str], made: Scored, val: Scored, used: np.ndarray, kept: np.ndarray
-) -> dict[str, Any]:
+) -> LabelerReport:
     """How often the labeler sees what was asked for, and in those kept what they are used as; the
     yardstick of both is val. used: the labels (n,) that images are used under."""
     assert made.probabilities is not None
@@ -166,15 +174,15 @@ def agreement(
     right = seen == intended
     truth = class_numbers(val.labels, classes)
     of_val = val.probabilities.argmax(1)
-    return {
-        "agreement": float(right.mean()) if len(right) else None,
-        "agreement_kept": float((class_numbers(used, classes) == seen)[kept].mean())
+    return LabelerReport(
+        agreement=float(right.mean()) if len(right) else None,
+        agreement_kept=float((class_numbers(used, classes) == seen)[kept].mean())
         if kept.any()
         else None,
-        "agreement_val": float((of_val == truth).mean()),
-        "confusion": confusion(intended, seen, len(classes)).tolist(),
-        "confusion_val": confusion(truth, of_val, len(classes)).tolist(),
-    }
+        agreement_val=float((of_val == truth).mean()),
+        confusion=confusion(intended, seen, len(classes)).tolist(),
+        confusion_val=confusion(truth, of_val, len(classes)).tolist(),
+    )
 
 
 class Sets:
@@ -251,7 +259,7 @@ def read_scored(
     )  # fmt: skip
 
 
-def make_funnel(table: pa.Table, requested: Mapping[str, int]) -> dict[str, dict[str, Any]]:
+def make_funnel(table: pa.Table, requested: Mapping[str, int]) -> dict[str, ClassFunnel]:
     """What became of the images of each class: requested, generated, kept, and why the others are
     not used. Kept are those that are used as the class, whatever was asked for."""
     intended = table[rows.LABEL_INTENDED].to_pylist()
@@ -264,10 +272,10 @@ def make_funnel(table: pa.Table, requested: Mapping[str, int]) -> dict[str, dict
             fates[wanted][why or f"used as {label}"] += 1
     generated = Counter(intended)
     return {
-        name: {
-            "requested": count, "generated": generated[name], "kept": kept[name],
-            "reasons": dict(sorted(fates[name].items())),
-        }
+        name: ClassFunnel(
+            requested=count, generated=generated[name], kept=kept[name],
+            reasons=dict(sorted(fates[name].items())),
+        )
         for name, count in sorted(requested.items())
     }  # fmt: skip
 
@@ -315,7 +323,7 @@ def score(context: Context, spec: CurateSpec, classes: Sequence[str]) -> list[Co
     looks = measuring(spec.task, spec.preprocess, spec.labeler, spec.filters)
     trained = trained_labeler(context.inputs)
     embedding = EmbedImages(spec.embedder)
-    stages = [
+    stages: list[Stage] = [
         DecodeOwn(),
         MeasurePixels(context.store, looks, classes, trained),
         Hash(),

@@ -10,12 +10,13 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from engine.context import Context, Result
+from engine.context import Context, Output
 from engine.core import rows
 from engine.core.registry import resolve
 from engine.core.shards import OK, Shard, ids_digest, parquet_rows
 from engine.core.spec import Spec
 from engine.data.images import decode_own, perceptual_hash
+from engine.results.data import EmbedResult
 from engine.sections import EmbedderField
 from engine.steps import StepKind
 from engine.work.stage import Batch, Device, Place, Stage
@@ -130,7 +131,7 @@ class Embed(StepKind):
     Spec: ClassVar[type[Spec]] = EmbedSpec
     summary: ClassVar[str] = "turn train and val images into vectors"
 
-    def run(self, context: Context) -> Result:
+    def run(self, context: Context) -> Output:
         spec = context.step.spec_as(EmbedSpec)
         shards = image_shards(context, SPLITS)
         stages, schema = EmbedImages.stages(spec.embedder)
@@ -149,8 +150,9 @@ class Embed(StepKind):
         headline = f"{kept:,} vectors of {width}"
         if kept < planned:
             headline += f"; {planned - kept:,} quarantined"
-        return Result(
-            parts, kept, {"headline": headline, "width": width, "quarantined": planned - kept}
+        return Output(
+            parts, kept,
+            EmbedResult(headline=headline, width=width, quarantined=planned - kept),
         )
 
 

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from engine.context import Context, Result
+from engine.context import Context, Output
 from engine.core import rows
 from engine.core.errors import ResumeError
 from engine.core.manifest import Manifest, copy_files, read_manifest
@@ -28,14 +28,16 @@ from engine.core.spec import Spec, digest
 from engine.core.step import Step
 from engine.core.store import Store
 from engine.data.arrays import matrix_of
-from engine.data.dataset import class_names, split_index
+from engine.data.dataset import split_index
 from engine.data.images import Preprocess
 from engine.nets.classification import class_numbers
+from engine.results.comparison import EvaluateResult, OpenedTest, SearchResult, TrainResult
+from engine.results.data import IngestResult
 from engine.sections import ClassifierField
 from engine.sections import Evaluate as EvaluateSettings
 from engine.steps import StepKind
 from engine.steps._verdict import (
-    Contrast,
+    DeclaredContrast,
     Predictions,
     budget_effect,
     budget_in_words,
@@ -46,7 +48,7 @@ from engine.steps._verdict import (
 )
 from engine.steps.embed import DecodeOwn, image_shards
 from engine.steps.search import Arm, SearchSpec, Trial, trial_steps
-from engine.steps.train import changed_weights, outside_noted, refuse_other_weights
+from engine.steps.train import changed_weights, refuse_other_weights
 from engine.work.stage import Batch, Device, Place
 
 MODEL = "model"
@@ -103,7 +105,7 @@ class Classify:
     ) -> None:  # fmt: skip
         self.store, self.spec, self.preprocess = store, spec, preprocess
         self.classes, self.weights = tuple(classes), tuple(trained.parts)
-        self.outside = outside_noted(trained)
+        self.outside = TrainResult.of(trained).outside
 
     def load(self, place: Place) -> None:
         self.place = place.device
@@ -126,20 +128,21 @@ class Classify:
 
 
 class Evaluate(StepKind):
-    version: ClassVar[int] = 7
+    version: ClassVar[int] = 8
     Spec: ClassVar[type[Spec]] = EvaluateSpec
     summary: ClassVar[str] = "open test for the chosen arms, reach the verdict"
 
-    def run(self, context: Context) -> Result:
+    def run(self, context: Context) -> Output:
         spec = context.step.spec_as(EvaluateSpec)
-        search = context.inputs["search"]
-        chosen = {*search.metrics["chosen"], *search.metrics["twins"]}
+        search_spec = context.step.inputs["search"].spec_as(SearchSpec)
+        search, searched = context.inputs["search"], context.result("search", SearchResult)
+        chosen = {*searched.chosen, *searched.twins}
         trials = [
             trial for trial in trial_steps(context.step.inputs["search"])
             if trial.arm.name in chosen
         ]  # fmt: skip
-        manifests = read_trials(context.store, search, [trial.step for trial in trials])
-        classes = class_names(context.inputs["ingest"])
+        manifests = read_trials(context.store, searched, [trial.step for trial in trials])
+        classes = context.result("ingest", IngestResult).classes
         test = split_index(context.store, context.inputs["ingest"], spec.task, "test")
         # Not the step's key: another version of this code looks at nothing that was not seen.
         opener = digest([spec, search.digest])
@@ -156,50 +159,47 @@ class Evaluate(StepKind):
                 )
                 for name in arms
             },
-            generator_fits=search.spec["generator_fits"],
+            generator_fits=search_spec.generator_fits,
         )
         tables = [
             predictions_table(test, spec.task, trial, probabilities[trial.step.key])
             for trial in trials
         ]
-        results = {name: figures_of(predictions, name) for name in arms}
+        results = {
+            name: figures_of(predictions, name, arm.family, arm.ratio, arm.role)
+            for name, arm in arms.items()
+        }
         contrasts = compare(
             predictions,
-            declared(search, arms, untrained(context.step.inputs["search"])),
+            declared(search_spec.arms, searched, arms, untrained(context.step.inputs["search"])),
             spec.objective,
             spec.settings,
             spec.seed,
         )
-        for contrast in contrasts:
-            contrast["ratio"] = arms[contrast["arm"]].ratio
-        sentence = in_words(contrasts, spec.objective, search.metrics["baseline"])
+        sentence = in_words(contrasts, spec.objective, searched.baseline)
         budget = budget_effect(results, spec.objective)
-        if budget is not None and budget["low"] > 0:
+        if budget is not None and budget.low > 0:
             sentence += " " + budget_in_words(budget, spec.objective)
-        return Result(
+        return Output(
             [context.table("predictions", pa.concat_tables(tables), table="predictions")],
             len(predictions.labels),
-            {
-                "headline": sentence.rstrip("."),
-                "verdict": sentence,
-                "objective": spec.objective,
-                "arms": {
-                    name: {**results[name], "family": arm.family, "ratio": arm.ratio,
-                           "role": arm.role}
-                    for name, arm in arms.items()
-                },
-                "baseline": search.metrics["baseline"],
-                "contrasts": contrasts,
-                "budget": budget,
-                "saturation": saturations(
+            EvaluateResult(
+                headline=sentence.rstrip("."),
+                verdict=sentence,
+                objective=spec.objective,
+                arms=results,
+                baseline=searched.baseline,
+                contrasts=contrasts,
+                budget=budget,
+                saturation=saturations(
                     pa.concat_tables(context.store.tables(search.keys(table="trials"))).to_pylist(),
                     spec.objective, predictions.generator_fits, spec.settings.margin,
                 ),
-                "test": {
-                    "images": len(predictions.labels),
-                    "groups": len(np.unique(predictions.groups)), "opened": opened,
-                },
-            },
+                test=OpenedTest(
+                    images=len(predictions.labels), groups=len(np.unique(predictions.groups)),
+                    opened=opened,
+                ),
+            ),
         )  # fmt: skip
 
 
@@ -217,40 +217,44 @@ def untrained(search: Step) -> set[str]:
 
 
 def declared(
-    search: Manifest, arms: Mapping[str, Arm], untrained: Collection[str] = ()
-) -> list[Contrast]:
+    planned: Sequence[Arm], search: SearchResult, arms: Mapping[str, Arm],
+    untrained: Collection[str] = (),
+) -> list[DeclaredContrast]:  # fmt: skip
     """What the study compares: each synthetic family, at its ratio, with the strongest baseline,
     and with as many of its images as they come."""
     # A family that chose among more settings on val had more tries.
-    tries = Counter(arm["family"] for arm in search.spec["arms"])
-    baseline = search.metrics["baseline"]
+    tries = Counter(arm.family for arm in planned)
+    baseline = search.baseline
     found = [
-        Contrast(
-            name, baseline, (tries[arm.family], tries[arms[baseline].family]), name in untrained
+        DeclaredContrast(
+            name, baseline, (tries[arm.family], tries[arms[baseline].family]), name in untrained,
+            arm.ratio,
         )
         for name, arm in arms.items()
         if arm.role == "compared"
-    ]
+    ]  # fmt: skip
     # The arm's ratio is the best of several; its twin took the same unchosen.
     return found + [
-        Contrast(of, twin, (tries[arms[of].family], 1), of in untrained)
-        for twin, of in search.metrics["twins"].items()
+        DeclaredContrast(
+            of, twin, (tries[arms[of].family], 1), of in untrained, arms[of].ratio
+        )
+        for twin, of in search.twins.items()
     ]
 
 
-def read_trials(store: Store, search: Manifest, steps: Sequence[Step]) -> dict[str, Manifest]:
+def read_trials(store: Store, search: SearchResult, steps: Sequence[Step]) -> dict[str, Manifest]:
     """The trials' manifests by key. Raises `ResumeError` where one is not what search chose by, or
     was trained from other weights than the rest."""
     found = {}
     for step in steps:
         manifest = read_manifest(store, step)
-        if manifest is None or manifest.digest != search.metrics["trials"][step.key]:
+        if manifest is None or manifest.digest != search.trials[step.key]:
             raise ResumeError(
                 f"evaluate: {step.label} is not the trial that search chose by any more;"
                 " run again with --discard search"
             )
         # They may have, while search ran.
-        if why := changed_weights(step.spec, manifest):
+        if why := changed_weights(step.spec, TrainResult.of(manifest).outside):
             raise ResumeError(f"evaluate: {step.label}: {why}; run again with --discard search")
         found[step.key] = manifest
     return found

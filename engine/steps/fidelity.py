@@ -14,7 +14,7 @@ The manifest's metrics hold a scope for each class, and first one of all togethe
     val_sampled, val_nearest
                 images of val that are sampled, and their median cosine distance to train
     sets        by name: kept, generated (where curation changed it) and real: `n` images and the
-                figures of `Against.figures`; of a set that has too few, their number alone
+                figures of `ValReference.figures`; of a set that has too few, their number alone
     floor       where train has fewer images than that: sets once more, all of as many as train
                 has. Empty where it has enough
 """
@@ -24,13 +24,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from engine.context import Context, Result
+from engine.context import Context, Output
 from engine.core import rows
 from engine.core.manifest import Part
 from engine.core.registry import resolve
@@ -44,9 +44,11 @@ from engine.metrics.kernel import kernel_distance
 from engine.metrics.memorization import share_nearer
 from engine.metrics.moments import Moments
 from engine.metrics.prdc import prdc
+from engine.results.data import IngestResult
+from engine.results.images import FidelityResult, FidelityScope, FidelitySet
 from engine.sections import EmbedderField
 from engine.steps import StepKind
-from engine.steps._embedded import SUMS, Embedded, Some, Sums, Whole, draw, room
+from engine.steps._embedded import SUMS, Embedded, SampledVectors, SetSums, Sums, draw, room
 from engine.steps.curate import generated_shards
 from engine.steps.embed import EmbedImages
 from engine.steps.request import RequestSpec, needed_images
@@ -78,7 +80,7 @@ class Fidelity(StepKind):
     summary: ClassVar[str] = "measure how like real ones generated images are"
     scratch: ClassVar[tuple[str, ...]] = (SUMS,)
 
-    def run(self, context: Context) -> Result:
+    def run(self, context: Context) -> Output:
         spec = context.step.spec_as(FidelitySpec)
         parts, keys = generated_vectors(context, spec)
         made = generated_sets(context, keys)
@@ -90,22 +92,22 @@ class Fidelity(StepKind):
         enough = [label for label in classes if kept[label] >= LEAST and val[label]]
         together = [enough] if len(enough) > 1 else []
         needed = images_needed(context)
-        scopes = [
+        planned = [
             plan_scope(spec, sides, needed, labels)
             for labels in [*together, *([label] for label in classes)]
         ]
-        held = Held(context, sides, scopes)
-        found = []
-        with context.progress(len(scopes), "scopes") as bar:
-            for number, scope in enumerate(scopes):
-                found.append(measure(spec, held, scope, number))
+        inputs = FidelityInputs(context, sides, planned)
+        scopes = []
+        with context.progress(len(planned), "scopes") as bar:
+            for number, scope in enumerate(planned):
+                scopes.append(measure(spec, inputs, scope, number))
                 bar.advance(1)
-        return Result(
+        return Output(
             parts, max(map(len, made.values())),
-            {
-                "headline": headline(found), "scopes": found,
-                "warnings": warnings(found, kept, classes, enough),
-            },
+            FidelityResult(
+                headline=headline(scopes), scopes=scopes,
+                warnings=warnings(scopes, kept, classes, enough),
+            ),
         )  # fmt: skip
 
 
@@ -156,7 +158,7 @@ def embedded(context: Context, keys: list[str], table: pa.Table, label: str) -> 
 def images_needed(context: Context) -> dict[str, int]:
     """Images of each class that the study asks for: every fit of a generator keeps as many."""
     request = context.step.inputs["generate"].inputs["request"].spec_as(RequestSpec)
-    return needed_images(request, context.inputs["ingest"].metrics["counts"]["train"])
+    return needed_images(request, context.result("ingest", IngestResult).train)
 
 
 @dataclass(frozen=True)
@@ -227,7 +229,7 @@ def drawn(spec: FidelitySpec, side: Embedded, shares: Mapping[str, float], n: in
     return Draw(whole, some)
 
 
-class Held:
+class FidelityInputs:
     """What the figures of all scopes are taken from: vectors of what is sampled of each set, their
     distances to train, and sums of what is used whole."""
 
@@ -246,8 +248,11 @@ class Held:
         if any(chosen.values()):
             chosen["real"] = [np.arange(len(sides["real"]))]
         self.sides = sides
-        self.some = {name: Some(context.store, sides[name], held) for name, held in chosen.items()}
-        self.whole = Whole(context, whole)
+        self.some = {
+            name: SampledVectors(context.store, sides[name], places)
+            for name, places in chosen.items()
+        }
+        self.whole = SetSums(context, whole)
         self._distances: dict[str, np.ndarray] = {}
 
     @staticmethod
@@ -270,32 +275,35 @@ def sums_name(number: int, name: str, n: int) -> str:
     return f"{number}-{name}-{n}"
 
 
-def measure(spec: FidelitySpec, held: Held, scope: Scope, number: int) -> dict[str, Any]:
-    """One scope: the sets, and train, against the images of val of these classes."""
-    told: dict[str, Any] = {
-        "classes": list(scope.labels), "val": scope.held, "few": scope.few, "sets": {}, "floor": {},
-    }  # fmt: skip
+def measure(
+    spec: FidelitySpec, inputs: FidelityInputs, scope: Scope, number: int
+) -> FidelityScope:
+    """The figures of one scope: each set, and train, compared with the val images of its
+    classes."""
     if scope.few:
-        return told
-    against = Against(spec, held, scope, number)
-    told |= {"val_sampled": len(against.some), "val_nearest": float(np.median(against.distances))}
-    told["sets"] = {
-        name: against.figures(name, n) if (name, n) in scope.draws else {"n": n}
+        return FidelityScope(
+            classes=list(scope.labels), val=scope.held, few=scope.few, sets={}, floor={}
+        )
+    reference = ValReference(spec, inputs, scope, number)
+    sets = {
+        name: reference.figures(name, n) if (name, n) in scope.draws else FidelitySet(n=n)
         for name, n in scope.sets.items()
     }
-    if scope.floor:
-        told["floor"] = {
-            name: against.figures(name, scope.floor)
-            for name, n in scope.draws
-            if n == scope.floor and name != "val"
-        }
-    return told
+    floor = {
+        name: reference.figures(name, scope.floor)
+        for name, n in scope.draws
+        if scope.floor and n == scope.floor and name != "val"
+    }
+    return FidelityScope(
+        classes=list(scope.labels), val=scope.held, few="", sets=sets, floor=floor,
+        val_sampled=len(reference.some), val_nearest=float(np.median(reference.distances)),
+    )  # fmt: skip
 
 
-class Against:
-    """The images of val that the sets of a scope are held against."""
+class ValReference:
+    """The val images of a scope, with which its sets are compared."""
 
-    def __init__(self, spec: FidelitySpec, held: Held, scope: Scope, number: int) -> None:
+    def __init__(self, spec: FidelitySpec, held: FidelityInputs, scope: Scope, number: int) -> None:
         self.spec, self.held, self.scope, self.number = spec, held, scope, number
         chosen = scope.draws["val", scope.held]
         self.some = held.some["val"].of(chosen.some)
@@ -317,7 +325,7 @@ class Against:
             return None
         return float(np.quantile(self.distances, NEAR))
 
-    def figures(self, name: str, n: int) -> dict[str, Any]:
+    def figures(self, name: str, n: int) -> FidelitySet:
         """Of `n` images of a set.
 
         frechet, vendi: of all of them. kernel (with the ends of its interval), precision, recall,
@@ -330,17 +338,18 @@ class Against:
         scaled = self.some * self.scale, some * self.scale
         kernel = kernel_distance(*scaled, derive_seed(spec.seed, "fidelity"))
         shares = prdc(self.some, some, spec.k)
-        found = {
-            "n": n, "sampled": len(some), "frechet": self.frechet(name, n, sums),
-            "kernel": [kernel.estimate, kernel.low, kernel.high], "precision": shares.precision,
-            "recall": shares.recall, "density": shares.density, "coverage": shares.coverage,
-            "vendi": sums.directions.vendi if sums else vendi_score(self.vectors(name, n)),
-        }  # fmt: skip
+        nearest, near = None, None
         if name != "real":
             distance = self.held.to_train(name, chosen.some)
+            nearest = float(np.median(distance))
             near = None if self.near is None else list(share_nearer(distance, self.near))
-            found |= {"nearest": float(np.median(distance)), "near": near}
-        return found
+        return FidelitySet(
+            n=n, sampled=len(some), frechet=self.frechet(name, n, sums),
+            kernel=[kernel.estimate, kernel.low, kernel.high], precision=shares.precision,
+            recall=shares.recall, density=shares.density, coverage=shares.coverage,
+            vendi=sums.directions.vendi if sums else vendi_score(self.vectors(name, n)),
+            nearest=nearest, near=near,
+        )  # fmt: skip
 
     def sums(self, name: str, n: int) -> Sums | None:
         """Of a set that is used whole; None where its vectors are few."""
@@ -361,42 +370,46 @@ class Against:
         return self.held.some[name].of(self.scope.draws[name, n].whole)
 
 
-def headline(scopes: Sequence[Mapping[str, Any]]) -> str:
-    """The first scope that has figures of what was kept; beside real ones where there are any."""
+def headline(scopes: Sequence[FidelityScope]) -> str:
+    """The Fréchet distance of the first scope that has one of the kept images."""
     for scope in scopes:
-        sets = scope["floor"] if "kept" in scope["floor"] else scope["sets"]
-        kept, real = (sets.get(name, {}) for name in ("kept", "real"))
-        if "frechet" in kept:
-            floor = f", of real ones {real['frechet']:.3g}" if "frechet" in real else ""
-            return f"Fréchet distance {kept['frechet']:.3g}{floor}, {kept['n']:,} images of each"
+        sets = scope.floor if "kept" in scope.floor else scope.sets
+        kept, real = sets.get("kept"), sets.get("real")
+        if kept is not None and kept.frechet is not None:
+            floor = ""
+            if real is not None and real.frechet is not None:
+                floor = f", of real ones {real.frechet:.3g}"
+            return f"Fréchet distance {kept.frechet:.3g}{floor}, {kept.n:,} images of each"
     return "too few images to say"
 
 
 def warnings(
-    scopes: Sequence[Mapping[str, Any]], kept: Mapping[str, int], classes: Sequence[str],
+    scopes: Sequence[FidelityScope], kept: Mapping[str, int], classes: Sequence[str],
     enough: Sequence[str],
 ) -> list[str]:  # fmt: skip
     """What a reader of the figures must know."""
     found = []
-    first = next((scope for scope in scopes if "kept" in scope["sets"]), None)
-    held = first["sets"]["kept"] if first is not None else {}
-    if "frechet" in held and held["n"] < FRECHET_LEAST:
-        found.append(
-            f"a Fréchet distance of {held['n']:,} images, fewer than {FRECHET_LEAST:,}, is largely"
-            " the number's doing: hold it against that of as many real ones alone"
-        )
-    if first is not None and first["floor"]:
-        n = first["floor"]["real"]["n"]
-        found.append(
-            f"real images of train suffice for {n:,}: their figures are no floor of those of"
-            f" {held['n']:,} generated ones, which stand there once more at {n:,}"
-        )
-    if held.get("near") is not None and held["near"][0] > _OFTEN_NEAR:
-        share, low, high = (100 * value for value in held["near"])
-        found.append(
-            f"{share:.1f}% of the images kept ({low:.1f} to {high:.1f}) lie nearer to a training"
-            f" image than {100 * (1 - NEAR):.0f}% of held-out ones do; {100 * NEAR:g}% are expected"
-        )
+    first = next((scope for scope in scopes if "kept" in scope.sets), None)
+    if first is not None:
+        of_kept = first.sets["kept"]
+        if of_kept.frechet is not None and of_kept.n < FRECHET_LEAST:
+            found.append(
+                f"a Fréchet distance of {of_kept.n:,} images, fewer than {FRECHET_LEAST:,}, is"
+                " largely the number's doing: hold it against that of as many real ones alone"
+            )
+        if first.floor:
+            n = first.floor["real"].n
+            found.append(
+                f"real images of train suffice for {n:,}: their figures are no floor of those of"
+                f" {of_kept.n:,} generated ones, which stand there once more at {n:,}"
+            )
+        if of_kept.near is not None and of_kept.near[0] > _OFTEN_NEAR:
+            share, low, high = (100 * value for value in of_kept.near)
+            found.append(
+                f"{share:.1f}% of the images kept ({low:.1f} to {high:.1f}) lie nearer to a"
+                f" training image than {100 * (1 - NEAR):.0f}% of held-out ones do;"
+                f" {100 * NEAR:g}% are expected"
+            )
     left_out = [f"{label} ({kept[label]} kept)" for label in classes if label not in enough]
     if len(enough) > 1 and left_out:
         found.append(f"the whole leaves out classes with fewer than {LEAST} images kept:"

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from engine.context import Context, Result
+from engine.context import Context, Output
 from engine.core import rows
 from engine.core.manifest import Manifest
 from engine.core.registry import resolve
@@ -19,6 +19,7 @@ from engine.data.arrays import read_pixels
 from engine.data.dataset import split_index
 from engine.data.images import Preprocess
 from engine.generators import TrainingImages
+from engine.results.images import FinetuneResult
 from engine.sections import GeneratorField
 from engine.steps import StepKind
 from engine.work.fit import LOOKS, FitContext
@@ -61,7 +62,7 @@ class Finetune(StepKind):
     Spec: ClassVar[type[Spec]] = FinetuneSpec
     summary: ClassVar[str] = "train the generator on train"
 
-    def run(self, context: Context) -> Result:
+    def run(self, context: Context) -> Output:
         spec = context.step.spec_as(FinetuneSpec)
         ingest = context.inputs["ingest"]
         index = split_index(context.store, ingest, spec.task, "train")
@@ -85,18 +86,17 @@ class Finetune(StepKind):
             context.say(f"the last of them: {store.location(looks[-1])}")
         size = sum(part.bytes for part in parts) / 2**20
         figures = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-        return Result(
+        return Output(
             parts, len(labels),
-            {
-                "headline": f"{figures}; weights {size:.1f} MiB", **metrics,
-                "outside": outside,
-            },
+            FinetuneResult(
+                headline=f"{figures}; weights {size:.1f} MiB", **metrics, outside=outside
+            ),
         )  # fmt: skip
 
     def outdated(self, step: Step, manifest: Manifest) -> str | None:
         spec = step.spec_as(FinetuneSpec)
         generator = resolve("generators", spec.generator.name)(spec.generator, spec.preprocess)
-        if dict(generator.outside()) != manifest.metrics.get("outside", {}):
+        if dict(generator.outside()) != FinetuneResult.of(manifest).outside:
             return "the checkpoint that was adapted changed"
         return None
 

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow.compute as pc
 
-from engine.context import Context, Result
+from engine.context import Context, Output
 from engine.core import rows
 from engine.core.manifest import Manifest, Part, copy_files
 from engine.core.registry import resolve
@@ -31,6 +31,7 @@ from engine.core.store import Store
 from engine.data.images import Preprocess, decode_own, encode, extension
 from engine.generators import SampleBatch
 from engine.report.sheet import contact_sheet
+from engine.results.images import GenerateResult, RequestResult
 from engine.sections import GeneratorField
 from engine.steps import StepKind
 from engine.steps.request import planned_shards
@@ -156,9 +157,10 @@ class Sample:
         picked = {name: [values[row] for row in held] for name, values in columns.items()}
         picked["seeds"] = [seeds[row] for row in held]
         try:
-            return self.generator.sample(
+            images: list[np.ndarray | str] = self.generator.sample(
                 SampleBatch(**picked, parents=None if parents is None else parents[held])
             )
+            return images
         except RuntimeError as error:
             # torch.cuda.OutOfMemoryError is a RuntimeError; named by its text, torch need not be
             # imported.
@@ -237,7 +239,7 @@ class Generate(StepKind):
     Spec: ClassVar[type[Spec]] = GenerateSpec
     summary: ClassVar[str] = "make the images"
 
-    def run(self, context: Context) -> Result:
+    def run(self, context: Context) -> Output:
         spec = context.step.spec_as(GenerateSpec)
         shards = list(planned_shards(context))
         commits = context.compute(
@@ -262,14 +264,14 @@ class Generate(StepKind):
             headline += "; quarantined: " + ", ".join(
                 f"{count} {reason}" for reason, count in reasons.items()
             )
-        return Result(
+        return Output(
             [*parts, sheet], kept,
-            {
-                "headline": headline,
-                "requested": dict(made),
-                "quarantined": dict(sorted(reasons.items())),
-                "warnings": context.inputs["request"].metrics.get("warnings", []),
-            },
+            GenerateResult(
+                headline=headline,
+                requested=dict(made),
+                quarantined=dict(sorted(reasons.items())),
+                warnings=context.result("request", RequestResult).warnings,
+            ),
         )  # fmt: skip
 
     def shard_prefixes(self, store: Store, step: Step) -> list[str]:

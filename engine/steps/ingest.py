@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from engine.context import Context, Result
+from engine.context import Context, Output
 from engine.core import rows
 from engine.core.errors import DataError, LeakError
 from engine.core.manifest import Manifest, Part
@@ -38,6 +38,7 @@ from engine.data.dataset import (
     replace_column,
 )  # fmt: skip
 from engine.data.leaks import Leak, NearPair, find_leaks
+from engine.results.data import IngestResult
 from engine.steps import StepKind
 from engine.steps._intake import (
     DECODED,
@@ -67,7 +68,7 @@ class Ingest(StepKind):
     summary: ClassVar[str] = "decode and check the images, split them, look for leaks"
     scratch: ClassVar[tuple[str, ...]] = (DECODED, EMBEDDED)
 
-    def run(self, context: Context) -> Result:
+    def run(self, context: Context) -> Output:
         try:
             return self._run(context)
         except (DataError, LeakError):
@@ -76,7 +77,7 @@ class Ingest(StepKind):
                 ShardSet(context.store, prefix).discard()
             raise
 
-    def _run(self, context: Context) -> Result:
+    def _run(self, context: Context) -> Output:
         spec = context.step.spec_as(IngestSpec)
         reader = resolve("readers", spec.reader.name)(spec.reader)
         records = reader.records()
@@ -100,16 +101,16 @@ class Ingest(StepKind):
             context.say(f"warning: {warning}")
         headline = ", ".join(f"{totals[split]:,} {split}" for split in rows.SPLITS)
         out = len(fate) - sum(totals.values())
-        return Result(
+        return Output(
             parts=[*parts, *tables],
             rows=sum(totals.values()),
-            metrics={
-                "headline": f"{headline}; {out:,} of {len(fate):,} set aside" if out else headline,
-                "counts": counts,
-                "set_aside": dict(sorted(quarantined.items())),
-                "data": dict(reader.fingerprint()),
+            result=IngestResult(
+                headline=f"{headline}; {out:,} of {len(fate):,} set aside" if out else headline,
+                counts=counts,
+                set_aside=dict(sorted(quarantined.items())),
+                data=dict(reader.fingerprint()),
                 **notes,
-            },
+            ),
         )
 
     def _audit(
@@ -203,7 +204,7 @@ class Ingest(StepKind):
             found = resolve("readers", spec.reader.name)(spec.reader).fingerprint()
         except DataError:
             return None  # the originals have gone; what was taken in stands
-        if dict(found) != manifest.metrics["data"]:
+        if dict(found) != IngestResult.of(manifest).data:
             raise DataError(
                 f"ingest {step.key}: the data changed since it was taken in and split; bring it"
                 " back, or take it in"

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from engine.context import Context, Result
+from engine.context import Context, Output
 from engine.core import rows
 from engine.core.errors import DataError
 from engine.core.rng import generator
@@ -20,6 +20,7 @@ from engine.core.spec import Spec
 from engine.data.arrays import grouped_vectors, pictures
 from engine.data.dataset import split_index
 from engine.report.sheet import picture_sheet
+from engine.results.data import MatchResult
 from engine.sections import Match as MatchSettings
 from engine.steps import StepKind
 from engine.steps.train import generated_images
@@ -41,7 +42,7 @@ class Match(StepKind):
     Spec: ClassVar[type[Spec]] = MatchSpec
     summary: ClassVar[str] = "find the most similar images of another set"
 
-    def run(self, context: Context) -> Result:
+    def run(self, context: Context) -> Output:
         spec = context.step.spec_as(MatchSpec)
         settings = spec.settings
         queries, among = (
@@ -71,15 +72,15 @@ class Match(StepKind):
             ),
         ]  # fmt: skip
         share = float(agree.as_py() or 0.0)
-        return Result(
+        return Output(
             parts, matches.num_rows,
-            {
-                "headline": f"{len(queries.ids):,} of {settings.queries} among"
+            MatchResult(
+                headline=f"{len(queries.ids):,} of {settings.queries} among"
                 f" {len(among.ids):,} of {settings.among}; the nearest is of the same class for"
                 f" {share:.1%}",
-                "same_class": share, "index": index.kind,
-                "median_distance": pc.approximate_median(nearest[rows.DISTANCE]).as_py(),
-            },
+                same_class=share, index=index.kind,
+                median_distance=pc.approximate_median(nearest[rows.DISTANCE]).as_py(),
+            ),
         )  # fmt: skip
 
     def _sheet(

@@ -13,19 +13,21 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from engine.context import Context, Result
+from engine.context import Context, Output
 from engine.core import rows
 from engine.core.manifest import Manifest, copy_files
 from engine.core.registry import resolve
 from engine.core.shards import parquet_rows
 from engine.core.spec import Spec, without
 from engine.core.store import Store
-from engine.data.dataset import class_names
 from engine.data.images import Preprocess
+from engine.results.comparison import TrainResult
+from engine.results.data import IngestResult
+from engine.results.images import MeasureResult
 from engine.sections import FilterField, LabelerField
 from engine.steps import StepKind
 from engine.steps.embed import DecodeOwn, image_shards
-from engine.steps.train import outside_noted, refuse_other_weights
+from engine.steps.train import refuse_other_weights
 from engine.work.stage import Batch, Device, Place
 
 
@@ -62,7 +64,7 @@ class MeasurePixels:
                 with tempfile.TemporaryDirectory() as name:
                     folder = copy_files(self.store, self.trained.parts, Path(name))
                     self.labeler.load(folder, place.device)
-                refuse_other_weights(self.labeler.classifier, outside_noted(self.trained))
+                refuse_other_weights(self.labeler.classifier, TrainResult.of(self.trained).outside)
         self.filters = [resolve("filters", one.name)(one, self.classes) for one in spec.filters]
         for one in self.filters:
             one.load(place.device)
@@ -116,9 +118,9 @@ class Measure(StepKind):
     Spec: ClassVar[type[Spec]] = MeasureSpec
     summary: ClassVar[str] = "measure val as generated images are"
 
-    def run(self, context: Context) -> Result:
+    def run(self, context: Context) -> Output:
         spec = context.step.spec_as(MeasureSpec)
-        classes = class_names(context.inputs["ingest"])
+        classes = context.result("ingest", IngestResult).classes
         shards = image_shards(context, ("val",))
         commits = context.compute(
             "embed", shards, rows_of=parquet_rows,
@@ -140,4 +142,6 @@ class Measure(StepKind):
         ]
         names = [field.name for field in figures(spec, classes)]
         kept = sum(commit.kept for commit in commits)
-        return Result(parts, kept, {"headline": f"{kept:,} images of val: {', '.join(names)}"})
+        return Output(
+            parts, kept, MeasureResult(headline=f"{kept:,} images of val: {', '.join(names)}")
+        )

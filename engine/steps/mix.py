@@ -12,19 +12,21 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from collections.abc import Collection, Mapping
+from typing import ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from engine.context import Context, Result
+from engine.context import Context, Output
 from engine.core import rows
 from engine.core.errors import DataError
 from engine.core.spec import Spec
 from engine.data.dataset import split_index
 from engine.nets.training import balanced_weights
+from engine.results.comparison import MixResult
+from engine.results.images import ClassFunnel, CurateResult
 from engine.sections import Amount, Classes
 from engine.steps import StepKind
 from engine.steps.request import target_classes
@@ -55,7 +57,7 @@ class Mix(StepKind):
     Spec: ClassVar[type[Spec]] = MixSpec
     summary: ClassVar[str] = "put together what an arm trains on"
 
-    def run(self, context: Context) -> Result:
+    def run(self, context: Context) -> Output:
         spec = context.step.spec_as(MixSpec)
         index = split_index(context.store, context.inputs["ingest"], spec.task, "train")
         # Of all of them, as requests have it: an amount means the same beside fewer real ones.
@@ -84,11 +86,11 @@ class Mix(StepKind):
                 rows.WEIGHT: pa.array(weights, pa.float64()),
             }
         )
-        told = [f"{real:,} real images"] if real else []
-        told += [f"{sum(held.values()):,} of {name}" for name, held in added.items()]
-        return Result(
+        amounts = [f"{real:,} real images"] if real else []
+        amounts += [f"{sum(held.values()):,} of {name}" for name, held in added.items()]
+        return Output(
             [context.table("members", members, table="members")], len(ids),
-            {"headline": " and ".join(told), "real": real, "added": added},
+            MixResult(headline=" and ".join(amounts), real=real, added=added),
         )  # fmt: skip
 
     def _kept(self, context: Context) -> pa.Array:
@@ -102,8 +104,8 @@ class Mix(StepKind):
     ) -> dict[str, list[str]]:
         """A generator's images for each target class. Raises `DataError` where there are too
         few."""
-        curate, amount = context.inputs[f"curate.{one.generator}"], one.amount
-        tables = context.store.tables(curate.keys(table="curated"))
+        source, amount = f"curate.{one.generator}", one.amount
+        tables = context.store.tables(context.inputs[source].keys(table="curated"))
         kept: dict[str, list[str]] = {}
         for table in tables:
             held = table.filter(table[rows.KEPT])
@@ -137,7 +139,8 @@ class Mix(StepKind):
             )
             raise DataError(
                 f"{context.step.label}: too few images of {one.generator} were kept"
-                f" ({shown[:300]}); {funnel_text(curate.metrics['funnel'], short)}."
+                f" ({shown[:300]});"
+                f" {funnel_text(context.result(source, CurateResult).funnel, short)}."
                 " Ask for fewer, loosen curate, raise curate.max_rounds, or train the"
                 " generator longer"
             )
@@ -158,14 +161,16 @@ def pool_order(seed: int, image_id: str) -> bytes:
     return hashlib.sha256(f"{seed} {image_id}".encode()).digest()
 
 
-def funnel_text(funnel: Mapping[str, Mapping[str, Any]], labels: Mapping[str, Any]) -> str:
+def funnel_text(funnel: Mapping[str, ClassFunnel], labels: Collection[str]) -> str:
     """What became of the images of these classes, in a line."""
     shown = []
     for label in labels:
-        entry = funnel.get(label, {})
-        reasons = ", ".join(f"{count} {why}" for why, count in entry.get("reasons", {}).items())
+        if (entry := funnel.get(label)) is None:
+            shown.append(f"{label}: none requested")
+            continue
+        reasons = ", ".join(f"{count} {why}" for why, count in entry.reasons.items())
         shown.append(
-            f"{label}: {entry.get('requested', 0)} requested, {entry.get('generated', 0)}"
-            f" generated, {entry.get('kept', 0)} kept" + (f" ({reasons})" if reasons else "")
+            f"{label}: {entry.requested} requested, {entry.generated} generated,"
+            f" {entry.kept} kept" + (f" ({reasons})" if reasons else "")
         )
     return "; ".join(shown)[:600]

@@ -12,12 +12,12 @@ Images without an embedding (pictures of one colour) cannot be compared and are 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
 
-from engine.context import Context, Result
+from engine.context import Context, Output
 from engine.core import rows
 from engine.core.errors import DataError, StudyError
 from engine.core.rng import derive_seed, generator
@@ -25,6 +25,7 @@ from engine.core.spec import Spec
 from engine.data.arrays import grouped_vectors, pictures
 from engine.data.dataset import split_index
 from engine.report.sheet import Plane, selection_sheet
+from engine.results.data import ReducedClass, ReduceResult
 from engine.sections import Reduce as ReduceSettings
 from engine.steps import StepKind
 from engine.vectors.choose import cover, k_center, stratified
@@ -48,7 +49,7 @@ class Reduce(StepKind):
     Spec: ClassVar[type[Spec]] = ReduceSpec
     summary: ClassVar[str] = "choose which images of dominant classes are kept"
 
-    def run(self, context: Context) -> Result:
+    def run(self, context: Context) -> Output:
         spec = context.step.spec_as(ReduceSpec)
         column = rows.label_column(spec.task)
         index = split_index(context.store, context.inputs["ingest"], spec.task, "train")
@@ -66,7 +67,7 @@ class Reduce(StepKind):
         kept = {image_id for image_id, label in zip(ids, labels, strict=True)
                 if label not in wanted}  # fmt: skip
         points: dict[str, Sequence[float]] = {}
-        figures: dict[str, dict[str, Any]] = {}
+        figures: dict[str, ReducedClass] = {}
         planes: list[Plane] = []
         examples: dict[str, list[list[str]]] = {}
         with context.progress(sum(counts[name] for name in wanted), "images") as bar:
@@ -88,10 +89,10 @@ class Reduce(StepKind):
                 nearest, squared = assign(vectors[looked_at], vectors[chosen])
                 # From those dropped to the nearest that is kept: how well these cover the class.
                 distance = np.sqrt(squared) if len(squared) else np.zeros(1)
-                figures[name] = {
-                    "images": counts[name], "kept": count,
-                    "mean_distance": float(distance.mean()), "farthest": float(distance.max()),
-                }  # fmt: skip
+                figures[name] = ReducedClass(
+                    images=counts[name], kept=count,
+                    mean_distance=float(distance.mean()), farthest=float(distance.max()),
+                )  # fmt: skip
                 if placed is not None:
                     points |= dict(zip(members, placed.tolist(), strict=True))
                     title = f"{name}: {count:,} of {counts[name]:,} kept"
@@ -112,7 +113,7 @@ class Reduce(StepKind):
                 rows.Y: pa.array([y for _, y in places], pa.float32()),
             }
         )
-        return Result(
+        return Output(
             [
                 context.table("reduction", table, table="reduction"),
                 context.file(
@@ -120,12 +121,12 @@ class Reduce(StepKind):
                 ),
             ],
             len(ids),
-            {
-                "headline": f"{sum(wanted.values()):,} of"
+            ReduceResult(
+                headline=f"{sum(wanted.values()):,} of"
                 f" {sum(counts[name] for name in wanted):,} images of"
                 f" {', '.join(wanted)[:200]} are kept",
-                "classes": figures,
-            },
+                classes=figures,
+            ),
         )  # fmt: skip
 
     def _strata(self, context: Context) -> dict[str, int]:

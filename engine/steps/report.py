@@ -10,18 +10,27 @@ import numpy as np
 import pyarrow as pa
 
 from engine import __version__
-from engine.context import Context, Result
+from engine.context import Context, Output
 from engine.core import rows
 from engine.core.manifest import Manifest, read_manifest
 from engine.core.spec import Spec
 from engine.core.step import Step
-from engine.data.dataset import class_names
 from engine.data.images import Preprocess
 from engine.metrics.significance import LEAST_REPLICATES, paired_t
 from engine.report import plots
 from engine.report.download import beside, data_url
 from engine.report.page import in_points, render
 from engine.report.table import STARS, as_text, comparison, stars
+from engine.results.comparison import (
+    EvaluateResult,
+    MixResult,
+    ReportResult,
+    SaturationPoint,
+    SearchResult,
+)
+from engine.results.data import IngestResult
+from engine.results.images import CurateResult
+from engine.sections import Amount
 from engine.steps import StepKind
 from engine.steps._cost import cost, done_steps, weights
 from engine.steps._curated import filters_told, labels_seen, sheets, words
@@ -47,7 +56,9 @@ from engine.steps._image_tables import image_tables
 from engine.steps._images import image_warnings, probes, scatter
 from engine.steps._methods import methods, not_known, synthetic_only
 from engine.steps._tables import as_files, comparison_tables, record_tables
-from engine.steps.search import SearchSpec, replicates
+from engine.steps.evaluate import EvaluateSpec
+from engine.steps.mix import MixSpec
+from engine.steps.search import Arm, SearchSpec, replicates
 
 _TILE = 52  # px
 _LINKED = 150_000  # bytes of a table that the page itself holds
@@ -67,27 +78,33 @@ class ReportSpec(Spec):
 
 
 class Report(StepKind):
-    version: ClassVar[int] = 8
+    version: ClassVar[int] = 9
     Spec: ClassVar[type[Spec]] = ReportSpec
     summary: ClassVar[str] = "write the page"
 
-    def run(self, context: Context) -> Result:
+    def run(self, context: Context) -> Output:
         spec = context.step.spec_as(ReportSpec)
-        search_step = context.step.inputs["search"].spec_as(SearchSpec)
-        search, evaluate = (context.inputs[name].metrics for name in ("search", "evaluate"))
-        ingest, search_spec = context.inputs["ingest"].metrics, context.inputs["search"].spec
+        search_spec = context.step.inputs["search"].spec_as(SearchSpec)
+        margin = context.step.inputs["evaluate"].spec_as(EvaluateSpec).settings.margin
+        ingest = context.result("ingest", IngestResult)
+        search = context.result("search", SearchResult)
+        evaluate = context.result("evaluate", EvaluateResult)
         provenance = context.inputs["evaluate"].provenance
         trials = pa.concat_tables(context.store.tables(context.inputs["search"].keys()))
-        classes = class_names(context.inputs["ingest"])
+        classes = ingest.classes
         # One colour for each family, on the whole page.
-        compared = [arm["family"] for arm in search_spec["arms"] if arm["role"] == "compared"]
+        compared = [arm.family for arm in search_spec.arms if arm.role == "compared"]
         families = dict.fromkeys([*spec.generators, *compared, *trials["family"].to_pylist()])
         colours = {name: number % 10 for number, name in enumerate(families)}
-        curated = {name: context.inputs[f"curate.{name}"].metrics for name in spec.generators}
+        curated = {
+            name: context.result(f"curate.{name}", CurateResult) for name in spec.generators
+        }
         # Small pictures at a whole multiple of their size, with their pixels to be seen.
         side = _TILE // spec.preprocess.size * spec.preprocess.size or _TILE
-        every_fit = {name: [held.metrics for held in of_fits(context, "curate", name)]
-                     for name in spec.generators}  # fmt: skip
+        every_fit = {
+            name: [CurateResult.of(one) for one in of_fits(context, "curate", name)]
+            for name in spec.generators
+        }
         probed = probes(context, spec, classes)
         models = trained(context)
         table = comparison(added_to(models), search, evaluate)
@@ -95,38 +112,37 @@ class Report(StepKind):
         steps = done_steps(context)
         planes = scatter(context, spec, classes)
         nearest = closest_of_fits(context, spec.generators, side)
-        saved = weights(context, steps, models, evaluate, search_step, spec.study["name"])
+        saved = weights(context, steps, models, evaluate, search_spec, spec.study["name"])
         hours = cost(steps, models, evaluate)
         wanted = needed(context)
         tables = as_files(
             comparison_tables(
-                table, trials.to_pylist(), search_step, evaluate, models, told, classes
+                table, trials.to_pylist(), search_spec, evaluate, models, told, classes
             )
             | image_tables(
                 context, wanted, probed, planes, nearest, reduced(context), classes
             )
-            | record_tables(saved, hours, evaluate["objective"], steps)
+            | record_tables(saved, hours, evaluate.objective, steps)
         )
         page = render(
             "report.html",
             name=spec.study["name"], preprocess=spec.preprocess, classes=classes,
-            objective=FIGURES[search["objective"]], search=search, evaluate=evaluate, table=table,
+            objective=FIGURES[search.objective], search=search, evaluate=evaluate, table=table,
             ingest=ingest, trials=trials.num_rows,
             replication=replication(search_spec), search_spec=search_spec,
             replicates=unit_of(search_spec), counted=counted(search_spec),
             saturations=saturation_in_words(
-                evaluate["saturation"], search_spec["arms"],
-                context.inputs["evaluate"].spec["settings"]["margin"],
-                replicate_count(search_spec),
+                evaluate.saturation, search_spec.arms,
+                margin, replicate_count(search_spec),
             ),
             tried=spec.study.get("tune", {}).get("tried", 0),
-            study_margin=context.inputs["evaluate"].spec["settings"]["margin"],
-            arm_notes=arm_notes(search_spec["arms"]), stars=STARS, starred=stars,
+            study_margin=margin,
+            arm_notes=arm_notes(search_spec.arms), stars=STARS, starred=stars,
             figures=figures_table(evaluate), tables=links(tables, PREDICTIONS),
             curve=ratio_curve(
-                trials, search, search_spec["generator_fits"], colours,
+                trials, search, search_spec.generator_fits, colours,
                 saturated(
-                    evaluate["saturation"], search_spec["arms"], replicate_count(search_spec)
+                    evaluate.saturation, search_spec.arms, replicate_count(search_spec)
                 ),
             ),
             recalls=recall_plots(evaluate, classes, colours), forests=forests(evaluate, classes),
@@ -142,7 +158,7 @@ class Report(StepKind):
             scatter=planes, probes=probed,
             fidelity=fidelity_tables(context, spec.generators),
             warnings=image_warnings(probed, every_fit, spec),
-            needed=wanted, seeds_used=[int(seed) for seed in search_spec["seeds"]],
+            needed=wanted, seeds_used=[int(seed) for seed in search_spec.seeds],
             study_seed=spec.study["seed"], engine=__version__, python=provenance["python"],
             tile=side,
             small=spec.preprocess.size <= _TILE // 2,
@@ -150,7 +166,8 @@ class Report(StepKind):
             weights=saved,
             cost=hours,
             methods=methods(
-                spec.study, ingest, search_spec, search, evaluate, provenance["versions"],
+                spec.study, ingest, search_spec, amounts_of(context.step.inputs["search"]),
+                search, evaluate, provenance["versions"],
                 __version__,
             ),
             not_known=not_known(spec.study, ingest, search_spec, search, evaluate),
@@ -166,13 +183,13 @@ class Report(StepKind):
         (predictions,) = (part for part in context.inputs["evaluate"].parts
                           if part.tags.get("table") == "predictions")  # fmt: skip
         parts.append(predictions.model_copy(update={"tags": {"file": PREDICTIONS}}))
-        return Result(
+        return Output(
             parts, len(table),
-            {
-                "headline": f"a page and {len(tables) + 1} tables",
-                "table": as_text(table, search["objective"]),
-                "verdict": evaluate["verdict"],
-            },
+            ReportResult(
+                headline=f"a page and {len(tables) + 1} tables",
+                table=as_text(table, search.objective),
+                verdict=evaluate.verdict,
+            ),
         )  # fmt: skip
 
 
@@ -195,7 +212,7 @@ def step_told(step: Step, manifest: Manifest) -> dict[str, Any]:
 
 
 def ratio_curve(
-    trials: pa.Table, search: Mapping[str, Any], generator_fits: int, colours: Mapping[str, int],
+    trials: pa.Table, search: SearchResult, generator_fits: int, colours: Mapping[str, int],
     saturations: Sequence[plots.Saturation],
 ) -> dict[str, Any]:  # fmt: skip
     """The objective on val against the ratio, with t intervals over replicates."""
@@ -206,7 +223,7 @@ def ratio_curve(
     levels: dict[str, list[float]] = {}
     family_of = {entry[rows.ARM]: entry["family"] for entry in held}
     for entry in held:
-        value = entry[search["objective"]]
+        value = entry[search.objective]
         if entry[rows.RATIO]:
             families.setdefault(entry["family"], {}).setdefault(entry[rows.RATIO], []).append(value)
         else:
@@ -226,60 +243,60 @@ def ratio_curve(
     legend += [(level.name, level.colour, "level") for level in drawn]
     if saturations:
         legend.append(("saturation with its 95% interval", "neutral", "saturation"))
-    objective = f"val {FIGURES[search['objective']]}"
+    objective = f"val {FIGURES[search.objective]}"
     start = _point(0.0, real, generator_fits)
     below = [line.name for line in lines if all(point.y <= start.y for point in line.points)]
     svg = plots.ratio_curve(lines, drawn, start, objective, saturations) if lines else ""
     return {"svg": svg, "legend": legend, "below_real": below, "saturated": bool(saturations)}
 
 
-def replication(search_spec: Mapping[str, Any]) -> str:
+def replication(search_spec: SearchSpec) -> str:
     """How often each arm was trained; seeds are those of each generator fit."""
-    fits = search_spec["generator_fits"]
-    seeds = len(search_spec["seeds"]) // fits
+    fits = search_spec.generator_fits
+    seeds = len(search_spec.seeds) // fits
     told = f"{seeds} classifier seed{'s' if seeds > 1 else ''}"
     if fits == 1:
         return f"the same {told}"
     return f"{fits} fits of each generator and {told} for each fit (the same in all arms)"
 
 
-def unit_of(search_spec: Mapping[str, Any]) -> str:
+def unit_of(search_spec: SearchSpec) -> str:
     """What the replicates are."""
-    return "generator fits" if search_spec["generator_fits"] > 1 else "seeds"
+    return "generator fits" if search_spec.generator_fits > 1 else "seeds"
 
 
-def counted(search_spec: Mapping[str, Any]) -> str:
+def counted(search_spec: SearchSpec) -> str:
     """How many replicates there are, and what they are."""
     return f"{replicate_count(search_spec)} {unit_of(search_spec)}"
 
 
-def replicate_count(search_spec: Mapping[str, Any]) -> int:
-    fits = int(search_spec["generator_fits"])
-    return fits if fits > 1 else len(search_spec["seeds"])
+def replicate_count(search_spec: SearchSpec) -> int:
+    fits = search_spec.generator_fits
+    return fits if fits > 1 else len(search_spec.seeds)
 
 
 def saturated(
-    points: Mapping[str, Mapping[str, float]], arms: Sequence[Mapping[str, Any]], replicates: int
+    points: Mapping[str, SaturationPoint], arms: Sequence[Arm], replicates: int
 ) -> list[plots.Saturation]:
     """Of each family, the ratio from which on more images add nothing; where that is, or may be,
     the largest that was tried, none was seen. Too few replicates say nothing of it."""
     if replicates < LEAST_REPLICATES:
         return []
     return [
-        plots.Saturation(family, point["ratio"], point["low"], point["high"])
+        plots.Saturation(family, point.ratio, point.low, point.high)
         for family, point in points.items()
-        if max(point["ratio"], point["high"]) < largest_ratio(family, arms)
+        if max(point.ratio, point.high) < largest_ratio(family, arms)
     ]
 
 
-def largest_ratio(family: str, arms: Sequence[Mapping[str, Any]]) -> float:
+def largest_ratio(family: str, arms: Sequence[Arm]) -> float:
     """Of those that were tried."""
-    return max(arm["ratio"] or 0.0 for arm in arms
-               if arm["family"] == family and arm["role"] != "shown")  # fmt: skip
+    return max(arm.ratio or 0.0 for arm in arms
+               if arm.family == family and arm.role != "shown")  # fmt: skip
 
 
 def saturation_in_words(
-    points: Mapping[str, Mapping[str, float]], arms: Sequence[Mapping[str, Any]], margin: float,
+    points: Mapping[str, SaturationPoint], arms: Sequence[Arm], margin: float,
     replicates: int,
 ) -> list[str]:  # fmt: skip
     """For each family, where it is saturated, or that it was not seen to be."""
@@ -292,22 +309,22 @@ def saturation_in_words(
     within = in_points(margin)
     found = []
     for family, point in points.items():
-        bracket = f"95% interval over replicates: {point['low']:g} to {point['high']:g}"
+        bracket = f"95% interval over replicates: {point.low:g} to {point.high:g}"
         name = family.replace("_", " ")
-        if family in seen and not point["ratio"]:
+        if family in seen and not point.ratio:
             found.append(
                 f"{name}: no ratio adds more than {within} to real images alone, so that it is"
                 f" saturated at 0 ({bracket})."
             )
         elif family in seen:
             found.append(
-                f"{name}: from a ratio of {point['ratio']:g} on ({bracket}), more images add no"
+                f"{name}: from a ratio of {point.ratio:g} on ({bracket}), more images add no"
                 f" more than {within}."
             )
         else:
             found.append(
                 f"{name}: no saturation was seen up to x{largest_ratio(family, arms):g} (the least"
-                f" ratio within {within} of the best is {point['ratio']:g}; {bracket})."
+                f" ratio within {within} of the best is {point.ratio:g}; {bracket})."
             )
     return found
 
@@ -325,11 +342,11 @@ _ARM_NOTES = {
 }
 
 
-def arm_notes(arms: Sequence[Mapping[str, Any]]) -> list[str]:
+def arm_notes(arms: Sequence[Arm]) -> list[str]:
     """What a reader of the table must know of arms that are named shortly."""
-    families = {arm["family"] for arm in arms}
+    families = {arm.family for arm in arms}
     found = [text for family, text in _ARM_NOTES.items() if family in families]
-    if any(arm["twin_of"] for arm in arms):
+    if any(arm.twin_of for arm in arms):
         found.append("“unfiltered” adds as many images of a generator as its rival, as they come.")
     if any(synthetic_only(arm) for arm in arms):
         found.append(
@@ -341,34 +358,44 @@ def arm_notes(arms: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def recall_plots(
-    evaluate: Mapping[str, Any], classes: Sequence[str], colours: Mapping[str, int]
+    evaluate: EvaluateResult, classes: Sequence[str], colours: Mapping[str, int]
 ) -> list[dict[str, Any]]:
     """For each contrast: recall of each class on test, for real images, baseline and synthetic."""
     found = []
-    for contrast in evaluate["contrasts"]:
-        arms = list(dict.fromkeys(["real", contrast["against"], contrast["arm"]]))
-        seeds = contrast["generator_fits"] * contrast["seeds"]
+    for contrast in evaluate.contrasts:
+        arms = list(dict.fromkeys(["real", contrast.against, contrast.arm]))
+        seeds = contrast.generator_fits * contrast.seeds
         of_arms = [colour_of(evaluate, arm, colours) for arm in arms]
         gains = [
             plots.Gain(
                 # How many images a figure rests on says how far to believe it.
-                f"{name} ({evaluate['arms']['real']['per_class'][name]['images'] // seeds})",
-                [evaluate["arms"][arm]["per_class"][name]["recall"] for arm in arms],
-                *((gain["mean"], gain["low"], gain["high"]) for gain in gains_of),
+                f"{name} ({evaluate.arms['real'].per_class[name].images // seeds})",
+                [evaluate.arms[arm].per_class[name].recall for arm in arms],
+                *((gain.mean, gain.low, gain.high) for gain in gains_of),
             )
             for name, *gains_of in zip(
-                classes, contrast["recall_gain"], contrast["recall_gain_to_real"], strict=True
+                classes, contrast.recall_gain, contrast.recall_gain_to_real, strict=True
             )
         ]  # fmt: skip
         found.append(
             {
                 "arms": list(zip(arms, of_arms, strict=True)),
-                "against": contrast["against"],
+                "against": contrast.against,
                 "svg": plots.recall_by_class(
-                    gains, arms, of_arms, contrast["against"], enough(contrast)
+                    gains, arms, of_arms, contrast.against, enough(contrast)
                 ),
             }
         )
+    return found
+
+
+def amounts_of(search: Step) -> dict[str, Amount]:
+    """Images that each arm adds of each of its generators, by arm."""
+    found = {}
+    for arm in search.spec_as(SearchSpec).arms:
+        added = search.inputs[arm.mixes[0]].spec_as(MixSpec).added
+        if added:
+            found[arm.name] = added[0].amount
     return found
 
 
@@ -380,7 +407,7 @@ def needed(context: Context) -> dict[str, dict[str, int]]:
         manifest = read_manifest(context.store, step) if step.kind == "mix" else None
         if manifest is None:
             continue
-        for name, added in manifest.metrics["added"].items():
+        for name, added in MixResult.of(manifest).added.items():
             held = found.setdefault(name, {})
             for label, count in added.items():
                 held[label] = max(held.get(label, 0), count)

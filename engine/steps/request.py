@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from engine.context import Context, Result
+from engine.context import Context, Output
 from engine.core import rows
 from engine.core.errors import DataError, StudyError
 from engine.core.manifest import Manifest
@@ -31,6 +31,8 @@ from engine.data.dataset import split_index
 from engine.data.images import Preprocess
 from engine.generators import Generator, TrainingRows
 from engine.generators import Request as Wanted
+from engine.results.data import IngestResult
+from engine.results.images import ClassFunnel, CurateResult, RequestResult
 from engine.sections import MAX_IMAGES, Classes, GeneratorField
 from engine.sections import Request as RequestSettings
 from engine.steps import StepKind
@@ -66,16 +68,16 @@ class Request(StepKind):
     Spec: ClassVar[type[Spec]] = RequestSpec
     summary: ClassVar[str] = "plan every image to make"
 
-    def run(self, context: Context) -> Result:
+    def run(self, context: Context) -> Output:
         spec = context.step.spec_as(RequestSpec)
         generator = resolve("generators", spec.generator.name)(spec.generator, spec.preprocess)
         train = training_rows(context, spec.task, generator)
-        real = context.inputs["ingest"].metrics["counts"]["train"]
+        real = context.result("ingest", IngestResult).train
         check_groups(spec.class_groups, real)
         counts = needed_images(spec, real)
         if "curate" in context.inputs:
             counts = top_up(
-                counts, context.inputs["curate"].metrics["funnel"], generator.available()
+                counts, context.result("curate", CurateResult).funnel, generator.available()
             )
         refuse_what_is_not_there(generator, counts)
         parts, shards, prompts = [], [], set()
@@ -112,20 +114,20 @@ class Request(StepKind):
             context.say(f"warning: {text}")
         total = sum(counts.values())
         made = {label: count for label, count in counts.items() if count}
-        return Result(
+        return Output(
             parts, total,
-            {
-                "headline": f"{total:,} images of {len(made)} classes in {len(shards):,} shards",
-                "counts": made,
-                "outside": dict(generator.outside()),
-                "warnings": warnings,
-            },
+            RequestResult(
+                headline=f"{total:,} images of {len(made)} classes in {len(shards):,} shards",
+                counts=made,
+                outside=dict(generator.outside()),
+                warnings=warnings,
+            ),
         )  # fmt: skip
 
     def outdated(self, step: Step, manifest: Manifest) -> str | None:
         spec = step.spec_as(RequestSpec)
         generator = resolve("generators", spec.generator.name)(spec.generator, spec.preprocess)
-        if dict(generator.outside()) != manifest.metrics["outside"]:
+        if dict(generator.outside()) != RequestResult.of(manifest).outside:
             return "what the generator reads beside the study's data changed"
         return None
 
@@ -176,15 +178,14 @@ def target_classes(
 
 def top_up(
     needed: Mapping[str, int],
-    funnel: Mapping[str, Mapping[str, Any]],
+    funnel: Mapping[str, ClassFunnel],
     available: Mapping[str, int] | None,
 ) -> dict[str, int]:
     """What to request so that as many as `needed` are kept, at the share that was kept before and
     a quarter more."""
     counts = {}
     for name, wanted in needed.items():
-        entry = funnel.get(name, {"requested": 0, "kept": 0})
-        requested, kept = entry["requested"], entry["kept"]
+        requested, kept = (funnel[name].requested, funnel[name].kept) if name in funnel else (0, 0)
         missing = max(0, wanted - kept)
         share = max(kept / max(requested, 1), _LEAST_SHARE)
         counts[name] = requested + math.ceil(_MARGIN * missing / share)

@@ -16,14 +16,15 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import pyarrow as pa
 
-from engine.context import Context, Result
+from engine.context import Context, Output
 from engine.core import rows
 from engine.core.manifest import Manifest
 from engine.core.spec import Spec
 from engine.core.step import Step, Subject, make_step
-from engine.data.dataset import class_names
 from engine.data.images import Preprocess
 from engine.nets.classification import Training
+from engine.results.comparison import SearchResult, TrainResult, ValMean
+from engine.results.data import IngestResult
 from engine.sections import ClassifierField
 from engine.steps import StepKind
 from engine.steps.train import changed_weights, outside_of
@@ -81,7 +82,7 @@ class Search(StepKind):
     summary: ClassVar[str] = "train every arm with every seed, choose on val"
     runs: ClassVar[tuple[str, ...]] = ("train",)
 
-    def run(self, context: Context) -> Result:
+    def run(self, context: Context) -> Output:
         spec = context.step.spec_as(SearchSpec)
         every = trial_steps(context.step)
         trials = [trial for trial in every if trial.arm.twin_of is None]
@@ -91,40 +92,36 @@ class Search(StepKind):
             """What each arm's replicates reach on val."""
             found: dict[str, list[float]] = {trial.arm.name: [] for trial in trials}
             for trial in trials:
-                val = manifests[trial.step.key].metrics["val"]
-                found[trial.arm.name].append(float(val[spec.training.objective]))
+                val = TrainResult.of(manifests[trial.step.key]).val
+                found[trial.arm.name].append(val.figures[spec.training.objective])
             return {
                 name: replicates(np.asarray(values), spec.generator_fits)
                 for name, values in found.items()
             }
 
         of_arm = scores(trials)
-        found = choose([arm for arm in spec.arms if arm.name in of_arm], of_arm)
-        twins = [trial for trial in every if trial.arm.twin_of in found["chosen"]]
+        arms = {name: mean_and_sd(values) for name, values in of_arm.items()}
+        chosen, baseline = choose([arm for arm in spec.arms if arm.name in arms], arms)
+        twins = [trial for trial in every if trial.arm.twin_of in chosen]
         manifests |= context.trials([trial.step for trial in twins])
-        found["arms"] |= {name: mean_and_sd(values) for name, values in scores(twins).items()}
-        found["twins"] = {trial.arm.name: trial.arm.twin_of for trial in twins}
+        arms |= {name: mean_and_sd(values) for name, values in scores(twins).items()}
         trials += twins
         columns = trial_columns(spec, trials, manifests)
-        warnings = hardly_learnt(columns, len(class_names(context.inputs["ingest"])))
+        warnings = hardly_learnt(columns, len(context.result("ingest", IngestResult).classes))
         for text in warnings:
             context.say(f"warning: {text}")
-        outside = outside_of(spec)
-        best = max(found["chosen"], key=lambda name: found["arms"][name]["mean"])
-        return Result(
+        best = max(chosen, key=lambda name: arms[name].mean)
+        return Output(
             [context.table("trials", pa.table(columns), table="trials")], len(trials),
-            {
-                "headline": (
-                    f"{len(trials)} trials; best on val: {best}, {spec.training.objective}"
-                    f" {found['arms'][best]['mean']:.3f}"
-                ),
-                "objective": spec.training.objective,
-                "warnings": warnings,
-                # What was chosen by, for evaluate to hold against what it finds.
-                "trials": {key: manifest.digest for key, manifest in manifests.items()},
-                **({"outside": outside} if outside else {}),
-                **found,
-            },
+            SearchResult(
+                headline=f"{len(trials)} trials; best on val: {best}, {spec.training.objective}"
+                f" {arms[best].mean:.3f}",
+                objective=spec.training.objective,
+                warnings=warnings, outside=outside_of(spec),
+                trials={key: manifest.digest for key, manifest in manifests.items()},
+                arms=arms, chosen=chosen, baseline=baseline,
+                twins={trial.arm.name: str(trial.arm.twin_of) for trial in twins},
+            ),
         )  # fmt: skip
 
     def trials(self, step: Step) -> list[Step]:
@@ -132,7 +129,7 @@ class Search(StepKind):
 
     def outdated(self, step: Step, manifest: Manifest) -> str | None:
         # Its trials are none of its inputs: what makes them go makes it go.
-        return changed_weights(step.spec_as(SearchSpec), manifest)
+        return changed_weights(step.spec_as(SearchSpec), SearchResult.of(manifest).outside)
 
 
 def trial_steps(search: Step) -> list[Trial]:
@@ -171,14 +168,14 @@ def trial_columns(
     held = []
     for trial in trials:
         manifest, arm = manifests[trial.step.key], trial.arm
-        val = manifest.metrics["val"]
+        result = TrainResult.of(manifest)
         held.append(
             {
                 rows.ARM: arm.name, "family": arm.family, rows.RATIO: arm.ratio, "role": arm.role,
                 rows.GENERATOR_FIT: trial.fit, rows.SEED: trial.number, "key": trial.step.key,
-                "steps": steps_of(spec, arm), "best_step": manifest.metrics["best_step"],
+                "steps": steps_of(spec, arm), "best_step": result.best_step,
                 "images": manifest.rows,
-                **{name: value for name, value in val.items() if isinstance(value, float)},
+                **result.val.figures,
             }
         )  # fmt: skip
     return {name: [entry[name] for entry in held] for name in held[0]}
@@ -189,7 +186,8 @@ def replicates(values: np.ndarray, generator_fits: int) -> np.ndarray:
     each the mean of its seeds; seeds where there is one fit alone."""
     if generator_fits == 1:
         return values
-    return values.reshape(generator_fits, -1, *values.shape[1:]).mean(1)
+    means: np.ndarray = values.reshape(generator_fits, -1, *values.shape[1:]).mean(1)
+    return means
 
 
 def hardly_learnt(columns: Mapping[str, Sequence[Any]], classes: int) -> list[str]:
@@ -213,26 +211,19 @@ def steps_of(spec: SearchSpec, arm: Arm) -> int:
     return round(spec.training.steps * arm.budget)
 
 
-def mean_and_sd(values: Sequence[float] | np.ndarray) -> dict[str, float]:
-    return {"mean": float(np.mean(values)), "sd": float(np.std(values, ddof=1))}
+def mean_and_sd(values: Sequence[float] | np.ndarray) -> ValMean:
+    return ValMean(mean=float(np.mean(values)), sd=float(np.std(values, ddof=1)))
 
 
-def choose(
-    arms: Sequence[Arm], scores: Mapping[str, Sequence[float] | np.ndarray]
-) -> dict[str, Any]:
-    """The ratio of each family with the best mean on val (the smaller of equals), and the strongest
-    family that is not synthetic, at the budget of all. scores: of each arm's replicates."""
-    figures = {name: mean_and_sd(values) for name, values in scores.items()}
+def choose(arms: Sequence[Arm], scores: Mapping[str, ValMean]) -> tuple[list[str], str]:
+    """The arm of each family with the best mean on val (of equals the first, which has the smaller
+    ratio), and the strongest baseline among them."""
     chosen: dict[str, Arm] = {}
     for arm in arms:
         best = chosen.get(arm.family)
-        if best is None or figures[arm.name]["mean"] > figures[best.name]["mean"]:
+        if best is None or scores[arm.name].mean > scores[best.name].mean:
             chosen[arm.family] = arm
     # More steps are no fair rival: they show whether the budget is what limits all arms.
     baselines = [arm for arm in chosen.values() if arm.role == "baseline"]
-    strongest = max(baselines, key=lambda arm: figures[arm.name]["mean"])
-    return {
-        "arms": figures,
-        "chosen": [arm.name for arm in chosen.values()],
-        "baseline": strongest.name,
-    }
+    strongest = max(baselines, key=lambda arm: scores[arm.name].mean)
+    return [arm.name for arm in chosen.values()], strongest.name

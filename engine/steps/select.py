@@ -15,20 +15,21 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from engine.context import Context, Result
+from engine.context import Context, Output
 from engine.core import rows
 from engine.core.names import csv_cell
 from engine.core.rng import generator
 from engine.core.spec import Spec
 from engine.data.arrays import grouped_vectors, pictures
 from engine.report.sheet import picture_sheet
+from engine.results.data import SelectResult
 from engine.sections import Select as SelectSettings
 from engine.steps import StepKind
 from engine.vectors.choose import farthest_first, local_density, shares
@@ -48,7 +49,7 @@ class Select(StepKind):
     Spec: ClassVar[type[Spec]] = SelectSpec
     summary: ClassVar[str] = "choose representatives of each cluster"
 
-    def run(self, context: Context) -> Result:
+    def run(self, context: Context) -> Output:
         spec = context.step.spec_as(SelectSpec)
         column = rows.label_column(spec.task)
         clusters = pa.concat_tables(
@@ -101,12 +102,12 @@ class Select(StepKind):
             context.file("list", "csv", self._list(context, found, column), file="list.csv"),
         ]
         counts = Counter(found[column].to_pylist())
-        return Result(
+        return Output(
             parts, found.num_rows,
-            {
-                "headline": f"{found.num_rows:,} representatives",
-                "chosen": dict(sorted(counts.items())),
-            },
+            SelectResult(
+                headline=f"{found.num_rows:,} representatives",
+                chosen=dict(sorted(counts.items())),
+            ),
         )  # fmt: skip
 
     def _vectors(
@@ -186,13 +187,13 @@ def budget(
     proportion to its clusters' sizes, each giving one before any gives two."""
     if settings.per_class is None:
         return {place: min(size, settings.per_cluster) for place, size in sizes.items()}
-    found = {}
+    budgets: dict[tuple[str, int], int] = {}
     for label in dict.fromkeys(label for label, _ in sizes):
         places = [place for place in sizes if place[0] == label]
         counts = np.asarray([sizes[place] for place in places])
         given = shares(settings.per_class, counts.astype(float), counts)
-        found |= {place: int(number) for place, number in zip(places, given, strict=True)}
-    return found
+        budgets |= {place: int(number) for place, number in zip(places, given, strict=True)}
+    return budgets
 
 
 def order_by(
@@ -210,7 +211,7 @@ def order_by(
     return [int(row) for row in np.argsort(-local_density(vectors), kind="stable")]
 
 
-def take_turns(orders: dict[str, list[int]], wanted: int) -> list[tuple[str, int]]:
+def take_turns(orders: Mapping[str, list[int]], wanted: int) -> list[tuple[str, int]]:
     """(method, row): each method names its best row that none has named, in turn."""
     taken: dict[int, str] = {}
     left = {method: iter(order) for method, order in orders.items()}

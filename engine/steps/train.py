@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine.classifiers import Classifier
-from engine.context import Context, Result
+from engine.context import Context, Output
 from engine.core import rows
 from engine.core.errors import ResumeError
 from engine.core.manifest import Manifest
@@ -29,11 +29,13 @@ from engine.core.spec import Spec, digest
 from engine.core.step import Step
 from engine.core.store import Store
 from engine.data.arrays import Stack, large_zeros, read_pixels
-from engine.data.dataset import class_names, split_index
+from engine.data.dataset import split_index
 from engine.data.images import Preprocess
 from engine.metrics.classification import METRICS, confusion, summary
 from engine.metrics.probabilities import known_of_probabilities, log_loss
 from engine.nets.classification import LabelledImages, Training, class_numbers, train
+from engine.results.comparison import TrainResult
+from engine.results.data import IngestResult
 from engine.sections import ClassifierField
 from engine.steps import StepKind
 from engine.work.fit import FitContext
@@ -131,13 +133,13 @@ class Train(StepKind):
     Spec: ClassVar[type[Spec]] = TrainSpec
     summary: ClassVar[str] = "train a classifier"
 
-    def run(self, context: Context) -> Result:
+    def run(self, context: Context) -> Output:
         spec = context.step.spec_as(TrainSpec)
         ingest, mix = context.inputs["ingest"], context.inputs["mix"]
         fit = TrainClassifier(
             store=context.store,
             spec=spec,
-            classes=class_names(ingest),
+            classes=IngestResult.of(ingest).classes,
             images=tuple(ingest.keys(split="train")),
             synthetic=tuple(
                 tuple(generated_images(manifest))
@@ -155,11 +157,12 @@ class Train(StepKind):
             f"{mix.rows:,} images; val {spec.training.objective} {score:.3f}"
             f" at step {metrics['best_step']:,} of {spec.training.steps:,}"
         )
-        noted = {"outside": outside} if outside else {}
-        return Result(parts, mix.rows, {"headline": headline, **metrics, **noted})
+        return Output(
+            parts, mix.rows, TrainResult(headline=headline, outside=outside, **metrics)
+        )
 
     def outdated(self, step: Step, manifest: Manifest) -> str | None:
-        return changed_weights(step.spec_as(TrainSpec), manifest)
+        return changed_weights(step.spec_as(TrainSpec), TrainResult.of(manifest).outside)
 
 
 def outside_of(spec: Any) -> dict[str, str]:
@@ -168,17 +171,13 @@ def outside_of(spec: Any) -> dict[str, str]:
     return dict(kind(spec.classifier, spec.preprocess, ()).outside())
 
 
-def changed_weights(spec: Any, manifest: Manifest) -> str | None:
-    """Why what was trained from local weights no longer counts, or None. Of weights that are not
-    here, or were not noted then, nothing is known: what they made stands."""
-    if differ(outside_of(spec), outside_noted(manifest)):
+def changed_weights(spec: Any, recorded: Mapping[str, str]) -> str | None:
+    """Why a classifier that was trained from local weights no longer counts, or None. recorded:
+    digests at its training. Weights that are absent now, or were not recorded, count as the
+    same."""
+    if differ(outside_of(spec), recorded):
         return f"the weights that classifier {spec.classifier.name} starts from changed"
     return None
-
-
-def outside_noted(manifest: Manifest) -> dict[str, str]:
-    """What `outside_of` was when a classifier was trained; empty where it was not noted."""
-    return dict(manifest.metrics.get("outside", {}))
 
 
 def differ(found: Mapping[str, str], noted: Mapping[str, str]) -> bool:

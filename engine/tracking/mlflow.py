@@ -25,6 +25,7 @@ from engine.core.spec import digest
 from engine.core.step import Step
 from engine.core.store import Store
 from engine.report.download import beside
+from engine.results.comparison import Contrast, EvaluateResult, TrainResult
 from engine.steps.search import trial_steps
 from engine.study import Study
 
@@ -135,10 +136,10 @@ def _log(
              "generator_fit": trial.fit, "seed": trial.number, "key": step.key,
              "images": manifest.rows},
         )  # fmt: skip
-        for part in manifest.keys(file="history.json"):
-            _history(client, run, json.loads(store.read(part)))
-        best = {f"best/{name}": value for name, value in manifest.metrics["val"].items()
-                if isinstance(value, float)}  # fmt: skip
+        for history in manifest.keys(file="history.json"):
+            _history(client, run, json.loads(store.read(history)))
+        val = TrainResult.of(manifest).val.figures
+        best = {f"best/{name}": value for name, value in val.items()}
         _metrics(client, run, best)
         client.set_terminated(run)
     client.set_terminated(parent)
@@ -196,25 +197,25 @@ def _history(client: Any, run: str, entries: Sequence[Mapping[str, float]]) -> N
 
 
 def _verdict(client: Any, run: str, evaluate: Manifest) -> None:
-    figures = {}
-    for arm, entry in evaluate.metrics["arms"].items():
-        for name, figure in entry.items():
-            if isinstance(figure, dict) and "replicates" in figure:
-                figures[f"test/{arm}/{name}"] = figure["mean"]
-    for name, contrast in named_contrasts(evaluate.metrics).items():
-        figures[f"effect/{name}"] = contrast["effect"]["estimate"]
-        client.set_tag(run, f"verdict.{_NAME.sub('_', name)}", contrast["word"])
-    client.set_tag(run, "mlflow.note.content", evaluate.metrics["verdict"])
+    result = EvaluateResult.of(evaluate)
+    figures = {
+        f"test/{arm}/{name}": figure.mean
+        for arm, tested in result.arms.items()
+        for name, figure in tested.figures.items()
+    }
+    for name, contrast in named_contrasts(result).items():
+        figures[f"effect/{name}"] = contrast.effect.estimate
+        client.set_tag(run, f"verdict.{_NAME.sub('_', name)}", contrast.word)
+    client.set_tag(run, "mlflow.note.content", result.verdict)
     _metrics(client, run, figures)
 
 
-def named_contrasts(evaluate: Mapping[str, Any]) -> dict[str, Any]:
+def named_contrasts(evaluate: EvaluateResult) -> dict[str, Contrast]:
     """Contrasts by a name of each: the arm's where it is held against the baseline, and both arms'
     elsewhere, for an arm may be held against several."""
     return {
-        one["arm"] if one["against"] == evaluate["baseline"]
-        else f"{one['arm']} against {one['against']}": one
-        for one in evaluate["contrasts"]
+        one.arm if one.against == evaluate.baseline else f"{one.arm} against {one.against}": one
+        for one in evaluate.contrasts
     }  # fmt: skip
 
 

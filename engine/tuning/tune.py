@@ -33,6 +33,7 @@ from engine.nets.classification import class_numbers
 from engine.plan import named, plan
 from engine.profile import Profile
 from engine.report.tries import shown
+from engine.results.comparison import TrainResult
 from engine.runtime.base import Outcome, Runtime
 from engine.sections import Tune
 from engine.steps.search import SearchSpec, trial_steps
@@ -130,7 +131,7 @@ class Setting:
         """What classifiers reached on val."""
         if self.objective == "roc_auc":
             return [roc_auc_of(self.store, manifest) for manifest in manifests]
-        return [float(manifest.metrics["val"][self.objective]) for manifest in manifests]
+        return [TrainResult.of(one).val.figures[self.objective] for one in manifests]
 
     @cached_property
     def objective(self) -> str:
@@ -404,7 +405,7 @@ def tuned_study(
 def roc_auc_of(store: Store, manifest: Manifest) -> float:
     """Mean area under the ROC curves on val of the classifier that a `train` step left."""
     (table,) = store.tables(manifest.keys(file=PREDICTIONS))
-    classes = tuple(manifest.metrics["val"]["per_class"])
+    classes = tuple(TrainResult.of(manifest).val.per_class)
     labels = class_numbers(table[rows.label_column(manifest.spec["task"])].to_pylist(), classes)
     return float(np.nanmean(roc_auc(labels, np.asarray(table[rows.PROBABILITIES].to_pylist()))))
 

@@ -16,6 +16,7 @@ from engine.core.store import Store
 from engine.execute import execute
 from engine.plan import named, plan
 from engine.profile import Profile
+from engine.results.comparison import Contrast
 from engine.runtime.inline import InlineRuntime
 from engine.steps._verdict import replicates_in_words
 from engine.study import Study
@@ -63,7 +64,7 @@ def test_each_generator_fit_is_a_replicate_with_its_own_images_and_classifiers(
         "3 draws of images of 2 classifier seeds each, conditional on one generator"
         in evaluated.metrics["verdict"]
     )
-    assert replicates_in_words({**contrast, "drawn": False}) == (
+    assert replicates_in_words(Contrast.model_validate({**contrast, "drawn": False})) == (
         "3 generator fits of 2 classifier seeds each"
     )
     assert len(contrast["mcnemar"]) == 6

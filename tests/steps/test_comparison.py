@@ -21,6 +21,8 @@ from engine.core.store import Store
 from engine.execute import RunTrial, discard, execute, inspect
 from engine.plan import named, plan
 from engine.profile import Profile
+from engine.results.comparison import ArmResult, EvaluateResult, SaturationPoint
+from engine.results.images import ClassFunnel
 from engine.runtime.base import Trial
 from engine.runtime.inline import InlineRuntime
 from engine.sections import Amount
@@ -30,6 +32,7 @@ from engine.steps.request import top_up
 from engine.steps.search import Arm, choose, hardly_learnt, trial_steps
 from engine.study import Study
 from tests.conftest import write_bars
+from tests.results import arm_figure, arm_result, val_mean
 
 Run = Callable[[Study, str], Manifest]
 
@@ -57,7 +60,8 @@ def test_a_study_goes_to_its_verdict_and_the_same_again_computes_nothing(
     real = predictions.filter(pa.compute.equal(predictions[rows.ARM], "real"))
     guessed = np.asarray(real[rows.PROBABILITIES].to_pylist()).argmax(1)
     right = np.asarray([["across", "down"][g] for g in guessed]) == real["label.class"].to_pylist()
-    assert right.mean() == pytest.approx(evaluated.metrics["arms"]["real"]["accuracy"]["mean"])
+    accuracy = EvaluateResult.of(evaluated).arms["real"].figures["accuracy"]
+    assert right.mean() == pytest.approx(accuracy.mean)
     before = store.listing("")
     execute(plan(bars_study()), store, InlineRuntime(), profile)
     assert store.listing("") == before
@@ -242,8 +246,10 @@ def test_ratios_round_and_pools_have_their_own_order() -> None:
 
 
 def test_more_is_asked_for_at_the_share_that_was_kept() -> None:
-    funnel = {"a": {"requested": 40, "kept": 20}, "b": {"requested": 40, "kept": 40},
-              "c": {"requested": 40, "kept": 0}}  # fmt: skip
+    funnel = {
+        name: ClassFunnel(requested=40, generated=40, kept=kept, reasons={})
+        for name, kept in (("a", 20), ("b", 40), ("c", 0))
+    }
     needed = {"a": 40, "b": 40, "c": 40}
     assert top_up(needed, funnel, None) == {"a": 90, "b": 40, "c": 540}
     assert top_up(needed, funnel, {"a": 50, "b": 40, "c": 0}) == {"a": 50, "b": 40, "c": 40}
@@ -258,12 +264,10 @@ def test_the_ratio_is_chosen_on_val_and_the_smaller_of_equals_wins() -> None:
         Arm(name="g x1", family="g", mixes=("m",), ratio=1.0, role="compared"),
         Arm(name="g x2", family="g", mixes=("m",), ratio=2.0, role="compared"),
     ]
-    found = choose(
-        arms, {"real": [0.5, 0.6], "real_double": [0.9, 0.9], "oversampled": [0.6, 0.6],
-               "g x1": [0.7, 0.7], "g x2": [0.7, 0.7]},
-    )  # fmt: skip
-    assert found["chosen"] == ["real", "real_double", "oversampled", "g x1"]
-    assert found["baseline"] == "oversampled"
+    means = {"real": 0.55, "real_double": 0.9, "oversampled": 0.6, "g x1": 0.7, "g x2": 0.7}
+    chosen, baseline = choose(arms, {name: val_mean(mean) for name, mean in means.items()})
+    assert chosen == ["real", "real_double", "oversampled", "g x1"]
+    assert baseline == "oversampled"
 
 
 def test_classifiers_that_have_learnt_nothing_are_told(bars_study, run_until: Run) -> None:
@@ -372,18 +376,18 @@ def test_a_generator_cannot_take_the_name_of_an_arm(bars_study) -> None:
 
 
 def test_a_budget_that_limits_every_arm_is_said() -> None:
-    def arms(real: list[float], double: list[float]) -> dict[str, Any]:
+    def arms(real: list[float], double: list[float]) -> dict[str, ArmResult]:
         return {
-            "real": {"macro_f1": {"replicates": real}},
-            "real_double": {"macro_f1": {"replicates": double}},
+            "real": arm_result({"macro_f1": arm_figure(*real)}),
+            "real_double": arm_result({"macro_f1": arm_figure(*double)}),
         }
 
     short = budget_effect(arms([0.5, 0.52, 0.51], [0.6, 0.61, 0.62]), "macro_f1")
-    assert short["low"] > 0
+    assert short.low > 0
     assert "raise training.steps" in budget_in_words(short, "macro_f1")
     enough = budget_effect(arms([0.5, 0.52, 0.51], [0.51, 0.5, 0.52]), "macro_f1")
-    assert enough["low"] < 0 < enough["high"]
-    assert budget_effect({"real": {}}, "macro_f1") is None
+    assert enough.low < 0 < enough.high
+    assert budget_effect({"real": arm_result()}, "macro_f1") is None
 
 
 def test_saturation_looks_at_the_replicates_of_each_family_s_ratios() -> None:
@@ -395,5 +399,5 @@ def test_saturation_looks_at_the_replicates_of_each_family_s_ratios() -> None:
         trials += [trial("g", ratio, value + shift) for shift in (0, 0.02)]
     trials += [trial("g unfiltered", 1.0, 0.9, "shown")]
     found = saturations(trials, "macro_f1", 1, 0.01)
-    assert found == {"g": {"ratio": 1.0, "low": 1.0, "high": 1.0}}
-    assert saturations(trials, "macro_f1", 2, 0.001)["g"]["ratio"] == 2.0
+    assert found == {"g": SaturationPoint(ratio=1.0, low=1.0, high=1.0)}
+    assert saturations(trials, "macro_f1", 2, 0.001)["g"].ratio == 2.0

@@ -15,6 +15,7 @@ from engine.core.store import Store
 from engine.data.images import Preprocess, encode
 from engine.steps._curated import TILES, labels_seen, sheets, shown_classes
 from tests.conftest import toy_picture
+from tests.results import curated, labeler_report
 
 CLASSES = [f"class {number:02d}" for number in range(50)]
 GENERATORS = ("one", "two", "three")
@@ -102,10 +103,12 @@ def test_of_many_classes_those_are_shown_of_which_most_was_dropped() -> None:
 def test_what_the_labeler_sees_of_many_classes_is_told_by_its_pairs() -> None:
     matrix = np.eye(50, dtype=int) * 9
     matrix[3, 7] = 3
-    many = labels_seen({"g": {"labeler": {"confusion": matrix.tolist()}}, "t": {}}, CLASSES)
+    many = labels_seen(
+        {"g": curated(labeler=labeler_report(confusion=matrix.tolist())), "t": curated()}, CLASSES
+    )
     assert list(many) == ["g"]
     assert many["g"]["cells"] == []
     (pair,) = many["g"]["pairs"]
     assert (pair["true"], pair["predicted"], pair["count"]) == ("class 03", "class 07", 3)
-    few = {"g": {"labeler": {"confusion": [[3, 1], [0, 2]]}}}
+    few = {"g": curated(labeler=labeler_report(confusion=[[3, 1], [0, 2]]))}
     assert len(labels_seen(few, ["a", "b"])["g"]["cells"]) == 2

@@ -20,7 +20,7 @@ from engine.metrics.moments import Moments
 from engine.runtime.base import Runtime, Worker
 from engine.runtime.cluster import RayRuntime
 from engine.runtime.inline import InlineRuntime
-from engine.steps._embedded import Embedded, Some, Sums, Whole, draw, quotas, room
+from engine.steps._embedded import Embedded, SampledVectors, SetSums, Sums, draw, quotas, room
 from engine.steps.fidelity import Fidelity
 from engine.work.resources import FitResources, StageResources
 
@@ -100,9 +100,9 @@ def check_workers(store: Store, context: Context, held: Mapping[str, np.ndarray]
         "0-kept-200": (side, draw(side.labels, {"a": 0.5, "b": 0.5}, 200, 3)),
         "1-kept-90": (side, draw(side.labels, {"b": 1.0}, 90, 3)),
     }
-    whole = Whole(context, chosen, few=0, piece=64)
+    whole = SetSums(context, chosen, few=0, piece=64)
     for name, (_, taken) in chosen.items():
-        vectors = Some(store, side, [taken]).of(taken)
+        vectors = SampledVectors(store, side, [taken]).of(taken)
         same_as_at_once(whole.of(name), vectors)
     scratch = store.join(context.prefix, *Fidelity.scratch)
     parquet = [key for key in store.listing(context.prefix) if key.endswith(".parquet")]
@@ -135,21 +135,21 @@ def test_few_are_summed_up_here_to_the_same(store: Store, held: dict[str, np.nda
     runtime = Counting()
     side = embed_parts(store, "made", held)
     taken = draw(side.labels, {"a": 0.5, "b": 0.5}, 200, 3)
-    whole = Whole(context_of(store, runtime), {"x": (side, taken)}, piece=64)
-    same_as_at_once(whole.of("x"), Some(store, side, [taken]).of(taken))
+    whole = SetSums(context_of(store, runtime), {"x": (side, taken)}, piece=64)
+    same_as_at_once(whole.of("x"), SampledVectors(store, side, [taken]).of(taken))
     assert runtime.streamed == []
 
 
 def test_a_restart_sums_up_what_is_missing(store: Store, held: dict[str, np.ndarray]) -> None:
     side = embed_parts(store, "made", held)
     chosen = {"x": (side, np.arange(len(side)))}
-    Whole(context_of(store, InlineRuntime()), chosen, few=0, piece=100)
+    SetSums(context_of(store, InlineRuntime()), chosen, few=0, piece=100)
     again = Counting()
-    found = Whole(context_of(store, again), chosen, few=0, piece=100)
+    found = SetSums(context_of(store, again), chosen, few=0, piece=100)
     assert again.streamed == []
-    same_as_at_once(found.of("x"), Some(store, side, [np.arange(len(side))]).vectors)
+    same_as_at_once(found.of("x"), SampledVectors(store, side, [np.arange(len(side))]).vectors)
     other = {"x": (side, np.arange(len(side) - 1))}
-    Whole(context_of(store, again), other, few=0, piece=100)
+    SetSums(context_of(store, again), other, few=0, piece=100)
     assert len(again.streamed) == 4  # of other images, nothing of it counts
 
 
@@ -159,7 +159,7 @@ def test_rows_are_read_with_their_labels_in_any_order(
     side = embed_parts(store, "made", held)
     assert side.counts == {"a": 230, "b": 170}
     of_b = np.flatnonzero(side.labels == "b")
-    some = Some(store, side, [of_b[:30], of_b[10:60]])
+    some = SampledVectors(store, side, [of_b[:30], of_b[10:60]])
     assert len(some.vectors) == 60
     np.testing.assert_array_equal(some.of(of_b[[59, 0]]), some.vectors[[59, 0]])
     known = {tuple(vector) for vector in held["b"].astype(np.float32).tolist()}

@@ -14,6 +14,9 @@ from engine.core.spec import Spec
 from engine.core.step import Step, Subject
 from engine.plan import plan
 from engine.report.download import as_csv
+from engine.results.comparison import EvaluateResult, OpenedTest, SearchResult
+from engine.results.data import IngestResult
+from engine.sections import Amount
 from engine.steps._cost import cost, network_in_words, per_point
 from engine.steps._evidence import (
     Trained,
@@ -27,8 +30,18 @@ from engine.steps._images import sheet
 from engine.steps._methods import classifier_in_words, listed, methods, not_known
 from engine.steps._verdict import Predictions, figures_of
 from engine.steps.report import links
-from engine.steps.search import Arm, Trial
+from engine.steps.search import Arm, SearchSpec, Trial
 from engine.study import Study
+from tests.results import (
+    NOTHING,
+    arm_figure,
+    arm_result,
+    contrast,
+    evaluate_result,
+    interval,
+    search_result,
+    val_mean,
+)
 
 CLASSES = ("a", "b", "c")
 
@@ -46,59 +59,57 @@ def predictions(fits: int = 2, seeds: int = 2, images: int = 60) -> Predictions:
 
 def test_figures_of_an_arm_are_means_of_its_classifiers_with_intervals() -> None:
     made = predictions()
-    figures, held = figures_of(made, "real"), made.probabilities["real"]
+    tested, held = figures_of(made, "real", "real", 0.0, "baseline"), made.probabilities["real"]
     areas = [reference.roc_auc_score(made.labels, one, multi_class="ovr") for one in held]
-    assert figures["roc_auc"]["mean"] == pytest.approx(np.mean(areas))
-    assert figures["classifiers"]["roc_auc"] == pytest.approx(areas)
+    assert tested.figures["roc_auc"].mean == pytest.approx(np.mean(areas))
+    assert tested.classifiers["roc_auc"] == pytest.approx(areas)
     # Two classifiers of a fit are one replicate.
-    assert figures["roc_auc"]["replicates"] == pytest.approx(np.reshape(areas, (2, 2)).mean(1))
-    assert figures["roc_auc"]["low"] < np.mean(areas) < figures["roc_auc"]["high"]
+    assert tested.figures["roc_auc"].replicates == pytest.approx(np.reshape(areas, (2, 2)).mean(1))
+    assert tested.figures["roc_auc"].low < np.mean(areas) < tested.figures["roc_auc"].high
     f1 = [reference.f1_score(made.labels, one.argmax(1), average="weighted") for one in held]
-    assert figures["weighted_f1"]["mean"] == pytest.approx(np.mean(f1))
+    assert tested.figures["weighted_f1"].mean == pytest.approx(np.mean(f1))
     worst = [reference.recall_score(made.labels, one.argmax(1), average=None).min() for one in held]
-    assert figures["worst_class_recall"]["mean"] == pytest.approx(np.mean(worst))
+    assert tested.figures["worst_class_recall"].mean == pytest.approx(np.mean(worst))
     of_b = [reference.roc_auc_score(made.labels == 1, one[:, 1]) for one in held]
-    assert figures["per_class"]["b"]["roc_auc"] == pytest.approx(np.mean(of_b))
+    assert tested.per_class["b"].roc_auc == pytest.approx(np.mean(of_b))
 
 
 def test_the_reliability_table_is_of_all_classifiers_together() -> None:
     made = predictions()
-    figures = figures_of(made, "real")
-    bins, held = figures["reliability"], made.probabilities["real"]
-    assert sum(one["images"] for one in bins) == held.shape[0] * held.shape[1]
-    right = sum(one["images"] * one["accuracy"] for one in bins)
-    assert right / (4 * 60) == pytest.approx(figures["accuracy"]["mean"])
+    tested = figures_of(made, "real", "real", 0.0, "baseline")
+    bins, held = tested.reliability, made.probabilities["real"]
+    assert sum(one.images for one in bins) == held.shape[0] * held.shape[1]
+    right = sum(one.images * one.accuracy for one in bins)
+    assert right / (4 * 60) == pytest.approx(tested.figures["accuracy"].mean)
 
 
 def test_who_names_a_class_alone_gets_no_figure_of_probabilities() -> None:
     made = predictions()
     hard = np.eye(3, dtype=np.float32)[made.probabilities["real"].argmax(-1)]
-    figures = figures_of(Predictions(CLASSES, made.labels, made.groups, {"real": hard}, 2), "real")
-    assert "brier" not in figures
-    assert "roc_auc" not in figures["per_class"]["a"]
-    assert figures["reliability"] == []
-    assert "macro_f1" in figures
+    named = Predictions(CLASSES, made.labels, made.groups, {"real": hard}, 2)
+    tested = figures_of(named, "real", "real", 0.0, "baseline")
+    assert "brier" not in tested.figures
+    assert tested.per_class["a"].roc_auc is None
+    assert tested.reliability == []
+    assert "macro_f1" in tested.figures
 
 
 def test_the_page_s_intervals_end_where_figures_do() -> None:
-    figure = {"mean": 0.99, "low": -0.1, "high": 1.4}
-    held = figures_table({"arms": {"real": {"accuracy": figure, "brier": figure}, "x": {}}})
+    figure = arm_figure(0.99, low=-0.1, high=1.4)
+    arms = {"real": arm_result({"accuracy": figure, "brier": figure}), "x": arm_result()}
+    held = figures_table(evaluate_result(arms=arms))
     assert held["columns"] == ["accuracy", "Brier score ↓"]
     (_, (accuracy, brier)), (_, nothing) = held["rows"]
-    assert (accuracy["low"], accuracy["high"]) == (0.0, 1.0)
-    assert brier["high"] == 1.4
+    assert (accuracy.low, accuracy.high) == (0.0, 1.0)
+    assert brier.high == 1.4
     assert nothing == [None, None]
 
 
 def test_classes_that_gain_and_lose_are_told_where_replicates_are_enough() -> None:
     gains = [(0.1, 0.05, 0.15), (-0.1, -0.2, -0.05), (0.1, 0.1, 0.1), (0.0, -0.1, 0.1)]
-    contrast = {
-        "arm": "g x1", "against": "real", "effect": {"estimate": 0.1}, "low": 0.0, "high": 0.2,
-        "recall_gain": [{"mean": m, "low": low, "high": high} for m, low, high in gains],
-    }  # fmt: skip
     for replicates, gained, lost in ((5, ["up"], ["down"]), (4, [], [])):
-        evaluate = {"arms": {}, "objective": "macro_f1",
-                    "contrasts": [{**contrast, "replicates": replicates}]}  # fmt: skip
+        one = contrast(recall_gain=[interval(*gain) for gain in gains], replicates=replicates)
+        evaluate = evaluate_result(contrasts=[one])
         (found,) = forests(evaluate, ["up", "down", "always", "same"])
         assert (found["gained"], found["lost"]) == (gained, lost)
         want = "Recall of classes: up gains; down loses (descriptive, not corrected"
@@ -107,15 +118,14 @@ def test_classes_that_gain_and_lose_are_told_where_replicates_are_enough() -> No
 
 
 def test_beside_another_baseline_the_difference_to_real_images_is_told() -> None:
-    figures = {"recall_gain": [], "recall_gain_to_real": [], "effect": {"estimate": 0.0},
-               "low": 0.0, "high": 0.1, "replicates": 5, "arm": "g x1"}  # fmt: skip
-    arms = {name: {"macro_f1": {"replicates": values}} for name, values in
-            (("g x1", [0.5, 0.7]), ("real", [0.4, 0.5]))}  # fmt: skip
+    arms = {"g x1": arm_result({"macro_f1": arm_figure(0.5, 0.7)}),
+            "real": arm_result({"macro_f1": arm_figure(0.4, 0.5)})}  # fmt: skip
     told = {}
     for against, baseline in (("t x2", "t x2"), ("g unfiltered x1", "t x2"), ("real", "real")):
-        evaluate = {"arms": arms, "objective": "macro_f1", "baseline": baseline,
-                    "contrasts": [{**figures, "against": against}]}  # fmt: skip
-        (found,) = forests(evaluate, [])
+        one = contrast(against=against, recall_gain=[interval(0.0)],
+                       recall_gain_to_real=[interval(0.1)])  # fmt: skip
+        evaluate = evaluate_result(arms=arms, baseline=baseline, contrasts=[one])
+        (found,) = forests(evaluate, ["a"])
         told[against] = found["to_real"]
     assert told["t x2"].estimate == pytest.approx(0.15)
     assert told["g unfiltered x1"] is told["real"] is None
@@ -128,8 +138,8 @@ def test_images_added_are_those_of_generators_whatever_real_ones_are_left() -> N
 
 
 def test_weighted_precision_stands_among_the_figures() -> None:
-    figure = {"mean": 0.5, "low": 0.4, "high": 0.6}
-    held = figures_table({"arms": {"real": {"weighted_precision": figure}}})
+    arms = {"real": arm_result({"weighted_precision": arm_figure(0.5)})}
+    held = figures_table(evaluate_result(arms=arms))
     assert held["columns"] == ["weighted precision"]
 
 
@@ -143,8 +153,7 @@ def test_of_many_classes_the_worst_pairs_are_told_in_place_of_a_matrix() -> None
     ]  # fmt: skip
     assert pairs[0]["share"] == pytest.approx(0.25)
     trial = trained("real", (), 1.0, confusion=matrix.tolist())
-    evaluate = {"arms": {"real": {"confusion": matrix.tolist()}}, "baseline": "real",
-                "contrasts": []}  # fmt: skip
+    evaluate = evaluate_result(arms={"real": arm_result(confusion=matrix.tolist())})
     (entry,) = confusions(evaluate, [trial], names)
     assert entry["cells"] == {}
     assert len(entry["pairs"]) == 2
@@ -159,12 +168,16 @@ def test_a_sheet_of_pictures_keeps_its_order_and_its_bytes() -> None:
     assert sheet(images, 100)["url"] == ""
 
 
+VAL: dict[str, Any] = {"per_class": {}, "confusion": [], "macro_f1": 0.5}
+
+
 def trained(
     arm: str, generators: tuple[str, ...], seconds: float, fit: int = 0, **val: Any
 ) -> Trained:
     made = Arm(name=arm, family=arm, mixes=("mix",), generators=generators)
     step = Step("train", Subject(arm, number=fit), Spec(), {}, {})
-    return Trained(Trial(made, fit, fit, step), manifest("train", seconds, val=val), {"a": 1})
+    done = manifest("train", seconds, best_step=1, val={**VAL, **val})
+    return Trained(Trial(made, fit, fit, step), done, {"a": 1})
 
 
 def manifest(
@@ -194,7 +207,7 @@ def test_hours_are_added_up_and_trainings_are_not_counted_twice() -> None:
     steps = [timed("ingest", 36), timed("finetune.g", 3600, ((4, 2.0, 1.0), (1, 1.0, 0.0))),
              timed("finetune.h", 3600), timed("search", 9999), timed("fidelity.g", 36)]  # fmt: skip
     trials = [trained("real", (), 1800), trained("g x1", ("g",), 1800)]
-    found = cost(steps, trials, {"contrasts": [], "baseline": "real"})
+    found = cost(steps, trials, evaluate_result())
     assert found["hours"].wall == pytest.approx(0.01 + 2 + 1 + 0.01)
     rows = {row["words"]: row for row in found["rows"]}
     assert {words: row["count"] for words, row in rows.items()} == {
@@ -213,7 +226,7 @@ def test_what_a_step_did_not_note_is_no_hour_of_nothing() -> None:
     (step, done), *rest = [timed("finetune.g", 3600), timed("generate.g", 3600)]
     del done.provenance["held"]
     found = cost([(step, done), *rest], [trained("g x1", ("g",), 1)],
-                 {"contrasts": [], "baseline": "real"})  # fmt: skip
+                 evaluate_result())  # fmt: skip
     rows = {row["words"]: row["hours"] for row in found["rows"]}
     assert rows["training generators"].gpu is None
     assert rows["generating images"].gpu == pytest.approx(0.25)
@@ -229,11 +242,11 @@ def test_a_point_has_a_price_where_it_was_gained(gpus: float, unit: str, hours: 
     steps = [timed("finetune.g", 3600, held), timed("generate.g", 3600, held),
              timed("finetune.g.fit1", 3600, held), timed("finetune.h", 7200, held)]  # fmt: skip
     trials = [trained("g x1", ("g",), 1, fit) for fit in (0, 1)]
-    contrast = {"arm": "g x1", "against": "real", "word": "helps", "low": 0.01, "high": 0.06,
-                "effect": {"estimate": 0.03}}  # fmt: skip
+    effect = NOTHING.model_copy(update={"estimate": 0.03})
     asked = [(step.kind, step, done) for step, done in steps]
     for word, low, gained in (("helps", 0.01, True), ("undecided", -0.01, False)):
-        evaluate = {"baseline": "real", "contrasts": [{**contrast, "word": word, "low": low}]}
+        one = contrast(word=word, low=low, high=0.06, effect=effect)
+        evaluate = evaluate_result(contrasts=[one])
         (found,) = per_point(asked, trials, evaluate)
         assert (found["unit"], found["hours"]) == (unit, pytest.approx(hours))  # of two fits, one
         # Dear where the gain is at the low end of its interval.
@@ -264,30 +277,38 @@ def study(**fields: Any) -> dict[str, Any]:
     ).model_dump(mode="json")  # fmt: skip
 
 
-INGEST = {
-    "counts": {split: {"a": 10, "b": 40} for split in ("train", "val", "test")},
-    "carved": ["val", "test"], "warnings": [],
-}  # fmt: skip
+INGEST = IngestResult(
+    counts={split: {"a": 10, "b": 40} for split in ("train", "val", "test")},
+    carved=["val", "test"], near_limit={"fine": 0.9},
+)  # fmt: skip
+AMOUNTS = {"sd to 500": Amount(balance_to=500), "sd +64": Amount(per_class=64)}
 
 
 def arm(
     name: str, family: str, ratio: float | None, role: str = "compared",
     generators: tuple[str, ...] = ("ddpm",), **fields: Any,
-) -> dict[str, Any]:  # fmt: skip
-    return {"name": name, "family": family, "ratio": ratio, "role": role, "generators": generators,
-            "twin_of": None, "budget": 1.0, **fields}  # fmt: skip
+) -> Arm:  # fmt: skip
+    return Arm(name=name, family=family, mixes=("mix",), ratio=ratio, role=role,
+               generators=generators, **fields)  # fmt: skip
 
 
-def results(fits: int, contrasts: int, opened: int = 1) -> tuple[dict[str, Any], ...]:
-    spec = {"generator_fits": fits, "seeds": list(range(2 * fits)), "arms": [
+def results(
+    fits: int, contrasts: int, opened: int = 1, more: tuple[Arm, ...] = ()
+) -> tuple[SearchSpec, SearchResult, EvaluateResult]:
+    arms = (
         arm("real", "real", 0.0, "baseline", ()),
         arm("real_double", "real_double", 0.0, "shown", (), budget=2.0),
-        arm("ddpm x1", "ddpm", 1.0)]}  # fmt: skip
-    search = {"baseline": "real", "trials": dict.fromkeys("abcd"),
-              "arms": {"real": {}, "ddpm x1": {}}}  # fmt: skip
-    contrast = {"arm": "ddpm x1", "replicates": fits, "word": "undecided"}
-    evaluate = {"contrasts": [contrast] * contrasts, "arms": {"real": {}},
-                "test": {"images": 50, "groups": 50, "opened": opened}}  # fmt: skip
+        arm("ddpm x1", "ddpm", 1.0),
+    )
+    spec = SearchSpec.model_construct(
+        generator_fits=fits, seeds=tuple(range(2 * fits)), arms=(*arms, *more)
+    )
+    search = search_result(trials=dict.fromkeys("abcd", ""),
+                           arms={"real": val_mean(0.5), "ddpm x1": val_mean(0.5)})  # fmt: skip
+    evaluate = evaluate_result(
+        contrasts=[contrast(arm="ddpm x1", replicates=fits)] * contrasts,
+        arms={"real": arm_result()}, test=OpenedTest(images=50, groups=50, opened=opened),
+    )  # fmt: skip
     return spec, search, evaluate
 
 
@@ -295,7 +316,9 @@ def test_the_protocol_in_words_says_what_was_done() -> None:
     spec, search, evaluate = results(fits=3, contrasts=2, opened=4)
     training = {"steps": 50, "rotate": 5, "label_smoothing": 0.1}
     text = "\n".join(
-        methods(study(training=training), INGEST, spec, search, evaluate, {"torch": "2"}, "0.1")
+        methods(
+            study(training=training), INGEST, spec, AMOUNTS, search, evaluate, {"torch": "2"}, "0.1"
+        )
     )
     for said in (
         "50 training, 50 validation and 50 test images in 2 classes (10 to 40",
@@ -315,7 +338,8 @@ def test_the_protocol_in_words_says_what_was_done() -> None:
         assert said in text, said
     spec, search, evaluate = results(fits=1, contrasts=1)
     grouped = study(split={"group": "column"}, curate={"filters": []})
-    text = "\n".join(methods(grouped, {**INGEST, "carved": []}, spec, search, evaluate, {}, "1"))
+    given = INGEST.model_copy(update={"carved": []})
+    text = "\n".join(methods(grouped, given, spec, AMOUNTS, search, evaluate, {}, "1"))
     for said in ("the splits are those of the data", "one split", "drawn once", "were not filtered",
                  "no online augmentation", "these choices, once,"):  # fmt: skip
         assert said in text, said
@@ -323,15 +347,15 @@ def test_the_protocol_in_words_says_what_was_done() -> None:
 
 
 def test_images_are_told_as_they_were_made_and_added() -> None:
-    spec, search, evaluate = results(fits=4, contrasts=0)
-    spec["arms"] += [
+    more = (
         arm("sd x0.25", "sd", 0.25, generators=("sd",)),
         arm("sd to 500", "sd", None, generators=("sd",)),
         arm("sd +64", "sd", None, generators=("sd",)),
         arm("both x1", "both", 1.0, generators=("ddpm", "sd")),
         arm("ddpm only", "ddpm only", None, "shown"),
         arm("ddpm unfiltered x1", "ddpm unfiltered", 1.0, "shown", twin_of="ddpm x1"),
-    ]
+    )
+    spec, search, evaluate = results(fits=4, contrasts=0, more=more)
     made = {
         "ddpm": {"name": "ddpm", "train_steps": 70},
         "sd": {"name": "diffusion", "model": "../models/sd15"},
@@ -339,7 +363,7 @@ def test_images_are_told_as_they_were_made_and_added() -> None:
     }
     values = study(generators=made, search={"combine": {"both": ["ddpm", "sd"]}},
                    audit={"on_leak": "drop"}, tune={"tried": 12})  # fmt: skip
-    text = "\n".join(methods(values, INGEST, spec, search, evaluate, {}, "1"))
+    text = "\n".join(methods(values, INGEST, spec, AMOUNTS, search, evaluate, {}, "1"))
     for said in (
         "ddpm (70 optimizer steps), from training images alone",
         "sd (diffusion), by the pretrained checkpoint sd15 as it is",
@@ -354,10 +378,10 @@ def test_images_are_told_as_they_were_made_and_added() -> None:
     ):  # fmt: skip
         assert said in text, said
     alone = study(generators={"given": made["given"]})
-    text = "\n".join(methods(alone, INGEST, spec, search, evaluate, {}, "1"))
+    text = "\n".join(methods(alone, INGEST, spec, AMOUNTS, search, evaluate, {}, "1"))
     assert "training images alone" not in text
     assert "trained anew" not in text
-    spec["generator_fits"] = 1
+    spec = spec.model_copy(update={"generator_fits": 1})
     (draw,) = (one for one in not_known(alone, INGEST, spec, search, evaluate) if "draw" in one)
     assert "training" not in draw
 
@@ -383,22 +407,19 @@ def test_a_network_is_named(spec: dict[str, Any], want: str) -> None:
 
 
 def test_what_is_not_known_is_said() -> None:
-    spec, search, evaluate = results(fits=1, contrasts=1)
-    # Not every word of near duplicates says that they were not looked for; twins of what was not
-    # chosen were never trained.
-    spec["arms"].append(arm("ddpm unfiltered x1", "ddpm unfiltered", 1.0, "shown", twin_of="ddpm"))
-    few = {**INGEST, "warnings": ["2 pairs of training images are near duplicates: look"]}
-    text = "\n".join(not_known(study(), few, spec, search, evaluate))
+    # Twins of what was not chosen were never trained.
+    twin = arm("ddpm unfiltered x1", "ddpm unfiltered", 1.0, "shown", twin_of="ddpm")
+    spec, search, evaluate = results(fits=1, contrasts=1, more=(twin,))
+    text = "\n".join(not_known(study(), INGEST, spec, search, evaluate))
     assert "near duplicates" not in text
-    only_exact = {**INGEST, "warnings": ["at 8 px near duplicates cannot be told; only exact ones"
-                                         " were looked for"]}  # fmt: skip
+    only_exact = INGEST.model_copy(update={"near_limit": {}})
     told = not_known(study(), only_exact, spec, search, evaluate)
     assert any("near duplicates" in said for said in told)
     for said in ("trained once, and each was drawn once", "no groups are given",
                  "Whether ddpm x1 helps",                 "How 1 arm would do"):  # fmt: skip
         assert said in text, said
     spec, search, evaluate = results(fits=5, contrasts=0)
-    evaluate["arms"]["ddpm x1"] = {}
+    evaluate.arms["ddpm x1"] = arm_result()
     text = "\n".join(not_known(study(split={"group": "column"}), INGEST, spec, search, evaluate))
     for said in ("drawn once", "no groups", "helps", "stayed closed"):
         assert said not in text, said

@@ -21,11 +21,13 @@ from engine.metrics.frechet import frechet_distance
 from engine.metrics.kernel import kernel_distance
 from engine.metrics.prdc import prdc
 from engine.plan import plan
+from engine.results.images import FidelityScope, FilterReport
 from engine.steps._fidelity import merge_scopes
 from engine.steps._images import image_warnings
 from engine.steps.fidelity import Embedded, FidelitySpec, plan_scope
 from engine.study import Study
 from tests.conftest import write_bars
+from tests.results import curated, labeler_report
 from tests.steps.test_embedded import embed_parts
 
 Run = Callable[[Study, str], Manifest]
@@ -320,14 +322,15 @@ def test_every_fit_is_measured_and_told_of(
     assert "Mean over 2 generator fits" in probe
 
 
-def scope_of(n: int, frechet: float, **fields: Any) -> dict[str, Any]:
+def scope_of(n: int, frechet: float, **fields: Any) -> FidelityScope:
     figures = {
         "n": n, "sampled": n, "frechet": frechet, "kernel": [frechet, -1.0, 1.0],
         "precision": 0.5, "recall": 0.5, "density": 0.5, "coverage": 0.5, "vendi": 3.0,
         "nearest": 0.25, "near": None,
     }  # fmt: skip
-    return {"classes": ["down"], "val": 40, "few": "", "val_sampled": 40, "val_nearest": 0.2,
-            "sets": {"kept": figures}, "floor": {}, **fields}  # fmt: skip
+    scope = {"classes": ["down"], "val": 40, "few": "", "val_sampled": 40, "val_nearest": 0.2,
+             "sets": {"kept": figures}, "floor": {}}  # fmt: skip
+    return FidelityScope.model_validate({**scope, **fields})
 
 
 def test_fits_of_one_number_share_a_row_and_others_have_their_own() -> None:
@@ -348,27 +351,33 @@ def test_what_is_wrong_with_a_later_fit_is_told_with_its_number() -> None:
     class Asked:
         generators: tuple[str, ...] = ("more",)
 
-    copied = {"filters": [{"name": "copies", "stops": "3 of 60 are copies of training images"}]}
+    nothing = curated()
+    stopped = FilterReport(
+        name="copies", dropped=3, limits={}, stops="3 of 60 are copies of training images"
+    )
+    copied = curated(filters=[stopped])
     probed = {"more": {"entries": [{"label": "down", "areas": {0: 0.6, 1: 0.97}}]}}
-    told, stops = image_warnings(probed, {"more": [{}, copied]}, Asked())
+    told, stops = image_warnings(probed, {"more": [nothing, copied]}, Asked())
     assert told.startswith("images of more, fit 1 are easily told from real ones")
     assert stops.startswith("more, fit 1: 3 of 60 are copies of training images")
     # What is true of all fits is told once.
     probed = {"more": {"entries": [{"label": "down", "areas": {0: 0.96, 1: 0.97}}]}}
-    seen = {"labeler": {"agreement_kept": 0.5, "agreement_val": 0.95}}
-    more = {"labeler": {"agreement_kept": 0.6, "agreement_val": 0.95}}
+    seen, more = (
+        curated(labeler=labeler_report(agreement_kept=kept, agreement_val=0.95))
+        for kept in (0.5, 0.6)
+    )
     apart, other = image_warnings(probed, {"more": [seen, more]}, Asked())
     assert "images of more are easily told" in apart
     assert "0.96 to 0.97" in apart
     assert "in 50% to 60% of those kept" in other
     probed["more"]["entries"][0]["areas"] = {0: 0.997, 1: 1.0}
-    assert "curve 1.00 by class" in image_warnings(probed, {"more": [{}, {}]}, Asked())[0]
+    assert "curve 1.00 by class" in image_warnings(probed, {"more": [nothing, nothing]}, Asked())[0]
     (alone,) = image_warnings({}, {"more": [copied]}, Asked())
     assert alone.startswith("more: 3 of 60")
 
 
 def test_a_scope_with_too_few_images_says_so_and_of_which_fit() -> None:
-    few = {"classes": ["down"], "val": 40, "few": "9 generated", "sets": {}, "floor": {}}
+    few = FidelityScope(classes=["down"], val=40, few="9 generated", sets={}, floor={})
     (scope,) = merge_scopes([[scope_of(60, 1.0, sets={"kept": {"n": 3}})], [few]])
     assert scope["few"] == "9 generated (fit 1)"
     (row,) = scope["rows"]

@@ -23,10 +23,12 @@ from engine.execute import execute
 from engine.plan import named, plan
 from engine.profile import Profile
 from engine.report.plots import Saturation
+from engine.results.comparison import SaturationPoint
 from engine.runtime.inline import InlineRuntime
 from engine.steps._image_tables import Pool
 from engine.steps._image_tables import fidelity as fidelity_rows
 from engine.steps.report import arm_notes, replication, saturated, saturation_in_words
+from engine.steps.search import Arm, SearchSpec
 from engine.study import Study
 from tests.conftest import write_bars
 
@@ -225,12 +227,15 @@ def test_tables_stand_in_the_page_and_beside_it(bars_study, store, profile) -> N
     for row in tables["arms.csv"]:
         assert (row["test_opened"] == "True") == (row["arm"] in metrics["arms"])
         if row["test_opened"] == "True":
-            want = metrics["arms"][row["arm"]]["brier"]["mean"]
+            want = metrics["arms"][row["arm"]]["figures"]["brier"]["mean"]
             assert float(row["test_brier"]) == pytest.approx(want, rel=1e-5)
     (contrast,) = tables["contrasts.csv"]
     assert contrast["verdict"] == metrics["contrasts"][0]["word"]
     assert contrast["objective"] == metrics["objective"] == "roc_auc"
-    areas = [metrics["arms"][contrast[name]]["roc_auc"]["mean"] for name in ("arm", "against")]
+    areas = [
+        metrics["arms"][contrast[name]]["figures"]["roc_auc"]["mean"]
+        for name in ("arm", "against")
+    ]
     assert float(contrast["difference"]) == pytest.approx(areas[0] - areas[1], abs=1e-5)
     assert len(tables["trials.csv"]) == 10
     assert len(tables["history.csv"]) == 10 * 3 + 2 * 3  # real_double takes twice the steps
@@ -342,12 +347,13 @@ def test_an_arm_of_generated_images_alone_is_shown_and_no_baseline(
     real = ingest.metrics["counts"]["train"]
     table = page[page.index("<h2>All arms") : page.index("<h2>Each comparison")]
     (row,) = re.findall(r"<tr class=\"\"><td>more only</td>(.*?)</tr>", table, re.DOTALL)
-    figures = evaluate.metrics["arms"]["more only"]
+    tested = evaluate.metrics["arms"]["more only"]
+    figures = tested["figures"]
     # As many as there are real ones, and not as many again.
     assert f'<td>{sum(real.values())}</td><td class="left faint">no real images</td>' in row
     assert f"<td>{figures['macro_f1']['mean']:.3f}</td>" in row
     assert f"<td>{figures['accuracy']['mean']:.3f}</td>" in row  # classification accuracy score
-    assert figures["ratio"] is None
+    assert tested["ratio"] is None
     assert "its accuracy is the classification accuracy score" in table
     assert "more only" in figures_section(page)
     # No verdict is of it, and none against it.
@@ -381,35 +387,44 @@ def figures_section(page: str) -> str:
 
 
 def test_seeds_are_told_of_each_generator_fit() -> None:
-    assert replication({"generator_fits": 1, "seeds": [1, 2]}) == "the same 2 classifier seeds"
-    of_fits = replication({"generator_fits": 3, "seeds": list(range(6))})
+    once = SearchSpec.model_construct(generator_fits=1, seeds=(1, 2))
+    assert replication(once) == "the same 2 classifier seeds"
+    of_fits = replication(SearchSpec.model_construct(generator_fits=3, seeds=tuple(range(6))))
     want = "3 fits of each generator and 2 classifier seeds for each fit (the same in all arms)"
     assert of_fits == want
 
 
 def test_no_saturation_is_claimed_at_the_largest_ratio() -> None:
-    arms = [{"family": "g", "ratio": ratio, "role": "compared"} for ratio in (0.5, 1.0, 2.0, None)]
-    (seen,) = saturation_in_words({"g": {"ratio": 0.5, "low": 0.0, "high": 1.0}}, arms, 0.01, 5)
+    arms = [
+        Arm(name=f"g {ratio}", family="g", mixes=("m",), ratio=ratio, role="compared")
+        for ratio in (0.5, 1.0, 2.0, None)
+    ]
+
+    def at(ratio: float, low: float, high: float) -> SaturationPoint:
+        return SaturationPoint(ratio=ratio, low=low, high=high)
+
+    (seen,) = saturation_in_words({"g": at(0.5, 0.0, 1.0)}, arms, 0.01, 5)
     assert "from a ratio of 0.5 on (95% interval over replicates: 0 to 1), more images" in seen
-    for point in ({"ratio": 2.0, "low": 1.0, "high": 2.0}, {"ratio": 1.0, "low": 0.5, "high": 2.0}):
+    for point in (at(2.0, 1.0, 2.0), at(1.0, 0.5, 2.0)):
         (none,) = saturation_in_words({"g": point}, arms, 0.01, 5)
         assert "no saturation was seen up to x2" in none
         assert "more images" not in none
         assert saturated({"g": point}, arms, 5) == []
-    seen = {"g": {"ratio": 0.5, "low": 0.0, "high": 1.0}}
+    seen = {"g": at(0.5, 0.0, 1.0)}
     assert saturated(seen, arms, 5) == [Saturation("g", 0.5, 0.0, 1.0)]
     assert saturated(seen, arms, 4) == []
     (few,) = saturation_in_words(seen, arms, 0.01, 4)
     assert "4 replicates say nothing" in few
-    (nothing,) = saturation_in_words({"g": {"ratio": 0.0, "low": 0.0, "high": 0.5}}, arms, 0.01, 5)
+    (nothing,) = saturation_in_words({"g": at(0.0, 0.0, 0.5)}, arms, 0.01, 5)
     assert "g: no ratio adds more than 1 point to real images alone" in nothing
 
 
 def test_what_only_means_is_told_of_the_arm_that_is_called_so() -> None:
-    made = {"family": "g", "ratio": None, "role": "shown", "generators": ("g",), "twin_of": None}
+    made = Arm(name="g only", family="g", mixes=("m",), ratio=None, role="shown",
+               generators=("g",))  # fmt: skip
     assert any("classification accuracy score" in text for text in arm_notes([made]))
     # The twin of an arm whose amount is no ratio is another thing.
-    (twin,) = arm_notes([{**made, "twin_of": "g to 200"}])
+    (twin,) = arm_notes([made.model_copy(update={"twin_of": "g to 200"})])
     assert "unfiltered" in twin
 
 
@@ -424,7 +439,7 @@ def test_a_row_for_every_set_of_images_with_the_ends_of_its_intervals() -> None:
         {"classes": ["a", "b"], "val": 50, "few": "", "sets": {
             "kept": {**real, "vendi": 3.0, "sampled": 30}, "real": {"n": 9}}, "floor": {
             "kept": {**real, "n": 9}}},
-        {"classes": ["a"], "val": 3, "few": "3 in val", "sets": {}},
+        {"classes": ["a"], "val": 3, "few": "3 in val", "sets": {}, "floor": {}},
     ]  # fmt: skip
     manifest = Manifest(
         kind="fidelity", key="k", label="fidelity.g", spec={"embedder": {"name": "dino"}},

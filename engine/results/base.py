@@ -1,0 +1,32 @@
+"""The base of all results, and how one is read from a manifest."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Self
+
+from engine.core.errors import StorageError
+from engine.core.manifest import Manifest
+from engine.core.spec import Spec
+
+
+class StepResult(Spec):
+    """What a step of `kind` found out."""
+
+    kind: ClassVar[str]
+
+    # A line about the result, for the terminal.
+    headline: str = ""
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> Self:
+        """The result in a manifest. Raises `StorageError` if it is another kind's or of another
+        version."""
+        if manifest.kind != cls.kind:
+            raise StorageError(f"{manifest.label} is a {manifest.kind} step, not {cls.kind}")
+        try:
+            return cls.model_validate(manifest.metrics)
+        except ValueError as error:
+            raise StorageError(
+                f"{manifest.label}: its result was stored by another version of the engine; run"
+                f" again with --discard {manifest.label}"
+            ) from error

@@ -1,0 +1,255 @@
+"""Results of the steps that find out whether images help."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import ConfigDict, Field
+
+from engine.core.spec import Spec
+from engine.results.base import StepResult
+
+
+class MixResult(StepResult):
+    """What an arm trains on."""
+
+    kind: ClassVar[str] = "mix"
+
+    # Real images.
+    real: int
+    # Generated images by generator and class.
+    added: dict[str, dict[str, int]]
+
+    @property
+    def added_total(self) -> int:
+        """All generated images."""
+        return sum(sum(by_class.values()) for by_class in self.added.values())
+
+
+class ClassScores(Spec):
+    """Scores of one class on `images` images."""
+
+    precision: float
+    recall: float
+    f1: float
+    images: int
+
+
+class ValScores(Spec):
+    """Scores of a classifier on val: metrics by name are further fields (`figures`)."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, float] = Field(init=False)
+
+    per_class: dict[str, ClassScores]
+    # Images by true and predicted class.
+    confusion: list[list[int]]
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Metrics by name (`engine.metrics`); those without a value are absent."""
+        return self.__pydantic_extra__
+
+
+class TrainResult(StepResult):
+    """One classifier."""
+
+    kind: ClassVar[str] = "train"
+
+    # The optimizer step whose weights were kept.
+    best_step: int
+    val: ValScores
+    # Digests of what the classifier reads outside the study's images.
+    outside: dict[str, str] = {}
+
+
+class ValMean(Spec):
+    """The objective of an arm on val: mean and standard deviation of its replicates."""
+
+    mean: float
+    sd: float
+
+
+class SearchResult(StepResult):
+    """All classifiers that were compared on val, and what was chosen by it."""
+
+    kind: ClassVar[str] = "search"
+
+    objective: str
+    warnings: list[str]
+    # Digest of each trial's manifest, by key of its step.
+    trials: dict[str, str]
+    outside: dict[str, str] = {}
+    arms: dict[str, ValMean]
+    # The best arm of each family, and the best of the baselines among these.
+    chosen: list[str]
+    baseline: str
+    # The unfiltered twin of each chosen arm that has one: chosen arm by twin.
+    twins: dict[str, str]
+
+
+class MeanInterval(Spec):
+    """Mean of replicates with its 95% t interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class ArmFigure(MeanInterval):
+    """A metric of an arm on test, with the value of each replicate."""
+
+    replicates: list[float]
+
+
+class ClassFigures(ClassScores):
+    """Scores of one class on test, from the confusion of all classifiers together; areas under
+    curves are means over classifiers, absent where there are no probabilities."""
+
+    f1_interval: MeanInterval
+    roc_auc: float | None = None
+    average_precision: float | None = None
+
+
+class ReliabilityBin(Spec):
+    """A bin of a reliability diagram that has images."""
+
+    confidence: float
+    accuracy: float
+    images: int
+
+
+class ArmResult(Spec):
+    """An arm whose classifiers were tested. A metric without a value is absent."""
+
+    family: str
+    # None where the amount of images is not given as a ratio.
+    ratio: float | None
+    role: str
+    figures: dict[str, ArmFigure]
+    per_class: dict[str, ClassFigures]
+    # Images by true and predicted class, over all classifiers.
+    confusion: list[list[int]]
+    # Every metric of every classifier.
+    classifiers: dict[str, list[float]]
+    reliability: list[ReliabilityBin]
+
+
+class Estimate(Spec):
+    """A difference with its interval at `level`, and its p-value."""
+
+    estimate: float
+    low: float
+    high: float
+    p: float
+    level: float = 0.95
+
+
+class Contrast(Spec):
+    """Two arms compared on test; `engine.metrics.significance.Verdict` explains the statistics.
+
+    grouped: whether test images come in groups. tries, tries_against: settings that each family had
+    on val. drawn: the generator fits are draws of generators that the study does not train.
+    """
+
+    arm: str
+    against: str
+    ratio: float | None = None
+    word: str
+    differences: list[float]
+    effect: Estimate
+    bootstrap: Estimate
+    low: float
+    high: float
+    p_adjusted: float
+    equivalence_p: float
+    margin: float
+    detectable: float | None
+    replicates: int
+    replicates_needed: int | None
+    groups: int
+    groups_needed: int
+    obstacle: str
+    effect_size: float | None
+    wilcoxon_p: float | None
+    near_low: float
+    near_high: float
+    grouped: bool
+    tries: int
+    tries_against: int
+    drawn: bool
+    # p-value of McNemar's test for each pair of classifiers.
+    mcnemar: list[float]
+    # Difference in recall of each class.
+    recall_gain: list[MeanInterval]
+    recall_gain_to_real: list[MeanInterval] = []
+    generator_fits: int
+    seeds: int
+    # What would decide an undecided contrast.
+    settle: str = ""
+
+
+class Effect(Spec):
+    """A difference with its 95% interval."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+class SaturationPoint(Spec):
+    """The ratio from which more images add nothing, with its 95% interval."""
+
+    ratio: float
+    low: float
+    high: float
+
+
+class OpenedTest(Spec):
+    """The test set. opened: by how many studies of the storage so far."""
+
+    images: int
+    groups: int
+    opened: int
+
+
+class EvaluateResult(StepResult):
+    """The comparison on test."""
+
+    kind: ClassVar[str] = "evaluate"
+
+    # The verdict in sentences.
+    verdict: str
+    objective: str
+    arms: dict[str, ArmResult]
+    baseline: str
+    contrasts: list[Contrast]
+    # What twice the steps do to real images; None where that was not tried.
+    budget: Effect | None
+    # By family.
+    saturation: dict[str, SaturationPoint]
+    test: OpenedTest
+
+
+class ScoredPredictions(Spec):
+    """Predictions of a file, judged as the study's own are."""
+
+    study: str
+    file: str
+    objective: str
+    baseline: str
+    classes: list[str]
+    test: OpenedTest
+    arms: dict[str, ArmResult]
+    contrasts: list[Contrast]
+    verdict: str
+
+
+class ReportResult(StepResult):
+    """The page."""
+
+    kind: ClassVar[str] = "report"
+
+    # The comparison as plain text.
+    table: str
+    verdict: str

@@ -1,0 +1,116 @@
+"""Results of the steps on the user's images."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from engine.core.spec import Spec
+from engine.results.base import StepResult
+
+
+class IngestResult(StepResult):
+    """The data set as it was frozen."""
+
+    kind: ClassVar[str] = "ingest"
+
+    # Images by split and class.
+    counts: dict[str, dict[str, int]]
+    # Images not used, by reason.
+    set_aside: dict[str, int] = {}
+    # The reader's fingerprint of the files, in its own terms.
+    data: dict[str, Any] = {}
+    warnings: list[str] = []
+    # Splits that the data does not name and that were taken from train.
+    carved: list[str] = []
+    # Limits by which near duplicates were found (`engine.data.near_duplicates.NearLimit`).
+    near_limit: dict[str, float | None] = {}
+    # Leaks between splits, by kind.
+    leaks: dict[str, int] = {}
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes of the study's task, in the order of their numbers."""
+        return tuple(sorted({name for by_class in self.counts.values() for name in by_class}))
+
+    @property
+    def near_duplicates_searched(self) -> bool:
+        """Whether near duplicates could be told from similar pictures, and were looked for."""
+        return self.near_limit.get("fine") is not None
+
+    @property
+    def train(self) -> dict[str, int]:
+        """Training images by class."""
+        return self.counts["train"]
+
+
+class AuditResult(StepResult):
+    """What is wrong with a study's data."""
+
+    kind: ClassVar[str] = "audit"
+
+    # Findings by kind.
+    found: dict[str, int]
+    # Problems to fix before the study can run.
+    must: list[str]
+    warnings: list[str]
+    near_limit: dict[str, float | None]
+
+
+class EmbedResult(StepResult):
+    """Vectors of the training and validation images."""
+
+    kind: ClassVar[str] = "embed"
+
+    width: int
+    quarantined: int
+
+
+class ClusterResult(StepResult):
+    """Clusters of each class; class `all classes` where classes are not separated."""
+
+    kind: ClassVar[str] = "cluster"
+
+    # Images of each cluster, falling, by class.
+    sizes: dict[str, list[int]]
+    inertia: dict[str, float]
+    warnings: list[str]
+    # Mean silhouette of each number of clusters tried, by class.
+    silhouette: dict[str, dict[str, float]] = {}
+
+
+class SelectResult(StepResult):
+    """Representatives of the clusters."""
+
+    kind: ClassVar[str] = "select"
+
+    # Representatives by class.
+    chosen: dict[str, int]
+
+
+class ReducedClass(Spec):
+    """A dominant class of which some images are kept. Distances are from dropped images to the
+    nearest that is kept."""
+
+    images: int
+    kept: int
+    mean_distance: float
+    farthest: float
+
+
+class ReduceResult(StepResult):
+    """What is kept of the dominant classes."""
+
+    kind: ClassVar[str] = "reduce"
+
+    classes: dict[str, ReducedClass]
+
+
+class MatchResult(StepResult):
+    """The nearest images of another set."""
+
+    kind: ClassVar[str] = "match"
+
+    # Share of queries whose nearest image has their class.
+    same_class: float
+    index: str
+    median_distance: float | None
