@@ -105,12 +105,12 @@ def test_figures_of_the_page_are_those_of_the_tables(
     manifests = execute(steps, store, InlineRuntime(), profile)
     evaluated = manifests[named(steps, "evaluate")[0].key].metrics
     for arm in evaluated["arms"].values():
-        assert f"<td>{arm['macro_f1']['mean']:.3f}</td>" in page
+        assert f"<td>{arm['figures']['macro_f1']['mean']:.3f}</td>" in page
     (contrast,) = evaluated["contrasts"]
     assert f"{100 * contrast['effect']['estimate']:+.1f} points" in page
     assert page.count(">closed<") == 1  # the ratio that val did not choose
     for name in ("roc_auc", "brier", "worst_class_recall"):
-        figure = evaluated["arms"]["real"][name]
+        figure = evaluated["arms"]["real"]["figures"][name]
         assert f"{figure['mean']:.3f}<span" in page
 
 
