@@ -6,17 +6,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine.core.errors import EngineError
-from engine.core.manifest import Manifest, Part, write_part
+from engine.core.manifest import Manifest, Part, read_manifest, write_part
 from engine.core.progress import Bar, say
+from engine.core.registry import resolve
 from engine.core.shards import Commit, Shard, ShardSet
 from engine.core.spec import digest
-from engine.core.step import Step
+from engine.core.step import Step, upstream
 from engine.core.store import Store, attempt_name
 from engine.results.base import StepResult
 from engine.runtime.base import Runtime
@@ -105,6 +107,23 @@ class Context:
             for name, manifest in self.inputs.items()
             if manifest.kind == model.kind
         }
+
+    @cached_property
+    def _readable(self) -> set[str]:
+        """Keys of all steps that this one rests on, and of the trials that these ran."""
+        steps = upstream([self.step])
+        trials = (trial for step in steps for trial in resolve("steps", step.kind)().trials(step))
+        return {step.key for step in (*steps, *trials)}
+
+    def manifest(self, step: Step) -> Manifest | None:
+        """The manifest of a step that this one rests on, however indirectly, or of a trial of one;
+        None if it is not done. Raises `EngineError` for any other step."""
+        if step.key not in self._readable:
+            raise EngineError(
+                f"{self.step.label} reads {step.label}, on which it does not rest; plan it as an"
+                " input"
+            )
+        return read_manifest(self.store, step)
 
     def progress(self, total: int, unit: str, done: int = 0) -> Bar:
         return Bar(self.step.label, total, unit, done=done, interval=self.interval)

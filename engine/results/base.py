@@ -22,7 +22,7 @@ class StepResult(Spec):
         """The result in a manifest. Raises `StorageError` if it is another kind's or of another
         version."""
         if manifest.kind != cls.kind:
-            raise StorageError(f"{manifest.label} is a {manifest.kind} step, not {cls.kind}")
+            raise StorageError(f"{manifest.label} is of kind {manifest.kind}, not {cls.kind}")
         try:
             return cls.model_validate(manifest.metrics)
         except ValueError as error:

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 
 from engine.context import Context
-from engine.core.manifest import Manifest, read_manifest
+from engine.core.manifest import Manifest
 from engine.core.step import Step, upstream
-from engine.core.store import Store
 from engine.results.comparison import EvaluateResult, MixResult, TrainResult
 from engine.results.data import IngestResult
 from engine.results.images import FinetuneResult
@@ -39,7 +38,7 @@ def done_steps(context: Context) -> list[tuple[Step, Manifest]]:
     step that was discarded and ran again would move, and tables with it."""
     found = []
     for step in upstream(list(context.step.inputs.values())):
-        manifest = read_manifest(context.store, step)
+        manifest = context.manifest(step)
         if manifest is not None:
             found.append((step, manifest))
     return found
@@ -151,9 +150,9 @@ def network_in_words(classifier: Mapping[str, Any]) -> str:
     return classifier_in_words(classifier)
 
 
-def composition(store: Store, mix: Step) -> str:
+def composition(context: Context, mix: Step) -> str:
     """How many real images and how many of which generator an arm trains on."""
-    manifest = read_manifest(store, mix)
+    manifest = context.manifest(mix)
     assert manifest is not None, "what was trained on it is done"
     result = MixResult.of(manifest)
     drawn = ", each class drawn alike" if mix.spec_as(MixSpec).oversampled else ""
@@ -193,7 +192,7 @@ def weights(
             found.append(
                 {
                     "model": step.label, "what": network_in_words(manifest.spec["classifier"]),
-                    "dataset": f"{study}: {composition(context.store, step.inputs['mix'])}",
+                    "dataset": f"{study}: {composition(context, step.inputs['mix'])}",
                     "images": manifest.rows, "steps": manifest.spec["training"]["steps"],
                     "val": val.get(objective),
                     "where": files[0].rpartition("/")[0] if files else "",
@@ -207,7 +206,7 @@ def weights(
             {
                 "model": best.trial.step.label, "what": classifier,
                 "dataset": f"{study}, arm {arm}:"
-                           f" {composition(context.store, best.trial.step.inputs['mix'])}",
+                           f" {composition(context, best.trial.step.inputs['mix'])}",
                 "images": best.manifest.rows, "steps": steps_of(search, best.trial.arm),
                 "kept": best.result.best_step, "val": max(values),
                 "test": figures.classifiers[objective][best.trial.number],

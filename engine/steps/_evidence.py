@@ -13,7 +13,7 @@ import numpy as np
 from markupsafe import Markup
 
 from engine.context import Context
-from engine.core.manifest import Manifest, read_manifest
+from engine.core.manifest import Manifest
 from engine.core.step import upstream
 from engine.metrics.significance import LEAST_REPLICATES, paired_t
 from engine.report import charts, plots
@@ -75,12 +75,12 @@ def trained(context: Context) -> list[Trained]:
     for trial in trial_steps(search):
         if trial.step.key not in chosen_among:
             continue
-        manifest = read_manifest(context.store, trial.step)
+        manifest = context.manifest(trial.step)
         if manifest is None:
             continue
         mix = trial.step.inputs["mix"]
         if mix.key not in of_mix:
-            mixed = read_manifest(context.store, mix)
+            mixed = context.manifest(mix)
             assert mixed is not None, "its trial is done"
             result = MixResult.of(mixed)
             images = {name: real[mix.spec_as(MixSpec).real].get(name, 0) for name in counts}
@@ -103,7 +103,7 @@ def added_to(trials: Sequence[Trained]) -> dict[str, int]:
 def reduced(context: Context) -> dict[str, ReducedClass]:
     """What was kept of each dominant class, where the study reduces them."""
     for step in upstream(list(context.step.inputs.values())):
-        if step.kind == "reduce" and (manifest := read_manifest(context.store, step)):
+        if step.kind == "reduce" and (manifest := context.manifest(step)):
             return ReduceResult.of(manifest).classes
     return {}
 

@@ -21,7 +21,7 @@ import pyarrow as pa
 from engine.context import Context, Output
 from engine.core import rows
 from engine.core.errors import ResumeError
-from engine.core.manifest import Manifest, copy_files, read_manifest
+from engine.core.manifest import Manifest, copy_files
 from engine.core.registry import resolve
 from engine.core.shards import Shard, parquet_rows
 from engine.core.spec import Spec, digest
@@ -141,7 +141,7 @@ class Evaluate(StepKind):
             trial for trial in trial_steps(context.step.inputs["search"])
             if trial.arm.name in chosen
         ]  # fmt: skip
-        manifests = read_trials(context.store, searched, [trial.step for trial in trials])
+        manifests = read_trials(context, searched, [trial.step for trial in trials])
         classes = context.result("ingest", IngestResult).classes
         test = split_index(context.store, context.inputs["ingest"], spec.task, "test")
         # Not the step's key: another version of this code looks at nothing that was not seen.
@@ -242,12 +242,14 @@ def declared(
     ]
 
 
-def read_trials(store: Store, search: SearchResult, steps: Sequence[Step]) -> dict[str, Manifest]:
+def read_trials(
+    context: Context, search: SearchResult, steps: Sequence[Step]
+) -> dict[str, Manifest]:
     """The trials' manifests by key. Raises `ResumeError` where one is not what search chose by, or
     was trained from other weights than the rest."""
     found = {}
     for step in steps:
-        manifest = read_manifest(store, step)
+        manifest = context.manifest(step)
         if manifest is None or manifest.digest != search.trials[step.key]:
             raise ResumeError(
                 f"evaluate: {step.label} is not the trial that search chose by any more;"

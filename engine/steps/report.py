@@ -12,7 +12,7 @@ import pyarrow as pa
 from engine import __version__
 from engine.context import Context, Output
 from engine.core import rows
-from engine.core.manifest import Manifest, read_manifest
+from engine.core.manifest import Manifest
 from engine.core.spec import Spec
 from engine.core.step import Step
 from engine.data.images import Preprocess
@@ -404,7 +404,7 @@ def needed(context: Context) -> dict[str, dict[str, int]]:
     found: dict[str, dict[str, int]] = {}
     search = context.step.inputs["search"]
     for step in search.inputs.values():
-        manifest = read_manifest(context.store, step) if step.kind == "mix" else None
+        manifest = context.manifest(step) if step.kind == "mix" else None
         if manifest is None:
             continue
         for name, added in MixResult.of(manifest).added.items():
