@@ -212,7 +212,7 @@ def test_strict_needs_a_classifier(bars_study) -> None:
             "leave one of the two out",
         ),
         ({"filters": ["copies", "copies"]}, "filters names copies twice"),
-        ({"labeler": None}, "filters: agreement needs a labeler, which is null"),
+        ({"labeler": None}, "filters: agreement needs a labeler, but labeler is null"),
         ({"filters": ["beauty"]}, r"no filter named 'beauty'; there are: agreement, blank"),
         ({"labeler": "oracle"}, r"no labeler named 'oracle'; there are: classifier, clip, knn"),
         ({"filters": [{"name": "copies", "quantile": 0.9}]}, "quantile: must be less than or"),
