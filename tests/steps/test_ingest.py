@@ -322,7 +322,7 @@ def test_an_empty_class_folder_stops_the_run(
 ) -> None:
     root = image_folder({"a": 5, "b": 5})
     (root / "c").mkdir()
-    refused(ingest, toy_study(root), "the class 'c' has no image")
+    refused(ingest, toy_study(root), "the class 'c' has no images")
 
 
 def test_images_without_a_group_must_be_called_independent(
