@@ -260,7 +260,7 @@ def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
         ("seed=-1", "seed", "must be greater than or equal to 0, is -1"),
         ("seed=4294967296", "seed", "must be less than 4294967296"),
         (f"seed=0x{'F' * 5000}", "seed", "must be less than 4294967296, is a number of thousands"),
-        (f"training.evaluate_every=0x{'F' * 5000}", "training.evaluate_every", "must be below 2**63"),
+        (f"training.evaluate_every=0x{'F' * 5000}", "training.evaluate_every", "below 2**63"),
         ("reader=nope", "reader", "no reader named 'nope'; there are: csv, dicom, digits"),
         ("reader={name: imagefolder}", "reader.root", "is missing"),
         ("reader={name: csv, root: a, file: b, delimiter: xx}", "reader.delimiter", "must be "),
@@ -459,7 +459,7 @@ def test_with_cuda_every_accelerated_stage_must_request_a_gpu() -> None:
         validate(Profile, {"trial": {"gpus": 1}}, "profile")
     for shared in ("fit", "trial"):
         workers = {**whole, shared: {"gpus": 0.5, "workers": 2}}
-        with pytest.raises(StudyError, match=rf"{shared}\.gpus: NCCL cannot connect two workers on one"):
+        with pytest.raises(StudyError, match=rf"{shared}\.gpus: NCCL cannot connect two"):
             validate(Profile, workers, "profile")
 
 

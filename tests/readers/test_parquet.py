@@ -125,7 +125,7 @@ def test_some_files_may_be_chosen(tmp_path: Path) -> None:
         ({"labels": {"class": "kind"}}, r"reader\.labels\.class: .* no column 'kind'"),
         ({"group": "patient"}, r"reader\.group"),
         ({"split": "label"}, "is not a split"),
-        ({"multi": ["class"]}, "holds no lists; leave out the task 'class'"),
+        ({"multi": ["class"]}, "contains no lists; remove the task 'class'"),
     ],
 )
 def test_what_the_file_has_not_is_named(tmp_path: Path, fields: Any, match: str) -> None:

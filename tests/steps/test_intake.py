@@ -16,7 +16,7 @@ from engine.data.images import Preprocess, preprocess
 from engine.data.leaks import find_leaks
 from engine.data.near_duplicates import thumbnail
 from engine.steps._intake import Near, find_near
-from tests.core.test_near import crop, scene
+from tests.data.test_near_duplicates import crop, scene
 
 CLOTHING = Path(__file__).parents[3] / "shared" / "data" / "clothing"
 
