@@ -100,7 +100,7 @@ def test_the_command_line_scores_a_table_of_uris_and_classes(
         (lambda good: {name: good[name][1:] for name in good}, "appears 0 times"),
         (lambda good: {name: [*good[name], good[name][0]] for name in good}, "appears 2 times"),
         (lambda good: {**good, "predicted": ["up", *good["predicted"][1:]]}, "is not a class"),
-        (lambda good: {name: good[name] for name in good if name != "predicted"}, "has no class col"),
+        (lambda good: {name: good[name] for name in good if name != "predicted"}, "no class col"),
         (lambda good: {name: good[name] for name in good if name != "arm"}, "has no column arm"),
         (
             lambda good: {
