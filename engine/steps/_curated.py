@@ -135,7 +135,7 @@ def closest(context: Context, generators: Sequence[str], side: int) -> list[dict
 def words(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """What each reason for dropping an image means."""
     names = {told["name"] for held in metrics.values() for told in held.get("filters", ())}
-    found = {name: str(resolve("filters", name).told) for name in sorted(names)}
+    found = {name: str(resolve("filters", name).drop_reason) for name in sorted(names)}
     return {"embedding": "without an embedding", **found}
 
 
@@ -158,7 +158,7 @@ def filters_told(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, list[dic
             entries.append(
                 {
                     "name": told["name"], "dropped": told["dropped"],
-                    "told": resolve("filters", told["name"]).told,
+                    "told": resolve("filters", told["name"]).drop_reason,
                     "limits": ", ".join(
                         f"{key} {limit_in_words(value)}" for key, value in told["limits"].items()
                     ),
