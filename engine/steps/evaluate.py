@@ -46,7 +46,7 @@ from engine.steps._verdict import (
 )
 from engine.steps.embed import DecodeOwn, image_shards
 from engine.steps.search import Arm, SearchSpec, Trial, trial_steps
-from engine.steps.train import changed_weights, outside_noted, refuse_other_weights
+from engine.steps.train import changed_weights, recorded_digests, refuse_other_weights
 from engine.work.stage import Batch, Device, Place
 
 MODEL = "model"
@@ -103,7 +103,7 @@ class Classify:
     ) -> None:  # fmt: skip
         self.store, self.spec, self.preprocess = store, spec, preprocess
         self.classes, self.weights = tuple(classes), tuple(trained.parts)
-        self.outside = outside_noted(trained)
+        self.outside = recorded_digests(trained)
 
     def load(self, place: Place) -> None:
         self.place = place.device

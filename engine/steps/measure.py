@@ -25,7 +25,7 @@ from engine.data.images import Preprocess
 from engine.sections import FilterField, LabelerField
 from engine.steps import StepKind
 from engine.steps.embed import DecodeOwn, image_shards
-from engine.steps.train import outside_noted, refuse_other_weights
+from engine.steps.train import recorded_digests, refuse_other_weights
 from engine.work.stage import Batch, Device, Place
 
 
@@ -62,7 +62,7 @@ class MeasurePixels:
                 with tempfile.TemporaryDirectory() as name:
                     folder = copy_files(self.store, self.trained.parts, Path(name))
                     self.labeler.load(folder, place.device)
-                refuse_other_weights(self.labeler.classifier, outside_noted(self.trained))
+                refuse_other_weights(self.labeler.classifier, recorded_digests(self.trained))
         self.filters = [resolve("filters", one.name)(one, self.classes) for one in spec.filters]
         for one in self.filters:
             one.load(place.device)

@@ -26,7 +26,7 @@ from engine.data.images import Preprocess
 from engine.nets.classification import Training
 from engine.sections import ClassifierField
 from engine.steps import StepKind
-from engine.steps.train import changed_weights, outside_of
+from engine.steps.train import changed_weights, external_digests
 
 # baseline: one of those whose strongest synthetic images must beat. compared: held against it.
 # shown: with another budget or other images than the rest, for the reader alone.
@@ -109,7 +109,7 @@ class Search(StepKind):
         warnings = hardly_learnt(columns, len(class_names(context.inputs["ingest"])))
         for text in warnings:
             context.say(f"warning: {text}")
-        outside = outside_of(spec)
+        outside = external_digests(spec)
         best = max(found["chosen"], key=lambda name: found["arms"][name]["mean"])
         return Result(
             [context.table("trials", pa.table(columns), table="trials")], len(trials),

@@ -148,7 +148,7 @@ class Train(StepKind):
             members=tuple(mix.keys(table="members")),
             val=split_index(context.store, ingest, spec.task, "val"),
         )
-        outside = outside_of(spec)
+        outside = external_digests(spec)
         parts, metrics = context.fit(fit, "steps", outside)
         score = metrics["val"][spec.training.objective]
         headline = (
@@ -162,22 +162,22 @@ class Train(StepKind):
         return changed_weights(step.spec_as(TrainSpec), manifest)
 
 
-def outside_of(spec: Any) -> dict[str, str]:
+def external_digests(spec: Any) -> dict[str, str]:
     """Digests of what the classifier of a spec reads beside the study's images."""
     kind = resolve("classifiers", spec.classifier.name)
-    return dict(kind(spec.classifier, spec.preprocess, ()).outside())
+    return dict(kind(spec.classifier, spec.preprocess, ()).external_digests())
 
 
 def changed_weights(spec: Any, manifest: Manifest) -> str | None:
     """Why what was trained from local weights no longer counts, or None. Of weights that are not
     here, or were not noted then, nothing is known: what they made stands."""
-    if differ(outside_of(spec), outside_noted(manifest)):
+    if differ(external_digests(spec), recorded_digests(manifest)):
         return f"the weights that classifier {spec.classifier.name} starts from changed"
     return None
 
 
-def outside_noted(manifest: Manifest) -> dict[str, str]:
-    """What `outside_of` was when a classifier was trained; empty where it was not noted."""
+def recorded_digests(manifest: Manifest) -> dict[str, str]:
+    """`external_digests` when a classifier was trained; empty where they were not recorded."""
     return dict(manifest.metrics.get("outside", {}))
 
 
@@ -189,7 +189,7 @@ def refuse_other_weights(classifier: Classifier, noted: Mapping[str, str]) -> No
     """Refuse to use what was trained on the `features` of other weights than those that are here
     now. Raises `ResumeError`."""
     # A network that sees pixels holds all of its weights itself, wherever it started.
-    if classifier.on_features and differ(classifier.outside(), noted):
+    if classifier.on_features and differ(classifier.external_digests(), noted):
         raise ResumeError(
             f"classifier {classifier.spec.name}: the weights that its images are embedded by"
             " changed since it was trained; run again, which trains it anew"
@@ -218,7 +218,7 @@ def fed(
     made_of = digest(
         [
             "features", store.url, keys, classifier.spec, classifier.preprocess, device,
-            dict(classifier.outside()),
+            dict(classifier.external_digests()),
         ]
     )  # fmt: skip
     return share(made_of, lambda: features(store, keys, classifier, device))

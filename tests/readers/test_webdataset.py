@@ -96,13 +96,13 @@ def test_what_is_wrong_with_a_tar_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"0\.jpg is a second image with the same key"):
         read(tmp_path)
     write(tmp_path / "a.tar", [("0.cls", "cat")])
-    with pytest.raises(DataError, match="hold no image"):
+    with pytest.raises(DataError, match="contain no images"):
         read(tmp_path)
     write(tmp_path / "a.tar", [("0.png", png(0)), ("0.json", "{")])
     with pytest.raises(DataError, match="json:label: not valid JSON"):
         read(tmp_path, labels={"class": "json:label"})
     (tmp_path / "a.tar").rename(tmp_path / "a.tar.gz")
-    with pytest.raises(DataError, match=r"a\.tar\.gz is packed, unpack it"):
+    with pytest.raises(DataError, match=r"a\.tar\.gz is compressed, decompress it"):
         read(tmp_path)
 
 

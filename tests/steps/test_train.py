@@ -234,11 +234,11 @@ def test_classifiers_tell_of_the_local_weights_that_they_start_from(tmp_path: Pa
     assert held != weights_digest(str(tmp_path / "nothing"))
     local = {"name": "cnn", "model": str(tmp_path)}
     pretrained = Pretrained(PretrainedSpec(model=str(tmp_path)), preprocess, ())
-    assert pretrained.outside() == {"model": held}
-    assert Probe(ProbeSpec(embedder=local), preprocess, ()).outside() == {"model": held}
+    assert pretrained.external_digests() == {"model": held}
+    assert Probe(ProbeSpec(embedder=local), preprocess, ()).external_digests() == {"model": held}
     file = str(tmp_path / "model.safetensors")
     inception = ProbeSpec(embedder={"name": "inception", "weights": file})
-    assert Probe(inception, preprocess, ()).outside() == {"weights": weights_digest(file)}
+    assert Probe(inception, preprocess, ()).external_digests() == {"weights": weights_digest(file)}
     # A hub's weights are told by their revision.
-    assert Pretrained(PretrainedSpec(model="timm/none"), preprocess, ()).outside() == {}
-    assert Probe(ProbeSpec(), preprocess, ()).outside() == {}
+    assert Pretrained(PretrainedSpec(model="timm/none"), preprocess, ()).external_digests() == {}
+    assert Probe(ProbeSpec(), preprocess, ()).external_digests() == {}
