@@ -94,7 +94,9 @@ class Scratch(TransformersClassifier):
                 f" {self.side}; set input_size"
             )
         if family not in _PATCHES and self.spec.patch_size:
-            raise StudyError(f"classifier.patch_size: {self.spec.architecture} has no patches; remove it")
+            raise StudyError(
+                f"classifier.patch_size: {self.spec.architecture} has no patches; remove the field"
+            )
         if family in _PATCHES:
             self.patch_size()
 

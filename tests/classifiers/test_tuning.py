@@ -88,7 +88,7 @@ def test_the_last_block_learns_with_what_follows_and_the_rest_stands_still(
     assert not [name for name in moved if name in names[:first]]
     frozen = {name.rpartition(".")[0] for name in names[:first]}
     assert not [name for name in moved if name.rpartition(".")[0] in frozen]
-    with pytest.raises(StudyError, match=rf"classifier\.trained: {blocks + 1} exceeds the {blocks} blocks"):
+    with pytest.raises(StudyError, match=rf"trained: {blocks + 1} exceeds the {blocks} blocks"):
         built(folder, blocks + 1)
 
 
