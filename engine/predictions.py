@@ -96,8 +96,8 @@ def read_table(path: Path) -> pa.Table:
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except (pa.ArrowInvalid, OSError) as error:
-        text = " ".join(str(error).split())[:200]
-        raise DataError(f"{path}: is not a readable Parquet or CSV file: {text}") from None
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"{path}: is not a readable Parquet or CSV file: {reason}") from None
 
 
 def uris(store: Store, ingest: Manifest) -> dict[str, str]:
