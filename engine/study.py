@@ -227,7 +227,7 @@ def _overlaid(below: Any, above: Any) -> Any:
         return _overlaid_by_name(below, above)
     if not (isinstance(below, dict) and isinstance(above, dict)):
         return above
-    # Another plugin does not have the fields of the one below. (The name of a study names no plugin.)
+    # Another plugin does not have the fields of the one below. A study's own name is not a plugin.
     if "name" in above and "name" in below and above["name"] != below["name"]:
         return above
     return _overlay(below, above)

@@ -148,7 +148,7 @@ def test_arms_that_cannot_be_made_are_refused_when_the_study_is_read(bars_study)
         every = {"request": {"ratio": 1}, "search": {"ratios": [1], "arms": [arm]}, **fields}
         with pytest.raises(StudyError, match=rf"^search\.arms: {arm} {why}"):
             plan(bars_study(**every))
-    with pytest.raises(StudyError, match="there is no 'other'; there are more"):
+    with pytest.raises(StudyError, match="unknown part 'other'; choose from more"):
         bars_study(search={"combine": {"both": ["more", "other"]}})
     with pytest.raises(StudyError, match="both lists an entry twice"):
         bars_study(search={"combine": {"both": ["more", "more"]}})

@@ -209,7 +209,7 @@ def test_strict_needs_a_classifier(bars_study) -> None:
     [
         (
             {"filters": ["similarity", {"name": "agreement", "label_from": "labeler"}]},
-            "leave one of the two out",
+            "remove one of the two",
         ),
         ({"filters": ["copies", "copies"]}, "filters names copies twice"),
         ({"labeler": None}, "filters: agreement needs a labeler, but labeler is null"),

@@ -126,11 +126,11 @@ def test_features_are_computed_once_for_a_spec_and_one_part_after_the_other(
 def test_what_a_classifier_cannot_use_stops_the_study_when_it_is_read(
     probed: Callable[..., Study], bars_study
 ) -> None:
-    with pytest.raises(StudyError, match=r"training\.rotate: changes pixels, and a probe"):
+    with pytest.raises(StudyError, match=r"training\.rotate: changes pixels, but a probe"):
         plan(probed(training={"steps": 4, "rotate": 10}))
     # The labeler's own classifier as well.
     labeler = {"name": "classifier", "classifier": PROBE, "training": {"crop_padding": 2}}
-    with pytest.raises(StudyError, match=r"training\.crop_padding: changes pixels, and a probe"):
+    with pytest.raises(StudyError, match=r"training\.crop_padding: changes pixels, but a probe"):
         plan(bars_study(curate={"labeler": labeler, "max_rounds": 1}))
 
 
