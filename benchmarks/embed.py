@@ -44,7 +44,8 @@ from engine.core.shards import Shard, ShardSet, parquet_rows
 from engine.core.spec import Spec
 from engine.core.store import Store
 from engine.data.arrays import vectors_of
-from engine.data.images import Preprocess, decode, decode_own, encode, preprocess
+from engine.data.decoding import decode
+from engine.data.images import Preprocess, decode_own, encode, preprocess
 from engine.embedders.cnn import CnnSpec
 from engine.steps.embed import EmbedImages, image_shards
 from engine.steps.ingest import ROW_GROUP

@@ -59,7 +59,8 @@ from engine.core.shards import Shard, ShardSet, parquet_rows
 from engine.core.spec import Spec
 from engine.core.step import Step, Subject
 from engine.core.store import Store
-from engine.data.images import Preprocess, decode, encode, preprocess
+from engine.data.decoding import decode
+from engine.data.images import Preprocess, encode, preprocess
 from engine.embedders.cnn import CnnSpec
 from engine.generators.ddpm import Ddpm, DdpmSpec
 from engine.profile import Profile

@@ -42,7 +42,8 @@ from engine.core.registry import resolve
 from engine.core.rng import derive_seed, generator
 from engine.core.spec import digest, without
 from engine.core.store import Store
-from engine.data.images import Preprocess, decode, preprocess
+from engine.data.decoding import decode
+from engine.data.images import Preprocess, preprocess
 from engine.embedders.cnn import Cnn, CnnSpec
 from engine.generators import SampleBatch, TrainingImages
 from engine.metrics.classification import METRICS, confusion

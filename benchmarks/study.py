@@ -48,7 +48,8 @@ from engine.core import rows
 from engine.core.manifest import Manifest
 from engine.core.store import Store
 from engine.data.arrays import vectors_of
-from engine.data.images import decode, encode
+from engine.data.decoding import decode
+from engine.data.images import encode
 
 ROOT = Path(__file__).parents[1]
 ALL = 70_000

@@ -249,16 +249,16 @@ class Context:
         self,
         train: Callable[[FitContext], None],
         unit: str,
-        outside: Mapping[str, str] | None = None,
+        external: Mapping[str, str] | None = None,
     ) -> tuple[list[Part], dict[str, Any]]:
         """Fit on the runtime's workers, from the newest checkpoint if there is one; returns weights
         and figures.
 
-        outside: digests of what the fit reads beside the step's inputs.
+        external: digests of what the fit reads beside the step's inputs.
         """
         attempt, work = attempt_name(), self.store.work(self.step.key)
         read = {name: manifest.digest for name, manifest in self.inputs.items()}
-        inputs = digest({**read, **(outside or {})})
+        inputs = digest({**read, **(external or {})})
         output = self.store.join(self.prefix, "weights")
         context = FitContext(
             self.store,

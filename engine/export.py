@@ -1,8 +1,8 @@
-"""The augmented set of a study, in a form that other tools open.
+"""Export of the augmented set of a study, in a format that other tools open.
 
-What is exported is an arm of the comparison (`ddpm x1`), or a generator's label for the real images
-and all of its images that were kept, or `real`. Synthetic images are in the training split alone.
-`provenance.json` is written last: a folder without it is not whole.
+An export contains an arm of the comparison (`ddpm x1`), or the real images and all kept images of
+one generator (its label), or the real images (`real`). Synthetic images are in the training split
+only. `provenance.json` is written last: an export without it is incomplete.
 """
 
 from __future__ import annotations
@@ -41,29 +41,36 @@ PROVENANCE = "provenance.json"
 
 @dataclass
 class Selection:
-    """What is exported. train: label and weight of each training image by id, real and synthetic;
-    None: all real images, as they are labelled."""
+    """The images to export.
+
+    generated: manifests of all generated images, by generator. train: label and weight of each
+    training image by id, real and synthetic; None: all real images with their own labels. digests:
+    of the manifests that were read, by step.
+    """
 
     ingest: Manifest
     task: str
-    # By generator, all that it made.
     generated: dict[str, Manifest] = field(default_factory=dict)
     train: dict[str, tuple[str, float]] | None = None
-    read: dict[str, str] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
 
 
 def export(
     study: Study, store: Store, target: Store, what: str, form: str, splits: Sequence[str]
 ) -> dict[str, Any]:
-    """Write the images; returns what `provenance.json` says. Raises `StudyError` where there is no
-    such arm or form, where it is not computed yet, and where the target is not empty."""
-    if form not in (forms := available("exporters")):
-        raise StudyError(f"--format {form}: there are {', '.join(forms)}")
+    """Write the images; returns the contents of `provenance.json`.
+
+    Raises `StudyError` where the arm or the format is unknown, the arm is not computed yet, or the
+    target is not empty.
+    """
+    if form not in (formats := available("exporters")):
+        raise StudyError(f"--format {form}: unknown format; choose from {', '.join(formats)}")
     splits = list(dict.fromkeys(splits))
     if unknown := [split for split in splits if split not in rows.SPLITS]:
-        raise StudyError(f"--splits: {unknown[0]!r} is none of {', '.join(rows.SPLITS)}")
+        known = ", ".join(rows.SPLITS)
+        raise StudyError(f"--splits: unknown split {unknown[0]!r}; choose from {known}")
     if target.listing(""):
-        raise StudyError(f"--to {target.url}: holds files already; name an empty folder")
+        raise StudyError(f"--to {target.url}: is not empty; name an empty folder")
     chosen = select(study, store, what)
     ingest = IngestResult.of(chosen.ingest)
     exporter: Exporter = resolve("exporters", form)(target, ingest.classes)
@@ -77,56 +84,58 @@ def export(
             counts[item.split, item.label, str(item.fields[rows.SOURCE])] += 1
             bar.advance(1)
         exporter.close()
-    told = provenance(study, what, form, chosen, counts)
-    target.put("README.md", read_me(told).encode())
-    target.put(PROVENANCE, json.dumps(told, indent=1, ensure_ascii=False).encode())
-    return told
+    record = provenance(study, what, form, chosen, counts)
+    target.put("README.md", read_me(record).encode())
+    target.put(PROVENANCE, json.dumps(record, indent=1, ensure_ascii=False).encode())
+    return record
 
 
 def select(study: Study, store: Store, what: str) -> Selection:
-    """The images of an arm, of a generator, or the real ones."""
+    """The images of an arm, of a generator, or the real images."""
     steps = plan(study)
     first = named(steps, "ingest")[0]
-    real = Selection(done(store, first), first.spec_as(IngestSpec).task)
-    real.read["ingest"] = real.ingest.digest
+    chosen = Selection(done(store, first), first.spec_as(IngestSpec).task)
+    chosen.digests["ingest"] = chosen.ingest.digest
     if what == "real":
-        return real
+        return chosen
     if what in study.generators:
-        return _all_kept(steps, store, what, real)
+        return _all_kept(steps, store, what, chosen)
     arms = [arm for step in steps if step.kind == "search"
             for arm in step.spec_as(SearchSpec).arms if arm.budget == 1]  # fmt: skip
     arm = next((arm for arm in arms if arm.name == what), None)
     if arm is None:
         names = ["real", *study.generators, *(arm.name for arm in arms)]
-        raise StudyError(f"--arm {what!r}: there are {', '.join(dict.fromkeys(names))}")
-    # Of several generator fits the first: an arm's images are a sample of what it stands for.
+        known = ", ".join(dict.fromkeys(names))
+        raise StudyError(f"--arm {what!r}: unknown arm; choose from {known}")
+    # With several generator fits, the first is exported as a sample of the arm.
     step = next(step for step in steps if step.label == arm.mixes[0])
     mix = done(store, step)
-    real.read["mix"] = mix.digest
+    chosen.digests["mix"] = mix.digest
     for label in arm.generators:
         refuse_stopped(label, done(store, step.inputs[f"curate.{label}"]))
-        real.generated[label] = done(store, step.inputs[f"generate.{label}"])
-        real.read[f"generate.{label}"] = real.generated[label].digest
-    labels = _labels(store, mix.keys(table="members"), rows.label_column(real.task))
-    weights = _labels(store, mix.keys(table="members"), rows.WEIGHT)
-    real.train = {image_id: (label, weights[image_id]) for image_id, label in labels.items()}
-    return real
+        chosen.generated[label] = done(store, step.inputs[f"generate.{label}"])
+        chosen.digests[f"generate.{label}"] = chosen.generated[label].digest
+    labels = _by_id(store, mix.keys(table="members"), rows.label_column(chosen.task))
+    weights = _by_id(store, mix.keys(table="members"), rows.WEIGHT)
+    chosen.train = {image_id: (label, weights[image_id]) for image_id, label in labels.items()}
+    return chosen
 
 
-def _labels(store: Store, keys: list[str], column: str) -> dict[str, Any]:
-    """A column by image id."""
-    found: dict[str, Any] = {}
+def _by_id(store: Store, keys: list[str], column: str) -> dict[str, Any]:
+    """The values of a column by image id."""
+    values: dict[str, Any] = {}
     for table in store.tables(keys, [rows.IMAGE_ID, column]):
-        found |= dict(zip(table[rows.IMAGE_ID].to_pylist(), table[column].to_pylist(), strict=True))
-    return found
+        ids = table[rows.IMAGE_ID].to_pylist()
+        values |= dict(zip(ids, table[column].to_pylist(), strict=True))
+    return values
 
 
-def _all_kept(steps: list[Step], store: Store, label: str, real: Selection) -> Selection:
-    """The real training images and all of a generator's that were kept; of a study without a
-    classifier, all."""
+def _all_kept(steps: list[Step], store: Store, label: str, chosen: Selection) -> Selection:
+    """The real training images and all kept images of a generator; in a study without a classifier,
+    all of its images."""
 
     def last(kind: str) -> Manifest | None:
-        # Of several fits the first one's.
+        # Without a suffix for the fit: the steps of the first fit.
         rounds = [
             step for step in steps
             if (step.kind, step.subject.name, step.subject.fit) == (kind, label, 0)
@@ -134,39 +143,39 @@ def _all_kept(steps: list[Step], store: Store, label: str, real: Selection) -> S
         ]  # fmt: skip
         return done(store, rounds[-1]) if rounds else None
 
-    column = rows.label_column(real.task)
+    column = rows.label_column(chosen.task)
     generate = last("generate")
     assert generate is not None, "every generator generates"
-    real.generated[label] = generate
-    real.read[f"generate.{label}"] = generate.digest
-    labels = _labels(store, real.ingest.keys(split="train"), column)
+    chosen.generated[label] = generate
+    chosen.digests[f"generate.{label}"] = generate.digest
+    labels = _by_id(store, chosen.ingest.keys(split="train"), column)
     if curated := last("curate"):
-        real.read["curate"] = curated.digest
+        chosen.digests["curate"] = curated.digest
         refuse_stopped(label, curated)
         for table in store.tables(curated.keys(table="curated")):
-            held = table.filter(table[rows.KEPT])
-            ids, names = held[rows.IMAGE_ID].to_pylist(), held[rows.LABEL].to_pylist()
+            kept = table.filter(table[rows.KEPT])
+            ids, names = kept[rows.IMAGE_ID].to_pylist(), kept[rows.LABEL].to_pylist()
             labels |= dict(zip(ids, names, strict=True))
     else:
-        labels |= _labels(store, generated_images(generate), column)
-    real.train = {image_id: (name, 1.0) for image_id, name in labels.items()}
-    return real
+        labels |= _by_id(store, generated_images(generate), column)
+    chosen.train = {image_id: (name, 1.0) for image_id, name in labels.items()}
+    return chosen
 
 
 def refuse_stopped(label: str, curated: Manifest) -> None:
-    """Raises `DataError` where a filter says that a generator's images must not go out."""
+    """Raises `DataError` where a filter forbids the export of a generator's images."""
     for report in CurateResult.of(curated).filters:
         if report.stops:
             raise DataError(
-                f"{label} is not exported: {report.stops}, and curate.filters {report.name} says"
-                " strict: true; train the generator on more images or for fewer steps, or say"
-                " strict: false knowingly"
+                f"{label} is not exported: {report.stops}, and curate.filters {report.name} has"
+                " strict: true; train the generator on more images or for fewer steps, or accept"
+                " the copies with strict: false"
             )
 
 
 def done(store: Store, step: Step) -> Manifest:
-    """The manifest of a step. Raises `StudyError` where it is not computed, or from other results
-    than those that stand."""
+    """The manifest of a step. Raises `StudyError` where the step is not computed or is out of
+    date."""
     status = inspect(upstream([step]), store)[-1]
     if status.manifest is None or status.state != "done":
         raise StudyError(
@@ -176,14 +185,14 @@ def done(store: Store, step: Step) -> Manifest:
 
 
 def items(store: Store, chosen: Selection, splits: Sequence[str]) -> Iterator[Item]:
-    """Every image of the selection, split after split."""
+    """All images of the selection, split by split."""
     column = rows.label_column(chosen.task)
     for split in splits:
         for table in store.tables(chosen.ingest.keys(split=split)):
             for row in _rows_of(table):
                 label, weight = row[column], None
                 if split == "train" and chosen.train is not None:
-                    # An arm may leave real images out.
+                    # An arm may omit real images.
                     if row[rows.IMAGE_ID] not in chosen.train:
                         continue
                     label, weight = chosen.train[row[rows.IMAGE_ID]]
@@ -207,20 +216,21 @@ def _rows_of(table: pa.Table) -> Iterator[dict[str, Any]]:
 def _item(
     row: Mapping[str, Any], label: str, split: str, source: str, weight: float | None
 ) -> Item:
-    known = {name: row.get(name) for name in FIELDS}
-    known |= {rows.SPLIT: split, rows.SOURCE: source, rows.WEIGHT: weight}
+    fields = {name: row.get(name) for name in FIELDS}
+    fields |= {rows.SPLIT: split, rows.SOURCE: source, rows.WEIGHT: weight}
     image_id = row[rows.IMAGE_ID]
     image = row[rows.IMAGE]
-    # An id may come from a user's table; what is a file's name never does.
+    # An id may come from a user's table, so it is hashed before it names a file.
     (name,) = image_ids([image_id])
     extension = PurePosixPath(image["path"]).suffix
-    return Item(image["bytes"], name, extension, image_id, label, known)
+    return Item(image["bytes"], name, extension, image_id, label, fields)
 
 
 def provenance(
     study: Study, what: str, form: str, chosen: Selection,
     counts: Mapping[tuple[str, str, str], int],
 ) -> dict[str, Any]:  # fmt: skip
+    """The contents of `provenance.json`. counts: images by split, class and source."""
     by_split: dict[str, dict[str, dict[str, int]]] = {}
     for (split, label, source), count in sorted(counts.items()):
         by_split.setdefault(split, {}).setdefault(label, {})[source] = count
@@ -229,26 +239,27 @@ def provenance(
         "study": study.model_dump(mode="json"), "arm": what, "format": form,
         "licence": study.licence, "classes": list(ingest.classes),
         "synthetic": "Images whose source is not real were generated by a machine (IPTC"
-        " digital source type trainedAlgorithmicMedia); they are no photographs of anything.",
-        "images": by_split, "manifests": chosen.read,
+        " digital source type trainedAlgorithmicMedia); they are not photographs.",
+        "images": by_split, "manifests": chosen.digests,
         "data": ingest.data,
         "engine": __version__,
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
 
 
-def read_me(told: Mapping[str, Any]) -> str:
-    """What a person reads who finds the folder."""
-    lines = [f"# {told['study']['name']}: {told['arm']}", "", told["synthetic"], "",
+def read_me(record: Mapping[str, Any]) -> str:
+    """The README of an export, from its provenance."""
+    lines = [f"# {record['study']['name']}: {record['arm']}", "", record["synthetic"], "",
              "| split | class | source | images |", "|---|---|---|---|"]  # fmt: skip
-    for split, by_class in told["images"].items():
+    for split, by_class in record["images"].items():
         for label, by_source in by_class.items():
-            shown = label.replace("|", "\\|").replace("<", "&lt;")
-            lines += [f"| {split} | {shown} | {source} | {count} |"
+            escaped = label.replace("|", "\\|").replace("<", "&lt;")
+            lines += [f"| {split} | {escaped} | {source} | {count} |"
                       for source, count in by_source.items()]  # fmt: skip
     lines += [
-        "", "Synthetic images stand in train alone. Column `source` says which they are;"
-        f" `{PROVENANCE}` has the study, digests of what they were made from, and versions.", "",
-        f"Licence: {told['licence'] or 'none was named in the study; that of the originals holds'}",
+        "", "Only the train split contains synthetic images. The column `source` tells them from"
+        f" real ones; `{PROVENANCE}` has the study, the digests of its results, and the versions.",
+        "",
+        f"Licence: {record['licence'] or 'none given in the study; that of the originals applies'}",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"

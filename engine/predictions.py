@@ -1,14 +1,14 @@
-"""Somebody else's predictions of a study's test images, judged as the study judges its own.
+"""External predictions of a study's test images, evaluated as the study evaluates its own.
 
-A file (Parquet or CSV) has a row for each test image and classifier:
+The file (Parquet or CSV) has one row per test image and classifier:
 
-    image_id, or uri        the image, as the study's export and its predictions name it
+    image_id, or uri        the image, named as in the study's export and predictions
     arm                     what the classifier was trained on
-    seed, generator_fit     which of the arm's classifiers; 0 where it has one column or none
-    probabilities           a list in the order of the classes (Parquet), or a column
-                            `probability.<class>` for each, or the class itself as `predicted`
+    seed, generator_fit     which of the arm's classifiers; a missing column counts as 0
+    probabilities           a list in the order of the classes (Parquet); or one column
+                            `probability.<class>` per class; or the class itself as `predicted`
 
-The table `predictions` that a study's own `evaluate` leaves is such a file.
+The table `predictions` of the step `evaluate` is such a file.
 """
 
 from __future__ import annotations
@@ -39,34 +39,37 @@ from engine.steps.evaluate import record_opening
 from engine.study import Study
 
 PREDICTED = "predicted"
-# What rounding to a few digits, or half precision, leaves of a sum of 1.
+# Allows for probabilities rounded to a few digits or stored in half precision.
 _SUM_TOLERANCE = 0.02
 
 
 def score(
     study: Study, store: Store, ingest: Manifest, task: str, path: Path, baseline: str
 ) -> ScoredPredictions:
-    """Figures of every arm and its contrast with `baseline`; opens test. Raises `StudyError`,
-    `DataError`."""
+    """Metrics of every arm and its contrast with `baseline`.
+
+    Counts as an opening of test. Raises `StudyError`, `DataError`.
+    """
     classes = IngestResult.of(ingest).classes
     test = split_index(store, ingest, task, "test")
     predictions = to_predictions(read_table(path), path, test, uris(store, ingest), task, classes)
     arms = list(predictions.probabilities)
     if baseline not in arms:
-        raise StudyError(f"--baseline {baseline!r}: {path} has the arms {', '.join(arms)[:300]}")
+        known = ", ".join(arms)[:300]
+        raise StudyError(f"--baseline {baseline!r}: not an arm of {path}; choose from {known}")
     if predictions.replicates < 2:
         raise DataError(
-            f"{path}: each arm has one classifier; an interval needs two, which {rows.SEED} or"
-            f" {rows.GENERATOR_FIT} tells apart"
+            f"{path}: an interval needs at least two classifiers per arm; number them in the column"
+            f" {rows.SEED} or {rows.GENERATOR_FIT}"
         )
     objective = study.training.objective
-    held = predictions.probabilities.values()
-    if objective in PROBABILITY_METRICS and all(((one == 0) | (one == 1)).all() for one in held):
+    probabilities = predictions.probabilities.values()
+    if objective in PROBABILITY_METRICS and all(np.isin(p, (0, 1)).all() for p in probabilities):
         raise DataError(
-            f"{path}: names classes alone, and {objective} needs probabilities; say"
+            f"{path}: has only predicted classes, but {objective} needs probabilities; add"
             " --set training.objective=macro_f1"
         )
-    # The same file by another measure or against another arm is another look.
+    # The same file with another objective or baseline is another opening of test.
     opener = digest(
         [hashlib.sha256(path.read_bytes()).hexdigest(), objective, baseline, study.evaluate]
     )
@@ -93,7 +96,7 @@ def score(
 
 
 def read_table(path: Path) -> pa.Table:
-    """The rows of a file. Raises `DataError`."""
+    """The rows of a file of predictions. Raises `DataError`."""
     try:
         if path.suffix.lower() == ".csv":
             text = dict.fromkeys((rows.IMAGE_ID, rows.URI, rows.ARM, PREDICTED), pa.string())
@@ -103,22 +106,26 @@ def read_table(path: Path) -> pa.Table:
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path}: is no Parquet or CSV file that can be read: {error}") from None
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"{path}: is not a readable Parquet or CSV file: {reason}") from None
 
 
 def uris(store: Store, ingest: Manifest) -> dict[str, str]:
-    """Ids of the test images by the name that their files have."""
+    """Ids of the test images by uri."""
     tables = store.tables(ingest.keys(split="test"), [rows.IMAGE_ID, rows.URI])
-    held = pa.concat_tables(tables)
-    return dict(zip(held[rows.URI].to_pylist(), held[rows.IMAGE_ID].to_pylist(), strict=True))
+    images = pa.concat_tables(tables)
+    return dict(zip(images[rows.URI].to_pylist(), images[rows.IMAGE_ID].to_pylist(), strict=True))
 
 
 def to_predictions(
     table: pa.Table, path: Path, test: pa.Table, id_of: Mapping[str, str], task: str,
     classes: Sequence[str],
 ) -> Predictions:  # fmt: skip
-    """Each classifier's probabilities of the test images in their order. Raises `DataError` where
-    an image is missing, unknown or there twice, and where the arms cannot be paired."""
+    """The probabilities of each classifier in the order of the test images.
+
+    test: the index of the test split. id_of: ids by uri. Raises `DataError` where an image is
+    missing, unknown or repeated, and where the arms cannot be paired.
+    """
     if rows.SPLIT in table.column_names:
         table = table.filter(pc.equal(table[rows.SPLIT], "test"))
     if rows.IMAGE_ID in table.column_names:
@@ -126,14 +133,14 @@ def to_predictions(
     elif rows.URI in table.column_names:
         ids = [id_of.get(uri, uri) for uri in table[rows.URI].to_pylist()]
     else:
-        raise DataError(f"{path}: has neither a column {rows.IMAGE_ID} nor {rows.URI}")
+        raise DataError(f"{path}: has no column {rows.IMAGE_ID} or {rows.URI}; add one")
     if rows.ARM not in table.column_names:
-        raise DataError(f"{path}: has no column {rows.ARM}, which says what was compared")
+        raise DataError(f"{path}: has no column {rows.ARM}; add the arm of each prediction")
     place = {image_id: row for row, image_id in enumerate(test[rows.IMAGE_ID].to_pylist())}
-    unknown = next((one for one in ids if one not in place), None)
+    unknown = next((image_id for image_id in ids if image_id not in place), None)
     if unknown is not None:
-        raise DataError(f"{path}: {unknown!r} is no test image of the study")
-    at = np.asarray([place[one] for one in ids], dtype=np.int64)
+        raise DataError(f"{path}: {unknown!r} is not a test image of the study; remove its rows")
+    at = np.asarray([place[image_id] for image_id in ids], dtype=np.int64)
     values = probabilities_of(table, path, classes)
     classifiers = list(
         zip(
@@ -142,38 +149,40 @@ def to_predictions(
             strict=True,
         )
     )
-    found: dict[tuple[str, int, int], list[int]] = {}
+    rows_of: dict[tuple[str, int, int], list[int]] = {}
     for row, classifier in enumerate(classifiers):
-        found.setdefault(classifier, []).append(row)
+        rows_of.setdefault(classifier, []).append(row)
     by_arm: dict[str, dict[tuple[int, int], np.ndarray]] = {}
-    for (arm, fit, seed), held in found.items():
-        seen = np.bincount(at[held], minlength=len(place))
-        if (seen != 1).any():
-            wrong = int((seen != 1).argmax())
+    for (arm, fit, seed), own in rows_of.items():
+        occurrences = np.bincount(at[own], minlength=len(place))
+        if (occurrences != 1).any():
+            wrong = int((occurrences != 1).argmax())
             raise DataError(
                 f"{path}: arm {arm!r}, {rows.GENERATOR_FIT} {fit}, {rows.SEED} {seed}: image"
-                f" {test[rows.IMAGE_ID][wrong].as_py()} stands there {seen[wrong]} times, and must"
-                " once"
+                f" {test[rows.IMAGE_ID][wrong].as_py()} appears {occurrences[wrong]} times; each"
+                " image must appear once"
             )
         ordered = np.empty((len(place), len(classes)), np.float32)
-        ordered[at[held]] = values[held]
+        ordered[at[own]] = values[own]
         by_arm.setdefault(arm, {})[fit, seed] = ordered
     counts = {arm: len(of_arm) for arm, of_arm in by_arm.items()}
     if len(set(counts.values())) != 1:
-        told = ", ".join(f"{arm} {count}" for arm, count in counts.items())
-        raise DataError(f"{path}: arms are compared pair by pair and differ in number: {told}")
-    # Real images are there once for all fits: their classifiers are paired by their order.
+        listed = ", ".join(f"{arm} {count}" for arm, count in counts.items())
+        raise DataError(f"{path}: all arms need the same number of classifiers, but have {listed}")
+    # Arms without a generator have one fit; their classifiers are paired by order.
     fits = max(len({fit for fit, _ in of_arm}) for of_arm in by_arm.values())
     for arm, of_arm in by_arm.items():
         each = Counter(fit for fit, _ in of_arm)
         if len(set(each.values())) > 1 or (len(each) > 1 and len(each) != fits):
-            told = ", ".join(f"fit {fit} {count}" for fit, count in sorted(each.items()))
+            listed = ", ".join(f"fit {fit} {count}" for fit, count in sorted(each.items()))
             raise DataError(
-                f"{path}: arm {arm!r}: generator fits are replicates and differ in their number of"
-                f" classifiers, or are fewer than another arm's {fits}: {told}"
+                f"{path}: arm {arm!r} needs {fits} generator fits with the same number of"
+                f" classifiers, but has {listed}"
             )
-    if next(iter(counts.values())) % fits:
-        raise DataError(f"{path}: the {fits} generator fits differ in their number of classifiers")
+    if (count := next(iter(counts.values()))) % fits:
+        raise DataError(
+            f"{path}: {count} classifiers per arm cannot be divided among {fits} generator fits"
+        )
     return Predictions(
         classes=classes,
         labels=class_numbers(test[rows.label_column(task)].to_pylist(), classes),
@@ -186,12 +195,12 @@ def to_predictions(
 
 
 def probabilities_of(table: pa.Table, path: Path, classes: Sequence[str]) -> np.ndarray:
-    """float32 (rows, classes). Raises `DataError`."""
+    """The probabilities of a table, float32 (rows, classes). Raises `DataError`."""
     columns = [f"probability.{name}" for name in classes]
     if rows.PROBABILITIES in table.column_names:
         lists = table[rows.PROBABILITIES].to_pylist()
-        if any(one is None or len(one) != len(classes) for one in lists):
-            raise DataError(f"{path}: {rows.PROBABILITIES} must be {len(classes)} numbers each")
+        if any(values is None or len(values) != len(classes) for values in lists):
+            raise DataError(f"{path}: {rows.PROBABILITIES} needs {len(classes)} numbers per row")
         values = np.asarray(lists, np.float32)
     elif set(columns) <= set(table.column_names):
         values = np.stack([table[name].to_numpy() for name in columns], 1).astype(np.float32)
@@ -199,15 +208,15 @@ def probabilities_of(table: pa.Table, path: Path, classes: Sequence[str]) -> np.
         named = table[PREDICTED].to_pylist()
         unknown = next((name for name in named if name not in classes), None)
         if unknown is not None:
-            raise DataError(f"{path}: {PREDICTED} {unknown!r} is no class of the study")
+            raise DataError(f"{path}: {PREDICTED} {unknown!r} is not a class of the study")
         values = np.eye(len(classes), dtype=np.float32)[class_numbers(named, classes)]
     else:
         raise DataError(
-            f"{path}: says no class: it has neither {rows.PROBABILITIES}, nor probability.<class>"
-            f" for each of {', '.join(classes)[:200]}, nor {PREDICTED}"
+            f"{path}: has no class column: add {rows.PROBABILITIES}, or probability.<class> for"
+            f" each of {', '.join(classes)[:200]}, or {PREDICTED}"
         )
     if not np.isfinite(values).all() or (values < 0).any():
-        raise DataError(f"{path}: a probability is negative or no number")
+        raise DataError(f"{path}: a probability is negative or not a finite number")
     sums = values.sum(1)
     if (np.abs(sums - 1) > _SUM_TOLERANCE).any():
         row = int(np.abs(sums - 1).argmax())
@@ -216,7 +225,7 @@ def probabilities_of(table: pa.Table, path: Path, classes: Sequence[str]) -> np.
 
 
 def _numbers(table: pa.Table, name: str) -> list[int]:
-    """A column of whole numbers; 0 where it is missing or empty."""
+    """A column of integers; 0 where the column or a value is missing."""
     if name not in table.column_names:
         return [0] * table.num_rows
     return [int(value or 0) for value in table[name].to_pylist()]

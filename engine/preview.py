@@ -1,5 +1,5 @@
-"""A look before the expense: a few images of each class beside real ones, and what all of them will
-cost."""
+"""A preview before an expensive run: a few images of each class next to real ones, and the cost of
+the full request."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from engine.core import rows
 from engine.core.manifest import Manifest
 from engine.core.names import slug
 from engine.core.progress import say
-from engine.core.registry import resolve
+from engine.core.registry import kind_of
 from engine.core.shards import OK, Shard, ids_digest, parquet_rows
 from engine.core.step import Step, upstream
 from engine.core.store import Store, attempt_name
@@ -39,9 +39,11 @@ def preview(
     profile: Profile,
     count: int,
 ) -> None:
-    """Run what generation needs, make `count` images per class, and write one page. No shard is
-    committed."""
-    # Of rounds that make up for what curation drops, the first shows what is made.
+    """Run the steps that generation needs, make `count` images per class, and write one page.
+
+    No shard of the study is committed.
+    """
+    # Later rounds of a generator replace what curation drops; the first round is enough here.
     generates = [
         step
         for step in steps
@@ -63,26 +65,27 @@ def _section(
     profile: Profile,
     count: int,
 ) -> dict[str, Any]:
-    asked = step.inputs["request"].spec_as(RequestSpec)
+    request = step.inputs["request"].spec_as(RequestSpec)
     spec = step.spec_as(GenerateSpec)
     needed = {**step.inputs["request"].inputs, **step.inputs}
     context = Context(
         step=step,
-        inputs={name: manifests[found.key] for name, found in needed.items() if found.key in
-        manifests}, store=store, runtime=runtime, stage_resources=profile.stage,
-        fit_resources=profile.fit, device=profile.device,
+        inputs={name: manifests[source.key] for name, source in needed.items()
+                if source.key in manifests},
+        store=store, runtime=runtime, stage_resources=profile.stage, fit_resources=profile.fit,
+        device=profile.device,
     )  # fmt: skip
-    generator = resolve("generators", spec.generator.name)(spec.generator, spec.preprocess)
+    generator = kind_of("generators", spec.generator)(spec.generator, spec.preprocess)
     train = training_rows(context, spec.task, generator)
     real_images = context.result("ingest", IngestResult).train
-    full = needed_images(asked, real_images)
-    # A place of its own: neither an earlier preview's images nor its timings are this one's.
+    full = needed_images(request, real_images)
+    # A fresh prefix, so that images and timings of an earlier preview are not reused.
     prefix = store.preview(attempt_name())
     shards = []
     for label, wanted in full.items():
         if not wanted:
             continue
-        table = request_table(asked, generator, label, min(count, wanted), train[label])
+        table = request_table(request, generator, label, min(count, wanted), train[label])
         sink = pa.BufferOutputStream()
         pa.parquet.write_table(table, sink)
         key, _ = store.put_part(store.parts(prefix), slug(label), "parquet", sink.getvalue())
@@ -98,12 +101,12 @@ def _section(
     classes = []
     for shard, commit in zip(shards, commits, strict=True):
         label = shard.tags["label"]
-        made = first_images(store, [commit.data.key], spec.task, count) if commit.data else {}
+        generated = first_images(store, [commit.data.key], spec.task, count) if commit.data else {}
         classes.append(
             {
                 "label": label,
                 "real": [_tile(image, spec.preprocess) for image in real.get(label, [])],
-                "made": [_tile(image, spec.preprocess) for image in made.get(label, [])],
+                "made": [_tile(image, spec.preprocess) for image in generated.get(label, [])],
                 "quarantined": [status for status in commit.status if status != OK],
                 "train": real_images.get(label, 0),
                 "full": full[label],

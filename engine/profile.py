@@ -1,4 +1,4 @@
-"""The profile: where and how a study is computed. Never part of any identity."""
+"""The profile: where and how a study is computed. It is part of no key."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ _ON_ACCELERATOR = ("embed", "generate", "classify")
 
 
 class Profile(Spec):
-    """Where and how to compute: never part of any identity."""
+    """Where and how to compute; part of no key."""
 
     storage: str = "runs"
-    # ray: everything that has work runs on Ray. inline: in this process, for tests and debugging.
+    # ray: steps run on Ray. inline: in this process, for tests and debugging.
     runtime: Literal["ray", "inline"] = "ray"
-    # local: a private Ray of this run. auto: the cluster that this job was submitted to.
+    # local: a private Ray for this run. auto: the cluster that this job was submitted to.
     address: str = "local"
     # Logical CPUs of a local Ray; None: as many as the machine has, at least 4.
     num_cpus: Annotated[int, Field(ge=1)] | None = None
     device: Literal["cpu", "cuda"] = "cpu"
-    # Of the stages decode, embed and generate; `default` stands for those that are not named.
+    # Resources by stage; `default` applies to stages that are not listed.
     stages: dict[StageName, StageResources] = {
         "decode": StageResources(actors=2, cpus=0.5, batch_size=64),
         "embed": StageResources(cpus=2, batch_size=64),
         "generate": StageResources(cpus=2, batch_size=32),
     }
     fit: FitResources = FitResources(cpus=2, checkpoint_every=100)
-    # Of one trial of a search; as many run at once as there is room for.
+    # Resources of one trial of a search; as many trials run at once as fit.
     trial: TrialResources = TrialResources(cpus=2)
     # Where runs are logged: an MLflow server's URI. auto: an SQLite file in local storage. none.
     mlflow: str = "auto"
@@ -42,21 +42,22 @@ class Profile(Spec):
         gpus = {f"stages.{name}": stage.gpus for name, stage in self.stages.items()}
         gpus |= {"fit": self.fit.gpus, "trial": self.trial.gpus}
         if self.device == "cpu" and (with_gpu := [name for name, count in gpus.items() if count]):
-            text = "{place}.gpus asks for a GPU, device: cpu uses none; say device: cuda"
+            text = "{place}.gpus asks for a GPU, but device is cpu; set device: cuda"
             raise PydanticCustomError("explained", text, {"place": with_gpu[0]})
-        for place, one in (("fit", self.fit), ("trial", self.trial)):
-            if one.workers > 1 and 0 < one.gpus < 1:
+        for place, resources in (("fit", self.fit), ("trial", self.trial)):
+            if resources.workers > 1 and 0 < resources.gpus < 1:
                 text = (
-                    "{place}.gpus: NCCL joins no two workers on one GPU; say 1, or {place}.workers:"
-                    " 1"
+                    "{place}.gpus: NCCL cannot connect two workers on one GPU; set it to 1, or"
+                    " {place}.workers to 1"
                 )
                 raise PydanticCustomError("explained", text, {"place": place})
         offloads = [name for name, stage in self.stages.items() if stage.offload != "none"]
         if self.device == "cpu" and offloads:
-            text = "stages.{name}.offload spares a GPU's memory, device: cpu has none; leave it out"
+            text = "stages.{name}.offload saves GPU memory, but device is cpu; remove it"
             raise PydanticCustomError("explained", text, {"name": offloads[0]})
         if self.device == "cuda" and self.runtime == "ray":
-            # Ray hides the GPUs from what asks for none, and two trials on one run out of memory.
+            # Ray hides GPUs from workers that request none, and two trials on one GPU run out of
+            # memory.
             gpus |= {f"stages.{name}": self.stage(name).gpus for name in _ON_ACCELERATOR}
             for place, count in gpus.items():
                 if not count and place not in ("stages.decode", "stages.default"):
@@ -64,11 +65,14 @@ class Profile(Spec):
                     raise PydanticCustomError("explained", text, {"place": place})
         relative = "://" not in self.storage and not self.storage.startswith(("/", "~"))
         if self.address != "local" and relative:
-            text = "storage: {storage} lies in the job's own folder; name a URL or a full path"
+            text = (
+                "storage: {storage} is relative to the job's own folder; use a URL or an absolute"
+                " path"
+            )
             raise PydanticCustomError("explained", text, {"storage": self.storage})
         return self
 
     def stage(self, name: str) -> StageResources:
-        """Resources of a stage, or the entry `default`."""
-        named = {str(key): resources for key, resources in self.stages.items()}
-        return named.get(name) or named.get("default") or StageResources()
+        """Resources of a stage: its own entry, else `default`, else the built-in defaults."""
+        by_name = {str(key): resources for key, resources in self.stages.items()}
+        return by_name.get(name) or by_name.get("default") or StageResources()

@@ -1,12 +1,11 @@
-"""The study (what to compute) and its reading, like that of the profile, from YAML.
+"""The study (what to compute), and the functions that read studies and profiles from YAML.
 
-    base: other.yaml      a file to start from, relative to this one; what stands here is laid over
-                          it
-    a: null               takes away what the file below says of a
-    a: {b: {c: 1}}        where a is a list of plugins: changes the one that is named b
-    --set a.b=c           laid over both; the value is read as YAML
+    base: other.yaml      the file to start from, relative to this one; this file overrides it
+    a: null               removes a field that the base file sets
+    a: {b: {c: 1}}        where a is a list of plugins: changes the plugin named b
+    --set a.b=c           overrides both files; the value is read as YAML
 
-Two people with the same study and the same data get the same step keys, whatever their profiles.
+The same study on the same data has the same step keys under every profile.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ from engine.sections import (
 )
 
 S = TypeVar("S", bound=Spec)
-# Arms of the comparison that no generator makes.
+# Names that a generator or a combination must not take: arms and splits.
 RESERVED = (
     "real", "real_double", "oversampled", "class_weighted", "mixup", "cutmix", "reduced", "train",
     "val", "test",
@@ -63,7 +62,7 @@ class Study(Spec):
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    # What may be done with the images: goes into every export.
+    # Terms of use of the images; written into every export.
     licence: Annotated[str, Field(max_length=2000)] = ""
     reader: ReaderField
     task: str | None = None
@@ -77,16 +76,16 @@ class Study(Spec):
     reduce: Reduce | None = None
     generators: dict[str, GeneratorField] = {}
     request: Request = Request(ratio=1.0)
-    # What the comparison trains. Without one the study ends with its images.
+    # What the comparison trains. Without a classifier the study ends with its images.
     classifier: ClassifierField | None = None
     training: Training = Training()
     curate: Curate = Curate()
     fidelity: Fidelity = Fidelity()
     search: Search = Search()
     evaluate: Evaluate = Evaluate()
-    # Read by jobs/tune.py alone: what it tries, and how many settings this study was chosen from.
+    # Read only by jobs/tune.py: what it tries, and how many settings this study was chosen from.
     tune: Tune = Tune()
-    # What a reader of the results must know of the data; the page says it.
+    # What a reader of the results must know about the data; printed on the page.
     notes: tuple[Annotated[str, Field(min_length=1, max_length=2000)], ...] = ()
 
     @model_validator(mode="after")
@@ -99,7 +98,8 @@ class Study(Spec):
                 if not _LABEL.fullmatch(label):
                     raise PydanticCustomError(
                         "explained",
-                        "{section}.{label}: use small letters, digits and _",
+                        "{section}.{label}: a name is a lowercase letter, then at most 31 lowercase"
+                        " letters, digits or _; rename it",
                         {"section": section, "label": label},
                     )
         for section, labels, taken in (
@@ -110,7 +110,7 @@ class Study(Spec):
                 if label in taken:
                     raise PydanticCustomError(
                         "explained",
-                        "{section}.{label}: is the name of an arm or of a split; choose another",
+                        "{section}.{label}: the name is already an arm or a split; choose another",
                         {"section": section, "label": label},
                     )
         for label, parts in self.search.combine.items():
@@ -118,24 +118,26 @@ class Study(Spec):
             unknown = [part for part in parts if part not in known]
             if unknown:
                 raise PydanticCustomError(
-                    "explained", "search.combine.{label}: there is no {part}; there are {known}",
+                    "explained", "search.combine.{label}: unknown part {part}; choose from {known}",
                     {"label": label, "part": repr(unknown[0]), "known": ", ".join(known)},
                 )  # fmt: skip
         return self
 
 
 def validate(model: type[S], values: Any, where: str) -> S:
-    """Build `model` from plain values. Raises `StudyError`, one line that names file, field and
-    remedy."""
+    """Build `model` from plain values.
+
+    Raises `StudyError`: one line that names the file, the field and the fix.
+    """
     if not isinstance(values, dict):
         raise StudyError(
-            _one_line(f"{where}: must be a mapping of fields, is {type(values).__name__}")
+            _one_line(f"{where}: must be a mapping of fields, not {type(values).__name__}")
         )
     try:
-        made = model.model_validate(values)
-        if huge := _too_large(values):
-            raise StudyError(_one_line(f"{where}: {huge}: the number is too large"))
-        return made
+        spec = model.model_validate(values)
+        if field := _too_large(values):
+            raise StudyError(_one_line(f"{where}: {field}: the number must be below 2**63"))
+        return spec
     except ValidationError as error:
         first = error.errors()[0]
         place = [str(part) for part in first["loc"]]
@@ -149,8 +151,10 @@ def validate(model: type[S], values: Any, where: str) -> S:
 
 
 def _too_large(values: Any, place: str = "") -> str:
-    """The place of a whole number that no field can hold; fields without a limit would take it and
-    fail where it is written down."""
+    """The field of an integer beyond 64 bits, or "".
+
+    Fields without a limit accept such a number, and writing it to a table fails later.
+    """
     if isinstance(values, int):
         return place if abs(values) >= 2**63 else ""
     if isinstance(values, dict):
@@ -159,8 +163,8 @@ def _too_large(values: Any, place: str = "") -> str:
         items = enumerate(values)
     else:
         return ""
-    found = (_too_large(value, f"{place}.{key}" if place else str(key)) for key, value in items)
-    return next((name for name in found if name), "")
+    fields = (_too_large(value, f"{place}.{key}" if place else str(key)) for key, value in items)
+    return next((field for field in fields if field), "")
 
 
 def _one_line(text: str) -> str:
@@ -181,23 +185,22 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, which also refuses text without a UTF-8 form (`"\\ud800"`): it has no
-    digest."""
+    """PyYAML's safe loader that also refuses text without a UTF-8 form (`"\\ud800"`), because it
+    has no digest."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        """Keys are text, whether YAML reads a number or not, and none stands twice."""
-        made: dict[Any, Any] = {}
-        for key, value in super().construct_mapping(node, deep=deep).items():
-            made[as_text(key)] = value
-        if len(made) < len(node.value) and not any(
+        """Integer keys become text; a repeated key is an error."""
+        values = super().construct_mapping(node, deep=deep)
+        mapping = {as_text(key): value for key, value in values.items()}
+        if len(mapping) < len(node.value) and not any(
             key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value
         ):
             names = [key.value for key, _ in node.value]
             twice = next((name for name in names if names.count(name) > 1), names[0])
             raise yaml.constructor.ConstructorError(
-                None, None, f"{twice!r} stands twice in one mapping", node.start_mark
+                None, None, f"key {twice!r} appears twice in one mapping", node.start_mark
             )
-        return made
+        return mapping
 
     def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
         value = super().construct_scalar(node)
@@ -209,14 +212,14 @@ class _Loader(yaml.SafeLoader):
 def _parse_yaml(text: str, where: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)
-    except Exception as error:  # PyYAML lets KeyError, IndexError and more out of `!!bool x`
-        raise StudyError(_one_line(f"{where}: no valid YAML: {error}")) from None
+    except Exception as error:  # `!!bool x` raises KeyError, IndexError and others
+        raise StudyError(_one_line(f"{where}: not valid YAML: {error}")) from None
 
 
 def _overlay(below: dict[Any, Any], above: dict[Any, Any]) -> dict[Any, Any]:
-    laid = {**below, **{key: _overlaid(below.get(key), value) for key, value in above.items()}}
-    # What the file below says is null stays so: only null that is laid over takes away.
-    return {key: value for key, value in laid.items() if value is not None or key not in above}
+    merged = {**below, **{key: _overlaid(below.get(key), value) for key, value in above.items()}}
+    # Only a null in `above` removes a field: a null in `below` stays.
+    return {key: value for key, value in merged.items() if value is not None or key not in above}
 
 
 def _overlaid(below: Any, above: Any) -> Any:
@@ -224,29 +227,29 @@ def _overlaid(below: Any, above: Any) -> Any:
         return _overlaid_by_name(below, above)
     if not (isinstance(below, dict) and isinstance(above, dict)):
         return above
-    # Another plugin: the fields of the one below mean nothing to it. (A study's own name is none.)
+    # Another plugin does not have the fields of the one below. A study's own name is not a plugin.
     if "name" in above and "name" in below and above["name"] != below["name"]:
         return above
     return _overlay(below, above)
 
 
 def _overlaid_by_name(below: list[Any], above: dict[Any, Any]) -> Any:
-    """Of a list of plugins, those that `above` names by their names changed, or taken away."""
+    """A list of plugins in which those that `above` names are changed or removed."""
     plain = [entry if isinstance(entry, dict) else {"name": entry} for entry in below]
     names = [entry.get("name") for entry in plain]
     if not set(above) <= set(names):
         return above
-    laid = [
+    merged = [
         _overlaid(plain[place], above[name]) if name in above else below[place]
         for place, name in enumerate(names)
     ]
-    return [entry for entry in laid if entry is not None]
+    return [entry for entry in merged if entry is not None]
 
 
 def _load(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     path = path.resolve()
     if path in seen:
-        raise StudyError(_one_line(f"{path}: base: leads back to itself"))
+        raise StudyError(_one_line(f"{path}: base: the files form a circle; remove one base"))
     values = _read_yaml(path)
     base = values.pop("base", None)
     if base is None:
@@ -261,27 +264,27 @@ def _load(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def apply_sets(values: dict[str, Any], sets: Sequence[str]) -> dict[str, Any]:
-    """Lay `a.b=c` settings over `values`; c is read as YAML."""
+    """`values` with the settings `a.b=c` applied; c is read as YAML."""
     for setting in sets:
-        name, found, text = setting.partition("=")
-        if not found or not all(name.split(".")):
+        name, equals, text = setting.partition("=")
+        if not equals or not all(name.split(".")):
             raise StudyError(_one_line(f"--set {setting}: write it as field.subfield=value"))
         try:
-            values = lay(values, name, _parse_yaml(text, f"--set {setting}"))
+            values = override(values, name, _parse_yaml(text, f"--set {setting}"))
         except RecursionError:
             raise StudyError(_one_line(f"--set {setting}: nested too deeply")) from None
     return values
 
 
-def lay(values: dict[str, Any], name: str, value: Any) -> dict[str, Any]:
-    """Lay the field `a.b` over `values`."""
+def override(values: dict[str, Any], name: str, value: Any) -> dict[str, Any]:
+    """`values` with the field `name` (`a.b`) set to `value`."""
     for part in reversed(name.split(".")):
         value = {part: value}
     return _overlay(values, value)
 
 
 def load_values(path: Path, sets: Sequence[str] = ()) -> dict[str, Any]:
-    """What a file and those below it say, as it is written. Raises `StudyError`."""
+    """The plain values of a study file and its base files. Raises `StudyError`."""
     return apply_sets(_load(path), sets)
 
 

@@ -137,7 +137,7 @@ def test_an_export_says_what_it_wrote_and_errors_are_one_line(command, tmp_path,
     written = len(list((tmp_path / "out" / "images").iterdir()))
     assert written == 16 + 6
     assert run_export([*asked, "t"]) == 2
-    assert "holds files already" in capsys.readouterr().err
+    assert "is not empty" in capsys.readouterr().err
 
 
 def test_batches_that_workers_cannot_share_are_refused_at_once(bars_study) -> None:

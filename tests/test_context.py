@@ -59,7 +59,7 @@ def test_a_result_is_that_of_its_kind(store: Store) -> None:
 
 def test_a_result_of_another_version_names_the_remedy(store: Store) -> None:
     step = context(CLUSTER, store, embed=manifest(EMBED, height=1))
-    with pytest.raises(StorageError, match="another version of the engine; .* --discard embed"):
+    with pytest.raises(StorageError, match=r"another version of the engine; .* --discard embed"):
         step.result("embed", EmbedResult)
 
 
@@ -67,5 +67,5 @@ def test_a_manifest_is_read_where_the_step_rests_on_it(store: Store) -> None:
     write_manifest(store, manifest(INGEST, counts={}))
     assert context(CLUSTER, store).manifest(INGEST) == manifest(INGEST, counts={})
     assert context(CLUSTER, store).manifest(EMBED) is None
-    with pytest.raises(EngineError, match="^embed reads cluster, on which it does not rest"):
+    with pytest.raises(EngineError, match=r"^embed reads cluster, on which it does not rest"):
         context(EMBED, store).manifest(CLUSTER)

@@ -1,4 +1,4 @@
-"""Predictions of others are judged as the study's own, and nothing that cannot be paired is."""
+"""External predictions are evaluated like the study's own; unpaired ones are refused."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_split(bars_study, run_until: Run, store: Store) -> tuple[Manifest, pa.T
     return ingest, split_index(store, ingest, "class", "test")
 
 
-def test_a_study_s_own_predictions_come_to_its_own_verdict(
+def test_a_study_s_own_predictions_give_the_same_verdict(
     bars_study, run_until: Run, store: Store, tmp_path: Path
 ) -> None:
     evaluated = run_until(bars_study(), "evaluate")
@@ -61,7 +61,7 @@ def test_a_study_s_own_predictions_come_to_its_own_verdict(
     assert again.test.opened == found.test.opened
 
 
-def test_a_table_by_file_names_and_classes_is_judged_from_the_command_line(
+def test_the_command_line_scores_a_table_of_uris_and_classes(
     bars_study, test_split: tuple[Manifest, pa.Table], store: Store, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -85,70 +85,70 @@ def test_a_table_by_file_names_and_classes_is_judged_from_the_command_line(
         [str(study), "--predictions", str(path), "--set", f"profile.storage={store.url}",
          "--set", "profile.runtime=inline"]
     )  # fmt: skip
-    said = capsys.readouterr()
-    assert code == 0, said
-    assert "mine helps: macro_f1 +" in said.out
+    printed = capsys.readouterr()
+    assert code == 0, printed
+    assert "mine helps: macro_f1 +" in printed.out
     (page,) = (key for key in store.listing("pages") if "/predictions-mine" in key)
-    told = json.loads(store.read(page))
-    assert told["test"]["images"] == len(test)
-    assert told["contrasts"][0]["generator_fits"] == 1
+    result = json.loads(store.read(page))
+    assert result["test"]["images"] == len(test)
+    assert result["contrasts"][0]["generator_fits"] == 1
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
-        (lambda held: {**held, "image_id": ["x", *held["image_id"][1:]]}, "'x' is no test image"),
-        (lambda held: {name: held[name][1:] for name in held}, "stands there 0 times"),
-        (lambda held: {name: [*held[name], held[name][0]] for name in held}, "stands there 2 ti"),
-        (lambda held: {**held, "predicted": ["up", *held["predicted"][1:]]}, "is no class of"),
-        (lambda held: {name: held[name] for name in held if name != "predicted"}, "says no class"),
-        (lambda held: {name: held[name] for name in held if name != "arm"}, "has no column arm"),
+        (lambda good: {**good, "image_id": ["x", *good["image_id"][1:]]}, "'x' is not a test"),
+        (lambda good: {name: good[name][1:] for name in good}, "appears 0 times"),
+        (lambda good: {name: [*good[name], good[name][0]] for name in good}, "appears 2 times"),
+        (lambda good: {**good, "predicted": ["up", *good["predicted"][1:]]}, "is not a class"),
+        (lambda good: {name: good[name] for name in good if name != "predicted"}, "no class col"),
+        (lambda good: {name: good[name] for name in good if name != "arm"}, "has no column arm"),
         (
-            lambda held: {
-                **{name: held[name] for name in held if name != "predicted"},
-                "probability.across": [80.0] * len(held["arm"]),
-                "probability.down": [20.0] * len(held["arm"]),
+            lambda good: {
+                **{name: good[name] for name in good if name != "predicted"},
+                "probability.across": [80.0] * len(good["arm"]),
+                "probability.down": [20.0] * len(good["arm"]),
             },
             "add up to 100, not 1",
         ),
         (
             # Fits of three classifiers and of one.
-            lambda held: {
-                **{name: values * 2 for name, values in held.items()},
-                "seed": [*held["seed"], *(seed + 2 for seed in held["seed"])],
+            lambda good: {
+                **{name: values * 2 for name, values in good.items()},
+                "seed": [*good["seed"], *(seed + 2 for seed in good["seed"])],
                 "generator_fit": [
-                    *[0] * len(held["arm"]),
+                    *[0] * len(good["arm"]),
                     *(
                         int(arm == "mine" and seed == 1)
-                        for arm, seed in zip(held["arm"], held["seed"], strict=True)
+                        for arm, seed in zip(good["arm"], good["seed"], strict=True)
                     ),
                 ],
             },
-            "differ in their number of classifiers",
+            "needs 2 generator fits with the same number of",
         ),
         (
-            lambda held: {
-                **{name: held[name] for name in held if name != "predicted"},
-                "probability.across": [float("nan")] * len(held["arm"]),
-                "probability.down": [0.5] * len(held["arm"]),
+            lambda good: {
+                **{name: good[name] for name in good if name != "predicted"},
+                "probability.across": [float("nan")] * len(good["arm"]),
+                "probability.down": [0.5] * len(good["arm"]),
             },
-            "negative or no number",
+            "negative or not a finite number",
         ),
     ],
 )
-def test_predictions_that_cannot_be_paired_are_refused_in_a_line(
+def test_predictions_that_cannot_be_paired_are_refused_in_one_line(
     bars_study, test_split: tuple[Manifest, pa.Table], store: Store, tmp_path: Path,
-    change: Callable[[dict[str, list[Any]]], dict[str, list[Any]]], said: str,
+    change: Callable[[dict[str, list[Any]]], dict[str, list[Any]]], message: str,
 ) -> None:  # fmt: skip
     ingest, test = test_split
     assert class_names(ingest) == ("across", "down")
     ids = test[rows.IMAGE_ID].to_pylist()
-    held = {
+    good = {
         "image_id": ids * 4, "arm": ["real"] * 2 * len(ids) + ["mine"] * 2 * len(ids),
         "seed": ([0] * len(ids) + [1] * len(ids)) * 2, "predicted": ["across"] * 4 * len(ids),
     }  # fmt: skip
-    path = write(tmp_path / "theirs.parquet", change(held))
-    with pytest.raises(DataError, match=said) as refused:
+    path = write(tmp_path / "theirs.parquet", change(good))
+    with pytest.raises(DataError, match=message) as refused:
         score(bars_study(), store, ingest, "class", path, "real")
     assert "\n" not in str(refused.value)
-    assert not store.listing("openings")  # what is refused opens nothing
+    assert not store.listing("openings")  # a refused file does not open test

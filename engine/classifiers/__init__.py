@@ -1,8 +1,8 @@
 """Classifiers: what the comparison trains. To add one, write `engine/classifiers/<name>.py` with
 `<Name>(Classifier)`.
 
-A classifier says what its network is and what the network is fed; the training that every arm
-shares is `engine.nets.classification`.
+A classifier defines its network and the inputs of the network; `engine.nets.classification` trains
+it in the same way for every arm.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class ClassifierSpec(Spec):
 
 
 class Classifier:
-    """`build` makes a network for training, `load` brings back what `save` wrote."""
+    """`build` makes a network for training; `load` reads a network that `save` wrote."""
 
     version: ClassVar[int]
     Spec: ClassVar[type[ClassifierSpec]]
-    # The network sees what `features` makes of images, computed once for all trials.
+    # Whether the inputs of the network are `features` of the images, computed once for all trials.
     on_features: ClassVar[bool] = False
 
     def __init__(self, spec: Any, preprocess: Preprocess, classes: Sequence[str]) -> None:
@@ -40,41 +40,41 @@ class Classifier:
 
     @staticmethod
     def in_words(spec: Any) -> str:
-        """The network as a paper names it: its plugin, where that says no more."""
+        """The network as a paper would name it."""
         return f"the plugin {spec.name}"
 
     @staticmethod
     def uses(spec: Any) -> Sequence[tuple[str, Any]]:
-        """Plugins of other families that a spec names, whose versions belong to the key as well."""
+        """The plugins of other families in a spec; their versions are part of the key."""
         return ()
 
-    def outside(self) -> Mapping[str, str]:
-        """Digests of the weights that it starts from, where they lie in local files: of a hub's,
-        the revision tells."""
+    def external_digests(self) -> Mapping[str, str]:
+        """Digests of local files with the initial weights, by field. Weights from a hub are
+        identified by their revision."""
         return {}
 
     def check(self, training: Training) -> None:
-        """Refuse what cannot work, when the study is read. Raises `StudyError`."""
+        """Check the spec when the study is read. Raises `StudyError` where it cannot work."""
         return
 
     def features(self, pixels: np.ndarray, device: str) -> np.ndarray:
-        """What training does not change: uint8 (n, height, width, channels) as they are, or float32
-        (n, width), each row a function of its image alone."""
+        """The inputs that training does not change: the pixels, uint8 (n, height, width, channels),
+        or vectors, float32 (n, width), each a function of its image only."""
         return pixels
 
     def learn(self, train: np.ndarray) -> None:
-        """Learn from the `features` of the real train split, the same for every arm and open to
-        reading alone, what `build` and `prepare` need of them."""
+        """Compute statistics that `build` and `prepare` need, from the `features` of the real train
+        split; the array is read-only and the same for every arm."""
         return
 
     def build(self) -> Module:
-        """A network from `prepare`d images to logits float (n, classes). Random weights are drawn
-        from torch's global generator, which the caller has seeded."""
+        """A network from `prepare`d images to logits, float (n, classes). Random weights come from
+        torch's global generator, which the caller has seeded."""
         raise NotImplementedError
 
     def prepare(self, pixels: Tensor) -> Tensor:
-        """uint8 (n, channels, height, width), or vectors (n, width), on the device to what the
-        network takes."""
+        """Images, uint8 (n, channels, height, width), or vectors (n, width), on the device, to the
+        inputs of the network."""
         raise NotImplementedError
 
     def save(self, network: Module, folder: Path) -> None:
@@ -87,10 +87,11 @@ class Classifier:
 
 
 def checkpoint_in_words(model: str) -> str:
-    """A hub's id as it is, and of a path its last part: where it lies says nothing of it."""
+    """A hub id unchanged, or the last part of a local path."""
     local = model.startswith((".", "/", "~"))
     return Path(model).name or model if local else model
 
 
 def at_size(input_size: int | None) -> str:
+    """The input size as a phrase to append; empty for the study's own size."""
     return f", at {input_size} px" if input_size else ""

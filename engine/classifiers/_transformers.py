@@ -1,6 +1,6 @@
-"""What classifiers share whose network is one of transformers'.
+"""Shared by classifiers with a network of transformers.
 
-What is saved is a transformers folder: `pipeline("image-classification", folder)` opens it.
+Weights are saved as a transformers folder: `pipeline("image-classification", folder)` opens it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class TransformersClassifier(Classifier):
-    """A subclass builds the network, and sets what of an image the network takes: `size` (height,
+    """A subclass builds the network and sets the preprocessing of its inputs: `size` (height,
     width), `mean` and `std`."""
 
     size: tuple[int, int]
@@ -49,23 +49,23 @@ class TransformersClassifier(Classifier):
         return logits_of(model).eval()
 
     def read_processor(self, model: str, revision: str | None) -> None:
-        """Size, mean and deviation as the checkpoint says. Raises `StudyError`."""
+        """Read size, mean and deviation from the checkpoint. Raises `StudyError`."""
         settings = image_processor_settings("classifier", model, revision)
         self.size, self.mean, self.std = settings["size"], settings["mean"], settings["std"]
 
     def labels(self) -> dict[str, Any]:
-        """The classes, as transformers' configurations name them."""
+        """The classes as settings of a transformers configuration."""
         return {
             "num_labels": len(self.classes), "id2label": dict(enumerate(self.classes)),
             "label2id": {name: number for number, name in enumerate(self.classes)},
         }  # fmt: skip
 
 
-def logits_of(model: Any, still: Iterable[Module] = ()) -> Module:
-    """A module that answers with logits alone; the modules `still` do not follow training."""
+def logits_of(model: Any, frozen: Iterable[Module] = ()) -> Module:
+    """A module that returns only logits; the modules `frozen` stay in evaluation mode."""
     from torch import nn
 
-    held = list(still)
+    in_evaluation = list(frozen)
 
     class Logits(nn.Module):
         def __init__(self) -> None:
@@ -74,7 +74,7 @@ def logits_of(model: Any, still: Iterable[Module] = ()) -> Module:
 
         def train(self, mode: bool = True) -> Logits:
             super().train(mode)
-            for module in held:
+            for module in in_evaluation:
                 module.eval()
             return self
 

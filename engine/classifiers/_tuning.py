@@ -1,4 +1,4 @@
-"""Which weights of a network are trained, and what of it stands still meanwhile."""
+"""Which weights of a network are trained, and which modules are frozen."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ if TYPE_CHECKING:
 
 
 def _known(value: Any) -> Any:
-    # One error of the two kinds, where a union has one for each.
+    # A single error; a union would report one for each member.
     if value in ("all", "head") or (type(value) is int and 1 <= value <= 1000):
         return value
     raise PydanticCustomError(
-        "explained", "must be all, head or a number of blocks from 1 on, is {value}",
+        "explained", "must be all, head or a number of blocks from 1 to 1000, is {value}",
         {"value": repr(value)[:60]},
     )  # fmt: skip
 
 
-# all: every weight. head: the last layer alone. A number: so many of the last blocks (a ResNet's
-# stages, a transformer's layers), and all that comes after them.
+# all: every weight. head: only the last layer. A number: that many of the last blocks (stages of a
+# ResNet, layers of a transformer) and everything after them.
 Trained = Annotated[Literal["all", "head"] | int, BeforeValidator(_known)]
 
 
 def trained_in_words(trained: Trained) -> str:
+    """The trained part as a phrase."""
     if trained == "all":
         return "all weights tuned"
     if trained == "head":
@@ -38,42 +39,42 @@ def trained_in_words(trained: Trained) -> str:
 
 
 def block_list(network: Module) -> Sequence[Module]:
-    """The blocks that a network's images pass one after the other: its outermost list of modules,
-    or none."""
+    """The consecutive blocks of a network: its outermost list of modules, or ()."""
     from torch.nn import ModuleList
 
-    lists = [(name, held) for name, held in network.named_modules() if isinstance(held, ModuleList)]
+    lists = [(name, part) for name, part in network.named_modules() if isinstance(part, ModuleList)]
     if not lists:
         return ()
-    _, found = min(lists, key=lambda entry: entry[0].count("."))
-    return list(found)
+    _, outermost = min(lists, key=lambda entry: entry[0].count("."))
+    return list(outermost)
 
 
 def freeze(
     network: Module, trained: Trained, blocks: Sequence[Module], head: Iterable[Parameter]
 ) -> list[Module]:
-    """Let only the weights learn that `trained` names; returns the modules that have none of them,
-    whose batch normalisation and dropout must stand still.
+    """Freeze all weights but those that `trained` names.
 
-    blocks: in the order of the network's weights, as what comes after them is. Raises `StudyError`
-    where there are fewer than are to be trained.
+    blocks: in the order of the network's parameters. Returns the modules without trained weights;
+    their batch normalisation and dropout must stay in evaluation mode. Raises `StudyError` where
+    `trained` exceeds the number of blocks.
     """
     if trained == "all":
         return []
     if trained != "head" and trained > len(blocks):
         raise StudyError(
-            f"classifier.trained: {trained} blocks, where the network has {len(blocks)}; say"
+            f"classifier.trained: {trained} exceeds the {len(blocks)} blocks of the network; use"
             f" {'a smaller number, ' if blocks else ''}all or head"
         )
     learning = set(head)
     if trained != "head":
         every = list(network.parameters())
         first = next(blocks[-trained].parameters())
-        learning |= set(every[next(n for n, held in enumerate(every) if held is first) :])
+        learning |= set(every[next(n for n, weight in enumerate(every) if weight is first) :])
     for parameter in network.parameters():
         parameter.requires_grad_(parameter in learning)
     return [
         module
         for module in network.modules()
-        if (held := list(module.parameters())) and not any(one.requires_grad for one in held)
+        if (weights := list(module.parameters()))
+        and not any(weight.requires_grad for weight in weights)
     ]

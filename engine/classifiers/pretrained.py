@@ -1,6 +1,6 @@
-"""Any image classifier of transformers (ResNet, EfficientNet, MobileNet, ViT, ConvNeXt, DINOv2 …),
-fine-tuned from a hub id or a local folder with a new head: as a whole, its last blocks, or the head
-alone."""
+"""Any image classifier of transformers (ResNet, EfficientNet, MobileNet, ViT, ConvNeXt, DINOv2 …)
+from a hub id or a local folder, with a new head. Fine-tunes all weights, the last blocks, or only
+the head."""
 
 from __future__ import annotations
 
@@ -27,15 +27,13 @@ class PretrainedSpec(ClassifierSpec):
     name: Literal["pretrained"] = "pretrained"
     model: str
     revision: str | None = None
-    # Side in pixels; None: what the checkpoint was trained at. Positions that a ViT has learnt are
-    # interpolated.
+    # Side in pixels; None: that of the checkpoint. Learned positions of a ViT are interpolated.
     input_size: Annotated[int, Field(ge=16, le=1024)] | None = None
     trained: Trained = "all"
-    # Keep the statistics of batch normalisation as they were learnt: those of small batches are
-    # poor ones, several workers would each have their own, and some checkpoints (folded ones) die
-    # of new ones.
+    # Keep the checkpoint's batch-normalisation statistics: small batches give poor ones, workers
+    # would each compute their own, and some checkpoints (with folded layers) break with new ones.
     freeze_batch_norm: bool = True
-    # Dropout before the new head; None: what the checkpoint says, which may be 0.8.
+    # Dropout before the new head; None: that of the checkpoint, which may be as high as 0.8.
     head_dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
 
 
@@ -49,7 +47,7 @@ class Pretrained(TransformersClassifier):
         tuned = f"{checkpoint_in_words(spec.model)}, {trained_in_words(spec.trained)}"
         return tuned + at_size(spec.input_size)
 
-    def outside(self) -> Mapping[str, str]:
+    def external_digests(self) -> Mapping[str, str]:
         return local_weights(self.spec, "model")
 
     def check(self, training: Training) -> None:
@@ -60,8 +58,8 @@ class Pretrained(TransformersClassifier):
 
     def _refused(self, why: str) -> StudyError:
         return StudyError(
-            f"classifier.input_size: {self.spec.model} takes no images of {self.spec.input_size}"
-            f" px: {why}; leave input_size out, or name another checkpoint"
+            f"classifier.input_size: {self.spec.model} does not accept images of"
+            f" {self.spec.input_size} px: {why}; remove input_size, or choose another checkpoint"
         )
 
     def build(self) -> Module:
@@ -74,8 +72,8 @@ class Pretrained(TransformersClassifier):
             AutoModelForImageClassification,
             self.spec.model,
             self.spec.revision,
-            # A checkpoint without a head, or with one of another number of classes, gets a new one.
-            fresh=lambda made, name: not name.startswith(f"{made.base_model_prefix}."),
+            # A missing head, or one for another number of classes, is replaced by a new one.
+            fresh=lambda model, name: not name.startswith(f"{model.base_model_prefix}."),
             ignore_mismatched_sizes=True,
             **self.labels(),
         )
@@ -84,18 +82,18 @@ class Pretrained(TransformersClassifier):
                 model = with_image_size(model, self.size)
             except ValueError as error:
                 raise self._refused(str(error)) from None
-        of_base = set(model.base_model.modules())
+        base_modules = set(model.base_model.modules())
         if self.spec.head_dropout is not None:
             for layer in model.modules():
-                if isinstance(layer, nn.Dropout) and layer not in of_base:
+                if isinstance(layer, nn.Dropout) and layer not in base_modules:
                     layer.p = self.spec.head_dropout
-        base = set(model.base_model.parameters())
-        head = [one for one in model.parameters() if one not in base]
-        still = freeze(model, self.spec.trained, block_list(model.base_model), head)
+        base_weights = set(model.base_model.parameters())
+        head = [weight for weight in model.parameters() if weight not in base_weights]
+        frozen = freeze(model, self.spec.trained, block_list(model.base_model), head)
         if self.spec.freeze_batch_norm:
             norms = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
-            still += [layer for layer in model.modules() if isinstance(layer, norms)]
-        return logits_of(model, still)
+            frozen += [layer for layer in model.modules() if isinstance(layer, norms)]
+        return logits_of(model, frozen)
 
     def read_processor(self, model: str, revision: str | None) -> None:
         super().read_processor(model, revision)

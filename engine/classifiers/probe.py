@@ -1,8 +1,7 @@
-"""A linear layer, or one hidden layer and a linear one, on the vectors of an embedder that stays as
-it is (linear probe, Alain and Bengio 2017): seconds where a network takes minutes, for searches
-over many arms.
+"""A linear layer, optionally after one hidden layer, on the vectors of a frozen embedder (linear
+probe, Alain and Bengio 2017): trains in seconds instead of minutes, for searches over many arms.
 
-Vectors are computed once for all trials, and standardised as the real train split is.
+Vectors are computed once for all trials and standardised by the statistics of the real train split.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 
 _WEIGHTS = "model.safetensors"
 _BATCH = 256
-_HELD_BYTES = 128 * 2**20
+_CACHE_BYTES = 128 * 2**20
 
 
 class ProbeSpec(ClassifierSpec):
@@ -39,34 +38,34 @@ class ProbeSpec(ClassifierSpec):
     embedder: Annotated[SerializeAsAny[Spec], BeforeValidator(PluginField("embedders"))] = Field(
         default={"name": "pixels"}, validate_default=True
     )
-    # Width of a hidden layer; None: none.
+    # Width of the hidden layer; None: no hidden layer.
     hidden: Annotated[int, Field(ge=1, le=8192)] | None = None
-    # Before the last layer.
+    # Dropout before the last layer.
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
 class Vectors:
-    """An embedder, and the vectors of the batches that it saw last, up to 128 MiB: evaluation shows
-    the same images to probe after probe."""
+    """An embedder with a cache of its most recent batches, up to 128 MiB: evaluation passes the
+    same images to many probes."""
 
     def __init__(self, embedder: Any) -> None:
         self.embedder = embedder
-        self.held: OrderedDict[bytes, np.ndarray] = OrderedDict()
+        self.cache: OrderedDict[bytes, np.ndarray] = OrderedDict()
 
     def of(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 (n, height, width, channels) to float32 (n, width)."""
         key = hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).digest()
-        if key not in self.held:
-            self.held[key] = self.embedder.embed(pixels)
-        self.held.move_to_end(key)
-        while sum(one.nbytes for one in self.held.values()) > _HELD_BYTES and len(self.held) > 1:
-            self.held.popitem(last=False)
-        return self.held[key]
+        if key not in self.cache:
+            self.cache[key] = self.embedder.embed(pixels)
+        self.cache.move_to_end(key)
+        while len(self.cache) > 1 and sum(v.nbytes for v in self.cache.values()) > _CACHE_BYTES:
+            self.cache.popitem(last=False)
+        return self.cache[key]
 
 
 @lru_cache(maxsize=1)
 def _vectors(name: str, fields: str, device: str) -> Vectors:
-    """Of the embedder whose spec has these fields (JSON), loaded once in a process."""
+    """The vectors of an embedder, loaded once per process. fields: its spec as JSON."""
     kind = resolve("embedders", name)
     embedder = kind(kind.Spec.model_validate_json(fields))
     embedder.open()
@@ -92,15 +91,15 @@ class Probe(Classifier):
     def uses(spec: ProbeSpec) -> Sequence[tuple[str, Any]]:
         return [("embedders", spec.embedder)]
 
-    def outside(self) -> Mapping[str, str]:
-        # As embedders name what they load.
+    def external_digests(self) -> Mapping[str, str]:
+        # The fields in which embedders name their weights.
         return local_weights(self.spec.embedder, "model", "weights")
 
     def check(self, training: Training) -> None:
         if fields := training.pixel_settings():
             raise StudyError(
-                f"training.{fields[0]}: changes pixels, and a probe sees vectors that were computed"
-                " before; leave it out, or name another classifier"
+                f"training.{fields[0]}: changes pixels, but a probe trains on precomputed vectors;"
+                " remove it, or choose another classifier"
             )
 
     def features(self, pixels: np.ndarray, device: str) -> np.ndarray:
@@ -113,7 +112,7 @@ class Probe(Classifier):
         self.mean = train.mean(0, dtype=np.float64)
         squares = np.einsum("ij,ij->j", train, train, dtype=np.float64) / len(train)
         deviation = np.sqrt(np.maximum(squares - self.mean**2, 0))
-        # What is the same for all images tells nothing apart: it is not blown up.
+        # A constant feature carries no information and must not be scaled up.
         self.deviation = np.where(deviation > 1e-6 * np.abs(self.mean) + 1e-12, deviation, 1.0)
 
     def build(self) -> Module:

@@ -1,4 +1,4 @@
-"""Known architectures from random weights, at their published sizes (configurations of
+"""Known architectures with random weights, at their published sizes (configurations of
 transformers): ResNet (He et al. 2016), EfficientNet (Tan and Le 2019), MobileNetV2 (Sandler et al.
 2018), ViT (Dosovitskiy et al. 2021; tiny and small: Touvron et al. 2021), ConvNeXt (Liu et al.
 2022), and the backbone of DINOv2 (Oquab et al. 2023)."""
@@ -27,7 +27,7 @@ Architecture = Literal[
 
 
 def _transformer(width: int) -> dict[str, Any]:
-    """Twelve layers, of heads of 64."""
+    """A transformer with twelve layers and heads of width 64."""
     return {
         "hidden_size": width, "num_attention_heads": width // 64, "intermediate_size": 4 * width,
         "num_hidden_layers": 12,
@@ -35,7 +35,7 @@ def _transformer(width: int) -> dict[str, Any]:
 
 
 _EFFICIENTNET = {"width_coefficient": 1.0, "hidden_dim": 1280, "dropout_rate": 0.2}
-# transformers' name of the family, and what of its configuration is not the default.
+# The name of the family in transformers, and its settings other than the defaults.
 _CONFIGS: Mapping[Architecture, tuple[str, Mapping[str, Any]]] = {
     "resnet18": (
         "resnet",
@@ -57,7 +57,7 @@ _NAMES: Mapping[Architecture, str] = {
     "vit_small": "ViT-S", "vit_base": "ViT-B", "convnext_tiny": "ConvNeXt-T",
     "dinov2_small": "the network of DINOv2 ViT-S",
 }  # fmt: skip
-# Published sides of patches; and how many stand along a side at least, where none is asked for.
+# Published patch sizes, and the minimum number of patches along a side where no size is given.
 _PATCHES = {"vit": 16, "dinov2": 14}
 _FEWEST = 7
 _LEAST_SIDE = {"convnext": 32}
@@ -68,7 +68,7 @@ class ScratchSpec(ClassifierSpec):
     architecture: Architecture
     # Side in pixels; None: the study's own.
     input_size: Annotated[int, Field(ge=16, le=1024)] | None = None
-    # Of vit and dinov2: side of a patch. None: 16 or 14, and less for small pictures.
+    # Side of a patch of vit and dinov2; None: 16 or 14, smaller for small pictures.
     patch_size: Annotated[int, Field(ge=1, le=64)] | None = None
 
 
@@ -90,32 +90,35 @@ class Scratch(TransformersClassifier):
         least = _LEAST_SIDE.get(family, 1)
         if self.side < least:
             raise StudyError(
-                f"classifier: {self.spec.architecture} takes {least} px or more, is given"
+                f"classifier: {self.spec.architecture} needs at least {least} px, but images have"
                 f" {self.side}; set input_size"
             )
         if family not in _PATCHES and self.spec.patch_size:
-            raise StudyError(f"classifier.patch_size: {self.spec.architecture} has no patches")
+            raise StudyError(
+                f"classifier.patch_size: {self.spec.architecture} has no patches; remove the field"
+            )
         if family in _PATCHES:
             self.patch_size()
 
     def patch_size(self) -> int:
-        """Side of a patch: as asked for, or the largest up to the published one that leaves 7 along
-        a side of the picture. Raises `StudyError` where it does not part the picture."""
-        side, asked = self.side, self.spec.patch_size
-        fitting = [size for size in range(1, side + 1) if side % size == 0]
-        if asked and asked not in fitting:
-            shown = ", ".join(str(size) for size in fitting if 1 < size < side) or "input_size"
+        """Side of a patch: that of the spec, else the largest size up to the published one with at
+        least 7 patches along a side. Raises `StudyError` where it does not divide the picture."""
+        side, requested = self.side, self.spec.patch_size
+        divisors = [size for size in range(1, side + 1) if side % size == 0]
+        if requested and requested not in divisors:
+            choices = ", ".join(str(size) for size in divisors if 1 < size < side)
             raise StudyError(
-                f"classifier.patch_size: {asked} px do not part {side} px evenly; choose {shown}"
+                f"classifier.patch_size: {requested} px does not divide {side} px; choose"
+                f" {choices or 'another input_size'}"
             )
         published = _PATCHES[_CONFIGS[self.spec.architecture][0]]
-        usual = [size for size in fitting if 1 < size <= min(published, side // _FEWEST)]
-        if not (asked or usual):
+        usual = [size for size in divisors if 1 < size <= min(published, side // _FEWEST)]
+        if not (requested or usual):
             raise StudyError(
-                f"classifier.input_size: {side} px part into no patches of 2 to {published} px,"
-                f" {_FEWEST} along a side; choose another size"
+                f"classifier.input_size: {side} px cannot be divided into patches of 2 to"
+                f" {published} px with at least {_FEWEST} along a side; choose another size"
             )
-        return asked or usual[-1]
+        return requested or usual[-1]
 
     def build(self) -> Module:
         from torch import nn
@@ -126,10 +129,11 @@ class Scratch(TransformersClassifier):
             settings = {**settings, "patch_size": self.patch_size()}
         config = AutoConfig.for_model(family, **settings, **self.labels())
         config.image_size = self.side
-        model = AutoModelForImageClassification.from_config(config)
+        auto: Any = AutoModelForImageClassification  # its `from_config` has no annotations
+        model = auto.from_config(config)
         for layer in model.modules():
             if isinstance(layer, nn.BatchNorm2d):
-                # Some of transformers' have TensorFlow's 0.99, which is torch's 0.01.
+                # Some configurations have TensorFlow's 0.99, which is 0.01 in torch.
                 layer.momentum = 0.1
         self.size, self.mean, self.std = (self.side, self.side), IMAGENET_MEAN, IMAGENET_STD
         return logits_of(model)

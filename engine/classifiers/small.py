@@ -1,7 +1,7 @@
-"""A small convolutional network, trained from scratch: for small pictures and quick studies.
+"""A small convolutional network, trained from scratch, for small pictures and quick studies.
 
-One block for each entry of `channels`: convolution 3 x 3, batch normalisation, ReLU, and halving by
-max-pooling; then the mean over space and one linear layer.
+One block per entry of `channels`: convolution 3 x 3, batch normalisation, ReLU, and max-pooling by
+2; then the mean over space and one linear layer.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class Small(Classifier):
         halvings = len(self.spec.channels)
         if self.preprocess.size < 2**halvings:
             raise StudyError(
-                f"classifier: small halves the image {halvings} times, {self.preprocess.size} px is"
-                " too small; shorten channels"
+                f"classifier: small halves the image {halvings} times, but it has only"
+                f" {self.preprocess.size} px; shorten channels"
             )
 
     def build(self) -> Module:

@@ -1,4 +1,4 @@
-"""VGG11, 13, 16 and 19 (Simonyan and Zisserman 2015), from scratch or from ImageNet's weights."""
+"""VGG11, 13, 16 and 19 (Simonyan and Zisserman 2015), from scratch or from ImageNet weights."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-# Five halvings.
+# The network halves its input five times.
 _LEAST_SIDE = 32
 
 
@@ -35,16 +35,16 @@ class VggSpec(ClassifierSpec):
     name: Literal["vgg"] = "vgg"
     depth: Literal[11, 13, 16, 19] = 19
     batch_norm: bool = False
-    # A safetensors file, a folder that holds it, or a hub id, of which model.safetensors is meant,
-    # under torchvision's or timm's names; None: from scratch.
+    # A safetensors file, a folder with one, or a hub id (its model.safetensors); tensors have the
+    # names of torchvision or timm. None: from scratch.
     weights: str | None = None
-    # Commit or tag of a hub id.
+    # Commit or tag, for a hub id.
     revision: str | None = None
-    # Of the five blocks of convolutions and the two hidden linear layers, a number trains the last.
+    # A number counts the last of seven blocks: five of convolutions and two hidden linear layers.
     trained: Trained = "all"
-    # Side in pixels; None: the study's own, 32 at least.
+    # Side in pixels; None: the study's own, at least 32.
     input_size: Annotated[int, Field(ge=_LEAST_SIDE, le=1024)] | None = None
-    # Width of the two hidden linear layers: as published, they hold 120 of 140 million weights.
+    # Width of the two hidden linear layers; at 4096 they have 120 of 140 million weights.
     hidden: Annotated[int, Field(ge=1, le=4096)] = 4096
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
 
@@ -64,16 +64,16 @@ class Vgg(Classifier):
 
     def check(self, training: Training) -> None:
         if self.spec.weights is not None:
-            # What lies on the hub is downloaded by who trains, not to look at a plan.
+            # Training downloads weights from the hub; planning does not.
             if not _on_hub(self.spec.weights):
                 _file_of(self.spec.weights, None)
         elif self.spec.trained != "all":
             raise StudyError(
-                f"classifier.trained: {self.spec.trained} would leave random weights as they are;"
-                " name weights, or train all"
+                f"classifier.trained: {self.spec.trained} would freeze random weights; set weights,"
+                " or trained: all"
             )
 
-    def outside(self) -> Mapping[str, str]:
+    def external_digests(self) -> Mapping[str, str]:
         return local_weights(self.spec, "weights")
 
     def build(self) -> Module:
@@ -87,15 +87,15 @@ class Vgg(Classifier):
                 adopt(network, _read(path))
             except ValueError as error:
                 raise StudyError(
-                    f"classifier.weights: {path}: no weights of this VGG{self.spec.depth}: {error};"
-                    " compare depth, batch_norm and hidden"
+                    f"classifier.weights: {path} does not fit this VGG{self.spec.depth}: {error};"
+                    " check depth, batch_norm and hidden"
                 ) from None
         head = network.classifier[6].parameters()
         network.hold_still(freeze(network, self.spec.trained, network.blocks(), head))
         return network
 
     def _settings(self) -> dict[str, Any]:
-        """What makes the network, and the side of what it takes."""
+        """The arguments of the network, and the side of its input."""
         spec = self.spec
         return {
             "depth": spec.depth, "classes": len(self.classes), "batch_norm": spec.batch_norm,
@@ -131,12 +131,12 @@ class Vgg(Classifier):
 
 
 def _on_hub(name: str) -> bool:
-    """Whether this is an id of the hub, such as timm/vgg19.tv_in1k, and no path."""
+    """Whether this is a hub id, such as timm/vgg19.tv_in1k, and not a path."""
     return bool(_HUB_ID.fullmatch(name)) and not Path(name).exists()
 
 
 def _file_of(name: str, revision: str | None) -> Path:
-    """The safetensors file of a path or of a hub id. Raises `StudyError`."""
+    """The safetensors file of a path or a hub id. Raises `StudyError`."""
     if _on_hub(name):
         return _downloaded(name, revision)
     path = Path(name)
@@ -144,14 +144,14 @@ def _file_of(name: str, revision: str | None) -> Path:
         raise StudyError(f"classifier.weights: {name}: no such file or folder")
     if not path.is_dir():
         return path
-    found = sorted(path.glob("*.safetensors"))
-    whole = [file for file in found if file.name == _WEIGHTS] or found
-    if len(whole) != 1:
+    files = sorted(path.glob("*.safetensors"))
+    candidates = [file for file in files if file.name == _WEIGHTS] or files
+    if len(candidates) != 1:
         raise StudyError(
-            f"classifier.weights: {name}: holds {len(found) or 'no'} safetensors files; name the"
+            f"classifier.weights: {name} contains {len(files) or 'no'} safetensors files; name one"
             " file (pickles such as .pth are not read: save their tensors as safetensors)"
         )
-    return whole[0]
+    return candidates[0]
 
 
 def _downloaded(name: str, revision: str | None) -> Path:
@@ -162,8 +162,8 @@ def _downloaded(name: str, revision: str | None) -> Path:
         return Path(hf_hub_download(name, _WEIGHTS, revision=revision))
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise StudyError(
-            f"classifier.weights: {name}: no such file or folder, and the hub does not give its"
-            f" {_WEIGHTS}: {in_a_line(error)[:200]}"
+            f"classifier.weights: {name}: no such file or folder, and its {_WEIGHTS} cannot be"
+            f" downloaded from the hub: {in_a_line(error)[:200]}"
         ) from None
 
 

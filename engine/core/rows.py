@@ -147,26 +147,6 @@ def curated_schema() -> pa.Schema:
     )
 
 
-def clusters_schema(tasks: Mapping[str, TaskKind]) -> pa.Schema:
-    """One row per training image: its cluster within its class, and the Euclidean distance to the
-    centroid."""
-    return pa.schema(
-        [
-            pa.field(IMAGE_ID, pa.string()),
-            *label_fields(tasks),
-            pa.field(CLUSTER, pa.int32()),
-            pa.field(DISTANCE, pa.float32()),
-        ]
-    )
-
-
-def representatives_schema(tasks: Mapping[str, TaskKind]) -> pa.Schema:
-    """`rank` 0 is the best of its cluster; `method` chose it."""
-    return pa.schema(
-        [*clusters_schema(tasks), pa.field(RANK, pa.int32()), pa.field(METHOD, pa.string())]
-    )
-
-
 def request_fields(tasks: Mapping[str, TaskKind]) -> list[pa.Field]:
     return [
         pa.field(IMAGE_ID, pa.string()),

@@ -1,2 +1,2 @@
-"""Images and tables of images: decoding in a sandbox, DICOM, the user's own files, splits, leaks,
-near duplicates, stored columns as arrays."""
+"""Images and tables of images: the user's own files, decoding in a sandbox, DICOM, splits, leaks,
+near duplicates, and stored columns as arrays."""

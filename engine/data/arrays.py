@@ -1,4 +1,4 @@
-"""Stored columns as arrays: pixels (mapped from a file where they are many) and vectors."""
+"""Stored columns as arrays: pixels and vectors; large arrays are mapped from temporary files."""
 
 from __future__ import annotations
 
@@ -25,18 +25,17 @@ def read_pixels(
 ) -> tuple[np.ndarray, list[str]]:
     """Pixels uint8 (n, height, width, channels) and ids of all images of these parts, in order.
 
-    Beyond 2 GiB the array lies in an unnamed temporary file, so that memory stays bounded by the
-    page cache.
+    Beyond 2 GiB the array is in an unnamed temporary file, so that the page cache bounds memory.
     """
     count = 0
     for key in keys:
         with store.parquet(key) as file:
             count += file.metadata.num_rows
-    whole = (count, *shape)
-    if int(np.prod(whole)) <= _IN_MEMORY_BYTES:
-        pixels = np.empty(whole, dtype=np.uint8)
+    full_shape = (count, *shape)
+    if int(np.prod(full_shape)) <= _IN_MEMORY_BYTES:
+        pixels = np.empty(full_shape, dtype=np.uint8)
     else:
-        pixels = np.memmap(tempfile.TemporaryFile(), dtype=np.uint8, mode="w+", shape=whole)
+        pixels = np.memmap(tempfile.TemporaryFile(), dtype=np.uint8, mode="w+", shape=full_shape)
     ids: list[str] = []
     with ThreadPoolExecutor(threads) as pool:
         for table in store.tables(list(keys), [rows.IMAGE_ID, rows.IMAGE]):
@@ -49,28 +48,28 @@ def read_pixels(
 
 
 def pictures(store: Store, keys: Sequence[str], ids: Iterable[str]) -> Mapping[str, np.ndarray]:
-    """Pixels of a few images by id; of the parts, only row groups are read that hold one."""
+    """Pixels of a few images by id; reads only row groups that contain one of them."""
     wanted = pa.array(sorted(set(ids)), pa.string())
-    found: dict[str, Any] = {}
+    pixels: dict[str, Any] = {}
     for key in keys:
         with store.parquet(key) as file:
             for number in range(file.num_row_groups):
-                held = file.read_row_group(number, columns=[rows.IMAGE_ID])
-                if not pc.any(pc.is_in(held[rows.IMAGE_ID], wanted)).as_py():
+                group = file.read_row_group(number, columns=[rows.IMAGE_ID])
+                if not pc.any(pc.is_in(group[rows.IMAGE_ID], wanted)).as_py():
                     continue
                 table = file.read_row_group(number, columns=[rows.IMAGE_ID, rows.IMAGE])
                 table = table.filter(pc.is_in(table[rows.IMAGE_ID], wanted))
                 for image_id, image in zip(
                     table[rows.IMAGE_ID].to_pylist(), table[rows.IMAGE].to_pylist(), strict=True
                 ):
-                    found[image_id] = decode_own(image["bytes"])
-    return found
+                    pixels[image_id] = decode_own(image["bytes"])
+    return pixels
 
 
 class Stack:
-    """Arrays one after the other, of which rows are taken without a copy of the whole.
+    """Concatenated arrays that are indexed without a copy of all of them.
 
-    arrays: (n, …), alike but for n.
+    arrays: (n, …), with equal shapes but for n.
     """
 
     def __init__(self, arrays: Sequence[np.ndarray]) -> None:
@@ -78,18 +77,18 @@ class Stack:
         self.starts = np.cumsum([0, *map(len, self.arrays)])
 
     def __getitem__(self, wanted: np.ndarray) -> np.ndarray:
-        """The rows `wanted` (m,), in their order."""
-        found = np.empty((len(wanted), *self.arrays[0].shape[1:]), self.arrays[0].dtype)
-        of = np.searchsorted(self.starts, wanted, "right") - 1
+        """The rows `wanted` (m,), in that order."""
+        taken = np.empty((len(wanted), *self.arrays[0].shape[1:]), self.arrays[0].dtype)
+        source = np.searchsorted(self.starts, wanted, "right") - 1
         for number, array in enumerate(self.arrays):
-            here = of == number
-            found[here] = array[wanted[here] - self.starts[number]]
-        return found
+            here = source == number
+            taken[here] = array[wanted[here] - self.starts[number]]
+        return taken
 
 
 def large_zeros(count: int, width: int, dtype: Any = np.float32) -> np.ndarray:
-    """An array (count, width) of zeros, to be filled: beyond 16 MiB in an unnamed temporary file,
-    so that memory does not grow with the images."""
+    """A writable array (count, width) of zeros; beyond 16 MiB in an unnamed temporary file, so that
+    memory does not grow with the number of images."""
     shape = (count, width)
     if count * width * np.dtype(dtype).itemsize <= _VECTORS_IN_MEMORY:
         return np.zeros(shape, dtype)
@@ -97,8 +96,8 @@ def large_zeros(count: int, width: int, dtype: Any = np.float32) -> np.ndarray:
 
 
 def release(array: np.ndarray) -> None:
-    """Let the system take the pages of an array that lies in a file, which stay where it is read
-    again; of any other, do nothing."""
+    """Free the memory of an array that is mapped from a file; its contents stay readable. Does
+    nothing for other arrays."""
     base: Any = array
     while isinstance(base, np.ndarray):
         base = base.base
@@ -121,14 +120,14 @@ def vectors_of(table: pa.Table) -> np.ndarray:
 def grouped_vectors(
     store: Store, keys: list[str], group_of: Mapping[str, str]
 ) -> dict[str, tuple[list[str], np.ndarray]]:
-    """Ids and embeddings float32 (n, width) of the images of each group, in the order of the parts;
-    images without a group are left out.
+    """Ids and embeddings float32 (n, width) of each group, in the order of the parts.
 
-    One part is in memory at a time; beyond 16 MiB the vectors lie in an unnamed temporary file.
+    Images without a group are omitted. One part is in memory at a time; beyond 16 MiB the vectors
+    are in an unnamed temporary file.
     """
-    of_part = [table[rows.IMAGE_ID].to_pylist() for table in store.tables(keys, [rows.IMAGE_ID])]
+    part_ids = [table[rows.IMAGE_ID].to_pylist() for table in store.tables(keys, [rows.IMAGE_ID])]
     ids: dict[str, list[str]] = {name: [] for name in sorted(set(group_of.values()))}
-    for part in of_part:
+    for part in part_ids:
         for image_id in part:
             if image_id in group_of:
                 ids[group_of[image_id]].append(image_id)
@@ -137,40 +136,41 @@ def grouped_vectors(
     with store.parquet(keys[0]) as file:
         width = file.schema_arrow.field(rows.EMBEDDING).type.list_size
     vectors = large_zeros(sum(map(len, ids.values())), width)
-    ends = np.cumsum([len(held) for held in ids.values()]).tolist()
+    ends = np.cumsum([len(members) for members in ids.values()]).tolist()
     slices = {
-        name: slice(end - len(held), end)
-        for (name, held), end in zip(ids.items(), ends, strict=True)
+        name: slice(end - len(members), end)
+        for (name, members), end in zip(ids.items(), ends, strict=True)
     }
-    place = {name: held.start for name, held in slices.items()}
-    for part, table in zip(of_part, store.tables(keys, [rows.EMBEDDING]), strict=True):
-        found = vectors_of(table)
+    place = {name: own.start for name, own in slices.items()}
+    for part, table in zip(part_ids, store.tables(keys, [rows.EMBEDDING]), strict=True):
+        embeddings = vectors_of(table)
         names = np.asarray([group_of.get(image_id) for image_id in part], dtype=object)
         for name in set(names) & set(place):
-            here = found[names == name]
+            here = embeddings[names == name]
             vectors[place[name] : place[name] + len(here)] = here
             place[name] += len(here)
         release(vectors)
-    return {name: (ids[name], vectors[held]) for name, held in slices.items() if ids[name]}
+    return {name: (ids[name], vectors[own]) for name, own in slices.items() if ids[name]}
 
 
 def aligned(store: Store, keys: Sequence[str], name: str, ids: Sequence[str]) -> np.ndarray:
-    """A column of fixed-size lists as (n, width), its rows in the order of `ids`; zeros for images
-    that these parts do not hold.
+    """A column of fixed-size lists as (n, width) in the order of `ids`; zeros for images that these
+    parts lack.
 
-    One part is in memory at a time; beyond 16 MiB the array lies in an unnamed temporary file.
+    One part is in memory at a time; beyond 16 MiB the array is in an unnamed temporary file.
     """
     place = {image_id: row for row, image_id in enumerate(ids)}
-    found: np.ndarray | None = None
+    ordered: np.ndarray | None = None
     for table in store.tables(list(keys), [rows.IMAGE_ID, name]):
         here = matrix_of(table, name)
-        if found is None:
-            found = large_zeros(len(ids), here.shape[1], here.dtype)
-        held = [place.get(image_id, -1) for image_id in table[rows.IMAGE_ID].to_pylist()]
-        known = np.asarray(held) >= 0
-        found[np.asarray(held)[known]] = here[known]
-        release(found)
-    return np.zeros((len(ids), 1), np.float32) if found is None else found
+        if ordered is None:
+            ordered = large_zeros(len(ids), here.shape[1], here.dtype)
+        part_ids = table[rows.IMAGE_ID].to_pylist()
+        target = np.asarray([place.get(image_id, -1) for image_id in part_ids])
+        known = target >= 0
+        ordered[target[known]] = here[known]
+        release(ordered)
+    return np.zeros((len(ids), 1), np.float32) if ordered is None else ordered
 
 
 def hashes_of(table: pa.Table) -> np.ndarray:

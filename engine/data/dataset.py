@@ -1,7 +1,7 @@
-"""The frozen dataset: duplicates removed, splits assigned, leaks mended.
+"""The frozen dataset: duplicates removed, splits assigned, leaks resolved.
 
-Functions on the index, a table with a row for each decoded image and all columns but the picture.
-`fate` is a record that they add to: the id of each image taken out, and why.
+Functions on the index, a table with one row per decoded image and all columns but the picture. They
+add to `fate`, the reason for each removed image by its id.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def replace_column(table: pa.Table, name: str, values: Any) -> pa.Table:
 
 
 def without(table: pa.Table, removed: Mapping[str, str]) -> pa.Table:
-    """The table less the images named."""
+    """The table without the images `removed`."""
     if not removed:
         return table
     return table.filter(
@@ -43,8 +43,8 @@ def without(table: pa.Table, removed: Mapping[str, str]) -> pa.Table:
 
 
 def remove_duplicates(index: pa.Table, tasks: Iterable[str], fate: dict[str, str]) -> pa.Table:
-    """Keep the first of equal pictures within a split. Raises `DataError` where their labels
-    contradict."""
+    """Keep the first of equal pictures within a split. Raises `DataError` where equal pictures have
+    different labels."""
     alike = index.take(repeated(index, rows.PIXEL_SHA256))
     ids, uris = alike[rows.IMAGE_ID].to_pylist(), alike[rows.URI].to_pylist()
     splits = alike[rows.SPLIT].to_pylist()
@@ -65,12 +65,12 @@ def remove_duplicates(index: pa.Table, tasks: Iterable[str], fate: dict[str, str
                                     if pair[0] != pair[1]))
             for a, b in contradictory[:5]
         )  # fmt: skip
-        some = "; ".join(
-            f"{first} is {one!r} and {second} is {other!r}"
-            for first, second, (one, other) in differing
+        examples = "; ".join(
+            f"{uri_a} is {label_a!r} and {uri_b} is {label_b!r}"
+            for uri_a, uri_b, (label_a, label_b) in differing
         )
         raise DataError(
-            f"{len(contradictory)} pictures stand under two labels: {some}; keep one of each"
+            f"{len(contradictory)} pictures have two labels: {examples}; keep one of each"
         )
     fate.update(removed)
     return without(index, removed)
@@ -79,10 +79,10 @@ def remove_duplicates(index: pa.Table, tasks: Iterable[str], fate: dict[str, str
 def assign_splits(
     index: pa.Table, task: str, fractions: Mapping[str, float], grouped: bool, seed: int
 ) -> tuple[pa.Table, list[str]]:
-    """Carve the splits that are not given out of train, by group; returns which were carved.
+    """Carve missing splits out of train, by group; returns the index and the names of these splits.
 
-    fractions: of `val` and `test`. grouped: images bear the group that the reader gave; otherwise
-    each is a group of its own.
+    fractions: of `val` and `test`. grouped: groups are those of the reader; otherwise each image is
+    a group of its own.
     """
     ids = index[rows.IMAGE_ID].to_pylist()
     groups = index[rows.GROUP_ID].to_pylist() if grouped else ids
@@ -93,7 +93,7 @@ def assign_splits(
     if carved:
         free = splits == "train"
         if not free.any():
-            raise DataError("split: there are no training images; mark some as train")
+            raise DataError("split: no images are in train; mark some as train")
         total = len(splits) if len(carved) == 2 else int(free.sum())
         shares = {name: fractions[name] * total / free.sum() for name in carved}
         shares = {"train": 1 - sum(shares.values()), **shares}
@@ -104,26 +104,26 @@ def assign_splits(
     return replace_column(index, rows.SPLIT, splits.tolist()), carved
 
 
-def mend_all(
+def resolve_leaks(
     index: pa.Table, leaks: list[Leak], near: Sequence[NearPair], how: str, fate: dict[str, str]
 ) -> tuple[pa.Table, list[Leak]]:
-    """`mend_leaks` until none is left: what goes or moves may uncover others. Returns all leaks.
+    """Resolve leaks until none is left, since removed or moved images may uncover others.
 
-    near: what the leaks were found by.
+    near: the near duplicates that `leaks` were computed from. how: drop removes the image from the
+    earlier split, or all images of a group that crosses; move brings groups connected by leaks to
+    the latest split among them. Returns the index and all leaks.
     """
-    found = list(leaks)
+    resolved = list(leaks)
     while leaks:
-        index = mend_leaks(index, leaks, how, fate)
+        index = _resolve_once(index, leaks, how, fate)
         leaks = find_leaks(index, near)
-        found += leaks
-    return index, found
+        resolved += leaks
+    return index, resolved
 
 
-def mend_leaks(index: pa.Table, leaks: Sequence[Leak], how: str, fate: dict[str, str]) -> pa.Table:
-    """drop: the image (of a crossing group, all its images) leaves the earlier split.
-
-    move: groups that leaks connect go to the latest split among them, as a whole.
-    """
+def _resolve_once(
+    index: pa.Table, leaks: Sequence[Leak], how: str, fate: dict[str, str]
+) -> pa.Table:
     order = {split: number for number, split in enumerate(rows.SPLITS)}
     ids = index[rows.IMAGE_ID].to_pylist()
     groups = dict(zip(ids, index[rows.GROUP_ID].to_pylist(), strict=True))
@@ -159,7 +159,7 @@ def mend_leaks(index: pa.Table, leaks: Sequence[Leak], how: str, fate: dict[str,
                 )
         new = [latest[root(groups[i])] if groups[i] in parent else splits[i] for i in ids]
         index = replace_column(index, rows.SPLIT, new)
-        # Equal pictures that now share a split: one is enough.
+        # Of equal pictures that now share a split, the first is kept.
         seen: set[tuple[str, str]] = set()
         for image_id, pixels, split in zip(
             ids, index[rows.PIXEL_SHA256].to_pylist(), new, strict=True
@@ -174,14 +174,14 @@ def mend_leaks(index: pa.Table, leaks: Sequence[Leak], how: str, fate: dict[str,
 def limit_train(
     index: pa.Table, task: str, limits: Mapping[str, int], seed: int, fate: dict[str, str]
 ) -> pa.Table:
-    """Keep at most `limits` training images of a class, chosen by the seed."""
+    """Keep at most `limits[name]` training images of the class `name`, chosen by the seed."""
     removed: dict[str, str] = {}
     labels = np.asarray(index[rows.label_column(task)].to_pylist(), dtype=object)
     train = np.asarray(index[rows.SPLIT].to_pylist(), dtype=object) == "train"
     ids = np.asarray(index[rows.IMAGE_ID].to_pylist(), dtype=object)
     for name, limit in limits.items():
-        held = ids[train & (labels == name)]
-        order = generator(seed, "train_limit", name).permutation(len(held))
-        removed |= dict.fromkeys(held[order[limit:]].tolist(), "train_limit")
+        members = ids[train & (labels == name)]
+        order = generator(seed, "train_limit", name).permutation(len(members))
+        removed |= dict.fromkeys(members[order[limit:]].tolist(), "train_limit")
     fate.update(removed)
     return without(index, removed)

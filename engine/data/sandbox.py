@@ -1,11 +1,11 @@
-"""Decoding of foreign images in a process that may be killed.
+"""Decoding of foreign images in a child process that may be killed.
 
-A file that crashes or hangs a decoder costs its own row and nothing else: the child is ended, the
-row is quarantined, the next row gets a new child. One child serves thousands of images; the
-exchange costs some tens of microseconds each.
+A file that crashes or hangs a decoder costs only its own row: the child is killed, the row is
+quarantined, and the next row gets a new child. One child serves thousands of images; the exchange
+costs tens of microseconds per image.
 
-The frames on the pipes are `<length of header> <length of body>` as two 32-bit integers, a JSON
-header and a body. The child is `python -m engine.data.sandbox`.
+A message on a pipe is the length of the header and of the body (two 32-bit integers), a JSON
+header, and the body. The child is `python -m engine.data.sandbox`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,15 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from engine.core.errors import EngineError
-from engine.data.images import Preprocess, Rejected
+from engine.data.decoding import decode
+from engine.data.images import (
+    Preprocess,
+    Rejected,
+    encode,
+    perceptual_hash,
+    pixel_sha256,
+    preprocess,
+)
 
 _SIZES = struct.Struct("<II")
 _MEMORY_BYTES = 6 * 2**30
@@ -31,7 +39,10 @@ _START_SECONDS = 120
 
 @dataclass(frozen=True)
 class Decoded:
-    """A foreign image after preprocessing. `width`, `height`: of the original, in pixels."""
+    """A foreign image after preprocessing.
+
+    encoded: by the study's codec. width, height: of the original, in pixels.
+    """
 
     encoded: bytes
     width: int
@@ -41,7 +52,7 @@ class Decoded:
 
 
 def _plain_environment() -> dict[str, str]:
-    """What a Python needs to start. Secrets have no business in a process that reads hostile
+    """The variables that Python needs to start; secrets stay out of a process that reads hostile
     files."""
     names = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "HOME", "TMPDIR")
     return {name: os.environ[name] for name in names if name in os.environ}
@@ -62,8 +73,11 @@ class Sandbox:
         self._child: subprocess.Popen[bytes] | None = None
 
     def decode(self, data: bytes, uri: str) -> Decoded:
-        """Decode one image. Raises `Rejected`, also where the decoder crashed or ran past `timeout`
-        seconds, twice: on a machine with too much to do any file may take long once."""
+        """Decode one image.
+
+        Raises `Rejected`, also where the decoder crashes or twice exceeds `timeout` seconds: on an
+        overloaded machine any file may be slow once.
+        """
         try:
             try:
                 header, body = self._exchange({"uri": uri}, data)
@@ -88,17 +102,17 @@ class Sandbox:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env={**_plain_environment(), "PYTHONPATH": _package_root(), "OMP_NUM_THREADS": "1"},
-                # Ctrl-C goes to the whole group of a terminal; this child ends with its pipe.
+                # Ctrl-C reaches the whole process group; this child ends when its pipe closes.
                 start_new_session=True,
             )
-            # Importing the decoders is no part of the first image's time.
+            # Importing the decoders does not count towards the first image's time.
             try:
                 self._receive(time.monotonic() + _START_SECONDS)
             except TimeoutError:
                 self.close()
                 raise EngineError(
-                    f"{header['uri']}: the process that decodes did not start in {_START_SECONDS}"
-                    " s: this machine has too much to do; run again, with fewer decode actors"
+                    f"{header['uri']}: the decoding process did not start within {_START_SECONDS}"
+                    " s: the machine is overloaded; set fewer stages.decode.actors and run again"
                 ) from None
         assert self._child.stdin is not None
         _send(self._child.stdin, header, body)
@@ -125,7 +139,7 @@ class Sandbox:
         return json.loads(exactly(head)), exactly(body)
 
     def close(self) -> None:
-        """End the child."""
+        """Kill the child."""
         if self._child is not None:
             self._child.kill()
             self._child.wait()
@@ -160,31 +174,28 @@ def _send(pipe: BinaryIO | Any, header: dict[str, Any], body: bytes) -> None:
 
 
 def serve(settings: dict[str, Any], requests: BinaryIO, replies: BinaryIO) -> None:
-    """The child's loop: one reply for each request, until the pipe is closed."""
+    """The child's loop: one reply per request, until the pipe is closed."""
     import resource
 
-    from engine.data import images
-
     spec = Preprocess.model_validate(settings["preprocess"])
-    # Memory is bounded here because a decoder's bomb must not take the machine's other work with
-    # it.
+    # Without a limit, a decompression bomb could exhaust the machine's memory.
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
     _send(replies, {"ready": True}, b"")
     while sizes := requests.read(_SIZES.size):
         head, body = _SIZES.unpack(sizes)
         uri = json.loads(requests.read(head))["uri"]
         try:
-            image = images.decode(
+            image = decode(
                 requests.read(body), uri, check_extension=settings["check_extension"],
                 window=spec.window,
             )  # fmt: skip
             header = {
                 "width": image.width,
                 "height": image.height,
-                "pixel_sha256": images.pixel_sha256(image),
-                "phash": images.perceptual_hash(image),
+                "pixel_sha256": pixel_sha256(image),
+                "phash": perceptual_hash(image),
             }
-            _send(replies, header, images.encode(images.preprocess(image, spec), spec))
+            _send(replies, header, encode(preprocess(image, spec), spec))
         except Rejected as rejected:
             _send(replies, {"reason": rejected.reason, "detail": str(rejected)}, b"")
         except MemoryError:

@@ -1,6 +1,6 @@
 """The user's own files, read only: a folder on local disk or on S3-compatible storage.
 
-Nothing outside the folder is ever read: names with `..`, absolute names and symlinks that lead out
+Files outside the folder are never read: names with `..`, absolute names and symlinks to the outside
 are refused, as are pipes and devices.
 """
 
@@ -27,7 +27,7 @@ R = TypeVar("R")
 
 
 class Source:
-    """Files below `root`, by their path relative to it. Picklable."""
+    """Files below `root`, by relative path; picklable."""
 
     def __init__(self, root: str) -> None:
         protocol = fsspec.utils.get_protocol(root)
@@ -37,10 +37,10 @@ class Source:
                 os.path.realpath(root.removeprefix("file://")) if self.local else root.rstrip("/")
             )
             self._open()
-            found = self._fs.exists(self._root)
-        except Exception as error:  # every storage library has its own: credentials, protocols, NUL
+            exists = self._fs.exists(self._root)
+        except Exception as error:  # storage libraries raise their own: credentials, protocols, NUL
             raise DataError(f"reader.root: {root!r} cannot be opened: {error}") from error
-        if not found:
+        if not exists:
             raise DataError(
                 f"reader.root: {root} does not exist (relative paths start at the current folder)"
             )
@@ -56,20 +56,22 @@ class Source:
         self._open()
 
     def files(self, extensions: tuple[str, ...] | None) -> Iterator[str]:
-        """Relative paths of all files with one of these extensions (None: of all), sorted; links
-        out are listed, never read."""
+        """Sorted relative paths of all files with one of these extensions; None: of all files.
+
+        Links to the outside are listed, but never read.
+        """
         if self.local:
-            found = (
+            paths = (
                 os.path.relpath(f"{folder}/{name}", self.root).replace(os.sep, "/")
                 for folder, _, names in os.walk(self.root)
                 for name in names
             )
         else:
             start = len(self._root) + 1
-            found = (path[start:] for path in self._fs.find(self._root))
+            paths = (path[start:] for path in self._fs.find(self._root))
         yield from sorted(
             name
-            for name in found
+            for name in paths
             if extensions is None or PurePosixPath(name).suffix.lower() in extensions
         )
 
@@ -90,10 +92,10 @@ class Source:
         )
 
     def read(self, uri: str) -> bytes:
-        """Bytes of one file.
+        """The bytes of one file.
 
-        Raises `Rejected` for what must not or cannot be read, and `StorageError` where the storage
-        fails: such a run stops and can go on later.
+        Raises `Rejected` where the file must not or cannot be read, and `StorageError` where the
+        storage fails, so that the run stops and can continue later.
         """
         return self._patiently(uri, self._read)
 
@@ -107,7 +109,7 @@ class Source:
         return self._patiently(uri, act)
 
     def open(self, uri: str) -> IO[bytes]:
-        """One file, of any size, to be read here and there. Raises as `read` does."""
+        """One file of any size, open for random access. Raises as `read` does."""
         return self._patiently(uri, self._opened)
 
     def _patiently(self, uri: str, act: Callable[[str], R]) -> R:
@@ -120,33 +122,34 @@ class Source:
             except OSError as error:
                 if reason := self._refusal(error):
                     raise Rejected(reason, f"{uri[:100]}: {error.strerror}") from None
-                # A fault of the storage is none of the image's: it must not be set aside for it.
+                # A storage fault is not a property of the image, so it must not reject the image.
                 if may_pass(error) and attempt + 1 < ATTEMPTS:
                     back_off(attempt)
                     continue
                 raise self._fault(uri, error) from error
             except Rejected:
                 raise
-            except Exception as error:  # storage libraries have errors of their own
+            except Exception as error:  # storage libraries raise their own errors
                 raise self._fault(uri, error) from error
         raise AssertionError("unreachable")
 
     def _refusal(self, error: OSError) -> str | None:
-        """Why a file is not read, where that is a property of the file; None for a fault."""
+        """The reason of a rejection where the error is a property of the file; None for a storage
+        fault."""
         if isinstance(error, FileNotFoundError):
             return "missing"
         if isinstance(error, IsADirectoryError):
             return "not_readable"
         if isinstance(error, PermissionError):
-            # Locally one file may be closed to us; from a server it is our credentials.
+            # A local file may lack read permission; on a server the credentials are wrong.
             return "not_readable" if self.local else None
         return "path_not_allowed" if error.errno in _NO_FILE else None
 
     def _fault(self, uri: str, error: Exception) -> StorageError:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         return StorageError(
-            f"reader.root: {self.root}: {uri[:100]} cannot be read now: {reason}; run again when it"
-            " is mended"
+            f"reader.root: {self.root}: {uri[:100]} cannot be read: {reason}; run again when the"
+            " storage is available"
         )
 
     def _read(self, uri: str) -> bytes:

@@ -15,15 +15,15 @@ class EmbedderSpec(Spec):
 
 
 class Embedder:
-    """`open` and `load` run once in each worker; what follows are pure functions of pixels.
+    """`open` and `load` run once in each worker; `prepare` and `encode` are pure functions.
 
-    An image passes `prepare` on a CPU thread while the device is busy with those before it, and
-    `encode` on the device.
+    `prepare` runs on CPU threads while the device works on earlier images; `encode` runs on the
+    device.
     """
 
     version: ClassVar[int]
     Spec: ClassVar[type[EmbedderSpec]]
-    # Whether it has no network: a few images are then embedded sooner than workers start.
+    # Whether it has no network: embedding a few images is then faster than starting workers.
     light: ClassVar[bool] = False
     width: int
 
@@ -31,14 +31,14 @@ class Embedder:
         self.spec = spec
 
     def open(self) -> None:
-        """Read what `prepare` needs, and no weights. Raises `StudyError` where it cannot."""
+        """Read the settings that `prepare` needs, without weights. Raises `StudyError`."""
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
-        """uint8 (height, width, 1 or 3) to what `encode` takes of one image."""
+        """One image, uint8 (height, width, 1 or 3), to one input of `encode`."""
         return image
 
     def load(self, device: str) -> None:
-        """Load weights and set `width`. Raises `StudyError` where the checkpoint cannot be used."""
+        """Load weights and set `width`. Raises `StudyError` where the checkpoint is unusable."""
         raise NotImplementedError
 
     def encode(self, prepared: np.ndarray) -> np.ndarray:
@@ -46,5 +46,5 @@ class Embedder:
         raise NotImplementedError
 
     def embed(self, pixels: np.ndarray) -> np.ndarray:
-        """uint8 (n, height, width, 1 or 3) to float32 (n, `width`)."""
+        """Images, uint8 (n, height, width, 1 or 3), to float32 (n, `width`)."""
         return self.encode(np.stack([self.prepare(image) for image in pixels]))

@@ -1,4 +1,4 @@
-"""What embedders share whose network is somebody's checkpoint."""
+"""Shared by embedders with a pretrained checkpoint."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
 
-# Pixels that pass the network at once on a CPU. A tensor beyond 32 MiB, which larger batches of a
-# convolutional network have, is handed back to the system each time and faulted in again (see
-# `keep_freed_memory`); and caches hold less than that.
+# Maximum pixels per forward pass on a CPU. Larger batches of a convolutional network need tensors
+# beyond 32 MiB, which do not fit caches and are returned to the system and faulted in again on each
+# pass (see `keep_freed_memory`).
 _CPU_PIXELS = 2**18
 
 
 class CheckpointSpec(EmbedderSpec):
-    # A hub id or a local folder.
+    # Hub id or local folder.
     model: str
     revision: str | None = None
-    # Side in pixels that images are brought to; None: what the checkpoint's own preprocessing says.
+    # Side of the input in pixels; None: as in the checkpoint's own preprocessing.
     input_size: Annotated[int, Field(ge=16, le=1024)] | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
 
 
 class CheckpointEmbedder(Embedder):
-    """A subclass says which network, and which of its outputs."""
+    """A subclass chooses the network and its output."""
 
-    # Whether vectors are brought to length 1, as the authors compare them.
+    # Whether vectors are normalised to length 1, as their authors compare them.
     unit_length: ClassVar[bool] = False
     spec: CheckpointSpec
 
@@ -49,15 +49,17 @@ class CheckpointEmbedder(Embedder):
         return self.input.fitted(image)
 
     def network(self) -> tuple[Module, Callable[[Module, Tensor], Tensor]]:
-        """The network, and what of its output is the vector: (network, images) -> (n, width).
-        May raise what `from_pretrained` raises."""
+        """The network, and a function (network, images) -> vectors (n, width).
+
+        May raise the errors of `from_pretrained`.
+        """
         raise NotImplementedError
 
     def pretrained(self, kind: Any) -> tuple[Any, list[str]]:
-        """The checkpoint as a model of transformers, and which of a pooler's weights it lacks."""
+        """The checkpoint as a transformers model, and the pooler weights that it lacks."""
         return load_model(
             "embedder", kind, self.spec.model, self.spec.revision,
-            fresh=lambda made, name: "pooler" in name,
+            fresh=lambda model, name: "pooler" in name,
         )  # fmt: skip
 
     def load(self, device: str) -> None:
@@ -80,15 +82,15 @@ class CheckpointEmbedder(Embedder):
             if not self.spec.input_size:
                 raise
             raise StudyError(
-                f"embedder.input_size: {self.spec.model} takes no images of"
-                f" {self.spec.input_size} px: {in_a_line(error)}; leave input_size out, or name"
+                f"embedder.input_size: {self.spec.model} does not accept images of"
+                f" {self.spec.input_size} px: {in_a_line(error)}; remove input_size, or choose"
                 " another checkpoint"
             ) from None
 
     def encode(self, prepared: np.ndarray) -> np.ndarray:
         if self.device != "cpu":
             return self._encode(prepared)
-        # As equal as can be: a network is planned anew for each shape.
+        # Pieces of nearly equal size, because the library plans the network again for each shape.
         pieces = -(-prepared[:, 0].size // _CPU_PIXELS)
         size = -(-len(prepared) // pieces)
         return np.concatenate(

@@ -1,5 +1,5 @@
-"""The image encoders of CLIP (Radford et al. 2021), SigLIP (Zhai et al. 2023) and their kin:
-vectors of length 1 in the space that they share with text."""
+"""The image encoders of CLIP (Radford et al. 2021), SigLIP (Zhai et al. 2023) and similar models:
+vectors of length 1 in the joint space of images and text."""
 
 from __future__ import annotations
 
@@ -35,28 +35,28 @@ class Clip(CheckpointEmbedder):
         kind = AutoConfig.from_pretrained(
             self.spec.model, revision=self.spec.revision, trust_remote_code=False
         ).model_type
-        # The two that are common are loaded without their text encoders.
+        # The two common kinds are loaded without their text encoders.
         if kind in ("clip", "clip_vision_model"):
             return self.pretrained(CLIPVisionModelWithProjection)[0], _projected
         if kind in ("siglip", "siglip_vision_model"):
             return self.pretrained(SiglipVisionModel)[0], _pooled
         model, _ = self.pretrained(AutoModel)
         if not hasattr(model, "get_image_features"):
-            raise ValueError(f"a {kind} shares no space with text; name it as cnn or dino")
+            raise ValueError(f"a {kind} has no joint space with text; use the embedder cnn or dino")
         return model, _features
 
 
 def _projected(network: Module, images: Tensor) -> Tensor:
-    found: Tensor = network(images).image_embeds
-    return found
+    vectors: Tensor = network(images).image_embeds
+    return vectors
 
 
 def _pooled(network: Module, images: Tensor) -> Tensor:
-    found: Tensor = network(images).pooler_output
-    return found
+    vectors: Tensor = network(images).pooler_output
+    return vectors
 
 
 def _features(network: Any, images: Tensor) -> Tensor:
-    found = network.get_image_features(pixel_values=images)
-    made: Tensor = getattr(found, "pooler_output", found)
-    return made
+    output = network.get_image_features(pixel_values=images)
+    vectors: Tensor = getattr(output, "pooler_output", output)
+    return vectors

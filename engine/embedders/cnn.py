@@ -1,7 +1,7 @@
 """Pooled features of any vision checkpoint of transformers (ResNet, MobileNet, EfficientNet, ViT
-…) or timm, as its own classifier would be given them.
+…) or timm: the input of its own classification head.
 
-`model` is a hub id or a local folder; `timm/<name>` asks timm where it is installed.
+`model` is a hub id or a local folder; `timm/<name>` loads from timm, which must be installed.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ class Cnn(CheckpointEmbedder):
         from transformers import AutoModel
 
         if self.spec.model.startswith("timm/"):
-            return self._timm_model(pretrained=True), _as_it_is
+            return self._timm_model(pretrained=True), _output
         model, missing = self.pretrained(AutoModel)
-        # A pooler that the checkpoint has no weights for would answer with noise: its classifier
-        # was given the class token.
+        # A pooler without weights in the checkpoint would return noise; such a checkpoint's
+        # classifier reads the class token.
         return model, _class_token if missing else _pooled
 
     def _timm_model(self, pretrained: bool) -> Any:
@@ -66,26 +66,26 @@ def _timm() -> Any:
         import timm
     except ImportError:
         raise StudyError(
-            "embedder.model: timm/ needs timm, which is not installed; pip install timm"
+            "embedder.model: timm/ needs timm, which is not installed; run pip install timm"
         ) from None
     return timm
 
 
-def _as_it_is(network: Module, images: Tensor) -> Tensor:
-    found: Tensor = network(images)
-    return found
+def _output(network: Module, images: Tensor) -> Tensor:
+    vectors: Tensor = network(images)
+    return vectors
 
 
 def _pooled(network: Module, images: Tensor) -> Tensor:
     output = network(images)
     pooled: Tensor | None = getattr(output, "pooler_output", None)
-    return _of_hidden(output.last_hidden_state) if pooled is None else pooled
+    return _from_hidden(output.last_hidden_state) if pooled is None else pooled
 
 
 def _class_token(network: Module, images: Tensor) -> Tensor:
-    return _of_hidden(network(images).last_hidden_state)
+    return _from_hidden(network(images).last_hidden_state)
 
 
-def _of_hidden(hidden: Tensor) -> Tensor:
-    """Maps are averaged over space; of a sequence of tokens, the class token stands first."""
+def _from_hidden(hidden: Tensor) -> Tensor:
+    """The mean of feature maps over space, or the first (class) token of a sequence."""
     return hidden.mean(dim=(2, 3)) if hidden.ndim == 4 else hidden[:, 0]

@@ -1,5 +1,5 @@
 """DINOv2 (Oquab et al. 2023) and DINOv3 (Siméoni et al. 2025): the class token after the last
-normalisation, at length 1, as their authors compare images by nearest neighbours."""
+normalisation, scaled to length 1, as their authors use it for nearest neighbours."""
 
 from __future__ import annotations
 
@@ -31,5 +31,5 @@ class Dino(CheckpointEmbedder):
 
 
 def _class_token(network: Module, images: Tensor) -> Tensor:
-    found: Tensor = network(images).last_hidden_state[:, 0]
-    return found
+    vectors: Tensor = network(images).last_hidden_state[:, 0]
+    return vectors

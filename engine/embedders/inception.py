@@ -1,7 +1,7 @@
-"""Features of Inception v3, by which Fréchet and kernel distances are published.
+"""Features of Inception v3, the usual input of published Fréchet and kernel distances.
 
 `weights` is a safetensors file of pytorch-fid's weights (`pt_inception-2015-12-05-6726825d.pth`,
-which is a pickle and has to be converted once).
+a pickle that must be converted once).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from engine.core.errors import StudyError
 from engine.embedders import Embedder, EmbedderSpec
 from engine.nets.checkpoints import dtype_of
 
-# Images of 299 by 299 pixels that pass the network at once on a CPU.
+# Images of 299 by 299 pixels per forward pass on a CPU.
 _CPU_BATCH = 8
 
 
@@ -35,7 +35,7 @@ class Inception(Embedder):
             raise StudyError(f"embedder.weights: {self.spec.weights}: no such file")
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
-        """uint8 (3, height, width): the network resizes as its distances demand."""
+        """uint8 (3, height, width); the network itself resizes images."""
         colour = np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image
         return np.ascontiguousarray(colour.transpose(2, 0, 1))
 
@@ -58,9 +58,9 @@ class Inception(Embedder):
         import torch
 
         size = _CPU_BATCH if self.device == "cpu" else len(prepared)
-        found = []
+        vectors = []
         with torch.inference_mode():
             for start in range(0, len(prepared), size):
                 images = torch.from_numpy(prepared[start : start + size]).to(self.device)
-                found.append(self.network(images.to(self.dtype)).float().cpu().numpy())
-        return np.concatenate(found)
+                vectors.append(self.network(images.to(self.dtype)).float().cpu().numpy())
+        return np.concatenate(vectors)

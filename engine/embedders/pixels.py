@@ -1,5 +1,5 @@
-"""The pixels themselves, made small, grey and free of brightness and contrast: a baseline that
-needs no weights."""
+"""The pixels themselves, small, grey and normalised in brightness and contrast: a baseline without
+weights."""
 
 from __future__ import annotations
 
@@ -38,5 +38,5 @@ class Pixels(Embedder):
         )
         small = small - small.mean(axis=1, keepdims=True)
         norm = np.linalg.norm(small, axis=1, keepdims=True)
-        # A picture of one colour has no shape to compare: it stays the zero vector.
-        return (small / np.where(norm > 1e-6, norm, np.inf)).astype(np.float32)
+        # A uniform picture becomes the zero vector.
+        return np.asarray(small / np.where(norm > 1e-6, norm, np.inf), np.float32)

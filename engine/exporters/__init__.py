@@ -1,4 +1,4 @@
-"""Exporters: a set of images in a form that other tools open. To add one, write
+"""Exporters: a set of images in a format that other tools open. To add one, write
 `engine/exporters/<name>.py` with `<Name>(Exporter)`."""
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 from engine.core import rows
 from engine.core.store import Store
 
-# What is told of each image beside its label.
+# Columns of each image in addition to its id and label.
 FIELDS = (
     rows.SPLIT, rows.SOURCE, rows.GROUP_ID, rows.PROMPT, rows.NEGATIVE_PROMPT, rows.SEED,
     rows.PARENT_ID, rows.STRENGTH, rows.CLUSTER, rows.GENERATOR_KEY, rows.WEIGHT,
@@ -22,14 +22,14 @@ _AHEAD = 256
 
 @dataclass(frozen=True)
 class Item:
-    """One image: its encoded bytes, a name that is safe for files, and what is known of it."""
+    """One image: its encoded bytes, a safe file name, and its metadata."""
 
     data: bytes
     name: str
     extension: str
     image_id: str
     label: str
-    # `FIELDS`; None where it does not apply.
+    # A value for each of `FIELDS`; None where it does not apply.
     fields: dict[str, Any]
 
     @property
@@ -38,8 +38,8 @@ class Item:
 
 
 class Exporter:
-    """Writes into an empty folder or prefix. `add` is called for image after image, those of a
-    split together, then `close` once."""
+    """Writes to an empty folder or prefix. `add` is called once per image, split by split, then
+    `close` once."""
 
     def __init__(self, target: Store, classes: Sequence[str]) -> None:
         self.target, self.classes = target, tuple(classes)
@@ -47,27 +47,29 @@ class Exporter:
         self._waiting: list[Future[None]] = []
 
     def add(self, item: Item) -> None:
+        """Write or buffer one image."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """Write what is still held."""
+        """Write all buffered images."""
         self.wait()
         self._pool.shutdown()
 
     def put(self, key: str, data: bytes) -> None:
-        """Write a file on a thread; a failure is raised by a later call."""
+        """Write a file on a thread; a later call raises its failure."""
         self._waiting.append(self._pool.submit(self.target.put, key, data))
         if len(self._waiting) >= _AHEAD:
             self.wait()
 
     def wait(self) -> None:
+        """Wait for all writes. Raises the first failure."""
         for future in self._waiting:
             future.result()
         self._waiting.clear()
 
 
-def told(item: Item) -> Iterator[tuple[str, Any]]:
-    """Name and value of what is known of an image, empty ones left out."""
+def metadata(item: Item) -> Iterator[tuple[str, Any]]:
+    """Names and values of an image's id, label and fields, without missing ones."""
     yield rows.IMAGE_ID, item.image_id
     yield rows.LABEL, item.label
     for name in FIELDS:

@@ -1,4 +1,4 @@
-"""A CSV of images."""
+"""A CSV table of images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HEADER = ("path", rows.LABEL, rows.IMAGE_ID, *FIELDS)
 
 
 class CsvTable:
-    """Rows by path; cells that a spreadsheet would take for a formula are marked as text."""
+    """One row per image. Cells that a spreadsheet would read as a formula are marked as text."""
 
     def __init__(self) -> None:
         self.text = io.StringIO()

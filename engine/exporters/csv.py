@@ -1,5 +1,5 @@
-"""One table of real and synthetic images, `labels.csv`, and their files below `images/`: what the
-reader `csv` takes in again."""
+"""The table `labels.csv` of real and synthetic images, and their files in `images/`. The reader
+`csv` reads it back."""
 
 from __future__ import annotations
 

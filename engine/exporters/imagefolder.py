@@ -1,5 +1,5 @@
-"""`<split>/<class>/<image>`, which torchvision, Keras and Hugging Face open as it is, and
-`metadata.csv` with what is known of each image."""
+"""`<split>/<class>/<image>`, the layout that torchvision, Keras and Hugging Face open, and
+`metadata.csv` with the metadata of each image."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Imagefolder(Exporter):
 
 
 def folder_of(name: str) -> str:
-    """The class's own name where it is safe for a folder on every system, else a slug of it."""
+    """The class name where it is a safe folder name on every system, else a slug of it."""
     plain = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 _-]{0,60}(?<! )", name)
     reserved = name.lower() in ("con", "prn", "aux", "nul") or re.fullmatch(
         r"(com|lpt)\d", name.lower()

@@ -1,5 +1,5 @@
-"""Parquet files of each split, which Hugging Face's `datasets` opens with pictures and class
-names: `load_dataset("parquet", data_dir=…)`, or the folder itself."""
+"""Parquet files for each split. Hugging Face's `datasets` opens them with pictures and class names:
+`load_dataset("parquet", data_dir=…)`, or the folder itself."""
 
 from __future__ import annotations
 
@@ -23,38 +23,38 @@ _TYPES = {
 
 
 class Parquet(Exporter):
-    # Of the images of one file.
+    # Bytes of images per file, approximately.
     file_bytes: ClassVar[int] = 256 * 2**20
 
     def __init__(self, target: Store, classes: Sequence[str]) -> None:
         super().__init__(target, classes)
-        self.held: list[Item] = []
+        self.buffer: list[Item] = []
         self.bytes = self.number = 0
 
     def add(self, item: Item) -> None:
-        if self.held and item.split != self.held[0].split:
+        if self.buffer and item.split != self.buffer[0].split:
             self._flush()
             self.number = 0
         elif self.bytes >= self.file_bytes:
             self._flush()
             self.number += 1
-        self.held.append(item)
+        self.buffer.append(item)
         self.bytes += len(item.data)
 
     def _flush(self) -> None:
-        key = f"data/{self.held[0].split}-{self.number:05d}.parquet"
-        self.put(key, encoded(self.held, self.classes))
+        key = f"data/{self.buffer[0].split}-{self.number:05d}.parquet"
+        self.put(key, encoded(self.buffer, self.classes))
         self.wait()
-        self.held, self.bytes = [], 0
+        self.buffer, self.bytes = [], 0
 
     def close(self) -> None:
-        if self.held:
+        if self.buffer:
             self._flush()
         super().close()
 
 
 def encoded(items: list[Item], classes: tuple[str, ...]) -> bytes:
-    """A Parquet file of these images; labels are numbers whose names stand in the metadata."""
+    """A Parquet file of images; labels are numbers, and the metadata has their names."""
     columns = {
         rows.IMAGE: pa.array(
             [{"bytes": item.data, "path": item.name + item.extension} for item in items],
@@ -74,8 +74,8 @@ def encoded(items: list[Item], classes: tuple[str, ...]) -> bytes:
         if name not in features:
             kind = names.get(str(column.type), "string")
             features[name] = {"_type": "Value", "dtype": kind}
-    held = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
-    table = pa.table(columns).replace_schema_metadata(held)
+    described = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+    table = pa.table(columns).replace_schema_metadata(described)
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd", row_group_size=_ROW_GROUP)
     return sink.getvalue()

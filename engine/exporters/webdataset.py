@@ -1,5 +1,5 @@
-"""Tar files of each split with the members `<image>.png`, `.cls` (the number of the class) and
-`.json` of each image: what WebDataset streams, and the reader `webdataset` takes in again."""
+"""Tar files for each split, in the format of WebDataset: each image has the members `<image>.png`,
+`.cls` (class number) and `.json` (metadata). The reader `webdataset` reads them back."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from engine.core.store import Store
-from engine.exporters import Exporter, Item, told
+from engine.exporters import Exporter, Item, metadata
 
 
 class Webdataset(Exporter):
-    # Images and bytes of one tar, about.
+    # Images per tar, and approximate bytes per tar.
     per_tar: ClassVar[int] = 1000
     tar_bytes: ClassVar[int] = 256 * 2**20
 
@@ -34,7 +34,7 @@ class Webdataset(Exporter):
         elif self.count == self.per_tar or self.sink.tell() > self.tar_bytes:
             self._flush()
             self.number += 1
-        described = json.dumps(dict(told(item)), ensure_ascii=False).encode()
+        described = json.dumps(dict(metadata(item)), ensure_ascii=False).encode()
         number = str(self.classes.index(item.label)).encode()
         for extension, data in (
             (item.extension, item.data), (".cls", number), (".json", described),

@@ -1,9 +1,9 @@
-"""Filters: which generated images are not used, and why. To add one, write
+"""Filters: which generated images are dropped, and why. To add one, write
 `engine/filters/<name>.py` with `<Name>(Filter)`.
 
-A filter looks twice. `measure` reads pixels in a worker, of generated images and of val alike;
-`judge` sees all images of a generator at once, with their embeddings, beside the real ones: what is
-normal among held-out real images sets the limits.
+A filter has two passes. `measure` reads the pixels of generated images and of val in a worker.
+`judge` gets all images of a generator with their embeddings, together with the real ones; held-out
+real images (val) set the limits.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ class FilterSpec(Spec):
 
 
 @dataclass(frozen=True)
-class Scored:
-    """Images and what is known of each, row by row.
+class Scores:
+    """Images with their embeddings and scores, row by row.
 
-    ids, labels: text (n,); the label of a generated image is the one that was asked for. vectors:
-    float32 (n, width), by the study's embedder. hashes: perceptual ones, uint64 (n,).
-    probabilities: the labeler's, float32 (n, classes), where there is one and it looked.
-    measured: what the filter's own `measure` gave, (n,) each; of train nothing.
+    ids, labels: text (n,); the label of a generated image is the requested one. vectors: float32
+    (n, width), from the study's embedder. hashes: perceptual hashes, uint64 (n,). probabilities:
+    the labeler's, float32 (n, classes), or None. measured: results of the filter's `measure`, (n,)
+    each; empty for train.
     """
 
     ids: np.ndarray
@@ -43,11 +43,13 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class Judged:
-    """drop: bool (n,). columns: what stands in the table of images, (n,) each. limits: what was
-    judged by, for people: a number, or one for each class. labels: those that the images are used
-    under, if not those asked for. stops: why no image of this generator may be exported; empty:
-    they may."""
+class Judgement:
+    """The result of a filter.
+
+    drop: bool (n,). columns: scores for the table of images, (n,) each. limits: the limits for the
+    page, each a number or one per class. labels: labels (n,) that replace the requested ones.
+    stops: why the images of this generator must not be exported; empty if they may be.
+    """
 
     drop: np.ndarray
     columns: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -56,11 +58,11 @@ class Judged:
     stops: str = ""
 
 
-# Fewer images of a class in val do not say what is usual in it.
+# With fewer images of a class in val, a quantile of the class is unreliable.
 _ENOUGH = 20
 
 
-def least_by_class(
+def class_limits(
     values: np.ndarray,
     labels: np.ndarray,
     classes: Sequence[str],
@@ -68,55 +70,57 @@ def least_by_class(
     *,
     comparable: bool = True,
 ) -> dict[str, float]:
-    """The value that a share `quantile` of held-out real images stays below, class by class: a rare
-    class has a look of its own, and a limit of all together would drop it first.
+    """The `quantile` of held-out real images for each class. A common limit would drop rare classes
+    first, whose images look different.
 
-    values: (n,) of images with `labels` (n,). Of a class with fewer than 20 images the limit is the
-    lowest of its own and, where values of classes are `comparable`, of all together; of one without
-    images, and without that, nothing is too low.
+    values: (n,) of images with `labels` (n,). comparable: whether values of different classes can
+    be compared. A class with fewer than 20 images gets its lowest value or, if comparable and
+    lower, the quantile of all classes; without either, the limit is -inf.
     """
-    whole = float(np.quantile(values, quantile)) if comparable and len(values) else np.inf
-    found = {}
+    overall = float(np.quantile(values, quantile)) if comparable and len(values) else np.inf
+    limits = {}
     for label in classes:
-        held = values[labels == label]
-        if len(held) >= _ENOUGH:
-            found[label] = float(np.quantile(held, quantile))
+        own = values[labels == label]
+        if len(own) >= _ENOUGH:
+            limits[label] = float(np.quantile(own, quantile))
         else:
-            lowest = min([whole, *held.tolist()])
-            found[label] = lowest if np.isfinite(lowest) else -np.inf
-    return found
+            lowest = min([overall, *own.tolist()])
+            limits[label] = lowest if np.isfinite(lowest) else -np.inf
+    return limits
 
 
-def of_labels(limits: Mapping[str, float], labels: np.ndarray) -> np.ndarray:
+def image_limits(limits: Mapping[str, float], labels: np.ndarray) -> np.ndarray:
     """The limit of each image's class, (n,)."""
     return np.asarray([limits[label] for label in labels], dtype=np.float64)
 
 
 class Filter:
+    """Drops generated images."""
+
     version: ClassVar[int]
     Spec: ClassVar[type[FilterSpec]]
-    # What is wrong with an image that it drops, as the page says it after a number.
-    told: ClassVar[str]
+    # What is wrong with dropped images; follows their number on the page.
+    drop_reason: ClassVar[str]
     # Whether it needs a labeler's probabilities.
     needs_labeler: ClassVar[bool] = False
-    # Names of the figures that `measure` gives of each image.
+    # Names of the values that `measure` returns.
     measures: ClassVar[tuple[str, ...]] = ()
-    # Fields of the spec that `judge` alone reads: changing them measures nothing anew.
+    # Fields of the spec that only `judge` reads; changing them does not repeat `measure`.
     judging_fields: ClassVar[tuple[str, ...]] = ()
-    # Columns with the id of a training image and the distance to it: the page shows the closest.
+    # Columns with the id of a training image and its distance; the page shows the closest pairs.
     pair: ClassVar[tuple[str, str] | None] = None
 
     def __init__(self, spec: Any, classes: Sequence[str]) -> None:
         self.spec, self.classes = spec, tuple(classes)
 
     def load(self, device: str) -> None:
-        """Get ready to `measure`, once in each worker."""
+        """Prepare for `measure`; called once in each worker."""
 
     def measure(self, pixels: np.ndarray, labels: Sequence[str]) -> Mapping[str, np.ndarray]:
-        """`measures` of uint8 (n, height, width, channels), float32 (n,) each."""
+        """The values named by `measures`, float32 (n,) each, of pixels uint8 (n, height, width,
+        channels)."""
         return {}
 
-    def judge(self, made: Scored, train: Scored, val: Scored, kept: np.ndarray) -> Judged:
-        """Judge the generated images `made`; `kept` (n,) are those that filters before this one let
-        pass."""
+    def judge(self, generated: Scores, train: Scores, val: Scores, kept: np.ndarray) -> Judgement:
+        """Judge the images `generated`; `kept` (n,) marks those that earlier filters kept."""
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""Does the labeler see the class that was asked for?"""
+"""Does the labeler see the requested class?"""
 
 from __future__ import annotations
 
@@ -8,59 +8,59 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from engine.filters import Filter, FilterSpec, Judged, Scored, of_labels
+from engine.filters import Filter, FilterSpec, Judgement, Scores, image_limits
 
-# Of real images, whose labels are taken for right: what `confidence: auto` would drop of them.
+# Share of real images that `confidence: auto` would drop, taking their labels as correct.
 _MOST_CONTRADICTED = 0.02
 
 
 class AgreementSpec(FilterSpec):
     name: Literal["agreement"] = "agreement"
-    # intended: the label asked for; dropped where the labeler sees another with `confidence`.
-    # agree: kept only where the labeler sees the label asked for. labeler: what the labeler sees.
+    # intended: use the requested label; drop images where the labeler sees another class with at
+    # least `confidence`. agree: keep only images where the labeler sees the requested class.
+    # labeler: use the class that the labeler sees.
     label_from: Literal["intended", "agree", "labeler"] = "intended"
-    # auto: so that the labeler contradicts with such confidence at most one in fifty real images of
-    # val, and of each class of it.
+    # auto: the lowest confidence with which the labeler contradicts at most 2% of the real images
+    # in val, and at most 2% of those of the class.
     confidence: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = "auto"
 
 
 class Agreement(Filter):
     version: ClassVar[int] = 1
     Spec: ClassVar[type[FilterSpec]] = AgreementSpec
-    told: ClassVar[str] = "taken for another class"
+    drop_reason: ClassVar[str] = "taken for another class"
     needs_labeler: ClassVar[bool] = True
     judging_fields: ClassVar[tuple[str, ...]] = ("label_from", "confidence")
     spec: AgreementSpec
 
-    def judge(self, made: Scored, train: Scored, val: Scored, kept: np.ndarray) -> Judged:
-        assert made.probabilities is not None
+    def judge(self, generated: Scores, train: Scores, val: Scores, kept: np.ndarray) -> Judgement:
+        assert generated.probabilities is not None
         assert val.probabilities is not None
         classes = np.asarray(self.classes, dtype=object)
-        seen = classes[made.probabilities.argmax(1)]
+        seen = classes[generated.probabilities.argmax(1)]
         if self.spec.label_from == "labeler":
-            return Judged(np.zeros(len(made), bool), labels=seen)
-        differs = seen != made.labels
+            return Judgement(np.zeros(len(generated), bool), labels=seen)
+        differs = seen != generated.labels
         if self.spec.label_from == "agree":
-            return Judged(differs)
-        sure = made.probabilities.max(1)
+            return Judgement(differs)
+        sure = generated.probabilities.max(1)
         if self.spec.confidence != "auto":
             limit = self.spec.confidence
-            return Judged(differs & (sure >= limit), limits={"confidence": limit})
+            return Judgement(differs & (sure >= limit), limits={"confidence": limit})
         wrong = classes[val.probabilities.argmax(1)] != val.labels
         limits = confidences(wrong, val.probabilities.max(1), val.labels, self.classes)
-        return Judged(
-            differs & (sure >= of_labels(limits, made.labels)), limits={"confidence": limits}
-        )
+        drop = differs & (sure >= image_limits(limits, generated.labels))
+        return Judgement(drop, limits={"confidence": limits})
 
 
 def confidences(
     wrong: np.ndarray, confidence: np.ndarray, labels: np.ndarray, classes: Sequence[str]
 ) -> dict[str, float]:
-    """`confidence_of` for each class, and never below that of all: a labeler that sees little of a
-    rare class would else drop what is right there."""
-    whole = confidence_of(wrong, confidence)
+    """`confidence_of` for each class, at least that of all classes; otherwise a labeler that is
+    weak on a rare class would drop its correct images."""
+    overall = confidence_of(wrong, confidence)
     return {
-        label: max(whole, confidence_of(wrong[labels == label], confidence[labels == label]))
+        label: max(overall, confidence_of(wrong[labels == label], confidence[labels == label]))
         for label in classes
     }
 
@@ -68,8 +68,8 @@ def confidences(
 def confidence_of(
     wrong: np.ndarray, confidence: np.ndarray, most: float = _MOST_CONTRADICTED
 ) -> float:
-    """The least confidence with which the labeler contradicts at most a share `most` of images
-    whose labels are right; above 1 where it is too often certain and wrong.
+    """The lowest confidence with which the labeler contradicts at most a share `most` of images
+    with correct labels; above 1 where it is confidently wrong too often.
 
     wrong: bool (n,). confidence: (n,).
     """
@@ -77,5 +77,5 @@ def confidence_of(
     allowed = int(most * len(wrong))
     if len(confident) <= allowed:
         return 0.0
-    # Just above the first that would be one too many.
+    # Just above the confidence of the first image beyond the share.
     return float(np.nextafter(np.float32(confident[allowed]), np.float32(2)))

@@ -1,10 +1,10 @@
-"""Is there anything on the image, and is it sharp?
+"""Does the image show anything, and is it sharp?
 
-    contrast     the standard deviation of brightness, 0 to 0.5: 0 of a black or an empty image
-    sharpness    the standard deviation of its Laplacian, a measure of focus (Pech-Pacheco et al.
-                 2000, who take the variance): low of a blurred one
+    contrast     the standard deviation of brightness, 0 to 0.5; 0 for a uniform image
+    sharpness    the standard deviation of the Laplacian, a measure of focus (Pech-Pacheco et al.
+                 2000, who use the variance); low for a blurred image
 
-Both fall below what held-out real images have.
+The limits are low quantiles of held-out real images.
 """
 
 from __future__ import annotations
@@ -15,20 +15,19 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from engine.filters import Filter, FilterSpec, Judged, Scored, least_by_class, of_labels
+from engine.filters import Filter, FilterSpec, Judgement, Scores, class_limits, image_limits
 
 
 class BlankSpec(FilterSpec):
     name: Literal["blank"] = "blank"
-    # The share of the class's images in val that has less contrast, or less sharpness, than is
-    # asked for.
+    # Share of the class's images in val with less contrast, or less sharpness, than the limit.
     quantile: Annotated[float, Field(ge=0, le=0.2)] = 0.005
 
 
 class Blank(Filter):
     version: ClassVar[int] = 1
     Spec: ClassVar[type[FilterSpec]] = BlankSpec
-    told: ClassVar[str] = "blank or blurred"
+    drop_reason: ClassVar[str] = "blank or blurred"
     measures: ClassVar[tuple[str, ...]] = ("contrast", "sharpness")
     judging_fields: ClassVar[tuple[str, ...]] = ("quantile",)
     spec: BlankSpec
@@ -42,12 +41,12 @@ class Blank(Filter):
         )  # fmt: skip
         return {"contrast": grey.std((1, 2)), "sharpness": laplacian.std((1, 2))}
 
-    def judge(self, made: Scored, train: Scored, val: Scored, kept: np.ndarray) -> Judged:
+    def judge(self, generated: Scores, train: Scores, val: Scores, kept: np.ndarray) -> Judgement:
         limits = {
-            name: least_by_class(val.measured[name], val.labels, self.classes, self.spec.quantile)
+            name: class_limits(val.measured[name], val.labels, self.classes, self.spec.quantile)
             for name in self.measures
         }
-        drop = np.zeros(len(made), bool)
+        drop = np.zeros(len(generated), bool)
         for name, least in limits.items():
-            drop |= made.measured[name] < of_labels(least, made.labels)
-        return Judged(drop, {name: made.measured[name] for name in self.measures}, limits)
+            drop |= generated.measured[name] < image_limits(least, generated.labels)
+        return Judgement(drop, {name: generated.measured[name] for name in self.measures}, limits)

@@ -7,40 +7,40 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from engine.filters import Filter, FilterSpec, Judged, Scored
+from engine.filters import Filter, FilterSpec, Judgement, Scores
 from engine.metrics.memorization import copies, copy_limits, nearest
 
 
 class CopiesSpec(FilterSpec):
     name: Literal["copies"] = "copies"
-    # An image nearer to train than all but this share of val is a copy.
+    # An image that is nearer to train than all but this share of val is a copy.
     quantile: Annotated[float, Field(ge=0, le=0.2)] = 0.01
-    # Whether a single copy stops the export of this generator's images: one that copies may have
-    # learnt persons by heart, and what lies just above the limit is no proof of the contrary.
+    # Whether a single copy stops the export of this generator's images: it may have memorised
+    # persons, and an image just above the limit does not prove the contrary.
     strict: bool = False
 
 
 class Copies(Filter):
     version: ClassVar[int] = 1
     Spec: ClassVar[type[FilterSpec]] = CopiesSpec
-    told: ClassVar[str] = "copies of training images"
+    drop_reason: ClassVar[str] = "copies of training images"
     judging_fields: ClassVar[tuple[str, ...]] = ("quantile", "strict")
     pair: ClassVar[tuple[str, str] | None] = ("nearest_id", "distance")
     spec: CopiesSpec
 
-    def judge(self, made: Scored, train: Scored, val: Scored, kept: np.ndarray) -> Judged:
+    def judge(self, generated: Scores, train: Scores, val: Scores, kept: np.ndarray) -> Judgement:
         real = train.vectors, train.hashes
-        found = nearest(made.vectors, made.hashes, *real)
+        neighbours = nearest(generated.vectors, generated.hashes, *real)
         limits = copy_limits(nearest(val.vectors, val.hashes, *real), self.spec.quantile)
-        copied = copies(found, limits)
+        copied = copies(neighbours, limits)
         stops = ""
         if self.spec.strict and copied.any():
-            stops = f"{copied.sum():,} of {len(made):,} images are copies of training images"
-        return Judged(
+            stops = f"{copied.sum():,} of {len(generated):,} images are copies of training images"
+        return Judgement(
             copied,
             {
-                "nearest_id": train.ids[found.row], "distance": found.distance,
-                "bits": found.bits,
+                "nearest_id": train.ids[neighbours.row], "distance": neighbours.distance,
+                "bits": neighbours.bits,
             },
             {"distance": limits.distance, "bits": limits.bits},
             stops=stops,

@@ -1,11 +1,12 @@
-"""Does the image lie where real ones do?
+"""Is the image close to real ones?
 
-    realism    the largest ratio, over training images, of the radius of one's neighbourhood to the
-               distance from it: 1 and more inside the manifold of train (Kynkäänniemi et al. 2019)
-    density    how many neighbourhoods of training images it lies in, relative to k (Naeem et al.
-               2020)
+    realism    the largest ratio, over training images, of the radius of their neighbourhood to
+               their distance from the image; at least 1 inside the manifold of train
+               (Kynkäänniemi et al. 2019)
+    density    the number of neighbourhoods of training images that contain the image, divided by k
+               (Naeem et al. 2020)
 
-Held-out real images say how low realism may be.
+Held-out real images set the minimum of realism.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from engine.filters import Filter, FilterSpec, Judged, Scored, least_by_class, of_labels
+from engine.filters import Filter, FilterSpec, Judgement, Scores, class_limits, image_limits
 from engine.metrics.prdc import realism
 
 
@@ -23,7 +24,7 @@ class RealismSpec(FilterSpec):
     name: Literal["realism"] = "realism"
     # The radius of a neighbourhood is the distance to the k-th nearest other training image.
     k: Annotated[int, Field(ge=1, le=100)] = 5
-    # auto: the value that this share of the class's images in val stays below.
+    # auto: the `quantile` of the class's images in val.
     least: Annotated[float, Field(ge=0, le=100)] | Literal["auto"] = "auto"
     quantile: Annotated[float, Field(ge=0, le=0.5)] = 0.01
 
@@ -31,17 +32,17 @@ class RealismSpec(FilterSpec):
 class Realism(Filter):
     version: ClassVar[int] = 1
     Spec: ClassVar[type[FilterSpec]] = RealismSpec
-    told: ClassVar[str] = "unlike any real image"
+    drop_reason: ClassVar[str] = "unlike any real image"
     judging_fields: ClassVar[tuple[str, ...]] = ("k", "least", "quantile")
     spec: RealismSpec
 
-    def judge(self, made: Scored, train: Scored, val: Scored, kept: np.ndarray) -> Judged:
+    def judge(self, generated: Scores, train: Scores, val: Scores, kept: np.ndarray) -> Judgement:
         k = min(self.spec.k, len(train) - 1)
-        score, density = realism(train.vectors, made.vectors, k)
+        score, density = realism(train.vectors, generated.vectors, k)
         columns = {"realism": score, "density": density}
         if self.spec.least != "auto":
-            return Judged(score < self.spec.least, columns, {"realism": self.spec.least})
+            return Judgement(score < self.spec.least, columns, {"realism": self.spec.least})
         of_val, _ = realism(train.vectors, val.vectors, k)
-        least = least_by_class(of_val, val.labels, self.classes, self.spec.quantile)
-        drop = score < of_labels(least, made.labels)
-        return Judged(drop, columns, {"realism": least})
+        least = class_limits(of_val, val.labels, self.classes, self.spec.quantile)
+        drop = score < image_limits(least, generated.labels)
+        return Judgement(drop, columns, {"realism": least})

@@ -1,5 +1,5 @@
 """Does the image fit the description of its class? The cosine of the two in the space of CLIP
-(Radford et al. 2021) or its kin, as CLIPScore takes it (Hessel et al. 2021)."""
+(Radford et al. 2021) or a similar model, as in CLIPScore (Hessel et al. 2021)."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from engine.filters import Filter, FilterSpec, Judged, Scored, least_by_class, of_labels
+from engine.filters import Filter, FilterSpec, Judgement, Scores, class_limits, image_limits
 from engine.nets.text_image import Described, TextImage
 
 
 class SimilaritySpec(Described, FilterSpec):
     name: Literal["similarity"] = "similarity"
-    # auto: the value that this share of the class's images in val stays below.
+    # auto: the `quantile` of the class's images in val.
     least: Annotated[float, Field(ge=-1, le=1)] | Literal["auto"] = "auto"
     quantile: Annotated[float, Field(ge=0, le=0.5)] = 0.02
 
@@ -23,7 +23,7 @@ class SimilaritySpec(Described, FilterSpec):
 class Similarity(Filter):
     version: ClassVar[int] = 1
     Spec: ClassVar[type[FilterSpec]] = SimilaritySpec
-    told: ClassVar[str] = "unlike the description of their class"
+    drop_reason: ClassVar[str] = "unlike the description of their class"
     measures: ClassVar[tuple[str, ...]] = ("similarity",)
     judging_fields: ClassVar[tuple[str, ...]] = ("least", "quantile")
     spec: SimilaritySpec
@@ -38,14 +38,14 @@ class Similarity(Filter):
         wanted = self.texts[[self.number[label] for label in labels]]
         return {"similarity": (self.model.images(pixels) * wanted).sum(1)}
 
-    def judge(self, made: Scored, train: Scored, val: Scored, kept: np.ndarray) -> Judged:
-        score, real = made.measured["similarity"], val.measured["similarity"]
+    def judge(self, generated: Scores, train: Scores, val: Scores, kept: np.ndarray) -> Judgement:
+        score, real = generated.measured["similarity"], val.measured["similarity"]
         if self.spec.least != "auto":
             limits = dict.fromkeys(self.classes, self.spec.least)
         else:
-            # Cosines to different texts do not compare.
-            limits = least_by_class(
+            # Cosines to different texts are not comparable.
+            limits = class_limits(
                 real, val.labels, self.classes, self.spec.quantile, comparable=False
             )
-        drop = score < of_labels(limits, made.labels)
-        return Judged(drop, {"similarity": score}, {"similarity": limits})
+        drop = score < image_limits(limits, generated.labels)
+        return Judgement(drop, {"similarity": score}, {"similarity": limits})

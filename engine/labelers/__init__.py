@@ -1,4 +1,4 @@
-"""Labelers: which class is seen on an image, whatever was asked for. To add one, write
+"""Labelers: the class that an image shows, independent of the requested class. To add one, write
 `engine/labelers/<name>.py` with `<Name>(Labeler)`."""
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ class LabelerSpec(Spec):
 
 
 class Labeler:
-    """Gives probabilities of the study's classes: for generated images, and for those of val, whose
-    labels tell how far it can be believed."""
+    """Gives probabilities of the study's classes for generated images, and for images of val, whose
+    labels show how reliable it is."""
 
     version: ClassVar[int]
     Spec: ClassVar[type[LabelerSpec]]
-    # pixels: looks at images, in a worker, on its device. embedding: at their vectors by the
-    # study's embedder, once all are there.
+    # pixels: `label` gets images, in a worker on its device. embedding: `label` gets the vectors of
+    # the study's embedder, for all images at once.
     reads: ClassVar[Literal["pixels", "embedding"]] = "pixels"
-    # Whether a classifier is trained for it on the real training images; its spec then has
-    # `classifier` and `training`, None standing for the study's.
+    # Whether a classifier is trained for it on the real training images. Its spec then has the
+    # fields `classifier` and `training`; None: the study's.
     trained: ClassVar[bool] = False
 
     def __init__(self, spec: Any, preprocess: Preprocess, classes: Sequence[str]) -> None:
         self.spec, self.preprocess, self.classes = spec, preprocess, tuple(classes)
 
     def load(self, weights: Path | None, device: str) -> None:
-        """Get ready; `weights` is the folder that the training published, if there was one."""
+        """Prepare for `label`. weights: the folder that the training published, if any."""
 
     def learn(self, vectors: np.ndarray, labels: np.ndarray) -> None:
-        """Of one that reads embeddings: the training images' float32 (n, width) and class numbers
-        int64 (n,)."""
+        """Learn from the embeddings of the training images, float32 (n, width), and their class
+        numbers, int64 (n,); only called for labelers that read embeddings."""
 
     def label(self, images: np.ndarray) -> np.ndarray:
-        """Probabilities float32 (n, classes) of pixels uint8 (n, height, width, channels), or of
-        vectors float32 (n, width)."""
+        """Probabilities float32 (n, classes) of pixels, uint8 (n, height, width, channels), or of
+        vectors, float32 (n, width)."""
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""A classifier that was trained on the train split: the study's, or one of its own."""
+"""A classifier trained on the train split: the study's, or another one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from engine.nets.classification import Training, predict
 
 class ClassifierSpec(LabelerSpec):
     name: Literal["classifier"] = "classifier"
-    # None: as the comparison trains it.
+    # None: the classifier and the training of the comparison.
     classifier: (
         Annotated[SerializeAsAny[Spec], BeforeValidator(PluginField("classifiers"))] | None
     ) = None
@@ -36,5 +36,5 @@ class Classifier(Labeler):
         self.device = device
 
     def label(self, images: np.ndarray) -> np.ndarray:
-        fed = self.classifier.features(images, self.device)
-        return predict(self.network, self.classifier.prepare, fed, self.device)
+        inputs = self.classifier.features(images, self.device)
+        return predict(self.network, self.classifier.prepare, inputs, self.device)

@@ -1,5 +1,6 @@
-"""Zero-shot: the class whose descriptions lie nearest to the image in the space that CLIP (Radford
-et al. 2021), SigLIP and their kin share with text. Several templates of one class are averaged."""
+"""Zero-shot classification: the class whose descriptions are nearest to the image in the joint
+space of CLIP (Radford et al. 2021), SigLIP or a similar model. Several templates of a class are
+averaged."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from engine.nets.text_image import Described, TextImage
 
 class ClipSpec(Described, LabelerSpec):
     name: Literal["clip"] = "clip"
-    # Sharpens the probabilities; None: as the checkpoint was trained.
+    # Inverse temperature of the softmax; None: that of the checkpoint.
     logit_scale: Annotated[float, Field(gt=0, le=1000)] | None = None
 
 
@@ -32,5 +33,5 @@ class Clip(Labeler):
         scale = self.spec.logit_scale or self.model.logit_scale
         logits = scale * self.model.images(images) @ self.texts.T
         logits -= logits.max(1, keepdims=True)
-        found = np.exp(logits)
-        return np.asarray(found / found.sum(1, keepdims=True), np.float32)
+        weights = np.exp(logits)
+        return np.asarray(weights / weights.sum(1, keepdims=True), np.float32)

@@ -1,5 +1,6 @@
-"""The nearest training images vote, each with the weight exp(cosine / T), as self-supervised
-networks are judged (Wu et al. 2018; Caron et al. 2021): needs no training."""
+"""Weighted k-nearest-neighbour vote of the training images, each with the weight exp(cosine / T),
+as used to evaluate self-supervised networks (Wu et al. 2018; Caron et al. 2021). Needs no training.
+"""
 
 from __future__ import annotations
 
@@ -29,9 +30,9 @@ class Knn(Labeler):
         self.neighbours, self.labels = Neighbours(vectors, self.spec.index), labels
 
     def label(self, images: np.ndarray) -> np.ndarray:
-        found, distance = self.neighbours.nearest(images, self.spec.k)
-        # Relative to the nearest, so that no exponential is out of range.
-        weight = np.exp((distance[:, :1] - distance) / self.spec.temperature) * (found >= 0)
+        row, distance = self.neighbours.nearest(images, self.spec.k)
+        # Relative to the nearest, so that the exponential cannot overflow.
+        weight = np.exp((distance[:, :1] - distance) / self.spec.temperature) * (row >= 0)
         votes = np.zeros((len(images), len(self.classes)), np.float32)
-        np.add.at(votes, (np.arange(len(images))[:, None], self.labels[found]), weight)
-        return votes / votes.sum(1, keepdims=True)
+        np.add.at(votes, (np.arange(len(images))[:, None], self.labels[row]), weight)
+        return np.asarray(votes / votes.sum(1, keepdims=True))

@@ -1,4 +1,4 @@
-"""Readers: what images there are, with their labels, groups and splits. A reader decodes nothing.
+"""Readers: list images with their labels, groups and splits. A reader decodes nothing.
 
 To add one, write `engine/readers/<name>.py` with a class `<Name>(Reader)`.
 """
@@ -16,10 +16,10 @@ from engine.core.spec import Spec
 
 
 class Bytes(Protocol):
-    """Where the bytes of an image come from; picklable, opened in each worker."""
+    """The source of encoded images; picklable, opened in each worker."""
 
     def read(self, uri: str) -> bytes:
-        """The encoded image. Raises `engine.data.images.Rejected` for what must not or cannot be
+        """The encoded image. Raises `engine.data.images.Rejected` where it must not or cannot be
         read."""
         ...
 
@@ -35,28 +35,28 @@ class Reader:
     Spec: ClassVar[type[ReaderSpec]]
 
     def tasks(self) -> Mapping[str, TaskKind]:
-        """Names of the labelling tasks and whether each is `single` or `multi`; may read the
-        table's head."""
+        """Names of the tasks, each `single` or `multi`; may read the header of a table."""
         raise NotImplementedError
 
     def records(self) -> pa.Table:
-        """All images in a fixed order, by `rows.records_schema`. Raises `DataError` on what cannot
-        be used."""
+        """All images in a fixed order, in `rows.records_schema`. Raises `DataError` where the data
+        cannot be used."""
         raise NotImplementedError
 
     def bytes(self) -> Bytes:
+        """The source of the encoded images, by uri."""
         raise NotImplementedError
 
     def warnings(self) -> list[str]:
-        """What a person has to know of the images, once `records` has listed them."""
+        """Warnings for the user; call after `records`."""
         return []
 
     def fingerprint(self) -> Mapping[str, str]:
-        """What the data is, beyond the spec, as far as it is cheap to tell: digest of the listing
-        and labels."""
+        """Digests of the data that are cheap to compute, such as of the listing and the labels; a
+        change after ingest stops the run."""
         raise NotImplementedError
 
 
 def image_ids(uris: Sequence[str]) -> list[str]:
-    """Ids from relative paths, so that an image keeps its id wherever its folder lies."""
+    """Ids from relative paths, so that an image keeps its id when its folder moves."""
     return [hashlib.sha256(uri.encode("utf-8", "surrogateescape")).hexdigest()[:24] for uri in uris]

@@ -1,4 +1,4 @@
-"""What readers of tables share whose rows hold their images: columns to records."""
+"""Shared by readers of tables that contain their images: columns to records."""
 
 from __future__ import annotations
 
@@ -22,64 +22,65 @@ from engine.readers.imagefolder import SPLIT_NAMES
 
 
 class ColumnsSpec(ReaderSpec):
-    # The column of images: bytes, or Hugging Face's {bytes, path}.
+    # Image column: bytes, or Hugging Face's {bytes, path}.
     image: str = "image"
-    # Name of the task: name of its column.
+    # Task name: column name.
     labels: dict[str, str] = Field(default={"class": "label"}, min_length=1)
-    # Tasks whose column holds lists: several labels at once.
+    # Tasks with several labels per image; their columns contain lists.
     multi: tuple[str, ...] = ()
     group: str | None = None
-    # A column; without one, the names of files or of the dataset's own splits say it.
+    # Split column; None: the split comes from file names or the dataset's own splits.
     split: str | None = None
-    # A column with unique ids; without one, the id comes from the image's place.
+    # Column of unique ids; None: ids come from file names and row numbers.
     id: str | None = None
 
     @model_validator(mode="after")
     def _multi_are_tasks(self) -> ColumnsSpec:
         if unknown := sorted(set(self.multi) - set(self.labels)):
             raise PydanticCustomError(
-                "explained", "multi names {task}, which is no task of labels", {"task": unknown[0]}
-            )
+                "explained", "multi names {task}, which is not a task; add it to labels",
+                {"task": unknown[0]},
+            )  # fmt: skip
         return self
 
     def columns(self) -> dict[str, str]:
-        """All columns but the images', by the field that names them."""
-        found = {f"labels.{task}": name for task, name in self.labels.items()}
-        return found | {
+        """All columns but the image column, by the field that names them."""
+        return {f"labels.{task}": name for task, name in self.labels.items()} | {
             field: name for field in ("group", "split", "id") if (name := getattr(self, field))
         }
 
 
 def check_columns(spec: ColumnsSpec, schema: pa.Schema, where: str) -> None:
-    """Raises `DataError` where a column that is named is not there, or is a list against what
-    `multi` says."""
-    there = schema.names
+    """Raises `DataError` where a column is missing, or contains lists but its task is not in
+    `multi`, or the reverse."""
+    columns = schema.names
     for field, name in {"image": spec.image, **spec.columns()}.items():
-        if name not in there:
+        if name not in columns:
             raise DataError(
-                f"reader.{field}: {where} has no column {name!r}; it has {', '.join(there)[:200]}"
+                f"reader.{field}: {where} has no column {name!r}; it has {', '.join(columns)[:200]}"
             )
 
-    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    list_types = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
     for task, name in spec.labels.items():
-        listed = any(is_one(schema.field(name).type) for is_one in lists)
-        if listed != (task in spec.multi):
+        is_list = any(matches(schema.field(name).type) for matches in list_types)
+        if is_list != (task in spec.multi):
             raise DataError(
-                f"reader.multi: column {name!r} of {where} holds"
-                f" {'lists; name' if listed else 'no lists; leave out'} the task {task!r}"
-                f"{' in multi' if listed else ''}"
+                f"reader.multi: column {name!r} of {where} contains"
+                f" {'lists; add' if is_list else 'no lists; remove'} the task {task!r}"
+                f" {'to' if is_list else 'from'} multi"
             )
 
 
 def tasks_of(spec: ColumnsSpec) -> dict[str, TaskKind]:
+    """The tasks of a spec, each `single` or `multi`."""
     return {task: "multi" if task in spec.multi else "single" for task in spec.labels}
 
 
 def class_names(schema: pa.Schema) -> dict[str, list[str]]:
-    """Of columns of numbers, the names of the classes, where Hugging Face's metadata has them."""
+    """Class names of numeric label columns, by column, from Hugging Face's metadata."""
     try:
-        held = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return {name: names for name, feature in held.items() if (names := _names(feature))}
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return {name: names for name, feature in features.items() if (names := _names(feature))}
     except (KeyError, ValueError, TypeError):
         return {}
 
@@ -105,8 +106,8 @@ def to_records(
 ) -> pa.Table:
     """Records of the rows of one file or split.
 
-    table: all columns but the images'. names: of classes, by column. places: the rows' uris.
-    split: of all rows, where no column says it.
+    table: all columns but the image column. names: class names by column. places: uris of the rows.
+    split: of all rows, where no column gives it.
     """
 
     def text(column: str, value: Any) -> str | None:
@@ -114,8 +115,8 @@ def to_records(
         if known and isinstance(value, int) and not isinstance(value, bool):
             if not -1 <= value < len(known):
                 raise DataError(
-                    f"reader: {where}: {value} in column {column!r} is no class; there are"
-                    f" {len(known)}"
+                    f"reader: {where}: column {column!r} contains {value}, but class numbers end at"
+                    f" {len(known) - 1}"
                 )
             return known[value] if value >= 0 else None  # -1 is Hugging Face's "no label"
         return None if value is None or not str(value).strip() else str(value).strip()
@@ -124,7 +125,7 @@ def to_records(
     if spec.id:
         ids = [text(spec.id, value) for value in table[spec.id].to_pylist()]
         if None in ids:
-            raise DataError(f"reader.id: column {spec.id!r} of {where} has an empty cell")
+            raise DataError(f"reader.id: column {spec.id!r} of {where} has an empty cell; fill it")
         columns.append(ids)
     else:
         columns.append(image_ids(places))
@@ -136,8 +137,8 @@ def to_records(
             columns.append([text(column, value) for value in values])
         else:
             columns.append(
-                [None if held is None else [text(column, value) for value in held]
-                 for held in values]
+                [None if labels is None else [text(column, label) for label in labels]
+                 for labels in values]
             )  # fmt: skip
     if spec.split:
         columns.append([_split_named(spec, value) for value in table[spec.split].to_pylist()])
@@ -160,37 +161,39 @@ def _split_named(spec: ColumnsSpec, value: Any) -> str | None:
     name = str(value).strip().lower()
     if name not in SPLIT_NAMES:
         raise DataError(
-            f"reader.split: {str(value)[:60]!r} in column {spec.split!r} is no name of a split;"
-            " use train, val and test, or leave the cell empty"
+            f"reader.split: {str(value)[:60]!r} in column {spec.split!r} is not a split; use train,"
+            " val or test, or leave the cell empty"
         )
     return SPLIT_NAMES[name]
 
 
 def files_of(source: Source, wanted: str | None, extension: str) -> list[str]:
-    """Files with the extension whose paths match a pattern."""
+    """Files with the extension whose paths match the pattern `wanted`; None: all."""
     return [name for name in source.files((extension,)) if fnmatch.fnmatch(name, wanted or "*")]
 
 
 def splits_of_files(files: list[str]) -> dict[str, str | None]:
-    """The split of each file by its name or folder: `train-00000-of-00002.parquet`,
-    `test/0.tar`. Raises `DataError` where some have one and others none."""
-    found = {}
+    """The split of each file by its name or folder (`train-00000-of-00002.parquet`, `test/0.tar`).
+
+    Raises `DataError` where only some files name a split.
+    """
+    split_of: dict[str, str | None] = {}
     for file in files:
         words = [word for part in file.lower().split("/") for word in re.split(r"[-_.]", part)[:1]]
         named = [SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES]
-        found[file] = named[-1] if named else None
-    if None in found.values() and len(set(found.values())) > 1:
-        bare = next(file for file, split in found.items() if split is None)
-        named_one = next(file for file, split in found.items() if split is not None)
+        split_of[file] = named[-1] if named else None
+    if None in split_of.values() and len(set(split_of.values())) > 1:
+        without = next(file for file, split in split_of.items() if split is None)
+        with_split = next(file for file, split in split_of.items() if split is not None)
         raise DataError(
-            f"reader.files: {named_one} bears the name of a split, {bare} does not: rename it, or"
-            " leave it out by files"
+            f"reader.files: {with_split} names a split, but {without} does not: rename {without},"
+            " or exclude it by files"
         )
-    return found
+    return split_of
 
 
 def bytes_of(value: Any, place: str) -> bytes:
-    """The encoded image of a cell. Raises `Rejected` where it has none."""
+    """The encoded image in a cell. Raises `Rejected` where the cell has none."""
     data = value.get("bytes") if isinstance(value, dict) else value
     if not isinstance(data, bytes):
         raise Rejected("missing", f"{place[:100]} holds no bytes")

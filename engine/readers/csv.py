@@ -1,6 +1,6 @@
-"""A table (CSV or TSV) with a path and labels for each image, perhaps a group and a split.
+"""A table (CSV or TSV) with a path and labels for each image, and optionally a group and a split.
 
-Several label columns are several tasks. A column with several labels per image names its separator.
+Each label column is a task. A column with several labels per image needs a separator.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ class CsvSpec(ReaderSpec):
     root: str
     file: str
     path: str = "path"
-    # Name of the task: name of its column.
+    # Task name: column name.
     labels: dict[str, str] = Field(default={"class": "label"}, min_length=1)
-    # Tasks with several labels at once: name of the task: separator in the cell (`A|B`).
+    # Tasks with several labels per image. Task name: separator in the cell (`A|B`).
     multi: dict[str, str] = {}
     group: str | None = None
     split: str | None = None
-    # A column with unique ids; by default the path is the id.
+    # Column of unique ids; None: ids come from paths.
     id: str | None = None
-    # None: a tab for .tsv, a comma for all else.
+    # None: a tab for .tsv, else a comma.
     delimiter: str | None = Field(default=None, pattern=r"^[\t -~]$")
 
     @model_validator(mode="after")
@@ -47,8 +47,9 @@ class CsvSpec(ReaderSpec):
         unknown = sorted(set(self.multi) - set(self.labels))
         if unknown:
             raise PydanticCustomError(
-                "explained", "multi names {task}, which is no task of labels", {"task": unknown[0]}
-            )
+                "explained", "multi names {task}, which is not a task; add it to labels",
+                {"task": unknown[0]},
+            )  # fmt: skip
         return self
 
 
@@ -79,7 +80,7 @@ class Csv(Reader):
             table = pa.csv.read_csv(
                 io.BytesIO(text),
                 parse_options=pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-                # Everything is text: an id of 007 stays 007.
+                # All cells are text, so an id 007 stays 007.
                 convert_options=pa.csv.ConvertOptions(
                     column_types=dict.fromkeys(header, pa.string()),
                     strings_can_be_null=False,
@@ -105,17 +106,19 @@ class Csv(Reader):
                 )
             if table.column_names.count(name) > 1:
                 raise DataError(
-                    f"reader.{field}: {spec.file} has several columns {name!r}; rename them"
+                    f"reader.{field}: {spec.file} has several columns {name!r}; rename all but one"
                 )
         if not table.num_rows:
-            raise DataError(f"reader.file: {spec.file} has no rows")
+            raise DataError(f"reader.file: {spec.file} has no rows; add images")
 
         def texts(name: str) -> list[str]:
             return [(cell or "").strip() for cell in table[name].cast(pa.string()).to_pylist()]
 
         uris = texts(spec.path)
         if spec.id and not all(texts(spec.id)):
-            raise DataError(f"reader.id: column {spec.id!r} of {spec.file} has an empty cell")
+            raise DataError(
+                f"reader.id: column {spec.id!r} of {spec.file} has an empty cell; fill it"
+            )
         columns: list[object] = [texts(spec.id) if spec.id else image_ids(uris), uris]
         for task, name in spec.labels.items():
             cells = texts(name)
@@ -142,9 +145,8 @@ class Csv(Reader):
         unknown = sorted({cell for cell in cells if cell and cell.lower() not in SPLIT_NAMES})
         if unknown:
             raise DataError(
-                f"reader.split: {unknown[0][:60]!r} in column {self.spec.split!r} is no name of a"
-                " split;"
-                " use train, val and test, or leave the cell empty"
+                f"reader.split: {unknown[0][:60]!r} in column {self.spec.split!r} is not a split;"
+                " use train, val or test, or leave the cell empty"
             )
         return [SPLIT_NAMES[cell.lower()] if cell else None for cell in cells]
 

@@ -1,9 +1,9 @@
 """DICOM files in one folder for each class, grouped by patient.
 
-The layout is that of `imagefolder`; a file needs no extension. Where neither folders nor names of
-files say the group, it is a hash of the patient's id, so that no patient is in two splits and no id
-in a table. What is burned into a picture cannot be seen from its header: files that do not say that
-nothing is are counted in a warning. Needs the extra `dicom`.
+The layout is that of `imagefolder`; files need no extension. Unless folders or file names give the
+group, it is a hash of the patient id: no patient is in two splits, and no id is in a table. A
+warning counts the files whose header does not exclude text burned into the picture. Needs the extra
+`dicom`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from engine.readers.imagefolder import FolderSpec, Imagefolder
 _THREADS = 16
 _HEAD = 2**20
 _EXTENSIONS = (".dcm", ".dicom", ".ima", "")
-_NONE = ("DICOMDIR", "LICENSE", "README", "VERSION")
+_NOT_IMAGES = ("DICOMDIR", "LICENSE", "README", "VERSION")
 
 
 class DicomSpec(FolderSpec):
@@ -42,9 +42,9 @@ class Dicom(Imagefolder):
     def files(self, source: Source) -> Iterator[str]:
         for uri in source.files(None):
             path = PurePosixPath(uri)
-            # Scanners name files by numbers with points between them.
+            # Scanners name files by numbers separated by dots.
             known = path.suffix.lower() in _EXTENSIONS or path.suffix[1:].isdigit()
-            if known and not path.name.startswith(".") and path.name.upper() not in _NONE:
+            if known and not path.name.startswith(".") and path.name.upper() not in _NOT_IMAGES:
                 yield uri
 
     def records(self) -> pa.Table:
@@ -57,32 +57,32 @@ class Dicom(Imagefolder):
             except Rejected as rejected:
                 if rejected.reason == "format_not_allowed":
                     raise DataError(f"reader: {rejected}") from None
-                return {}  # decoding will say what is wrong with it
+                return {}  # decoding reports the error
 
         with ThreadPoolExecutor(_THREADS) as pool:
             headers = list(pool.map(header, records[rows.URI].to_pylist()))
-        self.burned_in = Counter(held.get("burned_in", "") for held in headers)
+        self.burned_in = Counter(fields.get("burned_in", "") for fields in headers)
         if self.spec.group_separator:
             return records
         if "group" in self.spec.layout:
-            # Folders of patients are often named by their ids.
+            # Patient folders are often named by patient ids.
             folders = [patient_hash(name) for name in records[rows.GROUP_ID].to_pylist()]
             return replace_column(records, rows.GROUP_ID, folders)
-        # A file that cannot be read is of nobody else's group.
+        # An unreadable file is a group of its own.
         groups = [
-            held.get("patient") if held else image_id
-            for held, image_id in zip(headers, records[rows.IMAGE_ID].to_pylist(), strict=True)
+            fields.get("patient") if fields else image_id
+            for fields, image_id in zip(headers, records[rows.IMAGE_ID].to_pylist(), strict=True)
         ]
         return replace_column(records, rows.GROUP_ID, [group or None for group in groups])
 
     def warnings(self) -> list[str]:
-        silent, yes = (self.burned_in[word] for word in ("", "YES"))
-        found = []
+        unknown, yes = (self.burned_in[word] for word in ("", "YES"))
+        warnings = []
         if yes:
-            found.append(f"{yes:,} files say that text is burned into their picture")
-        if silent:
-            found.append(
-                f"{silent:,} files do not say whether text is burned into their picture: names"
-                " and dates may be seen"
+            warnings.append(f"{yes:,} files say that text is burned into their picture")
+        if unknown:
+            warnings.append(
+                f"{unknown:,} files do not say whether text is burned into their picture: names"
+                " and dates may be visible"
             )
-        return found
+        return warnings

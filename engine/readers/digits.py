@@ -1,8 +1,8 @@
 """scikit-learn's digits: 1,797 real scans of handwritten digits at 8 x 8, 16 grey levels (UCI, E.
 Alpaydin).
 
-They come with scikit-learn, so that a study runs without any data at hand. The study's `preprocess`
-enlarges them. No writer is recorded: say `split.group: none`.
+scikit-learn contains them, so a study can run without other data. The study's `preprocess` enlarges
+them. Writers are not recorded: use `split.group: none`.
 """
 
 from __future__ import annotations

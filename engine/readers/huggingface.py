@@ -1,7 +1,6 @@
 """A dataset of Hugging Face's `datasets`, by id or by folder.
 
-Needs the extra `huggingface` (pip install datasets). Its own splits are kept; class numbers get
-their names.
+Its own splits are kept, and class numbers get their names. Needs the extra `huggingface`.
 """
 
 from __future__ import annotations
@@ -32,16 +31,16 @@ from engine.readers.imagefolder import SPLIT_NAMES
 
 class HuggingfaceSpec(ColumnsSpec):
     name: Literal["huggingface"] = "huggingface"
-    # The id of a dataset, or a folder.
+    # Dataset id, or a folder.
     path: str
-    # One of the dataset's configurations.
+    # Configuration of the dataset.
     config: str | None = None
-    # A commit or a tag; name one, so that the data stay the same.
+    # Commit or tag; set it to keep the data fixed.
     revision: str | None = None
 
 
 class HuggingfaceBytes:
-    """Images by `split#row`; opened in each worker, from the cache that the first has filled."""
+    """Images by `split#row`; opened in each worker from the local cache."""
 
     def __init__(self, spec: HuggingfaceSpec) -> None:
         self.spec = spec
@@ -52,20 +51,20 @@ class HuggingfaceBytes:
 
     def read(self, uri: str) -> bytes:
         if self._splits is None:
-            # The image alone: reading a row decodes its other pictures.
+            # Only the image column: reading a row would decode other image columns too.
             self._splits = {
-                name: held.select_columns([self.spec.image])
-                for name, held in load(self.spec).items()
+                name: split.select_columns([self.spec.image])
+                for name, split in load(self.spec).items()
             }
-        split, _, number = uri.rpartition("#")
-        if split not in self._splits or not number.isdigit():
+        name, _, number = uri.rpartition("#")
+        if name not in self._splits or not number.isdigit():
             raise Rejected("missing", uri[:100])
-        held = self._splits[split]
-        if int(number) >= len(held):
+        dataset = self._splits[name]
+        if int(number) >= len(dataset):
             raise Rejected("missing", uri[:100])
-        cell = held[int(number)][self.spec.image]
+        cell = dataset[int(number)][self.spec.image]
         if isinstance(cell, dict) and cell.get("bytes") is None and cell.get("path"):
-            # A dataset of files: `datasets` names where they lie on this machine.
+            # A dataset of files: `datasets` gives their paths on this machine.
             return read_file(str(cell["path"]), self.spec.path, uri)
         return bytes_of(cell, uri)
 
@@ -83,21 +82,20 @@ class Huggingface(Reader):
     def records(self) -> pa.Table:
         spec, splits, tables = self.spec, load(self.spec), []
         tasks = self.tasks()
-        for name, held in splits.items():
-            check_columns(spec, held.features.arrow_schema, f"{spec.path}, {name}")
+        for name, dataset in splits.items():
+            schema = dataset.features.arrow_schema
+            check_columns(spec, schema, f"{spec.path}, {name}")
             if spec.split is None and len(splits) > 1 and name.lower() not in SPLIT_NAMES:
                 raise DataError(
-                    f"reader.path: the dataset's split {name!r} is none of train, val and test;"
-                    " name a column by split, or another config"
+                    f"reader.path: the dataset's split {name!r} is not train, val or test; set"
+                    " split to a column, or choose another config"
                 )
-            schema = held.features.arrow_schema
-            table = held.select_columns(sorted(set(spec.columns().values()))).data.table
-            places = [f"{name}#{row}" for row in range(len(held))]
-            if table.num_rows != len(held):  # a selection of rows, by indices
-                table = held.flatten_indices().select_columns(table.column_names).data.table
-            split = SPLIT_NAMES.get(name.lower())
-            # A dataset with one split has not been split.
-            given = split if len(splits) > 1 else None
+            table = dataset.select_columns(sorted(set(spec.columns().values()))).data.table
+            places = [f"{name}#{row}" for row in range(len(dataset))]
+            if table.num_rows != len(dataset):  # the dataset is a selection of rows, by indices
+                table = dataset.flatten_indices().select_columns(table.column_names).data.table
+            # A single split means that the dataset is not split.
+            given = SPLIT_NAMES.get(name.lower()) if len(splits) > 1 else None
             tables.append(
                 to_records(spec, table, tasks, class_names(schema), places, given, spec.path)
             )
@@ -112,8 +110,10 @@ class Huggingface(Reader):
 
 
 def read_file(path: str, dataset: str, uri: str) -> bytes:
-    """A file of the dataset's own folder or of the caches. Raises `Rejected` for any other, which
-    a hostile row may name."""
+    """A file in the dataset's folder or in the caches.
+
+    Raises `Rejected` for other paths, which a hostile row may contain.
+    """
     import datasets
 
     caches = (datasets.config.HF_CACHE_HOME, datasets.config.HF_DATASETS_CACHE)
@@ -127,21 +127,21 @@ def read_file(path: str, dataset: str, uri: str) -> bytes:
 
 
 def load(spec: HuggingfaceSpec) -> dict[str, Any]:
-    """The dataset's splits, images as they are stored. Raises `DataError`."""
+    """The dataset's splits, with undecoded images. Raises `DataError`."""
     try:
         import datasets
     except ImportError:
         raise DataError(
-            "reader: huggingface needs the package datasets; pip install datasets"
+            "reader: huggingface needs the package datasets; run pip install datasets"
         ) from None
     try:
-        held = datasets.load_dataset(spec.path, spec.config, revision=spec.revision)
-    except Exception as error:  # a hub, an archive, a script: each has errors of its own
+        loaded = datasets.load_dataset(spec.path, spec.config, revision=spec.revision)
+    except Exception as error:  # hubs, archives and scripts each raise their own errors
         text = " ".join(str(error).split())[:200]
         raise DataError(f"reader.path: {spec.path}: {text}") from None
-    found = {}
-    for name, split in held.items():
+    splits = {}
+    for name, split in loaded.items():
         if isinstance(split.features.get(spec.image), datasets.Image):
             split = split.cast_column(spec.image, datasets.Image(decode=False))
-        found[str(name)] = split
-    return found
+        splits[str(name)] = split
+    return splits

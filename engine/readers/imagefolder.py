@@ -1,8 +1,8 @@
-"""A folder with one folder of images for each class, with or without split folders above them.
+"""A folder with one folder of images per class, optionally below split folders.
 
-root/<class>/*.jpg            splits are carved by the study's `split`
+root/<class>/*.jpg            the study's `split` makes the splits
 root/<split>/<class>/*.jpg    train, val (or validation, valid, dev) and test are kept
-root/<group>/<class>/*.jpg    with `layout: [group, class]`: a folder for each patient, say
+root/<group>/<class>/*.jpg    with `layout: [group, class]`, for example a folder per patient
 root/<class>/<group>/*.jpg    with `layout: [class, group]`
 """
 
@@ -38,13 +38,13 @@ class FolderSpec(ReaderSpec):
 
     # A local folder (relative to the current one) or a URL such as s3://bucket/folder.
     root: str
-    # auto: split folders where all folders below the root bear names of splits.
+    # auto: the folders below the root are splits if all of them have names of splits.
     splits: Literal["auto", "folders", "none"] = "auto"
-    # A group from the file's name: text before this separator (patient_001.png with "_" gives
-    # patient).
+    # The group is the part of the file name before this separator: with "_", patient_001.png has
+    # the group patient.
     group_separator: str | None = Field(default=None, min_length=1)
-    # What the folders say, from the root (or the split's folder) on: a class, and a group where
-    # what belongs together has a folder of its own.
+    # Meaning of the folder levels below the root (or below the split): a class, and optionally a
+    # group.
     layout: tuple[Literal["class", "group"], ...] = ("class",)
 
     @model_validator(mode="after")
@@ -55,7 +55,7 @@ class FolderSpec(ReaderSpec):
             )
         if "group" in self.layout and self.group_separator is not None:
             raise PydanticCustomError(
-                "explained", "takes the group from layout or by group_separator; has both"
+                "explained", "the group comes from layout or from group_separator; remove one"
             )
         return self
 
@@ -86,30 +86,30 @@ class Imagefolder(Reader):
         if self.spec.splits == "auto" and named and not with_splits:
             other = next(name for name in folders if name not in named)
             raise DataError(
-                f"reader.root: {named[0]!r} bears the name of a split, {other!r} does not: move"
-                " away what is no split, or say splits: none if all are classes"
+                f"reader.root: the folder {named[0]!r} is named like a split, but {other!r} is not:"
+                " remove folders that are not splits, or set splits: none if all are classes"
             )
         if links := source.linked_folders():
             raise DataError(
-                f"reader.root: the folder {links[0]!r} is a link, which is not followed; name the"
-                " real folder, or copy it here"
+                f"reader.root: the folder {links[0]!r} is a link, and links are not followed;"
+                " replace it with the real folder"
             )
         roles = [*(["split"] if with_splits else []), *self.spec.layout]
         uris, labels, splits, groups = [], [], [], []
         for uri in self.files(source):
             if any("\udc80" <= char <= "\udcff" for char in uri):
-                raise DataError(f"reader.root: the name {uri!r} is no UTF-8 text; rename the file")
+                raise DataError(f"reader.root: the name {uri!r} is not UTF-8; rename the file")
             parts = PurePosixPath(uri).parts
             if len(parts) <= len(roles):
                 place = "".join(f"<{role}>/" for role in roles)
                 raise DataError(
-                    f"reader.root: {uri} lies outside the layout {place}image; move it into a"
-                    " class folder"
+                    f"reader.root: {uri} does not fit the layout {place}image; move it into a class"
+                    " folder"
                 )
             folder_of = dict(zip(roles, parts, strict=False))
             if with_splits and parts[0].lower() not in SPLIT_NAMES:
                 raise DataError(
-                    f"reader.root: {parts[0]} is no name of a split; use train, val and test"
+                    f"reader.root: the folder {parts[0]} is not a split; use train, val and test"
                 )
             uris.append(uri)
             labels.append(folder_of["class"])
@@ -120,7 +120,7 @@ class Imagefolder(Reader):
             )
         if not uris:
             raise DataError(
-                f"reader.root: no image below {self.spec.root} ({', '.join(sorted(EXTENSIONS))})"
+                f"reader.root: no images in {self.spec.root} ({', '.join(sorted(EXTENSIONS))})"
             )
         self._refuse_empty_classes(source, folders, with_splits, set(labels))
         return pa.table(
@@ -129,7 +129,7 @@ class Imagefolder(Reader):
         )
 
     def _refuse_empty_classes(
-        self, source: Source, folders: list[str], with_splits: bool, found: set[str]
+        self, source: Source, folders: list[str], with_splits: bool, labels: set[str]
     ) -> None:
         # A group need not have images of every class.
         if self.spec.layout[0] == "group":
@@ -137,15 +137,15 @@ class Imagefolder(Reader):
         if with_splits:
             train = [name for name in folders if SPLIT_NAMES.get(name.lower()) == "train"]
             folders = Source(f"{self.spec.root.rstrip('/')}/{train[0]}").folders() if train else []
-        empty = [name for name in folders if name not in found]
+        empty = [name for name in folders if name not in labels]
         if empty:
             raise DataError(
-                f"reader.root: the class {empty[0]!r} has no image; add images or remove its folder"
+                f"reader.root: the class {empty[0]!r} has no images; add some or remove its folder"
                 + (f" (and {len(empty) - 1} more)" if len(empty) > 1 else "")
             )
 
     def files(self, source: Source) -> Iterator[str]:
-        """What is taken for an image."""
+        """The files that are taken for images."""
         return source.files(LISTED)
 
     def bytes(self) -> Source:

@@ -1,7 +1,7 @@
-"""Parquet files whose rows hold the images themselves, as Hugging Face's datasets write them.
+"""Parquet files whose rows contain the images, as Hugging Face's datasets write them.
 
-Class numbers get their names from the file's own metadata. Splits are named by files
-(`train-00000-of-00002.parquet`, `test/0000.parquet`) or by a column.
+Class names come from the file's metadata. Splits come from file names
+(`train-00000-of-00002.parquet`, `test/0000.parquet`) or from a column.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class ParquetSpec(ColumnsSpec):
     name: Literal["parquet"] = "parquet"
     # A local folder or a URL such as s3://bucket/folder.
     root: str
-    # Which files below it, as `data/train-*.parquet`; None: all.
+    # Pattern of files below the root, such as `data/train-*.parquet`; None: all.
     files: str | None = None
 
 
@@ -44,24 +44,25 @@ _GROUP_BYTES = 2 * 2**30
 
 
 def refuse_large_groups(metadata: Any, image: str, name: str, most: int = _GROUP_BYTES) -> None:
-    """Raise `DataError` where a group of rows, which is read at once, holds too much."""
-    for group in range(metadata.num_row_groups):
-        held = metadata.row_group(group)
-        columns = (held.column(number) for number in range(held.num_columns))
+    """Raises `DataError` where a row group has more than `most` bytes of images: it is read at
+    once."""
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        columns = (group.column(place) for place in range(group.num_columns))
         size = sum(
             column.total_uncompressed_size for column in columns
             if column.path_in_schema.split(".")[0] == image
         )  # fmt: skip
         if size > most:
             raise DataError(
-                f"reader.files: {name}: {size / 2**30:.1f} GiB of images are in one group of rows,"
-                f" which is read at once; write it anew with smaller ones (row_group_size=256)"
+                f"reader.files: {name}: a row group has {size / 2**30:.1f} GiB of images, and row"
+                " groups are read at once; rewrite the file with smaller ones (row_group_size=256)"
             )
 
 
 class ParquetBytes:
-    """Images by `file#row`. One group of rows is held, for shards are rows that follow each
-    other. Picklable."""
+    """Images by `file#row`; picklable. Keeps one row group in memory, because shards are
+    consecutive rows."""
 
     def __init__(self, source: Source, image: str) -> None:
         self.source, self.image = source, image
@@ -102,7 +103,7 @@ class ParquetBytes:
             except pa.ArrowException as error:
                 raise Rejected("not_decodable", f"{name[:100]}: {str(error)[:100]}") from None
             except OSError as error:
-                if self.source.local:  # pyarrow's name for a damaged page
+                if self.source.local:  # pyarrow raises OSError for a damaged page
                     raise Rejected("not_decodable", f"{name[:100]}: {str(error)[:100]}") from None
                 raise StorageError(f"reader.root: {name[:100]}: {str(error)[:200]}") from error
             self._group = (name, group, column)
@@ -117,20 +118,20 @@ class Parquet(Reader):
         self.spec = spec
 
     def _files(self) -> list[str]:
-        found = files_of(Source(self.spec.root), self.spec.files, ".parquet")
-        if not found:
+        files = files_of(Source(self.spec.root), self.spec.files, ".parquet")
+        if not files:
             raise DataError(
-                f"reader.files: no Parquet file below {self.spec.root}"
+                f"reader.files: no Parquet file in {self.spec.root}"
                 + (f" matches {self.spec.files!r}" if self.spec.files else "")
             )
-        return found
+        return files
 
     def _open(self, name: str) -> Any:
         try:
             return pq.ParquetFile(Source(self.spec.root).open(name))
         except (pa.ArrowException, OSError, Rejected) as error:
             raise DataError(
-                f"reader.files: {name} is no Parquet file: {str(error)[:120]}"
+                f"reader.files: {name} is not a readable Parquet file: {str(error)[:120]}"
             ) from None
 
     def tasks(self) -> Mapping[str, TaskKind]:
@@ -155,10 +156,10 @@ class Parquet(Reader):
                     spec, table, tasks, class_names(file.schema_arrow), places, splits[name], name
                 )
             )
-        found = pa.concat_tables(tables).combine_chunks()
-        if not found.num_rows:
-            raise DataError(f"reader.root: the Parquet files below {spec.root} have no rows")
-        return found
+        records = pa.concat_tables(tables).combine_chunks()
+        if not records.num_rows:
+            raise DataError(f"reader.root: the Parquet files in {spec.root} have no rows")
+        return records
 
     def bytes(self) -> ParquetBytes:
         return ParquetBytes(Source(self.spec.root), self.spec.image)
@@ -173,7 +174,8 @@ class Parquet(Reader):
             ]
             hasher.update(f"{name} {file.metadata.num_rows} {chunks}\n".encode())
         labels = self.records().drop_columns([rows.IMAGE_ID])
-        # As one list of rows would be written, which would take a hundred times the memory.
+        # The text of one list of all rows, in batches: the whole list would need a hundred times
+        # the memory.
         hasher.update(b"[")
         for number, batch in enumerate(labels.to_batches(max_chunksize=1024)):
             text = repr(batch.to_pylist())[1:-1]

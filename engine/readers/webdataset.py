@@ -1,7 +1,7 @@
-"""Tar files whose members bear one key for each image: `0001.jpg`, `0001.cls`, `0001.json`
-(WebDataset).
+"""Tar files in the format of WebDataset: members with the same key (`0001.jpg`, `0001.cls`,
+`0001.json`) describe one image.
 
-Tars are read where they lie, each image by its place in them; nothing is unpacked.
+Images are read from the tars by offset; nothing is unpacked.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ class WebdatasetSpec(ReaderSpec):
     name: Literal["webdataset"] = "webdataset"
     # A local folder or a URL such as s3://bucket/folder.
     root: str
-    # Which tars below it, as `train-*.tar`; None: all.
+    # Pattern of tars below the root, such as `train-*.tar`; None: all.
     files: str | None = None
-    # Name of the task: the member that has it, by its extension (`cls`, `label.txt`), or a field
-    # of one (`json:label`).
+    # Task name: extension of the member with its label (`cls`, `label.txt`), or a field of a JSON
+    # member (`json:label`).
     labels: dict[str, str] = Field(default={"class": "cls"}, min_length=1)
-    # Names of the classes, where members have their numbers.
+    # Class names, where members contain class numbers.
     class_names: tuple[str, ...] = ()
-    # A member or field, as above.
+    # Member or field of the group, written as for labels.
     group: str | None = None
 
 
 class TarBytes:
-    """Images by `tar#offset+size#name`. Picklable; one tar is held open."""
+    """Images by `tar#offset+size#name`; picklable. Keeps one tar open."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -81,17 +81,19 @@ class Webdataset(Reader):
 
     def _files(self) -> list[str]:
         source = Source(self.spec.root)
-        found = files_of(source, self.spec.files, ".tar")
-        if odd := next((name for name in found if "#" in name or not name.isprintable()), None):
-            raise DataError(f"reader.files: {odd!r}: a tar's name holds no #; rename it")
-        if not found:
+        files = files_of(source, self.spec.files, ".tar")
+        if odd := next((name for name in files if "#" in name or not name.isprintable()), None):
+            raise DataError(
+                f"reader.files: the name {odd!r} contains # or unprintable characters; rename it"
+            )
+        if not files:
             packed = next(source.files((".tgz", ".gz", ".zst", ".bz2")), None)
             raise DataError(
-                f"reader.files: no tar below {self.spec.root}"
+                f"reader.files: no tar in {self.spec.root}"
                 + (f" matches {self.spec.files!r}" if self.spec.files else "")
-                + (f"; {packed} is packed, unpack it to .tar" if packed else "")
+                + (f"; {packed} is compressed, decompress it to .tar" if packed else "")
             )
-        return found
+        return files
 
     def tasks(self) -> Mapping[str, TaskKind]:
         return dict.fromkeys(self.spec.labels, "single")
@@ -107,18 +109,19 @@ class Webdataset(Reader):
                 columns[rows.IMAGE_ID].append(place)
                 columns[rows.URI].append(place)
                 for task, where in spec.labels.items():
-                    columns[rows.label_column(task)].append(self._label(found(texts, where), place))
+                    label = self._label(text_at(texts, where), place)
+                    columns[rows.label_column(task)].append(label)
                 columns[rows.SPLIT].append(splits[name])
-                columns[rows.GROUP_ID].append(found(texts, spec.group) if spec.group else None)
+                columns[rows.GROUP_ID].append(text_at(texts, spec.group) if spec.group else None)
         if not columns[rows.URI]:
-            raise DataError(f"reader.root: the tars below {spec.root} hold no image")
+            raise DataError(f"reader.root: the tars in {spec.root} contain no images")
         columns[rows.IMAGE_ID] = image_ids(columns[rows.URI])
         return pa.table(columns, schema=rows.records_schema(self.tasks()))
 
     def _wanted(self) -> set[str]:
-        """Extensions of the members that are read."""
-        named = [*self.spec.labels.values(), *([self.spec.group] if self.spec.group else [])]
-        return {where.partition(":")[0] for where in named}
+        """Extensions of the members with labels and groups."""
+        wanted = [*self.spec.labels.values(), *([self.spec.group] if self.spec.group else [])]
+        return {where.partition(":")[0] for where in wanted}
 
     def _label(self, text: str | None, place: str) -> str | None:
         names = self.spec.class_names
@@ -126,7 +129,8 @@ class Webdataset(Reader):
             return text
         if not text.isdigit() or int(text) >= len(names):
             raise DataError(
-                f"reader.class_names: {text[:60]!r} of {place} is no number below {len(names)}"
+                f"reader.class_names: {place} has the class {text[:60]!r}, not a number below"
+                f" {len(names)}"
             )
         return names[int(text)]
 
@@ -139,58 +143,63 @@ class Webdataset(Reader):
 
 
 def samples(source: Source, name: str, wanted: set[str]) -> Iterator[tuple[str, dict[str, str]]]:
-    """The place of each image of a tar, and the texts of the members that share its key and have a
-    wanted extension. Links, devices and folders in it are passed over."""
-    key, place, texts = None, None, {}
+    """For each image of a tar its uri, and the texts of the members with its key and a wanted
+    extension. Skips links, devices and folders."""
+    key: str | None = None
+    place: str | None = None
+    texts: dict[str, str] = {}
     try:
         with source.open(name) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 if not member.isreg():
                     continue
                 path = PurePosixPath(member.name)
-                path.name.encode()  # a name that is no text is refused
+                path.name.encode()  # raises where the name is not valid UTF-8
                 stem, _, extension = path.name.partition(".")
-                this = f"{path.parent}/{stem}"
-                if this != key:
+                member_key = f"{path.parent}/{stem}"
+                if member_key != key:
                     if place is not None:
                         yield place, texts
-                    key, place, texts = this, None, {}
+                    key, place, texts = member_key, None, {}
                 if f".{extension.lower()}" in (*EXTENSIONS, *FOREIGN):
                     if place is not None:
                         raise DataError(
-                            f"reader.files: {name}: {member.name} is a second picture of its key;"
-                            " one key stands for one image"
+                            f"reader.files: {name}: {member.name} is a second image with the same"
+                            " key; rename it"
                         )
                     place = f"{name}#{member.offset_data}+{member.size}#{path.name}"
                 elif extension in wanted:
                     texts[extension] = _text(tar, member, name)
             if place is not None:
                 yield place, texts
-            # What is damaged or cut off reads as an end like any other.
+            # tarfile takes damage and truncation for the end of the archive.
             file.seek(tar.offset)
             left = 0
             while rest := file.read(2**20):
                 left += len(rest)
                 if rest.count(0) < len(rest):
-                    raise tarfile.ReadError(f"what begins at byte {tar.offset:,} is no member")
+                    raise tarfile.ReadError(f"no valid member at byte {tar.offset:,}")
             if left < tarfile.BLOCKSIZE:
-                raise tarfile.ReadError("it is cut off")
+                raise tarfile.ReadError("truncated")
     except (
         tarfile.TarError, EOFError, ValueError, RecursionError, Rejected,
     ) as error:  # fmt: skip
-        raise DataError(f"reader.files: {name} is no whole tar: {str(error)[:120]}") from None
+        raise DataError(f"reader.files: {name} is not a complete tar: {str(error)[:120]}") from None
 
 
 def _text(tar: tarfile.TarFile, member: tarfile.TarInfo, name: str) -> str:
     if member.size > _MOST_TEXT:
-        raise DataError(f"reader.files: {name}: {member.name} has {member.size:,} bytes of text")
-    held = tar.extractfile(member)
-    assert held is not None, "a regular file has content"
-    return held.read().decode().strip()
+        raise DataError(
+            f"reader.files: {name}: {member.name} has {member.size:,} bytes of text, more"
+            f" than {_MOST_TEXT:,}"
+        )
+    file = tar.extractfile(member)
+    assert file is not None, "a regular file has content"
+    return file.read().decode().strip()
 
 
-def found(texts: Mapping[str, str], where: str) -> str | None:
-    """A label or a group, from a member or a field of one."""
+def text_at(texts: Mapping[str, str], where: str) -> str | None:
+    """A label or a group: the text of a member (`cls`), or of a field of one (`json:label`)."""
     extension, _, field = where.partition(":")
     text = texts.get(extension)
     if text is None or not field:
@@ -198,7 +207,7 @@ def found(texts: Mapping[str, str], where: str) -> str | None:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"reader.labels: {where}: no valid JSON: {str(error)[:100]}") from None
+        raise DataError(f"reader.labels: {where}: not valid JSON: {str(error)[:100]}") from None
     for part in field.split("."):
         value = value.get(part) if isinstance(value, dict) else None
     return None if value is None or value == "" else str(value)

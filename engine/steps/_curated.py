@@ -137,7 +137,7 @@ def closest(context: Context, generators: Sequence[str], side: int) -> list[dict
 def words(curated: Mapping[str, CurateResult]) -> dict[str, str]:
     """What each reason for dropping an image means."""
     names = {report.name for result in curated.values() for report in result.filters}
-    found = {name: str(resolve("filters", name).told) for name in sorted(names)}
+    found = {name: str(resolve("filters", name).drop_reason) for name in sorted(names)}
     return {"embedding": "without an embedding", **found}
 
 
@@ -158,7 +158,7 @@ def filters_told(curated: Mapping[str, CurateResult]) -> dict[str, list[dict[str
         found[name] = [
             {
                 "name": report.name, "dropped": report.dropped,
-                "told": resolve("filters", report.name).told,
+                "told": resolve("filters", report.name).drop_reason,
                 "limits": ", ".join(
                     f"{key} {limit_in_words(value)}" for key, value in report.limits.items()
                 ),

@@ -27,7 +27,7 @@ from engine.core.store import Store
 from engine.data.arrays import grouped_vectors, hashes_of, matrix_of
 from engine.data.dataset import split_index
 from engine.data.images import Preprocess
-from engine.filters import Judged, Scored
+from engine.filters import Judgement, Scores
 from engine.metrics.classification import confusion
 from engine.nets.classification import class_numbers
 from engine.results.data import IngestResult
@@ -121,7 +121,7 @@ def judge(
     reports = []
     for one in spec.filters if len(made) else ():
         kept = reason[at] == ""
-        found: Judged = resolve("filters", one.name)(one, classes).judge(
+        found: Judgement = resolve("filters", one.name)(one, classes).judge(
             sets.of(made, one.name), sets.train, sets.of(val, one.name), kept
         )
         reason[at] = np.where(kept & found.drop, one.name, reason[at])
@@ -164,7 +164,7 @@ def finite(limit: float | Mapping[str, float]) -> Any:
 
 
 def agreement(
-    classes: Sequence[str], made: Scored, val: Scored, used: np.ndarray, kept: np.ndarray
+    classes: Sequence[str], made: Scores, val: Scores, used: np.ndarray, kept: np.ndarray
 ) -> LabelerReport:
     """How often the labeler sees what was asked for, and in those kept what they are used as; the
     yardstick of both is val. used: the labels (n,) that images are used under."""
@@ -221,7 +221,7 @@ class Sets:
             )
 
     @staticmethod
-    def of(held: Scored, name: str) -> Scored:
+    def of(held: Scores, name: str) -> Scores:
         """The set as a filter sees it: with its own figures under their own names."""
         prefix = rows.score_column(name, "")
         own = {key.removeprefix(prefix): values for key, values in held.measured.items()
@@ -232,7 +232,7 @@ class Sets:
 def read_scored(
     store: Store, keys: list[str], label_of: Mapping[str, str], measured: list[str],
     names: Sequence[str],
-) -> Scored:  # fmt: skip
+) -> Scores:  # fmt: skip
     """The images of `label_of` that have a vector in the parts `keys` and, where some are given,
     the figures `names` in the parts `measured`."""
     figure_of = {}
@@ -252,7 +252,7 @@ def read_scored(
         hash_of |= dict(zip(table[rows.IMAGE_ID].to_pylist(), hashes_of(table), strict=True))
     order = [row_of[name] for name in ids] if measured else []
     found = {name: values[order] for name, values in figure_of.items()}
-    return Scored(
+    return Scores(
         np.asarray(ids, dtype=object), np.asarray([label_of[name] for name in ids], dtype=object),
         vectors, np.asarray([hash_of[name] for name in ids], np.uint64),
         found.pop(rows.PROBABILITIES, None), found,

@@ -33,9 +33,9 @@ from engine.data.arrays import aligned
 from engine.data.dataset import (
     assign_splits,
     limit_train,
-    mend_all,
     remove_duplicates,
     replace_column,
+    resolve_leaks,
 )  # fmt: skip
 from engine.data.leaks import Leak, NearPair, find_leaks
 from engine.results.data import IngestResult
@@ -130,7 +130,7 @@ class Ingest(StepKind):
         if leaks and spec.audit.on_leak == "fail":
             raise LeakError(self._leak_text(context, leaks))
         if leaks:
-            index, leaks = mend_all(index, leaks, near, spec.audit.on_leak, fate)
+            index, leaks = resolve_leaks(index, leaks, near, spec.audit.on_leak, fate)
             warnings.append(
                 f"{len(leaks)} leaks between splits: on_leak: {spec.audit.on_leak} was applied"
             )

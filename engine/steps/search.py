@@ -27,7 +27,7 @@ from engine.results.comparison import SearchResult, TrainResult, ValMean
 from engine.results.data import IngestResult
 from engine.sections import ClassifierField
 from engine.steps import StepKind
-from engine.steps.train import changed_weights, outside_of
+from engine.steps.train import changed_weights, external_digests
 
 # baseline: one of those whose strongest synthetic images must beat. compared: held against it.
 # shown: with another budget or other images than the rest, for the reader alone.
@@ -117,7 +117,7 @@ class Search(StepKind):
                 headline=f"{len(trials)} trials; best on val: {best}, {spec.training.objective}"
                 f" {arms[best].mean:.3f}",
                 objective=spec.training.objective,
-                warnings=warnings, outside=outside_of(spec),
+                warnings=warnings, outside=external_digests(spec),
                 trials={key: manifest.digest for key, manifest in manifests.items()},
                 arms=arms, chosen=chosen, baseline=baseline,
                 twins={trial.arm.name: str(trial.arm.twin_of) for trial in twins},

@@ -150,7 +150,7 @@ class Train(StepKind):
             members=tuple(mix.keys(table="members")),
             val=split_index(context.store, ingest, spec.task, "val"),
         )
-        outside = outside_of(spec)
+        outside = external_digests(spec)
         parts, metrics = context.fit(fit, "steps", outside)
         score = metrics["val"][spec.training.objective]
         headline = (
@@ -165,17 +165,17 @@ class Train(StepKind):
         return changed_weights(step.spec_as(TrainSpec), TrainResult.of(manifest).outside)
 
 
-def outside_of(spec: Any) -> dict[str, str]:
+def external_digests(spec: Any) -> dict[str, str]:
     """Digests of what the classifier of a spec reads beside the study's images."""
     kind = resolve("classifiers", spec.classifier.name)
-    return dict(kind(spec.classifier, spec.preprocess, ()).outside())
+    return dict(kind(spec.classifier, spec.preprocess, ()).external_digests())
 
 
 def changed_weights(spec: Any, recorded: Mapping[str, str]) -> str | None:
     """Why a classifier that was trained from local weights no longer counts, or None. recorded:
     digests at its training. Weights that are absent now, or were not recorded, count as the
     same."""
-    if differ(outside_of(spec), recorded):
+    if differ(external_digests(spec), recorded):
         return f"the weights that classifier {spec.classifier.name} starts from changed"
     return None
 
@@ -188,7 +188,7 @@ def refuse_other_weights(classifier: Classifier, noted: Mapping[str, str]) -> No
     """Refuse to use what was trained on the `features` of other weights than those that are here
     now. Raises `ResumeError`."""
     # A network that sees pixels holds all of its weights itself, wherever it started.
-    if classifier.on_features and differ(classifier.outside(), noted):
+    if classifier.on_features and differ(classifier.external_digests(), noted):
         raise ResumeError(
             f"classifier {classifier.spec.name}: the weights that its images are embedded by"
             " changed since it was trained; run again, which trains it anew"
@@ -213,7 +213,7 @@ def fed(
     made_of = digest(
         [
             "features", store.url, keys, classifier.spec, classifier.preprocess, device,
-            dict(classifier.outside()),
+            dict(classifier.external_digests()),
         ]
     )  # fmt: skip
     return share(made_of, lambda: features(store, keys, classifier, device))

@@ -38,7 +38,7 @@ from engine.runtime.base import Outcome, Runtime
 from engine.sections import Tune
 from engine.steps.search import SearchSpec, trial_steps
 from engine.steps.train import PREDICTIONS
-from engine.study import Study, lay, validate
+from engine.study import Study, override, validate
 from engine.tuning.proposals import Halving, Proposals, Range, Rung, Settings, grid
 
 # What settings may differ in. All else would change what they are compared on, or nothing.
@@ -82,7 +82,7 @@ class Setting:
         laying it over would come to; of a list of plugins it takes the named one away."""
         values = self.values
         for name, value in settings.items():
-            values = lay(values, name, value)
+            values = override(values, name, value)
         nulls = [name.split(".") for name, value in settings.items() if value is None]
         stands = validate(Study, self.values, "study") if nulls else None
         for *place, last in nulls:

@@ -224,7 +224,7 @@ def test_a_size_that_a_checkpoint_cannot_take_is_refused_when_the_study_is_read(
     for fields in ({}, {"input_size": 32}):
         made(**fields).check(Training())
         made(**fields).build()
-    why = r"^classifier\.input_size: .* takes no images of 48 px: .*; leave input_size out"
+    why = r"^classifier\.input_size: .* does not accept images of 48 px: .*; remove input_size"
     # One that is not here yet is refused when it is loaded.
     with pytest.raises(StudyError, match=why) as raised:
         made(input_size=48).build()
@@ -240,7 +240,7 @@ def test_pictures_smaller_than_a_patch_are_refused(tmp_path: Path) -> None:
     config = ViTConfig(**SMALL_VIT, image_size=64, patch_size=32)
     ViTForImageClassification(config).save_pretrained(tmp_path)
     spec = PretrainedSpec(model=str(tmp_path), input_size=16)
-    with pytest.raises(StudyError, match=r"takes no images of 16 px"):
+    with pytest.raises(StudyError, match=r"does not accept images of 16 px"):
         Pretrained(spec, Preprocess(size=16), CLASSES).check(Training())
 
 

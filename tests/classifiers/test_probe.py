@@ -113,7 +113,7 @@ def test_a_probe_learns_and_what_is_saved_answers_alike(tmp_path: Path, hidden: 
 )  # fmt: skip
 def test_augmentation_of_pixels_is_refused(fields: dict[str, object]) -> None:
     name = next(iter(fields))
-    with pytest.raises(StudyError, match=rf"training\.{name}: changes pixels, and a probe"):
+    with pytest.raises(StudyError, match=rf"training\.{name}: changes pixels, but a probe"):
         probe().check(Training.model_validate(fields))
     probe().check(Training(mixup_alpha=0.2, class_weights="balanced"))
 

@@ -1,4 +1,5 @@
-"""Which weights of a checkpoint are trained: of each family its last blocks, and what follows."""
+"""Which weights of a checkpoint are trained: the last blocks of each family, and everything after
+them."""
 
 from __future__ import annotations
 
@@ -82,12 +83,12 @@ def test_the_last_block_learns_with_what_follows_and_the_rest_stands_still(
         for name, value in network.state_dict().items()
         if not torch.equal(value, before[name])
     }
-    # Neither weights nor statistics of what stands still.
+    # Frozen modules keep their weights and statistics.
     assert moved
     assert not [name for name in moved if name in names[:first]]
     frozen = {name.rpartition(".")[0] for name in names[:first]}
     assert not [name for name in moved if name.rpartition(".")[0] in frozen]
-    with pytest.raises(StudyError, match=rf"classifier\.trained: {blocks + 1} blocks, where the"):
+    with pytest.raises(StudyError, match=rf"trained: {blocks + 1} exceeds the {blocks} blocks"):
         built(folder, blocks + 1)
 
 
@@ -96,13 +97,13 @@ def test_a_network_without_a_list_of_blocks_is_trained_as_a_whole_or_by_its_head
 
     network = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
     assert not block_list(network)
-    with pytest.raises(StudyError, match="1 blocks, where the network has 0; say all or head"):
+    with pytest.raises(StudyError, match="1 exceeds the 0 blocks of the network; use all or head"):
         freeze(network, 1, block_list(network), network[1].parameters())
     assert freeze(network, "head", (), network[1].parameters()) == [network[0]]
 
 
 @pytest.mark.parametrize(
-    ("fields", "told"),
+    ("fields", "message"),
     [
         ({"name": "pretrained"}, "classifier.model: is missing"),
         ({"name": "scratch"}, "classifier.architecture: is missing"),
@@ -113,14 +114,14 @@ def test_a_network_without_a_list_of_blocks_is_trained_as_a_whole_or_by_its_head
         ({"name": "vgg", "depth": 12}, "classifier.depth: must be"),
     ],
 )
-def test_what_no_network_can_be_made_of_is_refused_in_a_line(
-    fields: dict[str, Any], told: str
+def test_an_invalid_classifier_is_refused_in_one_line(
+    fields: dict[str, Any], message: str
 ) -> None:
     values = {
         "name": "toy", "reader": {"name": "digits"}, "preprocess": {"size": 16},
         "classifier": fields,
     }  # fmt: skip
-    with pytest.raises(StudyError, match=told) as refused:
+    with pytest.raises(StudyError, match=message) as refused:
         validate(Study, values, "study.yaml")
     assert "\n" not in str(refused.value)
 

@@ -136,17 +136,17 @@ def test_weights_that_cannot_be_used_say_what_is_missing(tmp_path: Path) -> None
     lacking = original(3)
     del lacking["features.3.bias"]
     save_file(lacking, tmp_path / "lacking.safetensors")
-    for name, told in (("nowhere", "no such file"), ("empty", "holds no safetensors files")):
-        with pytest.raises(StudyError, match=told):
+    for name, message in (("nowhere", "no such file"), ("empty", "contains no safetensors files")):
+        with pytest.raises(StudyError, match=message):
             vgg(weights=str(tmp_path / name)).check(Training())
-    for name, fields, told in (
+    for name, fields, message in (
         ("damaged.safetensors", {}, "cannot be read as safetensors"),
         ("lacking.safetensors", {}, r"features\.3\.bias is lacking"),
         ("narrow.safetensors", {"hidden": 4}, r"classifier\.0\.weight is \(8, 25088\) and should"),
-        ("narrow.safetensors", {"depth": 13}, "no weights of this VGG13: features"),
-        ("narrow.safetensors", {"batch_norm": True}, r"features.* compare depth, batch_norm"),
+        ("narrow.safetensors", {"depth": 13}, "does not fit this VGG13: features"),
+        ("narrow.safetensors", {"batch_norm": True}, r"features.* check depth, batch_norm"),
     ):
-        with pytest.raises(StudyError, match=told):
+        with pytest.raises(StudyError, match=message):
             vgg(weights=str(tmp_path / name), **fields).build()
 
 
@@ -184,7 +184,7 @@ def test_a_part_is_trained_and_the_rest_stands_still(
 
 
 def test_random_weights_are_not_left_as_they_are() -> None:
-    with pytest.raises(StudyError, match=r"classifier\.trained: head would leave random weights"):
+    with pytest.raises(StudyError, match=r"classifier\.trained: head would freeze random weights"):
         vgg(trained="head").check(Training())
-    with pytest.raises(StudyError, match="8 blocks, where the network has 7"):
+    with pytest.raises(StudyError, match="8 exceeds the 7 blocks"):
         vgg(trained=8).build()

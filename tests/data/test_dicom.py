@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from engine.data.decoding import decode
 from engine.data.dicom import decode_dicom, read_header
-from engine.data.images import Preprocess, Rejected, decode
+from engine.data.images import Preprocess, Rejected
 from engine.data.sandbox import Sandbox
 
 pydicom = pytest.importorskip("pydicom")

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from engine.core import rows
-from engine.data.dataset import mend_all
+from engine.data.dataset import resolve_leaks
 from engine.data.leaks import NearPair, connected, find_leaks
 
 
@@ -80,18 +80,18 @@ def test_pairs_with_an_image_that_is_gone_are_left_out() -> None:
 
 
 @pytest.mark.parametrize("how", ["drop", "move"])
-def test_mending_goes_on_until_no_leak_is_left(how: str) -> None:
-    # A burst in train, of which one look by neighbours joins only some to the test image.
+def test_leaks_are_resolved_until_none_is_left(how: str) -> None:
+    # A burst in train; only one of its images is a direct neighbour of the test image.
     near = [("a0", "a6", 0.99), ("a0", "a1", 0.99), ("a1", "a2", 0.99)]
     fate: dict[str, str] = {}
-    mended, leaks = mend_all(CLEAN, find_leaks(CLEAN, near), near, how, fate)
+    resolved, leaks = resolve_leaks(CLEAN, find_leaks(CLEAN, near), near, how, fate)
     assert {leak.first for leak in leaks} == {"a0", "a1", "a2"}
-    assert find_leaks(mended, near) == []
+    assert find_leaks(resolved, near) == []
     if how == "drop":
         assert fate == dict.fromkeys(["a0", "a1", "a2"], "leak")
     else:
         splits = dict(
-            zip(*(mended[name].to_pylist() for name in (rows.IMAGE_ID, rows.SPLIT)), strict=True)
+            zip(*(resolved[name].to_pylist() for name in (rows.IMAGE_ID, rows.SPLIT)), strict=True)
         )
         assert {splits[image_id] for image_id in ("a0", "a1", "a2", "a6")} == {"test"}
         assert splits["a3"] == "train"

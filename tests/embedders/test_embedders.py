@@ -278,7 +278,7 @@ def test_a_size_that_a_checkpoint_cannot_take_is_refused(tmp_path: Path) -> None
     config = ViTConfig(**{**VIT, "patch_size": 32})
     ViTForImageClassification(config).save_pretrained(tmp_path)
     save_processor(tmp_path, "ViTImageProcessor", **SQUARE)
-    with pytest.raises(StudyError, match=r"^embedder\.input_size: .* no images of 16 px: .*$"):
+    with pytest.raises(StudyError, match=r"^embedder\.input_size: .* accept images of 16 px: .*$"):
         Cnn(CnnSpec(model=str(tmp_path), input_size=16)).load("cpu")
 
 
@@ -346,7 +346,7 @@ def test_weights_as_pickle_are_refused(folders: dict[str, Path], tmp_path: Path)
 
 
 def test_a_network_without_text_is_no_clip(folders: dict[str, Path]) -> None:
-    with pytest.raises(StudyError, match="resnet shares no space with text"):
+    with pytest.raises(StudyError, match="resnet has no joint space with text"):
         Clip(ClipSpec(model=str(folders["resnet"]))).load("cpu")
 
 

@@ -1,4 +1,4 @@
-"""A study's images, written in every form, and opened by what they are written for."""
+"""A study's images, exported in every format and opened by the tools they are meant for."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def made(
     image_folder: Callable[..., Path], toy_study: Callable[..., Study],
     run_until: Callable[[Study, str], Manifest], tmp_path: Path,
 ) -> Study:  # fmt: skip
-    """A study whose images have been made: turned and flipped ones of two classes, one of which
-    has a name that no file can bear."""
+    """A study with generated images: rotated and flipped images of two classes, one of which has a
+    name that is not a valid file name."""
     folder = image_folder({"a": 20, "b": 12})
     table = [("path", "label")] + [
         (f"{name}/{number:03d}.png", {"a": "a", "b": "=b/<i>"}[name])
@@ -70,7 +70,7 @@ def counted(told: dict[str, Any]) -> dict[tuple[str, str, str], int]:
     }
 
 
-def test_every_form_has_the_same_images(made: Study, store: Store, tmp_path: Path) -> None:
+def test_every_format_has_the_same_images(made: Study, store: Store, tmp_path: Path) -> None:
     told = {
         form: counted(write(made, store, tmp_path / form, form))
         for form in ("imagefolder", "csv", "parquet", "webdataset")
@@ -85,7 +85,7 @@ def test_every_form_has_the_same_images(made: Study, store: Store, tmp_path: Pat
         assert synthetic["train", label, "turned"] == round(0.5 * first["train", label, "real"])
 
 
-def test_a_table_of_real_and_synthetic_is_read_in_again(
+def test_the_reader_csv_reads_an_export_back(
     made: Study, store: Store, tmp_path: Path, toy_study: Callable[..., Study],
     run_until: Callable[[Study, str], Manifest],
 ) -> None:  # fmt: skip
@@ -93,7 +93,7 @@ def test_a_table_of_real_and_synthetic_is_read_in_again(
     text = (tmp_path / "out" / "labels.csv").read_text()
     table = list(csv.DictReader(io.StringIO(text)))
     assert len(table) == sum(told.values())
-    # What a spreadsheet would compute is marked as text.
+    # A cell that a spreadsheet would compute is marked as text.
     assert {row["label"] for row in table} == {"a", "'=b/<i>"}
     for row in table:
         assert Image.open(tmp_path / "out" / row["path"]).size == (16, 16)
@@ -105,7 +105,7 @@ def test_a_table_of_real_and_synthetic_is_read_in_again(
     )
 
 
-def test_folders_bear_safe_names_and_hold_their_class(
+def test_folders_have_safe_names_and_contain_their_class(
     made: Study, store: Store, tmp_path: Path
 ) -> None:
     told = counted(write(made, store, tmp_path / "out", "imagefolder"))
@@ -124,7 +124,7 @@ def test_folders_bear_safe_names_and_hold_their_class(
 
 
 @pytest.mark.parametrize("name", ["con", "LPT1", "..", "a/b", "x ", "é", "a" * 80, "=x", ".git"])
-def test_names_that_are_no_folder_get_a_slug(name: str) -> None:
+def test_unsafe_folder_names_become_a_slug(name: str) -> None:
     assert folder_of(name) != name
     assert folder_of("t-shirt") == "t-shirt"
 
@@ -137,17 +137,22 @@ def test_datasets_opens_parquet_with_pictures_and_class_names(
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     told = counted(write(made, store, tmp_path / "out", "parquet"))
     loaded = datasets.load_dataset(str(tmp_path / "out"))
-    assert set(loaded) == {"train", "validation", "test"} or set(loaded) == set(rows.SPLITS)
+    names = {"train": "train", "validation": "val", "test": "test"}  # as `datasets` names splits
+    found: Counter[tuple[str, str, str]] = Counter()
+    for split, images in loaded.items():
+        assert images.features["label"].names == sorted(CLASSES)
+        for row in images:
+            label = images.features["label"].int2str(row["label"])
+            found[names[split], label, row["source"]] += 1
+    assert found == told
     train = loaded["train"]
-    assert train.features["label"].names == sorted(CLASSES)
-    found = Counter((train.features["label"].int2str(row["label"]), row["source"]) for row in train)
-    assert found == {(label, source): count for (split, label, source), count in told.items()
-                     if split == "train"}  # fmt: skip
     assert train[0]["image"].size == (16, 16)
-    assert all(row["parent_id"] for row in train if row["source"] == "turned")
+    parents = [row["parent_id"] for row in train if row["source"] == "turned"]
+    assert parents
+    assert all(parents)
 
 
-def test_tars_are_read_in_again_with_their_labels(
+def test_the_reader_webdataset_reads_an_export_back(
     made: Study, store: Store, tmp_path: Path
 ) -> None:
     told = counted(write(made, store, tmp_path / "out", "webdataset"))
@@ -195,11 +200,11 @@ def test_images_go_to_s3(made: Study, store: Store, s3_endpoint: str) -> None:
     told = export(made, store, target, "turned", "csv", ["train"])
     written = [key for key in target.listing("images") if key.endswith(".png")]
     assert len(written) == sum(counted(told).values())
-    with pytest.raises(StudyError, match="holds files already"):
+    with pytest.raises(StudyError, match="is not empty"):
         export(made, store, target, "turned", "csv", ["train"])
 
 
-def test_what_was_made_from_what_stands_beside_the_images(
+def test_the_provenance_is_exported_with_the_images(
     made: Study, store: Store, tmp_path: Path
 ) -> None:
     write(made, store, tmp_path / "out", "csv")
@@ -213,7 +218,7 @@ def test_what_was_made_from_what_stands_beside_the_images(
     assert "<i>" not in card
 
 
-def test_real_images_alone_and_some_splits(made: Study, store: Store, tmp_path: Path) -> None:
+def test_an_export_of_real_images_in_some_splits(made: Study, store: Store, tmp_path: Path) -> None:
     told = counted(write(made, store, tmp_path / "out", "csv", "real", ("val", "test")))
     assert {split for split, _, _ in told} == {"val", "test"}
     assert {source for _, _, source in told} == {"real"}
@@ -222,26 +227,26 @@ def test_real_images_alone_and_some_splits(made: Study, store: Store, tmp_path: 
 @pytest.mark.parametrize(
     ("fields", "match"),
     [
-        ({"form": "zip"}, "--format zip: there are csv, imagefolder, parquet, webdataset"),
-        ({"what": "ddpm x1"}, "--arm 'ddpm x1': there are real, turned"),
-        ({"splits": ("train", "dev")}, "--splits: 'dev' is none of train, val, test"),
+        ({"form": "zip"}, "--format zip: unknown format; choose from csv, "),
+        ({"what": "ddpm x1"}, "--arm 'ddpm x1': unknown arm; choose from real, turned"),
+        ({"splits": ("train", "dev")}, "--splits: unknown split 'dev'; choose from train, val"),
     ],
 )
-def test_what_there_is_not_is_named(
+def test_an_unknown_format_arm_or_split_is_refused(
     made: Study, store: Store, tmp_path: Path, fields: Any, match: str
 ) -> None:
     with pytest.raises(StudyError, match=match):
         write(made, store, tmp_path / "out", **{"form": "csv", **fields})
 
 
-def test_a_folder_with_files_is_left_alone(made: Study, store: Store, tmp_path: Path) -> None:
+def test_a_folder_with_files_is_refused(made: Study, store: Store, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("x")
-    with pytest.raises(StudyError, match="holds files already; name an empty folder"):
+    with pytest.raises(StudyError, match="is not empty; name an empty folder"):
         write(made, store, tmp_path / "out", "csv")
 
 
-def test_what_is_not_computed_is_named_with_what_computes_it(
+def test_the_error_names_a_step_that_is_not_computed(
     image_folder: Callable[..., Path], toy_study: Callable[..., Study], store: Store, tmp_path: Path
 ) -> None:
     study = toy_study(image_folder({"a": 6, "b": 6}))
@@ -254,7 +259,7 @@ def test_what_is_not_computed_is_named_with_what_computes_it(
 def test_results_that_are_out_of_date_are_not_exported(
     made: Study, store: Store, tmp_path: Path
 ) -> None:
-    """Generated images of an ingest that has been thrown away may be of what is test now."""
+    """Images generated from an outdated ingest may show images that are in test now."""
     ingest = next(step for step in plan(made) if step.kind == "ingest")
     key = store.manifest("ingest", ingest.key)
     manifest = unseal(store.read(key))

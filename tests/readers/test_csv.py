@@ -77,7 +77,7 @@ def test_a_delimiter_that_is_none_is_refused_with_the_study(delimiter: str) -> N
 
 
 def test_a_task_of_multi_must_be_one_of_labels() -> None:
-    with pytest.raises(ValidationError, match="multi names signs, which is no task of labels"):
+    with pytest.raises(ValidationError, match="multi names signs, which is not a task"):
         CsvSpec(root="x", file="y", multi={"signs": "|"})
 
 

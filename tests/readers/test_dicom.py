@@ -14,7 +14,7 @@ from engine.core.manifest import Manifest
 from engine.core.store import Store
 from engine.readers.dicom import Dicom, DicomSpec
 from engine.study import Study
-from tests.core.test_dicom import RAMP, dicom
+from tests.data.test_dicom import RAMP, dicom
 
 
 def write_series(folder: Path, patients: int, **tags: Any) -> Path:

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from engine.core import rows
-from engine.data.images import Rejected, decode
+from engine.data.decoding import decode
+from engine.data.images import Rejected
 from engine.readers.digits import Digits, DigitsSpec
 
 

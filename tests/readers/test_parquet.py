@@ -111,7 +111,7 @@ def test_columns_of_any_name_and_lists_serve(tmp_path: Path) -> None:
 def test_some_files_may_be_chosen(tmp_path: Path) -> None:
     write(tmp_path / "train-0.parquet", [0, 1])
     write(tmp_path / "extra.parquet", [0, 1], first=5)
-    with pytest.raises(DataError, match=r"train-0\.parquet bears the name of a split, extra"):
+    with pytest.raises(DataError, match=r"train-0\.parquet names a split, but extra"):
         read(tmp_path)
     assert len(read(tmp_path, files="train-*")) == 2
     with pytest.raises(DataError, match=r"no Parquet file .* matches 'val"):
@@ -124,8 +124,8 @@ def test_some_files_may_be_chosen(tmp_path: Path) -> None:
         ({"image": "picture"}, r"reader\.image: .* no column 'picture'; it has image, label"),
         ({"labels": {"class": "kind"}}, r"reader\.labels\.class: .* no column 'kind'"),
         ({"group": "patient"}, r"reader\.group"),
-        ({"split": "label"}, "is no name of a split"),
-        ({"multi": ["class"]}, "holds no lists; leave out the task 'class'"),
+        ({"split": "label"}, "is not a split"),
+        ({"multi": ["class"]}, "contains no lists; remove the task 'class'"),
     ],
 )
 def test_what_the_file_has_not_is_named(tmp_path: Path, fields: Any, match: str) -> None:
@@ -136,10 +136,10 @@ def test_what_the_file_has_not_is_named(tmp_path: Path, fields: Any, match: str)
 
 def test_files_that_are_none_and_numbers_that_are_no_class_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"PAR1 nothing")
-    with pytest.raises(DataError, match=r"a\.parquet is no Parquet file"):
+    with pytest.raises(DataError, match=r"a\.parquet is not a readable Parquet file"):
         read(tmp_path)
     write(tmp_path / "a.parquet", [0, 7])
-    with pytest.raises(DataError, match="7 in column 'label' is no class; there are 2"):
+    with pytest.raises(DataError, match="column 'label' contains 7, but class numbers end at 1"):
         read(tmp_path)
 
 

@@ -149,12 +149,12 @@ def test_arms_that_cannot_be_made_are_refused_when_the_study_is_read(bars_study)
         every = {"request": {"ratio": 1}, "search": {"ratios": [1], "arms": [arm]}, **fields}
         with pytest.raises(StudyError, match=rf"^search\.arms: {arm} {why}"):
             plan(bars_study(**every))
-    with pytest.raises(StudyError, match="there is no 'other'; there are more"):
+    with pytest.raises(StudyError, match="unknown part 'other'; choose from more"):
         bars_study(search={"combine": {"both": ["more", "other"]}})
-    with pytest.raises(StudyError, match="both names one twice"):
+    with pytest.raises(StudyError, match="both lists an entry twice"):
         bars_study(search={"combine": {"both": ["more", "more"]}})
     two = {"t": {"name": "traditional"}, "u": {"name": "traditional", "rotate": 5}}
-    with pytest.raises(StudyError, match=r"search\.combine\.t: is the name of an arm"):
+    with pytest.raises(StudyError, match=r"search\.combine\.t: the name is already an arm"):
         bars_study(generators=two, search={"combine": {"t": ["t", "u"]}})
-    with pytest.raises(StudyError, match="needs two classifiers of each arm"):
+    with pytest.raises(StudyError, match="needs at least two classifiers per arm"):
         bars_study(search={"seeds": 1})

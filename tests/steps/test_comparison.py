@@ -371,7 +371,7 @@ def test_a_changed_pool_trains_its_own_arms_anew_and_no_others(
 
 
 def test_a_generator_cannot_take_the_name_of_an_arm(bars_study) -> None:
-    with pytest.raises(StudyError, match="is the name of an arm"):
+    with pytest.raises(StudyError, match="the name is already an arm"):
         bars_study(generators={"oversampled": {"name": "traditional"}})
 
 

@@ -209,10 +209,10 @@ def test_strict_needs_a_classifier(bars_study) -> None:
     [
         (
             {"filters": ["similarity", {"name": "agreement", "label_from": "labeler"}]},
-            "leave one of the two out",
+            "remove one of the two",
         ),
         ({"filters": ["copies", "copies"]}, "filters names copies twice"),
-        ({"labeler": None}, "filters: agreement needs a labeler, which is null"),
+        ({"labeler": None}, "filters: agreement needs a labeler, but labeler is null"),
         ({"filters": ["beauty"]}, r"no filter named 'beauty'; there are: agreement, blank"),
         ({"labeler": "oracle"}, r"no labeler named 'oracle'; there are: classifier, clip, knn"),
         ({"filters": [{"name": "copies", "quantile": 0.9}]}, "quantile: must be less than or"),

@@ -322,7 +322,7 @@ def test_an_empty_class_folder_stops_the_run(
 ) -> None:
     root = image_folder({"a": 5, "b": 5})
     (root / "c").mkdir()
-    refused(ingest, toy_study(root), "the class 'c' has no image")
+    refused(ingest, toy_study(root), "the class 'c' has no images")
 
 
 def test_images_without_a_group_must_be_called_independent(
@@ -356,7 +356,7 @@ def test_one_picture_under_two_labels_stops_the_run_and_both_are_named(
 ) -> None:
     root = image_folder({"a": 10, "b": 10})
     shutil.copy(root / "a" / "003.png", root / "b" / "same.png")
-    text = refused(ingest, toy_study(root), "1 pictures stand under two labels")
+    text = refused(ingest, toy_study(root), "1 pictures have two labels")
     assert "a/003.png is 'a' and b/same.png is 'b'" in text
 
 

@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 
 from engine.core import rows
-from engine.data.dataset import mend_all
+from engine.data.dataset import resolve_leaks
 from engine.data.images import Preprocess, preprocess
 from engine.data.leaks import find_leaks
 from engine.data.near_duplicates import thumbnail
 from engine.steps._intake import Near, find_near
-from tests.core.test_near import crop, scene
+from tests.data.test_near_duplicates import crop, scene
 
 CLOTHING = Path(__file__).parents[3] / "shared" / "data" / "clothing"
 
@@ -95,6 +95,6 @@ def test_what_is_found_of_a_picture_holds_for_its_equals_in_other_splits() -> No
     found = near(table, [*scenes, scenes[0], crop(scenes[0], 1)])
     assert pairs(found) == {(0, 25), (24, 25)}
     named = [(str(a), str(b), 1.0) for a, b in found.pairs.tolist()]
-    mended, leaks = mend_all(table, find_leaks(table, named), named, "drop", {})
+    mended, leaks = resolve_leaks(table, find_leaks(table, named), named, "drop", {})
     assert {(leak.kind, leak.first) for leak in leaks} == {("exact", "0"), ("near", "25")}
     assert not {"0", "25"} & set(mended[rows.IMAGE_ID].to_pylist())

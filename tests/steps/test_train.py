@@ -126,11 +126,11 @@ def test_features_are_computed_once_for_a_spec_and_one_part_after_the_other(
 def test_what_a_classifier_cannot_use_stops_the_study_when_it_is_read(
     probed: Callable[..., Study], bars_study
 ) -> None:
-    with pytest.raises(StudyError, match=r"training\.rotate: changes pixels, and a probe"):
+    with pytest.raises(StudyError, match=r"training\.rotate: changes pixels, but a probe"):
         plan(probed(training={"steps": 4, "rotate": 10}))
     # The labeler's own classifier as well.
     labeler = {"name": "classifier", "classifier": PROBE, "training": {"crop_padding": 2}}
-    with pytest.raises(StudyError, match=r"training\.crop_padding: changes pixels, and a probe"):
+    with pytest.raises(StudyError, match=r"training\.crop_padding: changes pixels, but a probe"):
         plan(bars_study(curate={"labeler": labeler, "max_rounds": 1}))
 
 
@@ -234,11 +234,11 @@ def test_classifiers_tell_of_the_local_weights_that_they_start_from(tmp_path: Pa
     assert held != weights_digest(str(tmp_path / "nothing"))
     local = {"name": "cnn", "model": str(tmp_path)}
     pretrained = Pretrained(PretrainedSpec(model=str(tmp_path)), preprocess, ())
-    assert pretrained.outside() == {"model": held}
-    assert Probe(ProbeSpec(embedder=local), preprocess, ()).outside() == {"model": held}
+    assert pretrained.external_digests() == {"model": held}
+    assert Probe(ProbeSpec(embedder=local), preprocess, ()).external_digests() == {"model": held}
     file = str(tmp_path / "model.safetensors")
     inception = ProbeSpec(embedder={"name": "inception", "weights": file})
-    assert Probe(inception, preprocess, ()).outside() == {"weights": weights_digest(file)}
+    assert Probe(inception, preprocess, ()).external_digests() == {"weights": weights_digest(file)}
     # A hub's weights are told by their revision.
-    assert Pretrained(PretrainedSpec(model="timm/none"), preprocess, ()).outside() == {}
-    assert Probe(ProbeSpec(), preprocess, ()).outside() == {}
+    assert Pretrained(PretrainedSpec(model="timm/none"), preprocess, ()).external_digests() == {}
+    assert Probe(ProbeSpec(), preprocess, ()).external_digests() == {}

@@ -1,0 +1,114 @@
+"""Safe decoding of foreign images to 8-bit grey or RGB.
+
+    CMYK, YCbCr, LAB       converted to RGB by Pillow
+    palette, any alpha     composited over white
+    16-bit integers        by the study's `window`, or the upper 8 bits
+    DICOM                  by the study's `window`, or the file's own (`engine.data.dicom`)
+    floats                 0..1 times 255; values outside are refused, as are NaN and infinity
+    EXIF orientation       applied; EXIF, GPS, profiles and text are dropped
+    animations, pages      the first frame
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import PurePosixPath
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from engine.data.dicom import decode_dicom
+from engine.data.images import (
+    EXTENSIONS,
+    FOREIGN,
+    MAX_BYTES,
+    MAX_PIXELS,
+    Rejected,
+    windowed,
+)
+
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+# Formats that Pillow or a browser may read but that are not images of a dataset: programs, vector
+# graphics, stacks.
+_REFUSED_HEADS = {
+    b"%!PS": "EPS", b"\xc5\xd0\xd3\xc6": "EPS", b"%PDF": "PDF", b"8BPS": "PSD",
+    b"SIMPLE": "FITS", b"<svg": "SVG",
+}  # fmt: skip
+
+
+def decode(
+    data: bytes,
+    uri: str = "",
+    *,
+    check_extension: bool = True,
+    window: tuple[float, float] | None = None,
+) -> Image.Image:
+    """Decode foreign bytes to mode L or RGB. Run it in a `Sandbox`.
+
+    check_extension: refuse a file whose extension contradicts its format. window:
+    `Preprocess.window`. Raises `Rejected` with a reason.
+    """
+    if not data:
+        raise Rejected("empty")
+    if len(data) > MAX_BYTES:
+        raise Rejected("too_large", f"{len(data):,} bytes")
+    suffix = PurePosixPath(uri).suffix.lower()
+    if data[128:132] == b"DICM":  # after a preamble of 128 bytes
+        if check_extension and suffix in EXTENSIONS:
+            raise Rejected("wrong_extension", f"DICOM named {suffix}")
+        return decode_dicom(data, window)
+    if check_extension and suffix in FOREIGN:
+        raise Rejected("format_not_allowed", suffix)
+    head = data[:512].lstrip()
+    for magic, name in _REFUSED_HEADS.items():
+        if head.startswith(magic) or (name == "SVG" and b"<svg" in head):
+            raise Rejected("format_not_allowed", name)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+            image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
+            claimed = EXTENSIONS.get(suffix)
+            # Many cameras write MPO: a JPEG followed by a second picture.
+            actual = "JPEG" if image.format == "MPO" else image.format
+            if check_extension and claimed and actual != claimed:
+                raise Rejected("wrong_extension", f"{actual} named {PurePosixPath(uri).suffix}")
+            frames = getattr(image, "n_frames", 1)
+            if image.width * image.height * frames > MAX_PIXELS:
+                raise Rejected("too_large", f"{image.width} x {image.height} x {frames}")
+            image.load()
+            image = ImageOps.exif_transpose(image)
+            return _to_eight_bits(image, window)
+    except Rejected:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError) as error:
+        raise Rejected("too_large", str(error)) from None
+    except Exception as error:  # Pillow's decoders raise almost any exception on broken input
+        bomb = any(words in str(error).lower() for words in ("too large", "too much memory"))
+        reason = "too_large" if bomb else "not_decodable"
+        raise Rejected(reason, f"{type(error).__name__}: {error}"[:200]) from None
+
+
+def _to_eight_bits(image: Image.Image, window: tuple[float, float] | None) -> Image.Image:
+    # A PNG may declare one of its colours or greys transparent.
+    if image.mode in ("L", "RGB", "1") and "transparency" not in image.info:
+        return image.convert("L") if image.mode == "1" else image
+    if image.mode.startswith("I;16") or image.mode == "I":
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise Rejected("range", f"integers from {values.min()} to {values.max()}")
+        return Image.fromarray(
+            windowed(values, window) if window else (values >> 8).astype(np.uint8)
+        )
+    if image.mode == "F":
+        floats = np.asarray(image)
+        if not np.isfinite(floats).all():
+            raise Rejected("not_finite")
+        if floats.min() < 0 or floats.max() > 1:
+            raise Rejected("range", f"floats from {floats.min():g} to {floats.max():g}, not 0 to 1")
+        return Image.fromarray(np.round(floats * 255).astype(np.uint8))
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")
