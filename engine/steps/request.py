@@ -117,7 +117,7 @@ class Request(StepKind):
             {
                 "headline": f"{total:,} images of {len(made)} classes in {len(shards):,} shards",
                 "counts": made,
-                "outside": dict(generator.outside()),
+                "outside": dict(generator.external_digests()),
                 "warnings": warnings,
             },
         )  # fmt: skip
@@ -125,7 +125,7 @@ class Request(StepKind):
     def outdated(self, step: Step, manifest: Manifest) -> str | None:
         spec = step.spec_as(RequestSpec)
         generator = resolve("generators", spec.generator.name)(spec.generator, spec.preprocess)
-        if dict(generator.outside()) != manifest.metrics["outside"]:
+        if dict(generator.external_digests()) != manifest.metrics["outside"]:
             return "what the generator reads beside the study's data changed"
         return None
 

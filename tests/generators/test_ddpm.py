@@ -11,7 +11,8 @@ from engine.core.errors import StudyError
 from engine.core.store import Store
 from engine.data.images import Preprocess
 from engine.generators import TrainingImages
-from engine.generators.ddpm import Ddpm, DdpmSpec, guided_step
+from engine.generators.ddpm import Ddpm, DdpmSpec
+from engine.nets.ddpm import denoise, guided_step, sampling_scheduler
 from tests.generators import harness
 from tests.generators.harness import Killed, batch, context
 
@@ -379,14 +380,17 @@ class Overdriven:
 
 def test_what_guidance_drives_beyond_black_does_not_come_back_as_light() -> None:
     """Else every step brightens what the next one sees, the more the more steps there are."""
-    generator = Ddpm(spec(guidance_scale=3.0, num_inference_steps=10), PREPROCESS)
+    settings = spec(guidance_scale=3.0, num_inference_steps=10)
     trained = {
         "num_train_timesteps": 1000, "beta_schedule": "squaredcos_cap_v2", "beta_start": 1e-4,
         "beta_end": 0.02, "prediction_type": "epsilon",
     }  # fmt: skip
-    scheduler = generator.make_scheduler(trained)
+    scheduler = sampling_scheduler(settings, trained)
     network = Overdriven(scheduler.alphas_cumprod)
-    (image,) = generator.denoise(network, scheduler, None, np.asarray([0]), 2, [5], "cpu", 10)
+    (image,) = denoise(
+        settings, network, scheduler, None, np.asarray([0]), 2, [5], "cpu", 10, 1
+    )  # fmt: skip
+    assert isinstance(image, np.ndarray)
     assert not image.any()
     drawn = network.seen[0][1]
     for kept, seen in network.seen[1:]:
@@ -398,12 +402,11 @@ def test_what_guidance_drives_beyond_black_does_not_come_back_as_light() -> None
 def test_where_nothing_is_clipped_guidance_is_as_published() -> None:
     import torch
 
-    generator = Ddpm(spec(num_inference_steps=5), PREPROCESS)
     trained = {
         "num_train_timesteps": 100, "beta_schedule": "linear", "beta_start": 1e-3,
         "beta_end": 0.05, "prediction_type": "v_prediction",
     }  # fmt: skip
-    scheduler = generator.make_scheduler(trained)
+    scheduler = sampling_scheduler(spec(num_inference_steps=5), trained)
     scheduler.register_to_config(clip_sample=False)
     scheduler.set_timesteps(5)
     draw = torch.Generator().manual_seed(1)
