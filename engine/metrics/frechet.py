@@ -43,23 +43,19 @@ class Reference:
         )
 
 
-def frechet_distance(one: np.ndarray, other: np.ndarray) -> float:
+def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
     """Fréchet distance of vectors (n, width) and (m, width).
 
     With fewer vectors than their width, the covariances have at most n and m directions. The trace
     is then the nuclear norm of the n × m matrix A B^T, where C1 = A^T A and C2 = B^T B.
     """
-    width = one.shape[1]
-    if len(one) + len(other) >= width:
-        return Reference(Moments.of(one)).distance(Moments.of(other))
-    centred = []
-    for vectors in (one, other):
-        exact = vectors.astype(np.float64)
-        centred.append((exact - exact.mean(0)) / np.sqrt(len(exact) - 1))
-    first, second = centred
-    shift = one.astype(np.float64).mean(0) - other.astype(np.float64).mean(0)
-    traces = float((first**2).sum() + (second**2).sum())
-    return _sum(shift, traces, float(np.linalg.svd(first @ second.T, compute_uv=False).sum()))
+    if len(first) + len(second) >= first.shape[1]:
+        return Reference(Moments.of(first)).distance(Moments.of(second))
+    sides = [vectors.astype(np.float64) for vectors in (first, second)]
+    a, b = ((side - side.mean(0)) / np.sqrt(len(side) - 1) for side in sides)
+    traces = float((a**2).sum() + (b**2).sum())
+    root = float(np.linalg.svd(a @ b.T, compute_uv=False).sum())
+    return _sum(sides[0].mean(0) - sides[1].mean(0), traces, root)
 
 
 def floor(real: np.ndarray, seed: int) -> float:

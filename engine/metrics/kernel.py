@@ -24,7 +24,7 @@ class KernelDistance:
 
 
 def kernel_distance(
-    one: np.ndarray, other: np.ndarray, seed: int, subsets: int = 100
+    first: np.ndarray, second: np.ndarray, seed: int, subsets: int = 100
 ) -> KernelDistance:
     """KID of vectors (n, width) and (m, width), at least 4 of each. Raises `ValueError` for fewer.
 
@@ -32,18 +32,19 @@ def kernel_distance(
     halves drawn without replacement equals that of the whole set (Politis, Romano and Wolf 1999,
     ch. 2, with the finite-sample factor (n - b) / n at b = n / 2).
     """
-    if min(len(one), len(other)) < 4:
-        raise ValueError(f"too few vectors: {len(one)} and {len(other)} (minimum 4 of each)")
-    one, other = one.astype(np.float64), other.astype(np.float64)
+    if min(len(first), len(second)) < 4:
+        raise ValueError(f"too few vectors: {len(first)} and {len(second)} (minimum 4 of each)")
+    first, second = first.astype(np.float64), second.astype(np.float64)
     random = np.random.default_rng(seed)
     # Column 0 selects all vectors, each further column a half: one pass over the pairs serves all.
-    of_one, of_other = np.ones((len(one), 1 + subsets)), np.ones((len(other), 1 + subsets))
+    in_first, in_second = (np.ones((len(side), 1 + subsets)) for side in (first, second))
     for column in range(1, 1 + subsets):
-        for chosen in (of_one, of_other):
+        for chosen in (in_first, in_second):
             chosen[random.permutation(len(chosen))[len(chosen) // 2 :], column] = 0
     estimate, *halves = (
-        _within(one, of_one) + _within(other, of_other)
-        - 2 * _kernel_sums(one, other, of_one, of_other) / (of_one.sum(0) * of_other.sum(0))
+        _within(first, in_first) + _within(second, in_second)
+        - 2 * _kernel_sums(first, second, in_first, in_second)
+        / (in_first.sum(0) * in_second.sum(0))
     ).tolist()  # fmt: skip
     spread = 1.96 * float(np.std(halves, ddof=1))
     return KernelDistance(estimate, estimate - spread, estimate + spread)
@@ -57,15 +58,15 @@ def _within(vectors: np.ndarray, chosen: np.ndarray) -> np.ndarray:
 
 
 def _kernel_sums(
-    one: np.ndarray, other: np.ndarray, of_one: np.ndarray, of_other: np.ndarray
+    first: np.ndarray, second: np.ndarray, in_first: np.ndarray, in_second: np.ndarray
 ) -> np.ndarray:
     """For each column of 0 and 1 (n, columns) and (m, columns), the sum of the kernel over all
     pairs of the selected vectors."""
-    sums = np.zeros(of_one.shape[1])
-    for start in range(0, len(one), _BLOCK):
+    sums = np.zeros(in_first.shape[1])
+    for start in range(0, len(first), _BLOCK):
         here = slice(start, start + _BLOCK)
-        kernel = _cubed(one[here] @ other.T, one.shape[1])
-        sums += (of_one[here] * (kernel @ of_other)).sum(0)
+        kernel = _cubed(first[here] @ second.T, first.shape[1])
+        sums += (in_first[here] * (kernel @ in_second)).sum(0)
     return sums
 
 

@@ -66,9 +66,9 @@ def squared_radii(vectors: np.ndarray, k: int) -> np.ndarray:
     return np.concatenate(radii)
 
 
-def squared_distances(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+def squared_distances(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Squared distances (n, m) of vectors (n, width) and (m, width)."""
-    squared: np.ndarray = (one**2).sum(1)[:, None] + (other**2).sum(1) - 2 * (one @ other.T)
+    squared: np.ndarray = (first**2).sum(1)[:, None] + (second**2).sum(1) - 2 * (first @ second.T)
     return np.asarray(np.maximum(squared, 0, out=squared))
 
 

@@ -256,22 +256,22 @@ def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return np.asarray(np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0))
 
 
-def bootstrap(one: Scores, other: Scores, draws: int, seed: int) -> Resampled:
-    """Resample replicates and groups for the difference `one` - `other` of a metric's mean over
+def bootstrap(arm: Scores, baseline: Scores, draws: int, seed: int) -> Resampled:
+    """Resample replicates and groups for the difference `arm` - `baseline` of a metric's mean over
     replicates. Raises `DataError` if too many draws have no value."""
-    if (one.replicates, one.groups) != (other.replicates, other.groups):
+    if (arm.replicates, arm.groups) != (baseline.replicates, baseline.groups):
         raise ValueError(
-            f"the arms differ: {one.replicates} and {other.replicates} replicates, {one.groups} and"
-            f" {other.groups} groups"
+            f"the arms differ: {arm.replicates} and {baseline.replicates} replicates,"
+            f" {arm.groups} and {baseline.groups} groups"
         )
-    replicates, groups = one.replicates, one.groups
+    replicates, groups = arm.replicates, arm.groups
     random = np.random.default_rng(seed)
 
     def differences(weights: np.ndarray) -> np.ndarray:
         """(draws, replicates) of weights (draws, groups)."""
-        return np.asarray(one(weights) - other(weights))
+        return np.asarray(arm(weights) - baseline(weights))
 
-    block = max(1, _CELLS // (one.cells + other.cells + groups))
+    block = max(1, _CELLS // (arm.cells + baseline.cells + groups))
     of_both: list[np.ndarray] = []
     of_groups: list[np.ndarray] = []
     wanted, tried = draws, 0
@@ -295,8 +295,8 @@ def bootstrap(one: Scores, other: Scores, draws: int, seed: int) -> Resampled:
         draws=np.concatenate(of_both),
         error_of_test=float(np.concatenate(of_groups).std()),
         groups=groups,
-        effective_groups=one.effective_groups,
-        rarest=one.rarest,
+        effective_groups=arm.effective_groups,
+        rarest=arm.rarest,
     )
 
 
@@ -400,16 +400,17 @@ def saturation(
     return float(points[0]), float(low), float(high)
 
 
-def mcnemar(labels: np.ndarray, one: np.ndarray, other: np.ndarray) -> float:
+def mcnemar(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> float:
     """Exact McNemar test of two classifiers on the same images: p-value of "equally accurate".
 
-    Descriptive, for one replicate: pooled over seeds, 60% of null differences would be significant.
+    Descriptive, for a single replicate: pooled over seeds, 60% of null differences would be
+    significant.
     """
-    only_one = int(((one == labels) & (other != labels)).sum())
-    only_other = int(((one != labels) & (other == labels)).sum())
-    if only_one + only_other == 0:
+    only_first = int(((first == labels) & (second != labels)).sum())
+    only_second = int(((first != labels) & (second == labels)).sum())
+    if only_first + only_second == 0:
         return 1.0
-    return float(stats.binomtest(only_one, only_one + only_other).pvalue)
+    return float(stats.binomtest(only_first, only_first + only_second).pvalue)
 
 
 def verdicts(

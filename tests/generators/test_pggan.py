@@ -15,7 +15,7 @@ from engine.generators.pggan import Pggan, PgganSpec
 from engine.nets import pggan
 from engine.nets.adversarial import AdversarialTraining, ConditionedImages, Wasserstein
 from tests.generators import harness
-from tests.generators.harness import Killed, batch
+from tests.generators.harness import Killed, batch, images_of
 from tests.generators.test_dcgan import images
 
 PREPROCESS = Preprocess(size=16, channels="L")
@@ -110,7 +110,7 @@ def test_the_class_is_seen_in_what_it_makes(tmp_path: Path) -> None:
     fit(store, made)
     labels = ["top"] * 8 + ["bottom"] * 8
     generator = loaded(store, made, tmp_path / "weights")
-    sampled = np.stack(generator.sample(batch(labels, list(range(16)))))
+    sampled = images_of(generator, batch(labels, list(range(16))))
     right = [
         (found[:8].mean() > found[8:].mean()) == (label == "top")
         for label, found in zip(labels, sampled, strict=True)

@@ -326,7 +326,8 @@ def test_a_true_difference_is_seldom_called_none() -> None:
         random = np.random.default_rng(study)
         # How hard each image is for an arm; nearly the same for all of its seeds.
         hard_for_one, hard_for_other = random.random((2, 300))
-        one, other = [], []
+        one: list[Any] = []
+        other: list[Any] = []
         for noise in random.normal(0, 0.002, (5, 300)):
             for found, hard, share in ((one, hard_for_one, 0.83), (other, hard_for_other, 0.80)):
                 wrong = (hard + noise > share).astype(int)

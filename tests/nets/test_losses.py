@@ -15,8 +15,8 @@ LOGITS = torch.randn(12, 3, generator=torch.Generator().manual_seed(1))
 LABELS = torch.tensor([0, 1, 2] * 4)
 
 
-def loss(**settings: float) -> torch.Tensor:
-    return loss_of(LOGITS, LABELS, **settings)
+def loss(label_smoothing: float = 0.0, focal_gamma: float | None = None) -> torch.Tensor:
+    return loss_of(LOGITS, LABELS, label_smoothing=label_smoothing, focal_gamma=focal_gamma)
 
 
 def test_balanced_weights_are_scikit_learn_s_and_one_where_draws_are_balanced() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,9 +33,11 @@ def test_probabilities_are_those_of_plain_transformers(folder: Path) -> None:
     spec = Described(model=str(folder), templates=("a photo of a {label}",))
     ours = TextImage("curate.labeler", spec, "cpu")
     images = pictures(5)
-    processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+    plain: Any = AutoImageProcessor
+    processor = plain.from_pretrained(folder, backend="pil")
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = CLIPModel.from_pretrained(folder).eval()
+    model: Any = CLIPModel.from_pretrained(folder)
+    model.eval()
     inputs = processor([Image.fromarray(image) for image in images], return_tensors="pt")
     words = tokenizer(["a photo of a cat", "a photo of a dog"], padding=True, return_tensors="pt")
     with torch.inference_mode():
