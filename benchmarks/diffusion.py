@@ -28,8 +28,9 @@ from benchmarks.timing import in_turn, machine, print_table, ratios
 from engine.core.store import Store
 from engine.data.images import Preprocess
 from engine.generators import SampleBatch
-from engine.generators.diffusion import Diffusion, DiffusionSpec, checkpoint_of
-from engine.nets.denoising import Examples, PipelineTraining, predict, read
+from engine.generators.diffusion import Diffusion, DiffusionSpec
+from engine.nets.denoising import Examples, PipelineTraining, encode_prompts, predict
+from engine.nets.pipelines import checkpoint_of
 from engine.work.fit import FitContext
 from tests.pipelines import clip_tokenizer, save_pipeline
 
@@ -193,14 +194,14 @@ def training(spec: DiffusionSpec, side: int, batch: int, rounds: int, device: st
             value.data = value.data.float()
         optimizer = torch.optim.AdamW(trained, lr=1e-4)
         with torch.no_grad():
-            text = read(plain, [PROMPT] * batch, torch.device(device))
+            text = encode_prompts(plain, [PROMPT] * batch, torch.device(device))
         latents = torch.randn(batch, 4, side // plain.vae_scale_factor,
                               side // plain.vae_scale_factor, device=device)  # fmt: skip
 
         def theirs() -> None:
             noise = torch.randn_like(latents)
             timesteps = torch.randint(0, 1000, (batch,), device=device)
-            noisy = ours.objective.noisy(latents, noise, timesteps)
+            noisy = ours.objective.add_noise(latents, noise, timesteps)
             dtype, kind = plain.unet.dtype, torch.device(device).type
             with torch.autocast(kind, torch.bfloat16, enabled=dtype == torch.bfloat16):
                 made = predict(plain, family, unet, noisy, timesteps, text, side)

@@ -91,7 +91,7 @@ class Vgg(Classifier):
                     " check depth, batch_norm and hidden"
                 ) from None
         head = network.classifier[6].parameters()
-        network.hold_still(freeze(network, self.spec.trained, network.blocks(), head))
+        network.keep_frozen(freeze(network, self.spec.trained, network.blocks(), head))
         return network
 
     def _settings(self) -> dict[str, Any]:

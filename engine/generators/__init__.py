@@ -1,7 +1,7 @@
-"""Generators: one contract `fit / load / sample` for all ways of making images.
+"""Generators: one interface `fit / load / sample` for all ways to make images.
 
-To add one, write `engine/generators/<name>.py` with a class `<Name>(Generator)`; nothing else has
-to know. Heavy libraries are imported inside the methods that need them.
+To add one, write `engine/generators/<name>.py` with a class `<Name>(Generator)`; no other file
+changes. Heavy libraries are imported inside the methods that need them.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class GeneratorSpec(Spec):
 
 @dataclass(frozen=True)
 class TrainingImages:
-    """The train split, decoded. `pixels` is uint8 (n, height, width, channels), perhaps mapped from
-    disk."""
+    """The decoded train split. `pixels` is uint8 (n, height, width, channels), possibly mapped
+    from disk."""
 
     pixels: np.ndarray
     image_ids: Sequence[str]
@@ -47,7 +47,7 @@ class TrainingRows:
 
 @dataclass(frozen=True)
 class Request:
-    """One image to make; the step adds its id and seed. `index` counts within the class."""
+    """One image to generate; the step adds its id and seed. `index` counts within the class."""
 
     label: str
     index: int
@@ -61,10 +61,9 @@ class Request:
 
 @dataclass(frozen=True)
 class SampleBatch:
-    """A micro-batch of requests. `seeds` belong to the images: draw everything for row i from
-    `seeds[i]`.
+    """A micro-batch of requests. Every random draw for row i must come from `seeds[i]`.
 
-    parents: uint8 (n, height, width, channels) of the training images named by the requests, or
+    parents: uint8 (n, height, width, channels), the training images that the requests name, or
     None.
     """
 
@@ -82,7 +81,7 @@ class SampleBatch:
 
 
 class Conditions:
-    """What images are conditioned on, numbered: the class, or the cluster within the class."""
+    """The numbered conditions of a generator: classes, or clusters within classes."""
 
     FILE = "conditions.json"
 
@@ -95,20 +94,21 @@ class Conditions:
 
     @classmethod
     def of(cls, data: TrainingImages, by: Literal["class", "cluster"]) -> Conditions:
-        held = {cls._pair(*entry, by) for entry in zip(data.labels, data.clusters, strict=True)}
-        return cls(sorted(held), by)
+        """The conditions that occur in the training images."""
+        pairs = {cls._pair(*entry, by) for entry in zip(data.labels, data.clusters, strict=True)}
+        return cls(sorted(pairs), by)
 
     @classmethod
     def load(cls, weights: Path, by: Literal["class", "cluster"]) -> Conditions:
-        """Those that `save` wrote."""
-        found = json.loads((weights / cls.FILE).read_text())
-        return cls([(str(label), int(cluster)) for label, cluster in found], by)
+        """The conditions that `save` wrote."""
+        pairs = json.loads((weights / cls.FILE).read_text())
+        return cls([(str(label), int(cluster)) for label, cluster in pairs], by)
 
     def save(self, folder: Path) -> None:
         (folder / self.FILE).write_text(json.dumps(self.pairs))
 
     def numbered(self, labels: Sequence[str], clusters: Sequence[int | None]) -> np.ndarray:
-        """Numbers int64 (n,) of labels and clusters."""
+        """The condition numbers, int64 (n,), of labels and clusters."""
         return np.asarray(
             [
                 self.numbers[self._pair(label, cluster, self.by)]
@@ -123,62 +123,61 @@ class Conditions:
 
 
 class Generator:
-    """What makes images."""
+    """A way to make images, with its settings."""
 
     version: ClassVar[int]
     Spec: ClassVar[type[GeneratorSpec]]
-    # Whether `fit` must run before `load`. (A property, where the spec decides.)
+    # Whether `fit` must run before `load`. (A property if it depends on the spec.)
     trainable: bool = False
-    # Fields of the spec that only sampling reads: changing them trains nothing anew.
+    # Fields of the spec that only sampling reads: changing them does not retrain.
     sampling_fields: ClassVar[tuple[str, ...]] = ()
-    # Whether its images are synthetic; else they are a baseline that synthetic ones must beat.
+    # Whether its images are synthetic; otherwise they are a baseline for synthetic images.
     synthetic: ClassVar[bool] = True
-    # Whether the study's filters are asked of its images.
+    # Whether the study's filters apply to its images.
     filtered: ClassVar[bool] = True
-    # What the pictures are, in IPTC's vocabulary of digital source types
+    # The kind of images, in IPTC's vocabulary of digital source types
     # (cv.iptc.org/newscodes/digitalsourcetype).
     digital_source_type: str = "trainedAlgorithmicMedia"
-    # What leaves the accelerator's memory while it is not computed with; set before `load`, and
-    # heeded by generators of several networks.
+    # What leaves the accelerator's memory while it is idle; set before `load`. Only generators with
+    # several networks support it.
     offload: Offload = "none"
 
     def __init__(self, spec: Any, preprocess: Preprocess) -> None:
         self.spec, self.preprocess = spec, preprocess
 
     def check(self) -> None:
-        """Refuse what cannot work, when the study is read. Raises `StudyError`."""
-        return
+        """Raise `StudyError` for impossible settings. Called when the study is read."""
 
     def uses_clusters(self) -> bool:
-        """Whether images are made for each cluster of a class."""
+        """Whether requests name clusters."""
         return False
 
     def parents(self) -> Literal["train", "representatives"] | None:
-        """Which training images requests start from, if any."""
+        """The training images that requests start from, or None."""
         return None
 
-    def outside(self) -> Mapping[str, str]:
-        """Fingerprint of data that the generator reads beside the study's own, such as a folder."""
+    def external_digests(self) -> Mapping[str, str]:
+        """Digests of data that the generator reads from outside the study, such as a folder."""
         return {}
 
     def nested(self) -> Sequence[tuple[str, Any]]:
-        """(family, spec) of the plugins that the spec names; their versions count for keys."""
+        """(family, spec) of the plugins that the spec names; their versions enter keys."""
         return ()
 
     def available(self) -> Mapping[str, int] | None:
-        """Images of each class that exist already, or None where any number can be made."""
+        """The number of existing images by class, or None if the generator makes any number."""
         return None
 
     def plan(self, label: str, count: int, train: TrainingRows, seed: int) -> Iterator[Request]:
-        """The first `count` requests of a class. Request i never depends on `count`: a larger plan
-        extends it."""
+        """The first `count` requests of a class. Request i does not depend on `count`: a larger
+        plan extends a smaller one."""
         order = random_generator(seed, "parents", label).permutation(len(train.image_ids))
         clusters = proportional(train.clusters) if self.uses_clusters() else None
         for index in range(count):
             parent = int(order[index % len(order)]) if self.parents() else None
             cluster = None
             if clusters is not None:
-                # An image that starts from another belongs where that one does.
+                # An image that starts from another belongs to its cluster.
                 cluster = next(clusters) if parent is None else int(train.clusters[parent])
             yield Request(
                 label=label,
@@ -188,19 +187,20 @@ class Generator:
             )
 
     def prompt_warnings(self, prompts: Sequence[str]) -> list[str]:
-        """What is to be said of these prompts, such as that they are cut off. Distinct ones."""
+        """Warnings about these distinct prompts, such as that they are truncated."""
         return []
 
     def fingerprint(self) -> dict[str, Any]:
-        """Settings of sampling that change pixels, for the record of what was made how."""
+        """The settings of sampling that change pixels, which the commit records store."""
         return {"spec": self.spec.model_dump()}
 
     def fit(self, context: FitContext, data: TrainingImages, seed: int) -> None:
-        """Train, from the newest checkpoint if there is one, and `context.publish` the weights."""
+        """Train from the newest checkpoint, if there is one, and publish the weights by
+        `context.publish`."""
         raise NotImplementedError
 
     def load(self, weights: Path | None, device: str) -> None:
-        """Get ready to sample; `weights` is the folder that `fit` published."""
+        """Prepare to sample; `weights` is the folder that `fit` published."""
         raise NotImplementedError
 
     def sample(self, batch: SampleBatch) -> list[np.ndarray | str]:
@@ -210,8 +210,8 @@ class Generator:
 
 
 def proportional(clusters: Sequence[int]) -> Iterator[int]:
-    """Endless cluster numbers whose every prefix follows the clusters' sizes as closely as whole
-    numbers can."""
+    """Endless cluster numbers; every prefix is as proportional to the clusters' sizes as whole
+    numbers allow."""
     names, counts = np.unique(np.asarray(clusters), return_counts=True)
     share, given = counts / counts.sum(), np.zeros(len(names))
     while True:

@@ -1,13 +1,14 @@
-"""What generators share that are trained against a discriminator.
+"""Generators that are trained against a discriminator.
 
-What is saved is `generator.safetensors`, the averaged weights of the generator's network, and
-`config.json` with what builds it.
+The weights are `generator.safetensors`, the averaged weights of the generator's network, and
+`config.json`, the arguments that build it.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -19,21 +20,22 @@ from engine.core.errors import StudyError
 from engine.core.rng import derive_seed
 from engine.data.images import grid
 from engine.generators import Conditions, Generator, GeneratorSpec, SampleBatch, TrainingImages
-from engine.nets.adversarial import AdversarialSettings, Conditioned, Objective
+from engine.nets.adversarial import AdversarialSettings, ConditionedImages, Objective
+from engine.nets.images import or_black, seeded_noise, to_pixels
 from engine.nets.training import balanced_weights, run
 from engine.work.fit import FitContext
 
-# Of a look at a training: classes, and images of each.
-_SHOWN, _EACH = 16, 8
+# A sample grid: classes, and images of each.
+_CLASSES, _EACH = 16, 8
 
 
 class AdversarialSpec(AdversarialSettings, GeneratorSpec):
     # class: one embedding for each class. cluster: one for each cluster of each class.
     condition: Literal["class", "cluster"] = "class"
-    # Channels of the generator's widest maps, and most channels of any.
+    # Channels of the generator's widest maps, and the maximum for all maps.
     width: Annotated[int, Field(ge=8, le=512)]
     max_width: Annotated[int, Field(ge=8, le=2048)] = 512
-    # Sampling: latents nearer to the mean make likelier and more alike images.
+    # Sampling: latents nearer to the mean make likelier and more similar images.
     truncation: Annotated[float, Field(gt=0, le=1)] = 1.0
 
     @model_validator(mode="after")
@@ -44,7 +46,7 @@ class AdversarialSpec(AdversarialSettings, GeneratorSpec):
 
 
 class AdversarialGenerator(Generator):
-    """A subclass says which networks, and which sizes of images it makes."""
+    """A subclass defines the networks, and the sizes of images that they make."""
 
     trainable = True
     sampling_fields: ClassVar[tuple[str, ...]] = ("truncation",)
@@ -52,21 +54,23 @@ class AdversarialGenerator(Generator):
     spec: AdversarialSpec
 
     def config(self, classes: int) -> dict[str, Any]:
-        """What builds the generator's network."""
+        """The arguments that build the generator's network."""
         raise NotImplementedError
 
     def network(self, config: dict[str, Any]) -> Any:
-        """The generator's network, to sample with."""
+        """The generator's network, for sampling."""
         raise NotImplementedError
 
     def networks(self, classes: int) -> tuple[Any, Any]:
-        """Generator and discriminator, to train."""
+        """Generator and discriminator, for training."""
         raise NotImplementedError
 
     def objective(self) -> Objective:
+        """The losses of both networks."""
         raise NotImplementedError
 
     def gradient_penalty(self) -> float:
+        """Weight of the gradient penalty; 0: none."""
         return 0.0
 
     def check(self) -> None:
@@ -93,7 +97,7 @@ class AdversarialGenerator(Generator):
             context,
             lambda: self.networks(len(conditions)),
             self.objective(),
-            Conditioned(
+            ConditionedImages(
                 data.pixels, conditions.numbered(data.labels, data.clusters),
                 balanced_weights(data.labels, self.spec.class_balance), data.image_ids,
             ),
@@ -103,22 +107,21 @@ class AdversarialGenerator(Generator):
         )  # fmt: skip
         steps = self.spec.train_steps
 
-        def look() -> bytes:
-            shown = range(min(_SHOWN, len(conditions)))
+        def sample_grid() -> bytes:
+            count = min(_CLASSES, len(conditions))
             images = self._images(
                 training.average,
-                np.repeat(np.asarray(shown), _EACH),
-                [derive_seed(seed, "look", number) for number in range(len(shown) * _EACH)],
+                np.repeat(np.arange(count), _EACH),
+                [derive_seed(seed, "look", number) for number in range(count * _EACH)],
                 str(training.accelerator.device),
             )
-            small = [np.zeros(self.preprocess.shape, np.uint8) if isinstance(image, str) else image
-                     for image in images]  # fmt: skip
-            return grid([small[row * _EACH : (row + 1) * _EACH] for row in shown])
+            cells = or_black(images, self.preprocess.shape)
+            return grid([cells[row * _EACH : (row + 1) * _EACH] for row in range(count)])
 
         history = run(
             context, training, steps, checkpoint_every=context.checkpoint_every,
-            report_every=max(1, min(50, steps // 20)), measure=training.look_at_variety,
-            look=look,
+            report_every=max(1, min(50, steps // 20)), measure=training.measure_variety,
+            sample_grid=sample_grid,
         )  # fmt: skip
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
@@ -138,7 +141,9 @@ class AdversarialGenerator(Generator):
         from safetensors.torch import load_file
 
         if weights is None:
-            raise StudyError(f"{self.spec.name} has no weights to load; train it first")
+            raise StudyError(
+                f"generators: {self.spec.name} has no weights to load; train it first"
+            )
         self.device = device
         self.conditions = Conditions.load(weights, self.spec.condition)
         network = self.network(json.loads((weights / "config.json").read_text()))
@@ -150,27 +155,15 @@ class AdversarialGenerator(Generator):
         return self._images(self.loaded, numbers, batch.seeds, self.device)
 
     def _images(
-        self, network: Any, numbers: np.ndarray, seeds: Any, device: str
+        self, network: Any, numbers: np.ndarray, seeds: Sequence[int], device: str
     ) -> list[np.ndarray | str]:
         """An image for each condition number and seed, or the reason why there is none."""
         import torch
 
-        # On the CPU, one generator for each image: neighbours, batch size and device change no
-        # draw.
-        latents = torch.stack(
-            [
-                torch.randn(self.spec.latent_dim, generator=torch.Generator().manual_seed(seed))
-                for seed in seeds
-            ]
-        )
+        latents = self.spec.truncation * seeded_noise(seeds, self.spec.latent_dim)
         with torch.inference_mode():
-            images = network(
-                (self.spec.truncation * latents).to(device), torch.from_numpy(numbers).to(device)
-            ).float()
+            images = network(latents.to(device), torch.from_numpy(numbers).to(device)).float()
         side = self.preprocess.size
-        if images.shape[-1] != side:  # a network that has not grown up yet
+        if images.shape[-1] != side:  # a network that has not grown to full size yet
             images = torch.nn.functional.interpolate(images, (side, side))
-        finite = images.isfinite().flatten(1).all(dim=1).tolist()
-        pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-        held = pixels.permute(0, 2, 3, 1).cpu().numpy()
-        return [image if good else "not_finite" for image, good in zip(held, finite, strict=True)]
+        return to_pixels(images)

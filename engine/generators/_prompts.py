@@ -1,4 +1,4 @@
-"""Templates of prompts: text with places that are filled in for each image."""
+"""Prompt templates: text with placeholders that are filled in for each image."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-_PLACES = ("label", "cluster", "token")
+_PLACEHOLDERS = ("label", "cluster", "token")
 
 
-def places(template: str) -> set[str]:
-    """The places that a template names. Raises `ValueError` at a lone brace."""
+def placeholders(template: str) -> set[str]:
+    """The placeholders of a template. Raises `ValueError` for a single brace."""
     return {name for _, name, *_ in string.Formatter().parse(template) if name is not None}
 
 
@@ -21,15 +21,15 @@ def _checked(text: Any) -> Any:
         return text
     fault = None
     try:
-        unknown = places(text) - set(_PLACES)
+        unknown = placeholders(text) - set(_PLACEHOLDERS)
         if unknown:
-            known = ", ".join(f"{{{place}}}" for place in _PLACES)
-            fault = f"names {{{min(unknown)}}}; there are {known}"
+            known = ", ".join(f"{{{name}}}" for name in _PLACEHOLDERS)
+            fault = f"has the unknown placeholder {{{min(unknown)}}}; use {known}"
     except ValueError as error:
-        fault = f"has a lone brace ({error}); write {{{{ for a brace"
+        fault = f"has a single brace ({error}); write {{{{ for a brace"
     if fault:
-        shown = f"the prompt {text[:60]!r} {fault}"
-        raise PydanticCustomError("explained", "{text}", {"text": shown})
+        message = f"the prompt {text[:60]!r} {fault}"
+        raise PydanticCustomError("explained", "{text}", {"text": message})
     return text
 
 
@@ -38,5 +38,5 @@ def _listed(value: Any) -> Any:
 
 
 Template = Annotated[str, BeforeValidator(_checked), Field(min_length=1)]
-# One or several, taken in turn.
+# One or several, used in turn.
 Templates = Annotated[tuple[Template, ...], BeforeValidator(_listed), Field(min_length=1)]

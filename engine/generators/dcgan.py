@@ -13,13 +13,13 @@ from engine.nets.adversarial import Hinge, NonSaturating, Objective
 
 class DcganSpec(AdversarialSpec):
     name: Literal["dcgan"] = "dcgan"
-    # Channels of the generator before its last doubling; twice as many at each smaller size, up to
+    # Channels of the generator before its last doubling; they double at each smaller size, up to
     # max_width.
     width: Annotated[int, Field(ge=16, le=512, multiple_of=16)] = 64
     max_width: Annotated[int, Field(ge=16, le=2048, multiple_of=16)] = 512
     loss: Literal["hinge", "non_saturating"] = "hinge"
     generator_norm: Literal["batch", "group"] = "batch"
-    # spectral: bounds the discriminator's slope. batch, group: of its feature maps.
+    # spectral: bounds the discriminator's slope. batch, group: normalise its feature maps.
     discriminator_normalisation: Literal["spectral", "batch", "group", "none"] = "spectral"
 
 

@@ -1,8 +1,8 @@
-"""Images that exist already, made elsewhere, with the labels that they were meant to have.
+"""Existing images from elsewhere, with their intended labels.
 
-They enter curation and comparison like any other generator's. Any reader can list them; they pass
-the study's preprocessing like every image. Which of them are used is drawn by the seed, so that
-another generator fit is another draw.
+They enter curation and comparison like any other generator's images. Any reader can list them, and
+they pass the study's preprocessing. The seed draws the images to use, so that another generator fit
+is another draw.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from engine.generators import Generator, GeneratorSpec, Request, SampleBatch, Tr
 class FolderSpec(GeneratorSpec):
     name: Literal["folder"] = "folder"
     reader: Annotated[SerializeAsAny[Spec], BeforeValidator(PluginField("readers"))]
-    # The labelling task of that reader; None where it has one alone.
+    # The reader's labelling task; None if it has only one.
     task: str | None = None
-    # What the images are, in IPTC's vocabulary of digital source types.
+    # The kind of images, in IPTC's vocabulary of digital source types.
     digital_source_type: str = "trainedAlgorithmicMedia"
 
 
@@ -43,23 +43,26 @@ class Folder(Generator):
         super().__init__(spec, preprocess)
         self.digital_source_type = spec.digital_source_type
 
+    def _reader(self) -> Any:
+        spec: Any = self.spec.reader
+        return resolve("readers", spec.name)(spec)
+
     @cached_property
     def _by_label(self) -> dict[str, list[str]]:
-        reader = resolve("readers", self.spec.reader.name)(self.spec.reader)
+        reader = self._reader()
         tasks = list(reader.tasks())
         task = self.spec.task or tasks[0]
         if task not in tasks or (self.spec.task is None and len(tasks) > 1):
-            raise DataError(f"generators: folder: choose its task among {', '.join(tasks)}")
+            raise DataError(f"generators: folder: set task to one of {', '.join(tasks)}")
         records = reader.records()
-        found: dict[str, list[str]] = {}
+        uris: dict[str, list[str]] = {}
         labels = records[rows.label_column(task)].to_pylist()
         for uri, label in zip(records[rows.URI].to_pylist(), labels, strict=True):
-            found.setdefault(label, []).append(uri)
-        return found
+            uris.setdefault(label, []).append(uri)
+        return uris
 
-    def outside(self) -> Mapping[str, str]:
-        reader = resolve("readers", self.spec.reader.name)(self.spec.reader)
-        return dict(reader.fingerprint())
+    def external_digests(self) -> Mapping[str, str]:
+        return dict(self._reader().fingerprint())
 
     def nested(self) -> Sequence[tuple[str, Any]]:
         return (("readers", self.spec.reader),)
@@ -74,17 +77,16 @@ class Folder(Generator):
             yield Request(label=label, index=index, uri=uri)
 
     def load(self, weights: Path | None, device: str) -> None:
-        self.source = resolve("readers", self.spec.reader.name)(self.spec.reader).bytes()
-        # Lossless here: the study's codec comes once, as for every other image.
+        self.source = self._reader().bytes()
+        # Lossless here: the step applies the study's codec, as to every other image.
         self.sandbox = Sandbox(self.preprocess.model_copy(update={"codec": "png"}))
 
     def sample(self, batch: SampleBatch) -> list[np.ndarray | str]:
-        found: list[np.ndarray | str] = []
+        images: list[np.ndarray | str] = []
         for uri in batch.uris:
             try:
-                found.append(
-                    decode_own(self.sandbox.decode(self.source.read(str(uri)), str(uri)).encoded)
-                )
+                decoded = self.sandbox.decode(self.source.read(str(uri)), str(uri))
+                images.append(decode_own(decoded.encoded))
             except Rejected as rejected:
-                found.append(rejected.reason)
-        return found
+                images.append(rejected.reason)
+        return images

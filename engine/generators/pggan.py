@@ -15,12 +15,12 @@ from engine.nets.adversarial import Objective, Wasserstein
 
 class PgganSpec(AdversarialSpec):
     name: Literal["pggan"] = "pggan"
-    # Channels at full size; twice as many at each smaller one, up to max_width.
+    # Channels at full size; they double at each smaller size, up to max_width.
     width: Annotated[int, Field(ge=8, le=512)] = 32
     max_width: Annotated[int, Field(ge=8, le=2048)] = 512
-    # The share of the steps that full size has.
+    # Share of the steps that train full size.
     last_level_share: Annotated[float, Field(gt=0, le=1)] = 0.5
-    # Of the gradient's distance from 1 between real and generated images (Gulrajani et al. 2017).
+    # Weight of (gradient norm - 1)² between real and generated images (Gulrajani et al. 2017).
     gradient_penalty: Annotated[float, Field(gt=0)] = 10.0
     generator_learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     discriminator_learning_rate: Annotated[float, Field(gt=0)] = 1e-3
@@ -30,8 +30,10 @@ class PgganSpec(AdversarialSpec):
     @model_validator(mode="after")
     def _augment(self) -> PgganSpec:
         if self.augment == "ada":
-            # It asks how often real images are called real; a Wasserstein score calls them nothing.
-            raise PydanticCustomError("explained", "pggan has no augment: ada; say diffaugment")
+            # ada needs the sign of logits, which a Wasserstein score does not have.
+            raise PydanticCustomError(
+                "explained", "pggan does not support augment: ada; set diffaugment"
+            )
         return self
 
 

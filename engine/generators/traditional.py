@@ -1,9 +1,8 @@
-"""Traditional augmentation as a generator: small moves and changes of light of training images, by
-kornia.
+"""Traditional augmentation as a generator: small geometric and photometric changes of training
+images, by kornia.
 
-It makes images like every other generator, so that every arm of a comparison goes through one path.
-Flips and rotations are off unless the study allows them: digits and left and right eyes change
-meaning.
+It is a generator, so that every arm of a comparison takes the same path. Flips and rotations are
+off unless the study allows them: they change the meaning of digits, and of left and right eyes.
 """
 
 from __future__ import annotations
@@ -25,15 +24,15 @@ if TYPE_CHECKING:
 class TraditionalSpec(GeneratorSpec):
     name: Literal["traditional"] = "traditional"
     parents: Literal["train", "representatives"] = "train"
-    # moves: the fields below. The others draw from a fixed list of operations and turn, shear and
-    # posterize: for pictures whose meaning bears it. randaugment: num_ops of them (Cubuk et al.
-    # 2020); trivialaugment: one, of any strength (Mueller and Hutter 2021); augmix: a mixture of
-    # three chains with the picture itself (Hendrycks et al. 2020).
+    # moves: the fields below. The others draw from a fixed list of operations, which also rotate,
+    # shear and posterize; use them only if labels survive that. randaugment: num_ops operations
+    # (Cubuk et al. 2020); trivialaugment: one, of any strength (Mueller and Hutter 2021); augmix: a
+    # mixture of three chains with the image itself (Hendrycks et al. 2020).
     policy: Literal["moves", "randaugment", "trivialaugment", "augmix"] = "moves"
-    # Of randaugment: operations for each image, and their strength, below 30.
+    # For randaugment: operations for each image, and their strength, below 30.
     num_ops: Annotated[int, Field(ge=1, le=10)] = 2
     magnitude: Annotated[int, Field(ge=1, le=29)] = 9
-    # Shares of the side by which an image moves at most.
+    # Largest translation, as a share of the side.
     translate: Annotated[float, Field(ge=0, le=0.5)] = 0.08
     # Scales between 1 - scale and 1 + scale.
     scale: Annotated[float, Field(ge=0, lt=1)] = 0.1
@@ -50,7 +49,7 @@ class TraditionalSpec(GeneratorSpec):
 class Traditional(Generator):
     version: ClassVar[int] = 2
     Spec: ClassVar[type[GeneratorSpec]] = TraditionalSpec
-    # A moved picture shows what it showed, and is near its parent by nature.
+    # An augmented image keeps its meaning, and always resembles its parent.
     filtered: ClassVar[bool] = False
     synthetic: ClassVar[bool] = False
     digital_source_type = "algorithmicallyEnhanced"
@@ -69,10 +68,10 @@ class Traditional(Generator):
         images = torch.from_numpy(np.ascontiguousarray(batch.parents)).to(self.device)
         images = images.permute(0, 3, 1, 2).float() / 255
         if self.spec.policy == "moves":
-            made = self._moved(images, batch.seeds)
+            augmented = self._moved(images, batch.seeds)
         else:
-            made = self._by_policy(images, batch.seeds)
-        pixels = (made.clamp(0, 1) * 255).round().to(torch.uint8)
+            augmented = self._by_policy(images, batch.seeds)
+        pixels = (augmented.clamp(0, 1) * 255).round().to(torch.uint8)
         return list(pixels.permute(0, 2, 3, 1).cpu().numpy())
 
     def _by_policy(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
@@ -88,7 +87,7 @@ class Traditional(Generator):
         import torch
 
         spec = self.spec
-        # All draws for each image, always: switching a move off changes no other.
+        # Always all draws of each image: switching a change off alters no other.
         draws = torch.stack(
             [torch.rand(MOVES, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         ).to(self.device)
@@ -100,22 +99,22 @@ class Traditional(Generator):
 
 
 def _by_augmix(images: Tensor, seeds: Sequence[int], policy: Callable[[Tensor], Tensor]) -> Tensor:
-    """Each image by itself, for kornia draws from torch's own generator."""
+    """Each image separately, because kornia draws from torch's own generator."""
     import torch
 
     channels = images.shape[1]
     with torch.random.fork_rng(devices=[]):
-        made = []
-        for image, seed in zip(images.expand(-1, 3, -1, -1).split(1), seeds, strict=True):
+        mixed = []
+        for image, seed in zip(images.expand(-1, 3, -1, -1).unbind(), seeds, strict=True):
             torch.manual_seed(seed)
-            made.append(_augmix(image, policy))
-    whole = torch.cat(made)
-    return whole if channels == 3 else whole.mean(1, keepdim=True)
+            mixed.append(_augmix(image[None], policy))
+    joined = torch.cat(mixed)
+    return joined if channels == 3 else joined.mean(1, keepdim=True)
 
 
 def _augmix(image: Tensor, policy: Callable[[Tensor], Tensor]) -> Tensor:
-    """Three chains of one to three operations, mixed by Dirichlet weights, and the whole mixed with
-    the image by a Beta weight, all of concentration 1, as published."""
+    """Mix three chains of one to three operations by Dirichlet weights, and the result with the
+    image by a Beta weight, all with concentration 1, as published."""
     import torch
 
     weights = torch.distributions.Dirichlet(torch.ones(3)).sample()

@@ -1,10 +1,9 @@
-"""Figures of a classifier that are functions of its confusion matrix (those of its probabilities
-are in `engine.metrics.probabilities`).
+"""Metrics of a classifier's confusion matrix. (`engine.metrics.probabilities` has those of its
+probabilities.)
 
-A confusion matrix counts images: rows are true classes, columns are predicted ones. Leading axes
-are allowed everywhere, so that thousands of resampled matrices are scored at once. A class without
-a true or predicted image scores 0 where its figure has no value, as scikit-learn with
-`zero_division=0`.
+A confusion matrix counts images: rows are true classes, columns are predicted classes. Leading axes
+are allowed everywhere, to score thousands of resampled matrices at once. Undefined values of
+classes without true or predicted images are 0, as in scikit-learn with `zero_division=0`.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ def accuracy(matrix: np.ndarray) -> np.ndarray:
 
 
 def precision(matrix: np.ndarray) -> np.ndarray:
-    """Of the images called a class, the share that is: (…, classes)."""
+    """Share of the images predicted as a class that belong to it: (…, classes)."""
     return _ratio(_diagonal(matrix), matrix.sum(-2))
 
 
 def recall(matrix: np.ndarray) -> np.ndarray:
-    """Of the images of a class, the share that is called so: (…, classes)."""
+    """Share of the images of a class that are predicted as it: (…, classes)."""
     return _ratio(_diagonal(matrix), matrix.sum(-1))
 
 
@@ -44,8 +43,8 @@ def f1(matrix: np.ndarray) -> np.ndarray:
 
 
 def macro_f1(matrix: np.ndarray) -> np.ndarray:
-    """Mean of `f1` over the classes, every class alike."""
-    return f1(matrix).mean(-1)
+    """Mean of `f1` over all classes."""
+    return np.asarray(f1(matrix).mean(-1))
 
 
 def balanced_accuracy(matrix: np.ndarray) -> np.ndarray:
@@ -55,28 +54,27 @@ def balanced_accuracy(matrix: np.ndarray) -> np.ndarray:
 
 
 def macro_precision(matrix: np.ndarray) -> np.ndarray:
-    """Mean of `precision` over the classes, every class alike."""
-    return precision(matrix).mean(-1)
+    """Mean of `precision` over all classes."""
+    return np.asarray(precision(matrix).mean(-1))
 
 
 def macro_recall(matrix: np.ndarray) -> np.ndarray:
-    """Mean of `recall` over the classes, every class alike."""
-    return recall(matrix).mean(-1)
+    """Mean of `recall` over all classes."""
+    return np.asarray(recall(matrix).mean(-1))
 
 
 def weighted_precision(matrix: np.ndarray) -> np.ndarray:
-    """Mean of `precision`, each class weighing as many images as it has. (Of recall, that is
-    accuracy.)"""
+    """Mean of `precision`, weighted by the images of each class. (For recall this is accuracy.)"""
     return _weighted(precision(matrix), matrix)
 
 
 def weighted_f1(matrix: np.ndarray) -> np.ndarray:
-    """Mean of `f1`, each class weighing as many images as it has."""
+    """Mean of `f1`, weighted by the images of each class."""
     return _weighted(f1(matrix), matrix)
 
 
 def worst_class_recall(matrix: np.ndarray) -> np.ndarray:
-    """The least `recall` among the classes that occur."""
+    """The lowest `recall` of the classes that occur."""
     present = matrix.sum(-1) > 0
     least = np.where(present, recall(matrix), np.inf).min(-1)
     return np.where(present.any(-1), least, 0.0)
@@ -91,7 +89,7 @@ METRICS: dict[str, Metric] = {
 
 
 def summary(matrix: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
-    """All figures of one confusion matrix as plain numbers."""
+    """All metrics of one confusion matrix as plain numbers."""
     return {
         **{name: float(metric(matrix)) for name, metric in METRICS.items()},
         "per_class": {
@@ -111,10 +109,11 @@ def _diagonal(matrix: np.ndarray) -> np.ndarray:
     return np.diagonal(matrix, axis1=-2, axis2=-1)
 
 
-def _weighted(figure: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+def _weighted(values: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     images = matrix.sum(-1)
-    return _ratio((figure * images).sum(-1), images.sum(-1))
+    return _ratio((values * images).sum(-1), images.sum(-1))
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    return np.divide(part, whole, out=np.zeros(np.shape(whole)), where=np.asarray(whole) > 0)
+    out = np.zeros(np.shape(whole))
+    return np.asarray(np.divide(part, whole, out=out, where=np.asarray(whole) > 0))

@@ -1,10 +1,9 @@
-"""How many different images are there? The Vendi score (Friedman and Dieng 2023).
+"""Diversity of images: the Vendi score (Friedman and Dieng 2023).
 
     exp(-Σ λ log λ), λ the eigenvalues of K / n, K the cosines of all pairs
 
-It is the effective number of images that have nothing in common: 1 where all are alike, n where no
-two are. It grows with the number of images and depends on the embedder: compare values of the same
-both.
+It is the effective number of dissimilar images: 1 if all are equal, n if all are orthogonal. It
+depends on the number of images and on the embedder: compare only values with the same of both.
 """
 
 from __future__ import annotations
@@ -20,37 +19,39 @@ _BLOCK = 4096
 
 @dataclass(frozen=True)
 class Directions:
-    """Of n vectors at length 1, the sum of x x^T, float64 (width, width). It has the eigenvalues of
-    K that are not nil, and those of two sets add up: each worker of `engine.steps.fidelity` sends
-    that of a piece in place of its vectors."""
+    """The sum of x x^T over n vectors of length 1, float64 (width, width).
+
+    It has the nonzero eigenvalues of K, and the sums of two sets add up: each worker of
+    `engine.steps.fidelity` sends the sum of a piece instead of its vectors.
+    """
 
     n: int
     products: np.ndarray
 
     @classmethod
     def of(cls, vectors: Vectors) -> Directions:
-        """Of vectors (n, width), n at least 1."""
+        """The sum over vectors (n, width), n at least 1."""
         width = vectors.shape[1]
-        found = cls(0, np.zeros((width, width)))
+        total = cls(0, np.zeros((width, width)))
         for start in range(0, len(vectors), _BLOCK):
             unit = _unit(vectors[start : start + _BLOCK])
-            found += cls(len(unit), unit.T @ unit)
-        return found
+            total += cls(len(unit), unit.T @ unit)
+        return total
 
     def __add__(self, other: Directions) -> Directions:
         return Directions(self.n + other.n, self.products + other.products)
 
     @property
     def vendi(self) -> float:
-        """Raises `ValueError` where there is no vector."""
+        """The Vendi score. Raises `ValueError` without vectors."""
         if not self.n:
-            raise ValueError("no vectors to tell apart")
+            raise ValueError("no vectors: the Vendi score needs at least one")
         return _effective_number(np.linalg.eigvalsh(self.products / self.n))
 
 
 def vendi_score(vectors: Vectors) -> float:
-    """The Vendi score of vectors (n, width) under the cosine, none of them nil: from the smaller of
-    K and `Directions`."""
+    """The Vendi score of nonzero vectors (n, width) under the cosine, from the smaller of K and
+    `Directions`."""
     if len(vectors) >= vectors.shape[1]:
         return Directions.of(vectors).vendi
     unit = _unit(vectors[: len(vectors)])
@@ -64,6 +65,6 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def _effective_number(shares: np.ndarray) -> float:
-    # What is below nil is so by rounding; nil itself adds nothing to the entropy.
+    # Negative values are rounding errors; zero adds nothing to the entropy.
     present = shares[shares > 0]
     return float(np.exp(-(present * np.log(present)).sum()))

@@ -1,9 +1,9 @@
-"""The Fréchet distance of two sets of embeddings (Heusel et al. 2017, there of Inception features).
+"""The Fréchet distance of two sets of embeddings (Heusel et al. 2017, for Inception features).
 
     |m1 - m2|² + tr(C1 + C2 - 2 (C1 C2)^½)
 
-It depends on the number of images and on the embedder: compare values of the same both, and print
-both beside it. `floor` is what two sets of real images come to.
+It depends on the number of images and on the embedder: compare only values with the same of both,
+and report both. `floor` is the distance of two sets of real images.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from engine.metrics.moments import Moments
 
 
 class Reference:
-    """The real side, whose root is taken once for many comparisons.
+    """The real images, whose matrix root is computed once for many comparisons.
 
-    distance(m) needs the eigenvalues of C1 C2; with C1 = R R they are those of the symmetric R C2
-    R, which costs two products and `eigvalsh` in place of the root of a matrix without symmetry.
+    `distance` needs the eigenvalues of C1 C2. With C1 = R R these are the eigenvalues of the
+    symmetric R C2 R, which costs two products and `eigvalsh` instead of the root of an asymmetric
+    matrix.
     """
 
     def __init__(self, moments: Moments) -> None:
@@ -27,8 +28,9 @@ class Reference:
 
     @cached_property
     def root(self) -> np.ndarray:
+        """The symmetric root R of the covariance."""
         values, axes = np.linalg.eigh(self.moments.covariance)
-        return (axes * np.sqrt(np.maximum(values, 0))) @ axes.T
+        return np.asarray((axes * np.sqrt(np.maximum(values, 0))) @ axes.T)
 
     def distance(self, other: Moments) -> float:
         """Fréchet distance to another set of vectors of the same width, at least 2 of them."""
@@ -41,32 +43,28 @@ class Reference:
         )
 
 
-def frechet_distance(one: np.ndarray, other: np.ndarray) -> float:
+def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
     """Fréchet distance of vectors (n, width) and (m, width).
 
-    With fewer vectors than their width the covariances have no more than n and m directions: the
-    trace is then the nuclear norm of A B^T, where C1 = A^T A and C2 = B^T B, an n × m matrix.
+    With fewer vectors than their width, the covariances have at most n and m directions. The trace
+    is then the nuclear norm of the n × m matrix A B^T, where C1 = A^T A and C2 = B^T B.
     """
-    width = one.shape[1]
-    if len(one) + len(other) >= width:
-        return Reference(Moments.of(one)).distance(Moments.of(other))
-    centred = []
-    for vectors in (one, other):
-        exact = vectors.astype(np.float64)
-        centred.append((exact - exact.mean(0)) / np.sqrt(len(exact) - 1))
-    first, second = centred
-    shift = one.astype(np.float64).mean(0) - other.astype(np.float64).mean(0)
-    traces = float((first**2).sum() + (second**2).sum())
-    return _sum(shift, traces, float(np.linalg.svd(first @ second.T, compute_uv=False).sum()))
+    if len(first) + len(second) >= first.shape[1]:
+        return Reference(Moments.of(first)).distance(Moments.of(second))
+    sides = [vectors.astype(np.float64) for vectors in (first, second)]
+    a, b = ((side - side.mean(0)) / np.sqrt(len(side) - 1) for side in sides)
+    traces = float((a**2).sum() + (b**2).sum())
+    root = float(np.linalg.svd(a @ b.T, compute_uv=False).sum())
+    return _sum(sides[0].mean(0) - sides[1].mean(0), traces, root)
 
 
 def floor(real: np.ndarray, seed: int) -> float:
-    """The distance of two random halves of real vectors: what no generator can be asked to beat."""
+    """The distance of two random halves of real vectors, a lower bound for any generator."""
     order = np.random.default_rng(seed).permutation(len(real))
     half = len(real) // 2
     return frechet_distance(real[order[:half]], real[order[half : 2 * half]])
 
 
 def _sum(shift: np.ndarray, traces: float, root: float) -> float:
-    # Never below nil: the three terms cancel to the last digits for equal sets.
+    # At least 0: for equal sets the three terms cancel up to rounding.
     return max(0.0, float(shift @ shift + traces - 2 * root))

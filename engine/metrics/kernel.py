@@ -1,8 +1,8 @@
 """Kernel distance of two sets of embeddings (KID; Bińkowski et al. 2018).
 
 The squared maximum mean discrepancy under k(x, y) = (x·y / width + 1)³. Its estimate is unbiased
-whatever the number of images, so that, unlike the Fréchet distance, few suffice; it may be negative
-for sets that are alike.
+for any number of images, so that, unlike for the Fréchet distance, few suffice. It can be negative
+for similar sets.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _BLOCK = 1024
 
 @dataclass(frozen=True)
 class KernelDistance:
-    """An estimate from all vectors, and its interval at 95% from subsamples."""
+    """An estimate from all vectors, and its 95% interval from subsamples."""
 
     estimate: float
     low: float
@@ -24,52 +24,53 @@ class KernelDistance:
 
 
 def kernel_distance(
-    one: np.ndarray, other: np.ndarray, seed: int, subsets: int = 100
+    first: np.ndarray, second: np.ndarray, seed: int, subsets: int = 100
 ) -> KernelDistance:
-    """KID of vectors (n, width) and (m, width), at least 4 of each.
+    """KID of vectors (n, width) and (m, width), at least 4 of each. Raises `ValueError` for fewer.
 
-    The interval comes from the spread over random halves, which overlap: the spread of halves drawn
-    without replacement is, to first order, that of the whole (Politis, Romano and Wolf 1999, ch. 2,
-    with the finite-sample factor (n - b) / n at b = n / 2).
+    The interval comes from the spread over random overlapping halves: to first order, the spread of
+    halves drawn without replacement equals that of the whole set (Politis, Romano and Wolf 1999,
+    ch. 2, with the finite-sample factor (n - b) / n at b = n / 2).
     """
-    if min(len(one), len(other)) < 4:
-        raise ValueError(f"{len(one)} and {len(other)} vectors; four of each are the least")
-    one, other = one.astype(np.float64), other.astype(np.float64)
+    if min(len(first), len(second)) < 4:
+        raise ValueError(f"too few vectors: {len(first)} and {len(second)} (minimum 4 of each)")
+    first, second = first.astype(np.float64), second.astype(np.float64)
     random = np.random.default_rng(seed)
-    # Column 0 takes all vectors, each further one a half: one pass over the pairs serves all.
-    of_one, of_other = np.ones((len(one), 1 + subsets)), np.ones((len(other), 1 + subsets))
+    # Column 0 selects all vectors, each further column a half: one pass over the pairs serves all.
+    in_first, in_second = (np.ones((len(side), 1 + subsets)) for side in (first, second))
     for column in range(1, 1 + subsets):
-        for chosen in (of_one, of_other):
+        for chosen in (in_first, in_second):
             chosen[random.permutation(len(chosen))[len(chosen) // 2 :], column] = 0
     estimate, *halves = (
-        _within(one, of_one) + _within(other, of_other)
-        - 2 * _kernel_sums(one, other, of_one, of_other) / (of_one.sum(0) * of_other.sum(0))
+        _within(first, in_first) + _within(second, in_second)
+        - 2 * _kernel_sums(first, second, in_first, in_second)
+        / (in_first.sum(0) * in_second.sum(0))
     ).tolist()  # fmt: skip
     spread = 1.96 * float(np.std(halves, ddof=1))
     return KernelDistance(estimate, estimate - spread, estimate + spread)
 
 
 def _within(vectors: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """Mean kernel of the pairs of a set: a vector is not compared with itself."""
-    alone = _cubed((vectors**2).sum(1), vectors.shape[1]) @ chosen
+    """Mean kernel of the pairs of a set, without pairs of a vector with itself."""
+    diagonal = _cubed((vectors**2).sum(1), vectors.shape[1]) @ chosen
     n = chosen.sum(0)
-    return (_kernel_sums(vectors, vectors, chosen, chosen) - alone) / (n * (n - 1))
+    return np.asarray((_kernel_sums(vectors, vectors, chosen, chosen) - diagonal) / (n * (n - 1)))
 
 
 def _kernel_sums(
-    one: np.ndarray, other: np.ndarray, of_one: np.ndarray, of_other: np.ndarray
+    first: np.ndarray, second: np.ndarray, in_first: np.ndarray, in_second: np.ndarray
 ) -> np.ndarray:
-    """Sum of the kernel over all pairs of the vectors that a column chooses, for each column of 0
-    and 1 (n, columns) and (m, columns)."""
-    found = np.zeros(of_one.shape[1])
-    for start in range(0, len(one), _BLOCK):
+    """For each column of 0 and 1 (n, columns) and (m, columns), the sum of the kernel over all
+    pairs of the selected vectors."""
+    sums = np.zeros(in_first.shape[1])
+    for start in range(0, len(first), _BLOCK):
         here = slice(start, start + _BLOCK)
-        kernel = _cubed(one[here] @ other.T, one.shape[1])
-        found += (of_one[here] * (kernel @ of_other)).sum(0)
-    return found
+        kernel = _cubed(first[here] @ second.T, first.shape[1])
+        sums += (in_first[here] * (kernel @ in_second)).sum(0)
+    return sums
 
 
 def _cubed(products: np.ndarray, width: int) -> np.ndarray:
     shifted = products / width + 1
-    # A power by `**` takes ten times as long.
+    # The power operator takes ten times as long.
     return shifted * shifted * shifted

@@ -1,7 +1,8 @@
 """Likely label errors, by confident learning (Northcutt, Jiang and Chuang 2021, as in cleanlab).
 
-A classifier that has not seen an image says how likely its label is. What is flagged comes from how
-often it takes each class for each other, so that a class it is unsure of is not flagged as a whole.
+A classifier that was not trained on an image estimates how likely its label is. The flags take into
+account how often it confuses each pair of classes, so that a difficult class is not flagged as a
+whole.
 """
 
 from __future__ import annotations
@@ -11,38 +12,41 @@ from dataclasses import dataclass
 import numpy as np
 
 _FOLDS = 5
-# Principal components that are learnt from, and rows that they are found in.
+# Principal components that are learnt from, and rows that they are computed from.
 _COMPONENTS, _COMPONENTS_FROM = 256, 20_000
+# The fewest groups of a class.
 _LEAST = 2
 
 
 @dataclass(frozen=True)
 class LabelErrors:
-    """Of n images: whether the label is in doubt, bool (n,), the probability of the given label,
-    float64 (n,), the likeliest class, int64 (n,), and the probability of that."""
+    """Doubtful labels of n images.
+
+    flagged: whether the label is doubtful, bool (n,). confidence: the probability of the given
+    label, float64 (n,). suggested: the likeliest class, int64 (n,), with its probability.
+    agreed: share of images whose likeliest class is the given one.
+    """
 
     flagged: np.ndarray
     confidence: np.ndarray
     suggested: np.ndarray
     suggested_confidence: np.ndarray
-
-    # How often the likeliest class is the given one.
     agreed: float
 
     @property
     def order(self) -> np.ndarray:
-        """Rows that are flagged, the least likely label first."""
-        found = np.flatnonzero(self.flagged)
-        return found[np.argsort(self.confidence[found], kind="stable")]
+        """The flagged rows, least likely label first."""
+        rows = np.flatnonzero(self.flagged)
+        return rows[np.argsort(self.confidence[rows], kind="stable")]
 
 
 def label_errors(
     vectors: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed: int
 ) -> LabelErrors | None:
-    """Which labels a classifier of the other groups' images contradicts.
+    """The labels that a classifier trained on the other groups contradicts.
 
-    vectors: float32 (n, width). labels: int64 (n,), every number from 0 on is there. groups: of n
-    images; one lies in one fold. None where a class has fewer than two groups.
+    vectors: float32 (n, width). labels: int64 (n,), with every number from 0 on. groups: (n,); each
+    lies in one fold. None if a class has fewer than two groups.
     """
     from cleanlab.filter import find_label_issues
     from cleanlab.rank import get_label_quality_scores
@@ -66,15 +70,15 @@ def out_of_fold(
     vectors: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed: int
 ) -> np.ndarray | None:
     """Probabilities float64 (n, classes) of a logistic regression on standardised principal
-    components that has seen no image of the same group; None where that cannot be."""
+    components, trained without images of the same group; None if a class has too few groups."""
     from sklearn.decomposition import PCA
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedGroupKFold
     from sklearn.preprocessing import StandardScaler
 
     classes = int(labels.max()) + 1 if len(labels) else 0
-    held = [len(set(groups[labels == number])) for number in range(classes)]
-    if classes < 2 or min(held) < _LEAST:
+    group_counts = [len(set(groups[labels == number])) for number in range(classes)]
+    if classes < 2 or min(group_counts) < _LEAST:
         return None
     sample = vectors[:: max(1, len(vectors) // _COMPONENTS_FROM)]
     scaler = StandardScaler().fit(sample)
@@ -86,9 +90,10 @@ def out_of_fold(
             for start in range(0, len(vectors), _COMPONENTS_FROM)
         ]
     ).astype(np.float32)
-    found = np.zeros((len(labels), classes))
-    folds = StratifiedGroupKFold(min(_FOLDS, *held), shuffle=True, random_state=seed % 2**32)
+    probabilities = np.zeros((len(labels), classes))
+    count = min(_FOLDS, *group_counts)
+    folds = StratifiedGroupKFold(count, shuffle=True, random_state=seed % 2**32)
     for train, rest in folds.split(features, labels, groups):
         model = LogisticRegression(C=0.01, max_iter=200).fit(features[train], labels[train])
-        found[np.ix_(rest, model.classes_)] = model.predict_proba(features[rest])
-    return found
+        probabilities[np.ix_(rest, model.classes_)] = model.predict_proba(features[rest])
+    return probabilities

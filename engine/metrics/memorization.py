@@ -1,9 +1,9 @@
-"""Has a generator copied its training images?
+"""Whether a generator copied its training images.
 
-A synthetic image is near to train by itself; what counts is whether it is nearer than pictures that
-the generator never saw. So the distance of each to its nearest training image is held against the
-same distance of held-out real images, to the same training images (a reference of another size
-would shift it). Two signals must agree: the embedding and the perceptual hash.
+Synthetic images are always similar to train; copies are more similar than images that the generator
+never saw. So the distance of each image to its nearest training image is compared with the same
+distance of held-out real images, to the same training images (a reference of another size would
+shift it). Two signals must agree: the embedding and the perceptual hash.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import numpy as np
 
 from engine.vectors.similarity import most_similar
 
-# Pairs of hashes that are compared at once.
+# Pairs of hashes compared at once.
 _PAIRS = 2**22
 _ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
 class Nearest:
-    """The nearest training image of each query: its row, the cosine distance, and, of any training
-    image, the smallest number of bits by which the perceptual hashes differ."""
+    """The nearest training image of each query: its row and cosine distance, and the smallest
+    difference in bits to the perceptual hash of any training image."""
 
     row: np.ndarray
     distance: np.ndarray
@@ -31,7 +31,7 @@ class Nearest:
 
 @dataclass(frozen=True)
 class CopyLimits:
-    """Below both, an image counts as a copy."""
+    """An image within both limits is a copy."""
 
     distance: float
     bits: int
@@ -40,7 +40,8 @@ class CopyLimits:
 def nearest(
     vectors: np.ndarray, hashes: np.ndarray, train: np.ndarray, train_hashes: np.ndarray
 ) -> Nearest:
-    """vectors, train: float32 (n, width) and (m, width). hashes: uint64 (n,) and (m,)."""
+    """The nearest training image of each vector. vectors, train: float32 (n, width) and (m, width).
+    hashes: uint64 (n,) and (m,)."""
     similarity, row = most_similar(vectors, train, 1)
     bits = np.empty(len(vectors), dtype=np.int64)
     block = max(1, _PAIRS // len(train))
@@ -51,10 +52,10 @@ def nearest(
 
 
 def nearest_other(vectors: np.ndarray, hashes: np.ndarray) -> Nearest:
-    """The nearest other one of each image of a set: float32 (n, width) and uint64 (n,)."""
-    similarity, found = most_similar(vectors, vectors, 2)
-    # Of twins either may stand first.
-    other = np.where(found[:, 0] == np.arange(len(vectors)), 1, 0)[:, None]
+    """The nearest other image of each image of a set: float32 (n, width) and uint64 (n,)."""
+    similarity, row = most_similar(vectors, vectors, 2)
+    # An image or its equal may come first.
+    column = np.where(row[:, 0] == np.arange(len(vectors)), 1, 0)[:, None]
     bits = np.empty(len(vectors), dtype=np.int64)
     block = max(1, _PAIRS // len(vectors))
     for start in range(0, len(vectors), block):
@@ -63,28 +64,28 @@ def nearest_other(vectors: np.ndarray, hashes: np.ndarray) -> Nearest:
         differing[here, start + here] = 64
         bits[start : start + block] = differing.min(1)
     return Nearest(
-        np.take_along_axis(found, other, 1)[:, 0],
-        np.maximum(1 - np.take_along_axis(similarity, other, 1)[:, 0], 0), bits,
+        np.take_along_axis(row, column, 1)[:, 0],
+        np.maximum(1 - np.take_along_axis(similarity, column, 1)[:, 0], 0), bits,
     )  # fmt: skip
 
 
 def copy_limits(held_out: Nearest, quantile: float) -> CopyLimits:
-    """The `quantile` of held-out real images lies this near to train."""
+    """The distances to train of the `quantile` of held-out real images."""
     return CopyLimits(
         float(np.quantile(held_out.distance, quantile)),
         int(np.quantile(held_out.bits, quantile, method="lower")),
     )
 
 
-def copies(found: Nearest, limits: CopyLimits) -> np.ndarray:
+def copies(to_train: Nearest, limits: CopyLimits) -> np.ndarray:
     """Which images are copies: bool (n,)."""
-    # Equal vectors are up to rounding apart: where val touches train, so may the limit be.
-    return (found.distance <= max(limits.distance, _ROUNDING)) & (found.bits <= limits.bits)
+    # Equal vectors differ by rounding, and the limit may be 0.
+    return (to_train.distance <= max(limits.distance, _ROUNDING)) & (to_train.bits <= limits.bits)
 
 
 def share_nearer(distance: np.ndarray, limit: float) -> tuple[float, float, float]:
-    """The share of images (n,) below a distance to train, and the ends of its interval at 95%
-    (Wilson 1927): of the images, for a limit that is given."""
+    """The share of images (n,) below a given distance to train, and its 95% interval over images
+    (Wilson 1927)."""
     from scipy.stats import binomtest
 
     nearer = int((distance < limit).sum())

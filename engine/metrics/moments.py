@@ -1,8 +1,8 @@
-"""Mean and covariance of vectors that no process need hold all of.
+"""Mean and covariance of vectors that are spread over processes.
 
-Count, mean and centred second moment are enough for both; those of two sets give those of their
-union (Chan, Golub and LeVeque 1983). So each worker of `engine.steps.fidelity` takes those of a
-piece and sends them in place of its vectors, and the driver adds them up.
+Count, mean and centred second moment determine both, and those of two sets give those of their
+union (Chan, Golub and LeVeque 1983). So each worker of `engine.steps.fidelity` sends the moments of
+a piece instead of its vectors, and the driver adds them.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _BLOCK = 4096
 
 @dataclass(frozen=True)
 class Moments:
-    """Of n vectors: mean float64 (width,), and the sum of (x - mean)(x - mean)^T, float64 (width,
-    width)."""
+    """The moments of n vectors: mean float64 (width,), and scatter, the sum of
+    (x - mean)(x - mean)^T, float64 (width, width)."""
 
     n: int
     mean: np.ndarray
@@ -29,7 +29,7 @@ class Moments:
 
     @classmethod
     def of(cls, vectors: Vectors) -> Moments:
-        """Of vectors (n, width), n at least 1."""
+        """The moments of vectors (n, width), n at least 1."""
         return merged(
             _of_block(vectors[start : start + _BLOCK].astype(np.float64))
             for start in range(0, len(vectors), _BLOCK)
@@ -39,7 +39,7 @@ class Moments:
     def covariance(self) -> np.ndarray:
         """Unbiased, (width, width). Raises `ValueError` for a single vector."""
         if self.n < 2:
-            raise ValueError(f"{self.n} vectors; a covariance needs two")
+            raise ValueError(f"too few vectors: {self.n} (a covariance needs two)")
         return self.scatter / (self.n - 1)
 
     def __add__(self, other: Moments) -> Moments:
@@ -53,13 +53,13 @@ class Moments:
 
 
 def merged(pieces: Iterable[Moments]) -> Moments:
-    """The moments of all pieces together. Raises `ValueError` where there is none."""
-    # One at a time: of wide vectors, each is larger than a block of them.
-    held = iter(pieces)
-    first = next(held, None)
+    """The moments of all pieces together. Raises `ValueError` without pieces."""
+    # One at a time: moments of wide vectors are larger than a block of the vectors.
+    rest = iter(pieces)
+    first = next(rest, None)
     if first is None:
-        raise ValueError("no vectors to take moments of")
-    return reduce(Moments.__add__, held, first)
+        raise ValueError("no vectors: moments need at least one")
+    return reduce(Moments.__add__, rest, first)
 
 
 def _of_block(block: np.ndarray) -> Moments:

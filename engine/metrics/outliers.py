@@ -1,4 +1,4 @@
-"""What lies far from the rest: images of a class, and sizes."""
+"""Outliers: images within a class, and image sizes."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ _MAD = 1.4826
 
 
 def modified_z(values: np.ndarray, least_spread: float = 1e-9) -> np.ndarray:
-    """How far each of n values lies from their median, in standard deviations that are told from
-    the median of the absolute deviations: float64 (n,)."""
+    """Distance of each of n values from their median, in standard deviations estimated from the
+    median absolute deviation: float64 (n,)."""
     if not len(values):
         return np.zeros(0)
-    off = values - np.median(values)
-    found: np.ndarray = off / max(_MAD * float(np.median(np.abs(off))), least_spread)
-    return found
+    deviation = values - np.median(values)
+    spread = max(_MAD * float(np.median(np.abs(deviation))), least_spread)
+    return np.asarray(deviation / spread)
 
 
 def neighbour_outliers(nearest: np.ndarray) -> np.ndarray:
-    """Modified z-scores of n distances to the k-th nearest of the same class (Ramaswamy et al.
-    2000). Distances are skewed; their logarithms are not."""
+    """Modified z-scores of n distances to the k-th nearest neighbour in the class (Ramaswamy et al.
+    2000), by logarithms, because distances are skewed."""
     return modified_z(np.log(np.maximum(nearest, 1e-6)), least_spread=0.05)
 
 
 def odd_sizes(widths: np.ndarray, heights: np.ndarray) -> np.ndarray:
-    """The larger modified z-score of n pictures in length of the longer side and in aspect, lying
-    or standing: what differs by less than half from the rest is never odd."""
+    """The larger modified z-score of n images, in the longer side or in the aspect ratio regardless
+    of orientation. Differences below a half are never odd."""
     longest = modified_z(np.log2(np.maximum(widths, heights)), least_spread=0.17)
     aspect = modified_z(np.abs(np.log2(widths / heights)), least_spread=0.17)
-    return np.maximum(np.abs(longest), np.abs(aspect))
+    return np.asarray(np.maximum(np.abs(longest), np.abs(aspect)))

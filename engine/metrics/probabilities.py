@@ -1,13 +1,12 @@
-"""Figures of a classifier's probabilities: does it rank images well, and does it know how sure it
-may be?
+"""Metrics of a classifier's probabilities: ranking and calibration.
 
-    ROC-AUC    how often an image of the class is given more of it than one of another (ties count
+    ROC-AUC    probability that an image of the class scores higher than another image (ties count
                half); 0.5 by chance
     PR-AUC     average precision, the sum of precision over steps of recall; by chance, the class's
                share of the images
-    Brier      the mean over images of the sum over classes of (probability - truth)², from 0 to 2
-               (Brier 1950; half of it where others count one class of two)
-    ECE        the mean gap between confidence and accuracy, over bins of confidence of the
+    Brier      mean over images of the sum over classes of (probability - truth)², from 0 to 2
+               (Brier 1950; some count only one class of two, which is half of it)
+    ECE        mean gap between confidence and accuracy, over bins of the confidence in the
                likeliest class (Guo et al. 2017)
 
 labels are class numbers int (n,); probabilities are float (n, classes).
@@ -28,21 +27,21 @@ def roc_auc(
 ) -> np.ndarray:
     """Area under the ROC curve of each class against all others: float64 (…, classes).
 
-    weights: (…, n), how often each image counts; leading axes are resamples, for all of which the
-    images are sorted once. NaN where a class, or all but one, has no image.
+    weights: (…, n), how often each image counts; leading axes are resamples, which share one sort
+    of the images. NaN if a class has no image, or has all of them.
     """
-    return _of_classes(_roc_area, labels, probabilities, weights)
+    return _by_class(_roc_area, labels, probabilities, weights)
 
 
 def average_precision(
     labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray | None = None
 ) -> np.ndarray:
-    """Area under the precision-recall curve of each class against all others: float64 (…, classes),
-    by steps and not by straight lines, which are too kind (Davis and Goadrich 2006).
+    """Area under the precision-recall curve of each class against all others: float64 (…, classes).
+    It sums steps, because linear interpolation is too optimistic (Davis and Goadrich 2006).
 
-    weights: as of `roc_auc`. NaN where a class has no image.
+    weights: as in `roc_auc`. NaN if a class has no image.
     """
-    return _of_classes(_steps_of_precision, labels, probabilities, weights)
+    return _by_class(_steps_of_precision, labels, probabilities, weights)
 
 
 def brier(labels: np.ndarray, probabilities: np.ndarray) -> float:
@@ -55,8 +54,8 @@ def brier(labels: np.ndarray, probabilities: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Reliability:
-    """What a reliability diagram shows, for each bin of confidence: mean confidence and share that
-    is right, float64 (bins,), NaN in empty bins; images, int64 (bins,)."""
+    """A reliability diagram: mean confidence and accuracy of each bin, float64 (bins,), NaN in
+    empty bins; and its images, int64 (bins,)."""
 
     confidence: np.ndarray
     accuracy: np.ndarray
@@ -64,8 +63,8 @@ class Reliability:
 
 
 def reliability(labels: np.ndarray, probabilities: np.ndarray, bins: int = BINS) -> Reliability:
-    """Confidence in the likeliest class against how often it is right, in `bins` equal parts of 0
-    to 1, each open below and closed above."""
+    """Accuracy by confidence in the likeliest class, in `bins` equal parts of 0 to 1, each open
+    below and closed above."""
     confidence = probabilities.max(1).astype(np.float64)
     right = probabilities.argmax(1) == labels
     edges = np.linspace(0, 1, bins + 1)[1:-1]
@@ -73,8 +72,7 @@ def reliability(labels: np.ndarray, probabilities: np.ndarray, bins: int = BINS)
     count = np.bincount(bin_of, minlength=bins)
 
     def mean(values: np.ndarray) -> np.ndarray:
-        sums = np.bincount(bin_of, values, bins)
-        return np.divide(sums, count, out=np.full(bins, np.nan), where=count > 0)
+        return _ratio(np.bincount(bin_of, values, bins), count)
 
     return Reliability(mean(confidence), mean(right), count)
 
@@ -83,14 +81,14 @@ def expected_calibration_error(
     labels: np.ndarray, probabilities: np.ndarray, bins: int = BINS
 ) -> float:
     """Mean over images of |confidence - accuracy| of their bin (Guo et al. 2017, equation 3)."""
-    found = reliability(labels, probabilities, bins)
-    gaps = np.abs(found.confidence - found.accuracy)
-    return float(np.nansum(found.count * gaps) / found.count.sum())
+    diagram = reliability(labels, probabilities, bins)
+    gaps = np.abs(diagram.confidence - diagram.accuracy)
+    return float(np.nansum(diagram.count * gaps) / diagram.count.sum())
 
 
-def macro(figure: np.ndarray) -> float:
-    """Mean over the classes that have a figure; NaN where none has."""
-    known = figure[~np.isnan(figure)]
+def macro(values: np.ndarray) -> float:
+    """Mean over the classes that have a value; NaN if none has."""
+    known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else float("nan")
 
 
@@ -104,47 +102,47 @@ PROBABILITY_METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
 }
 
 
-def of_probabilities(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
-    """All figures of `PROBABILITY_METRICS`: areas are means over the classes that occur."""
+def probability_metrics(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+    """All `PROBABILITY_METRICS`; areas are means over the classes that occur."""
     return {name: metric(labels, probabilities) for name, metric in PROBABILITY_METRICS.items()}
 
 
-def known_of_probabilities(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
-    """`of_probabilities` without those that have no value, which JSON does not know."""
-    found = of_probabilities(labels, probabilities)
-    return {name: value for name, value in found.items() if np.isfinite(value)}
+def finite_probability_metrics(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+    """`probability_metrics` without undefined values, which JSON does not support."""
+    metrics = probability_metrics(labels, probabilities)
+    return {name: value for name, value in metrics.items() if np.isfinite(value)}
 
 
 def log_loss(labels: np.ndarray, probabilities: np.ndarray) -> float:
     """Mean over images of -log of the probability of the true class: the cross entropy that a
-    classifier is trained by. A probability of 0 counts as 1e-12."""
+    classifier's training minimises. A probability of 0 counts as 1e-12."""
     of_truth = probabilities[np.arange(len(labels)), labels].astype(np.float64)
     return float(-np.log(np.maximum(of_truth, 1e-12)).mean())
 
 
-def _of_classes(
-    figure: Callable[[np.ndarray, np.ndarray], np.ndarray], labels: np.ndarray,
+def _by_class(
+    area: Callable[[np.ndarray, np.ndarray], np.ndarray], labels: np.ndarray,
     probabilities: np.ndarray, weights: np.ndarray | None,
 ) -> np.ndarray:  # fmt: skip
-    """`figure` of every class, from the weight of its images and of all others that score at least
-    each threshold, falling: (…, thresholds) both."""
+    """`area` of every class, from the weights of its images, and of all others, that score at least
+    each threshold, from high to low: (…, thresholds) both."""
     labels = np.asarray(labels)
     weights = np.ones(len(labels)) if weights is None else np.asarray(weights, np.float64)
-    found = []
+    areas = []
     for number in range(probabilities.shape[1]):
         order = np.argsort(-probabilities[:, number], kind="stable")
         score = probabilities[order, number]
-        # Images of one score pass a threshold together.
+        # Images with equal scores pass a threshold together.
         last = np.r_[np.flatnonzero(score[1:] != score[:-1]), len(score) - 1]
         sorted_weights = weights[..., order]
         own = np.cumsum(sorted_weights * (labels[order] == number), -1)[..., last]
         every = np.cumsum(sorted_weights, -1)[..., last]
-        found.append(figure(own, every - own))
-    return np.stack(found, -1)
+        areas.append(area(own, every - own))
+    return np.stack(areas, -1)
 
 
 def _roc_area(own: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Trapezes under the curve of true positives over false ones."""
+    """Sum of trapezoids under the curve of true positives over false positives."""
     steps = np.diff(others, prepend=0, axis=-1)
     heights = own - np.diff(own, prepend=0, axis=-1) / 2
     return _ratio((steps * heights).sum(-1), own[..., -1] * others[..., -1])
@@ -157,4 +155,5 @@ def _steps_of_precision(own: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=whole > 0)
+    out = np.full(np.shape(whole), np.nan)
+    return np.asarray(np.divide(part, whole, out=out, where=whole > 0))

@@ -1,16 +1,15 @@
-"""Is a difference more than chance: intervals, corrections and the verdict of a comparison.
+"""Whether a difference is more than chance: intervals, corrections and the verdict of a comparison.
 
 Differences are paired: replicate i of one arm against replicate i of the other (the same seed, the
-same test images). A replicate is a generator's fit with its images and classifiers, or, where there
-is one fit alone, a classifier's seed. Two sources of chance are looked at, by two methods that must
-agree, whatever the word is:
+same test images). A replicate is a generator fit with its images and classifiers or, with a single
+fit, a classifier's seed. Two methods cover two sources of chance and must agree for any verdict:
 
-    paired t     over replicates: would other fits and seeds say the same?
-    bootstrap    over replicates and test groups at once: would other patients say the same?
+    paired t     over replicates: would other fits and seeds agree?
+    bootstrap    over replicates and test groups at once: would other patients agree?
                  (percentile interval; Efron and Tibshirani 1993, ch. 13; resampling two factors
                  as Owen 2007, "The pigeonhole bootstrap")
 
-Fewer than `LEAST_REPLICATES` or `LEAST_GROUPS` decide nothing.
+Fewer than `LEAST_REPLICATES` or `LEAST_GROUPS` leave every comparison undecided.
 """
 
 from __future__ import annotations
@@ -29,20 +28,20 @@ from engine.metrics.classification import Metric
 Word = Literal["helps", "harms", "equivalent", "undecided"]
 POWER = 0.8
 LEAST_REPLICATES = 5
-# With few groups a percentile interval is too narrow: where all replicates err alike, 9% of null
-# studies of 10 equal groups are called significant, and 5% to 7% of 20 to 50 (300 simulated each).
+# With few groups a percentile interval is too narrow: if all replicates make the same errors, 9% of
+# null studies with 10 equal groups are significant, 5% to 7% with 20 to 50 (300 simulated each).
 LEAST_GROUPS = 20
-# Draws of the bootstrap that a class without images makes void, as a share of all, before it says
-# nothing.
+# The largest share of bootstrap draws that a class without images may void.
 _MOST_VOID = 0.5
-# With five replicates its p-value is never below 1/16, with eight it may be 1/128.
+# With five replicates the p-value is at least 1/16, with eight 1/128.
 LEAST_FOR_WILCOXON = 8
+# Numbers in memory at once.
 _CELLS = 2**22
 
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its interval at `level`, and the two-sided p-value of "there is none"."""
+    """An estimate with its interval at `level`, and the two-sided p-value of "no difference"."""
 
     estimate: float
     low: float
@@ -53,13 +52,12 @@ class Interval:
 
 @dataclass(frozen=True)
 class Resampled:
-    """A difference between two arms, and what it is when the study is drawn anew.
+    """A difference between two arms, and its values in resampled studies.
 
-    draws: (n,) with replicates and test groups drawn anew. error_of_test: standard deviation with
-    the `groups` alone drawn anew, which is what the size of the test set leaves open, however many
-    replicates there are. effective_groups: of how many equal groups the test set is worth (Kish
-    1965). rarest: groups that hold the class which fewest hold, where the metric is a mean over
-    classes.
+    draws: (n,) with replicates and test groups resampled. error_of_test: standard deviation with
+    only the `groups` resampled, the uncertainty that more replicates cannot reduce.
+    effective_groups: the number of equal groups that the test set is equivalent to (Kish 1965).
+    rarest: groups that contain the rarest class, if the metric is a mean over classes.
     """
 
     estimate: float
@@ -70,13 +68,13 @@ class Resampled:
     rarest: int | None = None
 
     def interval(self, level: float = 0.95) -> Interval:
-        """Percentile interval; its p-value is never below what so many draws can show."""
+        """Percentile interval. The p-value is at least the smallest that the draws can show."""
         low, high = np.quantile(self.draws, [(1 - level) / 2, (1 + level) / 2])
         p = min(1.0, 2 * min(self._share(self.draws <= 0), self._share(self.draws >= 0)))
         return Interval(self.estimate, float(low), float(high), p, level)
 
     def beyond(self, margin: float) -> float:
-        """p-value of "the difference lies beyond ± margin", as `tost` by the draws."""
+        """p-value of "the difference exceeds ± margin", as `tost` but by the draws."""
         return max(self._share(self.draws >= margin), self._share(self.draws <= -margin))
 
     def _share(self, where: np.ndarray) -> float:
@@ -86,18 +84,17 @@ class Resampled:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a comparison comes to.
+    """The result of a comparison.
 
     effect: mean difference of the metric, by paired t. bootstrap: the same by resampling. low,
-    high: what holds both intervals. p_adjusted: the larger of the two p-values after Holm.
+    high: the range of both intervals. p_adjusted: the larger of the two p-values after Holm.
     equivalence_p: likewise, of two one-sided tests within `margin`. detectable: the difference that
-    so many replicates on such a test set would find in 80 of 100 studies, at the strictest level
-    that Holm's correction may ask; None where nothing could be found. near_low, near_high: what
-    holds both methods' 90% intervals, which two one-sided tests at 5% go with. obstacle: why
-    nothing could be decided, whatever was measured; or empty. replicates_needed, groups_needed: how
-    many would find a difference of `margin`; None for more replicates than 1,000. effect_size: see
-    `standardised`. wilcoxon_p: of the signed-rank test, from eight replicates on; it decides
-    nothing.
+    this many replicates on this test set find in 80 of 100 studies, at the strictest level of
+    Holm's correction; None with an obstacle. near_low, near_high: the range of both methods' 90%
+    intervals, which match two one-sided tests at 5%. obstacle: why no data could decide; else
+    empty. replicates_needed, groups_needed: the numbers that find a difference of `margin`; None
+    for more than 1,000 replicates. effect_size: see `standardised`. wilcoxon_p: of the signed-rank
+    test, from eight replicates on; the verdict does not use it.
     """
 
     word: Word
@@ -124,14 +121,15 @@ class Verdict:
 
 
 def paired_t(differences: Sequence[float], level: float = 0.95) -> Interval:
-    """Student's t interval of the mean of paired differences.
+    """Student's t interval of the mean of paired differences. Raises `ValueError` for fewer than
+    two.
 
-    Raises `ValueError` with fewer than two. Where all are equal there is no spread to judge by: the
-    interval is a point and p is 1, for on few images equal differences are common by chance.
+    If all are equal there is no spread to test against: the interval is a point and p is 1, because
+    equal differences are common by chance on few images.
     """
     values = np.asarray(differences, dtype=float)
     if len(values) < 2:
-        raise ValueError(f"{len(values)} replicates; an interval needs two")
+        raise ValueError(f"too few replicates: {len(values)} (an interval needs two)")
     mean, error = float(values.mean()), float(stats.sem(values))
     if error <= 1e-12:
         return Interval(mean, mean, mean, 1.0, level)
@@ -145,7 +143,7 @@ def confusions_by_group(
 ) -> sparse.csr_array:
     """Counts (groups, classes * classes): a confusion matrix for each group, in sorted order.
 
-    Sparse, for a group has few images and a study may have many groups and classes.
+    Sparse, because a group has few images and a study may have many groups and classes.
     """
     names, inverse = np.unique(groups, return_inverse=True)
     cells = np.asarray(labels) * classes + np.asarray(predicted)
@@ -154,7 +152,7 @@ def confusions_by_group(
 
 
 class Scores(Protocol):
-    """A metric of an arm's replicates, with each test group counted as often as it is drawn."""
+    """A metric of an arm's replicates, with weighted test groups."""
 
     @property
     def replicates(self) -> int: ...
@@ -167,12 +165,12 @@ class Scores(Protocol):
 
     @property
     def rarest(self) -> int | None:
-        """Groups that hold the class which fewest hold; None where classes do not count alike."""
+        """Groups that contain the rarest class; None if the metric is not a mean over classes."""
         ...
 
     @property
     def cells(self) -> int:
-        """Numbers that one draw needs."""
+        """Numbers in memory for one draw."""
         ...
 
     def __call__(self, weights: np.ndarray) -> np.ndarray:
@@ -181,9 +179,12 @@ class Scores(Protocol):
 
 
 class ConfusionScores:
-    """Scores by a metric of the confusion matrix. by_group: for each classifier, fit after fit, the
-    confusions by group of the same images; a replicate's score is the mean of its classifiers'.
-    of_classes: the metric is a mean over classes."""
+    """Scores by a metric of the confusion matrix.
+
+    by_group: for each classifier, in the order of the fits, the confusions by group of the same
+    images. A replicate's score is the mean over its classifiers. of_classes: the metric is a mean
+    over classes.
+    """
 
     def __init__(
         self, by_group: Sequence[sparse.csr_array], metric: Metric,
@@ -191,28 +192,29 @@ class ConfusionScores:
     ) -> None:  # fmt: skip
         shapes = {matrix.shape for matrix in by_group}
         if len(shapes) != 1:
-            raise ValueError(f"the classifiers saw other groups or classes: {shapes}")
+            raise ValueError(f"the classifiers differ in groups or classes: {shapes}")
         self.replicates, self.metric = replicates or len(by_group), metric
         ((self.groups, cells),) = shapes
         self.classes, self.cells = math.isqrt(cells), cells * len(by_group)
         images = by_group[0].reshape((self.groups * self.classes, self.classes)).sum(1)
         images = np.asarray(images).reshape(self.groups, self.classes)
         self.effective_groups = effective_number(images.sum(1))
-        held = (images > 0).sum(0)
-        self.rarest = int(held[held > 0].min()) if of_classes else None
+        groups_of = (images > 0).sum(0)
+        self.rarest = int(groups_of[groups_of > 0].min()) if of_classes else None
         self._stacked = sparse.hstack(list(by_group)).T.tocsr()
 
     def __call__(self, weights: np.ndarray) -> np.ndarray:
         counts = (self._stacked @ weights.T).T
         scores = self.metric(counts.reshape(len(weights), -1, self.classes, self.classes))
-        return scores.reshape(len(weights), self.replicates, -1).mean(-1)
+        return np.asarray(scores.reshape(len(weights), self.replicates, -1).mean(-1))
 
 
 class AreaScores:
-    """Scores by the area under the ROC curve, one class against the rest, the mean over the classes
-    that have both in a draw (ties count half; Hanley and McNeil 1982).
+    """Scores by the area under the ROC curve of one class against the rest, averaged over the
+    classes that have both in a draw (ties count half; Hanley and McNeil 1982).
 
-    probabilities: float (classifiers, n, classes), fit after fit. labels: class numbers (n,).
+    probabilities: float (classifiers, n, classes), in the order of the fits. labels: class numbers
+    (n,).
     """
 
     def __init__(
@@ -223,52 +225,54 @@ class AreaScores:
         names, self._group_of = np.unique(groups, return_inverse=True)
         self.groups, self.cells = len(names), 4 * len(labels)
         self.effective_groups = effective_number(np.bincount(self._group_of))
-        self.rarest = min(len(np.unique(groups[labels == one])) for one in np.unique(labels))
+        self.rarest = min(len(np.unique(groups[labels == label])) for label in np.unique(labels))
         self._labels, self._probabilities = np.asarray(labels), np.asarray(probabilities)
 
     def __call__(self, weights: np.ndarray) -> np.ndarray:
         of_image = weights[:, self._group_of]
-        scores = [self._areas(of_image, held) for held in self._probabilities]
-        return np.stack(scores, 1).reshape(len(weights), self.replicates, -1).mean(-1)
+        scores = [self._areas(of_image, probabilities) for probabilities in self._probabilities]
+        by_replicate = np.stack(scores, 1).reshape(len(weights), self.replicates, -1)
+        return np.asarray(by_replicate.mean(-1))
 
     def _areas(self, weights: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-        """(draws,) of one classifier."""
-        found = []
+        """Mean areas (draws,) of one classifier."""
+        by_class = []
         for number, values in enumerate(probabilities.T):
             order = np.argsort(values, kind="stable")
             ordered = weights[:, order]
             positive = ordered * (self._labels[order] == number)
             # Equal values are one step of the curve.
             starts = np.flatnonzero(np.r_[True, np.diff(values[order]) > 0])
-            ups, every = (np.add.reduceat(held, starts, 1) for held in (positive, ordered))
+            ups, every = (np.add.reduceat(counts, starts, 1) for counts in (positive, ordered))
             downs = every - ups
             below = downs.cumsum(1) - downs / 2
-            pairs = ups.sum(1) * downs.sum(1)
-            area = (ups * below).sum(1)
-            found.append(np.divide(area, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0))
-        areas = np.stack(found)
+            by_class.append(_ratio((ups * below).sum(1), ups.sum(1) * downs.sum(1)))
+        areas = np.stack(by_class)
         known = np.isfinite(areas)
-        return np.divide(np.where(known, areas, 0).sum(0), known.sum(0),
-                         out=np.full(areas.shape[1], np.nan), where=known.any(0))  # fmt: skip
+        return _ratio(np.where(known, areas, 0).sum(0), known.sum(0))
 
 
-def bootstrap(one: Scores, other: Scores, draws: int, seed: int) -> Resampled:
-    """Difference `one` - `other` of a metric's mean over replicates, by resampling replicates and
-    groups."""
-    if (one.replicates, one.groups) != (other.replicates, other.groups):
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    return np.asarray(np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0))
+
+
+def bootstrap(arm: Scores, baseline: Scores, draws: int, seed: int) -> Resampled:
+    """Resample replicates and groups for the difference `arm` - `baseline` of a metric's mean over
+    replicates. Raises `DataError` if too many draws have no value."""
+    if (arm.replicates, arm.groups) != (baseline.replicates, baseline.groups):
         raise ValueError(
-            f"the arms differ: {one.replicates} and {other.replicates} replicates of {one.groups}"
-            f" and {other.groups} groups"
+            f"the arms differ: {arm.replicates} and {baseline.replicates} replicates,"
+            f" {arm.groups} and {baseline.groups} groups"
         )
-    replicates, groups = one.replicates, one.groups
+    replicates, groups = arm.replicates, arm.groups
     random = np.random.default_rng(seed)
 
     def differences(weights: np.ndarray) -> np.ndarray:
         """(draws, replicates) of weights (draws, groups)."""
-        return one(weights) - other(weights)
+        return np.asarray(arm(weights) - baseline(weights))
 
-    block = max(1, _CELLS // (one.cells + other.cells + groups))
-    found: list[np.ndarray] = []
+    block = max(1, _CELLS // (arm.cells + baseline.cells + groups))
+    of_both: list[np.ndarray] = []
     of_groups: list[np.ndarray] = []
     wanted, tried = draws, 0
     while wanted:
@@ -276,48 +280,47 @@ def bootstrap(one: Scores, other: Scores, draws: int, seed: int) -> Resampled:
         weights = random.multinomial(groups, np.full(groups, 1 / groups), count)
         drawn = differences(weights.astype(float))
         chosen = random.integers(0, replicates, (count, replicates))
-        # A draw may hold one class alone, and has no area under a curve then: it is made anew.
-        held = np.isfinite(drawn).all(1)
-        found.append(np.take_along_axis(drawn, chosen, 1).mean(1)[held])
-        of_groups.append(drawn.mean(1)[held])
-        wanted, tried = wanted - int(held.sum()), tried + count
+        # A draw with a single class has no area under a curve, and is replaced.
+        defined = np.isfinite(drawn).all(1)
+        of_both.append(np.take_along_axis(drawn, chosen, 1).mean(1)[defined])
+        of_groups.append(drawn.mean(1)[defined])
+        wanted, tried = wanted - int(defined.sum()), tried + count
         if tried >= draws and draws - wanted < (1 - _MOST_VOID) * tried:
             raise DataError(
-                f"of {tried} draws of the test set {tried - draws + wanted} have no area under a"
-                " curve: test holds too few images of a class; judge by another objective"
+                f"{tried - draws + wanted} of {tried} resampled test sets have no area under the"
+                " curve: test has too few images of a class; choose another objective"
             )
     return Resampled(
         estimate=float(differences(np.ones((1, groups))).mean()),
-        draws=np.concatenate(found),
+        draws=np.concatenate(of_both),
         error_of_test=float(np.concatenate(of_groups).std()),
         groups=groups,
-        effective_groups=one.effective_groups,
-        rarest=one.rarest,
+        effective_groups=arm.effective_groups,
+        rarest=arm.rarest,
     )
 
 
 def effective_number(sizes: np.ndarray) -> float:
-    """Of how many equal groups these are worth (Kish 1965)."""
+    """The number of equal groups that groups of these sizes are equivalent to (Kish 1965)."""
     return float(sizes.sum() ** 2 / (sizes**2).sum())
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values adjusted for their number (Holm 1979, step-down). Raises `ValueError` where one is
-    no number."""
+    """p-values adjusted for their number (Holm 1979, step-down). Raises `ValueError` for NaN."""
     if not np.isfinite(p_values).all():
-        raise ValueError(f"a p-value is no number: {list(p_values)}")
+        raise ValueError(f"a p-value is not a number: {list(p_values)}")
     order = np.argsort(p_values)
     adjusted = np.empty(len(p_values))
     running = 0.0
     for rank, index in enumerate(order):
         running = max(running, (len(p_values) - rank) * p_values[index])
         adjusted[index] = min(1.0, running)
-    return adjusted.tolist()
+    return list(adjusted.tolist())
 
 
 def tost(differences: Sequence[float], margin: float) -> float:
-    """p-value of "the difference lies beyond ± margin" (two one-sided t tests, Schuirmann 1987); 1
-    without any spread."""
+    """p-value of "the difference exceeds ± margin" (two one-sided t tests, Schuirmann 1987); 1
+    without spread."""
     values = np.asarray(differences, dtype=float)
     error = float(stats.sem(values))
     if error <= 1e-12:
@@ -331,8 +334,8 @@ def tost(differences: Sequence[float], margin: float) -> float:
 def detectable_difference(
     differences: Sequence[float], resampled: Resampled, level: float = 0.95
 ) -> float:
-    """The true difference that such a study would find in 80 of 100 repetitions: both methods must
-    find it, so it is the larger of what each can."""
+    """The true difference that such a study finds in 80 of 100 repetitions: the larger of the two
+    methods' differences, because both must find it."""
     freedom = len(differences) - 1
     reach = stats.t.ppf((1 + level) / 2, freedom) + stats.t.ppf(POWER, freedom)
     by_t = reach * stats.sem(np.asarray(differences, dtype=float))
@@ -340,7 +343,8 @@ def detectable_difference(
 
 
 def groups_needed(resampled: Resampled, effect: float, level: float = 0.95) -> int:
-    """How many test groups would find `effect` in 80 of 100 studies if replicates cost nothing."""
+    """The number of test groups that finds `effect` in 80 of 100 studies, with unlimited
+    replicates."""
     short = _normal_reach(level) * resampled.error_of_test / abs(effect)
     return math.ceil(resampled.groups * short**2)
 
@@ -352,8 +356,8 @@ def _normal_reach(level: float) -> float:
 def replicates_needed(
     differences: Sequence[float], effect: float, level: float = 0.95
 ) -> int | None:
-    """How many replicates of this spread would find `effect` in 80 of 100 studies; None beyond
-    1,000."""
+    """The number of replicates with this spread that finds `effect` in 80 of 100 studies; None
+    above 1,000."""
     spread = float(np.std(np.asarray(differences, dtype=float), ddof=1))
     counts = np.arange(3, 1001)
     reach = stats.t.ppf((1 + level) / 2, counts - 1) + stats.t.ppf(POWER, counts - 1)
@@ -362,9 +366,8 @@ def replicates_needed(
 
 
 def standardised(differences: Sequence[float]) -> float | None:
-    """Effect size of paired differences: their mean over their standard deviation (Cohen's d_z),
-    less its bias in few pairs (Hedges 1981); None without any spread, and of two pairs, whose bias
-    is all of it."""
+    """Effect size of paired differences: mean over standard deviation (Cohen's d_z), corrected for
+    bias (Hedges 1981). None without spread, and for two pairs, where the correction yields 0."""
     values = np.asarray(differences, dtype=float)
     spread = float(values.std(ddof=1))
     if spread <= 1e-12 or len(values) < 3:
@@ -373,8 +376,8 @@ def standardised(differences: Sequence[float]) -> float | None:
 
 
 def wilcoxon(differences: Sequence[float]) -> float | None:
-    """p-value of the signed-rank test (Wilcoxon 1945, exact where no two are alike); None below
-    `LEAST_FOR_WILCOXON` replicates, and without any difference."""
+    """p-value of the signed-rank test (Wilcoxon 1945, exact without ties); None below
+    `LEAST_FOR_WILCOXON` replicates, and if all differences are 0."""
     values = np.asarray(differences, dtype=float)
     if len(values) < LEAST_FOR_WILCOXON or not values.any():
         return None
@@ -384,8 +387,8 @@ def wilcoxon(differences: Sequence[float]) -> float | None:
 def saturation(
     ratios: Sequence[float], scores: np.ndarray, margin: float, draws: int = 2000, seed: int = 0
 ) -> tuple[float, float, float]:
-    """The least ratio from which the best is no more than `margin` away, with its 95% percentile
-    interval over replicates drawn anew.
+    """The lowest ratio within `margin` of the best, with its 95% percentile interval over resampled
+    replicates.
 
     ratios: rising, the first of them 0. scores: (replicates, ratios).
     """
@@ -397,16 +400,17 @@ def saturation(
     return float(points[0]), float(low), float(high)
 
 
-def mcnemar(labels: np.ndarray, one: np.ndarray, other: np.ndarray) -> float:
-    """Exact McNemar test of two classifiers on the same images: p-value of "equally often right".
+def mcnemar(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> float:
+    """Exact McNemar test of two classifiers on the same images: p-value of "equally accurate".
 
-    Descriptive, for one replicate: pooled over seeds it calls 60% of null differences significant.
+    Descriptive, for a single replicate: pooled over seeds, 60% of null differences would be
+    significant.
     """
-    only_one = int(((one == labels) & (other != labels)).sum())
-    only_other = int(((one != labels) & (other == labels)).sum())
-    if only_one + only_other == 0:
+    only_first = int(((first == labels) & (second != labels)).sum())
+    only_second = int(((first != labels) & (second == labels)).sum())
+    if only_first + only_second == 0:
         return 1.0
-    return float(stats.binomtest(only_one, only_one + only_other).pvalue)
+    return float(stats.binomtest(only_first, only_first + only_second).pvalue)
 
 
 def verdicts(
@@ -414,13 +418,13 @@ def verdicts(
 ) -> list[Verdict]:
     """Judge all contrasts of a study together: (paired differences, bootstrap) of each.
 
-    `helps` or `harms` needs both p-values below 1 - level after Holm over the contrasts;
-    `equivalent` needs both methods to put the difference within ± margin, likewise, and of each
-    class whose images count as much as all others' `LEAST_GROUPS` groups: what is not there cannot
-    show a difference. Else the word is `undecided`, as it is with too few replicates or test
+    `helps` or `harms` needs both p-values below 1 - level after Holm over the contrasts.
+    `equivalent` needs both methods to put the difference within ± margin in the same way and, if
+    the metric is a mean over classes, `LEAST_GROUPS` groups of each class, because missing images
+    cannot show a difference. Otherwise the word is `undecided`, as with too few replicates or test
     groups.
     """
-    # What the smallest p-value of all must be below.
+    # The smallest p-value must be below 1 - strictest.
     strictest = 1 - (1 - level) / max(len(contrasts), 1)
     effects = [paired_t(differences, level) for differences, _ in contrasts]
     intervals = [resampled.interval(level) for _, resampled in contrasts]
@@ -431,7 +435,7 @@ def verdicts(
         holm([tost(differences, margin) for differences, _ in contrasts]),
         holm([resampled.beyond(margin) for _, resampled in contrasts]),
     )
-    found = []
+    judged = []
     for index, (differences, resampled) in enumerate(contrasts):
         effect, interval = effects[index], intervals[index]
         p, equivalence = float(p_values[index]), float(equivalences[index])
@@ -444,7 +448,7 @@ def verdicts(
             word = "helps" if effect.estimate > 0 else "harms"
         elif equivalence < 1 - level and (resampled.rarest or LEAST_GROUPS) >= LEAST_GROUPS:
             word = "equivalent"
-        found.append(
+        judged.append(
             Verdict(
                 word=word, effect=effect, bootstrap=interval,
                 low=min(effect.low, interval.low), high=max(effect.high, interval.high),
@@ -458,26 +462,28 @@ def verdicts(
                 groups_needed=groups_needed(resampled, margin, strictest),
                 obstacle=obstacle, effect_size=standardised(differences),
                 wilcoxon_p=wilcoxon(differences),
-                near_low=min(one.low for one in near), near_high=max(one.high for one in near),
+                near_low=min(estimate.low for estimate in near),
+                near_high=max(estimate.high for estimate in near),
             )
         )  # fmt: skip
-    return found
+    return judged
 
 
 def _obstacle(differences: Sequence[float], resampled: Resampled, strictest: float) -> str:
+    """Why this comparison cannot be decided; else empty."""
     if len(differences) < LEAST_REPLICATES:
-        return f"{len(differences)} replicates decide nothing, {LEAST_REPLICATES} are the least"
+        return f"too few replicates: {len(differences)} (minimum {LEAST_REPLICATES})"
     if resampled.groups < LEAST_GROUPS:
-        return f"{resampled.groups} test groups decide nothing, {LEAST_GROUPS} are the least"
+        return f"too few test groups: {resampled.groups} (minimum {LEAST_GROUPS})"
     effective = resampled.effective_groups or resampled.groups
     if effective < LEAST_GROUPS - 1e-9:
         return (
-            f"{resampled.groups} test groups of so unequal size are worth {effective:.0f},"
-            f" {LEAST_GROUPS} are the least"
+            f"too few test groups: {resampled.groups} of unequal size, equivalent to"
+            f" {effective:.0f} (minimum {LEAST_GROUPS})"
         )
     least = math.ceil(2 / strictest)
     if len(resampled.draws) < least:
-        return f"too few draws to show anything; raise evaluate.bootstrap_draws to {least}"
+        return f"too few bootstrap draws; raise evaluate.bootstrap_draws to {least}"
     if np.ptp(differences) <= 1e-12:
-        return "the difference is always the same, so that there is no spread to judge by"
+        return "all differences are equal, so there is no spread to test against"
     return ""

@@ -1,12 +1,12 @@
-"""Training of a generator against a discriminator, whatever networks the two are.
+"""Training of a generator against a discriminator, for any two networks.
 
 A step updates the discriminator, once or more often, and then the generator on fresh latents.
 Every draw (images, latents, augmentation) is a function of the seed, the step, the image and its
-place in the batch, so that workers and a resume change none. Gradients of several workers are
-averaged by hand: a step passes both networks more than once, which wrappers that count passes do
-not bear.
+position in the batch, so that the number of workers and a resume change no draw. The gradients of
+several workers are averaged by hand: a step passes both networks more than once, which DDP does not
+support.
 
-What samples is the generator of averaged weights (Karras et al. 2018, appendix A).
+Samples come from the generator's averaged weights (Karras et al. 2018, appendix A).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 import numpy as np
 from pydantic import Field
@@ -27,11 +27,11 @@ from engine.nets.diffaugment import DRAWS, diffaugment
 from engine.nets.training import (
     WeightedSampler,
     average_gradients,
-    below,
     make_accelerator,
     optimizer_tensors,
     restore_optimizer,
     share_of_batch,
+    strip_prefix,
 )
 from engine.work.fit import FitContext
 
@@ -39,9 +39,10 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
 
-# Images of each class, of a fixed batch, by which variety is judged.
-_WATCHED = 8
-_LOOKS = 3
+# Images of each class, of a fixed batch, that variety is measured on.
+_VARIETY_IMAGES = 8
+# Poor measurements in a row that count as a collapse.
+_POOR_MEASUREMENTS = 3
 
 
 class AdversarialSettings(Spec):
@@ -50,33 +51,33 @@ class AdversarialSettings(Spec):
     train_steps: Annotated[int, Field(ge=1)] = 20_000
     batch_size: Annotated[int, Field(ge=2)] = 64
     gradient_accumulation_steps: Annotated[int, Field(ge=1)] = 1
-    # Of the discriminator, for each of the generator's.
+    # Steps of the discriminator for each step of the generator.
     discriminator_steps: Annotated[int, Field(ge=1, le=16)] = 1
     generator_learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     discriminator_learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.5
     adam_beta2: Annotated[float, Field(gt=0, lt=1)] = 0.999
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    # How far rare classes are drawn more often: 0 not at all, 1 until all classes are drawn alike.
+    # How much more often rare classes are drawn: 0 not at all, 1 until all classes are equal.
     class_balance: Annotated[float, Field(ge=0, le=1)] = 0.5
     latent_dim: Annotated[int, Field(ge=1, le=4096)] = 128
-    # diffaugment: what the discriminator sees is always moved, recoloured and cut (Zhao et al.
+    # diffaugment: the discriminator's images are always moved, recoloured and cut (Zhao et al.
     # 2020). ada: with a probability that rises while it overfits (Karras et al. 2020).
     augment: Literal["none", "diffaugment", "ada"] = "none"
-    # Weight of the squared gradient at real images (Mescheder et al. 2018), taken every so many
-    # steps.
+    # Weight of the squared gradient at real images (Mescheder et al. 2018), and steps between two
+    # such terms.
     r1_weight: Annotated[float, Field(ge=0)] = 0.0
     r1_interval: Annotated[int, Field(ge=1)] = 16
     precision: Literal["fp32", "bf16"] = "fp32"
-    # Variety of a class's fixed batch, relative to its real images, below which training stops: the
-    # generator makes one image over and over.
+    # Training stops when a class's variety, relative to its real images, falls below this: the
+    # generator repeats one image.
     collapse_below: Annotated[float, Field(ge=0, lt=1)] = 0.05
 
 
 @dataclass(frozen=True)
-class Conditioned:
-    """What is trained on. pixels: uint8 (n, height, width, channels). classes: int64 (n,).
-    weights: how often each is drawn, relative to the others."""
+class ConditionedImages:
+    """Training images. pixels: uint8 (n, height, width, channels). classes: int64 (n,). weights:
+    how often each image is drawn, relative to the others."""
 
     pixels: np.ndarray
     classes: np.ndarray
@@ -85,7 +86,7 @@ class Conditioned:
 
 
 class Objective(Protocol):
-    """The losses of one kind of training. `real`, `fake`: logits (n,)."""
+    """The losses of both networks. `real`, `fake`: logits (n,)."""
 
     def discriminator(self, real: Tensor, fake: Tensor) -> Tensor: ...
 
@@ -93,7 +94,7 @@ class Objective(Protocol):
 
 
 class Hinge:
-    """Lim and Ye 2017."""
+    """Hinge losses (Lim and Ye 2017)."""
 
     def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
         from torch.nn.functional import relu
@@ -105,7 +106,7 @@ class Hinge:
 
 
 class NonSaturating:
-    """Goodfellow et al. 2014, the generator maximising log D."""
+    """Goodfellow et al. 2014; the generator maximises log D."""
 
     def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
         from torch.nn.functional import softplus
@@ -119,8 +120,8 @@ class NonSaturating:
 
 
 class Wasserstein:
-    """Arjovsky et al. 2017, with the drift of Karras et al. 2018; a gradient penalty must go with
-    it."""
+    """Arjovsky et al. 2017, with the drift term of Karras et al. 2018. It needs a gradient
+    penalty."""
 
     def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
         return fake.mean() - real.mean() + 1e-3 * (real**2).mean()
@@ -132,12 +133,13 @@ class Wasserstein:
 class AdversarialTraining:
     """One training in progress, for `engine.nets.training.run`.
 
-    build: gives the generator, forward(latents, classes) -> images in [-1, 1], and the
-    discriminator, forward(images, classes) -> logits (n,), or those and the cross-entropy (n,) of
-    the class that it sees, which both networks lower (Odena et al. 2017). Where they have it,
-    `stage(step)` of both is called before each step, for networks that grow, and the
-    discriminator's `at_stage(images)` says what it is shown of real ones; of its `group`, so many
-    neighbours of a batch are compared by it, and are of one class.
+    build: returns the generator, forward(latents, classes) -> images in [-1, 1], and the
+    discriminator, forward(images, classes) -> logits (n,), or a tuple of logits and the cross
+    entropy (n,) of the class, which both networks minimise (Odena et al. 2017).
+
+    Optional members serve networks that grow: `stage(step)` of both is called before each step, and
+    the discriminator's `at_stage(images)` resizes real images. If the discriminator has a `group`,
+    it compares that many neighbours in the batch, which then have one class.
     """
 
     def __init__(
@@ -145,7 +147,7 @@ class AdversarialTraining:
         context: FitContext,
         build: Callable[[], tuple[Module, Module]],
         objective: Objective,
-        data: Conditioned,
+        data: ConditionedImages,
         settings: AdversarialSettings,
         seed: int,
         *,
@@ -169,16 +171,19 @@ class AdversarialTraining:
         group = getattr(discriminator, "group", 1)
         if any((piece.stop - piece.start) % group for piece in self.slices):
             raise StudyError(
-                f"generators: batch_size {settings.batch_size} is no multiple of {group} *"
-                f" {context.world_size} workers * {settings.gradient_accumulation_steps}"
-                f" gradient_accumulation_steps: {group} images are compared with each other"
+                f"generators: batch_size: {settings.batch_size} is not a multiple of"
+                f" {group * context.world_size * settings.gradient_accumulation_steps} (groups of"
+                f" {group} images x {context.world_size} workers x"
+                f" {settings.gradient_accumulation_steps} accumulation steps); change it"
             )
         self.accelerator = make_accelerator(
             context, settings.precision, settings.gradient_accumulation_steps
         )
         device = self.accelerator.device
-        self.generator = generator.to(device, memory_format=torch.channels_last)
-        self.discriminator = discriminator.to(device, memory_format=torch.channels_last)
+        self.generator: Any = generator.to(device)
+        self.discriminator: Any = discriminator.to(device)
+        for network in (generator, discriminator):
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.generator).requires_grad_(False).eval()
         betas = (settings.adam_beta1, settings.adam_beta2)
         self.optimizers = {
@@ -191,35 +196,37 @@ class AdversarialTraining:
             ),
         }  # fmt: skip
         self.augment_share = 1.0 if settings.augment == "diffaugment" else 0.0
-        self.poor_looks = 0
+        self.poor_measurements = 0
 
     def update(self, step: int) -> dict[str, float]:
         for network in (self.generator, self.discriminator, self.average):
-            if hasattr(network, "stage"):
-                network.stage(step)
+            if (stage := getattr(network, "stage", None)) is not None:
+                stage(step)
         times = self.settings.discriminator_steps
-        judged = [self._discriminate(step * times + number) for number in range(times)]
+        losses = [self._discriminator_step(step * times + number) for number in range(times)]
         rows = self._rows(step * times)
         figures = {
-            "discriminator_loss": float(np.mean(judged)),
-            "generator_loss": self._descend(
-                "generator", rows, lambda piece: self._deceive(step, rows, piece)
+            "discriminator_loss": float(np.mean(losses)),
+            "generator_loss": self._optimizer_step(
+                "generator", lambda piece: self._generator_loss(step, rows, piece)
             ),
         }
-        self._follow(step)
+        self._update_average(step)
         if self.settings.augment == "ada":
             figures["augment_share"] = self.augment_share
         return figures
 
-    def _discriminate(self, step: int) -> float:
+    def _discriminator_step(self, step: int) -> float:
         rows = self._rows(step)
-        return self._descend("discriminator", rows, lambda piece: self._judge(step, rows, piece))
+        return self._optimizer_step(
+            "discriminator", lambda piece: self._discriminator_loss(step, rows, piece)
+        )
 
     def _rows(self, step: int) -> np.ndarray:
-        """The rows of a batch, those of each of the discriminator's groups of one class.
+        """The rows of a batch; each group that the discriminator compares has one class.
 
-        A discriminator that compares the images of a group sees how they vary within a class only
-        where they are of one; else a generator may make each class's image over and over.
+        The discriminator sees the variation within a class only in groups of one class. Otherwise a
+        generator could repeat one image per class.
         """
         rows = self.sampler.rows(step)
         size = getattr(self.discriminator, "group", 1)
@@ -232,91 +239,90 @@ class AdversarialTraining:
             rows[start + 1 : start + size] = same[random.integers(len(same), size=size - 1)]
         return rows
 
-    def _descend(self, which: str, rows: np.ndarray, loss_of: Callable[[slice], Tensor]) -> float:
-        """One optimizer step of one of the two networks; the other one stands still."""
-        network: Module = getattr(self, which)
-        for held in (self.generator, self.discriminator):
-            held.requires_grad_(held is network)
-        optimizer, total = self.optimizers[which], 0.0
+    def _optimizer_step(self, name: str, loss_of: Callable[[slice], Tensor]) -> float:
+        """Step one network with the other one frozen; returns the mean loss."""
+        trained: Module = getattr(self, name)
+        for network in (self.generator, self.discriminator):
+            network.requires_grad_(network is trained)
+        optimizer, total = self.optimizers[name], 0.0
         optimizer.zero_grad(set_to_none=True)
         for piece in self.slices:
             loss = loss_of(piece) / len(self.slices)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             total += float(self.accelerator.reduce(loss.detach(), "mean"))
-        average_gradients(self.accelerator, network)
+        average_gradients(self.accelerator, trained)
         optimizer.step()
         return total
 
-    def _judge(self, step: int, rows: np.ndarray, piece: slice) -> Tensor:
+    def _discriminator_loss(self, step: int, rows: np.ndarray, piece: slice) -> Tensor:
         """The discriminator's loss on a slice of the batch."""
         import torch
 
         classes = self._classes(rows[piece])
         with torch.no_grad(), self.accelerator.autocast():
             fake = self.generator(self._latents("judge", step, rows, piece), classes).float()
-        real = self._real(rows[piece])
-        seen_real = self._seen("real", real, step, piece)
-        seen_fake = self._seen("fake", fake, step, piece)
+        real = self._augmented("real", self._real(rows[piece]), step, piece)
+        fake = self._augmented("fake", fake, step, piece)
         with self.accelerator.autocast():
-            # Each by itself: statistics over a batch of both would tell nothing of either.
-            of_real, misread_real = self._judged(seen_real, classes)
-            of_fake, misread_fake = self._judged(seen_fake, classes)
-        loss = self.objective.discriminator(of_real, of_fake) + misread_real + misread_fake
+            # Separately: batch statistics over both would describe neither.
+            real_logits, real_class_loss = self._logits(real, classes)
+            fake_logits, fake_class_loss = self._logits(fake, classes)
+        loss = self.objective.discriminator(real_logits, fake_logits)
+        loss = loss + real_class_loss + fake_class_loss
         if self.settings.augment == "ada":
-            self._adapt(of_real.detach())
+            self._adapt_augmentation(real_logits.detach())
         if self.settings.r1_weight and step % self.settings.r1_interval == 0:
-            # Weighted for the steps that it is left out of.
+            # Weighted for the steps without this term.
             weight = 0.5 * self.settings.r1_weight * self.settings.r1_interval
-            loss = loss + weight * self._squared_gradient(seen_real, classes).mean()
+            loss = loss + weight * self._squared_gradient(real, classes).mean()
         if self.gradient_penalty:
-            between = self._between(step, piece, seen_real, seen_fake)
+            between = self._between(step, piece, real, fake)
             norm = (self._squared_gradient(between, classes) + 1e-12).sqrt()
             loss = loss + self.gradient_penalty * ((norm - 1) ** 2).mean()
         return loss
 
-    def _deceive(self, step: int, rows: np.ndarray, piece: slice) -> Tensor:
+    def _generator_loss(self, step: int, rows: np.ndarray, piece: slice) -> Tensor:
         """The generator's loss on a slice of the batch."""
         classes = self._classes(rows[piece])
         with self.accelerator.autocast():
             fake = self.generator(self._latents("deceive", step, rows, piece), classes).float()
-            seen = self._seen("deceive", fake, step, piece)
-            logits, misread = self._judged(seen, classes)
-        return self.objective.generator(logits) + misread
+            augmented = self._augmented("deceive", fake, step, piece)
+            logits, class_loss = self._logits(augmented, classes)
+        return self.objective.generator(logits) + class_loss
 
-    def _judged(self, images: Tensor, classes: Tensor) -> tuple[Tensor, Tensor | float]:
-        """Logits (n,), and the loss of reading the class where the discriminator reads it."""
-        judged = self.discriminator(images, classes)
-        if isinstance(judged, tuple):
-            logits, misread = judged
-            return logits.float(), misread.float().mean()
-        return judged.float(), 0.0
+    def _logits(self, images: Tensor, classes: Tensor) -> tuple[Tensor, Tensor | float]:
+        """Logits (n,), and the mean cross entropy of the class if the discriminator predicts it."""
+        output = self.discriminator(images, classes)
+        if isinstance(output, tuple):
+            logits, class_loss = output
+            return logits.float(), class_loss.float().mean()
+        return output.float(), 0.0
 
     def _squared_gradient(self, images: Tensor, classes: Tensor) -> Tensor:
-        """Squared norm (n,) of the discriminator's gradient at each image, to be differentiated
-        again."""
+        """Squared norm (n,) of the discriminator's gradient at each image, differentiable."""
         import torch
 
         images = images.detach().requires_grad_(True)
-        logits, _ = self._judged(images, classes)
+        logits, _ = self._logits(images, classes)
         (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
         return gradient.square().flatten(1).sum(1)
 
     def _between(self, step: int, piece: slice, real: Tensor, fake: Tensor) -> Tensor:
-        """A point on the line from each real image to its fake one (Gulrajani et al. 2017)."""
+        """A random point between each real image and its fake one (Gulrajani et al. 2017)."""
         import torch
 
         draws = random_generator(self.seed, "between", step).random(self.settings.batch_size)
         share = torch.from_numpy(draws[piece]).to(real).view(-1, 1, 1, 1)
         return real + share * (fake - real)
 
-    def _adapt(self, logits: Tensor) -> None:
-        """Augment more while the discriminator is sure of real images, less where it is not."""
+    def _adapt_augmentation(self, logits: Tensor) -> None:
+        """Augment more while the discriminator is sure of real images, less otherwise."""
         sure = float(self.accelerator.reduce(logits.sign().mean(), "mean"))
         change = len(logits) * self.accelerator.num_processes / _ADA_IMAGES
         share = self.augment_share + (change if sure > _ADA_TARGET else -change)
         self.augment_share = min(max(share, 0.0), 0.8)
 
-    def _seen(self, purpose: str, images: Tensor, step: int, piece: slice) -> Tensor:
+    def _augmented(self, purpose: str, images: Tensor, step: int, piece: slice) -> Tensor:
         """Images as the discriminator sees them."""
         if self.settings.augment == "none":
             return images
@@ -342,64 +348,64 @@ class AdversarialTraining:
     def _latents(self, purpose: str, step: int, rows: np.ndarray, piece: slice) -> Tensor:
         import torch
 
-        drawn = [
+        latents = [
             random_generator(
                 self.seed, purpose, self.data.image_ids[row], place, step
             ).standard_normal(self.settings.latent_dim, dtype=np.float32)
             for place, row in zip(range(piece.start, piece.stop), rows[piece], strict=True)
         ]
-        return torch.from_numpy(np.stack(drawn)).to(self.accelerator.device)
+        return torch.from_numpy(np.stack(latents)).to(self.accelerator.device)
 
-    def _follow(self, step: int) -> None:
-        """Move the averaged weights towards the generator's, faster while there are few steps."""
+    def _update_average(self, step: int) -> None:
+        """Move the averaged weights towards the generator's, faster in the first steps."""
         import torch
+        from torch.optim.swa_utils import get_ema_multi_avg_fn
 
         decay = min(self.settings.ema_decay, (1 + step) / (10 + step))
+        averages, weights = list(self.average.parameters()), list(self.generator.parameters())
+        move: Any = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        move(averages, weights, step)
         with torch.no_grad():
-            torch._foreach_lerp_(
-                list(self.average.parameters()), list(self.generator.parameters()), 1 - decay
-            )
             for mean, buffer in zip(self.average.buffers(), self.generator.buffers(), strict=True):
                 mean.copy_(buffer)
 
-    def look_at_variety(self, step: int) -> dict[str, float]:
-        """How different the images of a fixed batch are from each other, relative to real ones of
-        the same class: the median over classes. Raises `EngineError` where they have become one."""
-        found = {}
+    def measure_variety(self, step: int) -> dict[str, float]:
+        """How much the images of a fixed batch differ from each other, relative to real images of
+        the same class: the median over classes. Raises `EngineError` when a class has collapsed."""
+        ratios: dict[int, float] = {}
         for number in np.unique(self.data.classes):
-            real = np.flatnonzero(self.data.classes == number)[:_WATCHED]
+            real = np.flatnonzero(self.data.classes == number)[:_VARIETY_IMAGES]
             if len(real) < 2:
                 continue
             expected = _spread(self._real(real))
             if expected > 0:
-                found[int(number)] = _spread(self._watched(int(number))) / expected
-        if not found:
+                ratios[int(number)] = _spread(self._variety_images(int(number))) / expected
+        if not ratios:
             return {}
-        variety = float(np.median(list(found.values())))
-        # One class is enough, for rare ones go first. Early images are all alike anyway.
-        worst = min(found, key=lambda number: found[number])
-        poor = found[worst] < self.settings.collapse_below and step > self.settings.train_steps / 2
-        self.poor_looks = self.poor_looks + 1 if poor else 0
-        if self.poor_looks >= _LOOKS:
+        variety = float(np.median(list(ratios.values())))
+        # One class is enough, because rare ones collapse first. Early images are always alike.
+        worst = min(ratios, key=lambda number: ratios[number])
+        poor = ratios[worst] < self.settings.collapse_below and step > self.settings.train_steps / 2
+        self.poor_measurements = self.poor_measurements + 1 if poor else 0
+        if self.poor_measurements >= _POOR_MEASUREMENTS:
             raise EngineError(
-                f"training collapsed at step {step}: images of class {worst} (of"
-                f" {len(found)}, counted from 0) differ from each other"
-                f" {found[worst]:.2f} times as much as real ones; lower the learning rates, set"
-                " r1_weight, or augment: ada"
+                f"training collapsed at step {step}: images of class {worst} (of {len(ratios)},"
+                f" counted from 0) differ from each other {ratios[worst]:.2f} times as much as real"
+                " ones; lower the learning rates, set r1_weight, or augment: ada"
             )
         return {"variety": variety}
 
-    def _watched(self, number: int) -> Tensor:
+    def _variety_images(self, number: int) -> Tensor:
         import torch
 
         latents = random_generator(self.seed, "watched", number).standard_normal(
-            (_WATCHED, self.settings.latent_dim), dtype=np.float32
+            (_VARIETY_IMAGES, self.settings.latent_dim), dtype=np.float32
         )
         device = self.accelerator.device
+        classes = torch.full((_VARIETY_IMAGES,), number, device=device)
         with torch.inference_mode():
-            return self.average(
-                torch.from_numpy(latents).to(device), torch.full((_WATCHED,), number, device=device)
-            )
+            images: Tensor = self.average(torch.from_numpy(latents).to(device), classes)
+        return images
 
     def tensors(self) -> dict[str, Tensor]:
         import torch
@@ -411,20 +417,20 @@ class AdversarialTraining:
         for name, optimizer in self.optimizers.items():
             named |= optimizer_tensors(optimizer, f"optimizer.{name}.")
         named["augment_share"] = torch.tensor(self.augment_share, dtype=torch.float64)
-        named["poor_looks"] = torch.tensor(self.poor_looks)
+        named["poor_looks"] = torch.tensor(self.poor_measurements)
         return named
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         for name in ("generator", "discriminator", "average"):
-            getattr(self, name).load_state_dict(below(f"{name}.", tensors))
+            getattr(self, name).load_state_dict(strip_prefix(f"{name}.", tensors))
         for name, optimizer in self.optimizers.items():
             restore_optimizer(optimizer, f"optimizer.{name}.", tensors)
         self.augment_share = float(tensors["augment_share"])
-        self.poor_looks = int(tensors["poor_looks"])
+        self.poor_measurements = int(tensors["poor_looks"])
 
 
-# Karras et al. 2020: the mean sign of the logits of real images above which the discriminator is
-# taken to overfit, and the images in which the share of augmented ones may rise from 0 to 1.
+# Karras et al. 2020: the discriminator overfits while the mean sign of real images' logits exceeds
+# the target; the share of augmented images can rise from 0 to 1 in this many images.
 _ADA_TARGET = 0.6
 _ADA_IMAGES = 50_000
 

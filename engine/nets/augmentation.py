@@ -1,8 +1,8 @@
-"""Augmentation of a batch on the device by kornia: small moves and changes of light, published
-policies, and mixing.
+"""Augmentation of a batch on the device by kornia: small geometric and photometric changes,
+published policies, and mixing.
 
-Nothing here draws for itself: uniform draws or a seed are given for each image, so that how a batch
-is cut among workers changes none.
+The caller passes uniform draws or a seed for each image, so that the division of a batch among
+workers changes no draw.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # trivial_augment: one operation of any strength for each image (Mueller and Hutter 2021).
-# rand_augment: several, of one strength (Cubuk et al. 2020). auto_augment: one of the pairs that
-# were found for ImageNet (Cubuk et al. 2019).
+# rand_augment: several of one strength (Cubuk et al. 2020). auto_augment: a pair of operations from
+# the policy learnt on ImageNet (Cubuk et al. 2019).
 Policy = Literal["trivial_augment", "rand_augment", "auto_augment"]
-# Uniform draws of one image that `moved` reads.
+# Uniform draws that `moved` reads for each image.
 MOVES = 9
 
 
 def policy_of(name: Policy, num_ops: int, magnitude: int) -> Any:
-    """kornia's module of a policy. num_ops and magnitude (1 to 29) are those of rand_augment."""
+    """kornia's module of a policy. num_ops and magnitude (1 to 29) belong to rand_augment."""
     from kornia.augmentation.auto import AutoAugment, RandAugment, TrivialAugment
 
     if name == "rand_augment":
@@ -34,36 +34,36 @@ def policy_of(name: Policy, num_ops: int, magnitude: int) -> Any:
 
 
 def by_policy(images: Tensor, seeds: Sequence[int], policy: Any) -> Tensor:
-    """Images float (n, 1 or 3, height, width) in 0 to 1, each changed by operations of its own,
-    which its seed draws.
+    """Images float (n, 1 or 3, height, width) in 0 to 1, each changed by the operations that its
+    seed draws.
 
     kornia draws one chain of operations for a whole batch, from torch's own generator. So each
-    image draws by itself, and those that drew one operation pass it together.
+    image draws separately, and images with the same operation pass it together.
     """
     import torch
 
     channels = images.shape[1]
-    # Operations on colour know three channels alone, and leave grey as it is.
-    made = images.expand(-1, 3, -1, -1).clone()
-    shape = torch.Size((1, *made.shape[1:]))
+    # Operations on colour need three channels, and leave grey unchanged.
+    changed = images.expand(-1, 3, -1, -1).clone()
+    shape = torch.Size((1, *changed.shape[1:]))
     drawn = []
     with torch.random.fork_rng(devices=[]):
         for seed in seeds:
-            # The generator of the CPU alone: dropout on a GPU draws on as before.
+            # Only the generator of the CPU: dropout on a GPU draws as before.
             torch.default_generator.manual_seed(seed)
             drawn.append(policy.forward_parameters(shape))
     with torch.no_grad():
         for chosen in zip(*drawn, strict=True):
             names = [item.name for item in chosen]
             for name in sorted(set(names)):
-                rows = [row for row, found in enumerate(names) if found == name]
-                params = _together([chosen[row].data for row in rows])
-                made[rows] = policy.get_submodule(name)(made[rows], params=params)
-    return (made if channels == 3 else made.mean(1, keepdim=True)).clamp_(0, 1)
+                rows = [row for row, drawn_name in enumerate(names) if drawn_name == name]
+                params = _joined([chosen[row].data for row in rows])
+                changed[rows] = policy.get_submodule(name)(changed[rows], params=params)
+    return (changed if channels == 3 else changed.mean(1, keepdim=True)).clamp_(0, 1)
 
 
-def _together(drawn: Sequence[Sequence[Any]]) -> list[Any]:
-    """Parameters that images drew for the same operations, as those of one batch."""
+def _joined(drawn: Sequence[Sequence[Any]]) -> list[Any]:
+    """The parameters that images drew for the same operations, as those of one batch."""
     import torch
     from kornia.augmentation.container.params import ParamItem
 
@@ -90,11 +90,12 @@ def moved(
     contrast: float = 0.0,
     saturation: float = 0.0,
 ) -> Tensor:
-    """Images float (n, 1 or 3, height, width) in 0 to 1, moved and lit by uniform draws in [0, 1)
+    """Images float (n, 1 or 3, height, width) in 0 to 1, changed by uniform draws in [0, 1)
     (n, `MOVES`).
 
-    translate: shares of the sides, at most. rotate: degrees to either side, at most. Scales and
-    factors of light lie between 1 - x and 1 + x. Switching one off changes no other.
+    translate: at most this share of the sides. rotate: at most these degrees to either side. scale
+    and the photometric factors lie between 1 - x and 1 + x. Switching one change off alters no
+    other.
     """
     import torch
     from kornia.enhance import adjust_contrast_with_mean_subtraction, adjust_saturation
@@ -128,38 +129,38 @@ def moved(
 
 @dataclass(frozen=True)
 class Mixing:
-    """How a batch is mixed with another. share: of the first; corner: of the box that cutmix takes
-    from the other, as shares of the room that it leaves; None for mixup."""
+    """How a batch is mixed with its partners. share: of the batch itself. corner: of the box that
+    cutmix takes from the partners, as shares of the free space; None for mixup."""
 
     share: float
     corner: tuple[float, float] | None
 
-    def mix(self, images: Tensor, others: Tensor) -> tuple[Tensor, float]:
-        """Images (n, channels, height, width) mixed, or, by mixup, vectors (n, width); and the
-        share that the first ones have."""
+    def mix(self, images: Tensor, partners: Tensor) -> tuple[Tensor, float]:
+        """Mixed images (n, channels, height, width), or vectors (n, width) for mixup, and the exact
+        share of `images`."""
         if self.corner is None:
-            return others.float().lerp(images.float(), self.share), self.share
+            return partners.float().lerp(images.float(), self.share), self.share
         height, width = images.shape[2:]
         side = (1 - self.share) ** 0.5
         rows, columns = round(side * height), round(side * width)
         top = round(self.corner[0] * (height - rows))
         left = round(self.corner[1] * (width - columns))
-        made = images.clone()
+        mixed = images.clone()
         box = (..., slice(top, top + rows), slice(left, left + columns))
-        made[box] = others[box].to(made.dtype)
-        return made, 1 - rows * columns / (height * width)
+        mixed[box] = partners[box].to(mixed.dtype)
+        return mixed, 1 - rows * columns / (height * width)
 
 
 def draw_mixing(
     mixup_alpha: float, cutmix_alpha: float, random: np.random.Generator
 ) -> Mixing | None:
-    """How a step mixes its batch, by Beta(alpha, alpha), or None where both are 0. With both, each
-    step takes one."""
+    """How a step mixes its batch, by Beta(alpha, alpha), or None if both are 0. With both, each
+    step draws one."""
     alphas = [mixup_alpha, cutmix_alpha]
-    chosen = [kind for kind, alpha in enumerate(alphas) if alpha]
-    if not chosen:
+    kinds = [kind for kind, alpha in enumerate(alphas) if alpha]
+    if not kinds:
         return None
-    kind = chosen[int(random.integers(len(chosen)))]
+    kind = kinds[int(random.integers(len(kinds)))]
     share = float(random.beta(alphas[kind], alphas[kind]))
     first, second = random.random(2)
     return Mixing(share, (float(first), float(second)) if kind else None)

@@ -3,6 +3,7 @@ et al. 2022). The network is diffusers' `AutoencoderKL`."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -17,31 +18,32 @@ from torch.nn.utils import clip_grad_norm_
 from engine.core.errors import StudyError
 from engine.core.rng import derive_seed
 from engine.data.images import grid
+from engine.nets.images import or_black, to_pixels
 from engine.nets.pipelines import LatentSpec
 from engine.nets.training import (
     WeightedSampler,
     average_gradients,
-    below,
     make_accelerator,
     optimizer_tensors,
     restore_optimizer,
     run,
     share_of_batch,
+    strip_prefix,
 )
 from engine.work.fit import FitContext
 
-_PIECE = 64  # images that are encoded at once
-_SHOWN = 12
+_BLOCK = 64  # images encoded at once
+_SAMPLES = 12  # images in a sample grid
 
 
-def open_autoencoder(spec: LatentSpec) -> AutoencoderKL:
-    """The autoencoder that the study names. Raises `StudyError`."""
+def open_autoencoder(spec: LatentSpec) -> Any:
+    """The `AutoencoderKL` that the study names. Raises `StudyError` where it cannot be read."""
     assert spec.model is not None
     folder = Path(spec.model).expanduser()
-    # A pipeline's folder has it in a folder of its own.
+    # A pipeline keeps it in a subfolder.
     inner = {"subfolder": "vae"} if (folder / "model_index.json").is_file() else {}
     try:
-        return AutoencoderKL.from_pretrained(
+        return AutoencoderKL.from_pretrained(  # type: ignore[no-untyped-call]
             str(folder), revision=spec.revision, use_safetensors=True, **inner
         )
     except (OSError, ValueError, KeyError) as error:
@@ -53,27 +55,29 @@ def train_autoencoder(
     context: FitContext,
     spec: LatentSpec,
     pixels: np.ndarray,
-    image_ids: list[str],
+    image_ids: Sequence[str],
     weights: np.ndarray,
     precision: str,
     seed: int,
-) -> AutoencoderKL:
-    """Train one on uint8 images (n, height, width, channels), from its newest checkpoint."""
+) -> Any:
+    """Train an `AutoencoderKL` on uint8 images (n, height, width, channels), from its newest
+    checkpoint if there is one. weights: how often each image is drawn, relative to the others."""
     training = _Training(context, spec, pixels, image_ids, weights, precision, seed)
     run(
         context, training, spec.train_steps, checkpoint_every=context.checkpoint_every,
-        report_every=max(1, min(20, spec.train_steps // 20)), look=training.look, keep_last=True,
+        report_every=max(1, min(20, spec.train_steps // 20)), sample_grid=training.sample_grid,
+        keep_last=True,
     )  # fmt: skip
     return training.network.eval().requires_grad_(False)
 
 
 @torch.no_grad()
-def encode(network: AutoencoderKL, pixels: np.ndarray) -> tuple[Tensor, Tensor]:
+def encode(network: Any, pixels: np.ndarray) -> tuple[Tensor, Tensor]:
     """Means and deviations (n, channels, height, width) of the latents of uint8 images, on the
     CPU."""
     means, deviations = [], []
-    for start in range(0, len(pixels), _PIECE):
-        images = to_signed(pixels[start : start + _PIECE], network.config.in_channels)
+    for start in range(0, len(pixels), _BLOCK):
+        images = to_signed(pixels[start : start + _BLOCK], network.config.in_channels)
         posterior = network.encode(images.to(network.device, network.dtype)).latent_dist
         means.append(posterior.mean.float().cpu())
         deviations.append(posterior.std.float().cpu())
@@ -82,7 +86,7 @@ def encode(network: AutoencoderKL, pixels: np.ndarray) -> tuple[Tensor, Tensor]:
 
 def to_signed(pixels: np.ndarray, channels: int | None = None) -> Tensor:
     """uint8 (n, height, width, channels) to float (n, channels, height, width) in [-1, 1]; grey
-    ones as often as the network has channels."""
+    images are repeated to `channels`."""
     images = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1
     if channels is not None and images.shape[1] < channels:
         images = images.expand(-1, channels, -1, -1)
@@ -90,14 +94,14 @@ def to_signed(pixels: np.ndarray, channels: int | None = None) -> Tensor:
 
 
 class _Training:
-    """The state of one training: network and optimizer."""
+    """One training in progress, for `engine.nets.training.run`."""
 
     def __init__(
         self,
         context: FitContext,
         spec: LatentSpec,
         pixels: np.ndarray,
-        image_ids: list[str],
+        image_ids: Sequence[str],
         weights: np.ndarray,
         precision: str,
         seed: int,
@@ -107,17 +111,17 @@ class _Training:
         self.sampler = WeightedSampler(weights, spec.batch_size, derive_seed(seed, "rows"))
         torch.manual_seed(derive_seed(seed, "weights") % 2**63)
         levels, channels = len(spec.block_out_channels), pixels.shape[-1]
-        network = AutoencoderKL(
+        network: Any = AutoencoderKL(
             in_channels=channels, out_channels=channels,
             block_out_channels=spec.block_out_channels,
             down_block_types=("DownEncoderBlock2D",) * levels,
             up_block_types=("UpDecoderBlock2D",) * levels,
             latent_channels=spec.latent_channels, norm_num_groups=8, layers_per_block=1,
             mid_block_add_attention=False, sample_size=pixels.shape[1],
-        )  # fmt: skip
+        )  # type: ignore[no-untyped-call]  # fmt: skip
         self.accelerator = make_accelerator(context, precision, 1)
-        # In fp16 its gradients, means over all pixels, would vanish.
-        self.half = precision == "fp16"
+        # In fp16 the gradients, which are means over all pixels, would vanish.
+        self.autocast = nullcontext if precision == "fp16" else self.accelerator.autocast
         self.network = network.to(self.accelerator.device)
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=spec.learning_rate, foreach=True
@@ -133,10 +137,10 @@ class _Training:
             )
             for place, row in zip(range(piece.start, piece.stop), rows, strict=True)
         ]
-        with nullcontext() if self.half else self.accelerator.autocast():
-            posterior, decoded = self._through(images, draws)
+        with self.autocast():
+            posterior, decoded = self._reconstruct(images, draws)
         reconstruction = l1_loss(decoded.float(), images)
-        # Of each pixel, so that the weight means the same at every size.
+        # Per pixel, so that the weight means the same at every size.
         divergence = posterior.kl().float().mean() / images[0].numel()
         loss = reconstruction + self.spec.kl_weight * divergence
         self.optimizer.zero_grad()
@@ -146,7 +150,7 @@ class _Training:
         self.optimizer.step()
         return {"reconstruction": float(self.accelerator.reduce(reconstruction.detach(), "mean"))}
 
-    def _through(self, images: Tensor, draws: list[torch.Generator]) -> tuple[Any, Tensor]:
+    def _reconstruct(self, images: Tensor, draws: list[torch.Generator]) -> tuple[Any, Tensor]:
         posterior = self.network.encode(images).latent_dist
         noise = torch.stack(
             [torch.randn(posterior.mean.shape[1:], generator=draw) for draw in draws]
@@ -154,19 +158,19 @@ class _Training:
         latents = posterior.mean + posterior.std * noise.to(images.device)
         return posterior, self.network.decode(latents).sample
 
-    def look(self) -> bytes:
-        """Images above what is left of them."""
-        held = self.pixels[:_SHOWN]
+    def sample_grid(self) -> bytes:
+        """Images above their reconstructions, as PNG."""
+        originals = self.pixels[:_SAMPLES]
         with torch.no_grad():
-            mean = self.network.encode(to_signed(held).to(self.accelerator.device)).latent_dist.mean
-            decoded = self.network.decode(mean).sample.clamp(-1, 1)
-        again = ((decoded + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-        return grid([list(held), list(again)])
+            images = to_signed(originals).to(self.accelerator.device)
+            decoded = self.network.decode(self.network.encode(images).latent_dist.mean).sample
+        decoded_pixels = or_black(to_pixels(decoded), originals.shape[1:])
+        return grid([list(originals), decoded_pixels])
 
     def tensors(self) -> dict[str, Tensor]:
         named = {f"network.{name}": value for name, value in self.network.state_dict().items()}
         return named | optimizer_tensors(self.optimizer, "optimizer.")
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        self.network.load_state_dict(below("network.", tensors))
+        self.network.load_state_dict(strip_prefix("network.", tensors))
         restore_optimizer(self.optimizer, "optimizer.", tensors)

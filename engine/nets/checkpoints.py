@@ -1,4 +1,4 @@
-"""What lies beside the weights of other people's checkpoints."""
+"""Checkpoints of transformers: weights, preprocessing, and the header of weight files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from engine.nets.images import IMAGENET_MEAN, IMAGENET_STD
 
 
 def dtype_of(precision: str) -> Any:
-    """torch's name for `fp32`, `bf16` or `fp16`."""
+    """The torch dtype of `fp32`, `bf16` or `fp16`."""
     import torch
 
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
@@ -20,21 +20,21 @@ def dtype_of(precision: str) -> Any:
 
 def load_model(
     section: str, kind: Any, model: str, revision: str | None,
-    fresh: Callable[[Any, str], bool] = lambda made, name: False, **options: Any,
+    fresh: Callable[[Any, str], bool] = lambda model, name: False, **options: Any,
 ) -> tuple[Any, list[str]]:  # fmt: skip
-    """A model of transformers, from safetensors alone, and the names of its weights that the
+    """A model of transformers, read only from safetensors, and the names of the weights that the
     checkpoint lacks.
 
-    fresh: (model, name) -> whether a weight may be drawn at random in that case. `section` of the
-    study names the checkpoint in an error. Raises `StudyError` where it cannot be read, and where
-    other weights are lacking: transformers would draw them too, and say so among much else.
+    fresh: (model, name) -> whether a missing weight may be drawn at random. Errors name `section`
+    of the study. Raises `StudyError` if the checkpoint cannot be read, or if other weights are
+    missing, which transformers would draw at random with only a warning.
     """
     from transformers.utils import logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        made, found = kind.from_pretrained(
+        loaded, info = kind.from_pretrained(
             model, revision=revision, use_safetensors=True, trust_remote_code=False,
             output_loading_info=True, **options,
         )  # fmt: skip
@@ -42,33 +42,30 @@ def load_model(
         raise StudyError(
             f"{section}.model: {model}: {' '.join(str(error).split())[:200]}"
         ) from None
-    missing = sorted(found["missing_keys"])
-    if lacking := [name for name in missing if not fresh(made, name)]:
+    missing = sorted(info["missing_keys"])
+    if required := [name for name in missing if not fresh(loaded, name)]:
         raise StudyError(
-            f"{section}.model: {model}: lacks {len(lacking)} of the weights that its config.json"
-            f" asks for, such as {lacking[0]}; name a complete checkpoint"
+            f"{section}.model: {model} lacks weights of its config.json ({len(required)}, such as"
+            f" {required[0]}); name a complete checkpoint"
         )
-    return made, missing
+    return loaded, missing
 
 
 def order_header(path: Path) -> None:
-    """Bring the header of a safetensors file into one order: as it is written, its metadata have a
-    new one each time, and equal weights have unequal files."""
+    """Sort the header of a safetensors file. Its metadata are written in random order, which would
+    give equal weights unequal files."""
     data = path.read_bytes()
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
     text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the tensors behind it stay aligned
+    text += b" " * (-len(text) % 8)  # keeps the tensors after it aligned
     path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
 
 
-def image_processor_settings(section: str, model: str, revision: str | None) -> dict[str, Any]:
-    """Input size (height, width), mean and std from a checkpoint's preprocessor_config.json.
-
-    Read as plain JSON: transformers' own image processors need torchvision for some architectures.
-    `section` of the study names the checkpoint in an error. Raises `StudyError`.
-    """
-    from transformers.utils import cached_file
+def preprocessor_config(section: str, model: str, revision: str | None) -> dict[str, Any]:
+    """A checkpoint's preprocessor_config.json. Errors name `section` of the study. Raises
+    `StudyError` if it cannot be read."""
+    from transformers.utils.hub import cached_file
 
     try:
         path = cached_file(model, "preprocessor_config.json", revision=revision)
@@ -76,6 +73,16 @@ def image_processor_settings(section: str, model: str, revision: str | None) -> 
     except (OSError, ValueError) as error:
         text = " ".join(str(error).split())[:200]
         raise StudyError(f"{section}.model: {model}: {text}") from None
+    return dict(values)
+
+
+def image_processor_settings(section: str, model: str, revision: str | None) -> dict[str, Any]:
+    """Input size (height, width), mean and std of a checkpoint's preprocessing. Raises
+    `StudyError` as `preprocessor_config`.
+
+    Read as plain JSON: some of transformers' own image processors need torchvision.
+    """
+    values = preprocessor_config(section, model, revision)
     size = (
         values.get("crop_size")
         if values.get("do_center_crop", "crop_size" in values)

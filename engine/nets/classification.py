@@ -1,7 +1,7 @@
 """Training of a classifier, the same for every arm of a comparison.
 
-The number of optimizer steps, the batch and the schedule are given; val is scored at an equal
-cadence, and the weights that score best there are what training returns. "Early stopping" never
+The number of optimizer steps, the batch size and the schedule are fixed. Val is evaluated at a
+fixed interval, and training returns the weights with the best evaluation. "Early stopping" never
 means fewer steps.
 """
 
@@ -19,21 +19,15 @@ from pydantic_core import PydanticCustomError
 from engine.core.rng import derive_seed, generator
 from engine.core.spec import Spec
 from engine.data.arrays import Stack
-from engine.nets.augmentation import MOVES, by_policy, draw_mixing, moved, policy_of
+from engine.nets.augmentation import MOVES, Mixing, by_policy, draw_mixing, moved, policy_of
 from engine.nets.losses import balanced_class_weights, loss_of
 from engine.nets.training import (
+    TrainState,
     WeightedSampler,
-    below,
-    descend,
     make_accelerator,
-    optimizer_tensors,
-    restore_optimizer,
-    restore_scaler,
-    restore_schedule,
     run,
-    scaler_tensors,
-    seed_dropout,
     share_of_batch,
+    strip_prefix,
 )
 from engine.work.fit import FitContext
 
@@ -42,8 +36,8 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
 Prepare = Callable[["Tensor"], "Tensor"]
-# Class numbers (n,) and probabilities (n, classes) to figures, one of them named as the objective;
-# `loss`, where it is one of them, decides between looks that are equal in it.
+# Class numbers (n,) and probabilities (n, classes) to figures, one of them named as the objective.
+# A figure `loss`, if there is one, breaks ties between evaluations.
 Score = Callable[[np.ndarray, np.ndarray], dict[str, float]]
 Objective = Literal[
     "macro_f1", "weighted_f1", "accuracy", "balanced_accuracy", "worst_class_recall", "roc_auc"
@@ -59,39 +53,39 @@ class Training(Spec):
     gradient_accumulation_steps: Annotated[int, Field(ge=1, le=1024)] = 1
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-3
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
-    # step: the rate drops by lr_gamma after each of these shares of the steps.
+    # step: the rate drops by lr_gamma after each share of the steps in lr_milestones.
     lr_scheduler: Literal["cosine", "linear", "constant_with_warmup", "step"] = "cosine"
     lr_warmup_steps: Annotated[int, Field(ge=0)] = 0
     lr_milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.5, 0.75)
     lr_gamma: Annotated[float, Field(gt=0, lt=1)] = 0.1
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    # focal: what is easy counts less (Lin et al. 2017).
+    # focal: easy images count less (Lin et al. 2017).
     loss: Literal["cross_entropy", "focal"] = "cross_entropy"
     focal_gamma: Annotated[float, Field(ge=0, le=10)] = 2.0
-    # balanced: a class counts in the loss by n / (k n_c), of what the arm draws.
+    # balanced: classes are weighted in the loss by n / (k n_c) of the images that the arm draws.
     class_weights: Literal["none", "balanced"] = "none"
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    # Optimizer steps between two looks at val.
+    # Optimizer steps between two evaluations on val.
     evaluate_every: Annotated[int, Field(ge=1)] = 100
-    # What is called best on val: the checkpoint, and the ratio of a search.
+    # The figure on val that chooses the checkpoint, and the ratio of a search.
     objective: Objective = "macro_f1"
-    # Online augmentation, of every arm alike: the picture padded by so many pixels and cropped
+    # Online augmentation, the same for every arm: images are padded by this many pixels and cropped
     # back, and mirrored. A mirrored digit is another digit: off unless the study allows it.
     crop_padding: Annotated[int, Field(ge=0, le=256)] = 0
     horizontal_flip: bool = False
-    # Degrees to either side, and factors of light between 1 - x and 1 + x.
+    # Degrees to either side, and factors between 1 - x and 1 + x.
     rotate: Annotated[float, Field(ge=0, le=180)] = 0.0
     brightness: Annotated[float, Field(ge=0, lt=1)] = 0.0
     contrast: Annotated[float, Field(ge=0, lt=1)] = 0.0
     saturation: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    # A published policy after all these: it turns, shears and posterizes. num_ops, magnitude: of
-    # rand_augment.
+    # A published policy, applied last: it rotates, shears and posterizes. num_ops and magnitude
+    # belong to rand_augment.
     augment: Literal["none", "trivial_augment", "rand_augment", "auto_augment"] = "none"
     num_ops: Annotated[int, Field(ge=1, le=10)] = 2
     magnitude: Annotated[int, Field(ge=1, le=29)] = 9
-    # Each batch is mixed with itself by Beta(alpha, alpha), pixel by pixel (Zhang et al. 2018) or a
-    # box for a box (Yun et al. 2019), its labels likewise; 0: not. With both, each step takes one.
+    # Each batch and its labels are mixed with themselves by Beta(alpha, alpha), pixel by pixel
+    # (Zhang et al. 2018) or box by box (Yun et al. 2019); 0: off. With both, each step draws one.
     mixup_alpha: Annotated[float, Field(ge=0, le=10)] = 0.0
     cutmix_alpha: Annotated[float, Field(ge=0, le=10)] = 0.0
 
@@ -99,33 +93,32 @@ class Training(Spec):
     def _possible(self) -> Training:
         if self.loss == "focal" and self.label_smoothing:
             raise PydanticCustomError(
-                "explained", "label_smoothing belongs to cross_entropy; leave it out with focal"
+                "explained", "label_smoothing belongs to cross_entropy; remove it with loss: focal"
             )
         if list(self.lr_milestones) != sorted(set(self.lr_milestones)):
-            raise PydanticCustomError("explained", "lr_milestones must rise, each standing once")
+            raise PydanticCustomError("explained", "lr_milestones must rise, without repeats")
         if self.batch_size % self.gradient_accumulation_steps:
             raise PydanticCustomError(
                 "explained",
-                "batch_size: {size} images cannot be computed in {parts} equal parts; make it a"
-                " multiple of gradient_accumulation_steps",
+                "batch_size: {size} is not a multiple of gradient_accumulation_steps: {parts};"
+                " change either",
                 {"size": self.batch_size, "parts": self.gradient_accumulation_steps},
             )
         if self.lr_warmup_steps >= self.steps:
             raise PydanticCustomError(
                 "explained",
-                "lr_warmup_steps: {warmup} leave none of {steps} steps at the full rate; name"
-                " fewer",
+                "lr_warmup_steps: {warmup} is not below steps {steps}; lower it",
                 {"warmup": self.lr_warmup_steps, "steps": self.steps},
             )
         return self
 
     def shortened(self, steps: int) -> Training:
-        """The same with fewer steps: the rate rises over the same share of them."""
+        """The same training with fewer steps: the learning rate warms up over the same share."""
         warmup = self.lr_warmup_steps * steps // self.steps
         return self.model_copy(update={"steps": steps, "lr_warmup_steps": warmup})
 
     def pixel_settings(self) -> list[str]:
-        """The settings at work that change pixels, and mean nothing to vectors."""
+        """The active settings that change pixels, which vectors do not have."""
         fields = (
             "crop_padding", "horizontal_flip", "rotate", "brightness", "contrast", "saturation",
             "augment", "cutmix_alpha",
@@ -135,11 +128,13 @@ class Training(Spec):
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """labels: class numbers int64 (n,). weights: how often an image is drawn, relative to the
-    others. pixels: uint8 (m, height, width, channels), of which `rows` (n,) are the images; all of
-    them where there are none. Or float32 (m, width): what a classifier's `features` made of them.
+    """Images with their classes and sampling weights.
 
-    Trials that differ in their images share the pixels: at 100,000 images each would hold GBs.
+    pixels: uint8 (m, height, width, channels), or float32 (m, width), a classifier's `features`.
+    labels: class numbers int64 (n,). weights: how often an image is drawn, relative to the others,
+    (n,). rows: index (n,) of the images in `pixels`; None: all of them, in order.
+
+    Trials with different images share the pixels: at 100,000 images each copy would take GBs.
     """
 
     pixels: np.ndarray | Stack
@@ -147,20 +142,21 @@ class LabelledImages:
     weights: np.ndarray
     rows: np.ndarray | None = None
 
-    def pictures(self, held: np.ndarray) -> np.ndarray:
-        """Pixels of the images `held` (k,)."""
-        return self.pixels[held if self.rows is None else self.rows[held]]
+    def pixels_of(self, images: np.ndarray) -> np.ndarray:
+        """Pixels of the images with these numbers (k,)."""
+        return self.pixels[images if self.rows is None else self.rows[images]]
 
-    def all_pictures(self) -> np.ndarray:
-        """Pixels of all images in their order: no copy, where they are all of `pixels`."""
+    def all_pixels(self) -> np.ndarray:
+        """Pixels of all images in order, without a copy where `pixels` holds exactly these."""
         if self.rows is None and isinstance(self.pixels, np.ndarray):
             return self.pixels
-        return self.pictures(np.arange(len(self.labels)))
+        return self.pixels_of(np.arange(len(self.labels)))
 
 
 @dataclass(frozen=True)
 class Trained:
-    """The best network, its probabilities on val (n, classes), and the history of the training."""
+    """The best network, its probabilities on val (n, classes), the step that it comes from, and the
+    history of the training."""
 
     network: Module
     probabilities: np.ndarray
@@ -182,7 +178,7 @@ def train(
     training = _Training(context, build, prepare, data, val, score, settings, seed)
     history = run(
         context, training, settings.steps, checkpoint_every=context.checkpoint_every,
-        report_every=settings.evaluate_every, measure=training.look_at_val,
+        report_every=settings.evaluate_every, measure=training.evaluate,
     )  # fmt: skip
     return training.finish(history)
 
@@ -192,38 +188,38 @@ def predict(network: Module, prepare: Prepare, pixels: np.ndarray, device: str) 
     vectors (n, width)."""
     import torch
 
-    found = []
+    probabilities = []
     with torch.inference_mode():
         for start in range(0, len(pixels), _PREDICT_BATCH):
-            logits = network(prepare(_on(device, pixels[start : start + _PREDICT_BATCH]))).float()
-            found.append(logits.softmax(1).cpu().numpy())
-    return np.concatenate(found)
+            inputs = prepare(_on(device, pixels[start : start + _PREDICT_BATCH]))
+            probabilities.append(network(inputs).float().softmax(1).cpu().numpy())
+    return np.concatenate(probabilities)
 
 
 def _on(device: Any, pixels: np.ndarray) -> Tensor:
     import torch
 
-    # Shared arrays are read-only, and a tensor of one would be open to writing: those are copied.
-    held = torch.from_numpy(np.require(pixels, requirements=["C", "W"])).to(device)
-    return held.permute(0, 3, 1, 2) if held.ndim == 4 else held
+    # Shared arrays are read-only, but their tensors would be writable: those are copied.
+    values = torch.from_numpy(np.require(pixels, requirements=["C", "W"])).to(device)
+    return values.permute(0, 3, 1, 2) if values.ndim == 4 else values
 
 
 def with_synchronised_norms(network: Module) -> Module:
-    """The network with batch normalisation over the batch of all workers, where it follows
-    training; what stands still is left as it is. Names of tensors stay, so that what is saved loads
-    into the network as it was built."""
+    """The network with batch normalisation over the batch of all workers, except in frozen layers.
+    Tensors keep their names, so saved weights load into the network as it was built."""
     from torch.nn import SyncBatchNorm
 
     network.train()
+    convert: Callable[[Module], Module] = SyncBatchNorm.convert_sync_batchnorm
     for module in list(network.modules()):
         for name, child in list(module.named_children()):
             if child.training and not list(child.children()):
-                setattr(module, name, SyncBatchNorm.convert_sync_batchnorm(child))
+                setattr(module, name, convert(child))
     return network
 
 
 def lr_schedule(optimizer: Any, settings: Training) -> Any:
-    """The learning rate over the steps, warmed up linearly."""
+    """The schedule of the learning rate, with a linear warmup."""
     from torch.optim.lr_scheduler import LambdaLR
     from transformers import get_scheduler
 
@@ -236,14 +232,14 @@ def lr_schedule(optimizer: Any, settings: Training) -> Any:
     drops = [round(share * settings.steps) for share in settings.lr_milestones]
 
     def factor(step: int) -> float:
-        risen = step / warmup if step < warmup else 1.0
-        return risen * settings.lr_gamma ** sum(step >= drop for drop in drops)
+        warmed = step / warmup if step < warmup else 1.0
+        return warmed * settings.lr_gamma ** sum(step >= drop for drop in drops)
 
     return LambdaLR(optimizer, factor)
 
 
 class _Training:
-    """The state of one training, for `engine.nets.training.run`."""
+    """One training in progress, for `engine.nets.training.run`."""
 
     def __init__(
         self,
@@ -260,34 +256,34 @@ class _Training:
 
         self.prepare, self.data, self.val, self.score = prepare, data, val, score
         self.settings, self.seed = settings, seed
-        self.slices = share_of_batch(
+        slices = share_of_batch(
             settings.batch_size, context.rank, context.world_size,
             settings.gradient_accumulation_steps,
         )  # fmt: skip
         self.sampler = WeightedSampler(data.weights, settings.batch_size, seed)
         torch.manual_seed(derive_seed(seed, "weights"))
-        # Convolutions take a third less time so, on a CPU and on a GPU.
-        network = build().to(memory_format=torch.channels_last)
-        # On CPUs torch has none that is synchronised: each worker normalises by what its own share
-        # of the batch is like, and the weights that are kept have the statistics of rank 0.
+        network = build()
+        # Convolutions take a third less time this way, on CPUs and on GPUs.
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # torch has no synchronised normalisation on CPUs: each worker normalises by its own share
+        # of the batch, and the published weights have the statistics of rank 0.
         if context.world_size > 1 and context.device == "cuda":
             network = with_synchronised_norms(network)
         self.accelerator = make_accelerator(
             context, settings.precision, settings.gradient_accumulation_steps
         )
-        trained = [value for value in network.parameters() if value.requires_grad]
         optimizer = torch.optim.AdamW(
-            trained, lr=settings.learning_rate, weight_decay=settings.weight_decay, foreach=True
-        )
-        # Alone, a worker needs no gradients of others.
-        self.model = self.accelerator.prepare_model(
-            network, evaluation_mode=context.world_size == 1
-        )
-        self.optimizer = self.accelerator.prepare_optimizer(optimizer)
-        # Without accelerate's autocast, for which `update` asks by itself: test is scored in 32
-        # bits, by `predict` on weights that were saved, and so is val, on which choices are made.
-        self.network = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
-        self.lr_scheduler = lr_schedule(optimizer, settings)
+            [value for value in network.parameters() if value.requires_grad],
+            lr=settings.learning_rate, weight_decay=settings.weight_decay, foreach=True,
+        )  # fmt: skip
+        self.state = TrainState(
+            context, self.accelerator, network, optimizer,
+            lambda optimizer: lr_schedule(optimizer, settings), slices,
+            max_grad_norm=settings.max_grad_norm,
+        )  # fmt: skip
+        # Without accelerate's autocast, which `_loss` enters itself: test is scored in 32 bits, by
+        # `predict` on the published weights, and so is val, which choices depend on.
+        self.network = self.accelerator.unwrap_model(self.state.model, keep_fp32_wrapper=False)
         self.class_weights: Tensor | None = None
         if settings.class_weights == "balanced":
             weights = balanced_class_weights(data.labels, data.weights)
@@ -298,46 +294,52 @@ class _Training:
         self.best_score, self.best_loss, self.best_step = -1.0, 0.0, 0
 
     def update(self, step: int) -> dict[str, float]:
-        self.model.train()
+        self.state.model.train()
+        rows = self.sampler.rows(step)
         mixing = draw_mixing(
             self.settings.mixup_alpha, self.settings.cutmix_alpha,
             generator(self.seed, "mix", step),
         )  # fmt: skip
-        # Dropout draws from torch's own generator: f(seed, step, rank), as all else.
-        rank = self.accelerator.process_index
-        seed_dropout(str(self.accelerator.device), self.seed, "dropout", step, rank)
-        rows, total = self.sampler.rows(step), 0.0
-        for piece in self.slices:
-            with self.accelerator.accumulate(self.model):
-                held = rows[piece]
-                pixels = self._augmented(step, piece, self.data.pictures(held))
-                labels = _labels_on(self.accelerator.device, self.data.labels[held])
-                share = 1.0
-                if mixing is not None:
-                    # The partner stands in the whole batch: how it is cut changes no pair.
-                    other = rows[::-1][piece]
-                    pixels, share = mixing.mix(
-                        pixels, self._augmented(step, piece, self.data.pictures(other))
-                    )
-                with self.accelerator.autocast():
-                    logits = self.model(self.prepare(pixels))
-                loss = self._loss(logits.float(), labels)
-                if mixing is not None:
-                    others = _labels_on(self.accelerator.device, self.data.labels[other])
-                    loss = share * loss + (1 - share) * self._loss(logits.float(), others)
-                descend(
-                    self.accelerator, self.model, self.optimizer, loss, self.settings.max_grad_norm
-                )
-            total += float(self.accelerator.reduce(loss.detach(), "mean")) / len(self.slices)
-        self.lr_scheduler.step()
-        return {"loss": total}
+        return {
+            "loss": self.state.optimizer_step(
+                self.seed, step, lambda piece: self._loss(step, rows, piece, mixing)
+            )
+        }
 
-    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return loss_of(logits, labels, self.settings, self.class_weights)
+    def _loss(self, step: int, rows: np.ndarray, piece: slice, mixing: Mixing | None) -> Tensor:
+        """The loss of a slice of the batch."""
+        pixels, labels = self._batch(step, rows, piece)
+        share = 1.0
+        if mixing is not None:
+            # Partners come from the whole batch: its division among workers changes no pair.
+            partners, partner_labels = self._batch(step, rows[::-1], piece)
+            pixels, share = mixing.mix(pixels, partners)
+        with self.accelerator.autocast():
+            logits = self.state.model(self.prepare(pixels)).float()
+        loss = self._loss_of(logits, labels)
+        if mixing is not None:
+            loss = share * loss + (1 - share) * self._loss_of(logits, partner_labels)
+        return loss
+
+    def _loss_of(self, logits: Tensor, labels: Tensor) -> Tensor:
+        settings = self.settings
+        return loss_of(
+            logits, labels, self.class_weights, label_smoothing=settings.label_smoothing,
+            focal_gamma=settings.focal_gamma if settings.loss == "focal" else None,
+        )  # fmt: skip
+
+    def _batch(self, step: int, rows: np.ndarray, piece: slice) -> tuple[Tensor, Tensor]:
+        """Augmented images and class numbers of a slice of the batch, on the device."""
+        import torch
+
+        images = rows[piece]
+        labels = torch.from_numpy(np.ascontiguousarray(self.data.labels[images]))
+        augmented = self._augmented(step, piece, self.data.pixels_of(images))
+        return augmented, labels.to(self.accelerator.device)
 
     def _augmented(self, step: int, piece: slice, pixels: np.ndarray) -> Tensor:
-        """The pieces' images on the device, augmented by draws that belong to the step and the
-        place in the batch."""
+        """Images on the device, augmented by draws that are functions of the step and the position
+        in the batch."""
         import torch
 
         settings, images = self.settings, _on(self.accelerator.device, pixels)
@@ -357,7 +359,7 @@ class _Training:
         return images
 
     def _cropped(self, step: int, piece: slice, images: Tensor) -> Tensor:
-        """Images padded and cropped back, and mirrored."""
+        """Pad images, crop them back, and mirror half of them."""
         from torch.nn.functional import pad
 
         border, height, width = self.settings.crop_padding, *images.shape[2:]
@@ -366,17 +368,17 @@ class _Training:
         corners = draw.integers(0, 2 * border + 1, (count, 2))[piece]
         mirrored = draw.random(count)[piece] < 0.5
         padded = pad(images.float(), [border] * 4, mode="replicate") if border else images
-        made = padded.new_empty(images.shape)
+        result = padded.new_empty(images.shape)
         for row, (top, left) in enumerate(corners):
             cropped = padded[row, :, top : top + height, left : left + width]
             flip = self.settings.horizontal_flip and mirrored[row]
-            made[row] = cropped.flip(-1) if flip else cropped
-        return made
+            result[row] = cropped.flip(-1) if flip else cropped
+        return result
 
-    def look_at_val(self, step: int) -> dict[str, float]:
-        """Score val, and keep a copy of the weights where they score better than any before. Of
-        equal scores, which the recall of the worst class has while it is 0, the lower loss counts,
-        and then the earlier."""
+    def evaluate(self, step: int) -> dict[str, float]:
+        """Score val, and copy the weights if they score better than all before. The lower loss
+        breaks ties, which the recall of the worst class has while it is 0; then the earlier step
+        wins."""
         figures = self.score(self.val.labels, self._predict_val())
         score, loss = figures[self.settings.objective], figures.get("loss", 0.0)
         if score > self.best_score or (score == self.best_score and loss < self.best_loss):
@@ -390,7 +392,7 @@ class _Training:
     def _predict_val(self) -> np.ndarray:
         self.network.eval()
         device = str(self.accelerator.device)
-        return predict(self.network, self.prepare, self.val.all_pictures(), device)
+        return predict(self.network, self.prepare, self.val.all_pixels(), device)
 
     def tensors(self) -> dict[str, Tensor]:
         import torch
@@ -400,30 +402,20 @@ class _Training:
         named["best_score"] = torch.tensor(self.best_score, dtype=torch.float64)
         named["best_loss"] = torch.tensor(self.best_loss, dtype=torch.float64)
         named["best_step"] = torch.tensor(self.best_step)
-        named["lr_step"] = torch.tensor(self.lr_scheduler.last_epoch)
-        named |= scaler_tensors(self.accelerator)
-        return named | optimizer_tensors(self.optimizer, "optimizer.")
+        return named | self.state.tensors()
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        self.network.load_state_dict(below("network.", tensors))
-        self.best = below("best.", tensors)
+        self.network.load_state_dict(strip_prefix("network.", tensors))
+        self.best = strip_prefix("best.", tensors)
         self.best_score = float(tensors["best_score"])
-        # A checkpoint from before losses were held: what it found best stands until it is beaten.
+        # Older checkpoints have no best loss: their best stays until a score beats it.
         self.best_loss = float(tensors["best_loss"]) if "best_loss" in tensors else -math.inf
         self.best_step = int(tensors["best_step"])
-        restore_optimizer(self.optimizer, "optimizer.", tensors)
-        restore_scaler(self.accelerator, tensors)
-        restore_schedule(self.lr_scheduler, int(tensors["lr_step"]))
+        self.state.restore(tensors)
 
     def finish(self, history: list[dict[str, float]]) -> Trained:
         self.network.load_state_dict(self.best)
         return Trained(self.network, self._predict_val(), self.best_step, history)
-
-
-def _labels_on(device: Any, labels: np.ndarray) -> Tensor:
-    import torch
-
-    return torch.from_numpy(np.ascontiguousarray(labels)).to(device)
 
 
 def class_numbers(labels: Sequence[str], classes: Sequence[str]) -> np.ndarray:

@@ -1,7 +1,7 @@
 """The networks of DCGAN (Radford et al. 2016), conditional on a class.
 
-The generator knows the class by the scale and shift of its normalisations (de Vries et al. 2017),
-the discriminator by a projection of its features (Miyato and Koyama 2018).
+The class sets the scale and shift of the generator's normalisations (de Vries et al. 2017), and
+projects the discriminator's features (Miyato and Koyama 2018).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _GROUP = 16  # channels of a group
 
 
 class ConditionalNorm(nn.Module):
-    """Normalisation whose scale and shift belong to the class."""
+    """Normalisation whose scale and shift depend on the class."""
 
     def __init__(self, norm: Norm, channels: int, classes: int) -> None:
         super().__init__()
@@ -37,14 +37,14 @@ class ConditionalNorm(nn.Module):
 
     def forward(self, maps: Tensor, classes: Tensor) -> Tensor:
         scale, shift = self.scale(classes), self.shift(classes)
-        return self.norm(maps) * scale[:, :, None, None] + shift[:, :, None, None]
+        normalised: Tensor = self.norm(maps) * scale[:, :, None, None] + shift[:, :, None, None]
+        return normalised
 
 
 class Generator(nn.Module):
     """Latents (n, latent_dim) and classes (n,) to images (n, channels, side, side) in [-1, 1].
 
-    widths: channels at 4 px, 8 px, …; the side is 4 · 2^len(widths) px, of which the last doubling
-    makes the image.
+    widths: channels at 4 px, 8 px, …; the last doubling makes the image of 4 · 2^len(widths) px.
     """
 
     def __init__(
@@ -54,7 +54,8 @@ class Generator(nn.Module):
         self.first = nn.Linear(latent_dim, widths[0] * 16, bias=False)
         self.norms = nn.ModuleList(ConditionalNorm(norm, width, classes) for width in widths)
         self.doublings = nn.ModuleList(
-            nn.ConvTranspose2d(one, other, 4, 2, 1, bias=False) for one, other in pairwise(widths)
+            nn.ConvTranspose2d(inputs, outputs, 4, 2, 1, bias=False)
+            for inputs, outputs in pairwise(widths)
         )
         self.last = nn.ConvTranspose2d(widths[-1], channels, 4, 2, 1)
         self.apply(_initialise)
@@ -72,8 +73,8 @@ class Discriminator(nn.Module):
     """Images (n, channels, side, side) and classes (n,) to logits (n,).
 
     widths: channels at half the side, a quarter, … down to 4 px. normalisation: spectral bounds
-    each layer's slope (Miyato et al. 2018); batch and group are of feature maps; none leaves it to
-    a gradient penalty.
+    each layer's slope (Miyato et al. 2018); batch and group normalise feature maps; none needs a
+    gradient penalty.
     """
 
     def __init__(
@@ -86,13 +87,13 @@ class Discriminator(nn.Module):
         super().__init__()
         bounded = nn.utils.parametrizations.spectral_norm if normalisation == "spectral" else _same
         layers: list[nn.Module] = []
-        for number, (one, other) in enumerate(zip([channels, *widths], widths, strict=False)):
-            layers.append(bounded(nn.Conv2d(one, other, 4, 2, 1)))
+        for number, (inputs, outputs) in enumerate(pairwise([channels, *widths])):
+            layers.append(bounded(nn.Conv2d(inputs, outputs, 4, 2, 1)))
             if number and normalisation in ("batch", "group"):
-                groups = max(1, other // _GROUP)
+                groups = max(1, outputs // _GROUP)
                 layers.append(
-                    nn.BatchNorm2d(other) if normalisation == "batch"
-                    else nn.GroupNorm(groups, other)
+                    nn.BatchNorm2d(outputs) if normalisation == "batch"
+                    else nn.GroupNorm(groups, outputs)
                 )  # fmt: skip
             layers.append(nn.LeakyReLU(0.2))
         self.layers = nn.Sequential(*layers)
@@ -103,7 +104,9 @@ class Discriminator(nn.Module):
 
     def forward(self, images: Tensor, classes: Tensor) -> Tensor:
         features = self.layers(images).flatten(1)
-        return self.last(features).squeeze(1) + (self.projection(classes) * features).sum(1)
+        projected = (self.projection(classes) * features).sum(1)
+        logits: Tensor = self.last(features).squeeze(1) + projected
+        return logits
 
 
 def _same(layer: nn.Module) -> nn.Module:
@@ -119,6 +122,6 @@ def _initialise(layer: nn.Module) -> None:
 def _draw(layer: nn.Module) -> None:
     with torch.no_grad():
         for name, value in layer.named_parameters():
-            # Under spectral norm the weight is computed; what is drawn is its original.
+            # Spectral norm computes the weight from the parameter that is drawn here.
             if "weight" in name:
                 value.normal_(0.0, 0.02)

@@ -1,8 +1,8 @@
-"""Differentiable augmentation of what a discriminator sees (Zhao et al. 2020).
+"""Differentiable augmentation of a discriminator's images (Zhao et al. 2020).
 
-Real and generated images are recoloured, moved and cut alike, with gradients flowing back through
-it: the discriminator cannot learn few images by heart, and the generator does not learn to make
-augmented ones.
+Real and generated images are recoloured, moved and cut in the same way, and gradients flow back
+through this: the discriminator cannot memorise a small train split, and the generator does not
+learn to make augmented images.
 """
 
 from __future__ import annotations
@@ -14,37 +14,37 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Uniform draws of one image: whether at all, brightness, saturation, contrast, place moved to (2),
-# place cut out (2).
+# Uniform draws of one image: whether to augment, brightness, saturation, contrast, translation (2),
+# centre of the cutout (2).
 DRAWS = 8
+# Shares of the side: the largest translation, and the cutout.
 _MOVED = 0.125
 _CUT = 0.5
 
 
 def diffaugment(images: Tensor, draws: np.ndarray, share: float) -> Tensor:
-    """Augment a share of the images (n, channels, height, width), chosen and moved by uniform draws
-    in [0, 1) (n, `DRAWS`)."""
+    """Augment a share of the images (n, channels, height, width), by uniform draws in [0, 1)
+    (n, `DRAWS`)."""
     import torch
 
     drawn = torch.from_numpy(draws).to(images)
     chosen = (drawn[:, 0] < share).view(-1, 1, 1, 1)
-    made = _recoloured(images, drawn[:, 1:4])
-    made = _moved(made, drawn[:, 4:6])
-    made = made * _kept(made, drawn[:, 6:8])
-    return torch.where(chosen, made, images)
+    augmented = _moved(_recoloured(images, drawn[:, 1:4]), drawn[:, 4:6])
+    augmented = augmented * _kept(augmented, drawn[:, 6:8])
+    return torch.where(chosen, augmented, images)
 
 
 def _recoloured(images: Tensor, drawn: Tensor) -> Tensor:
     brightness, saturation, contrast = (value.view(-1, 1, 1, 1) for value in drawn.unbind(1))
-    made = images + (brightness - 0.5)
-    grey = made.mean(1, keepdim=True)
-    made = (made - grey) * (2 * saturation) + grey
-    mean = made.mean((1, 2, 3), keepdim=True)
-    return (made - mean) * (contrast + 0.5) + mean
+    images = images + (brightness - 0.5)
+    grey = images.mean(1, keepdim=True)
+    images = (images - grey) * (2 * saturation) + grey
+    mean = images.mean((1, 2, 3), keepdim=True)
+    return (images - mean) * (contrast + 0.5) + mean
 
 
 def _moved(images: Tensor, drawn: Tensor) -> Tensor:
-    """Move by whole pixels, up to an eighth of the side; what comes in is grey."""
+    """Move by whole pixels, up to an eighth of the side; the uncovered border is grey."""
     import torch
 
     count, _, height, width = images.shape

@@ -1,8 +1,8 @@
 """Inception v3 (Szegedy et al. 2015) as the Fréchet distance uses it (Heusel et al. 2017).
 
 The network of TensorFlow's 2015 checkpoint, with the names of pytorch-fid's weights. It differs
-from other Inceptions: averages leave the padding out, the last block takes a maximum in place of an
-average, and images are resized as TensorFlow 1 did.
+from other Inceptions: averages exclude the padding, the last block takes a maximum instead of an
+average, and images are resized as in TensorFlow 1.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Size = int | tuple[int, int]
 
 
 class BasicConv2d(nn.Module):
-    """Convolution, normalisation, ReLU. padding: as much as keeps the side, or none."""
+    """Convolution, normalisation, ReLU. padded: padding keeps the side, if the stride is 1."""
 
     def __init__(
         self, inputs: int, outputs: int, kernel: Size, stride: int = 1, *, padded: bool = True
@@ -35,13 +35,13 @@ class BasicConv2d(nn.Module):
         return functional.relu(self.bn(self.conv(images)), inplace=True)
 
 
-# A convolution of a block: name, outputs, kernel, stride. A path is some one after the other.
+# A convolution of a block: name, outputs, kernel, and stride if not 1. Paths are sequences of them.
 Conv = tuple[str, int, Size] | tuple[str, int, Size, int]
 
 
 class Mixed(nn.Module):
-    """Paths side by side, whose maps are joined. forks: two convolutions that look at the end of
-    the path of that number. pool: what the last path does first."""
+    """Parallel paths, whose maps are joined. forks: by the number of a path, convolutions that each
+    read its end. pool: what the last path does first."""
 
     def __init__(
         self, inputs: int, paths: Sequence[Sequence[Conv]], pool: str,
@@ -53,21 +53,25 @@ class Mixed(nn.Module):
         self.pool = pool
         for number, path in enumerate(paths):
             width = inputs
-            for name, outputs, *shape in path:
-                self.add_module(name, BasicConv2d(width, outputs, *shape))
-                width = outputs
-            for name, outputs, *shape in (forks or {}).get(number, ()):
-                self.add_module(name, BasicConv2d(width, outputs, *shape))
+            for conv in path:
+                self._add(width, conv)
+                width = conv[1]
+            for conv in (forks or {}).get(number, ()):
+                self._add(width, conv)
+
+    def _add(self, inputs: int, conv: Conv) -> None:
+        name, outputs, kernel, stride = conv if len(conv) == 4 else (*conv, 1)
+        self.add_module(name, BasicConv2d(inputs, outputs, kernel, stride))
 
     def forward(self, images: Tensor) -> Tensor:
-        found = []
+        joined = []
         for number, path in enumerate(self.paths):
             maps = self._pooled(images) if number == len(self.paths) - 1 else images
             for name in path:
                 maps = self.get_submodule(name)(maps)
             fork = self.forks.get(number)
-            found += [self.get_submodule(name)(maps) for name in fork] if fork else [maps]
-        return torch.cat(found, 1)
+            joined += [self.get_submodule(name)(maps) for name in fork] if fork else [maps]
+        return torch.cat(joined, 1)
 
     def _pooled(self, images: Tensor) -> Tensor:
         if self.pool == "average":
@@ -181,8 +185,8 @@ class Inception(nn.Module):
 
 
 def resized(images: Tensor, side: int) -> Tensor:
-    """Images (n, channels, height, width) to a square as TensorFlow 1 does it: bilinear between the
-    two nearest pixels, corner on corner, however much smaller it grows."""
+    """Images (n, channels, height, width) resized to a square as in TensorFlow 1: bilinear between
+    the two nearest pixels with aligned top left corners, without antialiasing."""
     for axis in (2, 3):
         length = images.shape[axis]
         place = torch.arange(side, device=images.device, dtype=torch.float32) * (length / side)
@@ -197,18 +201,19 @@ def resized(images: Tensor, side: int) -> Tensor:
 
 
 def load_inception(weights: dict[str, Any]) -> Inception:
-    """The network with these weights, less those that only its classes need. Raises `ValueError`
-    where they are another network's."""
+    """The network with these weights, without its classification layer. Raises `ValueError` for
+    weights of another network."""
     classes = weights.get("fc.bias")
     if classes is not None and len(classes) != 1008:
         raise ValueError(
-            f"holds an Inception of {len(classes)} classes; the one that the Fréchet distance is"
-            " defined by has 1,008"
+            f"holds an Inception of {len(classes)} classes; the Fréchet distance is defined by the"
+            " one of 1,008 classes"
         )
-    held = {name: value for name, value in weights.items() if not name.startswith("fc.")}
-    made = Inception()
+    network = Inception()
     try:
-        made.load_state_dict(held)
+        network.load_state_dict(
+            {name: value for name, value in weights.items() if not name.startswith("fc.")}
+        )
     except RuntimeError as error:
         raise ValueError(f"holds another network: {' '.join(str(error).split())[:160]}") from None
-    return made
+    return network

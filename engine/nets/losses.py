@@ -1,4 +1,4 @@
-"""What a classifier's training minimises."""
+"""The loss of a classifier's training."""
 
 from __future__ import annotations
 
@@ -9,40 +9,41 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from engine.nets.classification import Training
-
 
 def balanced_class_weights(labels: np.ndarray, drawn: np.ndarray) -> np.ndarray:
-    """What each class counts in a loss, float64 by class number: n / (k n_c), where n_c of n images
-    are drawn of class c, and k classes occur; 1 on average over what is drawn, 0 for a class
-    without an image.
+    """Weight of each class in a loss, float64 by class number: n / (k n_c), where n_c of n drawn
+    images have class c and k classes occur. The weights are 1 on average over the drawn images, and
+    0 for a class without an image.
 
     labels: class numbers (n,). drawn: how often each image is drawn, relative to the others (n,).
     """
     counts = np.bincount(labels, drawn)
-    found = np.zeros(len(counts))
-    np.divide(counts.sum(), np.count_nonzero(counts) * counts, out=found, where=counts > 0)
-    return found
+    weights = np.zeros(len(counts))
+    np.divide(counts.sum(), np.count_nonzero(counts) * counts, out=weights, where=counts > 0)
+    return weights
 
 
 def loss_of(
-    logits: Tensor, labels: Tensor, settings: Training, class_weights: Tensor | None
+    logits: Tensor,
+    labels: Tensor,
+    class_weights: Tensor | None = None,
+    *,
+    label_smoothing: float = 0.0,
+    focal_gamma: float | None = None,
 ) -> Tensor:
-    """Mean loss of a batch (n, classes): cross entropy, or by `focal` times (1 - p)^gamma, p being
-    the probability of the true class (Lin et al. 2017).
+    """Mean cross entropy of a batch (n, classes). With `focal_gamma` each image's loss is
+    multiplied by (1 - p)^gamma, p being the probability of the true class (Lin et al. 2017).
 
-    class_weights (classes,) are 1 on average, so that n divides what is weighted: by the sum of a
-    batch's own weights, how it is cut among workers would change the loss.
+    class_weights (classes,) are 1 on average over all draws, so the sum is divided by n: dividing
+    by the batch's own weights would make the loss depend on its division among workers.
     """
     from torch.nn.functional import cross_entropy
 
-    losses = cross_entropy(
-        logits, labels, label_smoothing=settings.label_smoothing, reduction="none"
-    )
-    if settings.loss == "focal":
-        # A power below 1 has no slope at 0.
+    losses = cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="none")
+    if focal_gamma is not None:
+        # A power below 1 has an infinite slope at 0.
         unsure = -(-losses).expm1()
-        losses = unsure.clamp_min(1e-8) ** settings.focal_gamma * losses
+        losses = unsure.clamp_min(1e-8) ** focal_gamma * losses
     if class_weights is not None:
         losses = losses * class_weights[labels]
     return losses.mean()

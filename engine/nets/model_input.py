@@ -1,26 +1,26 @@
-"""What a checkpoint's authors do to an image before their network sees it, in two halves: its
-geometry by transformers' own image processor, image by image on CPU threads, and its values on the
-device, where they cost a quarter of the traffic as bytes."""
+"""A checkpoint's own preprocessing of images, in two parts: the geometry by transformers' image
+processor, image by image on CPU threads, and the values on the device, which saves three quarters
+of the transfer because images travel as bytes."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from engine.core.errors import StudyError
+from engine.nets.checkpoints import preprocessor_config
+from engine.nets.images import IMAGENET_MEAN, IMAGENET_STD
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 class ModelInput:
-    """Of one checkpoint, or with settings of its own.
+    """The preprocessing of one checkpoint.
 
-    processor: one of transformers' image processors that compute with Pillow. input_size: the side
-    that images are brought to, uncropped, in place of the checkpoint's own geometry.
+    processor: an image processor of transformers that computes with Pillow. input_size: resize
+    images to this side, uncropped, instead of the checkpoint's own geometry.
     """
 
     def __init__(self, processor: Any, input_size: int | None = None) -> None:
@@ -29,89 +29,86 @@ class ModelInput:
             "do_rescale": False, "do_normalize": False, "return_tensors": "np",
             "input_data_format": "channels_last",
         }  # fmt: skip
-        self.twice = bool(getattr(processor, "include_top", False))
-        if self.twice:
+        # EfficientNet's classifiers divide by the deviation twice.
+        self.divides_twice = bool(getattr(processor, "include_top", False))
+        if self.divides_twice:
             self.options["include_top"] = False
         if input_size:
             size = {"height": input_size, "width": input_size}
-            if getattr(processor, "crop_pct", None):  # ConvNeXt's, which names the shorter edge
+            if getattr(processor, "crop_pct", None):  # ConvNeXt's names the shorter edge
                 size, self.options["crop_pct"] = {"shortest_edge": input_size}, 1.0
             self.options |= {"do_resize": True, "size": size, "do_center_crop": False}
-        self._keeps: dict[tuple[int, ...], bool] = {}
+        # By shape, whether the geometry leaves images unchanged.
+        self._unchanged: dict[tuple[int, ...], bool] = {}
 
     @classmethod
     def of(
         cls, section: str, model: str, revision: str | None, input_size: int | None
     ) -> ModelInput:
-        """As the checkpoint's preprocessor file says. `section` of the study names the checkpoint
-        in an error. Raises `StudyError`."""
+        """The preprocessing that the checkpoint's preprocessor file describes. Errors name
+        `section` of the study. Raises `StudyError`."""
         from transformers import AutoImageProcessor
 
         try:
-            processor = AutoImageProcessor.from_pretrained(
+            processor = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
                 model, revision=revision, backend="pil", trust_remote_code=False
             )
         except (ImportError, ValueError):
-            # No class for Pillow, or none that its file names: size, mean and deviation suffice.
-            processor = _plain(section, model, revision)
+            # No processor class for Pillow, or an unknown one: size, mean and deviation suffice.
+            processor = _plain_processor(section, model, revision)
         except OSError as error:
             text = " ".join(str(error).split())[:200]
             raise StudyError(f"{section}.model: {model}: {text}") from None
         return cls(processor, input_size)
 
     def fitted(self, image: np.ndarray) -> np.ndarray:
-        """uint8 (height, width, 1 or 3) of any size to uint8 (3, height, width) of the
-        network's."""
+        """uint8 (height, width, 1 or 3) of any size to uint8 (3, height, width) of the network's
+        size."""
         if image.shape[-1] == 1:
             image = np.repeat(image, 3, axis=-1)
-        if image.shape not in self._keeps:
+        if image.shape not in self._unchanged:
             noise = np.random.default_rng(0).integers(0, 256, image.shape, np.uint8)
-            # Nothing but a geometry that changes no image leaves noise as it was.
-            self._keeps[image.shape] = np.array_equal(
+            # Only a geometry that changes no image leaves noise unchanged.
+            self._unchanged[image.shape] = np.array_equal(
                 self._processed(noise), _channels_first(noise)
             )
-        return _channels_first(image) if self._keeps[image.shape] else self._processed(image)
+        return _channels_first(image) if self._unchanged[image.shape] else self._processed(image)
 
     def _processed(self, image: np.ndarray) -> np.ndarray:
-        made: np.ndarray = self.processor(image, **self.options)["pixel_values"][0]
-        return made
+        pixels: np.ndarray = self.processor(image, **self.options)["pixel_values"][0]
+        return pixels
 
     def values(self, images: np.ndarray, device: str) -> Tensor:
         """Fitted images uint8 (n, 3, height, width) to float32, rescaled and normalised."""
         import torch
 
-        held = self.processor
-        found = torch.from_numpy(np.ascontiguousarray(images)).to(device, non_blocking=True).float()
-        if held.do_rescale:
-            found = found * held.rescale_factor - float(getattr(held, "rescale_offset", False))
+        processor = self.processor
+        values = torch.from_numpy(np.ascontiguousarray(images)).to(device, non_blocking=True)
+        values = values.float()
+        if processor.do_rescale:
+            offset = float(getattr(processor, "rescale_offset", False))
+            values = values * processor.rescale_factor - offset
         mean, std = (
-            torch.tensor(list(value), device=device).view(1, -1, 1, 1)
-            for value in (held.image_mean or [0.0] * 3, held.image_std or [1.0] * 3)
+            torch.tensor(list(channels), device=device).view(1, -1, 1, 1)
+            for channels in (processor.image_mean or [0.0] * 3, processor.image_std or [1.0] * 3)
         )
-        if held.do_normalize:
-            found = (found - mean) / std
-        if self.twice:
-            found = found / std
-        return found.to(memory_format=torch.channels_last)
+        if processor.do_normalize:
+            values = (values - mean) / std
+        if self.divides_twice:
+            values = values / std
+        return values.to(memory_format=torch.channels_last)
 
 
 def _channels_first(image: np.ndarray) -> np.ndarray:
     return image.transpose(2, 0, 1)
 
 
-def _plain(section: str, model: str, revision: str | None) -> Any:
+def _plain_processor(section: str, model: str, revision: str | None) -> Any:
     from transformers import CLIPImageProcessorPil
-    from transformers.utils import cached_file
 
-    try:
-        values = json.loads(
-            Path(str(cached_file(model, "preprocessor_config.json", revision=revision))).read_text()
-        )
-    except (OSError, ValueError) as error:
-        text = " ".join(str(error).split())[:200]
-        raise StudyError(f"{section}.model: {model}: {text}") from None
+    values = preprocessor_config(section, model, revision)
     known = ("size", "resample", "crop_size", "rescale_factor", "image_mean", "image_std")
     crops = bool(values.get("do_center_crop", "crop_size" in values))
-    given = {name: values[name] for name in known if values.get(name) is not None}
-    imagenet = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
-    return CLIPImageProcessorPil(**{**imagenet, **given}, do_center_crop=crops)
+    settings = {name: values[name] for name in known if values.get(name) is not None}
+    imagenet = {"image_mean": list(IMAGENET_MEAN), "image_std": list(IMAGENET_STD)}
+    return CLIPImageProcessorPil(**{**imagenet, **settings}, do_center_crop=crops)

@@ -1,9 +1,9 @@
 """The networks of progressive growing (Karras et al. 2018), conditional on a class.
 
-Both begin at 4 px and double: a new level is faded in, then trained by itself. Equalised learning
-rate, pixelwise normalisation and the deviation over a minibatch are as published. The class is a
-learnt vector beside the latents and as long as they are; as in the authors' conditional networks,
-the discriminator says which class it sees (Odena et al. 2017).
+Both start at 4 px and double: a new level is faded in, then trained at full strength. Equalised
+learning rate, pixelwise normalisation and minibatch deviation are as published. The class is a
+learnt vector that is joined to the latents and has their length. As in the authors' conditional
+networks, the discriminator also predicts the class (Odena et al. 2017).
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from torch.nn.functional import avg_pool2d, conv2d, cross_entropy, interpolate, 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Level and, while it is faded in, the share of the new layers, at a step.
+# Step to level and, while the level is faded in, the share of its new layers.
 Schedule = Callable[[int], tuple[int, float]]
-_GROUP = 4  # images whose deviation is taken together
+_GROUP = 4  # images that share a minibatch deviation
 
 
 def growth(train_steps: int, levels: int, last_share: float) -> Schedule:
-    """When which level is trained.
+    """The level of each step.
 
-    The last level has `last_share` of the steps, the others equal parts of the rest; the first half
-    of a level's steps fades it in, but for the first level's.
+    The last level has `last_share` of the steps, the others equal parts of the rest. The first half
+    of a level's steps fades it in, except for the first level.
     """
     early = round(train_steps * (1 - last_share) / max(levels - 1, 1)) if levels > 1 else 0
 
@@ -43,7 +43,7 @@ def growth(train_steps: int, levels: int, last_share: float) -> Schedule:
 
 
 class Growing(nn.Module):
-    """A network at a level: the last one, faded in, unless a schedule says another."""
+    """A network at a level: the last one, fully faded in, unless a schedule sets another."""
 
     def __init__(self, levels: int, schedule: Schedule | None) -> None:
         super().__init__()
@@ -51,12 +51,12 @@ class Growing(nn.Module):
         self.level, self.share = levels - 1, 1.0
 
     def stage(self, step: int) -> None:
-        """Take the level that the schedule has for a step."""
+        """Set the level of a step by the schedule."""
         if self.schedule is not None:
             self.level, self.share = self.schedule(step)
 
     def at_stage(self, images: Tensor) -> Tensor:
-        """Images of full size as this stage sees them: shrunk, and faded like the network."""
+        """Images of full size at this stage: shrunk, and faded like the network."""
         side = 4 * 2**self.level
         small = avg_pool2d(images, images.shape[-1] // side)
         if self.share == 1:
@@ -74,27 +74,27 @@ class Generator(Growing):
     ) -> None:  # fmt: skip
         super().__init__(levels, schedule)
         widths = level_widths(width, max_width, levels)
-        # As strong as the latents from the first step: a one-hot vector would be lost among them.
+        # As strong as the latents from the first step; a one-hot vector would be negligible.
         self.known = nn.Parameter(torch.randn(classes, latent_dim))
         self.first = Linear(2 * latent_dim, widths[0] * 16, gain=2**0.5 / 4)
         self.blocks = nn.ModuleList(
-            nn.ModuleList([Conv(one, other, 3), Conv(other, other, 3)])
-            for one, other in zip([widths[0], *widths], widths, strict=False)
+            nn.ModuleList([Conv(inputs, outputs, 3), Conv(outputs, outputs, 3)])
+            for inputs, outputs in zip([widths[0], *widths], widths, strict=False)
         )
         self.to_image = nn.ModuleList(Conv(width, channels, 1, gain=1.0) for width in widths)
 
     def forward(self, latents: Tensor, classes: Tensor) -> Tensor:
-        given = torch.cat([_normalised(latents), _normalised(self.known[classes])], 1)
-        maps = self.first(given).view(len(latents), -1, 4, 4)
+        inputs = torch.cat([_normalised(latents), _normalised(self.known[classes])], 1)
+        maps = self.first(inputs).view(len(latents), -1, 4, 4)
         maps = _normalised(leaky_relu(maps, 0.2))
         before = maps
         for level in range(self.level + 1):
-            one, other = self.blocks[level]
+            first, second = self.blocks[level].children()
             before = maps
-            # At 4 px the latents' own layer stands for the first convolution.
+            # At 4 px the layer of the latents replaces the first convolution.
             if level:
-                maps = _normalised(leaky_relu(one(_doubled(maps)), 0.2))
-            maps = _normalised(leaky_relu(other(maps), 0.2))
+                maps = _normalised(leaky_relu(first(_doubled(maps)), 0.2))
+            maps = _normalised(leaky_relu(second(maps), 0.2))
         images: Tensor = self.to_image[self.level](maps)
         if self.share < 1 and self.level:
             old = _doubled(self.to_image[self.level - 1](before))
@@ -103,8 +103,8 @@ class Generator(Growing):
 
 
 class Discriminator(Growing):
-    """Images of the stage's size and classes (n,) to scores (n,) and the cross-entropy (n,) of the
-    class that is seen."""
+    """Images of the stage's size and classes (n,) to scores (n,) and the cross entropy (n,) of the
+    predicted class."""
 
     group = _GROUP
 
@@ -127,26 +127,26 @@ class Discriminator(Growing):
     def forward(self, images: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
         maps = leaky_relu(self.from_image[self.level](images), 0.2)
         for level in range(self.level, 0, -1):
-            one, other = self.blocks[level - 1]
-            maps = avg_pool2d(leaky_relu(other(leaky_relu(one(maps), 0.2)), 0.2), 2)
+            first, second = self.blocks[level - 1].children()
+            maps = avg_pool2d(leaky_relu(second(leaky_relu(first(maps), 0.2)), 0.2), 2)
             if level == self.level and self.share < 1:
                 old = leaky_relu(self.from_image[level - 1](avg_pool2d(images, 2)), 0.2)
                 maps = old.lerp(maps, self.share)
         maps = leaky_relu(self.deviating(torch.cat([maps, _deviation(maps)], 1)), 0.2)
         features = leaky_relu(self.features(maps.flatten(1)), 0.2)
-        misread = cross_entropy(self.seen(features), classes, reduction="none")
-        return self.last(features).squeeze(1), misread
+        class_loss = cross_entropy(self.seen(features), classes, reduction="none")
+        return self.last(features).squeeze(1), class_loss
 
 
 class Conv(nn.Module):
-    """A convolution whose weights are drawn with a deviation of 1 and scaled when they are used
-    (He's constant), so that every layer learns at one pace."""
+    """A convolution whose weights are drawn with a deviation of 1 and scaled at run time by He's
+    constant, so that all layers learn equally fast."""
 
-    def __init__(self, one: int, other: int, side: int, gain: float = 2**0.5) -> None:
+    def __init__(self, inputs: int, outputs: int, side: int, gain: float = 2**0.5) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(other, one, side, side))
-        self.bias = nn.Parameter(torch.zeros(other))
-        self.scale = gain / (one * side * side) ** 0.5
+        self.weight = nn.Parameter(torch.randn(outputs, inputs, side, side))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+        self.scale = gain / (inputs * side * side) ** 0.5
         self.padding = side // 2
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -154,20 +154,21 @@ class Conv(nn.Module):
 
 
 class Linear(nn.Module):
-    """As `Conv`, of vectors."""
+    """As `Conv`, for vectors."""
 
-    def __init__(self, one: int, other: int, gain: float = 2**0.5) -> None:
+    def __init__(self, inputs: int, outputs: int, gain: float = 2**0.5) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(other, one))
-        self.bias = nn.Parameter(torch.zeros(other))
-        self.scale = gain / one**0.5
+        self.weight = nn.Parameter(torch.randn(outputs, inputs))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+        self.scale = gain / inputs**0.5
 
     def forward(self, vectors: Tensor) -> Tensor:
         return linear(vectors, self.weight * self.scale, self.bias)
 
 
 def level_widths(width: int, max_width: int, levels: int) -> list[int]:
-    """Channels at each level, from 4 px up: `width` at the last, twice as many at each before."""
+    """Channels at each level, from 4 px up: `width` at the last, doubling towards the first, up to
+    `max_width`."""
     return [min(max_width, width * 2 ** (levels - 1 - level)) for level in range(levels)]
 
 
@@ -176,12 +177,13 @@ def _doubled(maps: Tensor) -> Tensor:
 
 
 def _normalised(maps: Tensor) -> Tensor:
-    """Each pixel's (or latent's) vector of channels at a mean square of 1."""
+    """Each pixel's or latent's vector, scaled to a mean square of 1."""
     return maps * (maps.square().mean(1, keepdim=True) + 1e-8).rsqrt()
 
 
 def _deviation(maps: Tensor) -> Tensor:
-    """One more channel: how much the images of a group of four differ, the same for all four."""
+    """An additional channel: the mean deviation within a group of four images, the same for all
+    four."""
     count, _, height, width = maps.shape
     size = _GROUP if count % _GROUP == 0 else count
     groups = maps.reshape(count // size, size, -1)

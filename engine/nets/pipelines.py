@@ -1,8 +1,8 @@
-"""What is known of diffusers' pipelines before any is loaded: which networks a checkpoint has, and
-what can be done with it.
+"""Checkpoints of diffusers' pipelines, described by their configurations: which networks they have
+and what they support.
 
-Read from `model_index.json` and the configurations beside it, so that a study that asks for what
-cannot work is refused before anything heavy is imported.
+The description comes from `model_index.json` and the components' configurations, so that an
+impossible study is refused before anything heavy is imported.
 """
 
 from __future__ import annotations
@@ -21,18 +21,16 @@ from pydantic_core import PydanticCustomError
 from engine.core.errors import StudyError
 from engine.core.spec import Spec
 
-MODES = ("text2image", "image2image", "inpainting")
-
 
 @dataclass(frozen=True)
 class Family:
-    """Pipelines around the same networks.
+    """Pipelines with the same networks.
 
-    denoiser: the component that is trained. flow: it learns a velocity between image and noise
-    (rectified flow), else the noise of a diffusion. text_encoders: (component, tokenizer) of the
-    CLIP ones, which adaptations may train; of T5 none does. tokens: whether
-    `load_textual_inversion` puts embeddings into those. lora_targets: the attention layers of the
-    denoiser, as diffusers' training scripts choose them.
+    denoiser: the component that is trained. flow: it learns the velocity between image and noise
+    (rectified flow), otherwise the noise of a diffusion. text_encoders: (component, tokenizer) of
+    the CLIP encoders, which adaptations may train; T5 is never trained. tokens: whether
+    `load_textual_inversion` supports these encoders. lora_targets: the attention layers of the
+    denoiser that diffusers' training scripts choose.
     """
 
     name: str
@@ -57,17 +55,19 @@ _FAMILIES = {
     "StableDiffusion3": Family("Stable Diffusion 3", "transformer", True, _TWO, False, _JOINT),
     "Flux": Family("FLUX", "transformer", True, _ONE, False, _JOINT),
 }
-# Bytes of each end of a file that tell it from another: whole checkpoints have gigabytes.
+# Bytes of each end of a file that enter its digest: whole checkpoints have gigabytes.
 _SAMPLED = 2**16
-# Ends of the class names that share a family's networks.
+# Endings of the class names that share a family's networks.
 _KINDS = ("Pipeline", "Img2ImgPipeline", "InpaintPipeline")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint as its configurations tell of it. `configs` has those of components that were
-    found, by name; `scheduler` is a class name; a `refiner` finishes another checkpoint's
-    images."""
+    """A checkpoint as its configurations describe it.
+
+    configs: configurations by component, of those that exist. scheduler: a class name. refiner: it
+    finishes another checkpoint's images.
+    """
 
     model: str
     pipeline: str
@@ -78,35 +78,35 @@ class Checkpoint:
 
     @property
     def family(self) -> Family | None:
-        """The family of its pipeline, or None where only sampling is known to work."""
+        """The family of its pipeline, or None where only sampling is supported."""
         return family_of(self.pipeline)
 
     @property
-    def strange(self) -> str | None:
-        """What about it the training here does not know, or None."""
+    def untrainable(self) -> str | None:
+        """The feature that training does not support, or None."""
         if self.scheduler.startswith("EDM"):
-            return f"its {self.scheduler}"
+            return f"scheduler {self.scheduler}"
         if self.configs.get("vae", {}).get("latents_mean") and self.family is not None:
-            return "the mean that its VAE takes from latents"
+            return "a VAE with latents_mean"
         return "a refiner" if self.refiner else None
 
     @property
-    def repaints(self) -> bool:
-        """Whether the denoiser takes mask and masked image beside the latents."""
-        taken = self.configs.get("unet", {}).get("in_channels")
+    def inpaints(self) -> bool:
+        """Whether the denoiser takes mask and masked image in addition to the latents."""
+        channels = self.configs.get("unet", {}).get("in_channels")
         latents = self.configs.get("vae", {}).get("latent_channels", 4)
-        return taken is not None and taken != latents
+        return channels is not None and channels != latents
 
     @property
     def resolution(self) -> int | None:
-        """Side in pixels that it was trained at, where its configurations say so."""
+        """Side in pixels that it was trained at, or None where its configurations do not say."""
         side = self.configs.get("unet", self.configs.get("transformer", {})).get("sample_size")
         levels = self.configs.get("vae", {}).get("block_out_channels")
         return int(side) * 2 ** (len(levels) - 1) if side and levels else None
 
     @property
     def multiple(self) -> int:
-        """What the sides of images must be multiples of."""
+        """The number that the sides of images must be multiples of."""
         levels = self.configs.get("vae", {}).get("block_out_channels", [0] * 4)
         patches = 1 if "unet" in self.components else 2
         return int(2 ** (len(levels) - 1)) * patches
@@ -121,47 +121,66 @@ def family_of(pipeline: str) -> Family | None:
 
 
 def read_checkpoint(section: str, model: str, revision: str | None) -> Checkpoint | None:
-    """What the files of a local folder, or of a hub's checkpoint that was fetched before, say; None
-    for one that is not here yet. `section` of the study names it in an error.
+    """The description of a local folder, or of a hub's checkpoint in the cache; None for one that
+    is not downloaded yet. Errors name `section` of the study.
 
-    Raises `StudyError` where there is no such folder, or it holds no pipeline.
+    Raises `StudyError` where the folder does not exist or holds no pipeline.
     """
     folder = Path(model).expanduser()
     local = folder.is_dir()
     if not local and (model.count("/") > 1 or model.startswith((".", "/", "~"))):
-        raise StudyError(f"{section}: {model}: there is no such folder")
+        raise StudyError(f"{section}: folder {model} does not exist; correct the path")
     index = _read(folder, model, revision, "model_index.json", local)
     if index is None:
         if local:
             raise StudyError(
-                f"{section}: {model} has no model_index.json; it must be a folder that a diffusers"
+                f"{section}: {model} has no model_index.json; name a folder that a diffusers"
                 " pipeline was saved to"
             )
         return None
     name = index.get("_class_name")
     if not isinstance(name, str):
-        raise StudyError(f"{section}: {model}: model_index.json names no pipeline (_class_name)")
-    held = {
+        raise StudyError(
+            f"{section}: {model}: model_index.json has no _class_name; name a diffusers pipeline"
+        )
+    components = {
         component
         for component, value in index.items()
         if isinstance(value, list) and value and value[0] is not None
     }
     configs = {}
-    for component in held & {"unet", "transformer", "vae"}:
+    for component in components & {"unet", "transformer", "vae"}:
         config = _read(folder, model, revision, f"{component}/config.json", local)
         if config is not None:
             configs[component] = config
     scheduler = index.get("scheduler")
     return Checkpoint(
-        model, name, frozenset(held), configs,
+        model, name, frozenset(components), configs,
         str(scheduler[-1]) if isinstance(scheduler, list) else "",
         bool(index.get("requires_aesthetics_score")),
     )  # fmt: skip
 
 
+def checkpoint_of(pipeline: Any, model: str) -> Checkpoint:
+    """The same description, of a pipeline that is loaded."""
+    components = {
+        name: component for name, component in pipeline.components.items() if component is not None
+    }
+    configs = {
+        name: dict(components[name].config)
+        for name in ("unet", "transformer", "vae")
+        if name in components
+    }
+    return Checkpoint(
+        model, type(pipeline).__name__, frozenset(components), configs,
+        type(pipeline.scheduler).__name__,
+        bool(pipeline.config.get("requires_aesthetics_score")),
+    )  # fmt: skip
+
+
 def folder_digest(model: str) -> str | None:
-    """A digest of a local folder: names, sizes, and the first and last 64 KiB of each file; None
-    where the model is not a folder."""
+    """A digest of a local folder: names, sizes, and the first and last 64 KiB of each file; None if
+    the model is not a folder."""
     folder = Path(model).expanduser()
     if not folder.is_dir():
         return None
@@ -170,17 +189,16 @@ def folder_digest(model: str) -> str | None:
 
 @lru_cache(maxsize=64)
 def weights_digest(name: str) -> str | None:
-    """The same of a local folder or a single file, once in a process: it is asked for by trial
-    after trial."""
+    """The digest of a local folder or a single file, cached because every trial asks for it."""
     path = Path(name).expanduser()
     return _digest_of(path.parent, [path]) if path.is_file() else folder_digest(name)
 
 
 def local_weights(spec: Any, *fields: str) -> dict[str, str]:
-    """Digests of the weights that these fields of a spec name, of those that lie here."""
-    named = {name: getattr(spec, name, None) for name in fields}
-    found = {name: weights_digest(path) for name, path in named.items() if isinstance(path, str)}
-    return {name: digest for name, digest in found.items() if digest is not None}
+    """Digests of the local weights that these fields of a spec name."""
+    paths = {name: getattr(spec, name, None) for name in fields}
+    digests = {name: weights_digest(path) for name, path in paths.items() if isinstance(path, str)}
+    return {name: digest for name, digest in digests.items() if digest is not None}
 
 
 def _digest_of(folder: Path, paths: Sequence[Path]) -> str:
@@ -208,7 +226,7 @@ def _read(
             path = try_to_load_from_cache(model, name, revision=revision)
         except HFValidationError as error:
             text = " ".join(str(error).split())[:160]
-            raise StudyError(f"{model}: is neither a folder nor a hub id: {text}") from None
+            raise StudyError(f"{model} is neither a folder nor a hub id: {text}") from None
         if not isinstance(path, str):
             return None
     try:
@@ -221,8 +239,8 @@ def _read(
 
 
 class DenoisingSettings(Spec):
-    """How a pipeline's denoiser is trained on, in the names of diffusers' training scripts where
-    they have one."""
+    """How a pipeline's denoiser is trained further. Names are those of diffusers' training scripts
+    where they exist."""
 
     train_steps: Annotated[int, Field(ge=1)] = 1000
     batch_size: Annotated[int, Field(ge=1)] = 4
@@ -234,48 +252,48 @@ class DenoisingSettings(Spec):
     adam_beta2: Annotated[float, Field(gt=0, lt=1)] = 0.999
     adam_weight_decay: Annotated[float, Field(ge=0)] = 1e-2
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    # Of the averaged weights that sampling uses; 0: the last weights as they are.
+    # Decay of the averaged weights that sampling uses; 0: sample with the last weights.
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     gradient_checkpointing: bool = False
-    # What the denoiser learns to predict; None: what the checkpoint predicts. Of diffusion alone.
+    # What the denoiser learns to predict; None: what the checkpoint predicts. Only for diffusion.
     prediction_type: Literal["epsilon", "v_prediction"] | None = None
-    # Weigh the loss of each noise level by min(SNR, gamma) (Hang et al. 2023); None: all alike. Of
-    # diffusion alone.
+    # Weight of each noise level's loss: min(SNR, gamma) (Hang et al. 2023); None: equal weights.
+    # Only for diffusion.
     snr_gamma: Annotated[float, Field(gt=0)] | None = None
-    # Noise that all pixels of a channel share, so that very dark and very bright images are learnt.
+    # Noise that all pixels of a channel share, for learning very dark and very bright images.
     noise_offset: Annotated[float, Field(ge=0, le=1)] = 0.0
-    # How noise levels are drawn and weighed where the checkpoint learns a flow (Esser et al. 2024).
+    # How noise levels are drawn and weighted, only for flows (Esser et al. 2024).
     weighting_scheme: Literal["none", "logit_normal", "sigma_sqrt", "cosmap"] = "logit_normal"
     logit_mean: float = 0.0
     logit_std: Annotated[float, Field(gt=0)] = 1.0
     # Share of images trained without prompt, for guidance.
     proportion_empty_prompts: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    # How far rare classes are drawn more often: 0 not at all, 1 until all classes are drawn alike.
+    # How much more often rare classes are drawn: 0 not at all, 1 until all classes are equal.
     class_balance: Annotated[float, Field(ge=0, le=1)] = 0.5
-    # Mirror half of the images; off: left and right may mean something.
+    # Mirror half of the images. Off, because left and right may differ in meaning.
     random_flip: bool = False
     # Encode each training image once and keep its latents, up to 4 GiB of them.
     cache_latents: bool = True
 
 
 class LatentSpec(Spec):
-    """The autoencoder in whose latents a diffusion works: a given one, or a small one that is
-    trained on the same images first."""
+    """The autoencoder of a latent diffusion: a given one, or a small one that is trained on the
+    same images first."""
 
-    # A folder or hub id of diffusers' AutoencoderKL, or a pipeline's folder; None: it is trained.
+    # A folder or hub id of diffusers' AutoencoderKL, or a pipeline's folder; None: train one.
     model: str | None = None
     revision: str | None = None
-    # Of one that is trained. Each level after the first halves the image.
+    # The fields below describe the one to train. Each level after the first halves the image.
     block_out_channels: Annotated[tuple[int, ...], Field(min_length=1, max_length=5)] = (32, 64)
     latent_channels: Annotated[int, Field(ge=1, le=64)] = 4
     train_steps: Annotated[int, Field(ge=1)] = 5000
     batch_size: Annotated[int, Field(ge=1)] = 32
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
-    # Of the divergence of the latents from a standard normal distribution, for each pixel.
+    # Weight, per pixel, of the latents' divergence from a standard normal distribution.
     kl_weight: Annotated[float, Field(ge=0)] = 1e-4
 
     @model_validator(mode="after")
-    def _fits(self) -> LatentSpec:
+    def _consistent(self) -> LatentSpec:
         if any(width % 8 for width in self.block_out_channels):
             raise PydanticCustomError("explained", "block_out_channels must be multiples of 8")
         return self

@@ -1,7 +1,7 @@
-"""Vision transformers of transformers at another image size than their checkpoint's.
+"""Vision transformers at another image size than their checkpoint's.
 
-Most have a learnt position for each patch, and refuse images of other sizes unless the positions
-are interpolated (Dosovitskiy et al. 2021, section 3.2). DINOv2 does so by itself.
+Most have a learnt position embedding for each patch, and refuse images of other sizes unless the
+positions are interpolated (Dosovitskiy et al. 2021, section 3.2). DINOv2 does this itself.
 """
 
 from __future__ import annotations
@@ -21,28 +21,27 @@ Size = tuple[int, int]
 
 
 def interpolate_positions(network: Module) -> None:
-    """Let a network interpolate its positions at each pass, where transformers has that for it."""
+    """Let a network interpolate its positions at each pass, if transformers supports it."""
     if "interpolate_pos_encoding" in inspect.signature(network.forward).parameters:
         network.register_forward_pre_hook(
-            lambda _, given, named: (given, {**named, "interpolate_pos_encoding": True}),
+            lambda _, inputs, named: (inputs, {**named, "interpolate_pos_encoding": True}),
             with_kwargs=True,
         )
 
 
 def with_image_size(model: Any, size: Size) -> Any:
-    """The model for images of `size` (height, width): positions interpolated once, so that those of
-    this size are trained and saved, and whoever opens the folder needs to know of nothing. The
-    model itself where it has no positions of one size alone. Raises `ValueError`, in a line, where
-    it takes no images of this size."""
+    """The model for images of `size` (height, width), with positions interpolated once, so that the
+    saved model needs no special treatment. Returns the model itself if its positions fit any size.
+    Raises `ValueError`, in one line, if the model does not support the size."""
     import torch
 
     try:
-        made = _resized(model, size)
+        resized = _resized(model, size)
         with torch.no_grad():
-            made.eval()(torch.zeros(1, 3, *size, dtype=made.dtype, device=made.device))
+            resized.eval()(torch.zeros(1, 3, *size, dtype=resized.dtype, device=resized.device))
     except (ValueError, RuntimeError) as error:
         raise ValueError(in_a_line(error)) from None
-    return made
+    return resized
 
 
 def _resized(model: Any, size: Size) -> Any:
@@ -54,16 +53,16 @@ def _resized(model: Any, size: Size) -> Any:
         weights[f"{name}.position_embeddings"] = _interpolated(module, size)
     config = copy.deepcopy(model.config)
     config.image_size = size[0] if size[0] == size[1] else list(size)
-    made = type(model)(config).to(dtype=model.dtype)
-    made.load_state_dict(weights)
-    return made
+    resized = type(model)(config).to(dtype=model.dtype)
+    resized.load_state_dict(weights)
+    return resized
 
 
 def _is_fixed(module: Any, size: Size) -> bool:
     from torch.nn import Parameter
 
-    held = getattr(module, "image_size", None)
-    own = (held, held) if isinstance(held, int) else tuple(held or ())
+    side = getattr(module, "image_size", None)
+    own = (side, side) if isinstance(side, int) else tuple(side or ())
     return (
         isinstance(getattr(module, "position_embeddings", None), Parameter)
         and hasattr(module, "interpolate_pos_encoding")
@@ -80,19 +79,19 @@ def _interpolated(module: Any, size: Size) -> Tensor:
     height, width = (side // patch for side, patch in zip(size, patches.patch_size, strict=True))
     if not height * width:
         raise ValueError(f"its patches have {patches.patch_size[0]} x {patches.patch_size[1]} px")
-    # Before those of patches stand those of the class token and its like.
+    # The positions of the class token and other extra tokens come before those of patches.
     count = table.shape[1] - patches.num_patches + height * width
     with torch.no_grad():
-        found: Tensor = module.interpolate_pos_encoding(
+        positions: Tensor = module.interpolate_pos_encoding(
             table.new_empty(1, count, table.shape[2]), *size
         )
-    return found
+    return positions
 
 
 @lru_cache(maxsize=64)
 def refusal(model: str, revision: str | None, size: Size) -> str:
-    """Why a checkpoint that lies on this machine takes no images of `size` (height, width), told
-    without a look at its weights; empty where it does, or where that cannot be told."""
+    """The reason why a checkpoint on this machine does not support images of `size` (height,
+    width), found without its weights; empty if it does, or if this cannot be determined."""
     import torch
     from transformers import AutoConfig, AutoModelForImageClassification
 
@@ -101,14 +100,15 @@ def refusal(model: str, revision: str | None, size: Size) -> str:
             config = AutoConfig.from_pretrained(
                 model, revision=revision, trust_remote_code=False, local_files_only=True
             )
-            made = AutoModelForImageClassification.from_config(config)
+            model_type: Any = AutoModelForImageClassification
+            empty = model_type.from_config(config)
             own = getattr(config, "vision_config", config).image_size
-            # What fails at its own size fails for want of real tensors.
-            with_image_size(made, (own, own) if isinstance(own, int) else tuple(own))
-        except Exception:  # loading it will say what is wrong
+            # A model that fails at its own size needs real tensors.
+            with_image_size(empty, (own, own) if isinstance(own, int) else tuple(own))
+        except Exception:  # loading it will report the problem
             return ""
         try:
-            with_image_size(made, size)
+            with_image_size(empty, size)
         except ValueError as error:
             return str(error)
     return ""

@@ -1,5 +1,5 @@
-"""Images and texts in one space: CLIP (Radford et al. 2021), SigLIP (Zhai et al. 2023) and any
-checkpoint of transformers that gives features of both."""
+"""Images and texts in one vector space: CLIP (Radford et al. 2021), SigLIP (Zhai et al. 2023) and
+any checkpoint of transformers that has features of both."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ _THREADS = 4
 
 
 def _text(name: Any) -> Any:
-    """Class names are text; YAML reads 3 as a number."""
+    """Convert class names that YAML reads as numbers, such as 3, to text."""
     return str(name) if type(name) is int else name
 
 
 class Described(Spec):
-    """A checkpoint, and how classes are described to it."""
+    """A checkpoint, and the prompts that describe classes to it."""
 
     # A hub id or a local folder.
     model: str = "openai/clip-vit-base-patch32"
     revision: str | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    # Each with {label}; their vectors are averaged.
+    # Each contains {label}; their vectors are averaged.
     templates: Annotated[tuple[str, ...], Field(min_length=1)] = ("a photo of a {label}.",)
-    # What a class is called in them, where its name says little; several are averaged.
+    # Better names of classes for the templates; several are averaged.
     words: dict[
         Annotated[str, BeforeValidator(_text)],
         str | Annotated[tuple[str, ...], Field(min_length=1)],
@@ -48,7 +48,7 @@ class Described(Spec):
             if rest == template or set("{}") & set(rest):
                 raise PydanticCustomError(
                     "explained",
-                    "templates: {template} must hold {field} and no other braces",
+                    "templates: {template} must contain {field} and no other braces",
                     {"template": repr(template[:60]), "field": "{label}"},
                 )
         return self
@@ -62,7 +62,7 @@ class TextImage:
 
         model, _ = load_model(section, AutoModel, spec.model, spec.revision)
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(
                 spec.model, revision=spec.revision, trust_remote_code=False
             )
         except (OSError, ValueError, KeyError) as error:
@@ -70,20 +70,23 @@ class TextImage:
             raise StudyError(f"{section}.model: {spec.model}: {text}") from None
         if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
             kind = model.config.model_type
-            raise StudyError(f"{section}.model: {spec.model}: a {kind} shares no space with text")
+            raise StudyError(
+                f"{section}.model: {spec.model}: a {kind} has no text features; name a checkpoint"
+                " such as CLIP"
+            )
         self.input = ModelInput.of(section, spec.model, spec.revision, None)
         self.dtype, self.device = dtype_of(spec.precision), device
         self.model: Any = model.to(device=device, dtype=self.dtype).eval().requires_grad_(False)
         learnt = getattr(model, "logit_scale", None)
-        # CLIP's scale after training, where the checkpoint names none.
+        # CLIP's scale after training, if the checkpoint has none.
         self.logit_scale = 100.0 if learnt is None else math.exp(float(learnt))
-        text = getattr(model.config, "text_config", None)
-        self.limit = int(getattr(text, "max_position_embeddings", 77))
+        text_config = getattr(model.config, "text_config", None)
+        self.limit = int(getattr(text_config, "max_position_embeddings", 77))
         self.threads = ThreadPoolExecutor(_THREADS)
 
     @classmethod
     def of(cls, section: str, spec: Described, device: str) -> TextImage:
-        """One for all of this process that name the same checkpoint. Raises `StudyError`."""
+        """The model of a checkpoint, loaded once in each process. Raises `StudyError`."""
         key = (spec.model, spec.revision, spec.precision, device)
         if key not in _LOADED:
             _LOADED[key] = cls(section, spec, device)
@@ -93,25 +96,24 @@ class TextImage:
         """uint8 (n, height, width, 1 or 3) to (n, width)."""
         import torch
 
-        found = []
+        vectors = []
         with torch.inference_mode():
             for start in range(0, len(pixels), _BATCH):
-                fitted = np.stack(
-                    list(self.threads.map(self.input.fitted, pixels[start : start + _BATCH]))
-                )
+                block = pixels[start : start + _BATCH]
+                fitted = np.stack(list(self.threads.map(self.input.fitted, block)))
                 values = self.input.values(fitted, self.device).to(self.dtype)
-                found.append(_unit(self.model.get_image_features(pixel_values=values)))
-        return np.concatenate(found)
+                vectors.append(_unit(self.model.get_image_features(pixel_values=values)))
+        return np.concatenate(vectors)
 
     def texts(self, prompts: Sequence[str], section: str) -> np.ndarray:
-        """(n, width) of prompts. Raises `StudyError` for one that is longer than it reads."""
+        """Vectors (n, width) of prompts. Raises `StudyError` for a prompt that is too long."""
         import torch
 
         lengths = [len(self.tokenizer(prompt, verbose=False).input_ids) for prompt in prompts]
         if max(lengths) > self.limit:
             prompt = prompts[int(np.argmax(lengths))]
             raise StudyError(
-                f"{section}.templates: {prompt[:60]!r} is {max(lengths)} tokens long, the"
+                f"{section}.templates: {prompt[:60]!r} has {max(lengths)} tokens, but the"
                 f" checkpoint reads {self.limit}; shorten it"
             )
         # SigLIP was trained on texts of full length.
@@ -119,28 +121,28 @@ class TextImage:
         if "siglip" in self.model.config.model_type:
             padded = {"padding": "max_length", "max_length": self.limit}
         with torch.inference_mode():
-            held = self.tokenizer(list(prompts), return_tensors="pt", **padded)
-            return _unit(self.model.get_text_features(**held.to(self.device)))
+            tokens = self.tokenizer(list(prompts), return_tensors="pt", **padded)
+            return _unit(self.model.get_text_features(**tokens.to(self.device)))
 
     def classes(self, spec: Described, classes: Sequence[str], section: str) -> np.ndarray:
-        """(classes, width): the mean of each class's prompts, at length 1 again."""
+        """Vectors (classes, width): the mean of each class's prompts, scaled to length 1. Raises
+        `StudyError` for words of an unknown class."""
         unknown = sorted(set(spec.words) - set(classes))
         if unknown:
             raise StudyError(
-                f"{section}.words: there is no class {unknown[0]!r}; there are"
-                f" {', '.join(classes)[:200]}"
+                f"{section}.words: unknown class {unknown[0]!r}; use {', '.join(classes)[:200]}"
             )
-        found = []
+        means = []
         for label in classes:
             words = spec.words.get(label, label.replace("_", " "))
             names = [words] if isinstance(words, str) else words
             prompts = [template.format(label=name) for template in spec.templates for name in names]
             mean = self.texts(prompts, section).mean(0)
-            found.append(mean / max(float(np.linalg.norm(mean)), 1e-12))
-        return np.stack(found)
+            means.append(mean / max(float(np.linalg.norm(mean)), 1e-12))
+        return np.stack(means)
 
 
-# A worker has few; what they take stays until it ends.
+# A worker has few models, which stay loaded until it ends.
 _LOADED: dict[tuple[str, str | None, str, str], TextImage] = {}
 
 

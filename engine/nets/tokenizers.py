@@ -1,4 +1,4 @@
-"""What of a prompt a checkpoint's text encoders never see."""
+"""Prompts that are longer than a checkpoint's text encoders read."""
 
 from __future__ import annotations
 
@@ -9,62 +9,63 @@ from typing import Any
 from engine.core.errors import StudyError
 from engine.nets.pipelines import read_checkpoint
 
-# Tokens that pipelines hand to a T5 encoder at most.
+# The most tokens that pipelines pass to a T5 encoder.
 _T5 = {"StableDiffusion3": 256, "Flux": 512}
 
 
-def cut_off(
+def truncation_warnings(
     model: str, revision: str | None, prompts: Sequence[str], words: Mapping[str, int]
 ) -> list[str]:
-    """A sentence on the prompts that are longer than the checkpoint reads; none where all fit.
+    """A warning about prompts that are longer than the checkpoint reads; empty if all fit.
 
-    words: that training adds to the tokenizer, and how many tokens each becomes. Where one of
-    several text encoders reads more than the others, its limit counts.
+    words: words that training adds to the tokenizer, and the number of tokens of each. If several
+    text encoders differ, the largest limit counts.
     """
     try:
         tokenizer, limit = _longest(model, revision)
     except (OSError, ValueError, KeyError, StudyError) as error:
         text = " ".join(str(error).split())[:120]
-        return [f"whether prompts are cut off could not be found out: {text}"]
+        return [f"cannot check whether prompts are truncated: {text}"]
     tokenizer.add_tokens(list(words))
-    found = []
+    cut = []
     for prompt in prompts:
         ids = tokenizer(prompt, truncation=False, add_special_tokens=False).input_ids
         more = sum(prompt.count(word) * (count - 1) for word, count in words.items())
-        # A start and an end, or an end alone.
+        # Special tokens are start and end, or only an end.
         room = limit - tokenizer.num_special_tokens_to_add() - more
         if len(ids) > room:
-            found.append((prompt, tokenizer.decode(ids[max(0, room) :]).strip()))
-    if not found:
+            cut.append((prompt, tokenizer.decode(ids[max(0, room) :]).strip()))
+    if not cut:
         return []
-    prompt, rest = found[0]
+    prompt, rest = cut[0]
     return [
-        f"{len(found)} of {len(prompts)} prompts are longer than the {limit} tokens that the"
-        f" checkpoint reads; of {_short(prompt)} it never sees {_short(rest)}"
+        f"{len(cut)} of {len(prompts)} prompts are longer than the {limit} tokens that the"
+        f" checkpoint reads: {_short(prompt)} loses {_short(rest)}; shorten them"
     ]
 
 
 def _longest(model: str, revision: str | None) -> tuple[Any, int]:
+    """The tokenizer with the largest limit, and the limit."""
     from transformers import AutoTokenizer
     from transformers.utils import logging
 
-    # Of a prompt that is too long it would say so itself, and less clearly.
-    logging.set_verbosity_error()
+    # Its own warning about long prompts is less clear.
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     checkpoint = read_checkpoint("generators: model", model, revision)
-    held = checkpoint.components if checkpoint else frozenset({"tokenizer"})
+    components = checkpoint.components if checkpoint else frozenset({"tokenizer"})
     source = str(Path(model).expanduser())
-    found = []
-    for name in sorted(component for component in held if component.startswith("tokenizer")):
+    tokenizers = []
+    for name in sorted(name for name in components if name.startswith("tokenizer")):
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, subfolder=name)
         limit = tokenizer.model_max_length
         if "T5" in type(tokenizer).__name__ and checkpoint:
             limit = next(
                 (most for kind, most in _T5.items() if checkpoint.pipeline.startswith(kind)), limit
             )
-        found.append((min(limit, 10_000), tokenizer))
-    if not found:
+        tokenizers.append((min(limit, 10_000), tokenizer))
+    if not tokenizers:
         raise StudyError(f"{model} has no tokenizer")
-    limit, tokenizer = max(found, key=lambda entry: entry[0])
+    limit, tokenizer = max(tokenizers, key=lambda entry: entry[0])
     return tokenizer, limit
 
 

@@ -1,8 +1,7 @@
 """The loop that every fit shares: resume, update, checkpoint, report.
 
-What is trained brings its own update; the loop knows nothing of losses. Everything random in an
-update must be a function of the step (and of image ids), so that a resumed fit goes on as if
-nothing had been.
+Each training brings its own update; the loop knows no losses. Every random draw in an update must
+be a function of the step (and of image ids), so that a resumed fit equals an undisturbed one.
 """
 
 from __future__ import annotations
@@ -22,11 +21,14 @@ from engine.work.memory import keep_freed_memory
 if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
+    from diffusers.training_utils import EMAModel
     from torch import Tensor
 
 
-# Pictures that a training draws of what it has learnt.
-_LOOKS = 8
+# Sample grids that a training draws.
+_SAMPLE_GRIDS = 8
+# State of the gradient scaler that the next step depends on, as torch names it.
+_SCALER = ("scale", "_growth_tracker")
 
 
 class Trainable(Protocol):
@@ -40,7 +42,9 @@ class Trainable(Protocol):
         """Everything that the next update depends on, as named tensors."""
         ...
 
-    def restore(self, tensors: dict[str, Tensor]) -> None: ...
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Restore what `tensors` returned."""
+        ...
 
 
 def run(
@@ -51,23 +55,23 @@ def run(
     checkpoint_every: int,
     report_every: int,
     measure: Callable[[int], dict[str, float]] | None = None,
-    look: Callable[[], bytes] | None = None,
+    sample_grid: Callable[[], bytes] | None = None,
     keep_last: bool = False,
 ) -> list[dict[str, float]]:
     """Train to `steps` from the newest checkpoint, if there is one; returns the reported history.
 
-    measure: called with the number of steps done at each report; its figures stand in the history.
-    look: draws what has been learnt, as PNG; called on rank 0, a few times until the end.
-    keep_last: write a checkpoint at the very end too: more is trained after this.
-    Raises `EngineError` when the loss is no longer finite.
+    measure: called with the number of finished steps at each report; returns figures for the
+    history. sample_grid: draws samples as PNG; called on rank 0, a few times until the end.
+    keep_last: write a checkpoint at the very end too, because another training follows.
+    Raises `EngineError` when a figure is not finite.
     """
     start, history = 0, []
     sums: dict[str, float] = {}
-    if found := context.latest_checkpoint():
-        start, tensors, state = found
+    if checkpoint := context.latest_checkpoint():
+        start, tensors, state = checkpoint
         trainable.restore(tensors)
         history, sums = list(state["history"]), dict(state["sums"])
-    told = 0.0
+    reported_at = 0.0
     for step in range(start, steps):
         figures = trainable.update(step)
         for name, value in figures.items():
@@ -84,69 +88,151 @@ def run(
                     f"training diverged at step {done}: {means}; lower the learning rate"
                 )
             history.append({"step": done, **means})
-            if context.rank == 0 and (time.monotonic() - told > 0.5 or done == steps):
-                told = time.monotonic()
+            if context.rank == 0 and (time.monotonic() - reported_at > 0.5 or done == steps):
+                reported_at = time.monotonic()
                 context.report(done, steps, **means)
-        if look is not None and context.rank == 0 and done in _looks(steps):
-            context.show(done, look())
-        # At the very end the weights themselves are written.
+        if sample_grid is not None and context.rank == 0 and done in _sample_steps(steps):
+            context.show(done, sample_grid())
+        # At the very end the weights themselves are published.
         if (done % checkpoint_every == 0 and done < steps) or (keep_last and done == steps):
             context.save_checkpoint(done, trainable.tensors(), {"history": history, "sums": sums})
     return history
 
 
-def _looks(steps: int) -> set[int]:
-    """After which steps pictures are drawn: eight times, and closer together in the beginning."""
-    return {max(1, round(steps * (number / _LOOKS) ** 2)) for number in range(1, _LOOKS + 1)}
+def _sample_steps(steps: int) -> set[int]:
+    """After which steps samples are drawn: eight times, more often at the beginning."""
+    shares = (number / _SAMPLE_GRIDS for number in range(1, _SAMPLE_GRIDS + 1))
+    return {max(1, round(steps * share**2)) for share in shares}
 
 
 def make_accelerator(
     context: FitContext,
     precision: str,
     gradient_accumulation_steps: int,
-    some_unused: bool = False,
+    unused_parameters: bool = False,
 ) -> Accelerator:
-    """accelerate for this worker, on the device, memory and threads that the profile gives it.
+    """accelerate for this worker, with the device and threads that the profile gives it.
 
-    some_unused: workers must not wait for gradients of parameters that a loss does not reach.
+    unused_parameters: a loss may not reach some parameters, and workers must not wait for their
+    gradients. Raises `StudyError` for fp16 on a CPU.
     """
     import torch
     from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState, is_initialized
 
     if precision == "fp16" and context.device == "cpu":
-        raise StudyError("precision: fp16 is for GPUs; say bf16 or fp32")
+        raise StudyError("precision: fp16 needs a GPU; set bf16 or fp32")
     mixed_precision = {"fp32": "no"}.get(precision, precision)
     if is_initialized() and AcceleratorState().mixed_precision != mixed_precision:
-        # accelerate holds one precision for a process, which does one fit after the other. There is
-        # no public way; the process group, which belongs to PartialState, stays.
+        # accelerate keeps one precision per process, which runs several fits. There is no public
+        # reset; the process group, which belongs to PartialState, stays.
         AcceleratorState._reset_state()
-    made = Accelerator(
+    accelerator = Accelerator(
         mixed_precision=mixed_precision,
         gradient_accumulation_steps=gradient_accumulation_steps,
         cpu=context.device == "cpu",
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=some_unused)],
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused_parameters)],
     )
     keep_freed_memory()
     if context.threads:
         # After accelerate, which guesses the number from the machine's cores.
         torch.set_num_threads(context.threads)
-    return made
+    return accelerator
 
 
-def restore_schedule(scheduler: torch.optim.lr_scheduler.LambdaLR, steps: int) -> None:
-    """Put a schedule of the learning rate where it stands after `steps` steps."""
-    with warnings.catch_warnings():
-        # The optimizer's own steps were taken before the checkpoint.
-        warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
-        for _ in range(steps):
-            scheduler.step()
+class TrainState:
+    """What a training by accelerate steps together: the network, its optimizer, the learning rate,
+    the averaged weights and the gradient scaler of fp16.
+
+    schedule: makes the learning rate's schedule for the optimizer. slices: see `share_of_batch`.
+    ema_decay: None keeps no averaged weights.
+    """
+
+    def __init__(
+        self,
+        context: FitContext,
+        accelerator: Accelerator,
+        network: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        schedule: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler],
+        slices: Sequence[slice],
+        *,
+        max_grad_norm: float,
+        ema_decay: float | None = None,
+    ) -> None:
+        self.accelerator, self.slices, self.max_grad_norm = accelerator, slices, max_grad_norm
+        self.parameters = list(optimizer.param_groups[0]["params"])
+        # A single worker needs no gradients of others: DDP would cost a third of its time on a CPU.
+        self.model = accelerator.prepare_model(network, evaluation_mode=context.world_size == 1)
+        self.optimizer = accelerator.prepare_optimizer(optimizer)
+        # Stepped by hand: accelerate's own wrapper multiplies steps by the number of workers.
+        self.lr_scheduler = schedule(optimizer)
+        self.ema: EMAModel | None = None
+        if ema_decay is not None:
+            from diffusers.training_utils import EMAModel
+
+            self.ema = EMAModel(self.parameters, decay=ema_decay, foreach=True)
+
+    def optimizer_step(self, seed: int, step: int, loss_of: Callable[[slice], Tensor]) -> float:
+        """Step on a batch whose loss `loss_of` computes slice by slice; returns the mean loss."""
+        accelerator, total = self.accelerator, 0.0
+        # Dropout draws from torch's own generator: f(seed, step, rank), like every other draw.
+        seed_dropout(
+            str(accelerator.device), seed, "dropout", step, accelerator.process_index
+        )  # fmt: skip
+        for piece in self.slices:
+            with accelerator.accumulate(self.model):
+                loss = loss_of(piece)
+                accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            total += float(accelerator.reduce(loss.detach(), "mean")) / len(self.slices)
+        self.lr_scheduler.step()
+        if self.ema is not None:
+            self.ema.step(self.parameters)
+        return total
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything but the network, as named tensors for a checkpoint."""
+        import torch
+
+        named: dict[str, Tensor] = {}
+        if self.ema is not None:
+            named |= {f"ema.{index}": value for index, value in enumerate(self.ema.shadow_params)}
+            named["ema_step"] = torch.tensor(self.ema.optimization_step)
+        named["lr_step"] = torch.tensor(self.lr_scheduler.last_epoch)
+        if self.accelerator.scaler is not None:
+            state = self.accelerator.scaler.state_dict()
+            named |= {f"scaler.{name}": torch.tensor(float(state[name])) for name in _SCALER}
+        return named | optimizer_tensors(self.optimizer, "optimizer.")
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Restore what `tensors` returned."""
+        if self.ema is not None:
+            self.ema.shadow_params = [
+                tensors[f"ema.{index}"].to(self.accelerator.device)
+                for index in range(len(self.parameters))
+            ]
+            self.ema.optimization_step = int(tensors["ema_step"])
+        if (scaler := self.accelerator.scaler) is not None:
+            scale, tracker = (float(tensors[f"scaler.{name}"]) for name in _SCALER)
+            scaler.load_state_dict(
+                {**scaler.state_dict(), "scale": scale, "_growth_tracker": int(tracker)}
+            )
+        restore_optimizer(self.optimizer, "optimizer.", tensors)
+        with warnings.catch_warnings():
+            # The optimizer took its own steps before the checkpoint.
+            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+            for _ in range(int(tensors["lr_step"])):
+                self.lr_scheduler.step()
 
 
 def seed_dropout(device: str, *parts: int | str) -> None:
     """Make what torch draws from its own generators, such as dropout, a function of `parts`.
 
-    torch.manual_seed does as much and formats the stack each time, for CUDA's sake: 1.5 ms a step.
+    torch.manual_seed does the same but formats the stack each time for CUDA: 1.5 ms a step.
     """
     import torch
 
@@ -154,21 +240,6 @@ def seed_dropout(device: str, *parts: int | str) -> None:
     torch.default_generator.manual_seed(seed)
     if device.startswith("cuda"):
         torch.cuda.manual_seed_all(seed)
-
-
-def descend(
-    accelerator: Accelerator,
-    model: torch.nn.Module,
-    optimizer: Any,
-    loss: Tensor,
-    max_grad_norm: float,
-) -> None:
-    """Backward, and at the end of accumulation clip and step."""
-    accelerator.backward(loss)
-    if accelerator.sync_gradients:
-        accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
-    optimizer.step()
-    optimizer.zero_grad()
 
 
 def average_gradients(accelerator: Accelerator, network: torch.nn.Module) -> None:
@@ -184,8 +255,8 @@ def average_gradients(accelerator: Accelerator, network: torch.nn.Module) -> Non
         gradient.copy_(mean.view_as(gradient))
 
 
-def below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose names begin with `prefix`, without it."""
+def strip_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, under their names without it."""
     return {
         name.removeprefix(prefix): value
         for name, value in tensors.items()
@@ -194,12 +265,13 @@ def below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def share_of_batch(batch_size: int, rank: int, world_size: int, accumulation: int) -> list[slice]:
-    """The slices of a global batch that this rank computes, one for each micro-step."""
+    """The slices of a global batch that this rank computes, one for each micro-step. Raises
+    `StudyError` where the batch cannot be divided."""
     if batch_size % (world_size * accumulation):
         raise StudyError(
-            f"batch_size: {batch_size} cannot be shared among {world_size} workers x"
-            f" {accumulation} accumulation steps;"
-            f" make it a multiple of {world_size * accumulation}"
+            f"batch_size: {batch_size} cannot be divided among {world_size} workers x"
+            f" {accumulation} accumulation steps; make it a multiple of"
+            f" {world_size * accumulation}"
         )
     size = batch_size // (world_size * accumulation)
     first = rank * accumulation * size
@@ -207,9 +279,9 @@ def share_of_batch(batch_size: int, rank: int, world_size: int, accumulation: in
 
 
 class WeightedSampler:
-    """Rows of each step's global batch, drawn with replacement: f(seed, step) alone.
+    """Rows of each step's global batch, drawn with replacement: a function of seed and step alone.
 
-    weights: of n rows, relative to each other.
+    weights: relative frequency of each row, (n,).
     """
 
     def __init__(self, weights: np.ndarray, batch_size: int, seed: int) -> None:
@@ -224,34 +296,12 @@ class WeightedSampler:
 
 
 def balanced_weights(labels: Sequence[str], balance: float) -> np.ndarray:
-    """n^-balance for each image, where n is the size of its class: 0 draws images evenly, 1 draws
-    classes evenly, 0.5 (square-root sampling) lies between."""
+    """Sampling weights n^-balance of images, where n is the size of the image's class: 0 draws
+    images evenly, 1 draws classes evenly, 0.5 (square-root sampling) lies between."""
     _, inverse, counts = np.unique(
         np.asarray(labels, dtype=str), return_inverse=True, return_counts=True
     )
     return np.asarray(counts[inverse].astype(float) ** -balance)
-
-
-def scaler_tensors(accelerator: Accelerator) -> dict[str, Tensor]:
-    """The scale of fp16's losses, of which the next step depends."""
-    import torch
-
-    if accelerator.scaler is None:
-        return {}
-    state = accelerator.scaler.state_dict()
-    return {
-        f"scaler.{name}": torch.tensor(float(state[name])) for name in ("scale", "_growth_tracker")
-    }
-
-
-def restore_scaler(accelerator: Accelerator, tensors: dict[str, Tensor]) -> None:
-    """Bring back what `scaler_tensors` gave."""
-    if accelerator.scaler is None:
-        return
-    state = accelerator.scaler.state_dict()
-    held = {name: float(value) for name, value in below("scaler.", tensors).items()}
-    tracker = {"_growth_tracker": int(held["_growth_tracker"])}
-    accelerator.scaler.load_state_dict({**state, **held, **tracker})
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:
@@ -268,7 +318,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, prefix: str, tensors: dict[str, Tensor]
 ) -> None:
-    """Bring back what `optimizer_tensors` gave."""
+    """Restore what `optimizer_tensors` returned."""
     state: dict[int, dict[str, Any]] = {}
     for key, value in tensors.items():
         if key.startswith(prefix):

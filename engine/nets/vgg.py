@@ -1,4 +1,4 @@
-"""VGG (Simonyan and Zisserman 2015), its tensors named as torchvision names them."""
+"""VGG (Simonyan and Zisserman 2015), with torchvision's names of tensors."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ _TIMM = {
 class VGG(nn.Module):
     """Images float (n, 3, height, width) of 32 px or more to logits (n, classes).
 
-    hidden: width of the two hidden linear layers, 4096 as published. Weights are not set: see
-    `initialise`.
+    hidden: width of the two hidden linear layers, 4096 as published. `initialise` draws weights.
     """
 
     def __init__(
@@ -30,21 +29,21 @@ class VGG(nn.Module):
         dropout: float = 0.5,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.still: list[nn.Module] = []
+        self.frozen: list[nn.Module] = []
         layers: list[nn.Module] = []
-        self.starts, given = [], 3
+        self.starts, inputs = [], 3
         for width, count in zip(_WIDTHS, _CONVOLUTIONS[depth], strict=True):
             self.starts.append(len(layers))
             for _ in range(count):
-                layers.append(nn.Conv2d(given, width, 3, padding=1))
+                layers.append(nn.Conv2d(inputs, width, 3, padding=1))
                 layers += [nn.BatchNorm2d(width)] if batch_norm else []
                 layers.append(nn.ReLU(inplace=True))
-                given = width
+                inputs = width
             layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers)
         self.avgpool = nn.AdaptiveAvgPool2d(7)
         self.classifier = nn.Sequential(
-            nn.Linear(given * 49, hidden), nn.ReLU(inplace=True), nn.Dropout(dropout),
+            nn.Linear(inputs * 49, hidden), nn.ReLU(inplace=True), nn.Dropout(dropout),
             nn.Linear(hidden, hidden), nn.ReLU(inplace=True), nn.Dropout(dropout),
             nn.Linear(hidden, classes),
         )  # fmt: skip
@@ -56,19 +55,19 @@ class VGG(nn.Module):
             self.classifier[3],
         ]  # fmt: skip
 
-    def hold_still(self, modules: Iterable[nn.Module]) -> None:
-        """Let these not follow training."""
-        self.still = list(modules)
+    def keep_frozen(self, modules: Iterable[nn.Module]) -> None:
+        """Keep these modules in evaluation mode during training."""
+        self.frozen = list(modules)
 
     def train(self, mode: bool = True) -> VGG:
         super().train(mode)
-        for module in self.still:
+        for module in self.frozen:
             module.eval()
         return self
 
     def forward(self, images: Tensor) -> Tensor:
-        found: Tensor = self.classifier(self.avgpool(self.features(images)).flatten(1))
-        return found
+        logits: Tensor = self.classifier(self.avgpool(self.features(images)).flatten(1))
+        return logits
 
 
 def initialise(network: VGG) -> VGG:
@@ -86,27 +85,28 @@ def initialise(network: VGG) -> VGG:
 
 
 def adopt(network: VGG, tensors: Mapping[str, Tensor]) -> None:
-    """Take over weights of the original under torchvision's or timm's names; the last layer stays
-    as it is where it has another number of classes, or the weights have none.
+    """Load weights of the original under torchvision's or timm's names. The last layer keeps its
+    own weights where the number of classes differs, or the weights have none.
 
-    Raises `ValueError` that names the first tensor that is lacking, left over or of another shape.
+    Raises `ValueError` that names the first tensor that is missing, unknown or of another shape.
     """
     own = network.state_dict()
-    # Counts of batches, on which nothing depends, need not be there.
-    found = {name: value for name, value in own.items() if name.endswith("num_batches_tracked")}
+    # Counts of batches may be missing, because nothing depends on them.
+    state = {name: value for name, value in own.items() if name.endswith("num_batches_tracked")}
     for name, value in tensors.items():
-        start = next((start for start in _TIMM if name.startswith(start)), "")
-        renamed = _TIMM.get(start, "") + name.removeprefix(start)
-        found[renamed] = value.flatten(1) if start and value.ndim == 4 else value
+        prefix = next((prefix for prefix in _TIMM if name.startswith(prefix)), "")
+        renamed = _TIMM.get(prefix, "") + name.removeprefix(prefix)
+        state[renamed] = value.flatten(1) if prefix and value.ndim == 4 else value
     for name in ("classifier.6.weight", "classifier.6.bias"):
-        if name not in found or found[name].shape != own[name].shape:
-            found[name] = own[name]
+        if name not in state or state[name].shape != own[name].shape:
+            state[name] = own[name]
     for name, value in own.items():
-        if name not in found:
-            raise ValueError(f"{name} is lacking")
-        if found[name].shape != value.shape:
-            shapes = [tuple(one.shape) for one in (found[name], value)]
-            raise ValueError(f"{name} is {shapes[0]} and should be {shapes[1]}")
-    if left := sorted(set(found) - set(own)):
-        raise ValueError(f"{left[0]} is left over")
-    network.load_state_dict(found)
+        if name not in state:
+            raise ValueError(f"{name} is missing")
+        if state[name].shape != value.shape:
+            raise ValueError(
+                f"{name} has shape {tuple(state[name].shape)}, expected {tuple(value.shape)}"
+            )
+    if unknown := sorted(set(state) - set(own)):
+        raise ValueError(f"{unknown[0]} is unknown")
+    network.load_state_dict(state)

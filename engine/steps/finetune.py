@@ -75,7 +75,7 @@ class Finetune(StepKind):
             cluster_of=read_clusters(context),
         )
         generator = resolve("generators", spec.generator.name)(spec.generator, spec.preprocess)
-        outside = dict(generator.outside())
+        outside = dict(generator.external_digests())
         store, step = context.store, context.step
         shown = store.location(store.join(store.work(step.key), LOOKS))
         context.say(f"pictures of what it can make appear in {shown}")
@@ -96,7 +96,7 @@ class Finetune(StepKind):
     def outdated(self, step: Step, manifest: Manifest) -> str | None:
         spec = step.spec_as(FinetuneSpec)
         generator = resolve("generators", spec.generator.name)(spec.generator, spec.preprocess)
-        if dict(generator.outside()) != FinetuneResult.of(manifest).outside:
+        if dict(generator.external_digests()) != FinetuneResult.of(manifest).outside:
             return "the checkpoint that was adapted changed"
         return None
 

@@ -119,7 +119,7 @@ class Request(StepKind):
             RequestResult(
                 headline=f"{total:,} images of {len(made)} classes in {len(shards):,} shards",
                 counts=made,
-                outside=dict(generator.outside()),
+                outside=dict(generator.external_digests()),
                 warnings=warnings,
             ),
         )  # fmt: skip
@@ -127,7 +127,7 @@ class Request(StepKind):
     def outdated(self, step: Step, manifest: Manifest) -> str | None:
         spec = step.spec_as(RequestSpec)
         generator = resolve("generators", spec.generator.name)(spec.generator, spec.preprocess)
-        if dict(generator.outside()) != RequestResult.of(manifest).outside:
+        if dict(generator.external_digests()) != RequestResult.of(manifest).outside:
             return "what the generator reads beside the study's data changed"
         return None
 

@@ -32,7 +32,7 @@ from engine.data.arrays import Stack, large_zeros, read_pixels
 from engine.data.dataset import split_index
 from engine.data.images import Preprocess
 from engine.metrics.classification import METRICS, confusion, summary
-from engine.metrics.probabilities import known_of_probabilities, log_loss
+from engine.metrics.probabilities import finite_probability_metrics, log_loss
 from engine.nets.classification import LabelledImages, Training, class_numbers, train
 from engine.results.comparison import TrainResult
 from engine.results.data import IngestResult
@@ -104,7 +104,7 @@ class TrainClassifier:
             matrix = confusion(labels, made.probabilities.argmax(1), len(self.classes))
             val = {
                 **summary(matrix, self.classes),
-                **known_of_probabilities(labels, made.probabilities),
+                **finite_probability_metrics(labels, made.probabilities),
             }
             fit.publish(folder, {"best_step": made.best_step, "val": val})
 
@@ -112,7 +112,7 @@ class TrainClassifier:
         matrix = confusion(labels, probabilities.argmax(1), len(self.classes))
         return {
             **{name: float(metric(matrix)) for name, metric in METRICS.items()},
-            **known_of_probabilities(labels, probabilities),
+            **finite_probability_metrics(labels, probabilities),
             "loss": log_loss(labels, probabilities),
         }
 

@@ -1,1 +1,1 @@
-"""Pure functions on sets of embeddings: clusters, neighbours, choices."""
+"""Functions on sets of embeddings: clusters, neighbours, selections, planes."""

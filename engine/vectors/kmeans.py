@@ -1,6 +1,6 @@
-"""k-means by FAISS (Johnson et al. 2019), begun by greedy k-means++ (Arthur and Vassilvitskii 2007)
-on a sample: random beginnings end several percent above it. Lloyd's iterations run on samples too,
-each four times as large as the one before, until they gain little; a few on all rows then do."""
+"""k-means by FAISS (Johnson et al. 2019), initialised by greedy k-means++ (Arthur and Vassilvitskii
+2007) on a sample: random initialisation ends several percent worse. Lloyd's iterations run on
+samples too, each four times as large as the one before, so that a few on all rows suffice."""
 
 from __future__ import annotations
 
@@ -10,23 +10,25 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.core.rng import generator
+from engine.vectors.similarity import unit_length
 
-# Rows for each cluster on which k-means++ chooses, between two numbers of rows in all; and in the
-# first sample that is iterated on.
+# Rows per cluster in the sample of k-means++, and bounds of its size; rows per cluster in the first
+# sample for Lloyd's iterations, and its minimum.
 _SEEDED, _SEEDED_LEAST, _SEEDED_MOST = 16, 4_096, 16_384
 _FIRST, _FIRST_LEAST = 64, 16_384
-# Iterations between two looks at how much is still gained.
+# Iterations between two checks of the gain.
 _ROUND = 3
-# Rows that are assigned at once.
+# Rows assigned at once.
 _BLOCK = 65_536
+# Rows that silhouettes are computed on.
 _SILHOUETTE = 2_000
 
 
 @dataclass(frozen=True)
 class Clusters:
     """centroids: float32 (k, width). assigned: int64 (n,), the cluster of each row. distance:
-    float32 (n,), Euclidean, to its centroid. dissolved: clusters that were asked for and are not
-    there, having had too few rows."""
+    float32 (n,), Euclidean, to its centroid. dissolved: the number of clusters that had too few
+    rows."""
 
     centroids: np.ndarray
     assigned: np.ndarray
@@ -40,6 +42,7 @@ class Clusters:
 
     @property
     def sizes(self) -> np.ndarray:
+        """Rows of each cluster, int64 (k,)."""
         return np.bincount(self.assigned, minlength=len(self.centroids))
 
 
@@ -57,26 +60,27 @@ def k_means(
 ) -> Clusters:
     """Cluster the rows of float32 (n, width), which may be a memory map.
 
-    iterations: at most, on each sample and on all rows; they end where less than a share
-    `tolerance` is gained.
-    spherical: rows and centroids have length 1. sample: rows that centroids are learnt from, all
-    being assigned. min_size: clusters with fewer rows are dissolved, smallest first, and their rows
-    go where they are nearest. Deterministic for a seed, a machine and its number of threads.
+    iterations: the most on each sample and on all rows; they stop when the relative gain is below
+    `tolerance`. spherical: rows and centroids have length 1. sample: the number of rows that
+    centroids are learnt from; all rows are assigned. min_size: clusters with fewer rows are
+    dissolved, smallest first, and their rows go to the nearest other cluster. Deterministic for a
+    seed, a machine and its number of threads.
     """
     random = generator(seed, "k-means")
     learnt = vectors if sample is None else _drawn(vectors, max(sample, k), random)
-    learnt = _lengthened(learnt, spherical)
+    learnt = _as_rows(learnt, spherical)
     centroids = _learn(learnt, k, random, iterations, spherical, gpu, tolerance)
     wanted = len(centroids)
     while True:
         assigned, squared = assign(vectors, centroids, spherical=spherical, gpu=gpu)
         sizes = np.bincount(assigned, minlength=len(centroids))
-        poor = np.flatnonzero(sizes < max(1, min_size))
-        if not len(poor) or len(centroids) == 1:
+        small = np.flatnonzero(sizes < max(1, min_size))
+        if not len(small) or len(centroids) == 1:
             break
-        # All empty ones at once; of those that have rows one by one, for these go elsewhere.
-        gone = poor[sizes[poor] == 0]
-        centroids = np.delete(centroids, gone if len(gone) else poor[sizes[poor].argmin()], axis=0)
+        # All empty clusters at once; the others one by one, because their rows go elsewhere.
+        empty = small[sizes[small] == 0]
+        gone = empty if len(empty) else small[sizes[small].argmin()]
+        centroids = np.delete(centroids, gone, axis=0)
     return Clusters(centroids, assigned, np.sqrt(squared), wanted - len(centroids))
 
 
@@ -90,11 +94,11 @@ def assign(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The nearest centroid of each row, int64 (n,), and the squared distance to it, float32 (n,).
 
-    block: rows that are held in memory at once.
+    block: rows in memory at once.
     """
     import faiss
 
-    index = faiss.IndexFlatL2(centroids.shape[1])
+    index: faiss.Index = faiss.IndexFlatL2(centroids.shape[1])
     if gpu:
         index = faiss.index_cpu_to_all_gpus(index)
     index.add(np.ascontiguousarray(centroids, dtype=np.float32))
@@ -102,10 +106,10 @@ def assign(
     squared = np.empty(len(vectors), np.float32)
     for start in range(0, len(vectors), block):
         rows = slice(start, start + block)
-        near, found = index.search(_lengthened(vectors[rows], spherical), 1)
-        assigned[rows] = found[:, 0]
-        # What cancels out in a product of large vectors leaves little below nothing.
-        squared[rows] = np.maximum(near[:, 0], 0)
+        distances, nearest = index.search(_as_rows(vectors[rows], spherical), 1)
+        assigned[rows] = nearest[:, 0]
+        # Rounding can leave slightly negative values for large vectors.
+        squared[rows] = np.maximum(distances[:, 0], 0)
     return assigned, squared
 
 
@@ -118,24 +122,23 @@ def choose_k(
     spherical: bool = False,
 ) -> tuple[int, dict[int, float]]:
     """The number of clusters with the highest mean silhouette (Rousseeuw 1987) on a sample, the
-    smaller of equals; and the silhouette of each. Candidates that do not fit the sample are left
-    out; 1 where none does."""
+    smaller one of ties, and the silhouette of each candidate. Candidates that do not fit the sample
+    are left out; 1 if none fits."""
     from sklearn.metrics import silhouette_score
 
     random = generator(seed, "choose k")
-    held = _lengthened(_drawn(vectors, sample, random), spherical)
-    looked_at = np.sort(random.permutation(len(held))[:_SILHOUETTE])
-    found: dict[int, float] = {}
+    rows = _as_rows(_drawn(vectors, sample, random), spherical)
+    scored = np.sort(random.permutation(len(rows))[:_SILHOUETTE])
+    silhouettes: dict[int, float] = {}
     for k in sorted(set(candidates)):
-        if not 2 <= k < len(looked_at):
+        if not 2 <= k < len(scored):
             continue
-        clusters = k_means(held, k, seed, spherical=spherical)
-        of = clusters.assigned[looked_at]
-        if 2 <= len(np.unique(of)) < len(of):
-            found[k] = float(silhouette_score(held[looked_at], of))
-    if not found:
-        return 1, found
-    return max(found, key=lambda k: (found[k], -k)), found
+        assigned = k_means(rows, k, seed, spherical=spherical).assigned[scored]
+        if 2 <= len(np.unique(assigned)) < len(assigned):
+            silhouettes[k] = float(silhouette_score(rows[scored], assigned))
+    if not silhouettes:
+        return 1, silhouettes
+    return max(silhouettes, key=lambda k: (silhouettes[k], -k)), silhouettes
 
 
 def _learn(
@@ -147,7 +150,7 @@ def _learn(
     if k >= len(vectors):
         return np.array(vectors[:k])
     seeded = _drawn(vectors, max(4 * k, min(max(_SEEDED * k, _SEEDED_LEAST), _SEEDED_MOST)), random)
-    # Of float32 rows scikit-learn makes float64 ones anew for every centroid.
+    # scikit-learn would convert float32 rows to float64 again for every centroid.
     centroids, _ = kmeans_plusplus(
         seeded.astype(np.float64), k, random_state=int(random.integers(2**31))
     )
@@ -175,23 +178,23 @@ def _lloyd(
             min_points_per_centroid=1, max_points_per_centroid=-(-count // k) + 1,
         )  # fmt: skip
         clustering.train(vectors, init_centroids=np.ascontiguousarray(centroids, np.float32))
+        assert clustering.centroids is not None
+        assert clustering.obj is not None
         centroids, done = clustering.centroids, done + rounds
-        # Before each update, the sum of squared distances or of what is lacking to full similarity.
-        lost = [count - value if spherical else value for value in clustering.obj]
-        if lost[0] - lost[-1] <= tolerance * abs(lost[-1]):
+        # Before each update, the sum of squared distances, or of 1 - cosine.
+        losses = [count - value if spherical else value for value in clustering.obj]
+        if losses[0] - losses[-1] <= tolerance * abs(losses[-1]):
             break
     return np.asarray(centroids)
 
 
 def _drawn(vectors: np.ndarray, wanted: int, random: np.random.Generator) -> np.ndarray:
-    """So many rows, in their order; all where there are no more."""
+    """`wanted` random rows in their order, or all if there are no more."""
     if wanted >= len(vectors):
         return vectors
     return vectors[np.sort(random.choice(len(vectors), wanted, replace=False))]
 
 
-def _lengthened(vectors: np.ndarray, spherical: bool) -> np.ndarray:
-    made = np.ascontiguousarray(vectors, dtype=np.float32)
-    if spherical:
-        made = made / np.maximum(np.linalg.norm(made, axis=1, keepdims=True), 1e-12)
-    return made
+def _as_rows(vectors: np.ndarray, spherical: bool) -> np.ndarray:
+    """Contiguous float32 rows, with length 1 if `spherical`."""
+    return unit_length(vectors) if spherical else np.ascontiguousarray(vectors, dtype=np.float32)

@@ -1,31 +1,31 @@
 """The most similar embeddings of another set, by FAISS (Johnson et al. 2019): exactly, or through
-an index that looks at a part of them."""
+an index that searches a part of them."""
 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from engine.vectors.similarity import Vectors, most_similar, unit_length
 
 IndexKind = Literal["auto", "flat", "ivf", "hnsw"]
-# Up to so many vectors, looking at all is quick enough.
+# Up to this many vectors, exact search is fast enough.
 _FLAT = 200_000
-# Links of each vector, and candidates that are kept in mind (Malkov and Yashunin 2016).
+# HNSW's links of each vector, and candidates in construction and search (Malkov and Yashunin 2016).
 _LINKS, _BUILD, _SEARCH = 32, 80, 128
 _TRAIN_PER_LIST = 64
 _BLOCK = 16_384
 
 
 class Neighbours:
-    """An index of vectors (n, width), asked for the nearest by cosine.
+    """An index of vectors (n, width) for the nearest by cosine.
 
-    kind: flat looks at all of them; ivf at the lists around the query, of √n lists about √n / 4;
-    hnsw follows a graph. auto: flat for up to 200,000, else ivf. flat holds no copy of the vectors,
-    which may lie in a file. Of vectors that lie in groups, as embeddings do, ivf and hnsw find at
-    least 95% of the ten nearest; of plain noise ivf finds as few as half.
+    kind: flat searches all vectors; ivf the about √n / 4 lists, of √n, around the query; hnsw
+    follows a graph. auto: flat for up to 200,000, otherwise ivf. flat copies no vectors, which may
+    lie in a file. For clustered vectors, such as embeddings, ivf and hnsw find at least 95% of the
+    ten nearest; for noise ivf may find only half.
     """
 
     def __init__(self, vectors: Vectors, kind: IndexKind = "auto", *, gpu: bool = False) -> None:
@@ -36,9 +36,12 @@ class Neighbours:
             kind = "flat" if count <= _FLAT else "ivf"
         self.kind = kind
         lists = max(1, round(math.sqrt(count)))
-        self.count, self.index, self.vectors = count, None, vectors
+        self.count, self.vectors = count, vectors
+        # faiss's types know neither GPU indexes nor the fields that are set below.
+        self.index: Any = None
         if kind == "flat" and not gpu:
             return
+        index: Any
         if kind == "flat":
             index = faiss.IndexFlatIP(width)
         elif kind == "ivf":
@@ -59,18 +62,17 @@ class Neighbours:
         self.index = index
 
     def nearest(self, queries: Vectors, n: int) -> tuple[np.ndarray, np.ndarray]:
-        """Rows int64 (m, n) of the nearest to each query (m, width), nearest first, and their
-        cosine distances float32 (m, n). Rows are -1 where fewer were found; equal distances stand
-        in the order of the rows."""
+        """Rows int64 (m, n) of the vectors nearest to each query (m, width), nearest first, and
+        their cosine distances float32 (m, n). Missing rows are -1; ties are in row order."""
         n = min(n, self.count)
         if self.index is None:
-            similarity, found = most_similar(queries, self.vectors, n)
+            similarity, rows = most_similar(queries, self.vectors, n)
         else:
-            found = np.empty((len(queries), n), np.int64)
+            rows = np.empty((len(queries), n), np.int64)
             similarity = np.empty((len(queries), n), np.float32)
             for start in range(0, len(queries), _BLOCK):
                 here = slice(start, start + _BLOCK)
-                similarity[here], found[here] = self.index.search(unit_length(queries[here]), n)
+                similarity[here], rows[here] = self.index.search(unit_length(queries[here]), n)
         distance = np.maximum(1 - similarity, 0)
-        order = np.lexsort((found, distance), axis=1)
-        return np.take_along_axis(found, order, 1), np.take_along_axis(distance, order, 1)
+        order = np.lexsort((rows, distance), axis=1)
+        return np.take_along_axis(rows, order, 1), np.take_along_axis(distance, order, 1)

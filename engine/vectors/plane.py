@@ -25,14 +25,14 @@ def place(
 ) -> np.ndarray:
     """Points float32 (n, 2) for the rows of (n, width), which may be a memory map.
 
-    tsne: van der Maaten and Hinton 2008, as scikit-learn computes it, begun from the first two
-    principal components (Kobak and Berens 2019). umap: McInnes et al. 2018, by umap-learn. Both are
-    given the first 50 principal components. Their time grows faster than the rows: of more than
-    `sample` rows as many are drawn and placed, and each other lies where the nearest of these does.
+    tsne: van der Maaten and Hinton 2008, by scikit-learn, initialised with the first two principal
+    components (Kobak and Berens 2019). umap: McInnes et al. 2018, by umap-learn. Both get the first
+    50 principal components. Their time grows faster than the number of rows: beyond `sample` rows,
+    a random sample is placed, and every other row gets the place of its nearest sampled row.
 
-    perplexity, neighbours: about how many near rows t-SNE and UMAP look at; fewer where there are
-    few. On one thread, for the last bits of a sum hang on their number and t-SNE makes other planes
-    of them: deterministic for a seed and a kind of processor.
+    perplexity, neighbours: roughly the number of neighbours that t-SNE and UMAP consider, reduced
+    for few rows. Runs on one thread, because the number of threads changes the last bits of sums,
+    which t-SNE amplifies. Deterministic for a seed and a kind of processor.
     """
     from threadpoolctl import threadpool_limits
 
@@ -48,8 +48,8 @@ def _place(
     drawn = np.arange(count)
     if count > sample:
         drawn = np.sort(generator(seed, "place").choice(count, sample, replace=False))
-    held = principal_components(vectors, drawn, seed)
-    learnt, state = held[drawn], derive_seed(seed, method) % 2**32
+    components = principal_components(vectors, drawn, seed)
+    learnt, state = components[drawn], derive_seed(seed, method) % 2**32
     if not np.ptp(learnt, axis=0).any():
         return np.zeros((count, 2), np.float32)
     if method == "tsne":
@@ -61,18 +61,18 @@ def _place(
         from umap import UMAP
 
         few = min(neighbours, len(learnt) - 1)
-        # The spectral beginning wants more rows than it has axes.
+        # Spectral initialisation needs more rows than axes.
         init = "spectral" if len(learnt) > 10 else "random"
         points = UMAP(
             n_neighbors=few, init=init, random_state=state, n_jobs=1
         ).fit_transform(learnt)  # fmt: skip
     points = np.asarray(points, np.float32)
-    return points if len(learnt) == count else points[assign(held, learnt)[0]]
+    return points if len(learnt) == count else points[assign(components, learnt)[0]]
 
 
 def principal_components(vectors: np.ndarray, learnt: np.ndarray, seed: int) -> np.ndarray:
-    """The first 50 principal components of the rows of (n, width), float32, by those of the rows
-    `learnt`; the rows themselves where they are no wider."""
+    """The first 50 principal components of the rows of (n, width), float32, learnt from the rows
+    `learnt`; the rows themselves if they are not wider."""
     from sklearn.decomposition import PCA
 
     components = min(_COMPONENTS, len(learnt), vectors.shape[1])
@@ -80,8 +80,8 @@ def principal_components(vectors: np.ndarray, learnt: np.ndarray, seed: int) -> 
         return np.array(vectors, np.float32)
     state = derive_seed(seed, "principal components") % 2**32
     model = PCA(components, random_state=state).fit(vectors[learnt])
-    found = np.empty((len(vectors), components), np.float32)
+    transformed = np.empty((len(vectors), components), np.float32)
     for start in range(0, len(vectors), _BLOCK):
         here = slice(start, start + _BLOCK)
-        found[here] = model.transform(vectors[here])
-    return found
+        transformed[here] = model.transform(vectors[here])
+    return transformed

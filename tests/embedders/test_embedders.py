@@ -393,5 +393,5 @@ def test_a_checkpoint_without_all_of_its_weights_is_refused(
     weights = load_file(folders["dinov2"] / "model.safetensors")
     weights.pop(next(name for name in weights if "attention" in name))
     save_file(weights, tmp_path / "part" / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(StudyError, match=r"embedder.model: .*part: lacks 1 of the weights that"):
+    with pytest.raises(StudyError, match=r"embedder.model: .*part lacks weights .* \(1, such as"):
         embedder_of("dinov2", tmp_path / "part")

@@ -1,15 +1,17 @@
-"""What tests of trainable generators share: a fit without Ray, what it published, a batch."""
+"""Shared parts of tests of trainable generators: a fit without Ray, its weights, a batch."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from engine.core.manifest import copy_files
 from engine.core.registry import resolve
 from engine.core.store import Store
 from engine.data.images import Preprocess
-from engine.generators import GeneratorSpec, SampleBatch, TrainingImages
+from engine.generators import Generator, GeneratorSpec, SampleBatch, TrainingImages
 from engine.work.fit import FitContext, read_result
 
 
@@ -54,6 +56,13 @@ def published(store: Store, name: str) -> bytes:
     parts, _ = read_result(store, "work/x", "one")
     (key,) = (part.key for part in parts if part.tags["file"] == name)
     return store.read(key)
+
+
+def images_of(generator: Generator, requests: SampleBatch) -> np.ndarray:
+    """The sampled images, (n, height, width, channels); fails if one is missing."""
+    images = generator.sample(requests)
+    assert not [image for image in images if isinstance(image, str)]
+    return np.stack(images)
 
 
 def batch(labels: list[str], seeds: list[int], clusters: list[int | None] | None = None) -> Any:

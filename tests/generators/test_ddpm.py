@@ -11,9 +11,10 @@ from engine.core.errors import StudyError
 from engine.core.store import Store
 from engine.data.images import Preprocess
 from engine.generators import TrainingImages
-from engine.generators.ddpm import Ddpm, DdpmSpec, guided_step
+from engine.generators.ddpm import Ddpm, DdpmSpec
+from engine.nets.ddpm import denoise, guided_step, sampling_scheduler
 from tests.generators import harness
-from tests.generators.harness import Killed, batch, context
+from tests.generators.harness import Killed, batch, context, images_of
 
 PREPROCESS = Preprocess(size=8, channels="L")
 
@@ -43,6 +44,13 @@ def fit(store: Store, made: DdpmSpec, attempt: str = "one", **fields: Any) -> di
 def loaded(store: Store, made: DdpmSpec, folder: Path) -> Ddpm:
     found: Ddpm = harness.loaded(store, made, PREPROCESS, folder)
     return found
+
+
+def opened(kind: str, folder: Path) -> Any:
+    """What plain diffusers opens from a folder."""
+    import diffusers
+
+    return getattr(diffusers, kind).from_pretrained(folder)
 
 
 def test_a_killed_training_goes_on_to_bitwise_equal_weights(tmp_path: Path) -> None:
@@ -83,7 +91,9 @@ def test_checkpoints_of_other_inputs_neither_count_nor_go(tmp_path: Path) -> Non
     found = other.latest_checkpoint()
     assert found is not None
     assert found[0] == 1
-    assert context(store).latest_checkpoint()[0] == 4
+    own = context(store).latest_checkpoint()
+    assert own is not None
+    assert own[0] == 4
 
 
 def test_a_checkpoint_of_other_inputs_is_not_adopted(tmp_path: Path) -> None:
@@ -151,8 +161,9 @@ def test_velocity_is_sampled_as_it_was_trained(tmp_path: Path) -> None:
     fit(store, made)
     for scheduler in ("ddim", "dpmsolver++"):
         again = made.model_copy(update={"scheduler": scheduler})
-        sampled = loaded(store, again, tmp_path / scheduler).sample(
-            batch(["top"] * 4 + ["bottom"] * 4, list(range(8)))
+        sampled = images_of(
+            loaded(store, again, tmp_path / scheduler),
+            batch(["top"] * 4 + ["bottom"] * 4, list(range(8))),
         )
         for label, found in zip(["top"] * 4 + ["bottom"] * 4, sampled, strict=True):
             assert (found[:4].mean() > found[4:].mean()) == (label == "top")
@@ -193,7 +204,7 @@ def test_samplers_give_pixels_of_the_study_s_shape(
     store = Store(str(tmp_path))
     fit(store, spec(train_steps=2))
     made = spec(train_steps=2, scheduler=scheduler, guidance_scale=guidance_scale)
-    found = loaded(store, made, tmp_path / "weights").sample(batch(["top"], [1]))
+    found = images_of(loaded(store, made, tmp_path / "weights"), batch(["top"], [1]))
     assert found[0].shape == (8, 8, 1)
     assert found[0].dtype == np.uint8
 
@@ -220,14 +231,12 @@ def test_each_cluster_of_a_class_has_a_condition_of_its_own(tmp_path: Path) -> N
 
 
 def test_plain_diffusers_opens_the_weights(tmp_path: Path) -> None:
-    from diffusers import DDPMScheduler, UNet2DModel
-
     store = Store(str(tmp_path))
     fit(store, spec(train_steps=2))
     folder = harness.weights(store, tmp_path / "weights")
     assert not list(folder.rglob("*.bin"))
-    assert UNet2DModel.from_pretrained(folder / "unet").config.num_class_embeds == 3
-    assert DDPMScheduler.from_pretrained(folder / "scheduler").config.num_train_timesteps == 1000
+    assert opened("UNet2DModel", folder / "unet").config.num_class_embeds == 3
+    assert opened("DDPMScheduler", folder / "scheduler").config.num_train_timesteps == 1000
 
 
 def test_a_size_that_cannot_be_halved_is_refused_when_the_study_is_read() -> None:
@@ -269,8 +278,6 @@ LATENT = {"block_out_channels": (8, 16), "train_steps": 5, "batch_size": 8}
 
 
 def test_latents_of_a_trained_autoencoder_are_diffused_and_decoded(tmp_path: Path) -> None:
-    from diffusers import AutoencoderKL
-
     store = Store(str(tmp_path / "store"))
     made = spec(latent=LATENT, attention_resolution=2, prediction_type="v_prediction")
     published = fit(store, made, checkpoint_every=2)
@@ -279,7 +286,7 @@ def test_latents_of_a_trained_autoencoder_are_diffused_and_decoded(tmp_path: Pat
     assert [name for name in published if name.startswith("looks/diffusion-")]
     generator = loaded(store, made, tmp_path / "weights")
     assert generator.unet.config.sample_size == 4
-    autoencoder = AutoencoderKL.from_pretrained(tmp_path / "weights" / "vae")
+    autoencoder = opened("AutoencoderKL", tmp_path / "weights" / "vae")
     assert autoencoder.config.scaling_factor != 0.18215  # measured on the training images
     (image,) = generator.sample(batch(["top"], [1]))
     assert isinstance(image, np.ndarray)
@@ -312,7 +319,6 @@ def test_a_killed_latent_training_goes_on_to_bitwise_equal_weights(
 @pytest.mark.parametrize("whole", [True, False], ids=["a pipeline's", "by itself"])
 def test_a_given_autoencoder_is_used_as_it_is(tmp_path: Path, whole: bool) -> None:
     import torch
-    from diffusers import AutoencoderKL
 
     from tests.pipelines import save_pipeline
 
@@ -325,7 +331,7 @@ def test_a_given_autoencoder_is_used_as_it_is(tmp_path: Path, whole: bool) -> No
     Ddpm(made, PREPROCESS).check()
     fit(store, made)
     generator = loaded(store, made, tmp_path / "weights")
-    given = AutoencoderKL.from_pretrained(folder / "vae").state_dict()
+    given = opened("AutoencoderKL", folder / "vae").state_dict()
     for name, value in generator.autoencoder.state_dict().items():
         assert torch.equal(value, given[name]), name
     (image,) = generator.sample(batch(["top"], [1]))
@@ -366,7 +372,8 @@ class Overdriven:
 
     def __init__(self, kept: Any) -> None:
         self.config = SimpleNamespace(in_channels=1, sample_size=8)
-        self.kept, self.seen = kept, []
+        self.kept = kept
+        self.seen: list[tuple[float, Any]] = []
 
     def __call__(self, images: Any, timestep: Any, conditions: Any) -> Any:
         import torch
@@ -379,14 +386,17 @@ class Overdriven:
 
 def test_what_guidance_drives_beyond_black_does_not_come_back_as_light() -> None:
     """Else every step brightens what the next one sees, the more the more steps there are."""
-    generator = Ddpm(spec(guidance_scale=3.0, num_inference_steps=10), PREPROCESS)
+    settings = spec(guidance_scale=3.0, num_inference_steps=10)
     trained = {
         "num_train_timesteps": 1000, "beta_schedule": "squaredcos_cap_v2", "beta_start": 1e-4,
         "beta_end": 0.02, "prediction_type": "epsilon",
     }  # fmt: skip
-    scheduler = generator.make_scheduler(trained)
+    scheduler = sampling_scheduler(settings, trained)
     network = Overdriven(scheduler.alphas_cumprod)
-    (image,) = generator.denoise(network, scheduler, None, np.asarray([0]), 2, [5], "cpu", 10)
+    (image,) = denoise(
+        settings, network, scheduler, None, np.asarray([0]), 2, [5], "cpu", 10, 1
+    )  # fmt: skip
+    assert isinstance(image, np.ndarray)
     assert not image.any()
     drawn = network.seen[0][1]
     for kept, seen in network.seen[1:]:
@@ -398,12 +408,11 @@ def test_what_guidance_drives_beyond_black_does_not_come_back_as_light() -> None
 def test_where_nothing_is_clipped_guidance_is_as_published() -> None:
     import torch
 
-    generator = Ddpm(spec(num_inference_steps=5), PREPROCESS)
     trained = {
         "num_train_timesteps": 100, "beta_schedule": "linear", "beta_start": 1e-3,
         "beta_end": 0.05, "prediction_type": "v_prediction",
     }  # fmt: skip
-    scheduler = generator.make_scheduler(trained)
+    scheduler = sampling_scheduler(spec(num_inference_steps=5), trained)
     scheduler.register_to_config(clip_sample=False)
     scheduler.set_timesteps(5)
     draw = torch.Generator().manual_seed(1)
@@ -432,24 +441,22 @@ def test_settings_that_make_no_image_are_refused(fields: dict[str, Any], match: 
 
 
 def test_fewer_timesteps_of_a_linear_schedule_end_in_noise_too(tmp_path: Path) -> None:
-    from diffusers import DDPMScheduler
-
     made = spec(beta_schedule="linear", num_train_timesteps=100)
     store = Store(str(tmp_path))
     fit(store, made)
     folder = harness.weights(store, tmp_path / "weights")
-    scheduler = DDPMScheduler.from_pretrained(folder / "scheduler")
+    scheduler = opened("DDPMScheduler", folder / "scheduler")
     assert float(scheduler.alphas_cumprod[-1]) < 1e-3
 
 
 def test_a_given_autoencoder_must_divide_the_image(tmp_path: Path) -> None:
-    from diffusers import AutoencoderKL
+    import diffusers
 
-    network = AutoencoderKL(
+    kind: Any = diffusers.AutoencoderKL
+    kind(
         block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=4, latent_channels=2,
-    )  # fmt: skip
-    network.save_pretrained(tmp_path / "vae")
+    ).save_pretrained(tmp_path / "vae")  # fmt: skip
     made = spec(latent={"model": str(tmp_path / "vae")}, block_out_channels=(8, 8, 8),
                 prediction_type="v_prediction", attention_resolution=0)  # fmt: skip
     with pytest.raises(StudyError, match="2 times, which the latent of 5 px"):

@@ -83,7 +83,7 @@ def test_the_kernel_distance_is_the_unbiased_formula() -> None:
     across = np.mean([kernel(a, b) for a in one for b in other])
     expected = within[0] + within[1] - 2 * across
     assert kernel_distance(one, other, 0, 4).estimate == pytest.approx(expected, rel=1e-9)
-    with pytest.raises(ValueError, match="four of each"):
+    with pytest.raises(ValueError, match="minimum 4 of each"):
         kernel_distance(one[:3], other, 0)
 
 

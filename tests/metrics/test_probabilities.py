@@ -12,7 +12,7 @@ from engine.metrics.probabilities import (
     brier,
     expected_calibration_error,
     macro,
-    of_probabilities,
+    probability_metrics,
     reliability,
     roc_auc,
 )
@@ -63,7 +63,7 @@ def test_an_area_that_is_not_defined_is_no_number_and_no_part_of_the_mean() -> N
     found = roc_auc(labels, wider)
     assert np.isnan(found).tolist() == [False] * 4 + [True]
     assert np.isnan(average_precision(labels, wider)).tolist() == [False] * 4 + [True]
-    assert of_probabilities(labels, wider)["roc_auc"] == pytest.approx(found[:4].mean())
+    assert probability_metrics(labels, wider)["roc_auc"] == pytest.approx(found[:4].mean())
     alone = roc_auc(np.zeros(5, int), probabilities[:5])
     assert np.isnan(alone).all()
     assert np.isnan(macro(alone))
@@ -110,6 +110,6 @@ def test_a_reliability_diagram_has_every_image_in_its_bin() -> None:
 
 def test_probabilities_as_they_are_stored_give_the_same_figures() -> None:
     labels, probabilities = some()
-    stored = of_probabilities(labels, probabilities.astype(np.float32))
+    stored = probability_metrics(labels, probabilities.astype(np.float32))
     assert stored.keys() == PROBABILITY_METRICS.keys()
-    assert stored == pytest.approx(of_probabilities(labels, probabilities), abs=1e-6)
+    assert stored == pytest.approx(probability_metrics(labels, probabilities), abs=1e-6)

@@ -33,7 +33,7 @@ from engine.metrics.prdc import prdc
 from engine.metrics.probabilities import (
     average_precision,
     expected_calibration_error,
-    of_probabilities,
+    probability_metrics,
     roc_auc,
 )
 from engine.metrics.significance import holm, mcnemar, paired_t, tost
@@ -113,7 +113,7 @@ def test_areas_and_calibration_are_those_of_torchmetrics() -> None:
     assert expected_calibration_error(labels, probabilities) == pytest.approx(
         float(told(MulticlassCalibrationError(CLASSES, n_bins=15), labels, probabilities)), abs=1e-6
     )
-    assert of_probabilities(labels, probabilities)["roc_auc"] == pytest.approx(
+    assert probability_metrics(labels, probabilities)["roc_auc"] == pytest.approx(
         float(told(MulticlassAUROC(CLASSES), labels, probabilities)), abs=1e-6
     )
 

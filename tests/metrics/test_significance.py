@@ -198,8 +198,8 @@ def test_what_decides_nothing_is_said() -> None:
     def obstacle(differences: list[float], groups: int = 100) -> str:
         return verdicts([(differences, drawn(0.047, 0.005, groups))], 0.01)[0].obstacle
 
-    assert obstacle(CLEAR[:4]) == "4 replicates decide nothing, 5 are the least"
-    assert obstacle(CLEAR, groups=1) == "1 test groups decide nothing, 20 are the least"
+    assert obstacle(CLEAR[:4]) == "too few replicates: 4 (minimum 5)"
+    assert obstacle(CLEAR, groups=1) == "too few test groups: 1 (minimum 20)"
     assert "no spread" in obstacle([0.047] * 5)
     assert obstacle(CLEAR) == ""
 
@@ -262,7 +262,7 @@ def test_draws_without_a_class_are_made_anew() -> None:
 
 
 def test_a_p_value_that_is_no_number_is_refused() -> None:
-    with pytest.raises(ValueError, match="no number"):
+    with pytest.raises(ValueError, match="not a number"):
         holm([float("nan"), 0.01])
 
 
@@ -326,7 +326,8 @@ def test_a_true_difference_is_seldom_called_none() -> None:
         random = np.random.default_rng(study)
         # How hard each image is for an arm; nearly the same for all of its seeds.
         hard_for_one, hard_for_other = random.random((2, 300))
-        one, other = [], []
+        one: list[Any] = []
+        other: list[Any] = []
         for noise in random.normal(0, 0.002, (5, 300)):
             for found, hard, share in ((one, hard_for_one, 0.83), (other, hard_for_other, 0.80)):
                 wrong = (hard + noise > share).astype(int)

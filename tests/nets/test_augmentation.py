@@ -17,9 +17,9 @@ def pictures(count: int, channels: int = 3) -> Tensor:
 def test_a_policy_gives_what_kornia_gives_of_each_image_alone(name: Policy) -> None:
     images, policy = pictures(24), policy_of(name, 2, 9)
     alone = []
-    for seed, image in enumerate(images.split(1)):
+    for seed, image in enumerate(images):
         torch.manual_seed(seed)
-        alone.append(policy(image).clamp(0, 1))
+        alone.append(policy(image[None]).clamp(0, 1))
     together = by_policy(images, range(24), policy)
     torch.testing.assert_close(together, torch.cat(alone).detach())
     # Each image by operations of its own.

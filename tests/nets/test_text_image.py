@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,9 +33,11 @@ def test_probabilities_are_those_of_plain_transformers(folder: Path) -> None:
     spec = Described(model=str(folder), templates=("a photo of a {label}",))
     ours = TextImage("curate.labeler", spec, "cpu")
     images = pictures(5)
-    processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+    plain: Any = AutoImageProcessor
+    processor = plain.from_pretrained(folder, backend="pil")
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = CLIPModel.from_pretrained(folder).eval()
+    model: Any = CLIPModel.from_pretrained(folder)
+    model.eval()
     inputs = processor([Image.fromarray(image) for image in images], return_tensors="pt")
     words = tokenizer(["a photo of a cat", "a photo of a dog"], padding=True, return_tensors="pt")
     with torch.inference_mode():
@@ -61,14 +64,14 @@ def test_prompts_of_a_class_are_averaged_at_length_one(folder: Path) -> None:
 def test_what_cannot_be_said_is_refused_in_a_line(folder: Path, tmp_path: Path) -> None:
     spec = Described(model=str(folder), words={"bird": "crow"})
     ours = TextImage.of("curate.labeler", spec, "cpu")
-    with pytest.raises(StudyError, match=r"curate.labeler.words: there is no class 'bird'; .* cat"):
+    with pytest.raises(StudyError, match=r"curate.labeler.words: unknown class 'bird'; .* cat"):
         ours.classes(spec, ("cat",), "curate.labeler")
-    with pytest.raises(StudyError, match=r"is \d+ tokens long, the checkpoint reads 16; shorten"):
+    with pytest.raises(StudyError, match=r"has \d+ tokens, but the checkpoint reads 16; shorten"):
         ours.texts(["long words " * 9], "curate.labeler")
     with pytest.raises(StudyError, match=r"curate.labeler.model: .*nowhere"):
         TextImage("curate.labeler", Described(model=str(tmp_path / "nowhere")), "cpu")
     for template in ("no place for it", "{label} of {place}", "{label} }"):
-        with pytest.raises(ValidationError, match=r"must hold \{label\} and no other braces"):
+        with pytest.raises(ValidationError, match=r"must contain \{label\} and no other braces"):
             Described(templates=(template,))
     assert Described.model_validate({"words": {3: "three"}}).words == {"3": "three"}
     with pytest.raises(ValidationError, match="at least 1"):

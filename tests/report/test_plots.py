@@ -181,7 +181,7 @@ def test_replicates_that_are_alike_have_no_spread_in_the_table() -> None:
     ("p", "more", "want"),
     [
         (0.06, {}, ""), (0.04, {}, "*"), (0.009, {}, "**"), (0.0005, {}, "***"),
-        (0.0005, {"obstacle": "2 replicates decide nothing"}, ""),
+        (0.0005, {"obstacle": "too few replicates: 2"}, ""),
         (0.0005, {"bootstrap": NOTHING.model_copy(update={"estimate": -0.1})}, ""),
     ],
 )  # fmt: skip

@@ -57,7 +57,7 @@ def test_each_generator_fit_is_a_replicate_with_its_own_images_and_classifiers(
     evaluated = manifests[named(steps, "evaluate")[0].key]
     (contrast,) = evaluated.metrics["contrasts"]
     assert len(contrast["differences"]) == contrast["replicates"] == 3
-    assert contrast["obstacle"].startswith("3 replicates decide nothing")
+    assert contrast["obstacle"].startswith("too few replicates: 3")
     # A folder's images are drawn anew, and nothing is trained.
     assert contrast["drawn"]
     assert (

@@ -65,8 +65,8 @@ def test_few_rows_and_equal_ones_have_a_place(count: int) -> None:
 
 def test_the_number_of_threads_changes_no_place() -> None:
     vectors = mixture(200, width=200)
-    found = []
+    planes = []
     for threads in (1, 2):
         with threadpool_limits(threads):
-            found.append(place(vectors, "tsne", 3))
-    assert np.array_equal(*found)
+            planes.append(place(vectors, "tsne", 3))
+    assert np.array_equal(planes[0], planes[1])

@@ -1,8 +1,8 @@
-"""Ways to make a diffusion checkpoint know the study's images.
+"""Adaptations of a diffusion checkpoint to the study's images.
 
 To add one, write `engine/generators/adapt/<name>.py` with a class `<Name>(Adaptation)`; it then
-works with every family of checkpoints that it does not refuse. What it saves is what plain
-diffusers loads.
+works with every family of checkpoints that it does not refuse. Plain diffusers loads the weights
+that it saves.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from engine.core.spec import Spec
 from engine.nets.pipelines import Checkpoint, family_of
 
 Scope = Literal["all", "class", "cluster"]
-# A condition: class, and cluster within it (0 where clusters do not count).
+# A condition: class, and cluster within it (0 without clusters).
 Pair = tuple[str, int]
+# Lists class, cluster and folder of each adaptation in the weights.
+ADAPTATIONS = "adaptations.json"
 
 
 class AdaptSpec(Spec):
@@ -27,10 +29,10 @@ class AdaptSpec(Spec):
 
 @dataclass(frozen=True)
 class Prior:
-    """Images of the checkpoint's own making, learnt beside the real ones so that it forgets
-    nothing.
+    """Images that the checkpoint generates and learns in addition to the real ones, against
+    forgetting.
 
-    prompt: template of what they show. count: of each distinct prompt. weight: of their loss.
+    prompt: their template. count: of each distinct prompt. weight: of their loss.
     """
 
     prompt: str
@@ -39,94 +41,95 @@ class Prior:
 
 
 class Adaptation:
-    """One way of adapting, with its settings (which include `DenoisingSettings`)."""
+    """A method of adaptation, with its settings (which include `DenoisingSettings`)."""
 
     version: ClassVar[int]
     Spec: ClassVar[type[AdaptSpec]]
-    # The prompt where the study gives none; {label}, {cluster} and {token} are filled in.
+    # The default prompt; {label}, {cluster} and {token} are filled in.
     template: ClassVar[str] = "a photo of {label}"
     # Whether each adaptation replaces whole networks.
-    whole: bool = False
-    # Whether only what prompts call {token} is learnt.
+    replaces_networks: bool = False
+    # Whether training learns only the words that stand for {token}.
     needs_token: ClassVar[bool] = False
 
     def __init__(self, spec: Any) -> None:
         self.spec = spec
 
     def check(self, checkpoint: Checkpoint) -> None:
-        """Refuse a checkpoint that cannot be adapted so. Raises `StudyError`."""
+        """Raise `StudyError` for a checkpoint that cannot be adapted this way."""
         name = self.spec.name
         if checkpoint.family is None:
             raise StudyError(
-                f"generators: adapt: {name} is for Stable Diffusion 1, 2, XL, 3 and FLUX;"
-                f" {checkpoint.model} is a {checkpoint.pipeline}; leave adapt out"
+                f"generators: adapt: {name} supports Stable Diffusion 1, 2, XL, 3 and FLUX;"
+                f" {checkpoint.model} is a {checkpoint.pipeline}; remove adapt"
             )
-        if checkpoint.strange:
+        if checkpoint.untrainable:
             raise StudyError(
-                f"generators: adapt: {name}: {checkpoint.model} cannot be trained here:"
-                f" {checkpoint.strange} is not known; leave adapt out"
+                f"generators: adapt: {name} does not support {checkpoint.model}, which has"
+                f" {checkpoint.untrainable}; remove adapt"
             )
         encoders = [encoder for encoder, _ in checkpoint.family.text_encoders]
         missing = [encoder for encoder in encoders if encoder not in checkpoint.components]
-        if self.reads and missing:
+        if self.trains_text_encoders and missing:
             raise StudyError(
-                f"generators: adapt: {name}: {checkpoint.model} has no {missing[0]} to train; say"
-                " adapt: lora, with train_text_encoder: false"
+                f"generators: adapt: {name}: {checkpoint.model} has no {missing[0]} to train; set"
+                " adapt: lora with train_text_encoder: false"
             )
-        if checkpoint.repaints:
+        if checkpoint.inpaints:
             raise StudyError(
-                f"generators: adapt: {name}: {checkpoint.model} takes a mask beside the image;"
-                " adapt the checkpoint that makes whole images, or leave adapt out"
+                f"generators: adapt: {name} does not support {checkpoint.model}, an inpainting"
+                " checkpoint; name one without inpainting, or remove adapt"
             )
 
     @property
     def settings(self) -> Any:
-        """`DenoisingSettings` of the training."""
+        """The `DenoisingSettings` of the training."""
         return self.spec
 
     @property
     def scope(self) -> Scope:
-        """What has an adaptation of its own."""
+        """What each adaptation covers."""
         scope: Scope = getattr(self.spec, "scope", "all")
         return scope
 
     def condition(self) -> Literal["class", "cluster"]:
-        """What tokens stand for, where there are any."""
+        """What a token stands for, if there are tokens."""
         return "cluster" if self.scope == "cluster" else "class"
 
     def token(self, label: str, cluster: int) -> str | None:
-        """What stands for {token} in prompts, or None where there is no such thing."""
+        """The text that replaces {token} in prompts, or None without tokens."""
         return None
 
     @property
-    def reads(self) -> bool:
+    def trains_text_encoders(self) -> bool:
         """Whether text encoders are trained too."""
         return bool(getattr(self.spec, "train_text_encoder", False))
 
     def prior(self) -> Prior | None:
+        """The images for prior preservation, or None."""
         return None
 
     def new_words(self, prompts: Sequence[str]) -> dict[str, int]:
-        """Words of these prompts that training adds to the tokenizer, and how many tokens each
-        becomes."""
+        """Words in these prompts that training adds to the tokenizer, and the number of tokens of
+        each."""
         return {}
 
     def attach(self, pipeline: Any, words: Mapping[Pair, str]) -> None:
-        """Make the parameters that are to be trained, and only those, require gradients.
+        """Let only the parameters to train require gradients.
 
-        words: what each condition is called in a prompt.
+        words: the name of each condition in a prompt.
         """
         raise NotImplementedError
 
     def save(self, pipeline: Any, folder: Path) -> None:
-        """Write what was trained, in a form that plain diffusers loads."""
+        """Write the trained weights in a form that plain diffusers loads."""
         raise NotImplementedError
 
     def open(
         self, build: Callable[[Path | None], Any], folders: Sequence[Path]
     ) -> tuple[Any, Callable[[int], None]]:
-        """A pipeline with what `save` wrote to each of `folders`, and what makes it sample by the
-        one of a number.
+        """A pipeline with the weights that `save` wrote to `folders`, and a function that chooses
+        among them by number.
 
         build: loads the pipeline of a folder, or the checkpoint itself for None.
         """
@@ -134,7 +137,7 @@ class Adaptation:
 
 
 def freeze(pipeline: Any) -> None:
-    """Let no parameter of a pipeline require gradients."""
+    """Let no parameter of the pipeline require gradients."""
     from torch.nn import Module
 
     for component in pipeline.components.values():
@@ -143,11 +146,16 @@ def freeze(pipeline: Any) -> None:
 
 
 def trained_components(pipeline: Any, text_encoders: bool) -> list[str]:
-    """Names of the networks that a training of the whole pipeline trains."""
+    """Names of the trained networks: the denoiser, with `text_encoders` also the CLIP encoders."""
     family = family_of(type(pipeline).__name__)
-    assert family is not None, f"{type(pipeline).__name__} was not refused"
+    assert family is not None, f"{type(pipeline).__name__} should have been refused"
     return [family.denoiser, *(name for name, _ in family.text_encoders if text_encoders)]
 
 
-def stay(number: int) -> None:
-    """For `open`, where all adaptations are in place at once."""
+def no_choice(number: int) -> None:
+    """The choosing function of `open` for a single adaptation."""
+
+
+def group_of(scope: Scope, label: str, cluster: int) -> Pair:
+    """The group of images that share an adaptation with an image of this class and cluster."""
+    return {"all": ("", 0), "class": (label, 0), "cluster": (label, cluster)}[scope]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import gc
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,24 +17,53 @@ from engine.core.names import slug
 from engine.core.rng import derive_seed
 from engine.core.sealed import seal_bytes, unseal_bytes
 from engine.core.store import Store
-from engine.data.images import decode_own, grid
+from engine.data.images import Preprocess, decode_own, grid
 from engine.generators import Conditions, TrainingImages
-from engine.generators.adapt import Pair
-from engine.generators.diffusion import FOLDERS, checkpoint_of, group_of
+from engine.generators.adapt import ADAPTATIONS, Adaptation, Pair, group_of
 from engine.nets.denoising import Examples, PipelineTraining
+from engine.nets.images import or_black
+from engine.nets.pipelines import checkpoint_of
 from engine.nets.training import balanced_weights, make_accelerator, run
 from engine.work.fit import FitContext
 
-if TYPE_CHECKING:
-    from engine.generators.diffusion import Diffusion
+# A sample grid: images, and steps to sample each.
+_SAMPLES, _SAMPLING_STEPS = 8, 20
+# Attempts to generate one prior image.
+_ATTEMPTS = 3
 
-# Of a look at a training: pictures, and steps to make each.
-_SHOWN, _LOOK_STEPS = 8, 20
-_TRIES = 3
+# The store's key of a prior image, by its prompt and number.
+KeyOf = Callable[[str, int], str]
 
 
-def fit(generator: Diffusion, context: FitContext, data: TrainingImages, seed: int) -> None:
-    """Adapt the checkpoint to all images, or to each class or cluster by itself, and publish."""
+class PromptedGenerator(Protocol):
+    """What training needs of the generator `diffusion`, whose methods are documented there."""
+
+    spec: Any
+    preprocess: Preprocess
+    adaptation: Adaptation | None
+
+    def open_pipeline(self, folder: Path | None, mode: str) -> Any: ...
+
+    def side(self, pipeline: Any) -> int: ...
+
+    def word(self, label: str) -> str: ...
+
+    def prompts_of(self, label: str, cluster: int) -> list[str]: ...
+
+    def filled(self, template: str, label: str, cluster: int) -> str: ...
+
+    def call(
+        self,
+        pipeline: Any,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        side: int,
+        options: Mapping[str, Any],
+    ) -> list[np.ndarray | str]: ...
+
+
+def fit(generator: PromptedGenerator, context: FitContext, data: TrainingImages, seed: int) -> None:
+    """Adapt the checkpoint to all images, or to each class or cluster separately, and publish."""
     adaptation = generator.adaptation
     assert adaptation is not None
     groups: dict[Pair, list[int]] = {}
@@ -45,38 +74,37 @@ def fit(generator: Diffusion, context: FitContext, data: TrainingImages, seed: i
     with tempfile.TemporaryDirectory() as name:
         for number, (group, rows) in enumerate(sorted(groups.items())):
             folder = f"{slug(group[0])}-{group[1]}" if several else "adapted"
-            part = context
+            # All images may stay mapped on disk; a selection is copied into memory.
+            part, images = context, data
             if several:
                 part = context.part(folder, number * steps, len(groups) * steps)
-            # As it is, the data may lie mapped on disk; picked, it is copied into memory.
-            chosen = data
-            if several:
-                chosen = TrainingImages(
-                    data.pixels[rows], *([column[row] for row in rows]
-                    for column in (data.image_ids, data.labels, data.clusters)),
+                images = TrainingImages(
+                    data.pixels[rows], [data.image_ids[row] for row in rows],
+                    [data.labels[row] for row in rows], [data.clusters[row] for row in rows],
                 )  # fmt: skip
             history = _fit_group(
-                generator, part, chosen, Path(name) / folder, derive_seed(seed, *group), several
+                generator, part, images, Path(name) / folder, derive_seed(seed, *group), several
             )
             losses.append(history[-1]["loss"])
             folders.append([*group, folder])
-            # accelerate leaves a cycle: else the next pipeline would be loaded beside this one.
+            # accelerate leaves a reference cycle, which would keep this pipeline in memory.
             gc.collect()
             if context.device == "cuda":
                 torch.cuda.empty_cache()
         if context.rank == 0:
-            (Path(name) / FOLDERS).write_text(json.dumps(folders))
+            (Path(name) / ADAPTATIONS).write_text(json.dumps(folders))
         context.publish(Path(name), {"loss": float(np.mean(losses)), "steps": steps * len(groups)})
 
 
 def _fit_group(
-    generator: Diffusion,
+    generator: PromptedGenerator,
     context: FitContext,
     data: TrainingImages,
     folder: Path,
     seed: int,
     several: bool,
 ) -> list[dict[str, float]]:
+    """Train one adaptation, and save it to `folder`; returns the history."""
     adaptation = generator.adaptation
     assert adaptation is not None
     settings = adaptation.settings
@@ -95,32 +123,29 @@ def _fit_group(
     )  # fmt: skip
     training = PipelineTraining(
         context, pipeline, family, examples, settings, generator.spec.precision, side, seed,
-        reads=adaptation.reads, prior=prior,
+        train_text_encoders=adaptation.trains_text_encoders, prior=prior,
     )  # fmt: skip
-    shown = sorted({prompt for held in examples.prompts for prompt in held})[:_SHOWN]
+    prompts = sorted({prompt for choices in examples.prompts for prompt in choices})[:_SAMPLES]
+    most_steps = min(generator.spec.num_inference_steps or _SAMPLING_STEPS, _SAMPLING_STEPS)
 
-    def look() -> bytes:
-        given = {
-            "num_inference_steps": min(
-                generator.spec.num_inference_steps or _LOOK_STEPS, _LOOK_STEPS
-            )
-        }
-        empty = np.zeros(generator.preprocess.shape, np.uint8)
-        made = []
+    def sample_grid() -> bytes:
+        images: list[np.ndarray | str] = []
         with training.sampling():
-            # One by one: beside the optimizer there may be room for no more.
-            for prompt in shown:
+            # One by one: the optimizer may leave no memory for more.
+            for prompt in prompts:
                 try:
-                    (image,) = generator.call(pipeline, [prompt], [0], side, given)
+                    images += generator.call(
+                        pipeline, [prompt], [0], side, {"num_inference_steps": most_steps}
+                    )
                 except torch.OutOfMemoryError:
                     torch.cuda.empty_cache()
-                    image = "out_of_memory"
-                made.append(empty if isinstance(image, str) else image)
-        return grid([made])
+                    images.append("out_of_memory")
+        return grid([or_black(images, generator.preprocess.shape)])
 
     history = run(
         context, training, settings.train_steps, checkpoint_every=context.checkpoint_every,
-        report_every=max(1, min(20, settings.train_steps // 20)), look=look, keep_last=several,
+        report_every=max(1, min(20, settings.train_steps // 20)), sample_grid=sample_grid,
+        keep_last=several,
     )  # fmt: skip
     training.finish()
     if context.rank == 0:
@@ -130,90 +155,92 @@ def _fit_group(
 
 
 def _prior(
-    generator: Diffusion,
+    generator: PromptedGenerator,
     context: FitContext,
     pipeline: Any,
     labels: Sequence[str],
     side: int,
     seed: int,
 ) -> tuple[Examples, float] | None:
-    """Images of the checkpoint's own making, shared among the workers; those that an earlier
-    attempt made are found in the store."""
+    """Images that the checkpoint itself generates, and the weight of their loss; None without prior
+    preservation. Workers divide the images; those of an earlier attempt are read from the store."""
     assert generator.adaptation is not None
-    asked = generator.adaptation.prior()
-    if asked is None:
+    prior = generator.adaptation.prior()
+    if prior is None:
         return None
-    prompts = sorted({generator.filled(asked.prompt, label, 0) for label in labels})
-    wanted = [(prompt, number) for prompt in prompts for number in range(asked.count)]
+    prompts = sorted({generator.filled(prior.prompt, label, 0) for label in labels})
+    wanted = [(prompt, number) for prompt in prompts for number in range(prior.count)]
     store = context.store
 
-    def key(prompt: str, number: int) -> str:
+    def key_of(prompt: str, number: int) -> str:
         place = store.join(context.work, "prior", context.inputs[:16], slug(prompt))
         return store.join(place, f"{number:05d}.png")
 
     accelerator = make_accelerator(context, generator.spec.precision, 1)
     pipeline.to(accelerator.device)
-    mine = [
+    missing = [
         entry
         for entry in wanted[context.rank :: context.world_size]
-        if _stored(store, key(*entry)) is None
+        if _stored(store, key_of(*entry)) is None
     ]
     settings = generator.adaptation.settings
-    # As many as a worker trains at once: as many as there is room for.
+    # The images that a worker trains at once, which fit into memory.
     pieces = context.world_size * settings.gradient_accumulation_steps
     size = max(1, settings.batch_size // pieces)
-    for start in range(0, len(mine), size):
-        _make_prior(generator, context, pipeline, mine[start : start + size], key, side, seed)
+    for start in range(0, len(missing), size):
+        _generate_prior(
+            generator, context, pipeline, missing[start : start + size], key_of, side, seed
+        )
     accelerator.wait_for_everyone()
     usable = []
     for entry in wanted:
-        if (data := _stored(store, key(*entry))) is None:
-            place = key(*entry)
-            raise DamageError(f"{store.location(place)} is missing or damaged; run again", place)
+        if (data := _stored(store, key_of(*entry))) is None:
+            key = key_of(*entry)
+            raise DamageError(f"{store.location(key)} is missing or damaged; run again", key)
         if data:
             usable.append((entry, data))
     if not usable:
         raise StudyError(
-            f"generators: adapt: class_prompt: of {prompts[0]!r} the checkpoint makes no usable"
-            " image (its filter holds back all); reword it, or say with_prior_preservation: false"
+            f"generators: adapt: class_prompt: the checkpoint's safety filter rejects every image"
+            f" of {prompts[0]!r}; reword it, or set with_prior_preservation: false"
         )
     return Examples(
         np.stack([decode_own(data) for _, data in usable]),
         [f"prior {number} {prompt}" for (prompt, number), _ in usable],
         [[prompt] for (prompt, _), _ in usable], np.ones(len(usable)),
-    ), asked.weight  # fmt: skip
+    ), prior.weight  # fmt: skip
 
 
 def _stored(store: Store, key: str) -> bytes | None:
-    """An image that an attempt stored; None where there is none, or where it has changed."""
+    """A stored image; None if it is missing or damaged."""
     try:
         return unseal_bytes(store.read(key))
     except (FileNotFoundError, ValueError):
         return None
 
 
-def _make_prior(
-    generator: Diffusion,
+def _generate_prior(
+    generator: PromptedGenerator,
     context: FitContext,
     pipeline: Any,
-    held: Sequence[tuple[str, int]],
-    key: Any,
+    entries: Sequence[tuple[str, int]],
+    key_of: KeyOf,
     side: int,
     seed: int,
 ) -> None:
-    """Make and store some images. What cannot be used is tried again at most twice, and then noted
-    as an empty file: it is never learnt."""
-    missing = list(held)
-    for attempt in range(_TRIES):
+    """Generate and store some images. An unusable one is tried twice more, and then stored as an
+    empty file, which training leaves out."""
+    missing = list(entries)
+    for attempt in range(_ATTEMPTS):
         seeds = [derive_seed(seed, "prior", *entry, attempt) for entry in missing]
-        made = generator.call(pipeline, [prompt for prompt, _ in missing], seeds, side, {})
+        images = generator.call(pipeline, [prompt for prompt, _ in missing], seeds, side, {})
         failed = []
-        for entry, image in zip(missing, made, strict=True):
-            if isinstance(image, str) and attempt + 1 < _TRIES:
+        for entry, image in zip(missing, images, strict=True):
+            if isinstance(image, str) and attempt + 1 < _ATTEMPTS:
                 failed.append(entry)
                 continue
             data = b"" if isinstance(image, str) else grid([[image]])
-            context.store.put(key(*entry), seal_bytes(data))
+            context.store.put(key_of(*entry), seal_bytes(data))
         missing = failed
         if not missing:
             return

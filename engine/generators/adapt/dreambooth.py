@@ -1,7 +1,7 @@
-"""DreamBooth (Ruiz et al. 2023): the study's images under a word that means nothing yet, and beside
-them images of the checkpoint's own making, so that it forgets nothing of what it knew.
+"""DreamBooth (Ruiz et al. 2023): learns the study's images under a rare word, together with images
+that the checkpoint generates itself, against forgetting.
 
-Trains a LoRA or all weights, and saves as those do.
+It trains a LoRA or all weights, and saves as these do.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from engine.generators.adapt.lora import Lora, LoraSettings
 
 class DreamboothSpec(LoraSettings, AdaptSpec):
     name: Literal["dreambooth"] = "dreambooth"
-    # What is trained; of `full`, rank and what belongs to it counts for nothing.
+    # What is trained; `full` ignores rank and the other settings of LoRA.
     method: Literal["lora", "full"] = "lora"
-    # None: 0.0001 of a LoRA, 0.000005 of all weights.
-    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    # None: 0.0001 for a LoRA, 0.000005 for all weights.
+    learning_rate: Annotated[float, Field(gt=0)] | None = None  # type: ignore[assignment]
     proportion_empty_prompts: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    # What stands for {token}: a rare word. `tokens`: of single classes.
+    # The rare word that replaces {token}, and others for single classes.
     identifier: Annotated[str, Field(min_length=1, max_length=64)] = "sks"
     tokens: dict[str, str] = {}
     with_prior_preservation: bool = True
-    # What images of the checkpoint's own making show; {label} is filled in.
+    # The prompt of the images that the checkpoint generates; {label} is filled in.
     class_prompt: Template = "a photo of {label}"
     num_class_images: Annotated[int, Field(ge=1, le=10_000)] = 100
     prior_loss_weight: Annotated[float, Field(gt=0)] = 1.0
@@ -45,9 +45,9 @@ class Dreambooth(Adaptation):
         super().__init__(spec)
         self.method: Adaptation = Lora(spec)
         if spec.method == "full":
-            kept = set(FullSpec.model_fields) - {"name", "learning_rate"}
-            self.method = Full(FullSpec(**{name: getattr(spec, name) for name in kept}))
-        self.whole = self.method.whole
+            shared = set(FullSpec.model_fields) - {"name", "learning_rate"}
+            self.method = Full(FullSpec(**{name: getattr(spec, name) for name in shared}))
+        self.replaces_networks = self.method.replaces_networks
 
     @property
     def settings(self) -> Any:

@@ -1,6 +1,6 @@
-"""All weights of the denoiser, and of the CLIP text encoders where asked for.
+"""All weights of the denoiser, and of the CLIP text encoders with `train_text_encoder`.
 
-What is saved is a whole pipeline: `DiffusionPipeline.from_pretrained` opens it.
+The weights are a whole pipeline: `DiffusionPipeline.from_pretrained` opens it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from engine.generators.adapt import (
     Pair,
     Scope,
     freeze,
-    stay,
+    no_choice,
     trained_components,
 )
 from engine.nets.pipelines import DenoisingSettings
@@ -25,7 +25,7 @@ from engine.nets.pipelines import DenoisingSettings
 
 class FullSpec(DenoisingSettings, AdaptSpec):
     name: Literal["full"] = "full"
-    # all: one adaptation, prompts tell the classes apart. class, cluster: one for each.
+    # all: one adaptation, in which prompts distinguish the classes. class, cluster: one for each.
     scope: Scope = "all"
     learning_rate: Annotated[float, Field(gt=0)] = 1e-5
     train_text_encoder: bool = False
@@ -34,7 +34,7 @@ class FullSpec(DenoisingSettings, AdaptSpec):
 class Full(Adaptation):
     version: ClassVar[int] = 1
     Spec: ClassVar[type[AdaptSpec]] = FullSpec
-    whole = True
+    replaces_networks = True
     spec: FullSpec
 
     def attach(self, pipeline: Any, words: Mapping[Pair, str]) -> None:
@@ -50,7 +50,7 @@ class Full(Adaptation):
     ) -> tuple[Any, Callable[[int], None]]:
         pipeline = build(folders[0])
         if len(folders) == 1:
-            return pipeline, stay
+            return pipeline, no_choice
         names = trained_components(pipeline, self.spec.train_text_encoder)
         networks = {name: getattr(pipeline, name) for name in names}
 
@@ -59,15 +59,15 @@ class Full(Adaptation):
             opened = kind.from_pretrained(folder / name, torch_dtype=dtype, use_safetensors=True)
             return dict(opened.state_dict())
 
-        # Of the other pipelines only what differs stays in memory.
+        # Only the weights that differ between the pipelines stay in memory.
         states = [{name: state(folder, name) for name in names} for folder in folders]
         chosen = 0
 
         def choose(number: int) -> None:
             nonlocal chosen
             if number != chosen:
-                for name, held in states[number].items():
-                    networks[name].load_state_dict(held)
+                for name, weights in states[number].items():
+                    networks[name].load_state_dict(weights)
                 chosen = number
 
         return pipeline, choose

@@ -1,6 +1,6 @@
-"""LoRA (Hu et al. 2022) by peft: small matrices beside the attention layers.
+"""LoRA (Hu et al. 2022) by peft: low-rank matrices in addition to the attention layers.
 
-What is saved is `pytorch_lora_weights.safetensors`: `load_lora_weights` puts it on the checkpoint.
+The weights are `pytorch_lora_weights.safetensors`, which `load_lora_weights` reads.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from engine.generators.adapt import (
     Pair,
     Scope,
     freeze,
-    stay,
+    no_choice,
     trained_components,
 )
 from engine.nets.checkpoints import order_header
@@ -27,13 +27,13 @@ _TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
 class LoraSettings(DenoisingSettings):
-    # all: one adaptation, prompts tell the classes apart. class, cluster: one for each.
+    # all: one adaptation, in which prompts distinguish the classes. class, cluster: one for each.
     scope: Scope = "all"
     rank: Annotated[int, Field(ge=1, le=1024)] = 16
-    # What is learnt counts lora_alpha / rank; None: as rank.
+    # The matrices are scaled by lora_alpha / rank; None: equal to rank.
     lora_alpha: Annotated[float, Field(gt=0)] | None = None
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    # Names of layers of the denoiser; None: the attention, as diffusers' scripts do.
+    # Names of layers of the denoiser; None: its attention, as in diffusers' scripts.
     target_modules: tuple[str, ...] | None = None
     train_text_encoder: bool = False
 
@@ -58,7 +58,9 @@ class Lora(Adaptation):
             targets = self.spec.target_modules or family.lora_targets if denoiser else _TEXT_TARGETS
             getattr(pipeline, name).add_adapter(
                 LoraConfig(
-                    r=self.spec.rank, lora_alpha=self.spec.lora_alpha or self.spec.rank,
+                    r=self.spec.rank,
+                    # peft declares int, and scales by any number.
+                    lora_alpha=self.spec.lora_alpha or self.spec.rank,  # type: ignore[arg-type]
                     lora_dropout=self.spec.lora_dropout, init_lora_weights="gaussian",
                     target_modules=list(targets),
                 )
@@ -68,22 +70,24 @@ class Lora(Adaptation):
         return trained_components(pipeline, self.spec.train_text_encoder)
 
     def save(self, pipeline: Any, folder: Path) -> None:
-        from diffusers.utils import convert_state_dict_to_diffusers
+        from diffusers.utils.state_dict_utils import convert_state_dict_to_diffusers
         from peft.utils import get_peft_model_state_dict
 
-        held: dict[str, Any] = {}
+        weights: dict[str, Any] = {}
         for name in self._components(pipeline):
             network = getattr(pipeline, name)
-            state = convert_state_dict_to_diffusers(get_peft_model_state_dict(network))
-            held[f"{name}_lora_layers"] = {key: value.cpu() for key, value in state.items()}
-            # With it, a rank and an alpha that differ are known to who loads it.
+            state = convert_state_dict_to_diffusers(  # type: ignore[no-untyped-call]
+                get_peft_model_state_dict(network)
+            )
+            weights[f"{name}_lora_layers"] = {key: value.cpu() for key, value in state.items()}
+            # It tells readers an alpha that differs from the rank.
             config = network.peft_config["default"].to_dict()
-            # A set has another order in each process; equal weights have equal files.
-            held[f"{name}_lora_adapter_metadata"] = {
+            # The order of a set differs between processes; equal weights must have equal files.
+            weights[f"{name}_lora_adapter_metadata"] = {
                 key: sorted(value) if isinstance(value, set) else value
                 for key, value in config.items()
             }
-        type(pipeline).save_lora_weights(folder, **held, safe_serialization=True)
+        type(pipeline).save_lora_weights(folder, **weights, safe_serialization=True)
         order_header(folder / "pytorch_lora_weights.safetensors")
 
     def open(
@@ -93,5 +97,5 @@ class Lora(Adaptation):
         for number, folder in enumerate(folders):
             pipeline.load_lora_weights(folder, adapter_name=f"adapter_{number}")
         if len(folders) == 1:
-            return pipeline, stay
+            return pipeline, no_choice
         return pipeline, lambda number: pipeline.set_adapters(f"adapter_{number}")

@@ -1,8 +1,8 @@
-"""Textual inversion (Gal et al. 2023): a new word for each class or cluster, of which only the
-embedding is learnt.
+"""Textual inversion (Gal et al. 2023): learns only the embedding of a new word for each class or
+cluster.
 
-What is saved is one `<name>.safetensors` for each word (and each text encoder, where there are
-two): `load_textual_inversion` puts it into the checkpoint.
+The weights are one `<name>.safetensors` for each word and text encoder, which
+`load_textual_inversion` reads.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pydantic import Field
 
 from engine.core.errors import StudyError
 from engine.core.names import slug
-from engine.generators.adapt import Adaptation, AdaptSpec, Pair, Scope, freeze, stay
+from engine.generators.adapt import Adaptation, AdaptSpec, Pair, Scope, freeze, no_choice
 from engine.nets.pipelines import Checkpoint, DenoisingSettings, family_of
 
 _INDEX = "tokens.json"
@@ -30,9 +30,9 @@ class TextualInversionSpec(DenoisingSettings, AdaptSpec):
     learning_rate: Annotated[float, Field(gt=0)] = 5e-3
     adam_weight_decay: Annotated[float, Field(ge=0)] = 0.0
     proportion_empty_prompts: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    # Embeddings that make up one word.
+    # Embeddings of one word.
     num_vectors: Annotated[int, Field(ge=1, le=32)] = 1
-    # The words that learning starts from; None: what the class is called.
+    # The words that learning starts from; None: the name of the class.
     initializer_token: str | None = None
 
 
@@ -49,13 +49,13 @@ class TextualInversion(Adaptation):
         assert family is not None
         if not family.tokens:
             raise StudyError(
-                f"generators: adapt: textual_inversion: {family.name} has no place for new words"
-                f" ({checkpoint.model}); say adapt: lora or dreambooth"
+                f"generators: adapt: textual_inversion does not support {family.name}"
+                f" ({checkpoint.model}); set adapt: lora or dreambooth"
             )
 
     @property
     def scope(self) -> Scope:
-        """The words are learnt together: each has its own embedding and moves no other."""
+        """All words are learnt together: each has an embedding of its own."""
         return "all"
 
     def condition(self) -> Literal["class", "cluster"]:
@@ -66,12 +66,12 @@ class TextualInversion(Adaptation):
         return f"<{name}>"
 
     @property
-    def reads(self) -> bool:
+    def trains_text_encoders(self) -> bool:
         return True
 
     def new_words(self, prompts: Sequence[str]) -> dict[str, int]:
-        found = {word for prompt in prompts for word in re.findall(r"<[a-z0-9-]+>", prompt)}
-        return dict.fromkeys(sorted(found), self.spec.num_vectors)
+        words = {word for prompt in prompts for word in re.findall(r"<[a-z0-9-]+>", prompt)}
+        return dict.fromkeys(sorted(words), self.spec.num_vectors)
 
     def attach(self, pipeline: Any, words: Mapping[Pair, str]) -> None:
         import torch
@@ -89,8 +89,8 @@ class TextualInversion(Adaptation):
                 ).input_ids
                 if not ids:
                     raise StudyError(
-                        f"generators: adapt: initializer_token: {word!r} is no word to the"
-                        " checkpoint's tokenizer; name another"
+                        f"generators: adapt: initializer_token: the checkpoint's tokenizer has no"
+                        f" token for {word!r}; name another word"
                     )
                 start = embedding.weight[ids].detach().float().mean(0)
                 starts += [start] * self.spec.num_vectors
@@ -99,20 +99,20 @@ class TextualInversion(Adaptation):
             embedding = encoder.get_input_embeddings()
             embedding.requires_grad_(False)
             embedding.register_parameter("learned", torch.nn.Parameter(torch.stack(starts)))
-            embedding.register_forward_hook(_from(first))
+            embedding.register_forward_hook(_learnt_from(first))
             for number, token in enumerate(tokens):
                 rows = slice(number * self.spec.num_vectors, (number + 1) * self.spec.num_vectors)
                 self.learned.setdefault(token, []).append((embedding, rows))
 
     def _parts(self, token: str) -> list[str]:
-        """The words that a word of several embeddings stands for, as diffusers names them."""
+        """The names of a word's embeddings, as diffusers builds them."""
         return [token, *(f"{token}_{number}" for number in range(1, self.spec.num_vectors))]
 
     def save(self, pipeline: Any, folder: Path) -> None:
         from safetensors.torch import save_file
 
         folder.mkdir(parents=True, exist_ok=True)
-        files = {}
+        files: dict[str, list[str]] = {}
         for token, places in self.learned.items():
             name = token.strip("<>")
             files[token] = []
@@ -133,7 +133,7 @@ class TextualInversion(Adaptation):
                 pipeline.load_textual_inversion(
                     folder / file, token=token, text_encoder=encoder, tokenizer=tokenizer
                 )
-        return pipeline, stay
+        return pipeline, no_choice
 
 
 def _encoders(pipeline: Any) -> list[tuple[Any, Any]]:
@@ -145,14 +145,14 @@ def _encoders(pipeline: Any) -> list[tuple[Any, Any]]:
     ]
 
 
-def _from(first: int) -> Callable[..., Any]:
-    """A hook that answers with the learnt embeddings for token ids from `first` on."""
+def _learnt_from(first: int) -> Callable[..., Any]:
+    """A hook that returns the learnt embeddings for token ids from `first` on."""
 
-    def merge(embedding: Any, given: tuple[Any, ...], found: Any) -> Any:
+    def merge(embedding: Any, inputs: tuple[Any, ...], output: Any) -> Any:
         import torch
 
-        places = given[0] - first
-        learnt = embedding.learned.to(found.dtype)[places.clamp(min=0)]
-        return torch.where((places >= 0)[..., None], learnt, found)
+        places = inputs[0] - first
+        learnt = embedding.learned.to(output.dtype)[places.clamp(min=0)]
+        return torch.where((places >= 0)[..., None], learnt, output)
 
     return merge

@@ -84,6 +84,7 @@ def plainly(pipeline: Any, generator: Diffusion, labels: list[str]) -> np.ndarra
 
 
 def checkpoint(folder: Path) -> Any:
-    from diffusers import DiffusionPipeline
+    import diffusers
 
-    return DiffusionPipeline.from_pretrained(folder, use_safetensors=True)
+    kind: Any = diffusers.DiffusionPipeline
+    return kind.from_pretrained(folder, use_safetensors=True)
