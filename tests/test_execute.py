@@ -13,7 +13,7 @@ from engine.core.progress import Bar
 from engine.core.spec import Spec
 from engine.core.step import Step
 from engine.core.store import Store
-from engine.execute import Trials, execute, held
+from engine.execute import Trials, execute, resource_use
 from engine.plan import named, plan, until
 from engine.profile import Profile
 from engine.runtime.cluster import RayRuntime
@@ -38,7 +38,7 @@ WORK = [Work("embed", 3, 100.0), Work("decode", 9, 10.0), Work("fit", 1, 50.0)]
 
 
 def test_pools_hold_what_their_workers_do_and_this_process_the_rest() -> None:
-    held_by = {one.pop("what"): one for one in held(WORK, 170.0, RAY, CLUSTER)}
+    held_by = {one.pop("what"): one for one in resource_use(WORK, 170.0, RAY, CLUSTER)}
     assert held_by == {
         # No more actors than shards.
         "embed": {"workers": 3, "cpus": 2.0, "gpus": 0.5, "seconds": 100.0},
@@ -49,14 +49,14 @@ def test_pools_hold_what_their_workers_do_and_this_process_the_rest() -> None:
 
 
 def test_a_trial_holds_its_share_whatever_it_computes() -> None:
-    (share,) = held(WORK, 170.0, InlineRuntime(threads=1), CLUSTER)
+    (share,) = resource_use(WORK, 170.0, InlineRuntime(threads=1), CLUSTER)
     assert share == {"what": "trial", "workers": 1, "cpus": 2.0, "gpus": 0.25, "seconds": 170.0}
 
 
 class Workers(InlineRuntime):
     """Computes here, and notes which workers a fit would have had."""
 
-    alone = False
+    in_process = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ def test_a_fit_that_is_stuck_before_its_first_step_says_so(
 
 def test_one_process_alone_has_the_gpu_to_itself_while_it_computes_there() -> None:
     inline = CLUSTER.model_copy(update={"runtime": "inline"})
-    held_by = {one["what"]: one for one in held(WORK, 170.0, InlineRuntime(), inline)}
+    held_by = {one["what"]: one for one in resource_use(WORK, 170.0, InlineRuntime(), inline)}
     assert [held_by[name]["workers"] for name in ("embed", "fit")] == [1, 1]
     assert [held_by[name]["gpus"] for name in ("embed", "decode", "fit")] == [1.0, 0.0, 1.0]
 

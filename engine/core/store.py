@@ -56,7 +56,7 @@ _CLIENTS = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "azure", "a
 _TRANSIENT = (errno.EIO, errno.EBUSY, errno.ETIMEDOUT, errno.ECONNRESET, errno.EAGAIN)
 
 
-def may_pass(error: OSError) -> bool:
+def is_transient(error: OSError) -> bool:
     """Time-outs, dropped connections and 5xx replies may pass; full disks, 403 and missing buckets
     will not."""
     return isinstance(error, TimeoutError | ConnectionError) or error.errno in _TRANSIENT
@@ -83,7 +83,7 @@ def _guarded(operation: Callable[P, T]) -> Callable[P, T]:
                     raise
                 if reading and isinstance(error, FileNotFoundError):
                     raise _absence(operation.__name__, args, error) from error
-                if may_pass(error) and attempt + 1 < ATTEMPTS:
+                if is_transient(error) and attempt + 1 < ATTEMPTS:
                     back_off(attempt)
                     continue
                 raise _fault(operation.__name__, args, error.strerror or str(error)) from error

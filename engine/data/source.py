@@ -16,7 +16,7 @@ from typing import IO, Any, TypeVar, cast
 import fsspec
 
 from engine.core.errors import DataError, StorageError
-from engine.core.store import ATTEMPTS, back_off, may_pass
+from engine.core.store import ATTEMPTS, back_off, is_transient
 from engine.data.images import MAX_BYTES, Rejected
 
 # ENXIO: a socket or a pipe without a reader. ENAMETOOLONG, ELOOP: names from a hostile table.
@@ -121,7 +121,7 @@ class Source:
                 if reason := self._refusal(error):
                     raise Rejected(reason, f"{uri[:100]}: {error.strerror}") from None
                 # A fault of the storage is none of the image's: it must not be set aside for it.
-                if may_pass(error) and attempt + 1 < ATTEMPTS:
+                if is_transient(error) and attempt + 1 < ATTEMPTS:
                     back_off(attempt)
                     continue
                 raise self._fault(uri, error) from error

@@ -88,7 +88,7 @@ def run(
                 told = time.monotonic()
                 context.report(done, steps, **means)
         if look is not None and context.rank == 0 and done in _looks(steps):
-            context.show(done, look())
+            context.save_sample(done, look())
         # At the very end the weights themselves are written.
         if (done % checkpoint_every == 0 and done < steps) or (keep_last and done == steps):
             context.save_checkpoint(done, trainable.tensors(), {"history": history, "sums": sums})

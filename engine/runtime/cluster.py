@@ -40,7 +40,7 @@ class RayRuntime:
     any more.
     """
 
-    alone: ClassVar[bool] = False
+    in_process: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -291,7 +291,7 @@ def _init(**options: Any) -> None:
     """`ray.init`, without output and without its signal handlers."""
     import ray
 
-    with _without_stderr(), interrupts.handlers_kept():
+    with _without_stderr(), interrupts.preserved_handlers():
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
 
 

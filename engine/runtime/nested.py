@@ -8,7 +8,7 @@ from functools import partial
 
 import ray
 
-from engine.core.errors import EngineError, StorageError, in_a_line
+from engine.core.errors import EngineError, StorageError, one_line
 from engine.runtime.base import Trial
 from engine.runtime.cluster import RayRuntime, ray_error_text
 from engine.runtime.inline import InlineRuntime
@@ -51,7 +51,7 @@ class Nested(RayRuntime):
                 result()
             except Exception as error:
                 # The others go on: what they compute is there for the next attempt.
-                told = EngineError(f"{name} failed: {in_a_line(error)}")
+                told = EngineError(f"{name} failed: {one_line(error)}")
                 own = ray_error_text(error) or told
                 # Storage that fails is no fault of a setting, whatever else fails beside it.
                 if failed is None or isinstance(own, StorageError):

@@ -15,7 +15,7 @@ from typing import Any
 from ray import tune
 from ray.tune import Result
 
-from engine.core.errors import EngineError, StorageError, in_a_line
+from engine.core.errors import EngineError, StorageError, one_line
 from engine.core.interrupts import off_main_thread
 from engine.runtime.base import Runtime, Trial
 from engine.runtime.cluster import ray_error_text
@@ -78,7 +78,7 @@ def search(
             if alone:
                 raise
             # Ray Train has tried again as often as it may.
-            return {_REFUSED: f"{config['name']} failed: {in_a_line(error)}"}
+            return {_REFUSED: f"{config['name']} failed: {one_line(error)}"}
         return figures or {"done": 1.0}
 
     per_trial = {"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})}
@@ -117,7 +117,7 @@ def search(
         if (error := result.error) is not None:
             if (own := ray_error_text(error)) is not None:
                 raise own from None
-            raise EngineError(f"{name} failed: {in_a_line(error)}") from error
+            raise EngineError(f"{name} failed: {one_line(error)}") from error
     for result in results.values():
         if (refusal := (result.metrics or {}).get(_REFUSED)) is not None:
             raise EngineError(refusal)

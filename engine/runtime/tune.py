@@ -19,7 +19,7 @@ from ray import tune as ray_tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search import Searcher
 
-from engine.core.errors import StorageError, in_a_line
+from engine.core.errors import StorageError, one_line
 from engine.core.interrupts import off_main_thread
 from engine.runtime.base import Outcome, Runtime, Try
 from engine.runtime.cluster import ray_error_text
@@ -128,7 +128,7 @@ def tune(
             raise  # may be gone at the next attempt
         except Exception as error:
             # Another attempt would come to the same: Tune is not told of a failure.
-            told = {_VALUE: float("-inf"), _STEPS: 0, _ERROR: in_a_line(error)}
+            told = {_VALUE: float("-inf"), _STEPS: 0, _ERROR: one_line(error)}
             ray_tune.report(told)
 
     held = {"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})}

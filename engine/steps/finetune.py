@@ -21,7 +21,7 @@ from engine.data.images import Preprocess
 from engine.generators import TrainingImages
 from engine.sections import GeneratorField
 from engine.steps import StepKind
-from engine.work.fit import LOOKS, FitContext
+from engine.work.fit import SAMPLES, FitContext
 
 
 class FinetuneSpec(Spec):
@@ -76,10 +76,10 @@ class Finetune(StepKind):
         generator = resolve("generators", spec.generator.name)(spec.generator, spec.preprocess)
         outside = dict(generator.outside())
         store, step = context.store, context.step
-        shown = store.location(store.join(store.work(step.key), LOOKS))
+        shown = store.location(store.join(store.work(step.key), SAMPLES))
         context.say(f"pictures of what it can make appear in {shown}")
         parts, metrics = context.fit(train, "steps", outside)
-        looks = [part.key for part in parts if part.tags["file"].startswith(f"{LOOKS}/")]
+        looks = [part.key for part in parts if part.tags["file"].startswith(f"{SAMPLES}/")]
         if looks:
             # Checkpoints go when the step is done, and the folder with them.
             context.say(f"the last of them: {store.location(looks[-1])}")

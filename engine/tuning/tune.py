@@ -20,7 +20,7 @@ import numpy as np
 import yaml
 
 from engine.core import rows
-from engine.core.errors import EngineError, StorageError, StudyError, in_a_line
+from engine.core.errors import EngineError, StorageError, StudyError, one_line
 from engine.core.manifest import Manifest, read_manifest
 from engine.core.progress import say
 from engine.core.sealed import seal, unseal
@@ -321,7 +321,7 @@ def prepare(
         except StorageError:
             raise  # no fault of the settings that need it
         except Exception as error:
-            broken[step.key] = in_a_line(error)
+            broken[step.key] = one_line(error)
     return broken
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _KEEP = 2
 # Folder of the pictures that a training shows of itself.
-LOOKS = "looks"
+SAMPLES = "looks"
 
 
 @dataclass
@@ -88,7 +88,7 @@ class FitContext:
         weights."""
         if self.rank == 0:
             name = f"{self.name}-{step:08d}.png" if self.name else f"{step:08d}.png"
-            self.store.put(self.store.join(self.work, LOOKS, name), picture)
+            self.store.put(self.store.join(self.work, SAMPLES, name), picture)
 
     def save_checkpoint(self, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Write a checkpoint of rank 0 and drop all but the newest two."""
@@ -140,9 +140,9 @@ class FitContext:
             for path in folder.rglob("*")
             if path.is_file()
         }
-        for key in self.store.listing(self.store.join(self.work, LOOKS)):
+        for key in self.store.listing(self.store.join(self.work, SAMPLES)):
             read = functools.partial(self.store.read, key)
-            files[self.store.join(LOOKS, key.rpartition("/")[2])] = read
+            files[self.store.join(SAMPLES, key.rpartition("/")[2])] = read
         parts = []
         for relative in sorted(files):
             path = PurePosixPath(relative)

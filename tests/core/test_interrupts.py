@@ -19,7 +19,7 @@ from engine.core.interrupts import (
     Terminated,
     end_now,
     exit_code,
-    handlers_kept,
+    preserved_handlers,
     iterate_off_main_thread,
     off_main_thread,
     received,
@@ -252,7 +252,7 @@ def test_codes_are_those_of_a_shell() -> None:
 
 def test_handlers_are_given_back() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with handlers_kept():
+    with preserved_handlers():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     assert signal.getsignal(signal.SIGTERM) is before
 
