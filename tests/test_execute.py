@@ -105,7 +105,7 @@ def test_a_fit_that_is_stuck_before_its_first_step_says_so(
     )  # fmt: skip
     with pytest.raises(LookupError):
         context.fit(print, "steps")
-    assert log.getvalue().startswith("  finetune: nothing new for 0 s; not started yet")
+    assert log.getvalue().startswith("  finetune: no progress for 0 s; not started yet")
 
 
 def test_one_process_alone_has_the_gpu_to_itself_while_it_computes_there() -> None:

@@ -124,7 +124,7 @@ class Bar:
         while not self._ended.wait(max(0.0, self.news + self.silence - time.monotonic())):
             with self._lock:
                 silent = time.monotonic() - self.news
-                if silent < self.silence or self._ended.is_set():  # it ended while we waited
+                if silent < self.silence or self._ended.is_set():
                     continue
                 self.silence *= 2
                 state = "not started yet"

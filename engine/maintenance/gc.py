@@ -33,9 +33,9 @@ def find_garbage(store: Store, limit: float) -> Garbage:
     `StorageError` where a record is damaged: nobody knows what it names."""
     # Files first: what is written between the two is then either named or too young.
     ages = {
-        key: changed
+        key: modified
         for prefix in ("steps", "generated", "work", "probe", "previews", "pages")
-        for key, changed in store.changed(prefix).items()
+        for key, modified in store.modified_times(prefix).items()
     }
     inventory = take_inventory(store)
     if inventory.damaged:

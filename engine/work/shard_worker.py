@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from engine.core import rows
 from engine.core.errors import DataError, EngineError, StorageError
-from engine.core.shards import OK, Shard, ShardSet, column, installed
+from engine.core.shards import OK, Shard, ShardSet, column, installed_versions
 from engine.core.store import Store, attempt_name
 from engine.work.attendance import HUNG, Attendance, History, Pace, Piece, Unattended
 from engine.work.memory import keep_freed_memory
@@ -64,7 +64,8 @@ class ShardWorker:
 
             if torch.cuda.is_available():
                 self._machine = torch.cuda.get_device_name()
-        self._software = installed("torch", "diffusers", "transformers")
+        versions = installed_versions("torch", "diffusers", "transformers")
+        self._software = ", ".join(f"{name} {version}" for name, version in versions.items())
 
     def __call__(self, tasks: Sequence[Shard]) -> Iterator[dict[str, Any]]:
         """Compute `tasks`; yields a summary of each as soon as it is committed.
@@ -73,7 +74,7 @@ class ShardWorker:
         """
         missing: list[Shard] = []
         for shard in tasks:
-            if (commit := self.shards.standing(shard.name)) is None:
+            if (commit := self.shards.find_commit(shard.name)) is None:
                 missing.append(shard)
             else:
                 yield _summary(shard, commit.status, won=False)

@@ -42,7 +42,7 @@ def test_temporary_files_of_other_writers_are_not_listed(tmp_path) -> None:
     (tmp_path / "looks" / "2.png.0123456789abcdef.tmp").write_bytes(b"half")
     assert store.listing("looks") == ["looks/1.png"]
     # Who looks for what is left behind sees them.
-    assert sorted(store.changed("looks")) == ["looks/1.png", "looks/2.png.0123456789abcdef.tmp"]
+    assert sorted(store.modified_times("looks")) == ["looks/1.png", "looks/2.png.0123456789abcdef.tmp"]
 
 
 def test_put_if_absent_keeps_the_first(store: Store) -> None:

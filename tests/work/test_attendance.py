@@ -437,7 +437,7 @@ def test_a_machine_that_fails_after_good_shards_ends_the_stream(tmp_path, batch_
         restarted(
             store, Lethal(fates), planned, Register("paint", RESOURCES), batch_size=batch_size
         )
-    assert ShardSet(store, "set").standing("s0") is not None
+    assert ShardSet(store, "set").find_commit("s0") is not None
 
 
 def test_rows_that_kill_among_good_ones_do_not_end_the_stream(tmp_path) -> None:
