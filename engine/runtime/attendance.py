@@ -125,7 +125,7 @@ class RayAttendance:
         self._end_after(self.resources.hang_first)
 
     def _end_after(self, seconds: float) -> None:
-        self.rest()
+        self.unwatch()
         try:
             self._path.unlink(missing_ok=True)
             # Its name is known to others: a link that somebody put there is not followed.
@@ -136,7 +136,7 @@ class RayAttendance:
             self._trace = open(os.devnull, "wb")
         faulthandler.dump_traceback_later(seconds, exit=True, file=self._trace)
 
-    def rest(self) -> None:
+    def unwatch(self) -> None:
         faulthandler.cancel_dump_traceback_later()
         if self._trace is not None:
             self._trace.close()

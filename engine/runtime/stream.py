@@ -46,7 +46,7 @@ class _Actor:
             # Of what is raised here Ray keeps the text alone, a traceback.
             self.failed = error
         finally:
-            attendance.rest()
+            attendance.unwatch()
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         if self.failed is not None:

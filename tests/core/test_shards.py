@@ -228,5 +228,5 @@ def test_an_exception_leaves_earlier_shards_committed_and_the_broken_one_not(sto
 
 
 def test_a_plan_whose_rows_changed_is_refused(store: Store) -> None:
-    with pytest.raises(StorageError, match="5 rows where 7 were planned"):
+    with pytest.raises(StorageError, match="has 5 rows, planned were 7"):
         run(store, Paint(), [shard(0, 7)])

@@ -96,7 +96,7 @@ def test_the_watch_s_file_lies_in_the_session_folder_of_ray(
     attendance.arrive()
     attendance.watch_long()
     assert [path.name for path in session.iterdir()] == ["engine-watch-actor"]
-    attendance.rest()
+    attendance.unwatch()
     assert list(session.iterdir()) == []
 
 
@@ -118,6 +118,6 @@ class DiesInLoad:
 def test_workers_that_die_while_loading_end_the_stream(runtime: RayRuntime, tmp_path: Path) -> None:
     context = make_context(Store(str(tmp_path)), runtime, QUICK)
     with pytest.raises(
-        EngineError, match=r"^the workers of stage generate died 5 times while load"
+        EngineError, match=r"^stage generate: its workers died 5 times while load"
     ):
         compute(context, plan(8, 8), DiesInLoad())

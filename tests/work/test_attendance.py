@@ -96,7 +96,7 @@ class Attended:
         self.watched.append("long")
         self.watching = True
 
-    def rest(self) -> None:
+    def unwatch(self) -> None:
         self.watched.append("")
         self.watching = False
 
@@ -253,13 +253,13 @@ class NeedsEveryRow(Lethal):
 
 def test_stages_that_set_no_row_aside_name_the_row_that_kills(tmp_path) -> None:
     store = Store(str(tmp_path))
-    with pytest.raises(DataError, match=r"stage paint: 0-3 \(shard s0\) killed its worker twice"):
+    with pytest.raises(DataError, match=r"stage paint: row 0-3 \(shard s0\) killed its worker twice"):
         restarted(store, NeedsEveryRow({"0-3": Death}), [shard(0, 8)], Register("paint", RESOURCES))
 
 
 def test_where_no_row_comes_through_the_rows_are_not_blamed(tmp_path) -> None:
     fates = {f"0-{row}": Death for row in range(16)}
-    with pytest.raises(EngineError, match="the rows are not the cause"):
+    with pytest.raises(EngineError, match="the rows are probably not the cause"):
         restarted(Store(str(tmp_path)), Lethal(fates), [shard(0, 16)], Register("paint", RESOURCES))
 
 
@@ -267,7 +267,7 @@ def test_deaths_outside_of_rows_end_the_stream(tmp_path) -> None:
     def unreadable(store: Store, task: Mapping[str, Any]) -> pa.Table:
         raise Death
 
-    with pytest.raises(EngineError, match="died 5 times while they read or stored the shard s0"):
+    with pytest.raises(EngineError, match="died 5 times while reading or storing shard s0"):
         restarted(
             Store(str(tmp_path)), Lethal({}), [shard(0, 8)], Register("paint", RESOURCES),
             rows_of=unreadable,
@@ -335,7 +335,7 @@ def test_processes_that_die_while_loading_are_counted_until_one_has_loaded() -> 
         register.loaded("b", f"again-{number}")
     stop = register.arrive("a", "again-5", "node-5", None)
     assert stop.startswith(
-        "the workers of stage paint died 9 times while loading (the last on node-4)"
+        "stage paint: its workers died 9 times while loading (the last on node-4)"
     )
 
 
@@ -433,7 +433,7 @@ def test_pieces_are_watched_and_so_is_storage_between_them(tmp_path) -> None:
 def test_a_machine_that_fails_after_good_shards_ends_the_stream(tmp_path, batch_size: int) -> None:
     store, planned = Store(str(tmp_path)), [shard(number, batch_size) for number in range(9)]
     fates = {f"{number}-{row}": Death for number in range(1, 9) for row in range(batch_size)}
-    with pytest.raises(EngineError, match=r"died on 8 rows in a row, .*not the cause"):
+    with pytest.raises(EngineError, match=r"died on 8 consecutive rows .*not the cause"):
         restarted(
             store, Lethal(fates), planned, Register("paint", RESOURCES), batch_size=batch_size
         )
