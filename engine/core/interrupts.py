@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 # Seconds for closing. `ray job stop` sends SIGKILL 3 s after SIGTERM.
 GRACE: Mapping[int, float] = {signal.SIGINT: 5.0, signal.SIGTERM: 2.0}
-INTERRUPTED = "interrupted: the same command continues from what is committed"
+INTERRUPTED = "interrupted: run the same command again to continue from the committed results"
 
 # Clears the line of a progress bar and shows the cursor that it hid.
 _RESET_TERMINAL = b"\r\x1b[K\x1b[?25h"

@@ -54,7 +54,7 @@ def test_an_absent_gpu_is_refused_and_taken_cpus_are_waited_for(ray_with, worker
     import ray
 
     runtime, lines = ray_with()
-    with pytest.raises(StudyError, match=r"^profile: stages\.gpus: 1 asked, this Ray has 0"):
+    with pytest.raises(StudyError, match=r"^profile: stages\.gpus: 1 requested, this Ray has 0"):
         runtime.stream(worker, [Shard("s", 2, {}, {})], StageResources(gpus=1))
 
     class Holder:
@@ -93,5 +93,5 @@ def test_a_long_temporary_folder_is_no_obstacle(image_folder: Any, tmp_path: Pat
         env={**os.environ, "TMPDIR": str(long)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert f"TMPDIR {long} is too long for Ray's sockets; /tmp is used for Ray" in done.stderr
+    assert f"TMPDIR {long} is too long for Ray's sockets; using /tmp for Ray" in done.stderr
     assert not list(long.iterdir())

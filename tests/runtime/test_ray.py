@@ -27,7 +27,8 @@ from engine.generators.dcgan import DcganSpec
 from engine.generators.ddpm import DdpmSpec
 from engine.generators.diffusion import DiffusionSpec
 from engine.generators.pggan import PgganSpec
-from engine.runtime.cluster import RayRuntime, ray_error_text
+from engine.runtime.cluster import RayRuntime
+from engine.runtime.errors import find_engine_error
 from engine.work.fit import FitContext, read_result
 from engine.work.resources import FitResources, StageResources, TrialResources
 from engine.work.shard_worker import ShardWorker
@@ -210,8 +211,8 @@ def test_of_workers_that_fail_one_is_told_of_that_would_fail_again() -> None:
             0: StorageError("gone"), 1: RuntimeError("elsewhere"), 2: DataError("no image"),
         }  # fmt: skip
 
-    assert str(ray_error_text(Failed())) == "no image"
-    assert ray_error_text(RuntimeError("elsewhere")) is None
+    assert str(find_engine_error(Failed())) == "no image"
+    assert find_engine_error(RuntimeError("elsewhere")) is None
 
 
 @dataclass

@@ -145,7 +145,7 @@ def test_where_the_temporary_folder_is_too_long_a_short_one_is_used(tmp_path: Pa
     assert parent_for_sockets(long, lines.append, ["/nowhere", "/tmp"]) == Path("/tmp")
     (line,) = lines
     assert line.startswith(f"TMPDIR {long} is too long")
-    assert line.endswith("/tmp is used for Ray")
+    assert line.endswith("using /tmp for Ray")
 
 
 def test_where_there_is_no_short_one_the_line_names_the_variable(tmp_path: Path) -> None:

@@ -112,11 +112,11 @@ def test_a_process_that_dies_as_it_takes_the_next_trial_costs_no_trial(
 @pytest.mark.parametrize(
     ("asked", "why"),
     [
-        ({"cpus": 8}, r"^profile: trial\.cpus: 8 asked, this Ray has 4; .* raise num_cpus$"),
-        ({"gpus": 0.5}, r"^profile: trial\.gpus: 0\.5 asked, this Ray has 0; ask for fewer$"),
+        ({"cpus": 8}, r"^profile: trial\.cpus: 8 requested, this Ray has 4; .* raise num_cpus$"),
+        ({"gpus": 0.5}, r"^profile: trial\.gpus: 0\.5 requested, this Ray has 0; request fewer$"),
         (
             {"cpus": 1.5, "workers": 3},
-            r"^profile: trial\.cpus: 1\.5 by each of 3 workers asked, this Ray has 4; .* num_cpus$",
+            r"^profile: trial\.cpus: 1\.5 for each of 3 workers requested, this Ray has 4; .* num_cpus$",
         ),
     ],
 )
@@ -136,7 +136,7 @@ def test_a_private_ray_refuses_trials_that_it_cannot_hold(
     started: dict[str, Runtime], tmp_path: Path
 ) -> None:
     ray, large = started["ray"], TrialResources(cpus=8)
-    store, why = Store(str(tmp_path)), r"trial\.cpus: 8 asked, this Ray has 4"
+    store, why = Store(str(tmp_path)), r"trial\.cpus: 8 requested, this Ray has 4"
     with pytest.raises(StudyError, match=why):
         ray.search(Fails(store, ""), ["train.real.0"], large, list[str]().append)
     proposals = Proposals({"x": (1, 2)}, "grid", 2, seed=0)
