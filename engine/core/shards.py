@@ -252,7 +252,7 @@ class ShardSet:
         tombstone = self.commit_key(name, generation).removesuffix("json") + "tombstone"
         self.store.put_if_absent(tombstone, b"")
 
-    def keep_only(self, keys: Iterable[str]) -> None:
+    def retain(self, keys: Iterable[str]) -> None:
         """Delete all parts except these, and void the commits that name a deleted part. Nobody else
         may use the set meanwhile."""
         kept = set(keys)

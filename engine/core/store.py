@@ -141,8 +141,8 @@ class Store:
         except Exception as error:  # an unknown protocol or a missing library
             text = " ".join(str(error).split())[:200]
             raise StudyError(
-                f"profile: storage: cannot open {url!r}: {text}; name a local folder, or a URL whose"
-                " fsspec driver is installed"
+                f"profile: storage: cannot open {url!r}: {text}; name a local folder, or a URL with"
+                " an installed fsspec driver"
             ) from None
 
     def _open(self) -> None:

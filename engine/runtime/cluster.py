@@ -198,7 +198,7 @@ class RayRuntime:
         # #53727), and its raylets (such as each retry of a lost worker's task).
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "^")
-        # Keeps the working directory in fits and trials, because a study's paths are relative to it.
+        # Keeps the working directory in fits and trials: a study's paths are relative to it.
         os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         if local:
@@ -217,8 +217,8 @@ class RayRuntime:
         except (ConnectionError, RuntimeError, ValueError) as error:
             text = " ".join(str(error).split())[:300]
             raise StudyError(
-                f"profile: address: cannot reach Ray at {self.address!r} ({text}); check the address"
-                " and that the cluster runs, or use local"
+                f"profile: address: cannot reach Ray at {self.address!r} ({text}); check the"
+                " address and that the Ray cluster runs, or use local"
             ) from None
 
     def _start_local(self) -> None:

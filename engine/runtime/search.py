@@ -1,8 +1,9 @@
 """Trials on Ray Tune.
 
 A trial computes a step of the study in its own process, which is reused for the next trial. With
-several workers, Ray Train computes the step and the trial reserves no CPU (`engine.runtime.nested`).
-Results are in the store, so Tune's own state is discarded and never restored.
+several workers, Ray Train computes the step and the trial reserves no CPU
+(`engine.runtime.nested`). Results are in the store, so Tune's own state is discarded and never
+restored.
 """
 
 from __future__ import annotations

@@ -150,7 +150,7 @@ class ObjectStoreShare:
             # In a thread: while a task's main thread waits for Ray, Ray lends out its CPUs, and too
             # many tasks would train at once.
             with ThreadPoolExecutor(1) as pool:
-                answer: Answer = pool.submit(ray.get, self.cache.ask.remote(key)).result()
+                answer = pool.submit(_answer, self.cache.ask.remote(key)).result()
             if answer.kind == "stored":
                 return _read(answer)
         except RayError:
@@ -168,7 +168,7 @@ class ObjectStoreShare:
             return array, ids
         try:
             # asarray: pickle would copy each byte of a memory-mapped file through the heap.
-            reply: Any = ray.get(self.cache.keep.remote(key, np.asarray(array), ids))
+            reply = _answer(self.cache.keep.remote(key, np.asarray(array), ids))
             return _read(reply) if reply.kind == "stored" else (array, ids)
         except ObjectStoreFullError:
             self.cache.refuse.remote(key, array.nbytes)
@@ -193,6 +193,12 @@ class ObjectStoreShare:
         finally:
             ended.set()
             renewer.join()
+
+
+def _answer(reference: Any) -> Answer:
+    answer: Any = ray.get(reference)
+    assert isinstance(answer, Answer)
+    return answer
 
 
 def _read(answer: Answer) -> Arrays:

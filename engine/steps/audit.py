@@ -97,7 +97,7 @@ class Audit(StepKind):
         ]
         # Vectors are kept for the next audit, those of files that are gone are not.
         vectors_kept = {part.key for part in work.embedded_in}
-        ShardSet(context.store, context.store.join(context.prefix, EMBEDDED)).keep_only(vectors_kept)
+        ShardSet(context.store, context.store.join(context.prefix, EMBEDDED)).retain(vectors_kept)
         counts = Counter(finding.kind for finding in look.findings)
         context.notes["timings"] = {name: round(value, 1) for name, value in work.seconds.items()}
         return Result(

@@ -98,7 +98,8 @@ class FitContext:
         from safetensors.torch import save
 
         data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-        key = self.store.join(self._checkpoint_prefix, self.attempt, f"checkpoint-{step:08d}.safetensors")
+        name = f"checkpoint-{step:08d}.safetensors"
+        key = self.store.join(self._checkpoint_prefix, self.attempt, name)
         # Data first, then the record: a new attempt may write the same step again.
         self.store.put(key, data)
         record = {

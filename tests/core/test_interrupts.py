@@ -19,9 +19,9 @@ from engine.core.interrupts import (
     Terminated,
     end_now,
     exit_code,
-    preserved_handlers,
     iterate_off_main_thread,
     off_main_thread,
+    preserved_handlers,
     received,
 )
 

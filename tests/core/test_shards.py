@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -81,7 +82,11 @@ def test_discard_voids_a_commit_and_the_next_generation_counts(store: Store) -> 
     assert shards.committed() == {}
     assert shards.commit(shard(1), table(1, b"again"), [OK] * 5, {})
     assert shards.committed() == {"s1": 1}
-    assert shards.collect([shard(1)])[0].sha256 != ()
+    (commit,) = shards.collect([shard(1)])
+    (stored,) = store.tables([commit.data.key])
+    first = stored[rows.IMAGE][0]["bytes"].as_py()
+    assert first == b"again" + ids(1)[0].encode()
+    assert commit.sha256[0] == hashlib.sha256(first).hexdigest()[:32]
 
 
 def test_another_fingerprint_is_refused_and_the_difference_named(store: Store) -> None:

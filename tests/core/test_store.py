@@ -42,7 +42,9 @@ def test_temporary_files_of_other_writers_are_not_listed(tmp_path) -> None:
     (tmp_path / "looks" / "2.png.0123456789abcdef.tmp").write_bytes(b"half")
     assert store.listing("looks") == ["looks/1.png"]
     # Who looks for what is left behind sees them.
-    assert sorted(store.modified_times("looks")) == ["looks/1.png", "looks/2.png.0123456789abcdef.tmp"]
+    assert sorted(store.modified_times("looks")) == [
+        "looks/1.png", "looks/2.png.0123456789abcdef.tmp"
+    ]  # fmt: skip
 
 
 def test_put_if_absent_keeps_the_first(store: Store) -> None:
@@ -79,7 +81,7 @@ def test_put_replaces_as_a_whole(store: Store) -> None:
     store.put("page", b"old and long")
     store.put("page", b"new")
     assert store.read("page") == b"new"
-    assert store.listing("") == ["page"] or store.listing("page") or store.exists("page")
+    assert store.size("page") == 3
 
 
 def test_delete_is_quiet_about_what_is_not_there(store: Store) -> None:

@@ -104,6 +104,6 @@ def test_a_lost_head_or_raylet_is_one_line_and_exit_one(
     assert job.process.returncode == 1, rest
     last = rest.splitlines()[-1]
     assert last.startswith(f"error: {name} at ")
-    assert last.endswith("stopped answering; run the same command again to continue from the committed results")
+    assert "stopped answering; run the same command again" in last
     assert "Traceback" not in rest
     assert "state-dump" not in rest

@@ -93,7 +93,7 @@ def test_optuna_learns_and_goes_on_after_a_kill_as_if_there_had_been_none() -> N
 
     def search(count: int, known: dict[int, Settings]) -> list[Settings]:
         found = []
-        proposals = Proposals(SPACE, "optuna", count, seed=2, known=known, note=known.__setitem__)
+        proposals = Proposals(SPACE, "optuna", count, seed=2, known=known, on_new=known.__setitem__)
         while (one := proposals.ask()) is not None:
             found.append(one[1])
             proposals.tell(one[0], optimum(one[1]) if one[0] else None)

@@ -26,7 +26,7 @@ from engine.runtime.inline import InlineRuntime
 from engine.steps.search import trial_steps
 from engine.study import Study, apply_sets, validate
 from engine.tuning.proposals import Halving, Proposals, Rung, Settings
-from engine.tuning.tune import Setting, Tried, tune, tuned_study
+from engine.tuning.tune import StudyVariants, TuningResult, tune, tuned_study
 from engine.work.resources import TrialResources
 
 Values = dict[str, Any]
@@ -48,7 +48,7 @@ def written(bars_study: Callable[..., Study]) -> Callable[..., Values]:
 
 
 @pytest.fixture
-def tried(store: Store, profile: Profile) -> Callable[[Values], Tried]:
+def tried(store: Store, profile: Profile) -> Callable[[Values], TuningResult]:
     return lambda values: tune(values, store, InlineRuntime(), profile)
 
 
@@ -212,7 +212,7 @@ def test_storage_that_fails_ends_the_run_and_no_setting(
 def test_where_all_fail_it_says_why(written, tried) -> None:
     values = written({"request.ratio_by_class.down": [40, 50]}, arm="more by class")
     values["request"] = {"ratio_by_class": {"down": 30}, "classes": ["down"], "shard_size": 16}
-    with pytest.raises(EngineError, match=r"none of 3 settings could be computed: request: "):
+    with pytest.raises(EngineError, match=r"none of 3 settings finished: request: "):
         tried(values)
 
 
@@ -235,40 +235,40 @@ def test_asha_trains_with_few_steps_first(written, store: Store, profile: Profil
     ("knobs", "fields", "why"),
     [
         ({}, {}, r"tune\.knobs: name the fields to try"),
-        ({"seed": [1, 2]}, {}, "seed is no setting"),
-        ({"search.ratios": [[1], [2]]}, {}, r"search\.ratios is no setting"),
-        ({"evaluate.margin": [0.1, 0.2]}, {}, r"evaluate\.margin is no setting"),
-        ({"split.val": [0.1, 0.2]}, {}, r"split\.val is no setting"),
-        ({"reader.root": ["a", "b"]}, {}, r"reader\.root is no setting"),
-        ({"preprocess.size": [8, 16]}, {}, r"preprocess\.size is no setting"),
-        ({"training.objective": ["accuracy", "macro_f1"]}, {}, "what settings are compared by"),
-        ({"training.steps": [5, 9]}, {"scheduler": "asha"}, "asha gives each setting its steps"),
-        ({"seed": [1, 2]}, {"scheduler": "asha"}, "ASHA is never over arm, ratio or seed"),
-        ({"search.ratios": [[1], [2]]}, {"scheduler": "asha"}, "never over arm, ratio or seed"),
-        ({"search.arms": [[], ["mixup"]]}, {"scheduler": "asha"}, "never over arm, ratio or seed"),
-        ({"request": [{"ratio": 1}, {"ratio": 2}]}, {"scheduler": "asha"}, "never over arm, ratio"),
-        ({"request.ratio": [1, 2]}, {"scheduler": "asha"}, r"request\.ratio changes what an arm"),
-        ({"request.balance_to": [9, 20]}, {"scheduler": "asha"}, "ASHA is never over arm, ratio"),
-        ({"request.per_class": [9, 20]}, {"scheduler": "asha"}, "ASHA is never over arm, ratio"),
+        ({"seed": [1, 2]}, {}, "seed cannot be tuned"),
+        ({"search.ratios": [[1], [2]]}, {}, r"search\.ratios cannot be tuned"),
+        ({"evaluate.margin": [0.1, 0.2]}, {}, r"evaluate\.margin cannot be tuned"),
+        ({"split.val": [0.1, 0.2]}, {}, r"split\.val cannot be tuned"),
+        ({"reader.root": ["a", "b"]}, {}, r"reader\.root cannot be tuned"),
+        ({"preprocess.size": [8, 16]}, {}, r"preprocess\.size cannot be tuned"),
+        ({"training.objective": ["accuracy", "macro_f1"]}, {}, "settings are compared by"),
+        ({"training.steps": [5, 9]}, {"scheduler": "asha"}, "ASHA chooses the steps"),
+        ({"seed": [1, 2]}, {"scheduler": "asha"}, "ASHA must not compare arms, ratios or seeds"),
+        ({"search.ratios": [[1], [2]]}, {"scheduler": "asha"}, "not compare arms, ratios"),
+        ({"search.arms": [[], ["mixup"]]}, {"scheduler": "asha"}, "not compare arms, ratios"),
+        ({"request": [{"ratio": 1}, {"ratio": 2}]}, {"scheduler": "asha"}, "not compare arms"),
+        ({"request.ratio": [1, 2]}, {"scheduler": "asha"}, r"request\.ratio changes the arms"),
+        ({"request.balance_to": [9, 20]}, {"scheduler": "asha"}, "ASHA must not compare arms"),
+        ({"request.per_class": [9, 20]}, {"scheduler": "asha"}, "ASHA must not compare arms"),
         (
             {"request.ratio_by_class.down": [1, 2]},
             {"scheduler": "asha"},
-            "ASHA is never over arm, ratio or seed",
+            "ASHA must not compare arms, ratios or seeds",
         ),
         (
             {"request.class_groups.rare": [["down"], ["across"]]},
             {"scheduler": "asha"},
-            "ASHA is never over arm, ratio or seed",
+            "ASHA must not compare arms, ratios or seeds",
         ),
         ({RATE: [0.1, -1]}, {}, r"training\.learning_rate=-1: training\.learning_rate: must be"),
         ({"training.lerning": [1, 2]}, {}, r"training\.lerning: no such field"),
         ({"generators.less.rotate": [1, 2]}, {}, r"generators\.less: must name its plugin"),
-        ({"cluster.k": [1, 2]}, {}, r"cluster\.k changes nothing that real is trained on"),
-        ({RATE: [1e-3, 1e-2]}, {"arm": "mroe x1"}, "there is no arm 'mroe x1'; there are real, "),
-        ({RATE: [1e-3, 1e-2]}, {"arm": None}, r"tune\.arm: name one to judge by; there are real, "),
+        ({"cluster.k": [1, 2]}, {}, r"cluster\.k does not affect the training of arm real"),
+        ({RATE: [1e-3, 1e-2]}, {"arm": "mroe x1"}, "no arm 'mroe x1'; choose one of real, "),
+        ({RATE: [1e-3, 1e-2]}, {"arm": None}, r"tune\.arm: name the arm to tune; choose "),
         ({RATE: {"low": 1e-3, "high": 0.1}}, {}, r"tune\.knobs\.training\.learning_rate: a grid"),
         ({RATE: [1e-3, 1e-2]}, {"trials": 3}, r"tune\.trials: a grid tries every setting"),
-        ({RATE: [1e-3, 1e-2]}, {"seeds": 3}, r"tune\.seeds: 3: search\.seeds has 2"),
+        ({RATE: [1e-3, 1e-2]}, {"seeds": 3}, r"tune\.seeds: 3 is more than search\.seeds \(2\)"),
         ({"training": [{}, {"steps": 2}], RATE: [0.1, 0.2]}, {}, "is a part of training"),
     ],
 )
@@ -295,8 +295,8 @@ def test_of_the_section_the_number_of_settings_alone_enters_a_key(bars_study) ->
 
 def test_rungs_are_trainings_of_the_arm_alone(written, store: Store, profile: Profile) -> None:
     study = validate(Study, written({CONFIDENCE: [0.5, 0.8]}), "study")
-    one = Setting(study.model_dump(mode="json"), study.tune, store, profile)
-    (few,), (all_steps,) = one.classifiers({}, 3), one.classifiers({})
+    variants = StudyVariants(study.model_dump(mode="json"), study.tune, store, profile)
+    (few,), (all_steps,) = variants.classifiers({}, 3), variants.classifiers({})
     assert (few.spec.training.steps, all_steps.spec.training.steps) == (3, 12)
     assert few.inputs["mix"].key == all_steps.inputs["mix"].key
 
@@ -306,25 +306,25 @@ def test_null_is_a_value_that_is_tried_and_kept(written, store: Store, profile: 
     values = written(knobs)
     values["curate"] = {"filters": ["copies"], "max_rounds": 1}
     study = validate(Study, values, "study")
-    one = Setting(values, study.tune, store, profile)
+    variants = StudyVariants(values, study.tune, store, profile)
     tries = [{"curate.labeler": None, "curate.max_rounds": 2}, {"curate.labeler": {"name": "knn"}}]
-    assert one.study(tries[0]).curate.labeler is None
-    assert len({one.classifiers(settings)[0].key for settings in [{}, *tries]}) == 3
+    assert variants.study(tries[0]).curate.labeler is None
+    assert len({variants.classifiers(settings)[0].key for settings in [{}, *tries]}) == 3
     best = {"try": 1, "mean": 0.5, **tries[0]}
-    text = tuned_study(one, study, [best], best)
+    text = tuned_study(variants, study, [best], best)
     again = apply_sets(yaml.safe_load(text), ["curate.max_rounds=3"])
     assert validate(Study, again, "tuned.yaml").curate.labeler is None
     # A plugin of a list is taken away; a field that cannot be null is refused.
     values["curate"] = {"filters": ["copies", {"name": "agreement", "confidence": 0.5}]}
-    one = Setting(values, study.tune, store, profile)
-    (left,) = one.study({"curate.filters.agreement": None}).curate.filters
+    variants = StudyVariants(values, study.tune, store, profile)
+    (left,) = variants.study({"curate.filters.agreement": None}).curate.filters
     assert left.name == "copies"
     for name, place in (
         ("curate.filters.agreement.confidence", r"curate\.filters\.1\.confidence"),
         ("training.steps", r"training\.steps"),
     ):
         with pytest.raises(StudyError, match=rf"{name}=null: {place}.*: must be a valid"):
-            one.study({name: None})
+            variants.study({name: None})
 
 
 def test_a_rung_warms_up_over_its_share_of_the_steps(
@@ -332,11 +332,11 @@ def test_a_rung_warms_up_over_its_share_of_the_steps(
 ) -> None:
     values = written({RATE: [0.01, 0.02]}, scheduler="asha")
     values["training"] = {**values["training"], "steps": 12, "lr_warmup_steps": 11}
-    one = Setting(values, validate(Study, values, "study").tune, store, profile)
-    rungs = [one.classifiers({}, steps)[0].spec.training for steps in (1, 6, 12)]
+    variants = StudyVariants(values, validate(Study, values, "study").tune, store, profile)
+    rungs = [variants.classifiers({}, steps)[0].spec.training for steps in (1, 6, 12)]
     assert [rung.lr_warmup_steps for rung in rungs] == [0, 5, 11]
     assert [Training.model_validate(rung.model_dump()) for rung in rungs] == rungs
-    assert one.classifiers({}, 12)[0].key == one.classifiers({})[0].key
+    assert variants.classifiers({}, 12)[0].key == variants.classifiers({})[0].key
 
 
 def test_one_that_is_stopped_gives_its_place_to_the_next() -> None:

@@ -253,7 +253,7 @@ class NeedsEveryRow(Lethal):
 
 def test_stages_that_set_no_row_aside_name_the_row_that_kills(tmp_path) -> None:
     store = Store(str(tmp_path))
-    with pytest.raises(DataError, match=r"stage paint: row 0-3 \(shard s0\) killed its worker twice"):
+    with pytest.raises(DataError, match=r"paint: row 0-3 \(shard s0\) killed its worker twice"):
         restarted(store, NeedsEveryRow({"0-3": Death}), [shard(0, 8)], Register("paint", RESOURCES))
 
 
