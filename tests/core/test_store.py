@@ -41,7 +41,7 @@ def test_temporary_files_of_other_writers_are_not_listed(tmp_path) -> None:
     store.put("looks/1.png", b"picture")
     (tmp_path / "looks" / "2.png.0123456789abcdef.tmp").write_bytes(b"half")
     assert store.listing("looks") == ["looks/1.png"]
-    # Who looks for what is left behind sees them.
+    # Garbage collection needs them.
     assert sorted(store.modified_times("looks")) == [
         "looks/1.png", "looks/2.png.0123456789abcdef.tmp"
     ]  # fmt: skip

@@ -21,7 +21,7 @@ from engine.work.resources import StageResources
 from engine.work.stage import Batch, Device, Place
 from tests.chaos.lethal import Lethal, compute, make_context, painted, plan, set_aside
 
-# A row is a batch, so that few processes have to die until it stands alone.
+# One row per batch, so that few processes have to die before a row is alone.
 QUICK = StageResources(
     actors=2, cpus=0.5, batch_size=1, hang_floor=3, hang_first=5, shards_per_call=1
 )
@@ -29,9 +29,9 @@ QUICK = StageResources(
 
 @pytest.fixture(scope="module")
 def runtime() -> Iterator[RayRuntime]:
-    found = RayRuntime("local", 4, warn=print)
-    yield found
-    found.close()
+    ray_runtime = RayRuntime("local", 4, warn=print)
+    yield ray_runtime
+    ray_runtime.close()
 
 
 @pytest.mark.ray

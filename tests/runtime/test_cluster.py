@@ -1,4 +1,4 @@
-"""How a Ray is started and refused; Ray itself is made up."""
+"""Starting Ray and refusing work, with a fake Ray."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ SLOW = (
 
 
 class FakeInit:
-    """`ray.init` that fails with each error in turn, then succeeds; like Ray's it leaves processes
-    behind where it fails, and handlers of signals in any case."""
+    """A `ray.init` that fails with each error in turn, then succeeds. As Ray's, it leaves processes
+    behind when it fails, and always installs signal handlers."""
 
     def __init__(self, *errors: Exception) -> None:
         self.errors = list(errors)
@@ -45,7 +45,7 @@ Starts = Callable[..., tuple[FakeInit, RayRuntime, list[str]]]
 
 @pytest.fixture
 def starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Starts:
-    """A function that makes a private Ray whose start fails in the given ways."""
+    """A function that returns a private Ray whose start fails with the given errors."""
 
     def make(*errors: Exception) -> tuple[FakeInit, RayRuntime, list[str]]:
         import ray

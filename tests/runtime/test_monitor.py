@@ -1,4 +1,4 @@
-"""What the monitor says of a Ray cluster that is made up."""
+"""Messages of the monitor about a fake Ray cluster."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class FakeCluster:
 
 
 class Watched:
-    """A monitor, its clock, and what it said."""
+    """A monitor with its clock and its messages."""
 
     def __init__(self) -> None:
         self.ray_cluster, self.now = FakeCluster(), 0.0
@@ -58,7 +58,7 @@ class Watched:
         )
 
     def after(self, seconds: float) -> list[str]:
-        """What it says next, so much later."""
+        """The messages of a check after so many seconds."""
         self.now += seconds
         before = len(self.lines)
         self.monitor.check_endpoints()

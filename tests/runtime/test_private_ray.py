@@ -62,18 +62,18 @@ def test_an_absent_gpu_is_refused_and_taken_cpus_are_waited_for(ray_with, worker
 
     holder = ray.remote(Holder).options(num_cpus=2).remote()
     ray.get(holder.ready.remote())
-    made: list[dict[str, Any]] = []
+    summaries: list[dict[str, Any]] = []
     stream = runtime.stream(worker, [Shard("s", 2, {}, {})], StageResources(cpus=1))
-    thread = threading.Thread(target=lambda: made.extend(stream), daemon=True)
+    thread = threading.Thread(target=lambda: summaries.extend(stream), daemon=True)
     thread.start()
     ends = time.monotonic() + 60
     while lines != ["waiting for 1 CPU: all 2 are in use"]:
-        assert not made
+        assert not summaries
         assert time.monotonic() < ends, lines
         time.sleep(0.2)
     ray.kill(holder)
     thread.join(timeout=120)
-    assert [summary["shard"] for summary in made] == ["s"]
+    assert [summary["shard"] for summary in summaries] == ["s"]
     assert len(lines) == 1
 
 

@@ -1,4 +1,4 @@
-"""What only a real Ray can show: workers in other processes, and errors that come back."""
+"""Tests that need a real Ray: workers in other processes, and their errors."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def runtime() -> Iterator[RayRuntime]:
-    found = RayRuntime("local", 4, warn=print)
-    yield found
-    found.close()
+    ray_runtime = RayRuntime("local", 4, warn=print)
+    yield ray_runtime
+    ray_runtime.close()
 
 
 @dataclass(frozen=True)
 class TrainGenerator:
-    """What a worker runs: a few steps of a small network on made-up images."""
+    """A fit of a few steps of a small network on random images."""
 
     spec: GeneratorSpec
 
@@ -62,7 +62,7 @@ class TrainGenerator:
 ADAPTED = {
     "sd": {"name": "textual_inversion", "learning_rate": 1e-2},
     "sdxl": {"name": "lora", "rank": 2, "train_text_encoder": True, "learning_rate": 1e-2},
-    # Its workers share the making of the images that it learns beside the study's.
+    # Its workers divide the generation of the class images.
     "sd3": {"name": "dreambooth", "rank": 2, "num_class_images": 3, "learning_rate": 1e-2},
     "flux": {"name": "full", "learning_rate": 1e-3},
 }
@@ -81,15 +81,15 @@ SMALL = [
     ),
     PgganSpec(
         width=8, max_width=16, latent_dim=8, train_steps=STEPS, batch_size=8, collapse_below=0,
-        # Adam makes whole steps of what is rounding where gradients vanish: slow ones, so that
-        # fifty of them do not swell it.
+        # Where gradients vanish, Adam turns rounding errors into full steps. A low learning rate
+        # keeps fifty of them small.
         generator_learning_rate=1e-4, discriminator_learning_rate=1e-4,
     ),
 ]  # fmt: skip
 
 
 def losses(runtime: RayRuntime, store: Store, spec: GeneratorSpec, workers: int) -> np.ndarray:
-    """The losses (steps, which) of so many workers at the same global batch."""
+    """The losses (steps, kinds) with a number of workers, at the same global batch size."""
     name = f"{workers}-workers"
     context = FitContext(store, f"work/{name}", f"weights/{name}", name, "inputs")
     runtime.fit(TrainGenerator(spec), context, FitResources(workers=workers, cpus=1))
@@ -116,7 +116,7 @@ def test_two_workers_train_as_one_does(
 
 
 # Three new processes import torch, diffusers and transformers, half a minute each on a busy
-# machine, and Ray begins anew with workers that are not up within a minute.
+# machine, and Ray restarts workers that are not up within a minute.
 @pytest.mark.timeout(900)
 @pytest.mark.ray
 @pytest.mark.slow
@@ -153,7 +153,7 @@ class NoteWhere:
 def test_fits_and_trials_run_where_the_study_was_started(
     runtime: RayRuntime, tmp_path: Path
 ) -> None:
-    """Else a relative path, of a checkpoint or of data, is another one there."""
+    """Otherwise a relative path, of a checkpoint or of data, would point elsewhere."""
     store = Store(str(tmp_path))
     context = FitContext(store, "work/where", "weights/where", "where", "inputs")
     runtime.fit(NoteWhere(store), context, FitResources(cpus=1))

@@ -1,4 +1,4 @@
-"""Arrays of many processes: who makes them, who waits, and what becomes of them."""
+"""Arrays shared by many processes: who makes them, who waits, and when they are dropped."""
 
 from __future__ import annotations
 
@@ -109,15 +109,17 @@ def test_what_there_is_no_room_for_goes_or_is_everyone_s_own() -> None:
 
 @pytest.fixture(scope="module")
 def started() -> Iterator[RayRuntime]:
-    found = RayRuntime("local", 2, warn=print)
-    yield found
-    found.close()
+    ray_runtime = RayRuntime("local", 2, warn=print)
+    yield ray_runtime
+    ray_runtime.close()
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """A fit that needs a large array; writes down who made it, and what each saw of it. Its maker
-    fails, or ends its process, the first time where it is told to."""
+    """A fit that needs a large array, and records who made it and what each process saw of it.
+
+    fails, dies: whether the first maker raises, or ends its process.
+    """
 
     store: Store
     name: str
@@ -218,13 +220,13 @@ def test_what_a_process_died_of_another_makes_and_it_outlives_its_maker(
 def test_where_the_object_store_is_too_small_each_has_its_own_and_a_line_says_so(
     started: RayRuntime, tmp_path: Path
 ) -> None:
-    store, told = Store(str(tmp_path)), list[str]()
+    store, lines = Store(str(tmp_path)), list[str]()
     started._connect()
-    with sharing(told.append) as share:
+    with sharing(lines.append) as share:
         small = replace(share, limit=1000)
         task = ray.remote(num_cpus=1, max_calls=1)(fit_alone)
         ray.get([task.remote(Decoding(store, name), small) for name in ("one", "two")])
     assert len(store.listing("made")) == 2
     assert len({process for process, _ in seen(store)}) == 2
-    (line,) = told
+    (line,) = lines
     assert line.startswith("warning: 0.0 GiB of decoded images do not fit into")

@@ -82,20 +82,20 @@ def test_the_best_setting_is_written_as_a_study_that_finds_its_classifiers(
     written, tried, store: Store, profile: Profile
 ) -> None:
     # At 1e-8 nothing is learnt.
-    found = tried(written({RATE: [1e-8, 0.02]}, arm="real", seeds=2))
-    assert [row["state"] for row in found.tries] == ["ok"] * 3
-    assert [row[RATE] for row in found.tries] == [0.01, 1e-8, 0.02]
-    means = [row["mean"] for row in found.tries]
-    assert found.best["mean"] == max(means) > means[1]
+    result = tried(written({RATE: [1e-8, 0.02]}, arm="real", seeds=2))
+    assert [row["state"] for row in result.tries] == ["ok"] * 3
+    assert [row[RATE] for row in result.tries] == [0.01, 1e-8, 0.02]
+    means = [row["mean"] for row in result.tries]
+    assert result.best["mean"] == max(means) > means[1]
     assert not store.listing("openings")
-    values = yaml.safe_load(found.study)
-    assert values["training"]["learning_rate"] == found.best[RATE]
+    values = yaml.safe_load(result.study)
+    assert values["training"]["learning_rate"] == result.best[RATE]
     assert (values["name"], values["tune"]) == ("toy-tuned", {"tried": 3})
     before = manifests(store, "train")
     study = validate(Study, values, "tuned.yaml")
     steps = until(plan(study), "search")
     searched = execute(steps, store, InlineRuntime(), profile)[steps[-1].key]
-    assert searched.metrics["arms"]["real"]["mean"] == pytest.approx(found.best["mean"])
+    assert searched.metrics["arms"]["real"]["mean"] == pytest.approx(result.best["mean"])
     assert before.items() <= manifests(store, "train").items()
     assert searched.provenance["trials"]["found"] >= 2
 
@@ -105,7 +105,7 @@ def test_what_settings_share_is_computed_once_and_found_again(
 ) -> None:
     runtime = Watched()
     values = written({CONFIDENCE: [0.5, 0.8, 0.99]})
-    found = tune(values, store, runtime, profile)
+    result = tune(values, store, runtime, profile)
     assert not runtime.leaf
     assert len(manifests(store, "generate")) == len(manifests(store, "ingest")) == 1
     # Of the study as it is (0.9) too.
@@ -113,7 +113,7 @@ def test_what_settings_share_is_computed_once_and_found_again(
     before = {key: store.read(key) for key in store.listing("")}
     again = tune(values, store, Watched(), profile)
     assert {key: store.read(key) for key in store.listing("")} == before
-    assert [row["scores"] for row in again.tries] == [row["scores"] for row in found.tries]
+    assert [row["scores"] for row in again.tries] == [row["scores"] for row in result.tries]
 
 
 def test_after_a_kill_only_what_is_missing_is_computed(
@@ -128,23 +128,23 @@ def test_after_a_kill_only_what_is_missing_is_computed(
     kept = manifests(store, "train")
     assert len(kept) == 3
     runtime = Watched()
-    found = tune(values, store, runtime, profile)
+    result = tune(values, store, runtime, profile)
     assert runtime.leaf
     assert kept.items() <= manifests(store, "train").items()
     assert len(manifests(store, "train")) == 5
     whole = tune(values, Store(str(tmp_path / "whole")), InlineRuntime(), profile)
-    assert [row[RATE] for row in whole.tries] == [row[RATE] for row in found.tries]
-    assert [row["scores"] for row in whole.tries] == [row["scores"] for row in found.tries]
+    assert [row[RATE] for row in whole.tries] == [row[RATE] for row in result.tries]
+    assert [row["scores"] for row in whole.tries] == [row["scores"] for row in result.tries]
 
 
 def test_a_setting_that_fails_ends_none_of_the_others(written, tried, store: Store) -> None:
     values = written({"request.ratio_by_class.down": [1, 50]}, arm="more by class")
     values["request"] = {"ratio_by_class": {"down": 0.5}, "classes": ["down"], "shard_size": 16}
-    found = tried(values)
-    assert [row["state"] for row in found.tries] == ["ok", "ok", "failed"]
-    assert "request: " in found.tries[2]["error"]
-    assert "the folder has 60" in found.tries[2]["error"]
-    assert found.best["request.ratio_by_class.down"] in (0.5, 1)
+    result = tried(values)
+    assert [row["state"] for row in result.tries] == ["ok", "ok", "failed"]
+    assert "request: " in result.tries[2]["error"]
+    assert "the folder has 60" in result.tries[2]["error"]
+    assert result.best["request.ratio_by_class.down"] in (0.5, 1)
 
 
 def test_one_knob_turns_the_ratio_of_a_group_of_classes(written, tried, store: Store) -> None:
@@ -154,11 +154,11 @@ def test_one_knob_turns_the_ratio_of_a_group_of_classes(written, tried, store: S
     }  # fmt: skip
     values["search"] = {**values["search"], "ratios": [0.5]}
     values["generators"] = {"more": {"name": "traditional"}}
-    found = tried(values)
-    assert [row["request.ratio_by_class.rare"] for row in found.tries] == [0.5, 1, 1.5]
-    assert [row["state"] for row in found.tries] == ["ok"] * 3
+    result = tried(values)
+    assert [row["request.ratio_by_class.rare"] for row in result.tries] == [0.5, 1, 1.5]
+    assert [row["state"] for row in result.tries] == ["ok"] * 3
     # Each is the study that names the class itself.
-    for row in found.tries:
+    for row in result.tries:
         ratio = row["request.ratio_by_class.rare"]
         request = {"ratio_by_class": {"down": ratio}, "shard_size": 16}
         study = validate(Study, {**values, "request": request}, "by class")
@@ -167,8 +167,8 @@ def test_one_knob_turns_the_ratio_of_a_group_of_classes(written, tried, store: S
         manifest = read_manifest(store, trial)
         assert manifest is not None
         assert row["scores"] == [manifest.metrics["val"]["macro_f1"]]
-    tuned = yaml.safe_load(found.study)["request"]
-    best = found.best["request.ratio_by_class.rare"]
+    tuned = yaml.safe_load(result.study)["request"]
+    best = result.best["request.ratio_by_class.rare"]
     assert (tuned["ratio_by_class"], tuned["class_groups"]) == ({"rare": best}, {"rare": ["down"]})
 
 
@@ -177,8 +177,8 @@ def test_a_shared_step_that_fails_is_tried_once(written, tried, capsys) -> None:
         {"request.ratio_by_class.down": [1, 50], RATE: [0.01, 0.02]}, arm="more by class"
     )
     values["request"] = {"ratio_by_class": {"down": 0.5}, "classes": ["down"], "shard_size": 16}
-    found = tried(values)
-    assert [row["state"] for row in found.tries] == ["ok", "ok", "ok", "failed", "failed"]
+    result = tried(values)
+    assert [row["state"] for row in result.tries] == ["ok", "ok", "ok", "failed", "failed"]
     # It is begun once for the two settings that need it.
     assert capsys.readouterr().err.count("request.more         ") == 3
 
@@ -220,12 +220,12 @@ def test_asha_trains_with_few_steps_first(written, store: Store, profile: Profil
     values = written(
         {RATE: [0.02, 1e-8, 1e-9]}, "real", scheduler="asha", grace=0.25, reduction_factor=2
     )
-    found = tune(values, store, InlineRuntime(), profile)
-    states = {row[RATE]: (row["state"], row["steps"]) for row in found.tries}
+    result = tune(values, store, InlineRuntime(), profile)
+    states = {row[RATE]: (row["state"], row["steps"]) for row in result.tries}
     assert states[1e-8][0] == states[1e-9][0] == "stopped"
     assert states[1e-8][1] == 3
     assert ("ok", 12) in states.values()
-    assert found.best["state"] == "ok"
+    assert result.best["state"] == "ok"
     # Each budget is a training of its own, that a restart finds.
     specs = [unseal(text)["spec"]["training"] for text in manifests(store, "train").values()]
     assert {spec["steps"] for spec in specs} == {3, 6, 12}
@@ -288,9 +288,9 @@ def test_of_the_section_the_number_of_settings_alone_enters_a_key(bars_study) ->
 
     tuning = report(tune={"knobs": {RATE: [0.1, 0.2]}, "arm": "real"})
     assert tuning.key == report().key
-    told = report(tune={"tried": 7})
-    assert told.key != report().key
-    assert told.spec.study["tune"]["tried"] == 7
+    tuned_before = report(tune={"tried": 7})
+    assert tuned_before.key != report().key
+    assert tuned_before.spec.study["tune"]["tried"] == 7
 
 
 def test_rungs_are_trainings_of_the_arm_alone(written, store: Store, profile: Profile) -> None:
@@ -340,11 +340,11 @@ def test_a_rung_warms_up_over_its_share_of_the_steps(
 
 
 def test_one_that_is_stopped_gives_its_place_to_the_next() -> None:
-    made: list[int] = []
+    computed: list[int] = []
 
     def run(settings: Settings, runtime: Runtime) -> Iterator[Rung]:
         for steps in (1, 2, 4):
-            made.append(steps)
+            computed.append(steps)
             yield Rung(steps, settings.get("x", 5) / 10)
 
     outcomes: list[Outcome] = []
@@ -352,7 +352,7 @@ def test_one_that_is_stopped_gives_its_place_to_the_next() -> None:
     halving = Halving(1, 2, 4)
     resources = TrialResources()
     InlineRuntime().tune(run, proposals, halving, resources, True, outcomes.append)
-    assert made == [1, 2, 4, 1, 1, 2, 4]
+    assert computed == [1, 2, 4, 1, 1, 2, 4]
     assert [outcome.reached for outcome in outcomes] == [(4, 0.5), (1, 0.1), (4, 0.9)]
 
 
@@ -385,7 +385,7 @@ def test_the_job_leaves_a_study_and_a_table(
 def test_settings_are_judged_by_what_the_study_asks_for(
     written, tried, store: Store, objective: str
 ) -> None:
-    found = tried(written({RATE: [1e-8, 0.02]}, arm="real", objective=objective))
+    result = tried(written({RATE: [1e-8, 0.02]}, arm="real", objective=objective))
     # Read again from what the classifiers say of val.
     for key, text in manifests(store, "train").items():
         manifest = unseal(text)
@@ -399,5 +399,5 @@ def test_settings_are_judged_by_what_the_study_asks_for(
             "worst_class_recall": min((down > 0.5)[true].mean(), (down <= 0.5)[~true].mean()),
             "balanced_accuracy": ((down > 0.5)[true].mean() + (down <= 0.5)[~true].mean()) / 2,
         }[objective]
-        assert any(row["mean"] == pytest.approx(expected) for row in found.tries), key
-    assert found.objective == objective
+        assert any(row["mean"] == pytest.approx(expected) for row in result.tries), key
+    assert result.objective == objective

@@ -1,4 +1,4 @@
-"""The register, and a worker that is restarted by hand after each death."""
+"""The register, with a worker that the test restarts after each death."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ SCHEMA = pa.schema([(rows.IMAGE_ID, pa.string()), (rows.IMAGE, rows.IMAGE_TYPE)]
 
 
 class Death(BaseException):
-    """The end of a process, as far as this one can play it."""
+    """Stands for the death of a process."""
 
 
 class Hang(Death):
-    """An end by the watchdog."""
+    """Stands for the end of a hanging process by the watchdog."""
 
 
 class Lethal:
-    """A stage that paints rows and dies on some; what it paints depends on the batch's shape and on
+    """A stage that paints rows and dies on some. A row's pixels depend on the batch's shape and on
     the row's place in it."""
 
     reads: ClassVar[tuple[str, ...]] = (rows.IMAGE_ID,)
@@ -60,14 +60,13 @@ class Lethal:
 
 
 class Attended:
-    """`Attendance` of one process, on a register in this one."""
+    """`Attendance` of one simulated process, with a register in this process."""
 
     node = "node-1"
 
     def __init__(self, register: Register, process: str) -> None:
         self.register, self.process = register, process
-        # What was watched: so many micro-batches, the first one of the process, what may take long,
-        # or nothing. And whether something is.
+        # The calls in order: a number of micro-batches, "first", "long", or "" for unwatch.
         self.watched: list[int | str] = []
         self.watching = False
 
@@ -131,11 +130,11 @@ def restarted(
         register.loaded("actor", f"process-{number}")
         try:
             for _ in worker(shards):
-                assert not worker.attendance.watching, "who takes a summary may take long"
+                assert not worker.attendance.watching, "the consumer of a summary may take any time"
             return number
         except Death as death:
             hung = isinstance(death, Hang)
-    raise AssertionError("it does not end")
+    raise AssertionError("the worker died 100 times")
 
 
 def lose_shard(register: Register) -> None:
@@ -241,7 +240,7 @@ def test_after_a_death_shards_of_one_call_go_one_by_one_and_the_innocent_stay_wh
     restarted(store, Lethal({"1-4": Death}), planned, register)
     commits = collected(store, planned)
     assert [fates_of(commit) for commit in commits] == [{}, {"1-4": DIED}, {}, {}]
-    # What was begun beside it shares the first death, and no other.
+    # Shards begun at the same time share the first death, and no other.
     for commit in (commits[0], commits[2], commits[3]):
         assert commit.provenance.get("deaths", 0) <= 1
     assert commits[1].provenance["deaths"] == 2 + 3 + 2
