@@ -78,10 +78,11 @@ def test_of_sixteen_racers_one_wins(store: Store) -> None:
 
 
 def test_put_replaces_as_a_whole(store: Store) -> None:
-    store.put("page", b"old and long")
-    store.put("page", b"new")
-    assert store.read("page") == b"new"
-    assert store.size("page") == 3
+    store.put("pages/x", b"old and long")
+    store.put("pages/x", b"new")
+    assert store.read("pages/x") == b"new"
+    # No temporary file is left.
+    assert list(store.modified_times("pages")) == ["pages/x"]
 
 
 def test_delete_is_quiet_about_what_is_not_there(store: Store) -> None:
