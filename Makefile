@@ -1,11 +1,11 @@
-# make quickstart   install into .venv and run the example study to its end
+# make quickstart   install into .venv and run the example study
 # make test         install and run the tests (at most 12 minutes on two cores)
 # make test-ray     a submitted job, killed and interrupted runs, lost nodes, S3, one and two workers (half an hour)
 # make test-chaos   attacks on whole studies: kills, flipped bits, double starts, full disks, faulty S3, poison (an hour)
-# make test-all     all slow ones too
+# make test-all     all tests, including the slow ones
 # make check        ruff and mypy
 #
-# On Linux, PyPI's torch brings several GB of CUDA. Without a GPU, PyTorch's own index has a smaller build:
+# On Linux, PyPI's torch includes several GB of CUDA. Without a GPU, use the smaller build of PyTorch's own index:
 #   make quickstart PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
 
 PYTHON ?= python3
@@ -38,16 +38,16 @@ install-test: .venv/installed-$(EXTRA)-test
 	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e ".[$(EXTRA),test]"
 	@touch $@ .venv/installed-$(EXTRA)
 
-# Two processes of one thread each are quicker than one of two: small networks gain nothing from threads.
+# Two processes with one thread each are faster than one with two: small networks gain nothing from threads.
 test: install-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-# Of the slow ones those that a change breaks most easily: a submitted job, a killed run and search, signals, lost
-# nodes, S3, two workers.
+# The slow tests that changes break most easily: a submitted job, a killed run and search, signals, lost nodes, S3,
+# two workers.
 test-ray: install-test
 	$(BIN)/python -m pytest -m slow $(RAY_TESTS) -k "not adapt and not many_kills"
 
-# CHAOS_KILLS, CHAOS_ROUNDS, CHAOS_FLIPS and CHAOS_DISKS say how much of each (tests/chaos).
+# CHAOS_KILLS, CHAOS_ROUNDS, CHAOS_FLIPS and CHAOS_DISKS set the number of repetitions (tests/chaos).
 test-chaos: install-test
 	$(BIN)/python -m pytest -s -m slow tests/chaos
 

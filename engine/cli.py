@@ -1,7 +1,7 @@
-"""What the scripts in `jobs/` share: arguments, the walk, errors in one line.
+"""Command lines of the scripts in `jobs/`: arguments, the run, errors in one line.
 
-Exit codes: 0 done; 1 the run stopped (data, leaks, storage) and can go on later; 2 the study, the
-profile or the command line is wrong; 130 and 143 interrupted, by SIGINT and by SIGTERM.
+Exit codes: 0 done; 1 the run stopped (data, leaks, storage) and can continue later; 2 the study,
+the profile or the command line is wrong; 130 and 143 interrupted by SIGINT and SIGTERM.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ from engine.tracking.tensorboard import write_logs
 def run_study(
     argv: Sequence[str] | None = None, *, until_step: str | None = None, dry_run: bool = False
 ) -> int:
-    """Run a study, or as much of it as the arguments say; returns the exit code."""
+    """Run a study up to the requested step; returns the exit code."""
     arguments = _parser(until_step, dry_run).parse_args(argv)
-    return _in_one_line(
+    return _exit_code(
         lambda: _run(arguments, arguments.until or until_step, arguments.dry_run or dry_run)
     )
 
 
 def run_export(argv: Sequence[str] | None = None) -> int:
-    """Write the images of an arm where the arguments say; returns the exit code."""
-    parser = argparse.ArgumentParser(description="Write a study's images for other tools.")
+    """Export the images of an arm for other tools; returns the exit code."""
+    parser = argparse.ArgumentParser(description="Export a study's images for other tools.")
     _add_common(parser)
     parser.add_argument(
         "--arm", required=True,
-        help="an arm of the comparison (ddpm x1), a generator (ddpm: all that was kept), or real",
+        help="an arm of the comparison (ddpm x1), a generator (ddpm: all kept images), or real",
     )  # fmt: skip
     parser.add_argument("--to", required=True, help="an empty folder, or a URL such as s3://b/f")
     parser.add_argument(
@@ -64,28 +64,28 @@ def run_export(argv: Sequence[str] | None = None) -> int:
         target = Store(arguments.to)
         store = Store(profile.storage)
         with naming_damage(plan(study), store):
-            told = export(
+            summary = export(
                 study, store, target, arguments.arm, arguments.format, arguments.splits
             )
         totals = {split: sum(sum(sources.values()) for sources in by_class.values())
-                  for split, by_class in told["images"].items()}  # fmt: skip
-        shown = ", ".join(f"{count:,} {split}" for split, count in totals.items())
-        say(f"{shown}: {target.url}")
+                  for split, by_class in summary["images"].items()}  # fmt: skip
+        counts = ", ".join(f"{count:,} {split}" for split, count in totals.items())
+        say(f"{counts}: {target.url}")
         return 0
 
-    return _in_one_line(act)
+    return _exit_code(act)
 
 
 def run_evaluate(argv: Sequence[str] | None = None) -> int:
-    """Run a study up to the verdict, or judge the predictions of a file; returns the exit code."""
+    """Run a study up to the verdict, or score a file of predictions; returns the exit code."""
     parser = _parser("evaluate", False)
     parser.add_argument(
         "--predictions", type=Path, metavar="FILE",
-        help="judge these predictions of the study's test images in place of its own",
+        help="score these predictions of the study's test images instead of the study's own",
     )  # fmt: skip
     parser.add_argument(
         "--baseline", default="real", metavar="ARM",
-        help="of FILE, the arm that the others are compared with (default: real)",
+        help="with --predictions: the arm to compare the others with (default: real)",
     )  # fmt: skip
     arguments = parser.parse_args(argv)
 
@@ -93,12 +93,12 @@ def run_evaluate(argv: Sequence[str] | None = None) -> int:
         if arguments.predictions is None:
             last = arguments.until or "evaluate"
             return _run(arguments, last, arguments.dry_run)
-        return _judge(arguments)
+        return _score_predictions(arguments)
 
-    return _in_one_line(act)
+    return _exit_code(act)
 
 
-def _judge(arguments: argparse.Namespace) -> int:
+def _score_predictions(arguments: argparse.Namespace) -> int:
     from engine.predictions import score
 
     study, profile = read(arguments.study, arguments.profile, arguments.sets)
@@ -119,16 +119,16 @@ def _judge(arguments: argparse.Namespace) -> int:
         print(f"{arm:<24} test {scored.objective} {figure.mean:.3f}"
               f" ({figure.low:.3f} to {figure.high:.3f})")  # fmt: skip
     print(f"\n{scored.verdict}\n", flush=True)
-    say(f"test was opened by {scored.test.opened} studies and files of this storage so far")
-    say(f"figures: {store.location(page)}")
+    say(f"studies and prediction files that have opened this test set: {scored.test.opened}")
+    say(f"scores: {store.location(page)}")
     return 0
 
 
 def run_audit(argv: Sequence[str] | None = None) -> int:
-    """Write the page that says what is wrong with a study's data; returns the exit code, 0 where
-    the page was written."""
+    """Write a page of the problems in a study's data; returns the exit code, 0 if the page was
+    written."""
     parser = argparse.ArgumentParser(
-        description="Look for what is wrong with a study's data, before anything is trained."
+        description="Check a study's data for problems before anything is trained."
     )
     _add_common(parser)
     arguments = parser.parse_args(argv)
@@ -150,18 +150,19 @@ def run_audit(argv: Sequence[str] | None = None) -> int:
         kinds = ", ".join(
             f"{count:,} {kind.replace('_', ' ')}" for kind, count in audit.found.items()
         )
-        say(f"{len(audit.must)} things to mend before a study runs; found: {kinds or 'nothing'}")
+        say(f"{len(audit.must)} problems to fix before the study can run")
+        say(f"findings: {kinds or 'none'}")
         say(f"audit: {store.location(page)}")
         return 0
 
-    return _in_one_line(act)
+    return _exit_code(act)
 
 
 def run_tune(argv: Sequence[str] | None = None) -> int:
-    """Try the settings that a study's section `tune` names, write down the best as a study; returns
-    the exit code."""
+    """Try the settings of a study's section `tune` and write the best as a study; returns the exit
+    code."""
     parser = argparse.ArgumentParser(
-        description="Try settings of a study by what they reach on val; write the best as a study."
+        description="Try settings of a study, compare them on val, and write the best as a study."
     )
     _add_common(parser)
     arguments = parser.parse_args(argv)
@@ -182,26 +183,25 @@ def run_tune(argv: Sequence[str] | None = None) -> int:
         page = store.page(study.name, "tuned.yaml")
         store.put(page, tried.study.encode())
         store.put(store.page(study.name, "tries.csv"), as_csv(tried.tries).encode())
-        told = json.dumps({"objective": tried.objective, "tries": tried.tries}, indent=1)
-        store.put(store.page(study.name, "tries.json"), told.encode())
+        table = json.dumps({"objective": tried.objective, "tries": tried.tries}, indent=1)
+        store.put(store.page(study.name, "tries.json"), table.encode())
         print(f"\n{as_text(tried.tries, tried.best, tried.objective)}\n", flush=True)
-        say(f"tries: {store.location(store.page(study.name, 'tries.csv'))}")
-        say(f"the best as a study: {store.location(page)}")
+        say(f"all tries: {store.location(store.page(study.name, 'tries.csv'))}")
+        say(f"study with the best setting: {store.location(page)}")
         return 0
 
-    return _in_one_line(act)
+    return _exit_code(act)
 
 
 def run_fsck(argv: Sequence[str] | None = None) -> int:
-    """Verify a storage; returns the exit code, 1 where something is damaged and was not
-    repaired."""
+    """Verify a storage; returns the exit code, 1 if damage was found and not repaired."""
     parser = argparse.ArgumentParser(
         description="Verify everything in a storage: records, data, weights, checkpoints."
     )
     _add_storage(parser)
     parser.add_argument(
         "--repair", action="store_true",
-        help="discard exactly what is damaged, so that the next run makes it again",
+        help="discard exactly the damaged data, so that the next run computes it again",
     )  # fmt: skip
     arguments = parser.parse_args(argv)
 
@@ -219,47 +219,47 @@ def run_fsck(argv: Sequence[str] | None = None) -> int:
         if not report.faults:
             return 0
         if not arguments.repair:
-            say("run again with --repair to discard exactly these; a study makes them again")
+            say("run again with --repair to discard exactly these; the study computes them again")
             return 1
         repaired = fsck.repair(store, report.faults)
-        say(f"{repaired} discarded or restored: run the study again to make what is missing")
+        say(f"{repaired} discarded or restored; run the study again to recompute what is missing")
         return 0
 
-    return _in_one_line(act)
+    return _exit_code(act)
 
 
 def run_gc(argv: Sequence[str] | None = None) -> int:
-    """List, or remove, what no record of a storage names; returns the exit code."""
+    """List or remove files that no record of a storage names; returns the exit code."""
     parser = argparse.ArgumentParser(
-        description="Find what no record of a storage names: left by kills, lost races, --discard."
+        description="Find unused files in a storage: leftovers of kills, lost races and --discard."
     )
     _add_storage(parser)
     parser.add_argument(
         "--older-than", type=float, default=7.0, metavar="DAYS",
-        help="only what was last written so many days ago; longer than any step takes (default: 7)",
+        help="only files older than this; choose more days than any step takes (default: 7)",
     )  # fmt: skip
-    parser.add_argument("--delete", action="store_true", help="remove it; default: list it")
+    parser.add_argument("--delete", action="store_true", help="remove the files; default: list")
     arguments = parser.parse_args(argv)
 
     def act() -> int:
         from engine.maintenance import gc
 
         if arguments.older_than < 0:
-            raise StudyError(f"--older-than {arguments.older_than:g}: must not be negative")
+            raise StudyError(f"--older-than {arguments.older_than:g}: must be 0 or more")
         store, limit = Store(_storage(arguments)), time.time() - 86_400 * arguments.older_than
         garbage = (gc.remove if arguments.delete else gc.find_garbage)(store, limit)
         for key in garbage.keys:
             print(key)
-        done = "removed" if arguments.delete else "could be removed with --delete"
+        done = "removed" if arguments.delete else "unused; remove them with --delete"
         say(f"{len(garbage.keys):,} files, {garbage.bytes / 2**20:,.1f} MiB {done}")
         return 0
 
-    return _in_one_line(act)
+    return _exit_code(act)
 
 
 def _add_storage(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "storage", nargs="?", help="a folder or URL; default: the storage of the profile"
+        "storage", nargs="?", help="a folder or URL; default: the profile's storage"
     )
     parser.add_argument("--profile", type=Path, help="the profile that names the storage (YAML)")
 
@@ -271,8 +271,8 @@ def _storage(arguments: argparse.Namespace) -> str:
     return profile.storage
 
 
-def _in_one_line(act: Callable[[], int]) -> int:
-    """The exit code of what is done; what is wrong is said in a line."""
+def _exit_code(act: Callable[[], int]) -> int:
+    """Run `act` and return its exit code. An error or interrupt is reported in one line."""
     try:
         return act()
     except EngineError as error:
@@ -285,30 +285,30 @@ def _in_one_line(act: Callable[[], int]) -> int:
 
 def _parser(until_step: str | None, dry_run: bool) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description="Run a study: from labelled images to synthetic ones."
+        description="Run a study: from labelled images to synthetic images and a verdict on them."
     )
     _add_common(parser)
     parser.add_argument(
         "--until",
         metavar="STEP",
         default=None,
-        help=f"stop after this step (default: {until_step or 'the last'})",
+        help=f"stop after this step (default: {until_step or 'the last step'})",
     )
     parser.add_argument(
         "--dry-run",
         action="store_true",
         default=dry_run,
-        help="print the plan, what is there and why not",
+        help="print the plan and the state of each step; compute nothing",
     )
     parser.add_argument(
         "--preview",
         type=int,
         metavar="N",
-        help="make N images per class on one page, with the cost of all",
+        help="generate N images per class and show them on one page with the cost of the full run",
     )
     parser.add_argument(
         "--discard", action="append", default=[], metavar="STEP",
-        help="throw away what this step has committed, then go on; repeatable",
+        help="discard the committed results of this step, then run; repeatable",
     )  # fmt: skip
     return parser
 
@@ -316,11 +316,11 @@ def _parser(until_step: str | None, dry_run: bool) -> argparse.ArgumentParser:
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("study", type=Path, help="the study file (YAML)")
     parser.add_argument(
-        "--profile", type=Path, help="where and how to compute (YAML); default: this machine"
+        "--profile", type=Path, help="where and how to run (YAML); default: this machine"
     )
     parser.add_argument(
         "--set", dest="sets", action="append", default=[], metavar="A.B=C",
-        help="change a field of the study, or of the profile by profile.a=b; repeatable",
+        help="override a field of the study, or of the profile with profile.a=b; repeatable",
     )  # fmt: skip
 
 
@@ -335,19 +335,22 @@ def _run(arguments: argparse.Namespace, last: str | None, dry_run: bool) -> int:
         )
     store = Store(profile.storage)
     if dry_run and arguments.discard:
-        raise StudyError("--discard changes storage and --dry-run must not: choose one of them")
+        raise StudyError("--discard and --dry-run cannot be combined: leave one out")
     if arguments.preview is not None and not any(step.kind == "generate" for step in steps):
-        raise StudyError("--preview: the study names no generator up to this step")
+        raise StudyError(
+            "--preview: no generate step in this plan; name a generator in the study or leave"
+            " --until out"
+        )
     if dry_run:
         with naming_damage(steps, store):
             print_plan(study, steps, store)
         return 0
     store.probe()
     for name in arguments.discard:
-        every = plan(study)
-        for step in named(every, name):
-            shards = discard(step, store, every)
-            say(f"{step.label:<20} {step.key}  discarded {shards} shards and its result")
+        full_plan = plan(study)
+        for step in named(full_plan, name):
+            shards = discard(step, store, full_plan)
+            say(f"{step.label:<20} {step.key}  discarded {shards} shards and the manifest")
     say(f"study {study.name}: {len(steps)} steps, storage {store.url}")
     started = time.monotonic()
     runtime = make_runtime(profile)
@@ -364,7 +367,7 @@ def _run(arguments: argparse.Namespace, last: str | None, dry_run: bool) -> int:
                 track(study, steps, store, manifests, profile.mlflow, say)
                 write_logs(study, steps, store, say)
                 for step in steps:
-                    # Of a generator's rounds, the first shows what it makes.
+                    # Later rounds of a generator look like its first.
                     if step.label.count(".") < 2:
                         show_pages(study, step, store, manifests[step.key])
     finally:
@@ -374,24 +377,24 @@ def _run(arguments: argparse.Namespace, last: str | None, dry_run: bool) -> int:
 
 
 def read(study: Path, profile: Path | None, sets: Sequence[str]) -> tuple[Study, Profile]:
-    """The study and the profile with settings laid over both. Raises `StudyError`."""
+    """Load the study and the profile with the `--set` overrides applied. Raises `StudyError`."""
     for_profile = [
         setting.removeprefix("profile.") for setting in sets if setting.startswith("profile.")
     ]
     for_study = [setting for setting in sets if not setting.startswith("profile.")]
-    found = load_study(study, for_study)
+    loaded = load_study(study, for_study)
     if profile is not None:
-        where = load_profile(profile, for_profile)
+        settings = load_profile(profile, for_profile)
     else:
         values = apply_sets(Profile().model_dump(), for_profile)
-        where = validate(Profile, values, "profile")
-    check_batches(found, where)
-    return found, where
+        settings = validate(Profile, values, "profile")
+    check_batches(loaded, settings)
+    return loaded, settings
 
 
 def check_batches(study: Study, profile: Profile) -> None:
-    """Refuse batches that the profile's workers could not share, before hours of other work lead
-    up to them. Raises `StudyError`."""
+    """Refuse a batch size that the profile's workers cannot divide evenly, before hours of earlier
+    steps. Raises `StudyError`."""
     if study.classifier is None or profile.runtime == "inline":
         return
     training, workers = study.training, profile.trial.workers
@@ -399,17 +402,17 @@ def check_batches(study: Study, profile: Profile) -> None:
     if training.batch_size % parts:
         raise StudyError(
             f"profile: trial.workers: {workers} workers cannot share training.batch_size"
-            f" {training.batch_size}; make it a multiple of {parts}"
+            f" {training.batch_size} evenly; make it a multiple of {parts}"
         )
 
 
 def make_runtime(profile: Profile) -> Runtime:
-    """The runtime that the profile asks for; nothing is started yet."""
+    """The profile's runtime, not started yet."""
     if profile.runtime == "inline":
         return InlineRuntime()
     from engine.runtime.cluster import RayRuntime
 
-    # Under `ray job submit` the head says where it is; a profile that says `local` is meant.
+    # A submitted job finds its head with `auto`; `local` always means a private Ray.
     return RayRuntime(
         profile.address, profile.num_cpus, warn=say,
         on_lost=lambda line: interrupts.end_now(line, 1),
@@ -417,7 +420,7 @@ def make_runtime(profile: Profile) -> Runtime:
 
 
 def print_plan(study: Study, steps: Sequence[Step], store: Store) -> None:
-    """The plan with what is there and, for the rest, why not."""
+    """Print each step of the plan with its state and the reason for it."""
     print(f"study {study.name}, storage {store.url}")
     for status in inspect(steps, store):
         why = f": {status.why}" if status.why else ""
@@ -427,8 +430,8 @@ def print_plan(study: Study, steps: Sequence[Step], store: Store) -> None:
 def show_report(
     study: Study, steps: Sequence[Step], store: Store, manifests: Mapping[str, Manifest]
 ) -> None:
-    """Print the comparison and the verdict, copy the page and its tables to where a person finds
-    them, say where."""
+    """Print the comparison and the verdict, copy the report and its tables to the pages folder, and
+    print its location."""
     for step in steps:
         if step.kind != "report":
             continue
@@ -442,7 +445,7 @@ def show_report(
 
 
 def show_pages(study: Study, step: Step, store: Store, manifest: Manifest) -> None:
-    """Copy a step's picture sheet and list to where a person finds them, and say where."""
+    """Copy a step's picture sheet and list to the pages folder, and print their locations."""
     for name, suffix, what in (("sheet.png", "png", "picture sheet"), ("list.csv", "csv", "list")):
         for key in manifest.keys(file=name):
             page = store.page(study.name, f"{step.label}.{suffix}")
@@ -451,37 +454,37 @@ def show_pages(study: Study, step: Step, store: Store, manifest: Manifest) -> No
 
 
 def main(*, until_step: str | None = None, dry_run: bool = False) -> None:
-    """Entry of a script in `jobs/`."""
+    """Entry point of a script in `jobs/`."""
     _end(lambda: run_study(until_step=until_step, dry_run=dry_run))
 
 
 def main_export() -> None:
-    """Entry of `jobs/export.py`."""
+    """Entry point of `jobs/export.py`."""
     _end(run_export)
 
 
 def main_evaluate() -> None:
-    """Entry of `jobs/evaluate.py`."""
+    """Entry point of `jobs/evaluate.py`."""
     _end(run_evaluate)
 
 
 def main_tune() -> None:
-    """Entry of `jobs/tune.py`."""
+    """Entry point of `jobs/tune.py`."""
     _end(run_tune)
 
 
 def main_audit() -> None:
-    """Entry of `jobs/audit.py`."""
+    """Entry point of `jobs/audit.py`."""
     _end(run_audit)
 
 
 def main_fsck() -> None:
-    """Entry of `jobs/fsck.py`."""
+    """Entry point of `jobs/fsck.py`."""
     _end(run_fsck)
 
 
 def main_gc() -> None:
-    """Entry of `jobs/gc.py`."""
+    """Entry point of `jobs/gc.py`."""
     _end(run_gc)
 
 
@@ -490,8 +493,8 @@ def _end(act: Callable[[], int]) -> None:
         try:
             code = act()
         except BrokenPipeError:
-            # A closed pipe (`… | head`) needs no traceback, but the work may be unfinished: as a
-            # shell reports SIGPIPE.
+            # The reader closed the pipe (`… | head`): report SIGPIPE as a shell does, because the
+            # work may be unfinished.
             code = 141
-        # Threads of libraries that wait on dead sockets must not keep a finished run alive.
+        # `finish` ends the process although library threads may still wait on dead sockets.
         job.finish(code)

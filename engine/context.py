@@ -1,4 +1,5 @@
-"""What `execute` hands to a step: its inputs, the store, and the runtime behind two verbs."""
+"""The context of a running step: its inputs, the store, and the runtime behind `compute`, `fit` and
+`trials`."""
 
 from __future__ import annotations
 
@@ -28,10 +29,10 @@ from engine.work.resources import FitResources, StageResources
 from engine.work.shard_worker import ShardWorker
 from engine.work.stage import Place, Stage
 
-# Figures of a training that its line of progress has room for.
-_NOTED = 6
-# Rows that killed their worker that a line has room for.
-_LOST_SHOWN = 10
+# Training metrics shown on a progress line.
+_MAX_METRICS = 6
+# Ids of lost rows shown in one message.
+_MAX_LOST = 10
 
 
 R = TypeVar("R", bound=StepResult)
@@ -39,7 +40,7 @@ R = TypeVar("R", bound=StepResult)
 
 @dataclass(frozen=True)
 class Output:
-    """What a step's `run` returns; `execute` makes the manifest of it."""
+    """The output of a step's `run`; `execute` turns it into the manifest."""
 
     parts: Sequence[Part]
     rows: int
@@ -47,29 +48,34 @@ class Output:
 
 
 class TrialRunner(Protocol):
-    """Computes steps whose inputs are done, each in a trial; by key."""
+    """Computes steps whose inputs are done, each as a trial."""
 
     def find(self, steps: Sequence[Step]) -> dict[str, Manifest]:
-        """Those that are done."""
+        """The manifests of the steps that are done, by step key."""
         ...
 
-    def run(self, steps: Sequence[Step], on_end: Callable[[int], None]) -> dict[str, Manifest]: ...
+    def run(self, steps: Sequence[Step], on_end: Callable[[int], None]) -> dict[str, Manifest]:
+        """Compute all steps; returns their manifests by step key. on_end: called with the number of
+        trials that just ended."""
+        ...
 
 
 @dataclass(frozen=True)
 class Work:
-    """Something that a step had done for it: a stage's shards, by its name, or a `fit`."""
+    """Work that a step gave to the runtime. name: of the stage, or `fit`."""
 
     name: str
-    # Shards; of a fit, 1.
+    # Number of shards; 1 for a fit.
     parts: int
     seconds: float
 
 
 @dataclass
 class Context:
-    """The world as one step sees it. `inputs` are the manifests of the steps that this one
-    needs."""
+    """Everything that a running step may use.
+
+    inputs: manifests of the steps that this one needs, by the name of the input.
+    """
 
     step: Step
     inputs: Mapping[str, Manifest]
@@ -78,17 +84,18 @@ class Context:
     stage_resources: Callable[[str], StageResources]
     fit_resources: FitResources
     device: str
-    # How a search runs its trials; given to every step, used by one.
+    # Runs the trials of a search.
     runner: TrialRunner | None = None
+    # Seconds between two progress lines.
     interval: float = 10.0
-    # What the manifest's provenance says of how this run went.
+    # Added to the manifest's provenance.
     notes: dict[str, Any] = field(default_factory=dict)
-    # What workers did for the step, for the record of what they held.
+    # Work done by workers so far, for the record of resource use.
     work: list[Work] = field(default_factory=list)
 
     @property
     def prefix(self) -> str:
-        """Where this step's data lies."""
+        """Prefix of this step's data in the store."""
         return self.store.step(self.step.kind, self.step.key)
 
     def result(self, name: str, model: type[R]) -> R:
@@ -134,7 +141,7 @@ class Context:
     def table(
         self, name: str, rows: pa.Table, /, *, row_group_size: int | None = None, **tags: str
     ) -> Part:
-        """Write a table of this step; `row_group_size` rows are read at once by workers."""
+        """Write a table of this step. row_group_size: rows that a worker reads at once."""
         sink = pa.BufferOutputStream()
         pq.write_table(rows, sink, compression="zstd", row_group_size=row_group_size)
         folder, data = self.store.parts(self.prefix), sink.getvalue()
@@ -145,7 +152,7 @@ class Context:
     def file(
         self, name: str, suffix: str, data: bytes, /, *, timed: bool = False, **tags: str
     ) -> Part:
-        """Write another file of this step. timed: it contains times of this run."""
+        """Write any other file of this step. timed: the file contains times of this run."""
         folder = self.store.parts(self.prefix)
         return write_part(self.store, folder, name, suffix, data, timed=timed, tags=tags)
 
@@ -163,16 +170,16 @@ class Context:
         replace: bool = False,
         here: bool = False,
     ) -> list[Commit]:
-        """Stream the shards that have no commit yet through a pool of workers; returns all commits,
-        in order.
+        """Stream the shards that have no commit yet through a pool of workers; returns all commits
+        in the order of `shards`.
 
-        replace: shards of another fingerprint are made again; else they are kept, and the run
-        stops. here: in this process, for what is done sooner than workers have started.
+        replace: recompute shards of another fingerprint; otherwise they raise `ResumeError`.
+        here: compute in this process, for work that is shorter than the start of a worker.
         """
         shard_set = ShardSet(self.store, prefix or self.prefix)
         shard_set.claim(fingerprint, discard=f"--discard {self.step.label}", replace=replace)
-        standing = shard_set.committed()
-        missing = [shard for shard in shards if shard.name not in standing]
+        committed = shard_set.committed()
+        missing = [shard for shard in shards if shard.name not in committed]
         total = sum(shard.rows for shard in shards)
         resources = self.stage_resources(stage_name)
         reasons: dict[str, int] = {}
@@ -202,13 +209,13 @@ class Context:
             if not here:
                 self.work.append(Work(stage_name, len(missing), time.monotonic() - started))
         commits = shard_set.collect(shards)
-        made = {shard.name for shard in missing}
-        self._note_losses(stage_name, [commit for commit in commits if commit.shard in made])
+        computed = {shard.name for shard in missing}
+        self._note_losses(stage_name, [commit for commit in commits if commit.shard in computed])
         return commits
 
     def _note_losses(self, stage_name: str, commits: Sequence[Commit]) -> None:
-        """Note how often shards were begun again because their process was lost, and say which
-        rows were set aside for it."""
+        """Record how often shards were restarted because their process was lost, and report the
+        rows that were set aside as the cause."""
         names = ("deaths", "hangs")
         if retries := sum(commit.provenance.get(name, 0) for commit in commits for name in names):
             self.notes[f"shards.{stage_name}"]["retries"] = retries
@@ -219,31 +226,31 @@ class Context:
             if status in (DIED, HUNG)
         ]
         if lost:
-            shown = ", ".join(lost[:_LOST_SHOWN]) + (", …" if len(lost) > _LOST_SHOWN else "")
-            what = "1 row killed or hung its worker and was set aside"
+            ids = ", ".join(lost[:_MAX_LOST]) + (", …" if len(lost) > _MAX_LOST else "")
+            text = "1 row killed or hung its worker and was set aside"
             if len(lost) > 1:
-                what = f"{len(lost)} rows killed or hung their worker and were set aside"
-            self.say(f"{what}: {shown}")
+                text = f"{len(lost)} rows killed or hung their worker and were set aside"
+            self.say(f"{text}: {ids}")
 
     def trials(self, steps: Sequence[Step]) -> dict[str, Manifest]:
-        """The manifests of these steps by key; each that has none is computed in a trial."""
-        assert self.runner is not None, f"{self.step.label} was given no way to run trials"
+        """The manifests of these steps by key. Steps that are not done are computed as trials."""
+        assert self.runner is not None, f"{self.step.label} has no trial runner"
         unique = list({step.key: step for step in steps}.values())
-        found = self.runner.find(unique)
-        missing = [step for step in unique if step.key not in found]
-        # A step may run trials that depend on those before.
+        manifests = self.runner.find(unique)
+        missing = [step for step in unique if step.key not in manifests]
+        # A step may call this several times, when its trials depend on earlier ones.
         before = self.notes.get("trials", {"found": 0, "made": 0})
         self.notes["trials"] = {
-            "found": before["found"] + len(found), "made": before["made"] + len(missing)
+            "found": before["found"] + len(manifests), "made": before["made"] + len(missing)
         }  # fmt: skip
         if not missing:
-            return found
-        if found:
-            self.say(f"{len(found)} of {len(unique)} trials are done already")
-        with self.progress(len(unique), "trials", len(found)) as bar:
-            found |= self.runner.run(missing, bar.advance)
-        # In the order that was asked for, whichever were there.
-        return {step.key: found[step.key] for step in unique}
+            return manifests
+        if manifests:
+            self.say(f"{len(manifests)} of {len(unique)} trials are done already")
+        with self.progress(len(unique), "trials", len(manifests)) as bar:
+            manifests |= self.runner.run(missing, bar.advance)
+        # The order must not depend on which were done already.
+        return {step.key: manifests[step.key] for step in unique}
 
     def fit(
         self,
@@ -251,10 +258,10 @@ class Context:
         unit: str,
         external: Mapping[str, str] | None = None,
     ) -> tuple[list[Part], dict[str, Any]]:
-        """Fit on the runtime's workers, from the newest checkpoint if there is one; returns weights
-        and figures.
+        """Fit on the runtime's workers, from the newest checkpoint if there is one; returns the
+        weights and the metrics.
 
-        external: digests of what the fit reads beside the step's inputs.
+        external: digests of what the fit reads in addition to the step's inputs.
         """
         attempt, work = attempt_name(), self.store.work(self.step.key)
         read = {name: manifest.digest for name, manifest in self.inputs.items()}
@@ -272,7 +279,7 @@ class Context:
         ended = threading.Event()
 
         def watch() -> None:
-            # A fit that hangs while its workers start says so too.
+            # The bar starts before the workers do, so that a fit stuck in startup is reported too.
             with Bar(self.step.label, None, unit, interval=self.interval) as bar:
                 while not ended.wait(1.0):
                     state = read_progress(self.store, work, attempt)
@@ -280,8 +287,8 @@ class Context:
                         continue
                     if bar.total is None:
                         bar.begin(state.total, state.done)
-                    noted = list(state.metrics.items())[:_NOTED]
-                    note = ", ".join(f"{name} {value:.4g}" for name, value in noted)
+                    metrics = list(state.metrics.items())[:_MAX_METRICS]
+                    note = ", ".join(f"{name} {value:.4g}" for name, value in metrics)
                     bar.advance(state.done - bar.done, note)
 
         watcher = threading.Thread(target=watch, daemon=True, name="progress")
@@ -297,6 +304,6 @@ class Context:
 
 
 def compute_here(worker: ShardWorker, shards: Sequence[Shard]) -> Iterator[dict[str, Any]]:
-    """Summaries of shards, as a runtime streams them, from this process."""
+    """Compute shards in this process; yields summaries as `Runtime.stream` does."""
     worker.load()
     yield from worker(shards)

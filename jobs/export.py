@@ -1,4 +1,4 @@
-"""Write an arm's images in a form that other tools open.
+"""Export the images of an arm for other tools.
 
 python jobs/export.py configs/digits.yaml --arm "ddpm x1" --to FOLDER [--format parquet]
 """
@@ -6,13 +6,13 @@ python jobs/export.py configs/digits.yaml --arm "ddpm x1" --to FOLDER [--format 
 import sys
 from pathlib import Path
 
-# Under `ray job submit` the package lies beside this folder and is not installed.
+# Under `ray job submit` the package is next to this folder and not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine.core.interrupts import job
 
 if __name__ == "__main__":
-    # A signal while the modules below are imported ends in one line too.
+    # Imported inside the job, so that a signal during the imports also ends in one line.
     with job():
         from engine.cli import main_export
 

@@ -1,4 +1,4 @@
-"""Up to the choice of the ratio on val: every arm with every seed.
+"""Run a study up to the search, which trains every arm with every seed and chooses ratios on val.
 
 python jobs/search.py configs/digits.yaml [--profile FILE] [--set a.b=c]
 """
@@ -6,13 +6,13 @@ python jobs/search.py configs/digits.yaml [--profile FILE] [--set a.b=c]
 import sys
 from pathlib import Path
 
-# Under `ray job submit` the package lies beside this folder and is not installed.
+# Under `ray job submit` the package is next to this folder and not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine.core.interrupts import job
 
 if __name__ == "__main__":
-    # A signal while the modules below are imported ends in one line too.
+    # Imported inside the job, so that a signal during the imports also ends in one line.
     with job():
         from engine.cli import main
 

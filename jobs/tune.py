@@ -1,5 +1,4 @@
-"""Try the settings that a study's section `tune` names, by what they reach on val; write the best
-down as a study.
+"""Try the settings of a study's section `tune`, compare them on val, and write the best as a study.
 
 python jobs/tune.py configs/digits.yaml [--profile FILE] [--set a.b=c]
 """
@@ -7,13 +6,13 @@ python jobs/tune.py configs/digits.yaml [--profile FILE] [--set a.b=c]
 import sys
 from pathlib import Path
 
-# Under `ray job submit` the package lies beside this folder and is not installed.
+# Under `ray job submit` the package is next to this folder and not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine.core.interrupts import job
 
 if __name__ == "__main__":
-    # A signal while the modules below are imported ends in one line too.
+    # Imported inside the job, so that a signal during the imports also ends in one line.
     with job():
         from engine.cli import main_tune
 

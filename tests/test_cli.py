@@ -38,17 +38,17 @@ def test_a_whole_run_says_where_the_sheet_lies(command, tmp_path, capsys) -> Non
 
 def test_a_dry_run_says_what_is_there_and_why_not(command, capsys, tmp_path) -> None:
     assert run_study([*command, "--dry-run"]) == 0
-    shown = capsys.readouterr().out
-    assert "ingest" in shown
-    assert "missing: not computed yet" in shown
+    output = capsys.readouterr().out
+    assert "ingest" in output
+    assert "missing: not computed yet" in output
     assert not (tmp_path / "runs").exists()
     run_study([*command, "--until", "embed"])
     capsys.readouterr()
     run_study([*command, "--dry-run"])
-    shown = capsys.readouterr().out
-    assert shown.count("  done") == 2
-    assert "generate.t" in shown
-    assert "needs request.t" in shown
+    output = capsys.readouterr().out
+    assert output.count("  done") == 2
+    assert "generate.t" in output
+    assert "needs request.t" in output
 
 
 def test_until_stops_and_discard_throws_away(command, capsys) -> None:
@@ -57,9 +57,9 @@ def test_until_stops_and_discard_throws_away(command, capsys) -> None:
     assert run_study(command) == 0
     capsys.readouterr()
     assert run_study([*command, "--discard", "generate"]) == 0
-    shown = capsys.readouterr().err
-    assert "discarded 2 shards" in shown
-    assert "make the images" in shown
+    output = capsys.readouterr().err
+    assert "discarded 2 shards" in output
+    assert "make the images" in output
 
 
 @pytest.mark.parametrize(
@@ -69,8 +69,8 @@ def test_until_stops_and_discard_throws_away(command, capsys) -> None:
         (["--set", "nonsense=1"], 2, "nonsense: no such field"),
         (["--until", "trian"], 2, "no step 'trian'"),
         (["--preview", "0"], 2, "--preview"),
-        (["--preview", "2", "--until", "embed"], 2, "no generator"),
-        (["--dry-run", "--discard", "embed"], 2, "choose one"),
+        (["--preview", "2", "--until", "embed"], 2, "no generate step"),
+        (["--dry-run", "--discard", "embed"], 2, "cannot be combined"),
         (["--profile", "nowhere.yaml"], 2, "no such file"),
         (["--set", "profile.device=tpu"], 2, "profile: device"),
         (["--set", "cluster.k=50"], 1, "the largest k for this data is"),

@@ -1,4 +1,4 @@
-"""What the walk records of how a step ran."""
+"""Records of how a step ran: resource use, provenance, digests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engine.core.progress import Bar
 from engine.core.spec import Spec
 from engine.core.step import Step, Subject
 from engine.core.store import Store
-from engine.execute import Trials, execute, held
+from engine.execute import Trials, execute, resource_use
 from engine.plan import named, plan, until
 from engine.profile import Profile
 from engine.runtime.cluster import RayRuntime
@@ -22,7 +22,7 @@ from engine.steps.search import trial_steps
 from engine.work.resources import FitResources, StageResources, TrialResources
 from tests.core.test_progress import Lines
 
-CLUSTER = Profile(
+RAY_CLUSTER = Profile(
     device="cuda",
     stages={
         "embed": StageResources(actors=8, cpus=2, gpus=0.5),
@@ -38,8 +38,8 @@ WORK = [Work("embed", 3, 100.0), Work("decode", 9, 10.0), Work("fit", 1, 50.0)]
 
 
 def test_pools_hold_what_their_workers_do_and_this_process_the_rest() -> None:
-    held_by = {one.pop("what"): one for one in held(WORK, 170.0, RAY, CLUSTER)}
-    assert held_by == {
+    by_name = {entry.pop("what"): entry for entry in resource_use(WORK, 170.0, RAY, RAY_CLUSTER)}
+    assert by_name == {
         # No more actors than shards.
         "embed": {"workers": 3, "cpus": 2.0, "gpus": 0.5, "seconds": 100.0},
         "decode": {"workers": 2, "cpus": 0.5, "gpus": 0.0, "seconds": 10.0},
@@ -49,14 +49,14 @@ def test_pools_hold_what_their_workers_do_and_this_process_the_rest() -> None:
 
 
 def test_a_trial_holds_its_share_whatever_it_computes() -> None:
-    (share,) = held(WORK, 170.0, InlineRuntime(threads=1), CLUSTER)
+    (share,) = resource_use(WORK, 170.0, InlineRuntime(threads=1), RAY_CLUSTER)
     assert share == {"what": "trial", "workers": 1, "cpus": 2.0, "gpus": 0.25, "seconds": 170.0}
 
 
 class Workers(InlineRuntime):
-    """Computes here, and notes which workers a fit would have had."""
+    """Computes in this process, and records the resources of each fit."""
 
-    alone = False
+    in_process = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -105,14 +105,14 @@ def test_a_fit_that_is_stuck_before_its_first_step_says_so(
     )  # fmt: skip
     with pytest.raises(LookupError):
         context.fit(print, "steps")
-    assert log.getvalue().startswith("  finetune: nothing new for 0 s; not started yet")
+    assert log.getvalue().startswith("  finetune: no progress for 0 s; not started yet")
 
 
 def test_one_process_alone_has_the_gpu_to_itself_while_it_computes_there() -> None:
-    inline = CLUSTER.model_copy(update={"runtime": "inline"})
-    held_by = {one["what"]: one for one in held(WORK, 170.0, InlineRuntime(), inline)}
-    assert [held_by[name]["workers"] for name in ("embed", "fit")] == [1, 1]
-    assert [held_by[name]["gpus"] for name in ("embed", "decode", "fit")] == [1.0, 0.0, 1.0]
+    inline = RAY_CLUSTER.model_copy(update={"runtime": "inline"})
+    by_name = {entry["what"]: entry for entry in resource_use(WORK, 170.0, InlineRuntime(), inline)}
+    assert [by_name[name]["workers"] for name in ("embed", "fit")] == [1, 1]
+    assert [by_name[name]["gpus"] for name in ("embed", "decode", "fit")] == [1.0, 0.0, 1.0]
 
 
 def test_what_was_held_stands_in_every_manifest_and_puts_none_out_of_date(
@@ -122,16 +122,16 @@ def test_what_was_held_stands_in_every_manifest_and_puts_none_out_of_date(
     steps = plan(study)
     manifests = execute(steps, store, InlineRuntime(), profile)
     for manifest in manifests.values():
-        told = manifest.provenance["held"]
-        assert sum(one["seconds"] for one in told) == pytest.approx(
+        entries = manifest.provenance["held"]
+        assert sum(entry["seconds"] for entry in entries) == pytest.approx(
             manifest.provenance["seconds"], abs=0.01
         )
     ingest, embed = (manifests[named(steps, kind)[0].key] for kind in ("ingest", "embed"))
-    assert [one["what"] for one in ingest.provenance["held"]] == ["decode", "driver"]
-    assert [one["what"] for one in embed.provenance["held"]] == ["embed", "driver"]
+    assert [entry["what"] for entry in ingest.provenance["held"]] == ["decode", "driver"]
+    assert [entry["what"] for entry in embed.provenance["held"]] == ["embed", "driver"]
     trials = [trial.step for trial in trial_steps(named(steps, "search")[0])]
     for trained in Trials(store, InlineRuntime(), profile).find(trials).values():
-        assert [one["what"] for one in trained.provenance["held"]] == ["fit", "driver"]
+        assert [entry["what"] for entry in trained.provenance["held"]] == ["fit", "driver"]
     other = {**ingest.provenance, "held": [], "seconds": 1e6, "python": "9"}
     assert ingest.model_copy(update={"provenance": other}).digest == ingest.digest
 

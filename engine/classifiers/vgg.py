@@ -12,7 +12,7 @@ from pydantic import Field
 
 from engine.classifiers import Classifier, ClassifierSpec, at_size, checkpoint_in_words
 from engine.classifiers._tuning import Trained, freeze, trained_in_words
-from engine.core.errors import StudyError, in_a_line
+from engine.core.errors import StudyError, one_line
 from engine.nets.images import IMAGENET_MEAN, IMAGENET_STD, normalised
 from engine.nets.pipelines import local_weights
 
@@ -163,7 +163,7 @@ def _downloaded(name: str, revision: str | None) -> Path:
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise StudyError(
             f"classifier.weights: {name}: no such file or folder, and its {_WEIGHTS} cannot be"
-            f" downloaded from the hub: {in_a_line(error)[:200]}"
+            f" downloaded from the hub: {one_line(error)[:200]}"
         ) from None
 
 

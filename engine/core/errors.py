@@ -1,9 +1,8 @@
-"""The errors that a person sees: one line each that says what is wrong, where, and what to
-change."""
+"""Errors that a user sees: one line each that says what is wrong, where, and what to change."""
 
 
 class EngineError(Exception):
-    """A run cannot go on. The command line prints its text alone and exits with `exit_code`."""
+    """A run cannot continue. The command line prints the text only and exits with `exit_code`."""
 
     exit_code = 1
 
@@ -19,17 +18,17 @@ class DataError(EngineError):
 
 
 class LeakError(DataError):
-    """Images or groups stand in more than one split."""
+    """Images or groups are in more than one split."""
 
 
 class StorageError(EngineError):
-    """Storage refused, failed or holds what this engine did not write."""
+    """Storage refused or failed, or it contains data that this engine did not write."""
 
 
 class DamageError(StorageError):
-    """Something that this engine stored is missing or has changed.
+    """Data that this engine stored is missing or has changed.
 
-    key: names it in the store. named: whether the text says which step wrote it.
+    key: its key in the store. named: whether the text names the step that wrote it.
     """
 
     named = False
@@ -40,10 +39,10 @@ class DamageError(StorageError):
 
 
 class ResumeError(EngineError):
-    """What lies in storage was made under other settings, code or weights."""
+    """Stored data was computed with other settings, code or weights."""
 
 
-def in_a_line(error: BaseException) -> str:
-    """What an error says; of one that is not ours, its kind too."""
+def one_line(error: BaseException) -> str:
+    """The text of an error on one line, with the type's name for foreign errors."""
     text = " ".join(str(error).split())[:500]
     return text if isinstance(error, EngineError) else f"{type(error).__name__}: {text}"

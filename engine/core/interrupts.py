@@ -1,9 +1,9 @@
-"""SIGINT and SIGTERM of a job: one line, exit code 130 or 143, no process left behind.
+"""SIGINT and SIGTERM in a job: one line of output, exit code 130 or 143, no process left behind.
 
 The first signal raises in the main thread, so that `finally` blocks run. That is not enough: a
 library may swallow the exception, replace the handler (Ray does, for SIGTERM), or stay in a long
 call. So a thread reads every signal from a pipe that the interpreter's own C handler writes to
-(`signal.set_wakeup_fd`), whichever Python handler is installed, and ends the process where closing
+(`signal.set_wakeup_fd`), whichever Python handler is installed, and ends the process if closing
 takes longer than `GRACE`.
 """
 
@@ -30,17 +30,17 @@ T = TypeVar("T")
 
 # Seconds for closing. `ray job stop` sends SIGKILL 3 s after SIGTERM.
 GRACE: Mapping[int, float] = {signal.SIGINT: 5.0, signal.SIGTERM: 2.0}
-INTERRUPTED = "interrupted: the same command continues from what is committed"
+INTERRUPTED = "interrupted: run the same command again to continue from the committed results"
 
-# Clears what a progress bar left on the line and shows the cursor that it hid.
+# Clears the line of a progress bar and shows the cursor that it hid.
 _RESET_TERMINAL = b"\r\x1b[K\x1b[?25h"
 
 _PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
 
 _job: Job | None = None
 # Processes that an interrupt kills before anything else.
-_first_to_go: list[int] = []
-# What is done when all children are gone, where the process ends before its `finally` blocks.
+_killed_first: list[int] = []
+# Called once all children have ended, if the process ends before its `finally` blocks have run.
 _clean_up: Callable[[], None] | None = None
 
 
@@ -49,30 +49,30 @@ class Terminated(KeyboardInterrupt):
 
 
 def exit_code(interrupt: KeyboardInterrupt) -> int:
-    """What a shell reports of a process that ended by this signal: 128 + its number."""
+    """The exit code that a shell reports for this signal: 128 + its number."""
     return 128 + (signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT)
 
 
 def kill_first(processes: Collection[int]) -> None:
-    """Have an interrupt kill these children at once. A raylet that receives SIGTERM, as all
-    processes of a group may, tells its driver to end too, which Ray's core does on the spot."""
-    _first_to_go[:] = processes
+    """Kill these children first on an interrupt. A raylet that receives SIGTERM (which may be sent
+    to the whole process group) tells its driver to exit, and Ray's core then exits at once."""
+    _killed_first[:] = processes
 
 
 def at_end(clean_up: Callable[[], None] | None) -> None:
-    """Have `clean_up` called where a job ends before its `finally` blocks have run."""
+    """Call `clean_up` if the job ends before its `finally` blocks have run."""
     global _clean_up
     _clean_up = clean_up
 
 
 def received() -> bool:
-    """Whether the job of this process was asked to end."""
+    """Whether the job of this process has received a signal to end."""
     return _job is not None and _job.first is not None
 
 
 def end_now(line: str, code: int) -> None:
-    """Print `line` and end the job's process and its children, from any thread. Where no job runs,
-    only print it."""
+    """Print `line` and end the job's process and its children, from any thread. Without a job, only
+    print the line."""
     if _job is None:
         print(line, file=sys.stderr, flush=True)
     else:
@@ -80,7 +80,7 @@ def end_now(line: str, code: int) -> None:
 
 
 def announce() -> None:
-    """Print that the run was interrupted, once."""
+    """Print once that the run was interrupted."""
     if _job is None:
         print(INTERRUPTED, file=sys.stderr, flush=True)
     else:
@@ -89,26 +89,26 @@ def announce() -> None:
 
 @contextmanager
 def job() -> Iterator[Job]:
-    """The job of this process: the one that runs, else a new one."""
+    """The running job of this process, or a new one."""
     if _job is not None:
         yield _job
     else:
-        with Job() as made:
-            yield made
+        with Job() as new:
+            yield new
 
 
 class Job:
     """The signal handlers of a job's process, from `with` to `finish`.
 
-    A signal that is ignored when the job starts stays ignored: a shell does that to what it starts
-    in the background.
+    A signal that is ignored when the job starts stays ignored: a shell sets that for background
+    processes.
     """
 
     def __init__(
         self, grace: Mapping[int, float] = GRACE, leave: Callable[[int], Any] = os._exit
     ) -> None:
         self.grace, self.leave = grace, leave
-        # The first signal that arrived.
+        # The first signal received.
         self.first: int | None = None
         self._ends: float | None = None
         self._closing = False
@@ -119,10 +119,10 @@ class Job:
 
     def __enter__(self) -> Job:
         global _job
-        import psutil  # here, not while the process ends
+        import psutil  # loaded now, because importing may fail while the process ends
 
         del psutil
-        # Standard error may be redirected when the line is due.
+        # Standard error may be redirected by the time the last line is written.
         self._terminal = os.dup(2)
         self._signals, self._wakeup = os.pipe()
         os.set_blocking(self._signals, False)
@@ -137,17 +137,17 @@ class Job:
             signal.signal(number, self._interrupt)
         # A forked child must not write its own signals into this pipe.
         os.register_at_fork(
-            before=self._hold, after_in_parent=self._release, after_in_child=self._forget
+            before=self._block, after_in_parent=self._unblock, after_in_child=self._forget
         )
         _job = self
         threading.Thread(target=self._watch, daemon=True, name="signals").start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        """End an interrupted process, whatever a library made of the interrupt; else restore the
-        handlers that were there."""
+        """End an interrupted process, even if a library swallowed the interrupt; otherwise restore
+        the previous handlers."""
         global _job
-        self._ignore_more()
+        self._ignore_signals()
         self._read()
         if self.first is not None:
             self.finish(self.code)
@@ -164,7 +164,7 @@ class Job:
         return 128 + self.first
 
     def announce(self, line: str = INTERRUPTED) -> None:
-        """Print the job's last line, once."""
+        """Print the job's last line once."""
         with self._lock:
             if not self._announced:
                 self._announced = True
@@ -172,9 +172,9 @@ class Job:
                     os.write(self._terminal, line.encode() + b"\n")
 
     def finish(self, code: int) -> None:
-        """End the process. An interrupted job never ends with another code than its own: what
-        swallowed the interrupt may have left work undone."""
-        self._ignore_more()
+        """End the process. An interrupted job always ends with the code of its signal: a library
+        that swallowed the interrupt may have left work undone."""
+        self._ignore_signals()
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError):  # a closed pipe
                 stream.flush()
@@ -185,15 +185,15 @@ class Job:
         end_children()
         self.leave(code)
 
-    def _ignore_more(self) -> None:
-        """A library's handler must not raise while the process ends."""
+    def _ignore_signals(self) -> None:
+        """Keep any library's handler from raising while the process ends."""
         self._closing = True
         for number in self._before:
-            signal.signal(number, _say_nothing)
+            signal.signal(number, _do_nothing)
 
     def end(self, line: str, code: int) -> None:
-        """End the process from any thread, whatever the main thread is doing; an interrupted job
-        with its own code."""
+        """End the process from any thread, whatever the main thread is doing. An interrupted job
+        ends with the code of its signal."""
         with self._lock:
             if not self._announced and os.isatty(self._terminal):
                 with suppress(OSError):
@@ -206,15 +206,14 @@ class Job:
             self.leave(code if self.first is None else self.code)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        # The pipe has them in the order in which they came, Python calls handlers in that of their
-        # numbers.
+        # The pipe keeps the order of arrival; Python calls handlers in the order of the numbers.
         self._read()
         self._note(number)
         if self._closing:
             return
         self._closing = True
-        # What closing breaks in other threads is of no interest.
-        sys.unraisablehook = threading.excepthook = _say_nothing
+        # Errors in other threads during shutdown are noise.
+        sys.unraisablehook = threading.excepthook = _do_nothing
         raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
     def _watch(self) -> None:
@@ -229,7 +228,7 @@ class Job:
                 return
 
     def _read(self) -> bool:
-        """Take note of the signals that have arrived; False once the job is over."""
+        """Record the signals that have arrived; returns False once the job is over."""
         with self._lock:
             try:
                 arrived = os.read(self._signals, 512)
@@ -246,22 +245,23 @@ class Job:
         if self.first is None:
             self.first = number
             with suppress(OSError):
-                os.write(self._wakeup, b"\0")  # the other thread waits without an end so far
+                os.write(self._wakeup, b"\0")  # wakes the thread, which had no time limit so far
             self._adopt_orphans()
-            for process in _first_to_go:
+            for process in _killed_first:
                 with suppress(OSError):
                     os.kill(process, signal.SIGKILL)
 
     def _adopt_orphans(self) -> None:
-        """Become the parent of what dying children leave behind, so that `end_children` sees it."""
+        """Become the parent of the children of dying children, so that `end_children` finds
+        them."""
         if self._libc is not None:
             self._libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
-    def _hold(self) -> None:
+    def _block(self) -> None:
         if _job is self:
             self._forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, self._before)
 
-    def _release(self) -> None:
+    def _unblock(self) -> None:
         if _job is self:
             signal.pthread_sigmask(signal.SIG_SETMASK, self._forking.mask)
 
@@ -275,12 +275,12 @@ class Job:
             signal.pthread_sigmask(signal.SIG_SETMASK, self._forking.mask)
 
 
-def _say_nothing(*_: object) -> None:
+def _do_nothing(*_: object) -> None:
     return
 
 
 def children(recursive: bool = True) -> frozenset[int]:
-    """Ids of this process's children, with theirs where `recursive`."""
+    """Ids of this process's children. recursive: all descendants."""
     return frozenset(process.pid for process in _descendants(recursive))
 
 
@@ -293,22 +293,22 @@ def _descendants(recursive: bool = True) -> list[psutil.Process]:
 
 
 def end_children(spare: Collection[int] = ()) -> None:
-    """SIGKILL all descendants of this process but `spare`: decoders, and the processes of a private
-    Ray."""
+    """SIGKILL all descendants of this process except `spare`: decoders, and the processes of a
+    private Ray."""
     ends = time.monotonic() + 1.0
     while time.monotonic() < ends:
-        # Again, for those that were started meanwhile, or that a dying process left to this one.
-        found = [process for process in _descendants() if process.pid not in spare]
-        if not any(map(_runs, found)):
+        # Repeated, because processes may start meanwhile or be inherited from a dying one.
+        processes = [process for process in _descendants() if process.pid not in spare]
+        if not any(map(_runs, processes)):
             return
-        for process in found:
+        for process in processes:
             with suppress(OSError):
                 os.kill(process.pid, signal.SIGKILL)
         time.sleep(0.01)
 
 
 def _runs(process: psutil.Process) -> bool:
-    """Whether it is there, and not only its exit code for somebody to read."""
+    """Whether the process runs and is not a zombie."""
     import psutil
 
     with suppress(psutil.Error):
@@ -317,18 +317,17 @@ def _runs(process: psutil.Process) -> bool:
 
 
 def silence() -> None:
-    """Send what libraries still write to standard error nowhere. The job's last line is written
-    where it went before."""
+    """Discard what libraries still write to standard error. The job's last line still appears."""
     sys.stderr.flush()
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    os.close(nowhere)
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    os.close(null)
 
 
 @contextmanager
-def handlers_kept() -> Iterator[None]:
-    """Give SIGINT and SIGTERM their handlers back afterwards: `ray.init` installs its own, in
-    Python and in C++."""
+def preserved_handlers() -> Iterator[None]:
+    """Restore the handlers of SIGINT and SIGTERM afterwards: `ray.init` installs its own, in Python
+    and in C++."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -342,8 +341,8 @@ def handlers_kept() -> Iterator[None]:
 
 
 def iterate_off_main_thread(items: Iterable[T]) -> Iterator[T]:
-    """Iterate in a thread. An interrupt then ends the wait for the next item at once, while a
-    library that is interrupted itself first stops its own work: Ray Data, for seconds."""
+    """Iterate in a thread, so that an interrupt ends the wait for the next item at once. Ray Data,
+    interrupted itself, would spend seconds on stopping its work."""
     arrived: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
     abandoned = threading.Event()
 
@@ -372,8 +371,8 @@ def iterate_off_main_thread(items: Iterable[T]) -> Iterator[T]:
 
 
 def off_main_thread(call: Callable[[], T]) -> T:
-    """Call in a thread and wait. Ray Train and Ray Tune install handlers of SIGINT where they run
-    in the main thread: Train does not restore the one before it, and ends the process with 0."""
+    """Call in a thread and wait. In the main thread, Ray Train and Ray Tune install handlers of
+    SIGINT: Train does not restore the previous one, and ends the process with 0."""
     if threading.current_thread() is not threading.main_thread():
         return call()
     future: Future[T] = Future()

@@ -1,8 +1,8 @@
-"""Manifests: what a finished step leaves behind, written last and once.
+"""Manifests: the records of finished steps, each written once, after all data of the step.
 
-A step is done while its manifest exists and the manifests of its inputs are the ones that it read.
-A retrained model changes no key (nobody asked for something else) but its manifest has another
-digest, and so everything that was computed from the old one is seen to be out of date.
+A step is done while its manifest exists and its inputs still have the manifests that it read. A
+retrained model keeps its key, because the request is the same, but its manifest has a new digest.
+Everything computed from the old one is therefore out of date.
 """
 
 from __future__ import annotations
@@ -19,19 +19,18 @@ from engine.core.store import Data, Store
 
 
 class Part(Spec):
-    """One piece of data of a step: a Parquet file or another file, with the digest of its bytes.
+    """One file of a step, Parquet or other, with the digest of its bytes.
 
-    Its key contains the digest too, so that whatever reads it by its key compares it
-    (`engine.core.store`).
+    The key contains the digest too, so that every read by key verifies it (`engine.core.store`).
     """
 
     key: str
     rows: int = 0
     bytes: int
     sha256: str
-    # Whether it contains times or hosts of the run; excluded from the digest of the result.
+    # Whether it contains times or hosts of the run; such parts are not in the manifest's digest.
     timed: bool = False
-    # What the part holds, for readers that want some of it: split, class, role of a file.
+    # Contents of the part, for readers of a subset: split, class, role of a file.
     tags: dict[str, str] = {}
 
 
@@ -55,7 +54,7 @@ def write_part(
 
 
 def copy_files(store: Store, parts: Iterable[Part], folder: Path) -> Path:
-    """Copy parts to a local folder, under the relative paths of their tag `file`; returns the
+    """Copy parts to a local folder, under the relative paths in their tag `file`; returns the
     folder."""
     for part in parts:
         target = folder / part.tags["file"]
@@ -65,8 +64,7 @@ def copy_files(store: Store, parts: Iterable[Part], folder: Path) -> Path:
 
 
 class Manifest(Spec):
-    """`metrics` are figures of the result and part of its identity; `provenance` (times, versions,
-    hosts) is not."""
+    """`metrics` are part of the result's identity; `provenance` (times, versions, hosts) is not."""
 
     kind: str
     key: str
@@ -80,7 +78,7 @@ class Manifest(Spec):
 
     @property
     def digest(self) -> str:
-        """Identity of the result: key and content, without times, versions and names of files."""
+        """Identity of the result: key and content, without times, versions and file names."""
         return digest(
             {
                 "key": self.key,
@@ -91,7 +89,7 @@ class Manifest(Spec):
         )
 
     def keys(self, **tags: str) -> list[str]:
-        """Keys of the parts that bear all these tags, in order."""
+        """Keys of the parts that have all these tags, in order."""
         return [
             part.key
             for part in self.parts
@@ -100,8 +98,8 @@ class Manifest(Spec):
 
 
 def read_manifest(store: Store, step: Step) -> Manifest | None:
-    """The manifest of a step, or None where it is not done. Raises `DamageError` on a record that
-    has changed, `StorageError` on another step's."""
+    """The manifest of a step, or None if there is none. Raises `DamageError` on a damaged record,
+    `StorageError` on the record of another step."""
     key = store.manifest(step.kind, step.key)
     try:
         data = store.read(key)
@@ -110,8 +108,8 @@ def read_manifest(store: Store, step: Step) -> Manifest | None:
     manifest = parse_manifest(store, key, data)
     if (manifest.kind, manifest.key) != (step.kind, step.key):
         raise StorageError(
-            f"{store.location(key)} belongs to {manifest.kind} {manifest.key}; move it away and"
-            " run again"
+            f"{store.location(key)} is the manifest of another step, {manifest.kind}"
+            f" {manifest.key}; remove it and run again"
         )
     return manifest
 
@@ -127,10 +125,10 @@ def parse_manifest(store: Store, key: str, data: bytes) -> Manifest:
 
 
 def write_manifest(store: Store, manifest: Manifest) -> Manifest:
-    """Put the manifest, unless another driver was first; returns the one that counts.
+    """Store the manifest unless another driver was first; returns the stored one.
 
-    It is returned as it was stored, so that a run that goes on with it sees what any later run
-    reads: the same types, in the same order.
+    The result is parsed from the stored bytes, so that this run sees the same types in the same
+    order as any later run.
     """
     key = store.manifest(manifest.kind, manifest.key)
     data = seal(manifest.model_dump(), indent=1)

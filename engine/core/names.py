@@ -1,4 +1,4 @@
-"""Names for files and pages made from text of users: class names, paths, prompts."""
+"""Names for files and pages, derived from users' text: class names, paths, prompts."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from engine.core.errors import DataError
 
 
 def slug(text: str) -> str:
-    """A name for files: at most 40 of [a-z0-9-] from `text`, and a hash that keeps different texts
-    apart."""
+    """A file name: at most 40 characters of [a-z0-9-] from `text`, and a hash that keeps different
+    texts apart."""
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
     words = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:40].strip("-")
     return f"{words or 'x'}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def check_class_names(names: Iterable[str], task: str) -> None:
-    """Raise `DataError` where two class names differ in case, spaces or Unicode form alone, or one
-    cannot be shown."""
+    """Raise `DataError` if two class names differ only in case, spaces or Unicode form, or if one
+    cannot be displayed."""
     seen: dict[str, str] = {}
     for name in sorted(set(names)):
         if (
@@ -30,19 +30,17 @@ def check_class_names(names: Iterable[str], task: str) -> None:
         ):
             raise DataError(
                 f"label.{task}: the class name {name[:60]!r} is empty, longer than 200 characters"
-                " or holds invisible"
-                " characters; rename it"
+                " or contains invisible characters; rename it"
             )
         folded = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
         if folded in seen:
             raise DataError(
-                f"label.{task}: the class names {seen[folded]!r} and {name!r} differ in case,"
-                " spaces or Unicode form"
-                " alone; make them one name or two"
+                f"label.{task}: the class names {seen[folded]!r} and {name!r} differ only in case,"
+                " spaces or Unicode form; rename one, or use the same name"
             )
         seen[folded] = name
 
 
 def csv_cell(text: str) -> str:
-    """A cell that no spreadsheet takes for a formula."""
+    """The text, quoted if a spreadsheet would read it as a formula."""
     return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text

@@ -1,7 +1,7 @@
-"""Progress of long work: what is done, n of N, rate, time left.
+"""Progress of long work: units done of the total, rate, time left.
 
-A live bar where a terminal is there (rich); elsewhere, a plain line at most every `interval`
-seconds, so that a cluster's log stays readable. Work without progress is reported too.
+On a terminal a live bar (rich); elsewhere a plain line at most every `interval` seconds, so that
+log files stay readable. A long silence is reported too.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ def _clock(seconds: float) -> str:
 
 
 class Bar:
-    """One piece of work. `advance` counts `unit`s done; what was found done at the start is no part
-    of the rate.
+    """The progress of one piece of work, counted by `advance`.
 
-    total: None until `begin` says how much there is to do. quiet: seconds without news after which
-    a line says so, again each time that the silence has doubled.
+    done: units that were done before the start; they do not count towards the rate. total: None
+    until `begin` sets it. quiet: seconds without progress after which a line reports the silence,
+    and again each time that it has doubled.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Bar:
             )
 
     def rate(self) -> float:
-        """Units per second since the start, of this run alone."""
+        """Units per second in this run."""
         return (self.done - self.initial) / max(time.monotonic() - self.started, 1e-9)
 
     def line(self) -> str:
@@ -91,7 +91,7 @@ class Bar:
         return f"{text} · {self.note}" if self.note else text
 
     def begin(self, total: int, done: int) -> None:
-        """The work starts, with `done` of `total` found done."""
+        """Start the work, with `done` of `total` done already."""
         with self._lock:
             self.total, self.done, self.initial = total, done, done
             self.started = self.news = time.monotonic()
@@ -120,7 +120,7 @@ class Bar:
             print(f"  {self.line()}", file=self.stream, flush=True)
 
     def _remind(self) -> None:
-        """Until the end: print a line when there has been no news for long."""
+        """Print a line after each long silence, until the work ends."""
         while not self._ended.wait(max(0.0, self.news + self.silence - time.monotonic())):
             with self._lock:
                 silent = time.monotonic() - self.news
@@ -130,7 +130,7 @@ class Bar:
                 state = "not started yet"
                 if self.total is not None:
                     state = f"{self.done:,} of {self.total:,} {self.unit}"
-                line = f"  {self.label}: nothing new for {silent:.0f} s; {state}"
+                line = f"  {self.label}: no progress for {silent:.0f} s; {state}"
                 if self.live is not None:
                     self.live.console.print(line, markup=False, highlight=False)
                 else:
@@ -154,5 +154,5 @@ class Bar:
 
 
 def say(text: str, **options: Any) -> None:
-    """Print one line about the run for a person to read (stderr; results go to stdout)."""
+    """Print one line about the run (on stderr; results go to stdout)."""
     print(text, file=options.get("stream") or sys.stderr, flush=True)

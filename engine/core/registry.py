@@ -1,10 +1,10 @@
-"""Plugins, found by convention.
+"""Plugins, looked up by naming convention.
 
 The plugin `name` of a `family` is the class `CamelCase(name)` of the module
 `engine.<family>.<name>`, or an entry point `name` in the group `engine.<family>` of any installed
-distribution. Nothing is listed
-here: adding a generator is adding one file. Plugin modules import nothing heavy at module level, so
-that a study can be read, checked and planned without torch.
+distribution. This module lists no plugin: adding a generator means adding one file. Plugin modules
+import nothing heavy at module level, so that a study can be read, checked and planned without
+torch.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
 def resolve(family: str, name: str) -> Any:
-    """Return the class of the plugin. Raises `StudyError` that lists what there is."""
+    """The class of the plugin. Raises `StudyError`, which lists the available names."""
     if _NAME.fullmatch(name):
         module_name = f"engine.{family}.{name}"
         try:
@@ -44,27 +44,32 @@ def resolve(family: str, name: str) -> Any:
     )
 
 
+def name_of(spec: Spec) -> str:
+    """The name of the plugin that a spec belongs to."""
+    return str(getattr(spec, "name", ""))
+
+
 def kind_of(family: str, spec: Spec) -> Any:
     """The class of the plugin that a spec belongs to. Raises `StudyError`."""
-    return resolve(family, str(getattr(spec, "name", "")))
+    return resolve(family, name_of(spec))
 
 
 def available(family: str) -> list[str]:
     """Names of all plugins of a family, sorted."""
     package = importlib.import_module(f"engine.{family}")
-    found = {
+    names = {
         module.name
         for module in pkgutil.iter_modules(package.__path__)
-        # A name with _ before it is of use to plugins and none itself; a package is a family.
+        # Modules with a leading _ are shared by plugins; a package is a family of its own.
         if not module.ispkg and not module.name.startswith("_")
     }
-    found |= {point.name for point in entry_points(group=f"engine.{family}")}
-    return sorted(found)
+    names |= {point.name for point in entry_points(group=f"engine.{family}")}
+    return sorted(names)
 
 
 class PluginField:
-    """Validates `{name: x, …}` by the spec of plugin x of a family, and keeps the place of an
-    error.
+    """Validates `{name: x, …}` with the spec of the family's plugin x. An error keeps the path of
+    the field inside the plugin.
 
     Used as `Annotated[SerializeAsAny[Spec], BeforeValidator(PluginField("readers"))]`.
     """
@@ -93,7 +98,7 @@ class PluginField:
 
 
 def explain(error: Any) -> str:
-    """One of pydantic's errors in words: what must be, and what is."""
+    """One of pydantic's errors in words: what the value must be, and what it is."""
     text = str(error["msg"])
     if error["type"] == "explained":
         return text
@@ -102,9 +107,9 @@ def explain(error: Any) -> str:
     if error["type"] == "missing":
         return "is missing"
     try:
-        shown = reprlib.repr(error.get("input"))  # bounded: YAML's aliases make exponential values
+        value = reprlib.repr(error.get("input"))  # bounded: YAML aliases make exponential values
     except ValueError:
-        shown = "a number of thousands of digits"
+        value = "a number of thousands of digits"
     text = text.removeprefix("Value error, ").removeprefix("Input should be ")
-    shown = shown if len(shown) < 60 else shown[:57] + "..."
-    return f"must be {text[:1].lower()}{text[1:]}, is {shown}"
+    value = value if len(value) < 60 else value[:57] + "..."
+    return f"must be {text[:1].lower()}{text[1:]}, is {value}"

@@ -1,9 +1,8 @@
-"""Rows: every table of the engine, every column named once.
+"""Schemas of the engine's tables. Every column is named here once.
 
-Labels stand in one column per task, `label.<task>`: a string, or a list of strings for a task with
-several labels at once; null means unlabelled. Images are the struct {bytes, path} of the Hugging
-Face `Image` feature, and the schema says so, so that `datasets.load_dataset("parquet", …)` shows
-pictures.
+Each task has one label column, `label.<task>`: a string, or a list of strings for a multi-label
+task; null means unlabelled. Images are the struct {bytes, path} of Hugging Face's `Image` feature.
+The schema's metadata declares it, so that `datasets.load_dataset("parquet", …)` decodes the images.
 """
 
 from __future__ import annotations
@@ -76,8 +75,7 @@ def label_fields(tasks: Mapping[str, TaskKind]) -> list[pa.Field]:
 
 
 def records_schema(tasks: Mapping[str, TaskKind]) -> pa.Schema:
-    """What a reader lists: one row per image, nothing decoded yet. `split` and `group_id` may be
-    null."""
+    """Output of a reader: one row per image, not decoded. `split` and `group_id` may be null."""
     return pa.schema(
         [
             pa.field(IMAGE_ID, pa.string()),
@@ -90,7 +88,7 @@ def records_schema(tasks: Mapping[str, TaskKind]) -> pa.Schema:
 
 
 def images_schema(tasks: Mapping[str, TaskKind]) -> pa.Schema:
-    """Real images after ingest. `width` and `height` are those of the original, in pixels."""
+    """Real images after ingest. `width` and `height`: of the original, in pixels."""
     return pa.schema(
         [
             pa.field(IMAGE_ID, pa.string()),
@@ -110,13 +108,13 @@ def images_schema(tasks: Mapping[str, TaskKind]) -> pa.Schema:
 
 
 def fixed_lists(values: np.ndarray) -> pa.FixedSizeListArray:
-    """A column of rows of float32 (n, width), such as embeddings or probabilities."""
+    """An array (n, width) as a column of float32 lists, such as embeddings or probabilities."""
     flat = pa.array(np.ascontiguousarray(values, dtype=np.float32).ravel())
     return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
 
 
 def embeddings_schema(width: int) -> pa.Schema:
-    """Vectors of the study's images; `phash` is that of the preprocessed picture."""
+    """Vectors of the study's images. `phash`: of the preprocessed image."""
     return pa.schema(
         [
             pa.field(IMAGE_ID, pa.string()),
@@ -127,13 +125,13 @@ def embeddings_schema(width: int) -> pa.Schema:
 
 
 def score_column(of: str, name: str) -> str:
-    """The column of a filter's figure."""
+    """The column of a score `name` of the filter `of`."""
     return f"{of}.{name}"
 
 
 def curated_schema() -> pa.Schema:
-    """Every generated image, kept or not. `label` is the one that it is used under; the columns of
-    the filters (`score_column`) follow."""
+    """Every generated image, kept or rejected. `label`: the label in use. The filters' columns
+    (`score_column`) are appended."""
     return pa.schema(
         [
             pa.field(IMAGE_ID, pa.string()),
@@ -163,12 +161,12 @@ def request_fields(tasks: Mapping[str, TaskKind]) -> list[pa.Field]:
 
 
 def requests_schema(tasks: Mapping[str, TaskKind]) -> pa.Schema:
-    """What to generate. `uri` names an image that exists already (generator `folder`)."""
+    """Requests to a generator. `uri`: of an existing image, for the generator `folder`."""
     return pa.schema(request_fields(tasks))
 
 
 def synthetic_schema(tasks: Mapping[str, TaskKind]) -> pa.Schema:
-    """Generated images with all columns of their request."""
+    """Generated images, with all columns of their requests."""
     fields = request_fields(tasks)
     return pa.schema(
         [

@@ -1,18 +1,17 @@
 """Shards: the unit of work and of commit.
 
-What is to be computed is planned first, as shards of fixed membership. A worker computes a shard,
-writes its data under a name that contains its digest, and commits by one put-if-absent of a small
-record, of which the first counts. Readers trust commit records alone, and a restart runs the plan
-minus the commits, so that a kill at any moment loses at most the shards in flight and doubles
-nothing.
+The plan divides the rows into shards of fixed membership. A worker computes a shard, writes its
+data under a name that contains the data's digest, and commits with one put-if-absent of a small
+record. The first record counts. Readers trust only commit records, and a restart runs the plan
+minus the commits. A kill at any moment therefore loses at most the shards in flight, and nothing is
+stored twice.
 
     <prefix>/fingerprint.json               settings, code and weights that all shards share (put if
                                             absent)
-    <prefix>/fingerprint.copy.json          the same again
-    <prefix>/commits/<name>.<n>.json        the commit of generation n: data, and one row for each
+    <prefix>/fingerprint.copy.json          a copy of it
+    <prefix>/commits/<name>.<n>.json        the commit of generation n: data, and one entry for each
                                             planned id
-    <prefix>/commits/<name>.<n>.tombstone   generation n is void; the shard is to be made again as n
-                                            + 1
+    <prefix>/commits/<name>.<n>.tombstone   generation n is void; the next one is n + 1
     <prefix>/parts/<name>.<digest>.parquet  data
 """
 
@@ -22,7 +21,6 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -45,8 +43,8 @@ _ROW_DIGEST = 32
 
 @dataclass(frozen=True)
 class Shard:
-    """`name` is unique in its set and safe in a file name; `task` (JSON) says where its rows come
-    from."""
+    """A planned shard. name: unique in its set and safe in a file name. task: where its rows come
+    from (JSON)."""
 
     name: str
     rows: int
@@ -64,14 +62,16 @@ class Shard:
 
 
 def ids_digest(ids: Iterable[str]) -> str:
-    """Digest of an ordered list of ids: what a shard is a commitment to."""
+    """Digest of an ordered list of ids, which fixes the membership of a shard."""
     return hashlib.sha256("\n".join(ids).encode()).hexdigest()[:24]
 
 
 @dataclass(frozen=True)
 class Commit:
-    """A valid commit record. `status` is `ok` or the reason for quarantine, one for each planned
-    row."""
+    """A valid commit record. `image_id`, `status` and `sha256` have an entry for each planned row.
+
+    status: `ok` or the reason for quarantine. data: None if no row is `ok`.
+    """
 
     shard: str
     data: Part | None
@@ -97,12 +97,12 @@ class ShardSet:
 
     @property
     def fingerprint_copy_key(self) -> str:
-        """Of all records this one is worth a copy: without it, no shard of the set counts."""
+        """The copy exists because all shards of the set are lost without a fingerprint."""
         return self.store.join(self.prefix, "fingerprint.copy.json")
 
     def fingerprint(self) -> dict[str, Any]:
-        """What the set is bound to, from the record or its copy; empty where nothing has claimed
-        it. Raises `DamageError`."""
+        """The fingerprint that the set is bound to, from the record or its copy; empty if the set
+        is not bound yet. Raises `DamageError`."""
         for key in (self.fingerprint_key, self.fingerprint_copy_key):
             try:
                 return unseal(self.store.read(key))
@@ -117,7 +117,7 @@ class ShardSet:
         )
 
     def restore_fingerprint(self) -> bool:
-        """Replace a damaged record by its copy; whether there was a sound one."""
+        """Replace a damaged record with its copy; returns whether the copy is intact."""
         try:
             data = self.store.read(self.fingerprint_copy_key)
             unseal(data)
@@ -127,36 +127,34 @@ class ShardSet:
         return True
 
     def claim(self, fingerprint: Mapping[str, Any], discard: str, *, replace: bool = False) -> None:
-        """Bind the set to a fingerprint. Raises `ResumeError` that names every difference from what
-        lies there.
+        """Bind the set to a fingerprint. Raises `ResumeError`, which names every difference from
+        the stored one.
 
-        `discard` tells the person what to type to throw away what lies there. replace: throw it
-        away rather than raise, where it is quickly made again.
+        discard: the option that discards the stored shards, for the error. replace: discard them
+        instead of raising.
         """
         data = seal(dict(sorted(fingerprint.items())), indent=1)
         if self.store.put_if_absent(self.fingerprint_key, data):
             self.store.put(self.fingerprint_copy_key, data)
             return
-        # As it is read back: in JSON a tuple is a list.
-        fingerprint, found = unseal(data), self.fingerprint()
+        # Compare as read back: in JSON a tuple is a list.
+        fingerprint, stored = unseal(data), self.fingerprint()
         changed = [
-            f"{name} was {found.get(name)!r}, is {fingerprint.get(name)!r}"
-            for name in sorted({*found, *fingerprint})
-            if found.get(name) != fingerprint.get(name)
+            f"{name} was {stored.get(name)!r}, is {fingerprint.get(name)!r}"
+            for name in sorted({*stored, *fingerprint})
+            if stored.get(name) != fingerprint.get(name)
         ]
         if changed and replace:
             self.discard()
             self.claim(fingerprint, discard)
         elif changed:
             raise ResumeError(
-                f"{self.store.location(self.prefix)} holds shards made otherwise:"
-                f" {'; '.join(changed)}."
-                f" Bring that back, or throw the shards away with {discard}"
+                f"{self.store.location(self.prefix)} holds shards of other settings:"
+                f" {'; '.join(changed)}; restore these values, or discard the shards with {discard}"
             )
 
     def committed(self) -> dict[str, int]:
-        """Names of shards with a commit that stands, and its generation. One listing, whatever the
-        size."""
+        """Names of the shards with a valid commit, and its generation. Costs one listing."""
         commits: dict[str, int] = {}
         void: set[tuple[str, int]] = set()
         start = len(self.prefix) + len("/commits/")
@@ -164,33 +162,33 @@ class ShardSet:
             name, _, rest = key[start:].rpartition(".")
             name, _, generation = name.rpartition(".")
             if not generation.isdigit():
-                continue  # a temporary file that a kill left behind
+                continue  # a temporary file left by a kill
             if rest == "tombstone":
                 void.add((name, int(generation)))
             elif rest == "json":
                 commits[name] = max(commits.get(name, 0), int(generation))
         return {name: number for name, number in commits.items() if (name, number) not in void}
 
-    def standing(self, name: str) -> Commit | None:
-        """The commit of one shard that stands, if any, without a listing."""
+    def find_commit(self, name: str) -> Commit | None:
+        """The valid commit of one shard, or None. Needs no listing."""
         try:
             return self.read(name, self._next_generation(name))
         except FileNotFoundError:
             return None
 
     def read(self, name: str, generation: int) -> Commit:
-        """Read and check one commit record. Raises `StorageError` on a foreign or damaged one."""
+        """Read and check one commit record. Raises `DamageError` on a foreign or damaged record."""
         key = self.commit_key(name, generation)
         try:
             record = unseal(self.store.read(key))
             if record["format"] != _FORMAT or record["shard"] != name:
-                raise ValueError("it is another shard's")
+                raise ValueError("it belongs to another shard or version")
             columns = record["rows"]
             return Commit(
                 shard=name,
                 data=Part.model_validate(record["data"]) if record["data"] else None,
                 image_id=tuple(columns[rows.IMAGE_ID]),
-                # A few words, of which each row would have its own copy.
+                # Interned, because a few distinct words repeat for every row.
                 status=tuple(map(sys.intern, columns[rows.STATUS])),
                 sha256=tuple(columns["sha256"]),
                 provenance=record["provenance"],
@@ -204,9 +202,9 @@ class ShardSet:
     def commit(
         self, shard: Shard, table: pa.Table, status: Sequence[str], provenance: dict[str, Any]
     ) -> bool:
-        """Write the rows of a shard and commit them; False where another attempt was first.
+        """Write the rows of a shard and commit them; returns False if another attempt was first.
 
-        `table` holds every planned row in order; only rows whose status is `ok` are stored.
+        table: every planned row in order. Only rows whose status is `ok` are stored.
         """
         generation = self._next_generation(shard.name)
         mask = [entry == OK for entry in status]
@@ -233,30 +231,30 @@ class ShardSet:
             },
             "provenance": provenance,
         }
-        # The data of a loser stays: it is the winner's too where their bytes are equal, and
-        # `jobs/gc.py` removes what no record names.
+        # The loser's data stays: if the bytes are equal it is the winner's data too, and otherwise
+        # `jobs/gc.py` removes it.
         return self.store.put_if_absent(self.commit_key(shard.name, generation), seal(body))
 
     def discard(self, names: Iterable[str] | None = None) -> int:
-        """Void the commits of these shards (all by default) and forget the fingerprint; returns how
-        many."""
-        standing = self.committed()
-        chosen = set(standing) if names is None else set(names) & set(standing)
+        """Void the commits of these shards, or of all shards and the fingerprint too; returns the
+        number of commits."""
+        committed = self.committed()
+        chosen = set(committed) if names is None else set(names) & set(committed)
         for name in chosen:
-            self.void(name, standing[name])
+            self.void(name, committed[name])
         if names is None:
             self.store.delete(self.fingerprint_key)
             self.store.delete(self.fingerprint_copy_key)
         return len(chosen)
 
     def void(self, name: str, generation: int) -> None:
-        """Let one commit no longer count; the shard is made again as the next generation."""
+        """Void one commit. The shard is computed again as the next generation."""
         tombstone = self.commit_key(name, generation).removesuffix("json") + "tombstone"
         self.store.put_if_absent(tombstone, b"")
 
-    def keep(self, keys: Iterable[str]) -> None:
-        """Delete all data but these parts, and void the commits that name what goes. Whoever calls
-        it is the only one at work here."""
+    def retain(self, keys: Iterable[str]) -> None:
+        """Delete all parts except these, and void the commits that name a deleted part. Nobody else
+        may use the set meanwhile."""
         kept = set(keys)
         self.discard(
             name
@@ -269,22 +267,23 @@ class ShardSet:
 
     def collect(self, shards: Sequence[Shard]) -> list[Commit]:
         """The commits of a whole plan, in its order. Raises `StorageError` unless every planned row
-        is there once."""
-        standing = self.committed()
-        missing = [shard.name for shard in shards if shard.name not in standing]
+        is present once."""
+        committed = self.committed()
+        missing = [shard.name for shard in shards if shard.name not in committed]
         if missing:
             raise StorageError(
-                f"{len(missing)} of {len(shards)} shards have no commit (first: {missing[0]})"
+                f"{self.store.location(self.prefix)}: {len(missing)} of {len(shards)} shards have"
+                f" no commit (first: {missing[0]}); run again to compute them"
             )
-        commits = [self.read(shard.name, standing[shard.name]) for shard in shards]
+        commits = [self.read(shard.name, committed[shard.name]) for shard in shards]
         for shard, commit in zip(shards, commits, strict=True):
             planned = shard.task.get("ids_digest")
             if len(commit.image_id) != shard.rows or (
                 planned and ids_digest(commit.image_id) != planned
             ):
                 raise StorageError(
-                    f"shard {shard.name} holds other rows than planned; throw it away with"
-                    " --discard"
+                    f"{self.store.location(self.prefix)}: shard {shard.name} holds other rows than"
+                    " planned; discard the step with --discard"
                 )
         return commits
 
@@ -300,7 +299,7 @@ class ShardSet:
 
 
 def _row_digests(table: pa.Table) -> list[str]:
-    """SHA-256 of the encoded bytes of each image; empty where a row or the table has none."""
+    """SHA-256 of the encoded bytes of each image; empty where there is no image."""
     if rows.IMAGE not in table.column_names:
         return [""] * table.num_rows
     encoded = pc.struct_field(table[rows.IMAGE], "bytes").to_pylist()
@@ -310,7 +309,7 @@ def _row_digests(table: pa.Table) -> list[str]:
 
 
 def column(values: Any, kind: pa.DataType) -> pa.Array:
-    """One column of a batch as an Arrow array of type `kind`; two-dimensional arrays become
+    """One column of a batch as an Arrow array of type `kind`. An array (n, width) becomes
     fixed-size lists."""
     if isinstance(values, pa.ChunkedArray):
         values = values.combine_chunks()
@@ -323,7 +322,7 @@ def column(values: Any, kind: pa.DataType) -> pa.Array:
 
 
 def image_column(encoded: Sequence[bytes | None], names: Sequence[str], suffix: str) -> pa.Array:
-    """The Hugging Face `Image` struct for encoded images; `names` are ids, never text of a user."""
+    """Encoded images as Hugging Face's `Image` struct. names: ids, never text from users."""
     return pa.StructArray.from_arrays(
         [
             pa.array(encoded, pa.binary()),
@@ -333,16 +332,19 @@ def image_column(encoded: Sequence[bytes | None], names: Sequence[str], suffix: 
     )
 
 
-def installed(*packages: str) -> str:
-    """Names and versions of those that are installed, in a line."""
-    found = []
+def installed_versions(*packages: str) -> dict[str, str]:
+    """Versions of the packages that are installed."""
+    versions = {}
     for package in packages:
-        with suppress(PackageNotFoundError):
-            found.append(f"{package} {version(package)}")
-    return ", ".join(found)
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions
 
 
 def parquet_rows(store: Store, task: Mapping[str, Any]) -> pa.Table:
-    """Rows of a task that names one row group of a Parquet file: {"part": key, "row_group": n}."""
+    """The rows of a task that names one row group of a Parquet file: {"part": key, "row_group":
+    n}."""
     with store.parquet(task["part"]) as file:
         return file.read_row_group(task["row_group"])

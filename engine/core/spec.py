@@ -1,9 +1,9 @@
 """Specs and their identity.
 
-A `Spec` is a frozen section of a study. What a step computes is a function of its spec, its code
-version and its inputs, so the identity of a step is a digest of the canonical JSON of those. The
-encoder knows exactly the types of JSON and `Spec`, and raises on everything else: a type whose text
-changes between two library versions must never leak into a key.
+A `Spec` is a frozen section of a study. The result of a step is a function of its spec, its code
+version and its inputs, so the step's identity is a digest of the canonical JSON of these three. The
+encoder accepts only JSON types and `Spec`, and raises on everything else: a type whose text changes
+between two library versions must never leak into a key.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class Spec(BaseModel):
         protected_namespaces=(),
     )
 
-    # Fields that came after keys were in use: at their defaults they are no part of the identity.
+    # Fields added after keys were in use: not part of the identity while at their defaults.
     later_fields: ClassVar[tuple[str, ...]] = ()
-    # Fields that change nothing but what an error says: never part of the identity.
+    # Fields that only change the text of errors: never part of the identity.
     unkeyed_fields: ClassVar[tuple[str, ...]] = ()
 
 
@@ -38,14 +38,15 @@ S = TypeVar("S", bound=Spec)
 
 
 def without(spec: S, fields: Sequence[str]) -> S:
-    """The spec with these fields at their defaults: what does not read them has the same key."""
+    """The spec with these fields at their defaults, for the key of a step that does not read
+    them."""
     return spec.model_copy(update={name: type(spec).model_fields[name].default for name in fields})
 
 
 def canonical(value: Any) -> Any:
-    """Reduce `value` to JSON types, or raise `TypeError` on a type without one fixed encoding."""
+    """Reduce `value` to JSON types. Raises `TypeError` on a type without a fixed encoding."""
     if value is None or isinstance(value, bool | int | str):
-        # Enums and numpy scalars subclass these; only the exact types have one encoding.
+        # Enums and numpy scalars subclass these; only the exact types have a fixed encoding.
         if type(value) not in (bool, int, str, type(None)):
             raise TypeError(f"no canonical encoding for {type(value).__name__}: convert it first")
         return value
@@ -70,10 +71,10 @@ def canonical(value: Any) -> Any:
 
 
 def canonical_json(value: Any) -> str:
-    """Encode `value` as JSON with sorted keys and no spaces; equal values give equal text."""
+    """`value` as JSON with sorted keys and no spaces. Equal values give equal text."""
     return json.dumps(canonical(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def digest(value: Any, length: int = 16) -> str:
-    """Return the first `length` hex digits of the SHA-256 of `value`'s canonical JSON."""
+    """The first `length` hex digits of the SHA-256 of `value`'s canonical JSON."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:length]

@@ -1,8 +1,8 @@
-"""A step: one unit of a plan, identified by what it computes and from what.
+"""A step: one unit of a plan, identified by its computation and its inputs.
 
-The key holds the kind, the hand-bumped versions of the code (the step's own and each plugin's that
-it names), the spec and the keys of the inputs. Where and how a step runs (the profile) is no part
-of it, so a laptop and a cluster find each other's results.
+The key is a digest of the kind, the hand-bumped code versions (of the step and of each plugin that
+it names), the spec and the keys of the inputs. The profile (where and how a step runs) is not part
+of it, so results computed on a laptop are valid on a Ray cluster.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Step:
-    """`subject` tells steps of a kind apart for people and is no part of the identity."""
+    """One unit of a plan. subject: for display, not part of the identity."""
 
     kind: str
     subject: Subject
@@ -61,7 +61,7 @@ class Step:
 
     @cached_property
     def key(self) -> str:
-        """16 hex digits: equal for everybody who computes the same thing."""
+        """16 hex digits, equal for equal computations."""
         return digest(
             {
                 "kind": self.kind,
@@ -72,7 +72,7 @@ class Step:
         )
 
     def spec_as(self, kind: type[S]) -> S:
-        """The spec as what the step's kind knows it to be."""
+        """The spec, typed as the spec of the step's kind."""
         assert isinstance(self.spec, kind), f"{self.label}: {type(self.spec).__name__}"
         return self.spec
 
@@ -90,8 +90,8 @@ def make_step(
     plugins: Sequence[tuple[str, Any]] = (),
     subject: Subject = Subject(),
 ) -> Step:
-    """A step of `kind` with the code versions of the kind, of those that it runs, and of each
-    (family, spec) in `plugins` and those that these use."""
+    """A step of `kind`. Its code versions are those of the kind, of the kinds that it runs, and of
+    each plugin (family, spec) with the plugins that it uses."""
     step_kind = resolve("steps", kind)
     code = {name: resolve("steps", name).version for name in (kind, *step_kind.runs)}
     code |= _versions(plugins)
@@ -99,17 +99,17 @@ def make_step(
 
 
 def _versions(plugins: Sequence[tuple[str, Any]]) -> dict[str, int]:
-    found = {}
-    for family, plugin in plugins:
-        made = resolve(family, plugin.name)
-        found[f"{family}.{plugin.name}"] = made.version
-        if uses := getattr(made, "uses", None):
-            found |= _versions(uses(plugin))
-    return found
+    versions = {}
+    for family, spec in plugins:
+        plugin = resolve(family, spec.name)
+        versions[f"{family}.{spec.name}"] = plugin.version
+        if uses := getattr(plugin, "uses", None):
+            versions |= _versions(uses(spec))
+    return versions
 
 
 def upstream(steps: list[Step]) -> list[Step]:
-    """Return `steps` and all that they need, each once, inputs before what uses them."""
+    """`steps` and all their direct and indirect inputs, each once, inputs first."""
     ordered: dict[str, Step] = {}
 
     def visit(step: Step) -> None:

@@ -2,23 +2,23 @@
 
 Layout under the storage root:
 
-    steps/<kind>/<key>/manifest.json       what a finished step leaves behind (put if absent,
-                                           written last)
-    steps/<kind>/<key>/parts/…             data of a step, under names that contain their digest
-    steps/<kind>/<key>/weights/…           what a fit has trained, named in the same way
+    steps/<kind>/<key>/manifest.json       record of a finished step (put if absent, written last)
+    steps/<kind>/<key>/parts/…             data of a step, under names that contain its digest
+    steps/<kind>/<key>/weights/…           weights of a fit, named in the same way
     steps/<kind>/<key>/commits/…           one record per committed shard (`engine.core.shards`)
     generated/<generator key>/…            shards of generated images, shared by requests of every
                                            size
     work/<key>/…                           checkpoints and progress of a fit; may be deleted when it
                                            is done
     previews/<attempt>/…                   images of a preview; may be deleted when it is done
-    pages/<study>/…                        pages and sheets for people; may be deleted at any time
+    pages/<study>/…                        pages and image sheets for users; may be deleted at any
+                                           time
 
-Two operations carry all promises: `put_if_absent` (exactly one of many racing writers wins, and
-what it wrote is whole) and `put_part` (data under a name that contains the digest of its content,
-so that two writers of one name write the same bytes). Neither "it exists" nor "it opens" is ever
-taken for "it is complete": readers start from a commit record or a manifest. A part is compared
-with the digest in its name the first time that a process reads it.
+All guarantees rest on two operations: `put_if_absent` (exactly one of many racing writers wins, and
+readers see its data whole) and `put_part` (data under a name that contains its digest, so that two
+writers of one name write the same bytes). A file that exists, or opens, may still be incomplete:
+readers start from a commit record or a manifest. A process compares a part with the digest in its
+name on the first read.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from engine.core.errors import DamageError, StorageError, StudyError
 
 P = ParamSpec("P")
 T = TypeVar("T")
-# Anything that has the buffer protocol: what pyarrow, safetensors and json produce.
+# Anything with the buffer protocol, as pyarrow, safetensors and json produce it.
 Data: TypeAlias = "bytes | bytearray | memoryview | pa.Buffer"
 
 ATTEMPTS = 5
@@ -50,26 +50,26 @@ _TEMPORARY = ".tmp"
 # Hex digits of the SHA-256 in the name of a part: 128 bits.
 _NAMED_DIGITS = 32
 _NAMED = re.compile(r"\.([0-9a-f]{32})\.[A-Za-z0-9]+$")
-# Parts that this process has compared with their digest, as (URL of the storage, key).
+# Parts that this process has verified, as (URL of the storage, key).
 _verified: set[tuple[str, str]] = set()
 _CLIENTS = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "azure", "adlfs")
 _TRANSIENT = (errno.EIO, errno.EBUSY, errno.ETIMEDOUT, errno.ECONNRESET, errno.EAGAIN)
 
 
-def may_pass(error: OSError) -> bool:
-    """Time-outs, dropped connections and 5xx replies may pass; full disks, 403 and missing buckets
-    will not."""
+def is_transient(error: OSError) -> bool:
+    """Whether a retry may succeed: after time-outs, dropped connections and 5xx replies, but not on
+    full disks, 403 and missing buckets."""
     return isinstance(error, TimeoutError | ConnectionError) or error.errno in _TRANSIENT
 
 
 def back_off(attempt: int) -> None:
-    """Wait before the next attempt, longer each time and never in step with others."""
+    """Wait before the next attempt, exponentially longer, with jitter."""
     time.sleep(random.uniform(0.5, 1.0) * 0.2 * 2**attempt)
 
 
 def _guarded(operation: Callable[P, T]) -> Callable[P, T]:
-    """Retry what may pass, with backoff and jitter; turn the rest into one line that names the
-    place."""
+    """Retry transient errors with backoff and jitter; turn the others into a `StorageError` of one
+    line that names the storage and the key."""
 
     @functools.wraps(operation)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -77,18 +77,18 @@ def _guarded(operation: Callable[P, T]) -> Callable[P, T]:
             try:
                 return operation(*args, **kwargs)
             except OSError as error:
-                # Absence is an answer to a reader; a writer that gets it has no bucket or folder.
+                # To a reader, absence is an answer; to a writer, it means a missing bucket.
                 reading = not operation.__name__.startswith("put")
                 if isinstance(error, FileExistsError):
                     raise
                 if reading and isinstance(error, FileNotFoundError):
                     raise _absence(operation.__name__, args, error) from error
-                if may_pass(error) and attempt + 1 < ATTEMPTS:
+                if is_transient(error) and attempt + 1 < ATTEMPTS:
                     back_off(attempt)
                     continue
                 raise _fault(operation.__name__, args, error.strerror or str(error)) from error
             except Exception as error:
-                # Libraries of object stores have errors of their own (no credentials, no route).
+                # Client libraries of object stores have errors of their own, as for credentials.
                 if type(error).__module__.split(".")[0] not in _CLIENTS:
                     raise
                 raise _fault(operation.__name__, args, str(error)) from error
@@ -98,7 +98,7 @@ def _guarded(operation: Callable[P, T]) -> Callable[P, T]:
 
 
 def _absence(operation: str, args: tuple[Any, ...], error: FileNotFoundError) -> Exception:
-    """What to raise for a key that is not there: a part is only read where a record names it."""
+    """The error for a missing key. A missing part is damage, because a record names it."""
     store, key = args[0], str(args[1]) if len(args) > 1 else ""
     if named_digest(key) is None or operation not in ("read", "parquet"):
         return error
@@ -109,24 +109,24 @@ def _fault(operation: str, args: tuple[Any, ...], reason: str) -> StorageError:
     store, key = args[0], args[1] if len(args) > 1 else ""
     return StorageError(
         f"storage {getattr(store, 'url', '')}: cannot {operation.replace('_', ' ')} {key!s}:"
-        f" {reason or 'no reason given'}; nothing is half-committed; fix it and run again"
+        f" {reason or 'no reason given'}; committed results are intact; fix this and run again"
     )
 
 
 def attempt_name() -> str:
-    """A name that no other attempt, process or machine uses."""
+    """A random name, unique across attempts, processes and machines."""
     return uuid.uuid4().hex[:16]
 
 
 def named_digest(key: str) -> str | None:
-    """The digest that the name of a part contains; None for any other key."""
+    """The digest in the name of a part; None for any other key."""
     match = _NAMED.search(key)
     return match[1] if match else None
 
 
 class Store:
-    """Files under one root. Keys are relative, with forward slashes. Picklable: workers open their
-    own."""
+    """Files under one root. Keys are relative, with forward slashes. Picklable; each process opens
+    its own connection."""
 
     def __init__(self, url: str) -> None:
         protocol = fsspec.utils.get_protocol(url)
@@ -138,9 +138,12 @@ class Store:
         )
         try:
             self._open()
-        except Exception as error:  # an unknown protocol, a library that is not installed
+        except Exception as error:  # an unknown protocol or a missing library
             text = " ".join(str(error).split())[:200]
-            raise StudyError(f"profile: storage: {url!r} cannot be opened: {text}") from None
+            raise StudyError(
+                f"profile: storage: cannot open {url!r}: {text}; name a local folder, or a URL with"
+                " an installed fsspec driver"
+            ) from None
 
     def _open(self) -> None:
         # Listings are never cached: another driver may commit at any time.
@@ -165,7 +168,7 @@ class Store:
     # Layout -------------------------------------------------------------------------------------
 
     def step(self, kind: str, key: str) -> str:
-        """Prefix of all that a step leaves behind."""
+        """Prefix of a step's manifest and data."""
         return f"steps/{kind}/{key}"
 
     def manifest(self, kind: str, key: str) -> str:
@@ -176,7 +179,7 @@ class Store:
         return f"{folder}/{name}.{sha256[:_NAMED_DIGITS]}.{suffix}"
 
     def parts(self, prefix: str) -> str:
-        """Folder of the parts of a step or of a set of shards."""
+        """Folder of the parts of a step or a set of shards."""
         return f"{prefix}/parts"
 
     def generated(self, generator_key: str) -> str:
@@ -184,7 +187,7 @@ class Store:
         return f"generated/{generator_key}"
 
     def work(self, key: str) -> str:
-        """Prefix of checkpoints and progress of a fit."""
+        """Prefix of the checkpoints and progress of a fit."""
         return f"work/{key}"
 
     def preview(self, attempt: str) -> str:
@@ -192,51 +195,51 @@ class Store:
         return self.join("previews", attempt)
 
     def step_key(self, manifest_key: str) -> str:
-        """The key of the step whose manifest lies there."""
+        """The key of the step that has its manifest there."""
         return manifest_key.rpartition("/")[0].rpartition("/")[2]
 
     def area(self, key: str) -> str:
-        """The part of the layout that a key belongs to: steps, generated, work, pages …"""
+        """The top-level folder of a key: steps, generated, work, pages …"""
         return key.partition("/")[0]
 
     def openings(self, test: str) -> str:
-        """Where it is noted which studies have opened the test set of this digest."""
+        """Prefix of the records of studies that opened the test set with this digest."""
         return self.join("openings", test)
 
     def tracking(self, server: str, what: str) -> str:
-        """The note that a server has been told of a result."""
+        """Key of the record that a result was logged to a server."""
         return self.join("tracking", server, f"{what}.json")
 
     def tracking_file(self) -> str:
-        """The database of runs that a local storage holds."""
+        """Key of MLflow's database in a local storage."""
         return self.join("mlflow", "mlflow.db")
 
     def tensorboard(self, study: str, *run: str) -> str:
-        """Where TensorBoard finds a study's trainings, or one of them."""
+        """Prefix of a study's TensorBoard logs, or of one run's."""
         return self.join("tensorboard", study, *run)
 
     def page(self, study: str, name: str) -> str:
-        """Key of a page or sheet for people."""
+        """Key of a page or image sheet for users."""
         return f"pages/{study}/{name}"
 
     def join(self, *parts: str) -> str:
         return "/".join(parts)
 
     def location(self, key: str) -> str:
-        """The full path or URL of a key, to show or to open elsewhere."""
+        """The full path or URL of a key."""
         return f"{self._root}/{key}" if self.local else f"{self.url}/{key}"
 
     # Reading ------------------------------------------------------------------------------------
 
     @_guarded
     def read(self, key: str) -> bytes:
-        """The content of `key`. Raises `FileNotFoundError`, and `DamageError` where a part is
-        missing or does not match its digest."""
+        """The content of `key`. Raises `FileNotFoundError`, or `DamageError` if a part is missing
+        or does not match its digest."""
         return self._verified_content(key)
 
     def _verified_content(self, key: str) -> bytes:
         digest = named_digest(key)
-        # A transfer may have failed where the stored bytes are sound: read twice before judging.
+        # Read twice before reporting damage: the transfer may have failed, not the storage.
         for _ in range(2):
             data = bytes(self._fs.cat_file(f"{self._root}/{key}"))
             if digest is None or (self.url, key) in _verified:
@@ -251,7 +254,7 @@ class Store:
         return hashlib.sha256(data).hexdigest().startswith(digest)
 
     def _verify_local(self, key: str) -> None:
-        """Compare a part on local disk with its digest, unless this process has done so."""
+        """Compare a part on local disk with its digest, once per process."""
         digest = named_digest(key)
         if digest is None or (self.url, key) in _verified:
             return
@@ -275,7 +278,7 @@ class Store:
 
     @_guarded
     def sha256(self, key: str) -> str:
-        """SHA-256 of what is stored at `key` now, in hex. Raises `FileNotFoundError`."""
+        """SHA-256 (hex) of the bytes stored at `key`. Raises `FileNotFoundError`."""
         if self.local:
             with open(f"{self._root}/{key}", "rb", buffering=0) as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
@@ -283,17 +286,15 @@ class Store:
 
     @_guarded
     def listing(self, prefix: str) -> list[str]:
-        """All keys below `prefix`, sorted; none where there is no such prefix.
-
-        Temporary files of writers on local disk are left out: they may be gone in a moment.
-        """
+        """All keys below `prefix`, sorted; empty if there are none. Excludes the temporary files of
+        writers on local disk, which may vanish at any moment."""
         if self.local:
             return [key for key in self._local_files(prefix) if not key.endswith(_TEMPORARY)]
         start = len(self._root) + 1
         return sorted(path[start:] for path in self._fs.find(f"{self._root}/{prefix}"))
 
     def _local_files(self, prefix: str) -> list[str]:
-        """Keys of all files below a prefix of a local store, temporary ones too."""
+        """Keys of all files below a prefix of a local store, temporary files included."""
         walk = os.walk(f"{self._root}/{prefix}")
         start = len(self._root) + 1
         return sorted(f"{folder}/{name}"[start:] for folder, _, names in walk for name in names)
@@ -306,7 +307,7 @@ class Store:
                 self._verify_local(key)
                 return pq.ParquetFile(pa.memory_map(f"{self._root}/{key}"))
             if named_digest(key) and (self.url, key) not in _verified:
-                # All of it has to come here anyway, to be compared with its digest.
+                # Verifying the digest needs the whole file anyway.
                 return pq.ParquetFile(pa.BufferReader(self._verified_content(key)))
             file = self._fs.open(f"{self._root}/{key}", "rb", cache_type="readahead")
             return pq.ParquetFile(file)
@@ -316,24 +317,24 @@ class Store:
             ) from error
 
     def tables(self, keys: list[str], columns: list[str] | None = None) -> Iterator[pa.Table]:
-        """The row groups of many Parquet files, one after another."""
+        """The row groups of many Parquet files, one after the other."""
         for key in keys:
             with self.parquet(key) as file:
                 for index in range(file.num_row_groups):
                     yield file.read_row_group(index, columns=columns)
 
     @_guarded
-    def changed(self, prefix: str) -> dict[str, float]:
-        """All keys below `prefix`, temporary files among them, and when each was last written, in
+    def modified_times(self, prefix: str) -> dict[str, float]:
+        """All keys below `prefix`, temporary files included, and the time of their last write in
         seconds since 1970."""
         if self.local:
-            found = {}
+            times = {}
             for key in self._local_files(prefix):
                 try:
-                    found[key] = os.stat(f"{self._root}/{key}").st_mtime
+                    times[key] = os.stat(f"{self._root}/{key}").st_mtime
                 except FileNotFoundError:
                     continue  # removed since it was listed
-            return found
+            return times
         start = len(self._root) + 1
         entries = self._fs.find(f"{self._root}/{prefix}", detail=True)
         return {path[start:]: entry["LastModified"].timestamp() for path, entry in entries.items()}
@@ -343,20 +344,20 @@ class Store:
     def put_part(self, folder: str, name: str, suffix: str, data: Data) -> tuple[str, str]:
         """Write data under a name that contains its digest; returns its key and SHA-256.
 
-        Equal data of one name has one key, whoever writes it: a part that is made again takes the
-        place of the one before.
+        Equal data under one name has one key, whoever writes it. Writing a damaged part again
+        therefore replaces it.
         """
         sha256 = hashlib.sha256(data).hexdigest()
         key = self.part(folder, name, sha256, suffix)
         self.put_new(key, data)
-        # Its content may be another than this process has seen there.
+        # The stored bytes may differ from those that this process verified.
         _verified.discard((self.url, key))
         return key, sha256
 
     @_guarded
     def put_new(self, key: str, data: Data) -> None:
-        """Write data under a name that only equal data is written to, durably, and check its
-        size."""
+        """Write data durably and check its size. The key must be one that only equal data is
+        written to."""
         view = memoryview(data)
         if self.local:
             self._replace_local(f"{self._root}/{key}", view)
@@ -367,7 +368,7 @@ class Store:
 
     @_guarded
     def put(self, key: str, data: Data) -> None:
-        """Replace `key` as a whole. For what no result depends on: progress, pages."""
+        """Replace `key` as a whole. Only for data that no result depends on: progress, pages."""
         path = f"{self._root}/{key}"
         if self.local:
             self._replace_local(path, memoryview(data))
@@ -376,11 +377,11 @@ class Store:
 
     @_guarded
     def put_if_absent(self, key: str, data: Data) -> bool:
-        """Write `key` unless it exists: of racing writers one wins, and readers see all of it or
-        nothing.
+        """Write `key` unless it exists. Exactly one of several racing writers wins, and readers see
+        all of its data or nothing.
 
-        Returns whether `key` now holds `data`: also when an earlier try of ours got through
-        unnoticed.
+        Returns whether `key` now holds `data`, which is also true if an earlier attempt succeeded
+        without a reply.
         """
         path, data = f"{self._root}/{key}", bytes(memoryview(data))
         if self.local:
@@ -402,7 +403,7 @@ class Store:
 
     @_guarded
     def delete(self, key: str) -> None:
-        """Remove `key`; nothing happens where it is not there."""
+        """Remove `key` if it exists."""
         try:
             self._fs.rm_file(f"{self._root}/{key}")
         except FileNotFoundError:
@@ -410,7 +411,7 @@ class Store:
 
     @_guarded
     def delete_if_older(self, key: str, limit: float) -> bool:
-        """Remove `key` unless something has written it since `limit` (seconds since 1970); whether
+        """Remove `key` if its last write was before `limit` (seconds since 1970); returns whether
         it was removed."""
         path = f"{self._root}/{key}"
         try:
@@ -422,27 +423,26 @@ class Store:
         return True
 
     def delete_all(self, prefix: str) -> None:
-        """Remove all that lies below `prefix`."""
+        """Remove all keys below `prefix`."""
         for key in self.listing(prefix):
             self.delete(key)
 
     def probe(self) -> None:
-        """Raise `StorageError` unless this storage can be written and honours put-if-absent."""
+        """Raise `StorageError` unless this storage is writable and honours put-if-absent."""
         key = f"probe/{attempt_name()}"
-        # A write that fails leaves nothing to delete, and its error is the one to report.
+        # Outside of try/finally: a failed write leaves nothing to delete, and its error counts.
         first, second = self.put_if_absent(key, b"first"), self.put_if_absent(key, b"second")
         self.delete(key)
         if not first or second:
             raise StorageError(
-                f"storage {self.url} overwrites where it must refuse (put-if-absent): two runs"
-                " could mix;"
-                " choose a local disk or S3-compatible storage with conditional writes"
+                f"storage {self.url} overwrites existing keys in put-if-absent, so two runs could"
+                " mix; use a local disk or S3-compatible storage with conditional writes"
             )
 
     def _replace_local(self, path: str, view: memoryview) -> None:
         temporary = f"{path}.{attempt_name()}{_TEMPORARY}"
         self._write_local(temporary, view)
-        # Whoever reads the old file goes on reading it; nobody sees a half-written one.
+        # Readers of the old file keep it; nobody sees a half-written file.
         os.replace(temporary, path)
         self._sync_folder(os.path.dirname(path))
 
@@ -454,7 +454,7 @@ class Store:
                 file.flush()
                 os.fsync(file.fileno())
         except BaseException:
-            # A torn file must not stay behind under any name.
+            # No partial file may stay behind under any name.
             if os.path.lexists(path):
                 os.unlink(path)
             raise

@@ -16,7 +16,7 @@ from typing import IO, Any, TypeVar, cast
 import fsspec
 
 from engine.core.errors import DataError, StorageError
-from engine.core.store import ATTEMPTS, back_off, may_pass
+from engine.core.store import ATTEMPTS, back_off, is_transient
 from engine.data.images import MAX_BYTES, Rejected
 
 # ENXIO: a socket or a pipe without a reader. ENAMETOOLONG, ELOOP: names from a hostile table.
@@ -123,7 +123,7 @@ class Source:
                 if reason := self._refusal(error):
                     raise Rejected(reason, f"{uri[:100]}: {error.strerror}") from None
                 # A storage fault is not a property of the image, so it must not reject the image.
-                if may_pass(error) and attempt + 1 < ATTEMPTS:
+                if is_transient(error) and attempt + 1 < ATTEMPTS:
                     back_off(attempt)
                     continue
                 raise self._fault(uri, error) from error

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from engine.core.errors import StudyError, in_a_line
+from engine.core.errors import StudyError, one_line
 from engine.embedders import Embedder, EmbedderSpec
 from engine.nets.checkpoints import dtype_of, load_model
 from engine.nets.model_input import ModelInput
@@ -83,7 +83,7 @@ class CheckpointEmbedder(Embedder):
                 raise
             raise StudyError(
                 f"embedder.input_size: {self.spec.model} does not accept images of"
-                f" {self.spec.input_size} px: {in_a_line(error)}; remove input_size, or choose"
+                f" {self.spec.input_size} px: {one_line(error)}; remove input_size, or choose"
                 " another checkpoint"
             ) from None
 

@@ -1,1 +1,1 @@
-"""A storage root as a whole: what is in it, what is damaged, what nothing needs any more."""
+"""Maintenance of a whole storage: inventory, verification and garbage collection."""

@@ -1,7 +1,7 @@
 """Verify a storage: every manifest, commit, part, fingerprint and checkpoint, byte by byte.
 
-A study may run meanwhile: a record that is replaced while its parts are read is looked up again
-before anything is called damaged.
+A study may run meanwhile: a record may be replaced while its parts are read, so it is read again
+before damage is reported.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ FOREIGN = "is not a record of this version"
 
 @dataclass(frozen=True)
 class Fault:
-    """Something damaged or missing. writers: labels of the steps that wrote it; dependents: of
-    those that were computed from it."""
+    """A damaged or missing file. writers: labels of the steps that wrote it. dependents: labels of
+    the steps computed from it."""
 
     key: str
     problem: str
@@ -34,7 +34,7 @@ class Fault:
     dependents: tuple[str, ...] = ()
 
     def line(self) -> str:
-        """The fault in one line, for a person."""
+        """The fault in one line."""
         text = f"{self.key}: {self.problem}"
         if self.writers:
             text += f"; written by {', '.join(self.writers)}"
@@ -43,7 +43,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Report:
-    """What a verification read, and what was wrong."""
+    """The result of a verification. records, parts, bytes: amounts verified."""
 
     records: int
     parts: int
@@ -52,7 +52,7 @@ class Report:
 
 
 def verify(store: Store, *, interval: float = 10.0) -> Report:
-    """Read all that the records of a storage name and compare it with its digest."""
+    """Read everything that the records of a storage name and compare it with its digests."""
     inventory = take_inventory(store)
     faults = [Fault(key, _record_problem(store, key)) for key in inventory.damaged]
     parts = list(inventory.parts.values())
@@ -74,16 +74,17 @@ def verify(store: Store, *, interval: float = 10.0) -> Report:
 
 
 def repair(store: Store, faults: tuple[Fault, ...]) -> int:
-    """Discard exactly what is damaged, so that the next run of the study makes it again; returns
-    how much of it was damaged still. Raises `StorageError` on records of another version.
+    """Discard exactly the damaged data, so that the next run of the study computes it again;
+    returns the number of faults that were still there. Raises `StorageError` on records of another
+    version.
 
-    A part goes together with the commits and manifests that name it. Steps that were computed from
-    it stay: where the part is made again with the same bytes, they still count.
+    A part is discarded with the commits and manifests that name it. Steps computed from it stay,
+    and remain valid if the part is computed again with the same bytes.
     """
     if foreign := [fault.key for fault in faults if fault.problem == FOREIGN]:
         raise StorageError(
-            f"{store.location(foreign[0])} and {len(foreign) - 1} other records are of another"
-            " version of the engine: use that version, or another storage"
+            f"{store.location(foreign[0])} and {len(foreign) - 1} more records are from another"
+            " version of the engine; use that version, or another storage"
         )
     inventory = take_inventory(store)
     sets = [ShardSet(store, prefix) for prefix in inventory.shard_sets]
@@ -96,7 +97,7 @@ def repair(store: Store, faults: tuple[Fault, ...]) -> int:
     for fault in faults:
         key = fault.key
         if key in inventory.parts:
-            # A study that runs may have made it again meanwhile.
+            # A running study may have repaired it meanwhile.
             if not _problem(store, inventory.parts[key]):
                 continue
             store.delete(key)
@@ -121,23 +122,23 @@ def repair(store: Store, faults: tuple[Fault, ...]) -> int:
 
 
 def _discard_manifest(store: Store, inventory: Inventory, key: str) -> None:
-    """Let a step be computed again, and whatever chose by it choose again."""
+    """Discard the manifest of a step and the manifests of steps that chose by its result."""
     store.delete(key)
     for chooser in inventory.chosen_by(store.step_key(key)):
         store.delete(chooser)
 
 
 def _problem(store: Store, part: Part) -> str:
-    """What is wrong with the bytes of a part; empty where nothing is."""
+    """The problem of a part's bytes; empty if they are intact."""
     try:
-        found = store.sha256(part.key)
+        sha256 = store.sha256(part.key)
     except (FileNotFoundError, DamageError):
         return "is missing"
-    return "" if found == part.sha256 else "does not match its digest"
+    return "" if sha256 == part.sha256 else "does not match its digest"
 
 
 def _still_named(store: Store, inventory: Inventory, key: str) -> bool:
-    """Whether a record that named a part when the inventory was taken does so now."""
+    """Whether a record that named a part in the inventory still does."""
     for manifest_key in inventory.named_by[key]:
         try:
             manifest = parse_manifest(store, manifest_key, store.read(manifest_key))

@@ -1,6 +1,6 @@
-"""All records of a storage, of whatever study: manifests, commits, and the parts that they name.
+"""All records of a storage, of all studies: manifests, commits, and the parts that they name.
 
-What `engine.fsck` verifies, and what `engine.gc` must keep.
+`engine.maintenance.fsck` verifies these parts, and `engine.maintenance.gc` keeps them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _COMMITS, _CLAIM = "/commits/", "/fingerprint.json"
 
 @dataclass(frozen=True)
 class CommitRecord:
-    """A commit that counts: the shard of a set, and its generation."""
+    """A valid commit: the prefix of its set, the shard, and the generation."""
 
     prefix: str
     shard: str
@@ -31,9 +31,9 @@ class CommitRecord:
 class Inventory:
     """The records of a storage at one time.
 
-    manifests: by their key in the store. parts: each that a record names, by key, as written there.
+    manifests: by their key in the store. parts: all parts that records name, by key.
     named_by: keys of the manifests that name a part. committed_by: commits that name a part.
-    damaged: keys of records that cannot be read. shard_sets: prefixes of all sets of shards.
+    damaged: keys of unreadable records. shard_sets: prefixes of all sets of shards.
     """
 
     manifests: dict[str, Manifest] = field(default_factory=dict)
@@ -51,7 +51,7 @@ class Inventory:
         ]  # fmt: skip
 
     def dependents(self, manifest_keys: Iterable[str]) -> list[str]:
-        """Labels of all steps that were computed from these, directly or not."""
+        """Labels of all steps that were computed from these, directly or indirectly."""
         readers: dict[str, list[str]] = defaultdict(list)
         for key, manifest in self.manifests.items():
             # The step that chose among trials records their digests outside its inputs.
@@ -69,7 +69,7 @@ class Inventory:
 
 
 def take_inventory(store: Store) -> Inventory:
-    """Read every manifest and every commit that counts."""
+    """Read every manifest and every valid commit."""
     keys = [*store.listing("steps"), *store.listing("generated"), *store.listing("work")]
     inventory = Inventory()
     for key in keys:

@@ -8,7 +8,7 @@ means fewer steps.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -418,7 +418,7 @@ class _Training:
         return Trained(self.network, self._predict_val(), self.best_step, history)
 
 
-def class_numbers(labels: Sequence[str], classes: Sequence[str]) -> np.ndarray:
+def class_numbers(labels: Iterable[str], classes: Sequence[str]) -> np.ndarray:
     """Numbers int64 of class names."""
     number = {name: index for index, name in enumerate(classes)}
     return np.asarray([number[label] for label in labels], dtype=np.int64)

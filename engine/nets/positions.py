@@ -11,7 +11,7 @@ import inspect
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from engine.core.errors import in_a_line
+from engine.core.errors import one_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,7 +40,7 @@ def with_image_size(model: Any, size: Size) -> Any:
         with torch.no_grad():
             resized.eval()(torch.zeros(1, 3, *size, dtype=resized.dtype, device=resized.device))
     except (ValueError, RuntimeError) as error:
-        raise ValueError(in_a_line(error)) from None
+        raise ValueError(one_line(error)) from None
     return resized
 
 

@@ -92,8 +92,8 @@ def run(
                 reported_at = time.monotonic()
                 context.report(done, steps, **means)
         if sample_grid is not None and context.rank == 0 and done in _sample_steps(steps):
-            context.show(done, sample_grid())
-        # At the very end the weights themselves are published.
+            context.save_sample(done, sample_grid())
+        # At the very end the weights themselves are written.
         if (done % checkpoint_every == 0 and done < steps) or (keep_last and done == steps):
             context.save_checkpoint(done, trainable.tensors(), {"history": history, "sums": sums})
     return history

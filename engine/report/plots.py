@@ -237,13 +237,13 @@ def recall_by_class(
         )
         # One above the other, for equal values would hide each other.
         heights = [middle + 4.5 * (index - (len(arms) - 1) / 2) for index in range(len(arms))]
-        for colour, arm, value, across, height_of in zip(
+        for colour, arm, recall, end, height_of in zip(
             colours, arms, gain.values, ends, heights, strict=True
         ):
             drawn.append(
                 Markup('<circle class="dot {}" cx="{}" cy="{}" r="5"><title>{}: {}</title>'
-                       "</circle>").format(kind_of(colour), rounded(across), rounded(height_of),
-                                           arm, f"{value:.3f}")
+                       "</circle>").format(kind_of(colour), rounded(end), rounded(height_of),
+                                           arm, f"{recall:.3f}")
             )  # fmt: skip
         for place, (mean, low, high) in zip(
             columns, (gain.to_baseline, gain.to_real)[: len(rivals)], strict=True

@@ -41,7 +41,7 @@ def as_text(tries: Sequence[Row], best: Row, objective: str) -> str:
                 f"{row['try']}", *(shown(row[name]) for name in knobs),
                 *("" if row[name] is None else f"{row[name]:.3f}" for name in ("mean", "sd")),
                 "" if row["steps"] is None else f"{row['steps']:,}", f"{row['seconds']:.0f}",
-                note.get(row["state"], row["state"]),
+                note.get(row["state"], str(row["state"])),
             ]
         )  # fmt: skip
     widths = [max(len(line[place]) for line in lines) for place in range(len(lines[0]))]

@@ -1,9 +1,9 @@
-"""Registers (`engine.work.attendance`) in a Ray actor, and a worker's side of them.
+"""Registers (`engine.work.attendance`) in a Ray actor, and a worker's connection to them.
 
-A hang is ended by `faulthandler`: its timer is a thread of C that needs no GIL, so that it also
-ends native code that holds it. It leaves the tracebacks of all threads in a file in Ray's session
-folder on this machine, by which the next process of the same actor knows that the one before it
-hung. Where Ray restarts the actor on another machine, the time that passed decides.
+`faulthandler` ends a hanging process: its timer is a C thread that needs no GIL, so that it also
+ends native code that holds the GIL. It writes the tracebacks of all threads to a file in Ray's
+session folder on this machine. From this file the actor's next process knows that its predecessor
+hung. If Ray restarts the actor on another machine, the elapsed time decides.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from engine.work.resources import StageResources
 
 
 class Registers:
-    """The actor: the registers of all streams of a runtime. A process for each stream would cost
-    two seconds of CPU every time."""
+    """The actor with the registers of all streams of a runtime. A process for each stream would
+    cost two seconds of CPU every time."""
 
     def __init__(self) -> None:
         self.registers: dict[str, Register] = {}
@@ -36,11 +36,11 @@ class Registers:
     def call(
         self, stream: str, name: str, resources: StageResources, method: str, *arguments: Any
     ) -> Any:
-        """Call a method of a stream's register, a new one where there is none. That of an actor
-        that was restarted knows nothing, which costs work and sets no row aside.
+        """Call a method of a stream's register, which is created if needed. A restarted actor
+        starts with empty registers; that costs work but sets no row aside.
 
-        Ray repeats a call whose answer was lost. Each method leaves the register as one call would:
-        what is lost is cleared when it is counted, and `arrive` knows its process.
+        Ray repeats a call whose answer was lost, so every method is idempotent: a loss is cleared
+        when it is counted, and `arrive` recognises its process.
         """
         if stream not in self.registers:
             self.registers[stream] = Register(name, resources)
@@ -52,7 +52,7 @@ class Registers:
 
 def start_registers() -> Any:
     """A handle of the actor, which ends with the last handle or with this process."""
-    # Where this process is, for workers' nodes come and go.
+    # On the node of this process, because workers' nodes come and go.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     actor = ray.remote(Registers).options(
         num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here
@@ -62,9 +62,9 @@ def start_registers() -> Any:
 
 @dataclass
 class RayAttendance:
-    """`engine.work.attendance.Attendance`. `arrive` comes first in each process of the pool.
+    """`engine.work.attendance.Attendance` on Ray. Each process of the pool calls `arrive` first.
 
-    registers: a handle of the actor. stream: the stream's own name. name: of the stage.
+    registers: a handle of the actor. stream: unique name of the stream. name: of the stage.
     """
 
     registers: Any
@@ -81,12 +81,12 @@ class RayAttendance:
     _trace: Any = None
 
     def arrive(self) -> str:
-        """Returns why the stream has to end, or nothing."""
+        """Announce this process; returns why the stream must end, or an empty text."""
         context = ray.get_runtime_context()
         self.actor, self.node = context.get_actor_id() or "", context.get_node_id()
         self.process = uuid.uuid4().hex
         self.folder = str(Path(context.get_temp_dir(), context.get_session_name()))
-        # A ray.get in an actor's own thread makes Ray lend the actor's CPUs to others meanwhile.
+        # In a thread of its own: during ray.get in an actor's thread, Ray lends out its CPUs.
         self._calls = ThreadPoolExecutor(1, thread_name_prefix="attendance")
         hung: bool | None = None
         with suppress(FileNotFoundError):
@@ -100,15 +100,15 @@ class RayAttendance:
         self._ask("loaded")
 
     def history(self, shards: Sequence[str]) -> list[History]:
-        found: list[History] = self._get(self._call("history", list(shards)))
-        return found
+        histories: list[History] = self._get(self._call("history", list(shards)))
+        return histories
 
     def begin(self, shard: str) -> None:
         self.pace = self._ask("begin", shard)
 
     def end(self, shard: str, pace: Pace) -> None:
         self.pace = self.pace.slower(pace)
-        # Nobody waits for it: where it is lost, a shard that is committed is not begun again.
+        # Not awaited: if the call is lost, the committed shard does not start again anyway.
         self._call("end", self.actor, self.process, shard, pace)
 
     def next_piece(
@@ -125,18 +125,18 @@ class RayAttendance:
         self._end_after(self.resources.hang_first)
 
     def _end_after(self, seconds: float) -> None:
-        self.rest()
+        self.unwatch()
         try:
             self._path.unlink(missing_ok=True)
-            # Its name is known to others: a link that somebody put there is not followed.
+            # O_EXCL: the name is predictable, so a link planted there must not be followed.
             flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY
             self._trace = os.fdopen(os.open(self._path, flags, 0o600), "wb")
         except OSError:
-            # A full disk: the hang is ended all the same.
+            # On a full disk the hang is ended without a trace.
             self._trace = open(os.devnull, "wb")
         faulthandler.dump_traceback_later(seconds, exit=True, file=self._trace)
 
-    def rest(self) -> None:
+    def unwatch(self) -> None:
         faulthandler.cancel_dump_traceback_later()
         if self._trace is not None:
             self._trace.close()
@@ -146,7 +146,8 @@ class RayAttendance:
 
     @property
     def _path(self) -> Path:
-        """Where this process leaves word that it hung; there while it is watched."""
+        """The trace file of a hang. It exists while the process is watched, empty unless it
+        hangs."""
         return Path(self.folder, f"engine-watch-{self.actor}")
 
     def _call(self, method: str, *arguments: Any) -> Any:
@@ -158,13 +159,13 @@ class RayAttendance:
         return self._get(self._call(method, self.actor, self.process, *arguments))
 
     def _get(self, answer: Any) -> Any:
-        assert self._calls is not None, "arrive comes first"
+        assert self._calls is not None, "call arrive first"
         return self._calls.submit(ray.get, answer).result()
 
 
 @contextmanager
 def attending(registers: Any, name: str, resources: StageResources) -> Iterator[RayAttendance]:
-    """The attendance of one stream, to be handed to its workers. name: of the stage."""
+    """The attendance of one stream, for its workers. name: of the stage."""
     stream = uuid.uuid4().hex
     try:
         yield RayAttendance(registers, stream, name, resources)

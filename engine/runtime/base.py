@@ -1,5 +1,5 @@
-"""What a runtime is: somewhere to stream shards and to fit models. It receives callables and knows
-no step."""
+"""The interface of a runtime, which streams shards, fits models and runs trials. It receives
+callables and knows no step."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from engine.work.resources import FitResources, StageResources, TrialResources
 
 
 class Worker(Protocol):
-    """Picklable; `load` runs once in each actor, then it is called with a few shards at a time.
+    """Picklable. `load` runs once in each actor; then the worker is called with a few shards at a
+    time and yields a summary of each.
 
-    name: of the stage. attendance: given by a runtime that replaces processes that died.
+    name: of the stage. attendance: set by a runtime that restarts dead processes.
     """
 
     name: str
@@ -29,23 +30,21 @@ class Worker(Protocol):
 
 
 class Trial(Protocol):
-    """Picklable; computes the trial of a name on the runtime of its own process, returns
-    figures."""
+    """Picklable. Computes the named trial on the runtime of its own process; returns metrics."""
 
     def __call__(self, name: str, runtime: Runtime) -> dict[str, float]: ...
 
 
 class Try(Protocol):
-    """Picklable; computes what a setting reaches, rung after rung, on the runtime that it is
-    given."""
+    """Picklable. Computes the value of a setting, rung after rung, on the given runtime."""
 
     def __call__(self, settings: Settings, runtime: Runtime) -> Iterator[Rung]: ...
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a setting. reached: None where nothing was. error: why it failed, in a
-    line."""
+    """The result of trying a setting. reached: the last rung, None if the setting failed. error:
+    the reason of a failure in one line, else empty."""
 
     number: int
     settings: Settings
@@ -55,21 +54,21 @@ class Outcome:
 
 
 class Runtime(Protocol):
-    """`stream`, `fit`, `search` and `tune` start what they need; making a runtime costs nothing."""
+    """`stream`, `fit`, `search` and `tune` start what they need; constructing a runtime is free."""
 
-    # Whether all is done in this process, one thing after the other.
-    alone: ClassVar[bool]
+    # Whether all work runs in this process, one piece after the other.
+    in_process: ClassVar[bool]
 
     def stream(
         self, worker: Worker, shards: Sequence[Shard], resources: StageResources
     ) -> Iterator[dict[str, Any]]:
-        """Compute all shards, in any order; yields the summary of each that was committed."""
+        """Compute all shards, in any order; yields the summary of each committed shard."""
         ...
 
     def fit(
         self, train: Callable[[FitContext], None], context: FitContext, resources: FitResources
     ) -> None:
-        """Run `train` on every worker; a worker that dies is replaced and goes on from the last
+        """Run `train` on every worker. A worker that dies is replaced and continues from the last
         checkpoint."""
         ...
 
@@ -80,9 +79,9 @@ class Runtime(Protocol):
         resources: TrialResources,
         on_end: Callable[[str], None],
     ) -> None:
-        """Run a trial for each name, several at once; `on_end` is told as each ends. One whose
-        process dies is tried again. Where one fails the others are run all the same, and then the
-        first error is raised."""
+        """Run a trial for each name, several at once; calls `on_end` with the name of each that
+        ends. A trial whose process dies is retried. If one fails, the others still run, and then
+        the first error is raised."""
         ...
 
     def tune(
@@ -94,12 +93,12 @@ class Runtime(Protocol):
         leaf: bool,
         on_end: Callable[[Outcome], None],
     ) -> None:
-        """Try settings until none is proposed; `on_end` is told what became of each. One that
-        fails ends none of the others; storage that fails ends the run by its `StorageError`, on
-        Ray once a setting has had all of its attempts.
+        """Try settings until none is proposed; calls `on_end` with the outcome of each. A setting
+        that fails does not affect the others. A `StorageError` ends the run; on Ray only after the
+        setting has used all of its attempts.
 
-        leaf: a setting needs small fits alone, computed where it is tried; else it starts streams
-        and fits of its own.
+        leaf: a setting needs only small fits, computed in the trial's process; otherwise it starts
+        streams and fits of its own.
         """
         ...
 

@@ -1,8 +1,8 @@
 """Fits on Ray Train workers.
 
 Checkpoints and weights go through the store (`engine.work.fit`), not through Ray: they outlive the
-cluster, and any later run adopts them. Ray Train brings the workers up, joins them in one process
-group and replaces those that die.
+Ray cluster, and any later run can use them. Ray Train starts the workers, joins them in one process
+group and replaces workers that die.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from engine.core.interrupts import off_main_thread
-from engine.runtime.cluster import ray_error_text
+from engine.runtime.errors import find_engine_error
 from engine.work.fit import FitContext
 from engine.work.resources import FitResources
 
@@ -23,18 +23,19 @@ from engine.work.resources import FitResources
 def fit(
     train: Callable[[FitContext], None], context: FitContext, resources: FitResources, folder: str
 ) -> None:
-    """Run `train` on `resources.workers` workers until it ends on all of them."""
+    """Run `train` on `resources.workers` workers until it has ended on all of them."""
 
     def loop(_: dict[str, object]) -> None:
-        place = ray.train.get_context()
-        mine = replace(
-            context,
-            rank=place.get_world_rank(),
-            world_size=place.get_world_size(),
-            device="cuda" if resources.gpus else "cpu",
-            threads=context.threads or max(1, int(resources.cpus)),
+        worker = ray.train.get_context()
+        train(
+            replace(
+                context,
+                rank=worker.get_world_rank(),
+                world_size=worker.get_world_size(),
+                device="cuda" if resources.gpus else "cpu",
+                threads=context.threads or max(1, int(resources.cpus)),
+            )
         )
-        train(mine)
 
     trainer = TorchTrainer(
         loop,
@@ -56,6 +57,6 @@ def fit(
     try:
         off_main_thread(trainer.fit)
     except Exception as error:
-        if (own := ray_error_text(error)) is not None:
+        if (own := find_engine_error(error)) is not None:
             raise own from None
         raise

@@ -1,4 +1,4 @@
-"""The same workers and fits in this process: for tests, debugging and very small studies."""
+"""A runtime that runs everything in this process: for tests, debugging and very small studies."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from engine.core.errors import StorageError, in_a_line
+from engine.core.errors import StorageError, one_line
 from engine.core.shards import Shard
 from engine.runtime.base import Outcome, Trial, Try, Worker
 from engine.tuning.proposals import Halving, Proposals, Rung
@@ -18,13 +18,13 @@ from engine.work.share import Share, within_process
 
 
 class InlineRuntime:
-    """One worker, no other process but the sandbox of the decoder.
+    """One worker, and no other process except the decoder's sandbox.
 
-    threads: of a fit; None: as many as its libraries take. share: where its fits find arrays that
-    others read too.
+    threads: CPU threads of a fit; None: the libraries' default. share: source of arrays that
+    several fits read.
     """
 
-    alone: ClassVar[bool] = True
+    in_process: ClassVar[bool] = True
 
     def __init__(self, threads: int | None = None, share: Share = within_process) -> None:
         self.threads, self.share = threads, share
@@ -50,12 +50,12 @@ class InlineRuntime:
         resources: TrialResources,
         on_end: Callable[[str], None],
     ) -> None:
-        # As many threads as elsewhere: sums of floats depend on it.
-        alone = InlineRuntime(resources.threads, self.share)
+        # As many threads as on any runtime: sums of floats depend on the number.
+        runtime = InlineRuntime(resources.threads, self.share)
         failed: Exception | None = None
         for name in names:
             try:
-                run(name, alone)
+                run(name, runtime)
             except Exception as error:
                 failed = failed or error
                 continue
@@ -72,7 +72,7 @@ class InlineRuntime:
         leaf: bool,
         on_end: Callable[[Outcome], None],
     ) -> None:
-        seen: dict[int, list[float]] = {}
+        values: dict[int, list[float]] = {}
         while (asked := proposals.ask()) is not None:
             number, settings = asked
             started = time.monotonic()
@@ -81,15 +81,15 @@ class InlineRuntime:
             try:
                 for rung in run(settings, self):
                     reached = rung
-                    before = seen.setdefault(rung.steps, [])
-                    on = halving is None or halving.goes_on(rung.value, before)
+                    before = values.setdefault(rung.steps, [])
+                    promoted = halving is None or halving.goes_on(rung.value, before)
                     before.append(rung.value)
-                    if not on:
+                    if not promoted:
                         break
             except StorageError:
-                raise  # no fault of the setting's
+                raise  # not the setting's fault
             except Exception as failure:
-                reached, error = None, in_a_line(failure)
+                reached, error = None, one_line(failure)
             proposals.tell(number, None if error or reached is None else reached.value)
             on_end(Outcome(number, settings, reached, error, time.monotonic() - started))
 
@@ -99,8 +99,8 @@ class InlineRuntime:
 
 @contextmanager
 def _threads_restored() -> Iterator[None]:
-    """A fit sets the number of torch's threads, and sums of floats depend on it: what this process
-    computes next must not depend on which fits it had to run before."""
+    """Restore the number of torch's threads, which a fit changes. Sums of floats depend on it, and
+    later results must not depend on which fits ran before."""
     import torch
 
     before = torch.get_num_threads()

@@ -1,8 +1,8 @@
-"""What the driver says about its Ray while it waits: nodes lost and joined, resources that are not
-there, a head or a raylet that stopped answering.
+"""Monitors the Ray cluster of a driver and reports lost and joined nodes, missing resources, and a
+head or raylet that stopped answering.
 
-Ray's core ends the driver, with a stack dump or without a word, a minute after its head went away
-and a quarter of a minute after the raylet of its own machine did. The monitor is earlier.
+Ray's core ends the driver, with a stack dump or silently, a minute after the loss of the head and
+15 seconds after the loss of the raylet on its own machine. The monitor reports it earlier.
 """
 
 from __future__ import annotations
@@ -19,22 +19,23 @@ from typing import Protocol
 from engine.core import interrupts
 
 EVERY = 3.0  # seconds between two checks
-HEAD_LOST = 15.0  # seconds without an answer of the head on this machine
-# Seconds that Ray's core waits for a head that is restarted (GCS fault tolerance), and how much
-# sooner the monitor ends the run: a silence is noticed in steps of EVERY and _CONNECT.
+HEAD_LOST = 15.0  # seconds without an answer from the head on this machine
+# Environment variable and default of the seconds that Ray's core waits for a restarted head (GCS
+# fault tolerance), and how much earlier the monitor ends the run. Silence is detected in steps of
+# EVERY and _CONNECT.
 RECONNECT = "RAY_gcs_rpc_server_reconnect_timeout_s"
 _RECONNECT_DEFAULT = 60.0
-_SOONER = 12.0
-RAYLET_LOST = 5.0  # of this machine's raylet, which no network comes between
+_MARGIN = 12.0
+RAYLET_LOST = 5.0  # seconds without an answer from this machine's raylet; no network is involved
 PATIENCE = 10.0  # seconds before a wait is reported
 REPEAT = 60.0  # seconds between two reports of a wait
 _CONNECT = 3.0  # seconds for one connection
-_JOIN = 0.5  # seconds that closing waits for a look
+_JOIN = 0.5  # seconds that `close` waits for a check to end
 
 
 @dataclass(frozen=True)
 class View:
-    """A cluster at one moment. nodes: the resources of each living node. free: what nobody uses, of
+    """A Ray cluster at one moment. nodes: resources of each living node. free: unused resources of
     all nodes together."""
 
     nodes: Mapping[str, Mapping[str, float]]
@@ -46,47 +47,48 @@ class View:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A process that the driver cannot do without. lost_after: seconds without an answer."""
+    """A process that the driver depends on. lost_after: seconds without an answer."""
 
     name: str
     address: str
     lost_after: float
 
 
-class Cluster(Protocol):
-    """The monitored cluster."""
+class MonitoredCluster(Protocol):
+    """What the monitor needs of a Ray cluster."""
 
-    endpoints: Sequence[Endpoint]
+    @property
+    def endpoints(self) -> Sequence[Endpoint]: ...
 
     def answers(self, endpoint: Endpoint) -> bool:
-        """Whether it accepts a connection."""
+        """Whether the endpoint accepts a connection."""
         ...
 
     def view(self) -> View: ...
 
 
 def head_lost_after(local: bool, reconnect: str) -> float:
-    """Seconds without an answer after which the head is lost. A remote one may be restarted while
-    Ray's core waits, and then the run goes on. reconnect: the value of `RECONNECT`."""
+    """Seconds without an answer after which the head counts as lost. A remote head may be restarted
+    while Ray's core waits, and then the run continues. reconnect: the value of `RECONNECT`."""
     if local:
         return HEAD_LOST
     seconds = _RECONNECT_DEFAULT
     with suppress(ValueError):
         seconds = float(reconnect)
-    return max(HEAD_LOST, seconds - _SOONER)
+    return max(HEAD_LOST, seconds - _MARGIN)
 
 
 class RayCluster:
-    """The Ray that this process is connected to. reconnect: the value of `RECONNECT`."""
+    """The Ray cluster that this process is connected to. reconnect: the value of `RECONNECT`."""
 
     def __init__(self, reconnect: str = "") -> None:
         import ray
 
         here = ray.get_runtime_context()
         head = str(here.gcs_address)
-        self.endpoints = []
+        self.endpoints: list[Endpoint] = []
         local = False
-        for node in ray.nodes():
+        for node in ray.nodes():  # type: ignore[no-untyped-call]  # Ray has no types here
             if node["NodeID"] == here.get_node_id():
                 host = node["NodeManagerAddress"]
                 local = head.rpartition(":")[0].strip("[]") in (host, "127.0.0.1", "::1")
@@ -102,23 +104,24 @@ class RayCluster:
         except (ConnectionError, TimeoutError):
             return False
         except OSError as error:
-            # Of a machine that is gone. All others (no descriptor left, no name server) are faults
-            # of this machine.
+            # EHOSTUNREACH means that the remote machine is gone. Any other error (no descriptors
+            # left, no name server) is a fault of this machine.
             return error.errno != errno.EHOSTUNREACH
 
     def view(self) -> View:
         import ray
 
-        nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
-        return View(nodes, ray.available_resources())
+        nodes = ray.nodes()  # type: ignore[no-untyped-call]  # Ray has no types here
+        free = ray.available_resources()  # type: ignore[no-untyped-call]
+        return View({node["NodeID"]: node["Resources"] for node in nodes if node["Alive"]}, free)
 
 
 @dataclass
 class Demand:
     """Resources that some work needs before it can start.
 
-    each: of one worker. workers: how many must be placed at once. started: whether it runs already,
-    as far as it can be seen from here.
+    each: of one worker. workers: number of workers to place at once. started: whether the work is
+    known to run.
     """
 
     each: Mapping[str, float]
@@ -134,7 +137,7 @@ _RESOURCES = ("CPU", "GPU")
 
 
 def shortage(demand: Demand, view: View) -> str:
-    """What the cluster lacks for `demand`, in words; empty where it lacks nothing."""
+    """The resources that the Ray cluster lacks for `demand`, as text; empty if there are enough."""
     for resource in _RESOURCES:
         each = demand.each.get(resource, 0.0)
         if not each:
@@ -142,17 +145,17 @@ def shortage(demand: Demand, view: View) -> str:
         needed = each * demand.workers
         total = view.total(resource)
         if needed > total:
-            return f"{_count(needed, resource)}, the cluster has {total:g}"
+            return f"{_count(needed, resource)}; the Ray cluster has {total:g}"
         if sum(int(node.get(resource, 0.0) / each) for node in view.nodes.values()) < (
             demand.workers
         ):
             largest = max((node.get(resource, 0.0) for node in view.nodes.values()), default=0.0)
-            return f"{_count(each, resource)} on one node, the largest node has {largest:g}"
+            return f"{_count(each, resource)} on one node; the largest node has {largest:g}"
     return ""
 
 
 def _in_use(demand: Demand, view: View) -> str:
-    """The resource that others use up, in words; empty where there is room."""
+    """The resource that is in use by others, as text; empty if enough is free."""
     for resource in _RESOURCES:
         needed = demand.each.get(resource, 0.0) * demand.workers
         if needed > view.free.get(resource, 0.0) + 1e-6:
@@ -168,13 +171,12 @@ def _count(number: float, name: str) -> str:
 
 @dataclass
 class Monitor:
-    """Watches `cluster` from two threads, for a look at it may block as long as Ray waits.
+    """Checks `ray_cluster` from two threads, because a view of it may block as long as Ray waits.
 
-    say: prints a line. on_lost: called once, with a line, when an
-    endpoint is lost.
+    say: prints a line. on_lost: called once, with a line, when an endpoint is lost.
     """
 
-    cluster: Cluster
+    ray_cluster: MonitoredCluster
     say: Callable[[str], None]
     on_lost: Callable[[str], None]
     clock: Callable[[], float] = time.monotonic
@@ -196,8 +198,8 @@ class Monitor:
             thread.start()
 
     def close(self) -> None:
-        """Returns once no thread asks Ray any more, or after half a second; at once in a job that
-        was interrupted, whose Ray may not answer."""
+        """Stop the threads; returns once none uses Ray, or after half a second. In an interrupted
+        job, whose Ray may not answer, it returns at once."""
         self._ended.set()
         if interrupts.received():
             return
@@ -217,8 +219,8 @@ class Monitor:
 
     def check_endpoints(self) -> None:
         """Report an endpoint that has been silent for too long."""
-        for endpoint in self.cluster.endpoints:
-            if self.cluster.answers(endpoint):
+        for endpoint in self.ray_cluster.endpoints:
+            if self.ray_cluster.answers(endpoint):
                 self._silent_since.pop(endpoint, None)
                 continue
             since = self._silent_since.setdefault(endpoint, self.clock())
@@ -226,14 +228,14 @@ class Monitor:
                 self._ended.set()
                 self.on_lost(
                     f"error: {endpoint.name} at {endpoint.address} stopped answering;"
-                    " the same command continues from what is committed"
+                    " run the same command again to continue from the committed results"
                 )
 
     def check_cluster(self) -> None:
-        """Report nodes that came and went, and what work waits for."""
-        view = self.cluster.view()
+        """Report lost and joined nodes, and the resources that work waits for."""
+        view = self.ray_cluster.view()
         if self._silent_since or self._ended.is_set():
-            return  # what a Ray says that is going away
+            return  # a Ray that is shutting down gives wrong answers
         self._report_nodes(frozenset(view.nodes))
         for demand in list(self._demands):
             self._report_wait(demand, view)
@@ -243,12 +245,14 @@ class Monitor:
         if before is None or not nodes:
             return
         if lost := len(before - nodes):
-            count = "a node was" if lost == 1 else f"{lost} nodes were"
-            work = "its work is" if lost == 1 else "their work is"
-            self.say(f"{count} lost: {len(nodes)} of {len(before)} remain; {work} given to others")
+            count = "1 node" if lost == 1 else f"{lost} nodes"
+            self.say(
+                f"lost {count} of the Ray cluster: {len(nodes)} of {len(before)} remain and take"
+                " over the work"
+            )
         if joined := len(nodes - before):
-            count = "a node" if joined == 1 else f"{joined} nodes"
-            self.say(f"{count} joined: {len(nodes)} now")
+            count = "1 node" if joined == 1 else f"{joined} nodes"
+            self.say(f"{count} joined the Ray cluster: {len(nodes)} now")
 
     def _report_wait(self, demand: Demand, view: View) -> None:
         lack = shortage(demand, view) or self._lacks_room(demand, view)
@@ -262,11 +266,11 @@ class Monitor:
             self.say(f"waiting for {lack}")
 
     def _lacks_room(self, demand: Demand, view: View) -> str:
-        """What others use up, as long as it cannot be this work that uses it."""
+        """The resource in use by others, as text; empty once this work may be the user."""
         if demand.placed:
             return ""
         demand.first_free = demand.first_free or view.free
-        # Where resources changed hands, this work may be what took them.
+        # If free resources changed, this work may have taken them.
         moved = any(
             abs(view.free.get(name, 0.0) - demand.first_free.get(name, 0.0)) > 1e-6
             for name in _RESOURCES
@@ -278,7 +282,7 @@ class Monitor:
 
     def _repeat(self, tick: Callable[[], None]) -> None:
         while not self._ended.is_set():
-            # A look fails while a head is away; whether it is lost is the other thread's concern.
+            # A check fails while the head is away; the other thread decides whether it is lost.
             with suppress(Exception):
                 tick()
             self._ended.wait(EVERY)

@@ -1,8 +1,8 @@
-"""Temporary folders of a run, which the next run removes where this one was killed.
+"""Temporary folders of a run. If the run is killed, the next run removes them.
 
-A folder belongs to its process for as long as that holds an exclusive lock (`flock`) on a file in
-it. The kernel drops the lock with the process. A process id would not do: containers that share a
-temporary folder have ids of their own.
+A folder is in use while its process holds an exclusive lock (`flock`) on a file in it. The kernel
+releases the lock when the process ends. A process id would not do, because containers that share a
+temporary folder have separate ids.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from pathlib import Path
 
 from engine.core.errors import StudyError
 
-# Long enough to be nobody else's, short because of Ray's sockets. `tempfile.mkdtemp` adds 8
+# Long enough to be unique, and short because of Ray's sockets. `tempfile.mkdtemp` adds 8
 # characters.
 PREFIX = "ste-run-"
 _ADDED = 8
 LOCK = ".engine-lock"
-# Instead of a lock, where the file system has none.
+# Replaces the lock file on a file system without locks.
 NO_LOCKS = ".engine-no-locks"
 _UNLOCKED = ".engine-lock-new"
-# Seconds after which a folder without a lock file is taken for one whose process was killed while
-# it made or removed it.
+# Seconds after which a folder without a lock file counts as abandoned: its process was killed while
+# it created or removed the folder.
 _ABANDONED = 3600.0
 
-# How often a folder is emptied while somebody still writes into it.
+# Attempts to empty a folder while dying processes still write into it.
 _TRIES = 5
 
-# Bytes of a Unix socket's path, without the closing zero.
+# Maximum bytes of a Unix socket's path, without the closing zero.
 SOCKET_PATH = 103 if sys.platform == "darwin" else 107
 _SHORT = ("/tmp", "/var/tmp", "/dev/shm")
 
 
 class Scratch:
-    """A folder below `parent`, locked until `close`, which removes it."""
+    """A new folder below `parent`, locked until `close`, which removes it."""
 
     def __init__(self, parent: Path) -> None:
         remove_stale(parent)
@@ -49,10 +49,10 @@ class Scratch:
         self._lock: int | None = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Renamed once it is locked: nobody may find it without its lock.
+            # Renamed only now: nobody may see the lock file while it is unlocked.
             fresh.rename(self.path / LOCK)
         except OSError:
-            # A file system without locks: nobody removes this folder but its own process.
+            # A file system without locks: only this process may remove the folder.
             fresh.rename(self.path / NO_LOCKS)
 
     def close(self) -> None:
@@ -65,17 +65,17 @@ class Scratch:
 @contextmanager
 def folder(parent: Path) -> Iterator[Path]:
     """A scratch folder, removed afterwards."""
-    made = Scratch(parent)
+    scratch = Scratch(parent)
     try:
-        yield made.path
+        yield scratch.path
     finally:
-        made.close()
+        scratch.close()
 
 
 def remove_stale(parent: Path) -> None:
-    """Remove scratch folders of this user whose processes are gone."""
+    """Remove scratch folders of this user whose processes have ended."""
     for path in parent.glob(PREFIX + "?" * _ADDED):
-        # Others remove folders too, and foreign ones may not be readable.
+        # Another run may remove the folder meanwhile, and a foreign folder may be unreadable.
         with suppress(OSError):
             status = path.lstat()
             if path.is_symlink() or not path.is_dir() or status.st_uid != os.getuid():
@@ -98,8 +98,8 @@ def _remove_unlocked(path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a folder, its lock file last. While dying processes still write into it, the lock file
-    stays, by which the next run removes the rest."""
+    """Remove a folder, its lock file last. If dying processes keep writing into it, the lock file
+    stays, and the next run removes the rest."""
     for _ in range(_TRIES):
         with suppress(OSError):
             rest = [entry for entry in path.iterdir() if entry.name not in (LOCK, NO_LOCKS)]
@@ -114,23 +114,23 @@ def _remove(path: Path) -> None:
 
 
 def socket_path_length(parent: Path) -> int:
-    """Bytes of the longest socket path that Ray makes in a scratch folder of `parent`."""
-    made = f"{PREFIX}{'x' * _ADDED}"
+    """Bytes of the longest socket path of Ray in a scratch folder of `parent`."""
+    name = f"{PREFIX}{'x' * _ADDED}"
     session = f"session_2000-01-01_00-00-00_000000_{os.getpid()}"
-    return len(os.fsencode(parent / made / session / "sockets" / "plasma_store"))
+    return len(os.fsencode(parent / name / session / "sockets" / "plasma_store"))
 
 
 def parent_for_sockets(
     preferred: Path, warn: Callable[[str], None], short: Sequence[str] = _SHORT
 ) -> Path:
-    """Where a private Ray's scratch folder goes: `preferred`, or a short folder where its sockets'
-    paths would be too long. Raises `StudyError`."""
+    """The parent of a private Ray's scratch folder: `preferred`, or a short folder if the paths of
+    its sockets would be too long. Raises `StudyError`."""
     length = socket_path_length(preferred)
     if length <= SOCKET_PATH:
         return preferred
     for name in short:
         if os.access(name, os.W_OK | os.X_OK) and socket_path_length(Path(name)) <= SOCKET_PATH:
-            warn(f"TMPDIR {preferred} is too long for Ray's sockets; {name} is used for Ray")
+            warn(f"TMPDIR {preferred} is too long for Ray's sockets; using {name} for Ray")
             return Path(name)
     raise StudyError(
         f"TMPDIR {preferred} is too long for Ray's sockets: {length} of {SOCKET_PATH} bytes;"

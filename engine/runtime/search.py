@@ -1,8 +1,9 @@
 """Trials on Ray Tune.
 
-A trial computes a step of the study in a process of its own, which goes on to the next trial; or
-workers of Ray Train compute it, and the trial holds nothing itself (`engine.runtime.nested`). What
-is computed lies in the store, so Tune's own state is thrown away and never restored.
+A trial computes a step of the study in its own process, which is reused for the next trial. With
+several workers, Ray Train computes the step and the trial reserves no CPU
+(`engine.runtime.nested`). Results are in the store, so Tune's own state is discarded and never
+restored.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from typing import Any
 from ray import tune
 from ray.tune import Result
 
-from engine.core.errors import EngineError, StorageError, in_a_line
+from engine.core.errors import EngineError, StorageError, one_line
 from engine.core.interrupts import off_main_thread
 from engine.runtime.base import Runtime, Trial
-from engine.runtime.cluster import ray_error_text
+from engine.runtime.errors import find_engine_error
 from engine.runtime.inline import InlineRuntime
 from engine.runtime.nested import DRIVER, Nested
 from engine.work.resources import TrialResources
@@ -28,15 +29,15 @@ _REFUSED = "refused"
 
 
 class _Progress(tune.Callback):
-    """Reports when trials start and when each ends, and counts the failures of each."""
+    """Reports the start and end of trials, and counts the failures of each."""
 
     def __init__(self, on_start: Callable[[], None], on_end: Callable[[str], None]) -> None:
         self.on_start, self.on_end = on_start, on_end
         self.failures = Counter[str]()
 
     def __getstate__(self) -> dict[str, Any]:
-        # Tune writes its callbacks down, to restore them: never done, and a terminal's progress
-        # cannot be written.
+        # Tune pickles its callbacks to restore them later, which never happens here, and a progress
+        # bar cannot be pickled.
         return {}
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
@@ -61,25 +62,25 @@ def search(
     folder: str,
     share: Share,
 ) -> None:
-    """Run a trial for each name, as many at once as there is room for."""
+    """Run a trial for each name, as many at once as fit."""
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    alone, threads = resources.workers == 1, resources.threads
+    in_trial, threads = resources.workers == 1, resources.threads
 
     def trial(config: dict[str, Any]) -> dict[str, Any]:
-        runtime: Runtime = InlineRuntime(threads, share) if alone else Nested(share, threads)
+        runtime: Runtime = InlineRuntime(threads, share) if in_trial else Nested(share, threads)
         try:
-            figures = run(config["name"], runtime)
+            metrics = run(config["name"], runtime)
         except StorageError:
-            raise  # may be gone at the next attempt
+            raise  # a retry may succeed
         except EngineError as error:
-            # Another attempt would come to the same: Tune is not told of a failure.
+            # A retry would fail in the same way, so Tune must not see a failure.
             return {_REFUSED: str(error)}
         except Exception as error:
-            if alone:
+            if in_trial:
                 raise
-            # Ray Train has tried again as often as it may.
-            return {_REFUSED: f"{config['name']} failed: {in_a_line(error)}"}
-        return figures or {"done": 1.0}
+            # Ray Train has used its retries already.
+            return {_REFUSED: f"{config['name']} failed: {one_line(error)}"}
+        return metrics or {"done": 1.0}
 
     per_trial = {"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})}
     progress = _Progress(on_start, on_end)
@@ -87,11 +88,11 @@ def search(
     waiting = list(names)
     for attempt in range(resources.max_failures + 1):
         tuner = tune.Tuner(
-            tune.with_resources(trial, per_trial if alone else DRIVER),
+            tune.with_resources(trial, per_trial if in_trial else DRIVER),
             param_space={"name": tune.grid_search(waiting)},
-            # One process goes on from trial to trial: starting one costs more than a small fit.
+            # Processes are reused: starting one costs more than a small fit.
             tune_config=tune.TuneConfig(
-                max_concurrent_trials=None if alone else resources.drivers, reuse_actors=True
+                max_concurrent_trials=None if in_trial else resources.drivers, reuse_actors=True
             ),
             run_config=tune.RunConfig(
                 name=f"search-{attempt}", storage_path=folder, verbose=0, callbacks=[progress],
@@ -99,25 +100,25 @@ def search(
             ),
         )  # fmt: skip
         grid = off_main_thread(tuner.fit)
-        # In the order of the names. A result itself names no trial that never reported.
+        # By position: the result of a trial that never reported contains no name.
         results |= {name: grid[place] for place, name in enumerate(waiting)}
-        # Tune 2.60 gives a trial up at the first failure if its process dies between the reset for
+        # Tune 2.60 gives up a trial at the first failure if its process dies between the reset for
         # it and its start (TuneController._process_trial_failure recovers only RUNNING trials).
         waiting = [
             name
             for name in waiting
             if (error := results[name].error) is not None
-            and ray_error_text(error) is None
+            and find_engine_error(error) is None
             and progress.failures[name] <= resources.max_failures
         ]
         if not waiting:
             break
-    # All others have been run, and what they computed stays.
+    # All trials have run by now, and the results of the others are stored.
     for name, result in results.items():
         if (error := result.error) is not None:
-            if (own := ray_error_text(error)) is not None:
+            if (own := find_engine_error(error)) is not None:
                 raise own from None
-            raise EngineError(f"{name} failed: {in_a_line(error)}") from error
+            raise EngineError(f"{name} failed: {one_line(error)}") from error
     for result in results.values():
         if (refusal := (result.metrics or {}).get(_REFUSED)) is not None:
             raise EngineError(refusal)

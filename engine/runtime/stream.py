@@ -1,7 +1,6 @@
-"""Shards through pools of Ray Data actors.
+"""Streams shards through pools of Ray Data actors.
 
-What flows through Ray are descriptions of shards and their summaries. Pixels stay inside the actor
-that
+Only descriptions of shards and their summaries flow through Ray. Pixels stay inside the actor that
 reads, computes, encodes and writes them: through the object store they would cost four times as
 much (`python -m benchmarks.scale` measures it).
 """
@@ -22,10 +21,10 @@ from engine.core.errors import EngineError
 from engine.core.shards import Shard
 from engine.runtime.attendance import RayAttendance, attending
 from engine.runtime.base import Worker
-from engine.runtime.cluster import ray_error_text
+from engine.runtime.errors import find_engine_error
 from engine.work.resources import StageResources
 
-TELL_EVERY = 0.5  # seconds
+SUMMARY_INTERVAL = 0.5  # seconds
 
 
 class _Actor:
@@ -43,27 +42,27 @@ class _Actor:
             self.worker.load()
             attendance.loaded()
         except EngineError as error:
-            # Of what is raised here Ray keeps the text alone, a traceback.
+            # Raised in the first call: of an error raised here, Ray keeps only the traceback text.
             self.failed = error
         finally:
-            attendance.rest()
+            attendance.unwatch()
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         if self.failed is not None:
             raise self.failed
         shards = [Shard.from_json(text) for call in batch["item"] for text in json.loads(str(call))]
-        # A block costs Ray 20 ms, so that quick shards are told together and slow ones at once.
-        told, last = [], time.monotonic()
+        # A block costs Ray 20 ms, so that summaries of quick shards share one.
+        summaries, last = [], time.monotonic()
         for summary in self.worker(shards):
-            told.append(summary)
-            if time.monotonic() - last >= TELL_EVERY:
-                yield _told(told)
-                told, last = [], time.monotonic()
-        if told:
-            yield _told(told)
+            summaries.append(summary)
+            if time.monotonic() - last >= SUMMARY_INTERVAL:
+                yield _block(summaries)
+                summaries, last = [], time.monotonic()
+        if summaries:
+            yield _block(summaries)
 
 
-def _told(summaries: list[dict[str, Any]]) -> pa.Table:
+def _block(summaries: list[dict[str, Any]]) -> pa.Table:
     # JSON text rather than nested columns: an empty `reasons` has no Arrow type.
     return pa.table({"summaries": [json.dumps(summaries)]})
 
@@ -71,32 +70,32 @@ def _told(summaries: list[dict[str, Any]]) -> pa.Table:
 def stream(
     worker: Worker, shards: Sequence[Shard], resources: StageResources, registers: Any
 ) -> Iterator[dict[str, Any]]:
-    """Compute `shards` by a pool of fixed size; yields summaries as calls finish.
+    """Compute `shards` in a pool of fixed size; yields summaries as calls finish.
 
-    registers: of `start_registers`.
+    registers: the actor of `start_registers`.
     """
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    # Few enough in one call that the pool's last calls end at about the same time.
+    # Few enough shards in one call that the pool's last calls end at about the same time.
     actors = min(resources.actors, len(shards))
     per_call = max(1, min(resources.shards_per_call, len(shards) // (4 * actors)))
     calls = [
         json.dumps([shard.to_json() for shard in shards[start : start + per_call]])
         for start in range(0, len(shards), per_call)
     ]
-    # One block per call. Of Ray's sources this one alone counts its rows here: from_arrow starts a
-    # task for each block, 30 ms apiece on two cores.
+    # One block per call. from_items counts the rows locally; from_arrow would start a task for each
+    # block, 30 ms apiece on two cores.
     source = ray.data.from_items(calls, override_num_blocks=len(calls))
-    # The dataset's own context: that of the process is for others to set.
+    # The dataset's own context, because the process-wide one belongs to others.
     context = source.context
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    # What an actor yields is a block at once; gathered into larger ones it would be seen at the end
-    # of a call, and the bar of slow shards would stand still.
+    # Every yield becomes a block at once. Collected into larger blocks, summaries would arrive only
+    # at the end of a call, and the progress of slow shards would stand still.
     context.target_max_block_size = 1
-    # An exception of ours is a fault of the program or of storage, never bad data: stop and say so.
+    # An exception means a fault of the program or of storage, never bad data: stop and report it.
     context.max_errored_blocks = 0
-    # A process that dies is replaced by Ray, without end; the register sees to it that each death
-    # makes progress.
+    # Ray replaces a dead process without a limit; the register makes sure that each death makes
+    # progress.
     with attending(registers, worker.name, resources) as attendance:
         dataset = source.map_batches(
             _Actor,
@@ -111,12 +110,13 @@ def stream(
             for batch in dataset.iter_batches(
                 batch_size=None, batch_format="pyarrow", prefetch_batches=0
             ):
+                assert isinstance(batch, pa.Table)  # batch_format="pyarrow"
                 for text in batch["summaries"].to_pylist():
                     yield from json.loads(text)
         except Exception as error:
-            # Ray wraps what an actor raised several times over; a person needs the line inside.
-            if (own := ray_error_text(error)) is not None:
-                # Ray Data adds lines about its own settings.
+            # Ray wraps an actor's error several times; the user needs the one line inside.
+            if (own := find_engine_error(error)) is not None:
+                # Ray Data appends lines about its own settings.
                 own.args = (str(own).partition("\n")[0],)
                 raise own from None
             raise

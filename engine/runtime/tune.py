@@ -1,9 +1,9 @@
 """Settings of a study on Ray Tune.
 
-What a setting computes lies in the store, so Tune's own state is thrown away and never restored. A
-trial whose setting needs small fits alone computes them in its own process, which goes on to the
-next (`leaf`). Any other drives streams and fits that hold CPUs and GPUs of their own, and holds
-none itself (`engine.runtime.nested`).
+Results are in the store, so Tune's own state is discarded and never restored. A trial whose setting
+needs only small fits computes them in its own process, which is reused for the next trial (`leaf`).
+Any other trial drives streams and fits that reserve CPUs and GPUs of their own, and reserves none
+itself (`engine.runtime.nested`).
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Any
 
 from ray import cloudpickle
 from ray import tune as ray_tune
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import Searcher
 
-from engine.core.errors import StorageError, in_a_line
+from engine.core.errors import StorageError, one_line
 from engine.core.interrupts import off_main_thread
 from engine.runtime.base import Outcome, Runtime, Try
-from engine.runtime.cluster import ray_error_text
+from engine.runtime.errors import find_engine_error
 from engine.runtime.inline import InlineRuntime
 from engine.runtime.nested import DRIVER, Nested
 from engine.tuning.proposals import Halving, Proposals, Rung, Settings
@@ -33,45 +33,46 @@ _VALUE, _STEPS, _ERROR = "objective", "steps", "refused"
 _DIED = "its process died"
 
 
-class _Ask(Searcher):
-    """Hands out proposals, and tells them what was reached."""
+class _ProposalSearcher(Searcher):
+    """Gives proposals to Tune, and results back to them."""
 
     def __init__(self, proposals: Proposals, on_end: Callable[[Outcome], None]) -> None:
         super().__init__(metric=_VALUE, mode="max")
         self.proposals, self.on_end = proposals, on_end
         self.asked: dict[str, tuple[int, Settings]] = {}
-        # What ends the run and is no setting's fault. Those that Tune has been given go on: what
-        # they compute is there for the next run.
+        # An error that ends the run and is no setting's fault. Running trials continue: their
+        # results are there for the next run.
         self.failed: Exception | None = None
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        asked = None if self.failed else self.proposals.ask()
-        if asked is None:
+    # Searcher.FINISHED is a text, which the type of the base class leaves out.
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]
+        proposal = None if self.failed else self.proposals.ask()
+        if proposal is None:
             return str(Searcher.FINISHED)
-        self.asked[trial_id] = asked
-        # As text: Tune reads meaning into / and lists.
-        return {"settings": json.dumps(asked[1])}
+        self.asked[trial_id] = proposal
+        # As text: Tune interprets slashes and lists.
+        return {"settings": json.dumps(proposal[1])}
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        # Of an error, Tune tells a callback which it was.
+        # Failures come through `_Errors`, which gets the error itself.
         if not error:
-            self.ends(trial_id, result or {})
+            self.end(trial_id, result or {})
 
-    def ends(self, trial_id: str, told: dict[str, Any], why: str = "") -> None:
-        """What became of a trial: a report, or why there is none."""
+    def end(self, trial_id: str, report: dict[str, Any], reason: str = "") -> None:
+        """Record the end of a trial. report: its last one. reason: of a failure."""
         if trial_id not in self.asked:
             return
         number, settings = self.asked.pop(trial_id)
-        why = why or (str(told.get(_ERROR, "")) if told else _DIED)
-        reached = None if why else Rung(int(told[_STEPS]), float(told[_VALUE]))
+        reason = reason or (str(report.get(_ERROR, "")) if report else _DIED)
+        reached = None if reason else Rung(int(report[_STEPS]), float(report[_VALUE]))
         self.proposals.tell(number, reached.value if reached else None)
-        seconds = float(told.get("time_total_s", 0.0))
+        seconds = float(report.get("time_total_s", 0.0))
         try:
-            self.on_end(Outcome(number, settings, reached, why, seconds))
+            self.on_end(Outcome(number, settings, reached, reason, seconds))
         except Exception as error:
-            # Tune would log it, and go on as if the setting had not been.
+            # Tune would only log it and continue.
             self.failed = self.failed or error
 
     def save(self, checkpoint_path: str) -> None:
@@ -82,25 +83,25 @@ class _Ask(Searcher):
 
 
 class _Errors(ray_tune.Callback):
-    """Tells a setting that failed from storage that did, once there is no other attempt; passes on
-    that trials have started."""
+    """Separates failed settings from failed storage, once a trial has used its retries; reports the
+    start of trials."""
 
-    def __init__(self, ask: _Ask, on_start: Callable[[], None]) -> None:
-        self.ask, self.on_start = ask, on_start
+    def __init__(self, searcher: _ProposalSearcher, on_start: Callable[[], None]) -> None:
+        self.searcher, self.on_start = searcher, on_start
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         self.on_start()
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         own = None
-        if (held := trial.pickled_error_file) is not None:
-            # What cannot be read is of another library: no storage of ours.
-            with suppress(Exception), open(held, "rb") as file:
-                own = ray_error_text(cloudpickle.load(file))
+        if (path := trial.pickled_error_file) is not None:
+            # An error that cannot be unpickled comes from another library, not from our storage.
+            with suppress(Exception), open(path, "rb") as file:
+                own = find_engine_error(cloudpickle.load(file))
         if isinstance(own, StorageError):
-            self.ask.failed = self.ask.failed or own
+            self.searcher.failed = self.searcher.failed or own
         else:
-            self.ask.ends(trial.trial_id, {}, _DIED)
+            self.searcher.end(trial.trial_id, {}, _DIED)
 
 
 def tune(
@@ -114,8 +115,8 @@ def tune(
     folder: str,
     share: Share,
 ) -> None:
-    """Try settings until none is proposed, as many at once as there is room for. Raises
-    `StorageError` where storage still fails at a setting's last attempt."""
+    """Try settings until none is proposed, as many at once as fit. Raises `StorageError` if storage
+    still fails at a setting's last attempt."""
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     leaf, threads = leaf and resources.workers == 1, resources.threads
 
@@ -125,32 +126,31 @@ def tune(
             for rung in run(json.loads(config["settings"]), runtime):
                 ray_tune.report({_VALUE: rung.value, _STEPS: rung.steps})
         except StorageError:
-            raise  # may be gone at the next attempt
+            raise  # a retry may succeed
         except Exception as error:
-            # Another attempt would come to the same: Tune is not told of a failure.
-            told = {_VALUE: float("-inf"), _STEPS: 0, _ERROR: in_a_line(error)}
-            ray_tune.report(told)
+            # A retry would fail in the same way, so Tune must not see a failure.
+            ray_tune.report({_VALUE: float("-inf"), _STEPS: 0, _ERROR: one_line(error)})
 
-    held = {"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})}
-    scheduler = FIFOScheduler()
+    per_trial = {"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})}
+    scheduler = None  # first in, first out
     if halving is not None:
         scheduler = ASHAScheduler(
             time_attr=_STEPS, metric=_VALUE, mode="max", max_t=halving.most,
             grace_period=halving.grace, reduction_factor=halving.reduction_factor,
         )  # fmt: skip
-    ask = _Ask(proposals, on_end)
+    searcher = _ProposalSearcher(proposals, on_end)
     tuner = ray_tune.Tuner(
-        ray_tune.with_resources(trial, held if leaf else DRIVER),
-        # One process goes on from setting to setting: starting one costs more than a small fit.
+        ray_tune.with_resources(trial, per_trial if leaf else DRIVER),
+        # Processes are reused: starting one costs more than a small fit.
         tune_config=ray_tune.TuneConfig(
-            search_alg=ask, scheduler=scheduler, num_samples=-1,
+            search_alg=searcher, scheduler=scheduler, num_samples=-1,
             max_concurrent_trials=None if leaf else resources.drivers, reuse_actors=True,
         ),
         run_config=ray_tune.RunConfig(
-            name="tune", storage_path=folder, verbose=0, callbacks=[_Errors(ask, on_start)],
+            name="tune", storage_path=folder, verbose=0, callbacks=[_Errors(searcher, on_start)],
             failure_config=ray_tune.FailureConfig(max_failures=resources.max_failures),
         ),
     )  # fmt: skip
     off_main_thread(tuner.fit)
-    if ask.failed is not None:
-        raise ask.failed from None
+    if searcher.failed is not None:
+        raise searcher.failed from None

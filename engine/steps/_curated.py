@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from engine.context import Context
 from engine.core import rows
-from engine.core.registry import resolve
+from engine.core.registry import kind_of, resolve
 from engine.data.arrays import pictures
 from engine.report.tile import tile
 from engine.results.images import CurateResult
@@ -102,7 +102,7 @@ def closest(context: Context, generators: Sequence[str], side: int) -> list[dict
     for name in generators:
         table = curated(context, name)
         for report in context.result(f"curate.{name}", CurateResult).filters:
-            pair = resolve("filters", report.name).pair
+            pair = kind_of("filters", report).pair
             if pair is None or not table.num_rows:
                 continue
             other, distance = (rows.score_column(report.name, column) for column in pair)
@@ -158,7 +158,7 @@ def filters_told(curated: Mapping[str, CurateResult]) -> dict[str, list[dict[str
         found[name] = [
             {
                 "name": report.name, "dropped": report.dropped,
-                "told": resolve("filters", report.name).drop_reason,
+                "told": kind_of("filters", report).drop_reason,
                 "limits": ", ".join(
                     f"{key} {limit_in_words(value)}" for key, value in report.limits.items()
                 ),

@@ -122,7 +122,8 @@ class SampledVectors:
 
 def read(store: Store, key: str, row: np.ndarray) -> np.ndarray:
     """Vectors float32 (n, width) of some rows of a part."""
-    return vectors_of(pa.concat_tables(store.tables([key], [rows.EMBEDDING])))[row]
+    vectors: np.ndarray = vectors_of(pa.concat_tables(store.tables([key], [rows.EMBEDDING])))[row]
+    return vectors
 
 
 @dataclass(frozen=True)

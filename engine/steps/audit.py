@@ -25,7 +25,7 @@ from engine.context import Context, Output
 from engine.core import rows
 from engine.core.errors import DataError
 from engine.core.manifest import Manifest, Part
-from engine.core.registry import resolve
+from engine.core.registry import kind_of, name_of
 from engine.core.shards import OK, ShardSet
 from engine.core.spec import Spec
 from engine.core.step import Step
@@ -70,7 +70,7 @@ class Audit(StepKind):
 
     def run(self, context: Context) -> Output:
         spec = context.step.spec_as(AuditSpec)
-        reader = resolve("readers", spec.reader.name)(spec.reader)
+        reader = kind_of("readers", spec.reader)(spec.reader)
         records = reader.records()
         work = _Work(context, spec, list(record_problems(records, spec)), reader.warnings())
         ids = records[rows.IMAGE_ID].to_pylist()
@@ -98,7 +98,7 @@ class Audit(StepKind):
         ]
         # Vectors are kept for the next audit, those of files that are gone are not.
         vectors_kept = {part.key for part in work.embedded_in}
-        ShardSet(context.store, context.store.join(context.prefix, EMBEDDED)).keep(vectors_kept)
+        ShardSet(context.store, context.store.join(context.prefix, EMBEDDED)).retain(vectors_kept)
         counts = Counter(finding.kind for finding in look.findings)
         context.notes["timings"] = {name: round(value, 1) for name, value in work.seconds.items()}
         return Output(
@@ -240,7 +240,7 @@ class _Work:
         spec = self.spec
         if not intake.keys:
             return None
-        if spec.embedder.name == "pixels":
+        if name_of(spec.embedder) == "pixels":
             self.warnings.append(
                 "the study embeds by pixels alone: label errors, outliers and crops are found far"
                 " worse than with a network; name one as embedder (cnn, clip or dino)"
@@ -351,7 +351,7 @@ class _Work:
             groups=group_counts(self.label, self.groups), grouped=spec.split.group == "column",
             carved=self.carved, max_quarantined=spec.audit.max_quarantined,
             broken_share=self.broken_share, on_leak=spec.audit.on_leak, agreed=self.agreed,
-            embedder=spec.embedder.name, size=spec.preprocess.size,
+            embedder=name_of(spec.embedder), size=spec.preprocess.size,
         )  # fmt: skip
 
 

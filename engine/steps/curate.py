@@ -19,7 +19,7 @@ import pyarrow as pa
 from engine.context import Context, Output
 from engine.core import rows
 from engine.core.manifest import Part
-from engine.core.registry import resolve
+from engine.core.registry import kind_of, name_of
 from engine.core.shards import Commit, Shard, ids_digest, parquet_rows
 from engine.core.spec import Spec, digest
 from engine.core.step import Step
@@ -121,17 +121,17 @@ def judge(
     reports = []
     for one in spec.filters if len(made) else ():
         kept = reason[at] == ""
-        found: Judgement = resolve("filters", one.name)(one, classes).judge(
-            sets.of(made, one.name), sets.train, sets.of(val, one.name), kept
+        found: Judgement = kind_of("filters", one)(one, classes).judge(
+            sets.of(made, name_of(one)), sets.train, sets.of(val, name_of(one)), kept
         )
-        reason[at] = np.where(kept & found.drop, one.name, reason[at])
+        reason[at] = np.where(kept & found.drop, name_of(one), reason[at])
         if found.labels is not None:
             used[at] = found.labels
         for name, values in found.columns.items():
-            column(rows.score_column(one.name, name), values)
+            column(rows.score_column(name_of(one), name), values)
         reports.append(
             FilterReport(
-                name=one.name, dropped=int((kept & found.drop).sum()),
+                name=name_of(one), dropped=int((kept & found.drop).sum()),
                 limits={key: finite(limit) for key, limit in found.limits.items()},
                 stops=found.stops,
             )
@@ -340,7 +340,7 @@ def score(context: Context, spec: CurateSpec, classes: Sequence[str]) -> list[Co
         "embedder": spec.embedder.model_dump() if spec.embedder else None,
         "looks": looks.model_dump(),
         "code": {
-            f"{family}.{one.name}": resolve(family, one.name).version
+            f"{family}.{name_of(one)}": kind_of(family, one).version
             for family, held in plugins.items()
             for one in held
             if one is not None

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from engine.context import Context, Output
 from engine.core import rows
-from engine.core.registry import resolve
+from engine.core.registry import kind_of
 from engine.core.shards import OK, Shard, ids_digest, parquet_rows
 from engine.core.spec import Spec
 from engine.data.images import decode_own, perceptual_hash
@@ -75,7 +75,7 @@ class PrepareImages:
         self.spec = spec
 
     def load(self, place: Place) -> None:
-        self.embedder = resolve("embedders", self.spec.name)(self.spec)
+        self.embedder = kind_of("embedders", self.spec)(self.spec)
         self.embedder.open()
         self.threads = ThreadPoolExecutor(place.threads)
 
@@ -108,7 +108,7 @@ class EmbedImages:
         return [DecodeOwn(), *hashing, PrepareImages(spec), stage], partial(_schema, stage, hashes)
 
     def load(self, place: Place) -> None:
-        self.embedder = resolve("embedders", self.spec.name)(self.spec)
+        self.embedder = kind_of("embedders", self.spec)(self.spec)
         self.embedder.load(place.device)
 
     def __call__(self, batch: Batch) -> Batch:

@@ -22,7 +22,7 @@ from engine.context import Context, Output
 from engine.core import rows
 from engine.core.errors import ResumeError
 from engine.core.manifest import Manifest, copy_files
-from engine.core.registry import resolve
+from engine.core.registry import kind_of
 from engine.core.shards import Shard, parquet_rows
 from engine.core.spec import Spec, digest
 from engine.core.step import Step
@@ -109,7 +109,7 @@ class Classify:
 
     def load(self, place: Place) -> None:
         self.place = place.device
-        self.classifier = resolve("classifiers", self.spec.name)(
+        self.classifier = kind_of("classifiers", self.spec)(
             self.spec, self.preprocess, self.classes
         )
         refuse_other_weights(self.classifier, self.outside)

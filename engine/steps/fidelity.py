@@ -33,7 +33,7 @@ from pydantic import Field
 from engine.context import Context, Output
 from engine.core import rows
 from engine.core.manifest import Part
-from engine.core.registry import resolve
+from engine.core.registry import kind_of
 from engine.core.rng import derive_seed
 from engine.core.shards import parquet_rows
 from engine.core.spec import Spec
@@ -126,7 +126,7 @@ def generated_vectors(context: Context, spec: FidelitySpec) -> tuple[list[Part],
         fingerprint={
             "embedder": spec.embedder.model_dump(), "images": context.inputs["generate"].digest,
         },
-        replace=True, here=few and resolve("embedders", spec.embedder.name).light,
+        replace=True, here=few and kind_of("embedders", spec.embedder).light,
     )  # fmt: skip
     parts = [commit.data for commit in commits if commit.data]
     return parts, [part.key for part in parts]

@@ -10,7 +10,7 @@ import pyarrow as pa
 from engine.context import Context, Output
 from engine.core import rows
 from engine.core.manifest import Manifest
-from engine.core.registry import resolve
+from engine.core.registry import kind_of
 from engine.core.rng import derive_seed
 from engine.core.spec import Spec
 from engine.core.step import Step
@@ -22,7 +22,7 @@ from engine.generators import TrainingImages
 from engine.results.images import FinetuneResult
 from engine.sections import GeneratorField
 from engine.steps import StepKind
-from engine.work.fit import LOOKS, FitContext
+from engine.work.fit import SAMPLES, FitContext
 
 
 class FinetuneSpec(Spec):
@@ -53,7 +53,7 @@ class TrainGenerator:
             labels=[self.label_of[image_id] for image_id in ids],
             clusters=[self.cluster_of.get(image_id, 0) for image_id in ids],
         )
-        generator = resolve("generators", spec.generator.name)(spec.generator, spec.preprocess)
+        generator = kind_of("generators", spec.generator)(spec.generator, spec.preprocess)
         generator.fit(fit, data, derive_seed(spec.seed, "finetune"))
 
 
@@ -74,13 +74,13 @@ class Finetune(StepKind):
             label_of=dict(zip(index[rows.IMAGE_ID].to_pylist(), labels, strict=True)),
             cluster_of=read_clusters(context),
         )
-        generator = resolve("generators", spec.generator.name)(spec.generator, spec.preprocess)
+        generator = kind_of("generators", spec.generator)(spec.generator, spec.preprocess)
         outside = dict(generator.external_digests())
         store, step = context.store, context.step
-        shown = store.location(store.join(store.work(step.key), LOOKS))
+        shown = store.location(store.join(store.work(step.key), SAMPLES))
         context.say(f"pictures of what it can make appear in {shown}")
         parts, metrics = context.fit(train, "steps", outside)
-        looks = [part.key for part in parts if part.tags["file"].startswith(f"{LOOKS}/")]
+        looks = [part.key for part in parts if part.tags["file"].startswith(f"{SAMPLES}/")]
         if looks:
             # Checkpoints go when the step is done, and the folder with them.
             context.say(f"the last of them: {store.location(looks[-1])}")
@@ -95,7 +95,7 @@ class Finetune(StepKind):
 
     def outdated(self, step: Step, manifest: Manifest) -> str | None:
         spec = step.spec_as(FinetuneSpec)
-        generator = resolve("generators", spec.generator.name)(spec.generator, spec.preprocess)
+        generator = kind_of("generators", spec.generator)(spec.generator, spec.preprocess)
         if dict(generator.external_digests()) != FinetuneResult.of(manifest).outside:
             return "the checkpoint that was adapted changed"
         return None

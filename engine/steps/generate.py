@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from engine.context import Context, Output
 from engine.core import rows
 from engine.core.manifest import Manifest, Part, copy_files
-from engine.core.registry import resolve
+from engine.core.registry import kind_of
 from engine.core.rng import derive_seed
 from engine.core.rows import TaskKind
 from engine.core.shards import OK, Commit, image_column, parquet_rows
@@ -89,7 +89,7 @@ class Sample:
         self.provenance: dict[str, Any] = {}
 
     def load(self, place: Place) -> None:
-        self.generator = resolve("generators", self.spec.generator.name)(
+        self.generator = kind_of("generators", self.spec.generator)(
             self.spec.generator, self.spec.preprocess
         )
         self.generator.offload = place.offload
@@ -280,7 +280,7 @@ class Generate(StepKind):
 
 def sampling_stages(context: Context, spec: GenerateSpec) -> list[Stage]:
     """The stages from requests to encoded images."""
-    generator = resolve("generators", spec.generator.name)(spec.generator, spec.preprocess)
+    generator = kind_of("generators", spec.generator)(spec.generator, spec.preprocess)
     stages: list[Stage] = []
     if generator.parents():
         stages.append(Parents(context.store, context.inputs["ingest"].keys(split="train")))
@@ -296,7 +296,7 @@ def weights(inputs: Any) -> Sequence[Part]:
 
 def fingerprint(context: Context, spec: GenerateSpec) -> dict[str, Any]:
     """All that pixels depend on beside the request, for the record and for the refusal to mix."""
-    generator = resolve("generators", spec.generator.name)(spec.generator, spec.preprocess)
+    generator = kind_of("generators", spec.generator)(spec.generator, spec.preprocess)
     found = {part.tags["file"]: part.sha256 for part in weights(context.inputs)}
     return {
         "generator_key": spec.generator_key,

@@ -24,7 +24,7 @@ from engine.core import rows
 from engine.core.errors import DataError, LeakError
 from engine.core.manifest import Manifest, Part
 from engine.core.names import csv_cell
-from engine.core.registry import resolve
+from engine.core.registry import kind_of
 from engine.core.shards import OK, ShardSet
 from engine.core.spec import Spec
 from engine.core.step import Step
@@ -79,7 +79,7 @@ class Ingest(StepKind):
 
     def _run(self, context: Context) -> Output:
         spec = context.step.spec_as(IngestSpec)
-        reader = resolve("readers", spec.reader.name)(spec.reader)
+        reader = kind_of("readers", spec.reader)(spec.reader)
         records = reader.records()
         check_records(records, spec)
         intake = decode_records(context, reader, records, spec)
@@ -201,7 +201,7 @@ class Ingest(StepKind):
     def outdated(self, step: Step, manifest: Manifest) -> str | None:
         spec = step.spec_as(IngestSpec)
         try:
-            found = resolve("readers", spec.reader.name)(spec.reader).fingerprint()
+            found = kind_of("readers", spec.reader)(spec.reader).fingerprint()
         except DataError:
             return None  # the originals have gone; what was taken in stands
         if dict(found) != IngestResult.of(manifest).data:

@@ -16,7 +16,7 @@ import pyarrow as pa
 from engine.context import Context, Output
 from engine.core import rows
 from engine.core.manifest import Manifest, copy_files
-from engine.core.registry import resolve
+from engine.core.registry import kind_of, name_of
 from engine.core.shards import parquet_rows
 from engine.core.spec import Spec, without
 from engine.core.store import Store
@@ -65,7 +65,7 @@ class MeasurePixels:
                     folder = copy_files(self.store, self.trained.parts, Path(name))
                     self.labeler.load(folder, place.device)
                 refuse_other_weights(self.labeler.classifier, TrainResult.of(self.trained).outside)
-        self.filters = [resolve("filters", one.name)(one, self.classes) for one in spec.filters]
+        self.filters = [kind_of("filters", one)(one, self.classes) for one in spec.filters]
         for one in self.filters:
             one.load(place.device)
 
@@ -87,21 +87,21 @@ def figures(spec: MeasureSpec, classes: Sequence[str]) -> list[pa.Field]:
     if spec.labeler is not None:
         found.append(pa.field(rows.PROBABILITIES, pa.list_(pa.float32(), len(classes))))
     for one in spec.filters:
-        for name in resolve("filters", one.name).measures:
-            found.append(pa.field(rows.score_column(one.name, name), pa.float32()))
+        for name in kind_of("filters", one).measures:
+            found.append(pa.field(rows.score_column(name_of(one), name), pa.float32()))
     return found
 
 
 def make_labeler(spec: Any, classes: Sequence[str]) -> Any:
-    return resolve("labelers", spec.labeler.name)(spec.labeler, spec.preprocess, classes)
+    return kind_of("labelers", spec.labeler)(spec.labeler, spec.preprocess, classes)
 
 
 def measuring(
     task: str, preprocess: Preprocess, labeler: Any, filters: Sequence[Any]
 ) -> MeasureSpec:
     """What of a labeler and of filters looks at pixels."""
-    looks = labeler is not None and resolve("labelers", labeler.name).reads == "pixels"
-    kinds = [(one, resolve("filters", one.name)) for one in filters]
+    looks = labeler is not None and kind_of("labelers", labeler).reads == "pixels"
+    kinds = [(one, kind_of("filters", one)) for one in filters]
     return MeasureSpec(
         task=task, preprocess=preprocess, labeler=labeler if looks else None,
         filters=tuple(without(one, kind.judging_fields) for one, kind in kinds if kind.measures),

@@ -21,7 +21,7 @@ from engine.core import rows
 from engine.core.errors import DataError, StudyError
 from engine.core.manifest import Manifest
 from engine.core.names import slug
-from engine.core.registry import resolve
+from engine.core.registry import kind_of
 from engine.core.rng import derive_seed
 from engine.core.rows import TaskKind
 from engine.core.shards import Shard, ids_digest
@@ -70,7 +70,7 @@ class Request(StepKind):
 
     def run(self, context: Context) -> Output:
         spec = context.step.spec_as(RequestSpec)
-        generator = resolve("generators", spec.generator.name)(spec.generator, spec.preprocess)
+        generator = kind_of("generators", spec.generator)(spec.generator, spec.preprocess)
         train = training_rows(context, spec.task, generator)
         real = context.result("ingest", IngestResult).train
         check_groups(spec.class_groups, real)
@@ -126,7 +126,7 @@ class Request(StepKind):
 
     def outdated(self, step: Step, manifest: Manifest) -> str | None:
         spec = step.spec_as(RequestSpec)
-        generator = resolve("generators", spec.generator.name)(spec.generator, spec.preprocess)
+        generator = kind_of("generators", spec.generator)(spec.generator, spec.preprocess)
         if dict(generator.external_digests()) != RequestResult.of(manifest).outside:
             return "what the generator reads beside the study's data changed"
         return None

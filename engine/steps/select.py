@@ -76,7 +76,7 @@ class Select(StepKind):
         methods: list[str] = []
         with context.progress(len(cells), "clusters") as bar:
             for place, held in cells.items():
-                orders = {
+                orders: dict[str, list[int]] = {
                     method: order_by(
                         method,
                         vectors_of(held),

@@ -23,7 +23,7 @@ from engine.context import Context, Output
 from engine.core import rows
 from engine.core.errors import ResumeError
 from engine.core.manifest import Manifest
-from engine.core.registry import resolve
+from engine.core.registry import kind_of
 from engine.core.rng import derive_seed
 from engine.core.spec import Spec, digest
 from engine.core.step import Step
@@ -69,7 +69,7 @@ class TrainClassifier:
 
     def __call__(self, fit: FitContext) -> None:
         spec = self.spec
-        classifier = resolve("classifiers", spec.classifier.name)(
+        classifier = kind_of("classifiers", spec.classifier)(
             spec.classifier, spec.preprocess, self.classes
         )
         column = rows.label_column(spec.task)
@@ -167,7 +167,7 @@ class Train(StepKind):
 
 def external_digests(spec: Any) -> dict[str, str]:
     """Digests of what the classifier of a spec reads beside the study's images."""
-    kind = resolve("classifiers", spec.classifier.name)
+    kind = kind_of("classifiers", spec.classifier)
     return dict(kind(spec.classifier, spec.preprocess, ()).external_digests())
 
 

@@ -1,1 +1,1 @@
-"""What other tools read of a run: MLflow and TensorBoard."""
+"""Logs of a run for other tools: MLflow and TensorBoard."""

@@ -1,8 +1,8 @@
-"""Runs in MLflow: a parent for the study, a child for each trial.
+"""Logs a study to MLflow: a parent run for the study, a child run for each trial.
 
-Everything that is logged lies in manifests first. A server that is down therefore loses nothing:
-the run goes on, says so, and the next run of the study logs what is missing. What was logged where
-is noted in the storage, so that a study that is done asks no server.
+Everything that is logged is in manifests first, so an unreachable server loses nothing: the run
+continues with a warning, and the next run of the study logs what is missing. The storage records
+what was logged where, so that a finished study contacts no server.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from engine.steps.search import trial_steps
 from engine.study import Study
 
 _BATCH = 100
-_MOST_TEXT = 500
+_MAX_TEXT = 500
 _KEY = "engine.key"
 _SQLITE = "sqlite:///"
-# A parameter's or metric's name in MLflow: letters, digits and these.
+# Characters that the name of a parameter or metric in MLflow must not contain.
 _NAME = re.compile(r"[^\w./ :-]")
 
 
@@ -45,40 +45,40 @@ def track(
     uri: str,
     warn: Callable[[str], None],
 ) -> None:
-    """Log the study's search, verdict and page, unless that was done before. Raises
-    `DamageError` alone."""
+    """Log the study's search, verdict and report, unless they are logged already. Raises only
+    `DamageError`; other failures become a warning."""
     target = tracking_uri(uri, store)
     search = next((step for step in steps if step.kind == "search"), None)
     if search is None:
         return
     if target is None:
         if uri == "auto":
-            warn(f"MLflow: not logged, for {store.url} is not a local disk; set profile.mlflow")
+            warn(f"MLflow: not logged, because {store.url} is not local; set profile.mlflow")
         return
     done = {step.kind: manifests[step.key] for step in steps if step.key in manifests}
     logged = digest(
         [done[kind].digest for kind in ("search", "evaluate", "report") if kind in done]
     )
-    note = store.tracking(digest(target), logged)
-    if store.exists(note):
+    record = store.tracking(digest(target), logged)
+    if store.exists(record):
         return
     try:
         _log(study, search, store, done, target)
     except DamageError:
         raise
-    except Exception as error:  # no server, no route, no rights: none of it may stop a study
+    except Exception as error:  # no server, no route, no rights: none of these may stop a study
         reason = without_password(" ".join(str(error).split()))[:200] or type(error).__name__
         warn(
-            f"warning: MLflow at {without_password(target)} did not take this run ({reason});"
+            f"warning: cannot log to MLflow at {without_password(target)} ({reason});"
             " nothing is lost, the next run of this study logs it"
         )
         return
-    store.put(note, b"{}")
+    store.put(record, b"{}")
     warn(f"MLflow: {without_password(target)}, experiment {study.name}")
 
 
 def tracking_uri(uri: str, store: Store) -> str | None:
-    """Where to log: `auto` is an SQLite file in local storage, and nowhere for other storage."""
+    """The URI to log to, or None. `auto`: an SQLite file in a local storage, None for others."""
     if uri == "none":
         return None
     if uri != "auto":
@@ -87,14 +87,15 @@ def tracking_uri(uri: str, store: Store) -> str | None:
 
 
 def without_password(uri: str) -> str:
-    """The address without what stands before an @."""
+    """The text without user and password in URLs."""
     return re.sub(r"//[^/@]*@", "//", uri)
 
 
 def _log(
     study: Study, search: Step, store: Store, done: Mapping[str, Manifest], target: str
 ) -> None:
-    # A dead server must not hold a study up for minutes, and models are never unpickled.
+    """Log everything that is not logged yet. done: manifests by the kind of step."""
+    # A dead server must not delay a study for minutes, and models are never unpickled.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
@@ -105,7 +106,7 @@ def _log(
         logging.getLogger(name).setLevel(logging.WARNING)
     client = MlflowClient(target)
     experiment = _experiment(client, study.name, store, target)
-    # MLflow's params are never changed: another setting, of the verdict's say, is another run.
+    # MLflow's params are immutable, so any change of the study, as to the verdict, is a new run.
     key = digest([done["search"].digest, study.model_dump(mode="json")])
     parent, _ = _run(client, experiment, key, study.name, {})
     _params(client, parent, dict(_flat(study.model_dump(mode="json"))))
@@ -146,25 +147,26 @@ def _log(
 
 
 def _experiment(client: Any, name: str, store: Store, target: str) -> str:
-    found = client.get_experiment_by_name(name)
-    if found is not None:
-        return str(found.experiment_id)
-    # Next to a database that is a file; a server knows better where artifacts go.
-    where = None
+    """The id of the experiment, created if needed."""
+    experiment = client.get_experiment_by_name(name)
+    if experiment is not None:
+        return str(experiment.experiment_id)
+    # Next to the file of an SQLite database; a server has its own place for artifacts.
+    location = None
     if target.startswith(_SQLITE):
         file = Path(target.removeprefix(_SQLITE)).absolute()
-        where = (file.parent / "artifacts").as_uri()
-    return str(client.create_experiment(name, artifact_location=where))
+        location = (file.parent / "artifacts").as_uri()
+    return str(client.create_experiment(name, artifact_location=location))
 
 
 def _run(
     client: Any, experiment: str, key: str, name: str, tags: Mapping[str, str]
 ) -> tuple[str, bool]:
-    """The run that bears this key and whether it ended; made where there is none: a second try
-    doubles nothing."""
-    found = client.search_runs([experiment], f"tags.`{_KEY}` = '{key}'", max_results=1)
-    if found:
-        return str(found[0].info.run_id), found[0].info.status == "FINISHED"
+    """The id of the run with this key, created if needed, and whether it has ended. The key makes
+    logging idempotent."""
+    runs = client.search_runs([experiment], f"tags.`{_KEY}` = '{key}'", max_results=1)
+    if runs:
+        return str(runs[0].info.run_id), runs[0].info.status == "FINISHED"
     run = client.create_run(experiment, run_name=name, tags={**tags, _KEY: key})
     return str(run.info.run_id), False
 
@@ -172,7 +174,7 @@ def _run(
 def _params(client: Any, run: str, values: Mapping[str, Any]) -> None:
     from mlflow.entities import Param
 
-    params = [Param(_NAME.sub("_", name)[:250], str(value)[:_MOST_TEXT])
+    params = [Param(_NAME.sub("_", name)[:250], str(value)[:_MAX_TEXT])
               for name, value in values.items()]  # fmt: skip
     for start in range(0, len(params), _BATCH):
         client.log_batch(run, params=params[start : start + _BATCH])
@@ -211,8 +213,8 @@ def _verdict(client: Any, run: str, evaluate: Manifest) -> None:
 
 
 def named_contrasts(evaluate: EvaluateResult) -> dict[str, Contrast]:
-    """Contrasts by a name of each: the arm's where it is held against the baseline, and both arms'
-    elsewhere, for an arm may be held against several."""
+    """Contrasts by name: the arm's name for a contrast with the baseline, and both names otherwise,
+    because an arm may have several contrasts."""
     return {
         one.arm if one.against == evaluate.baseline else f"{one.arm} against {one.against}": one
         for one in evaluate.contrasts
@@ -220,7 +222,7 @@ def named_contrasts(evaluate: EvaluateResult) -> dict[str, Contrast]:
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested settings as a.b.c: value."""
+    """Nested values as pairs (a.b.c, value)."""
     if isinstance(value, dict) and value:
         for key, inner in value.items():
             yield from _flat(inner, f"{name}.{key}" if name else str(key))

@@ -1,6 +1,6 @@
-"""Curves of every training as TensorBoard reads them, where it is installed.
+"""Training curves as TensorBoard logs, written if TensorBoard is installed.
 
-MLflow has the same figures; these are files without a server, `tensorboard --logdir` on the folder.
+MLflow has the same values. These logs need no server: run `tensorboard --logdir` on the folder.
 """
 
 from __future__ import annotations
@@ -21,27 +21,31 @@ from engine.study import Study
 def write_logs(
     study: Study, steps: Sequence[Step], store: Store, warn: Callable[[str], None]
 ) -> None:
-    """Write the logs of trials that have none, a folder for each; nothing without TensorBoard.
-    Raises nothing: all that is logged lies in manifests.
+    """Write the missing logs of trials, a folder for each. Does nothing without TensorBoard, and
+    never raises: a failure becomes a warning.
 
-    A log is made elsewhere and put as a whole, so that a kill leaves none that is cut off.
+    A log is built in a temporary folder and stored as a whole, so that a kill leaves no partial
+    log.
     """
     search = next((step for step in steps if step.kind == "search"), None)
     if search is None or find_spec("tensorboard") is None:
         return
     try:
         written = _write(study, search, store)
-    except Exception as error:  # another version, no rights: none of it may stop a study
-        warn(f"warning: TensorBoard's logs were not written ({type(error).__name__}: {error})")
+    except Exception as error:  # another version, no rights: none of these may stop a study
+        warn(
+            f"warning: cannot write TensorBoard logs ({type(error).__name__}: {error}); nothing is"
+            " lost, the next run of this study writes them"
+        )
         return
     if written:
-        where = store.location(store.tensorboard(study.name))
-        warn(f"TensorBoard: {written} trainings below {where}")
+        folder = store.location(store.tensorboard(study.name))
+        warn(f"TensorBoard: {written} trainings in {folder}")
 
 
 def _write(study: Study, search: Step, store: Store) -> int:
-    """How many were written."""
-    standing, written = set(store.listing(store.tensorboard(study.name))), 0
+    """Write the missing logs; returns their number."""
+    existing, written = set(store.listing(store.tensorboard(study.name))), 0
     for trial in trial_steps(search):
         manifest = read_manifest(store, trial.step)
         if manifest is None:
@@ -49,14 +53,14 @@ def _write(study: Study, search: Step, store: Store) -> int:
         for key in manifest.keys(file="history.json"):
             run = f"{trial.step.label}-{manifest.digest[:8]}"
             log = store.tensorboard(study.name, run, "events.out.tfevents")
-            if log not in standing:
+            if log not in existing:
                 store.put(log, events(store.read(key)))
                 written += 1
     return written
 
 
 def events(history: bytes) -> bytes:
-    """A training's history (JSON) as the records of an event file."""
+    """A training's history (JSON) as the content of an event file."""
     from torch.utils.tensorboard import SummaryWriter
 
     with tempfile.TemporaryDirectory() as folder:
@@ -64,7 +68,7 @@ def events(history: bytes) -> bytes:
             for entry in json.loads(history):
                 for name, value in entry.items():
                     if name != "step":
-                        # Its groups of plots are what stands before a slash.
+                        # TensorBoard groups plots by the text before a slash.
                         tag = name.replace("val_", "val/", 1) if name[:4] == "val_" else name
                         writer.add_scalar(tag, value, int(entry["step"]))
         (file,) = Path(folder).iterdir()

@@ -1,7 +1,7 @@
-"""Settings that a search tries, one after the other, and when one is not worth more.
+"""Proposals of settings for a tuning, and the rule that stops poor ones early.
 
-A setting is a value for each knob. Which settings come follows from the seed; with Optuna, from
-what was reached before too.
+A setting is a value for each knob. The proposals follow from the seed, and with Optuna also from
+the results so far.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ Method = Literal["grid", "random", "optuna"]
 
 
 class Range(Spec):
-    """Numbers from low to high, both among them; by equal ratios where `log` is set, in steps from
-    low where `step` is given, whole where `integer` is set."""
+    """Numbers from low to high, both included.
+
+    log: uniform in the logarithm. step: multiples from low. integer: whole numbers.
+    """
 
     low: float
     high: float
@@ -38,7 +40,7 @@ class Range(Spec):
         if self.high <= self.low:
             raise PydanticCustomError("explained", "high must be above low")
         if self.log and (self.low <= 0 or self.step is not None):
-            raise PydanticCustomError("explained", "log needs low above 0, and no step")
+            raise PydanticCustomError("explained", "log needs low above 0 and no step")
         if self.step is not None and not 0 < self.step <= self.high - self.low:
             raise PydanticCustomError("explained", "step must be above 0 and at most high - low")
         ends = (self.low, self.high, self.step or 1)
@@ -47,10 +49,10 @@ class Range(Spec):
         return self
 
     def at(self, share: float) -> float:
-        """The number that a share of 0 to below 1 of the range stands for."""
+        """The number at a position in the range. share: from 0 to below 1."""
         step = self.step or (1.0 if self.integer else None)
         if self.log:
-            # Of whole numbers, the first and the last are drawn as often as the others.
+            # Half a unit wider, so that rounding draws the first and last number as often.
             low, high = (self.low - 0.5, self.high + 0.5) if self.integer else (self.low, self.high)
             value = math.exp(math.log(low) + share * math.log(high / low))
             value = min(max(round(value), self.low), self.high) if self.integer else value
@@ -62,7 +64,7 @@ class Range(Spec):
         return self.number(value)
 
     def number(self, value: float) -> float:
-        # 0.1 + 2 * 0.1 is 0.30000000000000004: hard to read, and another key than 0.3.
+        # 0.1 + 2 * 0.1 is 0.30000000000000004, which is hard to read and has another key than 0.3.
         digits = 6 if self.step is None else 12
         return round(value) if self.integer else float(f"{value:.{digits}g}")
 
@@ -70,7 +72,7 @@ class Range(Spec):
         return self.number(self.low), self.at(1 - 1e-12)
 
     def all(self) -> tuple[float, ...]:
-        """Every number, where there is a step between them; else none."""
+        """Every number of a range with steps; empty for a continuous range."""
         step = self.step or (1.0 if self.integer and not self.log else None)
         if step is None:
             return ()
@@ -82,8 +84,8 @@ Space = Mapping[str, tuple[Any, ...] | Range]
 
 
 def grid(space: Space) -> list[Settings]:
-    """Every setting, the last knob changing fastest. Raises `ValueError` with the name of a knob
-    that has no end of values."""
+    """Every setting; the last knob changes fastest. Raises `ValueError` with the name of a knob
+    that is continuous."""
     for name, knob in space.items():
         if isinstance(knob, Range) and not knob.all():
             raise ValueError(name)
@@ -92,7 +94,7 @@ def grid(space: Space) -> list[Settings]:
 
 
 def draw(space: Space, random: np.random.Generator) -> Settings:
-    """A setting by chance, each knob by itself."""
+    """A random setting; the knobs are independent."""
     shares = random.random(len(space))
     return {
         name: knob.at(float(share))
@@ -103,10 +105,10 @@ def draw(space: Space, random: np.random.Generator) -> Settings:
 
 
 class Proposals:
-    """Numbered settings: 0 is none at all, what stands; then `count` others by the method.
+    """Numbered settings: 0 changes nothing (the study as it is); then `count` settings of `method`.
 
-    known: settings that were asked for before, by number: they come again as they were. note: is
-    told of each new one. ended: whether none is to come any more.
+    known: settings of an earlier run by number, which are proposed again. on_new: called with the
+    number and values of each new setting. ended: whether to stop proposing.
     """
 
     def __init__(
@@ -117,17 +119,17 @@ class Proposals:
         seed: int,
         *,
         known: Mapping[int, Settings] | None = None,
-        note: Callable[[int, Settings], None] | None = None,
+        on_new: Callable[[int, Settings], None] | None = None,
         ended: Callable[[], bool] = lambda: False,
     ) -> None:
         self.space, self.seed, self.count = space, seed, count
-        self.known, self.note, self.ended = dict(known or {}), note, ended
+        self.known, self.on_new, self.ended = dict(known or {}), on_new, ended
         self.number = 0
         self.listed = grid(space) if method == "grid" else None
         self.optuna = _Optuna(space, seed) if method == "optuna" else None
 
     def ask(self) -> tuple[int, Settings] | None:
-        """The next setting and its number, or None where there is no other."""
+        """The number and values of the next setting, or None after the last."""
         number = self.number
         if number > self.count or self.ended():
             return None
@@ -141,12 +143,12 @@ class Proposals:
             settings = self.listed[number - 1]
         elif settings is None:
             settings = draw(self.space, generator(self.seed, "setting", number))
-        if self.note is not None and number not in self.known:
-            self.note(number, settings)
+        if self.on_new is not None and number not in self.known:
+            self.on_new(number, settings)
         return number, settings
 
     def tell(self, number: int, value: float | None) -> None:
-        """What a setting reached; None where it failed."""
+        """Record the value of a setting; None if it failed."""
         if self.optuna is not None and number:
             self.optuna.tell(number, value)
 
@@ -166,27 +168,27 @@ class _Optuna:
             if isinstance(knob, Range) and knob.integer:
                 step = 1 if knob.log else int(knob.step or 1)
                 low, high = int(knob.low), int(knob.high)
-                made: Any = optuna.distributions.IntDistribution(low, high, knob.log, step)
+                distribution: Any = optuna.distributions.IntDistribution(low, high, knob.log, step)
             elif isinstance(knob, Range):
-                made = optuna.distributions.FloatDistribution(
+                distribution = optuna.distributions.FloatDistribution(
                     knob.low, knob.high, knob.log, knob.step
                 )
             else:
-                # By place: a choice may be a list, which Optuna takes for none.
-                made = optuna.distributions.CategoricalDistribution(range(len(knob)))
-            self.distributions[name] = made
+                # By index, because Optuna accepts no list as a choice.
+                distribution = optuna.distributions.CategoricalDistribution(range(len(knob)))
+            self.distributions[name] = distribution
 
     def ask(self, number: int, known: Settings | None) -> Settings:
         import optuna
 
-        # Settings that are being tried count as bad ones, so that none is asked for twice.
+        # constant_liar: running settings count as bad ones, so that none is proposed twice.
         with warnings.catch_warnings(category=optuna.exceptions.ExperimentalWarning):
             warnings.simplefilter("ignore")
             self.study.sampler = optuna.samplers.TPESampler(
                 seed=derive_seed(self.seed, "setting", number) % 2**32, constant_liar=True
             )
         if known is not None:
-            self.study.enqueue_trial(self._places(known))
+            self.study.enqueue_trial(self._parameters(known))
         trial = self.trials[number] = self.study.ask(self.distributions)
         return {
             name: knob.number(trial.params[name])
@@ -195,7 +197,8 @@ class _Optuna:
             for name, knob in self.space.items()
         }  # fmt: skip
 
-    def _places(self, settings: Settings) -> dict[str, Any]:
+    def _parameters(self, settings: Settings) -> dict[str, Any]:
+        """A setting in Optuna's form, with choices by index."""
         return {
             name: value if isinstance(knob := self.space[name], Range) else knob.index(value)
             for name, value in settings.items()
@@ -209,30 +212,30 @@ class _Optuna:
 
 
 class Rung(NamedTuple):
-    """What a setting reached with so many optimizer steps."""
+    """The value of a setting after a number of optimizer steps."""
 
     steps: int
     value: float
 
 
 class Halving(NamedTuple):
-    """Successive halving, asynchronous (Li et al. 2020): the budgets of a setting, and which goes
-    on. grace: steps of the first; most: of the last."""
+    """Asynchronous successive halving (ASHA, Li et al. 2020): the budgets of a setting, and the
+    rule for promotion. grace: optimizer steps of the first budget. most: of the last."""
 
     grace: int
     reduction_factor: int
     most: int
 
     def rungs(self) -> list[int]:
-        """Optimizer steps, rising."""
-        found, steps = [], self.grace
+        """The budgets in optimizer steps, rising."""
+        budgets, steps = [], self.grace
         while steps < self.most:
-            found.append(steps)
+            budgets.append(steps)
             steps *= self.reduction_factor
-        return [*found, self.most]
+        return [*budgets, self.most]
 
     def goes_on(self, value: float, before: Sequence[float]) -> bool:
-        """Whether a value is among the best 1/reduction_factor of those that were there before it,
-        by the rule of Ray's scheduler."""
+        """Whether a value is among the best 1/reduction_factor of the values before it at this
+        budget, by the rule of Ray's scheduler."""
         cut = 100 * (1 - 1 / self.reduction_factor)
         return not before or value >= float(np.percentile(before, cut))

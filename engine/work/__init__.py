@@ -1,2 +1,2 @@
-"""What a worker does, whoever started it: stages over shards, fits with checkpoints, and the
-register of rows that kill or hang their process."""
+"""The work of a worker on any runtime: stages over shards, fits with checkpoints, and the register
+of rows that kill or hang their process."""

@@ -1,13 +1,13 @@
-"""Which process computes which rows, so that the next one knows what the last one died on.
+"""A register of which process computes which rows, to find the rows that kill or hang a process.
 
-Ray restarts a process that died and gives it the same shards again, without end and without a
-memory. A register, one for each stream of shards, is that memory. A worker announces what it is
-about to compute; what its predecessor had announced and not finished, its predecessor died on.
+Ray restarts a dead process and gives it the same shards again, without a limit and without a
+memory. The register, one for each stream of shards, is that memory. A worker announces what it is
+about to compute. If it dies, everything announced and not finished is suspect.
 
-A shard that two processes died on is computed piece by piece: micro-batches first, and a piece that
-kills its process is halved. A row that is alone in its piece and kills two processes is set aside
-with a reason. Finished pieces are kept, so that such a row costs log2(batch size) + 2 process
-starts, and its shard two more, whatever the size of the shard.
+After two deaths on a shard, the shard is computed piece by piece: first by micro-batches, and a
+piece that kills its process is halved. A single row that kills two processes is set aside with a
+reason. Finished pieces are kept. Such a row therefore costs log2(batch size) + 2 process starts,
+and its shard two more, whatever the size of the shard.
 """
 
 from __future__ import annotations
@@ -20,23 +20,24 @@ from typing import Protocol
 from engine.work.resources import StageResources
 
 DIED, HUNG = "process_died", "process_hung"
-# Deaths on a shard, or on a row that is alone in its piece: one may be the machine's fault.
-_ENOUGH = 2
-# Deaths on a shard that happened while no row was computed, beyond which the stream ends.
-_OUTSIDE = 5
-# Rows that an actor's processes set aside in a row, with no finished micro-batch in between: then
-# the rows are not the cause.
-_HOPELESS = 8
-# Times in a row that the process of one actor may die while it loads.
-_LOADS = 5
+# Deaths on a shard, or on a single row, after which it is the suspected cause. One death may be the
+# machine's fault.
+_DEATHS_TO_BLAME = 2
+# Deaths on a shard while it was read or stored, after which the stream ends.
+_MAX_IO_DEATHS = 5
+# Rows that one actor sets aside without finishing a micro-batch in between, after which the machine
+# is the suspected cause.
+_MAX_SET_ASIDE = 8
+# Consecutive deaths of one actor's processes while loading, after which the stream ends.
+_MAX_FAILED_LOADS = 5
 
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds of the slowest micro-batch: what its stages took for it, without waiting for each
-    other, for rows or for storage. 0 before any.
+    """Seconds that the stages spent on the slowest micro-batch, without waiting for each other, for
+    rows or for storage. 0: none measured yet.
 
-    first: among the first ones of processes, which include warm-up and compilation. later: among
+    first: over first micro-batches of a process, which include warm-up and compilation. later: over
     all others.
     """
 
@@ -51,8 +52,8 @@ class Pace:
 class Piece:
     """Rows `start` to `stop` of a shard, within one micro-batch.
 
-    deaths: processes that died on it. key: of its result, once it is computed. reason: why its one
-    row is set aside.
+    deaths: processes that died on it. key: of its stored result, once computed. reason: why its
+    single row was set aside.
     """
 
     start: int
@@ -68,11 +69,11 @@ class Piece:
 
 @dataclass(frozen=True)
 class History:
-    """What happened to a shard in this stream so far.
+    """The history of a shard in this stream.
 
-    deaths, hangs: processes that died on it by themselves, and those that were ended because they
-    did not come back. pieces: in order, empty until the shard is computed piece by piece. stop: why
-    the stream has to end; empty while it has not.
+    deaths: processes that died on it. hangs: processes that were ended because they hung on it.
+    pieces: in order; empty until the shard is computed piece by piece. stop: why the stream must
+    end; empty if it need not.
     """
 
     deaths: int = 0
@@ -86,12 +87,12 @@ class History:
 
     @property
     def piecewise(self) -> bool:
-        """Whether the shard is to be computed piece by piece."""
-        return self.losses >= _ENOUGH
+        """Whether to compute the shard piece by piece."""
+        return self.losses >= _DEATHS_TO_BLAME
 
     @property
     def next(self) -> Piece | None:
-        """The first piece that is still to be computed."""
+        """The first piece that is not computed yet."""
         return next((piece for piece in self.pieces if piece.pending), None)
 
 
@@ -100,13 +101,13 @@ class Attendance(Protocol):
 
     @property
     def node(self) -> str:
-        """Name of the cluster's node that this process runs on; empty where there is none."""
+        """Id of the Ray node that this process runs on; empty without Ray."""
         ...
 
     def history(self, shards: Sequence[str]) -> list[History]: ...
 
     def begin(self, shard: str) -> None:
-        """Announce a whole shard; returns when the register knows."""
+        """Announce a whole shard; returns when the register has it."""
         ...
 
     def end(self, shard: str, pace: Pace) -> None:
@@ -121,19 +122,19 @@ class Attendance(Protocol):
         ...
 
     def watch(self, batches: int, first: bool = False) -> None:
-        """End this process unless `rest` or another watch is called within the limit for so many
-        micro-batches. first: the first one of this process."""
+        """End this process unless `unwatch` or another watch is called within the limit for so many
+        micro-batches. first: the next one is the first of this process."""
         ...
 
     def watch_long(self) -> None:
-        """As `watch`, for what the pace does not bound: loading, and reading and storing rows."""
+        """As `watch`, for work that the pace does not bound: loading, reading and storing rows."""
         ...
 
-    def rest(self) -> None: ...
+    def unwatch(self) -> None: ...
 
 
 class Unattended:
-    """`Attendance` of a process that nobody restarts: no register, no limit."""
+    """`Attendance` of a process that is never restarted: no register, no limit."""
 
     node = ""
 
@@ -149,7 +150,7 @@ class Unattended:
     def next_piece(
         self, shard: str, rows: int, batch_size: int, done: Piece | None, pace: Pace
     ) -> History:
-        raise AssertionError("no shard is computed piece by piece where no process died")
+        raise AssertionError("without a register no shard is computed piece by piece")
 
     def watch(self, batches: int, first: bool = False) -> None:
         return
@@ -157,16 +158,15 @@ class Unattended:
     def watch_long(self) -> None:
         return
 
-    def rest(self) -> None:
+    def unwatch(self) -> None:
         return
 
 
 def hang_limit(resources: StageResources, pace: Pace, batches: int, first: bool = False) -> float:
-    """Seconds that so many micro-batches may take. pace: of the stream so far. first: the first
+    """Seconds that so many micro-batches may take. pace: of the stream so far. first: for the first
     micro-batch of a process."""
-    # A process warms up again even where later micro-batches are quick, and a row that hangs is
-    # in the first micro-batch of each process that is started for it: hang_first each time would
-    # add up to hours.
+    # Each process warms up again. A hanging row is in the first micro-batch of every process that
+    # is started for it, so that hang_first each time would add up to hours.
     longest = pace.first if first else pace.later or pace.first
     if not longest:
         return resources.hang_first
@@ -180,11 +180,11 @@ class _Actor:
     process: str = ""
     place: str = ""
     loaded: bool = True
-    # Processes in a row that died while they loaded.
+    # Consecutive processes that died while loading.
     failed_loads: int = 0
-    # Rows that its processes set aside since one of them last finished a micro-batch.
+    # Rows set aside since one of its processes last finished a micro-batch.
     set_aside: int = 0
-    # What its process is computing: shards, and the start of the piece where it computes one.
+    # Shards that its process computes, with the start of the current piece, if any.
     begun: dict[str, int | None] = field(default_factory=dict)
     since: float = 0.0
 
@@ -192,12 +192,13 @@ class _Actor:
 @dataclass
 class _ShardState:
     history: History = field(default_factory=History)
-    outside: int = 0
+    # Deaths while the shard was read or stored.
+    io_deaths: int = 0
 
 
 class Register:
-    """The memory of one stream. An actor is known by a name that its restarts keep, a process by
-    one of its own.
+    """The register of one stream. An actor keeps its name across restarts; each process has its
+    own.
 
     name: of the stage, for messages.
     """
@@ -212,14 +213,15 @@ class Register:
         self.load_deaths = 0
 
     def arrive(self, actor: str, process: str, place: str, hung: bool | None) -> str:
-        """A process starts, before it loads. Returns why the stream has to end, or nothing.
+        """Record that a process starts, before it loads. Returns why the stream must end, or an
+        empty text.
 
-        hung: whether the process before it was ended for a hang; None where nothing tells, and then
-        the time that has passed does.
+        hung: whether the previous process was ended because it hung. None: unknown, and decided by
+        the time that has passed.
         """
         state = self.actors.setdefault(actor, _Actor())
         if state.process == process:
-            return ""  # the same call again: no other process died
+            return ""  # a repeated call: no process died
         if not state.loaded:
             state.failed_loads += 1
             self.load_deaths += 1
@@ -227,14 +229,14 @@ class Register:
             limit = hang_limit(self.resources, self.pace, 1)
             hung = self.clock() - state.since >= limit
         self._lose(state, hung)
-        before = state.place
+        last_place = state.place
         state.process, state.place, state.loaded = process, place, False
-        if state.failed_loads < _LOADS:
+        if state.failed_loads < _MAX_FAILED_LOADS:
             return ""
         return (
-            f"the workers of stage {self.name} died {self.load_deaths} times while loading (the"
-            f" last on {before}): check that the model fits into that machine's memory, and the"
-            " worker's log"
+            f"stage {self.name}: its workers died {self.load_deaths} times while loading (the last"
+            f" on {last_place}); check the worker's log, and that the model fits into that"
+            " machine's memory"
         )
 
     def loaded(self, actor: str, process: str) -> None:
@@ -246,7 +248,7 @@ class Register:
         return [self.shards.get(name, unknown).history for name in shards]
 
     def begin(self, actor: str, process: str, shard: str) -> Pace:
-        """Returns the stream's pace so far."""
+        """Record the announcement of a shard; returns the stream's pace so far."""
         self._announce(actor, process, shard, None)
         return self.pace
 
@@ -254,9 +256,9 @@ class Register:
         state = self._current(actor, process)
         state.begun.pop(shard, None)
         state.since = self.clock()
-        # A shard that is committed is not begun again.
+        # A committed shard never starts again, so that its history can go.
         ended = self.shards.pop(shard, None)
-        # Each finished piece was reported, and there may have been none.
+        # In a shard computed by pieces, `next_piece` has reported each finished one.
         if ended is None or not ended.history.pieces:
             self._finished(state, pace)
 
@@ -270,7 +272,7 @@ class Register:
         done: Piece | None,
         pace: Pace,
     ) -> tuple[History, Pace]:
-        """`Attendance.next_piece`, and the stream's pace so far."""
+        """As `Attendance.next_piece`; also returns the stream's pace so far."""
         state = self._shard(shard)
         if not state.history.pieces:
             starts = range(0, rows, batch_size)
@@ -284,7 +286,7 @@ class Register:
         return state.history, self.pace
 
     def _announce(self, actor: str, process: str, shard: str, start: int | None) -> None:
-        # Ray gives a shard to another actor only once the process that had it is gone.
+        # Ray gives a shard to another actor only after the process that had it died.
         for name, other in self.actors.items():
             if name != actor and shard in other.begun:
                 self._lose(other, hung=False)
@@ -293,20 +295,19 @@ class Register:
         state.since = self.clock()
 
     def _lose(self, actor: _Actor, hung: bool) -> None:
-        """A process died: note it with all that it had begun."""
+        """Record the death of an actor's process for all shards that it had begun."""
         for name, start in actor.begun.items():
             state = self._shard(name)
             history = state.history
             if start is not None:
                 self._blame(actor, name, state, start, hung)
             elif history.piecewise:
-                state.outside += 1
-                if state.outside >= _OUTSIDE:
+                state.io_deaths += 1
+                if state.io_deaths >= _MAX_IO_DEATHS:
                     self._stop(
                         state,
-                        f"the workers of stage {self.name} died {state.outside} times while they"
-                        f" read or stored the shard {name}, not on one of its rows; see the"
-                        " worker's log",
+                        f"stage {self.name}: its workers died {state.io_deaths} times while reading"
+                        f" or storing shard {name}, not on a row of it; check the worker's log",
                     )
             state.history = replace(
                 state.history,
@@ -316,8 +317,8 @@ class Register:
         actor.begun.clear()
 
     def _blame(self, actor: _Actor, name: str, state: _ShardState, start: int, hung: bool) -> None:
-        """A process died on the piece at `start`: halve it, or set its one row aside."""
-        piece = next((one for one in state.history.pieces if one.start == start), None)
+        """Record a death on the piece at `start`: halve the piece, or set its single row aside."""
+        piece = next((piece for piece in state.history.pieces if piece.start == start), None)
         if piece is None or not piece.pending:
             return
         middle = (piece.start + piece.stop) // 2
@@ -325,16 +326,16 @@ class Register:
             self._replace(state, piece, [Piece(start, middle), Piece(middle, piece.stop)])
             return
         blamed = replace(piece, deaths=piece.deaths + 1)
-        if blamed.deaths >= _ENOUGH:
+        if blamed.deaths >= _DEATHS_TO_BLAME:
             blamed = replace(blamed, reason=HUNG if hung else DIED)
             actor.set_aside += 1
         self._replace(state, piece, [blamed])
-        if actor.set_aside >= _HOPELESS:
+        if actor.set_aside >= _MAX_SET_ASIDE:
             self._stop(
                 state,
-                f"a worker of stage {self.name} died on {actor.set_aside} rows in a row, the last"
-                f" in the shard {name}, and finished none in between: the rows are not the cause;"
-                f" check its machine ({actor.place}) and its log",
+                f"stage {self.name}: a worker died on {actor.set_aside} consecutive rows (the last"
+                f" in shard {name}), so the rows are probably not the cause; check its machine"
+                f" ({actor.place}) and its log",
             )
 
     def _finished(self, actor: _Actor, pace: Pace) -> None:
@@ -345,7 +346,7 @@ class Register:
         state.history = replace(state.history, stop=reason)
 
     def _replace(self, state: _ShardState, old: Piece, new: Sequence[Piece]) -> None:
-        """Nothing happens where the register was restarted and does not know the piece `old`."""
+        """Replace the piece `old`. A restarted register may not know it; then nothing changes."""
         replaced: list[Piece] = []
         for piece in state.history.pieces:
             same = (piece.start, piece.stop) == (old.start, old.stop)
@@ -356,7 +357,7 @@ class Register:
         return self.shards.setdefault(name, _ShardState())
 
     def _current(self, actor: str, process: str) -> _Actor:
-        """The actor whose process this is; known anew where the register itself was restarted."""
+        """The actor of a process. A restarted register adds it again."""
         state = self.actors.setdefault(actor, _Actor())
         state.process = process
         return state

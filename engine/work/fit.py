@@ -1,8 +1,8 @@
-"""What a plugin's `fit` is given: its place among the workers, checkpoints, and where weights go.
+"""The context of a plugin's `fit`: rank and world size, checkpoints, and the output of weights.
 
-A fit knows nothing of Ray. Every worker of one fit runs the same function; rank 0 writes.
+A fit does not depend on Ray. Every worker of one fit runs the same function; rank 0 writes.
 Checkpoints are flattened safetensors and JSON in the store, so that any later attempt, on any
-machine, adopts the newest complete one.
+machine, continues from the newest complete one.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from engine.work.share import Share, within_process
 if TYPE_CHECKING:
     from torch import Tensor
 
+# Checkpoints kept per fit.
 _KEEP = 2
-# Folder of the pictures that a training shows of itself.
-LOOKS = "looks"
+# Folder of the sample images of a training.
+SAMPLES = "looks"
 
 
 @dataclass
@@ -36,8 +37,8 @@ class FitContext:
 
     work: prefix in the store of checkpoints and progress, shared by all attempts at this fit.
     output: folder of the trained weights.
-    inputs: digest of what the fit reads; a checkpoint of other inputs is not adopted.
-    attempt: names this attempt; the result is published under it.
+    inputs: digest of the fit's inputs; checkpoints of other inputs are ignored.
+    attempt: name of this attempt; the result is published under it.
     """
 
     store: Store
@@ -48,29 +49,30 @@ class FitContext:
     rank: int = 0
     world_size: int = 1
     device: str = "cpu"
-    # CPU threads of this worker; None: as many as its libraries take.
+    # CPU threads of this worker; None: the libraries' default.
     threads: int | None = None
     checkpoint_every: int = 500
-    # Where fits find arrays that others read too.
+    # Source of arrays that several fits read.
     share: Share = within_process
     on_report: Callable[[dict[str, Any]], None] | None = None
-    # Of a part of a larger fit: its name, the steps before it and those of the whole.
+    # For one part of a larger fit: its name, the steps of earlier parts, and the steps of the
+    # whole fit.
     name: str = ""
     before: int = 0
     whole: int | None = None
 
     def part(self, name: str, before: int, whole: int) -> FitContext:
-        """The context of one training of several that make up this fit: its checkpoints are its
-        own, its steps are counted after the `before` ones of earlier parts, `whole` in all."""
+        """The context of one of several trainings that make up this fit. It has checkpoints of its
+        own. Its steps are counted from `before`, out of `whole`."""
         return replace(self, name=name, before=before, whole=whole)
 
     @property
-    def _place(self) -> str:
-        """Prefix of the checkpoints of this part, whatever the attempt."""
+    def _checkpoint_prefix(self) -> str:
+        """Prefix of the checkpoints of this part, of all attempts."""
         return self.store.join(self.work, "parts", self.name) if self.name else self.work
 
     def report(self, done: int, total: int, **metrics: float) -> None:
-        """Tell how far the fit is. All ranks call it at the same step; rank 0 is heard."""
+        """Report progress and metrics. All ranks call it at the same step; only rank 0 writes."""
         if self.rank == 0:
             message = {
                 "done": self.before + done, "total": self.whole or total, "metrics": metrics,
@@ -83,23 +85,22 @@ class FitContext:
         if self.on_report is not None:
             self.on_report({"done": self.before + done, **metrics})
 
-    def show(self, step: int, picture: bytes) -> None:
-        """Keep a picture (PNG) of what has been learnt by `step`; it is published with the
-        weights."""
+    def save_sample(self, step: int, picture: bytes) -> None:
+        """Keep a sample image (PNG) of the network at `step`; it is published with the weights."""
         if self.rank == 0:
             name = f"{self.name}-{step:08d}.png" if self.name else f"{step:08d}.png"
-            self.store.put(self.store.join(self.work, LOOKS, name), picture)
+            self.store.put(self.store.join(self.work, SAMPLES, name), picture)
 
     def save_checkpoint(self, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        """Write a checkpoint of rank 0 and drop all but the newest two."""
+        """Write a checkpoint on rank 0 and delete all but the newest two."""
         if self.rank != 0:
             return
         from safetensors.torch import save
 
         data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-        key = self.store.join(self._place, self.attempt, f"checkpoint-{step:08d}.safetensors")
-        # A new attempt may pass the same step again: data first, then the record that vouches for
-        # it.
+        name = f"checkpoint-{step:08d}.safetensors"
+        key = self.store.join(self._checkpoint_prefix, self.attempt, name)
+        # Data first, then the record: a new attempt may write the same step again.
         self.store.put(key, data)
         record = {
             "step": step,
@@ -109,7 +110,7 @@ class FitContext:
             "inputs": self.inputs,
         }  # fmt: skip
         self.store.put(key.removesuffix("safetensors") + "json", seal(record))
-        for _, old in self._mine()[:-_KEEP]:
+        for _, old in self._own_records()[:-_KEEP]:
             self.store.delete(old)
             self.store.delete(old.removesuffix("json") + "safetensors")
 
@@ -122,7 +123,7 @@ class FitContext:
                 record = unseal(self.store.read(key))
                 data = self.store.read(record["data"])
             except (ValueError, KeyError, FileNotFoundError):
-                continue  # damaged, or pruned by another attempt meanwhile
+                continue  # damaged, or deleted by another attempt meanwhile
             if (
                 record.get("inputs") == self.inputs
                 and hashlib.sha256(data).hexdigest() == record["sha256"]
@@ -131,8 +132,8 @@ class FitContext:
         return None
 
     def publish(self, folder: Path, metrics: dict[str, Any]) -> None:
-        """Hand the trained weights (all files below `folder`) and figures to the step that asked
-        for the fit."""
+        """Hand the trained weights (all files below `folder`) and the metrics to the step that
+        started the fit."""
         if self.rank != 0:
             return
         files = {
@@ -140,9 +141,9 @@ class FitContext:
             for path in folder.rglob("*")
             if path.is_file()
         }
-        for key in self.store.listing(self.store.join(self.work, LOOKS)):
+        for key in self.store.listing(self.store.join(self.work, SAMPLES)):
             read = functools.partial(self.store.read, key)
-            files[self.store.join(LOOKS, key.rpartition("/")[2])] = read
+            files[self.store.join(SAMPLES, key.rpartition("/")[2])] = read
         parts = []
         for relative in sorted(files):
             path = PurePosixPath(relative)
@@ -156,19 +157,19 @@ class FitContext:
             seal({"parts": parts, "metrics": metrics}),
         )
 
-    def _mine(self) -> list[tuple[str, str]]:
-        """Checkpoints of this fit's inputs; those of others are not ours to drop, nor count."""
-        found = []
+    def _own_records(self) -> list[tuple[str, str]]:
+        """Records of checkpoints of this fit's inputs. Those of other inputs must be kept."""
+        records = []
         for name, key in self._records():
             try:
                 if unseal(self.store.read(key)).get("inputs") == self.inputs:
-                    found.append((name, key))
+                    records.append((name, key))
             except (ValueError, FileNotFoundError):
                 continue
-        return found
+        return records
 
     def _records(self) -> list[tuple[str, str]]:
-        keys = checkpoint_records(self.store, self._place)
+        keys = checkpoint_records(self.store, self._checkpoint_prefix)
         return sorted(
             (key.rpartition("/")[2], key) for key in keys if self.name or "/parts/" not in key
         )
@@ -181,13 +182,13 @@ def checkpoint_records(store: Store, prefix: str) -> list[str]:
 
 
 def checkpoint_problem(store: Store, key: str) -> str:
-    """What is wrong with a checkpoint, by the key of its record; empty where nothing is."""
+    """The problem of the checkpoint with the record `key`; empty if it is intact."""
     try:
         record = unseal(store.read(key))
         if store.sha256(record["data"]) != record["sha256"]:
             return "its data does not match its digest"
     except FileNotFoundError:
-        # Records are dropped before their data.
+        # Records are deleted before their data.
         return "its data is missing" if store.exists(key) else ""
     except (ValueError, KeyError):
         return "is damaged or not of this version"
@@ -196,7 +197,7 @@ def checkpoint_problem(store: Store, key: str) -> str:
 
 @dataclass(frozen=True)
 class FitProgress:
-    """What `report` last said."""
+    """The last message of `FitContext.report`."""
 
     done: int
     total: int
@@ -212,8 +213,8 @@ def read_progress(store: Store, work: str, attempt: str) -> FitProgress | None:
 
 
 def read_result(store: Store, work: str, attempt: str) -> tuple[list[Part], dict[str, Any]]:
-    """Parts and metrics that `publish` left. Raises `FileNotFoundError` where the fit did not
-    end."""
+    """The published parts and metrics of a fit. Raises `FileNotFoundError` if the fit has not
+    ended."""
     key = store.join(work, attempt, "result.json")
     try:
         result = unseal(store.read(key))

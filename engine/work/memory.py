@@ -1,4 +1,4 @@
-"""How a process that computes holds its memory."""
+"""Memory settings of a computing process."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ _MIB = 2**20
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep freed memory for the next tensor; without glibc, do nothing.
+    """Make glibc keep freed memory for the next tensor. Without glibc, do nothing.
 
-    A network allocates and frees the same tensors at every step. By default glibc hands large ones
-    back to the system each time, and most of all in threads other than the first; the pages then
-    have to be faulted in and zeroed again: 80,000 to 100,000 faults per second, a tenth of the time
-    [measured with a small UNet on two cores]. Values that are set in the environment
-    (`MALLOC_TRIM_THRESHOLD_`) are overruled.
+    A network allocates and frees the same tensors at every step. By default glibc returns large
+    ones to the system each time, most of all in threads other than the first. The pages are then
+    faulted in and zeroed again: 80,000 to 100,000 faults per second, a tenth of the time [measured
+    with a small UNet on two cores]. Overrides values set in the environment
+    (`MALLOC_TRIM_THRESHOLD_`).
     """
     if sys.platform != "linux":
         return
     if (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
-        # The largest threshold that all versions of glibc take: half of a thread's heap.
+        # The largest threshold that all versions of glibc accept: half of a thread's heap.
         mallopt(_MMAP_THRESHOLD, 32 * _MIB)
         mallopt(_TRIM_THRESHOLD, 1024 * _MIB)

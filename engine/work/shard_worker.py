@@ -1,4 +1,4 @@
-"""The worker of a pool: computes shards by stages and commits them.
+"""The worker of a pool: computes shards with stages and commits them.
 
     <prefix>/pieces/<name>-<attempt>.<digest>.arrow    rows of a shard that is computed piece by
                                                        piece, until it is committed
@@ -19,26 +19,26 @@ import pyarrow as pa
 
 from engine.core import rows
 from engine.core.errors import DataError, EngineError, StorageError
-from engine.core.shards import OK, Shard, ShardSet, column, installed
+from engine.core.shards import OK, Shard, ShardSet, column, installed_versions
 from engine.core.store import Store, attempt_name
 from engine.work.attendance import HUNG, Attendance, History, Pace, Piece, Unattended
 from engine.work.memory import keep_freed_memory
 from engine.work.stage import Batch, Device, Place, Stage, pipeline
 
-# The column of a stored piece that holds the status of its rows.
+# The status column of a stored piece.
 _PIECE_STATUS = "piece.status"
 
 
 @dataclass
 class ShardWorker:
     """Computes and commits shards: built once in each actor, called with a few shards at a time.
-
-    rows_of: from a store and a shard's task to the table of its rows (every planned row, in order).
-    stages: run in a thread each; `status` may be set by any of them.
-    schema: of the data that is written, or a function that gives it once the stages are loaded.
-    name: of the stage, for messages. attendance: what remembers the processes that died; set by a
-    runtime that replaces them.
     Micro-batches never span shards.
+
+    rows_of: maps a store and a shard's task to the table of its rows (every planned row, in order).
+    stages: run in a thread each; any of them may set `status`.
+    schema: of the written data, or a function that returns it once the stages are loaded.
+    name: of the stage, for messages.
+    attendance: the register of processes that died; set by a runtime that restarts them.
     """
 
     shards: ShardSet
@@ -64,16 +64,15 @@ class ShardWorker:
 
             if torch.cuda.is_available():
                 self._machine = torch.cuda.get_device_name()
-        self._software = installed("torch", "diffusers", "transformers")
+        versions = installed_versions("torch", "diffusers", "transformers")
+        self._software = ", ".join(f"{name} {version}" for name, version in versions.items())
 
     def __call__(self, tasks: Sequence[Shard]) -> Iterator[dict[str, Any]]:
-        """Compute `tasks`; yields a summary of each as soon as it is committed.
-
-        What an attempt before this one has committed is reported, not recomputed.
-        """
+        """Compute `tasks`; yields a summary of each as soon as it is committed. Shards that an
+        earlier attempt committed are reported, not recomputed."""
         missing: list[Shard] = []
         for shard in tasks:
-            if (commit := self.shards.standing(shard.name)) is None:
+            if (commit := self.shards.find_commit(shard.name)) is None:
                 missing.append(shard)
             else:
                 yield _summary(shard, commit.status, won=False)
@@ -83,7 +82,7 @@ class ShardWorker:
         if not any(history.losses for history in histories):
             yield from self._compute(missing, histories)
             return
-        # One after the other, so that the next death can be laid to one shard.
+        # One after the other, so that the next death points to one shard.
         for shard, history in zip(missing, histories, strict=True):
             if history.stop:
                 raise EngineError(history.stop)
@@ -109,7 +108,7 @@ class ShardWorker:
 
         collected: list[Batch] = []
         pace, finished = Pace(), 0
-        # While a shard is hashed, synced or uploaded here, the stages go on with the next one.
+        # While this thread hashes, syncs or uploads a shard, the stages compute the next one.
         ahead = -(-max(shard.rows for shard in tasks) // self.place.batch_size)
         watch.wait(0, first=not self._warm)
         clock = time.monotonic()
@@ -123,13 +122,13 @@ class ShardWorker:
                         watch.wait(finished, len(collected))
                     continue
                 seconds = time.monotonic() - clock
-                # Storage has time-outs of its own, and a stage may hang meanwhile.
+                # Storage has time-outs of its own; a stage may still hang meanwhile.
                 watch.store()
-                made, status = self._rows_made(collected, table)
-                summary = self._commit(shard, made, status, seconds, histories[finished])
+                result, status = self._result_rows(collected, table)
+                summary = self._commit(shard, result, status, seconds, histories[finished])
                 self.attendance.end(shard.name, pace)
-                # Who takes the summary may take as long as it likes.
-                watch.rest()
+                # The consumer may take any time over the summary.
+                watch.unwatch()
                 yield summary
                 planned[finished] = (shard, table.slice(0, 0))
                 collected, pace, finished = [], Pace(), finished + 1
@@ -137,28 +136,26 @@ class ShardWorker:
                     watch.wait(finished)
                 clock = time.monotonic()
         finally:
-            watch.rest()
+            watch.unwatch()
 
     def _run(self, batches: Iterable[Batch], ahead: int = 2) -> Iterator[tuple[Batch, Pace]]:
-        """Run `batches` through the stages; yields each result with its own pace."""
+        """Run `batches` through the stages; yields each result with its pace."""
         stages = [_Timed(stage) for stage in self.stages]
         for batch in pipeline(stages, batches, ahead=ahead):
-            # 0 would mean that nothing was computed.
+            # A pace of 0 means that none was measured.
             seconds = max(sum(stage.seconds.popleft() for stage in stages), 1e-6)
             pace = Pace(later=seconds) if self._warm else Pace(first=seconds)
             self._warm = True
             yield batch, pace
 
     def _compute_piecewise(self, shard: Shard) -> dict[str, Any]:
-        """Compute a shard that processes died on, one announced piece after the other.
-
-        Each piece is stored when it is finished, so that the next death costs no other piece.
-        """
+        """Compute a shard that processes died on, one announced piece after the other. Each
+        finished piece is stored, so that the next death costs no other piece."""
         self.attendance.watch_long()
         try:
             return self._compute_pieces(shard)
         finally:
-            self.attendance.rest()
+            self.attendance.unwatch()
 
     def _compute_pieces(self, shard: Shard) -> dict[str, Any]:
         self.attendance.begin(shard.name)
@@ -175,10 +172,10 @@ class ShardWorker:
             self._refuse_set_aside(shard, table, history)
             if (piece := history.next) is None:
                 break
-            made, status, pace = self._compute_piece(table, piece)
-            done = replace(piece, key=self._store_piece(shard, made, status))
-        made, status = self._join(table, history.pieces)
-        summary = self._commit(shard, made, status, time.monotonic() - started, history)
+            result, status, pace = self._compute_piece(table, piece)
+            done = replace(piece, key=self._store_piece(shard, result, status))
+        result, status = self._join(table, history.pieces)
+        summary = self._commit(shard, result, status, time.monotonic() - started, history)
         self.attendance.end(shard.name, Pace())
         for piece in history.pieces:
             if piece.key:
@@ -186,8 +183,9 @@ class ShardWorker:
         return summary
 
     def _compute_piece(self, table: pa.Table, piece: Piece) -> tuple[pa.Table, list[str], Pace]:
-        """Compute some rows of a micro-batch in a batch of the same shape, each in its own place:
-        the last bits of a result depend on both. Copies of the first row stand for the others."""
+        """Compute some rows of a micro-batch in a batch of the same shape, each in its own place,
+        because the last bits of a result depend on both. Copies of the first row fill the other
+        places."""
         size = self.place.batch_size
         start = piece.start // size * size
         stop = min(start + size, table.num_rows)
@@ -196,23 +194,23 @@ class ShardWorker:
         self.attendance.watch(1, first=not self._warm)
         ((batch, pace),) = self._run([_batch(padded)])
         self.attendance.watch_long()
-        made, status = self._rows_made([batch], padded)
+        result, status = self._result_rows([batch], padded)
         first, last = piece.start - start, piece.stop - start
-        return made.slice(first, last - first), status[first:last], pace
+        return result.slice(first, last - first), status[first:last], pace
 
-    def _store_piece(self, shard: Shard, made: pa.Table, status: Sequence[str]) -> str:
+    def _store_piece(self, shard: Shard, result: pa.Table, status: Sequence[str]) -> str:
         store = self.shards.store
         sink = pa.BufferOutputStream()
-        made = made.append_column(_PIECE_STATUS, pa.array(status, pa.string()))
-        with pa.ipc.new_stream(sink, made.schema) as writer:
-            writer.write_table(made)
+        result = result.append_column(_PIECE_STATUS, pa.array(status, pa.string()))
+        with pa.ipc.new_stream(sink, result.schema) as writer:
+            writer.write_table(result)
         folder = store.join(self.shards.prefix, "pieces")
-        # Whoever commits the shard deletes its own pieces, and no other attempt's.
+        # The attempt name is in the key: a worker deletes its own pieces, and no other attempt's.
         key, _ = store.put_part(folder, f"{shard.name}-{attempt_name()}", "arrow", sink.getvalue())
         return key
 
     def _join(self, table: pa.Table, pieces: Sequence[Piece]) -> tuple[pa.Table, list[str]]:
-        """The rows of a whole shard. A row that was set aside has what was planned and no more."""
+        """The rows of a whole shard. A row that was set aside has only its planned columns."""
         tables: list[pa.Table] = []
         status: list[str] = []
         for piece in pieces:
@@ -221,64 +219,66 @@ class ShardWorker:
                 tables.append(
                     pa.table(
                         [
-                            planned[one.name].cast(one.type)
-                            if one.name in planned.column_names
-                            else pa.nulls(1, one.type)
-                            for one in self._schema
+                            planned[field.name].cast(field.type)
+                            if field.name in planned.column_names
+                            else pa.nulls(1, field.type)
+                            for field in self._schema
                         ],
                         schema=self._schema,
                     )
                 )
                 status.append(piece.reason)
             else:
-                made = pa.ipc.open_stream(self.shards.store.read(piece.key)).read_all()
-                status += made[_PIECE_STATUS].to_pylist()
-                tables.append(made.drop_columns([_PIECE_STATUS]))
+                stored = pa.ipc.open_stream(self.shards.store.read(piece.key)).read_all()
+                status += stored[_PIECE_STATUS].to_pylist()
+                tables.append(stored.drop_columns([_PIECE_STATUS]))
         return pa.concat_tables(tables).combine_chunks(), status
 
     def _refuse_set_aside(self, shard: Shard, table: pa.Table, history: History) -> None:
-        """Raise `DataError` where a row kills its process and these stages set no row aside: who
-        reads their results needs every row."""
+        """Raise `DataError` if a row was set aside and no stage writes `status`: then every row is
+        needed."""
         if any(rows.STATUS in stage.writes for stage in self.stages):
             return
         for piece in history.pieces:
             if piece.reason:
                 name = table[rows.IMAGE_ID][piece.start].as_py()
-                what = "hung" if piece.reason == HUNG else "killed"
+                effect = "hung" if piece.reason == HUNG else "killed"
                 raise DataError(
-                    f"stage {self.name}: {name} (shard {shard.name}) {what} its worker twice, and"
-                    " this step needs every row; look at that row, or at the worker's log"
+                    f"stage {self.name}: row {name} (shard {shard.name}) {effect} its worker twice,"
+                    " and this step needs every row; check the row and the worker's log"
                 )
 
     def _rows(self, shard: Shard) -> pa.Table:
         table = self.rows_of(self.shards.store, shard.task)
         if table.num_rows != shard.rows:
             raise StorageError(
-                f"shard {shard.name}: {table.num_rows} rows where {shard.rows} were planned"
+                f"{self.shards.store.location(self.shards.prefix)}: shard {shard.name} has"
+                f" {table.num_rows} rows, planned were {shard.rows}; discard the steps that wrote"
+                " its input with --discard"
             )
         return table
 
     def _micro_batches(self, shard: Shard) -> int:
         return -(-shard.rows // self.place.batch_size)
 
-    def _rows_made(self, batches: Sequence[Batch], table: pa.Table) -> tuple[pa.Table, list[str]]:
-        """What the stages made of the rows of `table`, and the status of each."""
-        # What no stage writes is as it was planned: taken as a whole, not batch by batch.
+    def _result_rows(self, batches: Sequence[Batch], table: pa.Table) -> tuple[pa.Table, list[str]]:
+        """The results of the stages for the rows of `table`, and the status of each row."""
         written = {name for stage in self.stages for name in stage.writes}
 
-        def whole(one: pa.Field) -> pa.ChunkedArray:
-            if one.name in written or one.name not in table.column_names:
-                return pa.chunked_array([column(b[one.name], one.type) for b in batches])
-            return table[one.name].cast(one.type)
+        def whole_column(field: pa.Field) -> pa.ChunkedArray:
+            if field.name in written or field.name not in table.column_names:
+                return pa.chunked_array([column(b[field.name], field.type) for b in batches])
+            # No stage writes this column, so that it need not be joined from batches.
+            return table[field.name].cast(field.type)
 
-        made = pa.table([whole(one) for one in self._schema], schema=self._schema)
+        result = pa.table([whole_column(field) for field in self._schema], schema=self._schema)
         status = [entry for batch in batches for entry in _statuses(batch, self._schema.names[0])]
-        return made, status
+        return result, status
 
     def _commit(
         self,
         shard: Shard,
-        made: pa.Table,
+        result: pa.Table,
         status: Sequence[str],
         seconds: float,
         history: History,
@@ -297,15 +297,15 @@ class ShardWorker:
                 for name, value in getattr(stage, "provenance", {}).items()
             },
             "seconds": round(seconds, 3),
-            # Processes that were lost to this shard, where there were any.
+            # Processes lost on this shard, if any.
             **{name: count for name, count in losses.items() if count},
         }
-        won = self.shards.commit(shard, made.combine_chunks(), status, provenance)
+        won = self.shards.commit(shard, result.combine_chunks(), status, provenance)
         return _summary(shard, status, won)
 
 
 class _Timed:
-    """A stage, and the seconds of each of its calls until somebody takes them."""
+    """A stage that queues the seconds of each of its calls."""
 
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
@@ -334,53 +334,54 @@ class _Timed:
 
 
 class _Watch:
-    """The limit that holds for a call of a worker, which reads the rows of its shards in one thread
-    and waits for their results in another.
+    """Chooses the time limit of a worker that reads the rows of its shards in one thread and waits
+    for their results in another.
 
-    batches: micro-batches of each shard.
+    batches: number of micro-batches of each shard.
     """
 
     def __init__(self, attendance: Attendance, batches: Sequence[int]) -> None:
         self.attendance, self.batches = attendance, batches
         self._lock = threading.Lock()
-        # Shards whose rows are read.
+        # Number of shards whose rows have been read.
         self._read = 0
-        # The shard that is waited for, its finished micro-batches, and whether the next one is the
+        # The awaited shard, its finished micro-batches, and whether the next micro-batch is the
         # first of this process.
         self._awaited: tuple[int, int, bool] | None = None
         self._armed: tuple[int, int, bool] | None = None
 
     def rows_read(self) -> None:
-        """The rows of the next shard are read."""
+        """The rows of the next shard have been read."""
         with self._lock:
             self._read += 1
             self._arm()
 
     def wait(self, shard: int, finished: int = 0, first: bool = False) -> None:
-        """From now on `shard` is waited for, of which so many micro-batches are finished."""
+        """From now on `shard` is awaited. finished: its finished micro-batches."""
         with self._lock:
             self._awaited = shard, finished, first
             if self._read <= shard:
-                # Storage may be slow, and has time-outs of its own.
+                # Its rows are still being read; storage has time-outs of its own.
                 self.attendance.watch_long()
             else:
                 self._arm()
 
     def store(self) -> None:
+        """A shard is being stored."""
         with self._lock:
             self._awaited = None
             self.attendance.watch_long()
 
-    def rest(self) -> None:
+    def unwatch(self) -> None:
         with self._lock:
             self._awaited = None
-            self.attendance.rest()
+            self.attendance.unwatch()
 
     def _arm(self) -> None:
         if self._awaited is None:
             return
         shard, finished, first = self._awaited
-        # The rows of a later shard are no news of the one that is waited for.
+        # Reading the rows of a later shard must not extend the limit of the awaited one.
         if self._read > shard and self._armed != self._awaited:
             self._armed = self._awaited
             self.attendance.watch(1 if first else self.batches[shard] - finished, first)

@@ -1,4 +1,4 @@
-"""Arrays that many fits read: made once, whoever asks first."""
+"""Arrays that many fits read, computed once by the first fit that asks."""
 
 from __future__ import annotations
 
@@ -9,35 +9,36 @@ from typing import Protocol
 
 import numpy as np
 
-# Images, or what was computed of each, (n, …), and their ids. Nobody writes into a shared array.
+# Images, or values computed from them, (n, …), and their ids. Shared arrays are read-only.
 Arrays = tuple[np.ndarray, list[str]]
 Make = Callable[[], Arrays]
 
 
 class Share(Protocol):
-    """Picklable; finds the arrays of a key, or makes them.
+    """Picklable. Returns the arrays of a key, which the first caller makes.
 
-    key: digest of what they are a function of. An error of `make` is raised, and whoever asks next
-    makes them.
+    key: digest of everything that the arrays are a function of. An error in `make` is raised, and
+    the next caller makes them.
     """
 
     def __call__(self, key: str, make: Make) -> Arrays: ...
 
 
 @dataclass(frozen=True)
-class _Wanted:
+class _Request:
     key: str
     make: Make = field(compare=False)
 
 
 @lru_cache(maxsize=6)
-def _found(wanted: _Wanted) -> Arrays:
-    array, ids = wanted.make()
-    # As those are that processes share.
+def _cached(request: _Request) -> Arrays:
+    array, ids = request.make()
+    # As arrays shared between processes are.
     array.flags.writeable = False
     return array, ids
 
 
 def within_process(key: str, make: Make) -> Arrays:
-    """`Share` for the fits of this process, one after the other; the last six keys are held."""
-    return _found(_Wanted(key, make))
+    """`Share` for the fits of this process, which run one after the other. Keeps the arrays of the
+    last six keys."""
+    return _cached(_Request(key, make))

@@ -1,8 +1,8 @@
-"""Stages: transforms of row batches, without knowledge of Ray or of storage.
+"""Stages: transforms of batches of rows, independent of Ray and of storage.
 
-A batch is a dict of equally long columns (lists or arrays). Stages of one worker run in a thread
-each and hand batches on, so that decoding, the accelerator's work and encoding overlap; the
-libraries that do the work release the GIL.
+A batch is a dict of equally long columns (lists or arrays). Each stage of a worker runs in its own
+thread and passes batches on, so that decoding, the accelerator's work and encoding overlap; the
+libraries involved release the GIL.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 Batch = dict[str, Any]
 Device = Literal["cpu", "accelerator"]
-# What leaves the accelerator's memory while it is not computed with: nothing, whole networks, or
-# each layer.
+# What is moved out of the accelerator's memory while idle: nothing, whole networks, or each layer.
 Offload = Literal["none", "model", "sequential"]
 
 
 class Place(NamedTuple):
-    """Where a stage runs. batch_size: the planned rows of a micro-batch; the last one of a shard
-    may be smaller."""
+    """Where a stage runs. batch_size: rows of a micro-batch; the last one of a shard may be
+    smaller."""
 
     device: str
     threads: int
@@ -31,12 +30,12 @@ class Place(NamedTuple):
 
 @runtime_checkable
 class Stage(Protocol):
-    """One transform. `load` runs once in each worker, then the stage is called with batch after
+    """One transform. `load` runs once in each worker; then the stage is called with batch after
     batch.
 
-    A stage reads the columns `reads`, returns all columns that it was given plus `writes`, and
-    keeps the number and order of rows. A row that it cannot use gets a reason in the column
-    `status` instead of an exception, so that one bad row costs no other.
+    A stage reads the columns `reads`, returns its input columns plus `writes`, and keeps the number
+    and order of rows. It never raises for a row that it cannot use: it sets a reason in the column
+    `status`, and the other rows go on.
     """
 
     @property
@@ -54,7 +53,7 @@ class Stage(Protocol):
 
 
 class _Stop:
-    """Ends a queue; carries the error of the thread before, if any."""
+    """Ends a queue. error: of the thread that fills it, if it failed."""
 
     def __init__(self, error: BaseException | None = None) -> None:
         self.error = error
@@ -63,11 +62,11 @@ class _Stop:
 def pipeline(
     stages: Sequence[Stage], batches: Iterable[Batch], depth: int = 2, ahead: int = 2
 ) -> Iterator[Batch]:
-    """Run `batches` through `stages` in order, one thread per stage: at most `depth` batches wait
-    before each, and `ahead` finished ones for whoever iterates.
+    """Run `batches` through `stages` in order, one thread per stage.
 
-    An exception in a stage ends the pipeline and is raised here; leaving the iterator early ends
-    its threads.
+    depth: batches that may wait before each stage. ahead: finished batches that may wait for the
+    caller. An exception in a stage ends the pipeline and is raised here. Closing the iterator early
+    ends the threads.
     """
     depths = [depth] * len(stages) + [ahead]
     queues: list[queue.Queue[Batch | _Stop]] = [queue.Queue(size) for size in depths]

@@ -1,2 +1,2 @@
-"""Attacks on whole studies: kills, damage, double starts, storage that fails. Minutes each; every
-test prints the seed of its random choices."""
+"""Attacks on whole studies: kills, damage, double starts, failing storage. Each test takes minutes
+and prints the seed of its random choices."""

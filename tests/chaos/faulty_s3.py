@@ -1,4 +1,5 @@
-"""S3 (moto) of which some requests fail: refused, answered late, or done and never answered."""
+"""An S3 server (moto) that refuses some requests, answers some late, and executes some without an
+answer."""
 
 from __future__ import annotations
 
@@ -44,7 +45,7 @@ class Faulty:
             time.sleep(seconds)
         answer = self.app(environ, start if kind != "unanswered" else lambda *_: lambda _: None)
         if kind == "unanswered":
-            for _ in answer:  # it is done, and nobody hears of it
+            for _ in answer:  # executed, but without an answer
                 pass
             environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
             raise ConnectionResetError
@@ -53,7 +54,7 @@ class Faulty:
 
 @contextmanager
 def faulty_s3(share: float, seed: int) -> Iterator[tuple[str, Faulty]]:
-    """The address of such a server, and what it has done. Its faults begin when `share` is set."""
+    """The address of such a server, and its application. Faults begin when `share` is set."""
     app = Faulty(DomainDispatcherApplication(create_backend_app), share, seed)
     server = make_server("127.0.0.1", 0, app, threaded=True)
     thread = threading.Thread(target=server.serve_forever, daemon=True)

@@ -1,4 +1,4 @@
-"""A run that is killed at a random moment: of its process family, no more than is its own."""
+"""Kills a run, with its child processes, at a random moment."""
 
 from __future__ import annotations
 
@@ -11,27 +11,25 @@ from dataclasses import dataclass
 
 import psutil
 
-# A run prints a few lines at each step that it computes: after how many of them a kill comes, at
-# most.
+# Maximum number of lines before a kill. A run prints a few lines for each computed step.
 _LINES = 12
-# What it prints of steps that an attempt before it has done.
+# Marks the lines of steps that an earlier attempt has done.
 _DONE = "  done: "
 _MOST_SECONDS = 600
 
 
 @dataclass
 class Killed:
-    """How a run ended: after which line, or by itself with an exit code."""
+    """The end of a run. line: the last line before a kill. code: the exit code; None after a
+    kill."""
 
     line: str
     code: int | None
 
 
 def run_and_kill(command: Sequence[str], dice: random.Random) -> Killed:
-    """Start a job, and SIGKILL its driver a random while after a random one of the lines that are
-    about what it computes.
-
-    code: None where it was killed, else what it ended with before that."""
+    """Start a job, and SIGKILL its driver a random time after a random line about a computed
+    step."""
     driver = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
@@ -57,8 +55,7 @@ def run_and_kill(command: Sequence[str], dice: random.Random) -> Killed:
         family = psutil.Process(driver.pid).children(recursive=True)
         driver.kill()
         driver.wait()
-        # Ray's agents take a minute to notice that their driver is gone: the next run needs the
-        # machine before that.
+        # Ray's agents take a minute to notice the loss of their driver, too late for the next run.
         for process in family:
             if process.is_running():
                 process.kill()
@@ -72,8 +69,8 @@ def run_and_kill(command: Sequence[str], dice: random.Random) -> Killed:
 
 
 def kill_until_done(command: Sequence[str], dice: random.Random, most: int) -> int:
-    """Run a job again and again, killing it at most so often, until it is done; returns how often
-    it was killed."""
+    """Run a job again and again until it is done, with at most `most` kills; returns the number of
+    kills."""
     kills = 0
     while kills < most:
         started = time.monotonic()

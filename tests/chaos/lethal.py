@@ -1,4 +1,4 @@
-"""Rows that kill or hang the process that computes them, and what runs them through a pool."""
+"""Rows that kill or hang the process that computes them, and functions that compute them."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def meet(fate: Fate) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     if fate == "sleep":
         time.sleep(1e6)
-    # In C without end, and without ever letting go of the GIL.
+    # Endless, in C, without releasing the GIL.
     sum(itertools.repeat(0))
 
 
 @dataclass
 class Lethal:
-    """A stage that paints rows, and dies on some. What it paints depends on the shape of the batch
-    and the row's place in it, as the last bits of a network's output do."""
+    """A stage that paints rows, and dies on some. A row's pixels depend on the batch's shape and on
+    the row's place in it, as the last bits of a network's output do."""
 
     fates: Mapping[str, Fate] = field(default_factory=dict)
     reads: ClassVar[tuple[str, ...]] = (rows.IMAGE_ID,)
@@ -71,8 +71,8 @@ def plan(count: int, shard_rows: int) -> list[Shard]:
     ids = row_ids(count)
     return [
         Shard(
-            f"s{start:04d}", len(held := ids[start : start + shard_rows]),
-            {"ids": held, "ids_digest": ids_digest(held)}, {},
+            f"s{start:04d}", len(part := ids[start : start + shard_rows]),
+            {"ids": part, "ids_digest": ids_digest(part)}, {},
         )
         for start in range(0, count, shard_rows)
     ]  # fmt: skip
@@ -96,7 +96,7 @@ def compute(context: Context, shards: list[Shard], stage: Any) -> list[Commit]:
 
 
 def painted(commits: list[Commit]) -> dict[str, str]:
-    """Digest of the bytes of each row that is in use."""
+    """Digests of the bytes of rows with status `ok`, by id."""
     return {
         image_id: sha256
         for commit in commits

@@ -1,4 +1,4 @@
-"""What two storages of the same study must have in common, whatever happened to either."""
+"""Compares two storages of the same study, which must be equal whatever happened to either."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def manifests(store: Store) -> dict[str, Manifest]:
 
 
 def differences(one: Store, other: Store) -> Iterator[str]:
-    """A line for each manifest that is not the same in both: its digest, the order of its metrics,
-    its parts and their bytes."""
+    """A line for each manifest that differs: in its digest, the order of its metrics, or its
+    parts."""
     first, second = manifests(one), manifests(other)
     for key in sorted(first.keys() ^ second.keys()):
         yield f"{key}: only in {one.url if key in first else other.url}"

@@ -1,4 +1,4 @@
-"""The digits study with tiny networks, as a command: what the attacks run."""
+"""The digits study with tiny networks, as a command for the attacks."""
 
 from __future__ import annotations
 

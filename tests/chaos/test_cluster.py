@@ -1,5 +1,5 @@
-"""Workers and whole nodes of a cluster killed at random while a study runs on it: it ends well, in
-the same run, with the result of one that nothing disturbed."""
+"""Workers and whole nodes of a Ray cluster are killed at random while a study runs on it: the same
+run succeeds, with the result of an undisturbed run."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Two drivers on one empty storage, started at about the same moment: both end well, with the
-result that one alone would have had. CHAOS_ROUNDS sets how often (default 4)."""
+"""Two drivers start on one empty storage at about the same moment: both succeed, with the result of
+a single driver. CHAOS_ROUNDS sets the number (default 4)."""
 
 from __future__ import annotations
 

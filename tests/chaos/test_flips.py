@@ -1,5 +1,5 @@
-"""One flipped bit in each of many parts: whoever reads one notices, and fsck names exactly those.
-CHAOS_FLIPS sets how many (default 200)."""
+"""One flipped bit in each of many parts: every reader notices it, and fsck names exactly these
+parts. CHAOS_FLIPS sets the number (default 200)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_flipped_bit_in_any_part_is_noticed_by_reader_and_fsck(tmp_path: Path)
     flipped: Counter[str] = Counter()
     number = 0
     while (left := FLIPS - flipped.total()) > 0:
-        # A storage of its own each time: what a process has verified it does not verify again.
+        # A new storage each time, because a process verifies each part only once.
         store = Store(str(tmp_path / str(number)))
         number += 1
         shutil.copytree(sound.url, store.url)

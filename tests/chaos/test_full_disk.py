@@ -1,5 +1,5 @@
-"""A disk that is full at a random place: the run stops with one line, and goes on when there is
-room. CHAOS_DISKS sets how many (default 4)."""
+"""A disk that is full at a random moment: the run stops with one line, and continues when there is
+space. CHAOS_DISKS sets the number (default 4)."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The driver killed again and again, in whatever step it is: nothing lost, nothing twice, and in
-the end the manifests of a run that nothing disturbed. CHAOS_KILLS sets how often (default 12)."""
+"""The driver is killed again and again, in any step: nothing is lost or stored twice, and the final
+manifests equal those of an undisturbed run. CHAOS_KILLS sets the number (default 12)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 def check(undisturbed: Store, store: Store) -> None:
-    """The same manifests, every image once, and every byte as its digest says."""
+    """Check for equal manifests, no duplicate images, and intact bytes."""
     assert list(differences(undisturbed, store)) == []
     for manifest in manifests(store).values():
         if manifest.kind == "generate":

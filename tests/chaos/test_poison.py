@@ -1,4 +1,4 @@
-"""Rows that kill or hang their worker, at scale: the stream ends, and names them alone."""
+"""Rows that kill or hang their worker, at scale: the stream ends, and names exactly these rows."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ RESOURCES = StageResources(actors=2, cpus=0.5, batch_size=8, hang_floor=4, hang_
 
 @pytest.fixture
 def runtime() -> Iterator[RayRuntime]:
-    found = RayRuntime("local", 4, warn=print)
-    yield found
-    found.close()
+    ray_runtime = RayRuntime("local", 4, warn=print)
+    yield ray_runtime
+    ray_runtime.close()
 
 
 @dataclass
@@ -81,8 +81,8 @@ def test_poison_and_hangs_among_many_rows_end_with_their_names(
         name: sha256 for name, sha256 in undisturbed.items() if name not in fates
     }
     assert len(painted(commits)) == ROWS - POISON - HANGS
-    # Each process but the first of each actor took the place of one that was lost; what was begun
-    # beside a shard shares its first death.
+    # Each process except the first of each actor replaced a lost one. Shards begun at the same time
+    # share the first death.
     lost = starts - RESOURCES.actors
     assert context.notes["shards.generate"]["retries"] >= lost
     # Two for each shard, and for each row log2(8) halvings and two alone.

@@ -19,9 +19,9 @@ from engine.core.interrupts import (
     Terminated,
     end_now,
     exit_code,
-    handlers_kept,
     iterate_off_main_thread,
     off_main_thread,
+    preserved_handlers,
     received,
 )
 
@@ -252,7 +252,7 @@ def test_codes_are_those_of_a_shell() -> None:
 
 def test_handlers_are_given_back() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with handlers_kept():
+    with preserved_handlers():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     assert signal.getsignal(signal.SIGTERM) is before
 
@@ -269,10 +269,10 @@ def test_items_come_from_another_thread_and_so_does_their_error() -> None:
         yield True
         raise LookupError("no more")
 
-    found = iterate_off_main_thread(items())
-    assert (next(found), next(found)) == (False, True)
+    results = iterate_off_main_thread(items())
+    assert (next(results), next(results)) == (False, True)
     with pytest.raises(LookupError, match="no more"):
-        next(found)
+        next(results)
     assert list(iterate_off_main_thread([1, 2, 3])) == [1, 2, 3]
 
 
@@ -288,9 +288,9 @@ def test_items_that_nobody_waits_for_are_not_made() -> None:
         finally:
             ended.set()
 
-    found = iterate_off_main_thread(items())
-    assert next(found) == 1
-    found.close()
+    results = iterate_off_main_thread(items())
+    assert next(results) == 1
+    results.close()
     go_on.set()
     assert ended.wait(timeout=60)
 

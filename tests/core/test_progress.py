@@ -36,8 +36,8 @@ def test_work_that_stands_still_says_so_again_and_again() -> None:
             assert log.written.acquire(timeout=60)
             bar.advance(0)
     first, second = log.getvalue().splitlines()[:2]
-    assert first.startswith("  embed: nothing new for 0 s; 10 of 40 images")
-    assert second.startswith("  embed: nothing new for ")
+    assert first.startswith("  embed: no progress for 0 s; 10 of 40 images")
+    assert second.startswith("  embed: no progress for ")
 
 
 def test_news_begins_the_silence_anew() -> None:
@@ -60,7 +60,7 @@ def test_what_has_not_started_says_so_and_begins_with_what_was_found() -> None:
     with Bar("fit", None, "steps", stream=log, interval=1e9, quiet=0.05) as bar:
         assert log.written.acquire(timeout=60)
         bar.begin(40, 10)
-    assert log.getvalue().splitlines()[0] == "  fit: nothing new for 0 s; not started yet"
+    assert log.getvalue().splitlines()[0] == "  fit: no progress for 0 s; not started yet"
     assert (bar.rate(), bar.silence) == (0, 0.05)
     assert bar.line() == "fit: 10 of 40 steps"
 

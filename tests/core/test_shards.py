@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -26,9 +27,9 @@ def shard(number: int, count: int = 5) -> Shard:
 
 
 def table(number: int, content: bytes = b"pixels") -> pa.Table:
-    held = ids(number)
-    encoded = [content + name.encode() for name in held]
-    return pa.table([pa.array(held), image_column(encoded, held, ".png")], schema=SCHEMA)
+    names = ids(number)
+    encoded = [content + name.encode() for name in names]
+    return pa.table([pa.array(names), image_column(encoded, names, ".png")], schema=SCHEMA)
 
 
 def test_a_commit_is_found_and_holds_every_row(store: Store) -> None:
@@ -54,7 +55,7 @@ def test_the_first_commit_counts_and_its_data_stays(store: Store) -> None:
     assert store.listing("set/parts") == [first]
     assert not shards.commit(shard(1), table(1, b"other"), [OK] * 5, {"attempt": 3})
     assert shards.read("s1", 0).data.key == first
-    assert [held.num_rows for held in store.tables([first])] == [5]
+    assert [stored.num_rows for stored in store.tables([first])] == [5]
 
 
 def test_a_shard_without_usable_rows_commits_their_reasons(store: Store) -> None:
@@ -81,7 +82,11 @@ def test_discard_voids_a_commit_and_the_next_generation_counts(store: Store) -> 
     assert shards.committed() == {}
     assert shards.commit(shard(1), table(1, b"again"), [OK] * 5, {})
     assert shards.committed() == {"s1": 1}
-    assert shards.collect([shard(1)])[0].sha256 != ()
+    (commit,) = shards.collect([shard(1)])
+    (stored,) = store.tables([commit.data.key])
+    first = stored[rows.IMAGE][0]["bytes"].as_py()
+    assert first == b"again" + ids(1)[0].encode()
+    assert commit.sha256[0] == hashlib.sha256(first).hexdigest()[:32]
 
 
 def test_another_fingerprint_is_refused_and_the_difference_named(store: Store) -> None:
@@ -163,11 +168,11 @@ class Paint:
         self.place = place
 
     def __call__(self, batch: Batch) -> Batch:
-        held = batch[rows.IMAGE_ID].to_pylist()
-        self.sizes.append(len(held))
-        status = ["refused" if name in self.refused else OK for name in held]
-        encoded = [name.encode() for name in held]
-        return {**batch, rows.IMAGE: image_column(encoded, held, ".png"), rows.STATUS: status}
+        names = batch[rows.IMAGE_ID].to_pylist()
+        self.sizes.append(len(names))
+        status = ["refused" if name in self.refused else OK for name in names]
+        encoded = [name.encode() for name in names]
+        return {**batch, rows.IMAGE: image_column(encoded, names, ".png"), rows.STATUS: status}
 
 
 def rows_of(store: Store, task: Mapping[str, Any]) -> pa.Table:
@@ -197,7 +202,8 @@ def test_a_repeated_call_tells_what_stands_and_computes_the_rest(store: Store) -
     run(store, Paint(refused=("0-1",)), [shard(0)])
     again = Paint()
     summaries = run(store, again, [shard(0), shard(1)])
-    assert [(told["shard"], told["won"]) for told in summaries] == [("s0", False), ("s1", True)]
+    won = {summary["shard"]: summary["won"] for summary in summaries}
+    assert won == {"s0": False, "s1": True}
     assert summaries[0]["reasons"] == {"refused": 1}
     assert again.sizes == [2, 2, 1]
 
@@ -228,5 +234,5 @@ def test_an_exception_leaves_earlier_shards_committed_and_the_broken_one_not(sto
 
 
 def test_a_plan_whose_rows_changed_is_refused(store: Store) -> None:
-    with pytest.raises(StorageError, match="5 rows where 7 were planned"):
+    with pytest.raises(StorageError, match="has 5 rows, planned were 7"):
         run(store, Paint(), [shard(0, 7)])

@@ -130,7 +130,7 @@ def test_upstream_lists_inputs_first_and_each_once() -> None:
     first = step("a")
     left, right = step("b", input=first), step("c", input=first)
     end = step("d", left=left, right=right)
-    assert [found.kind for found in upstream([end, right])] == ["a", "b", "c", "d"]
+    assert [entry.kind for entry in upstream([end, right])] == ["a", "b", "c", "d"]
 
 
 def test_seeds_are_functions_of_names_and_their_types() -> None:

@@ -105,7 +105,7 @@ def test_a_study_runs_as_a_submitted_job(cluster: dict[str, str], tmp_path: Path
 
     done = submit(cluster, *study)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert "takes jobs from anybody" not in done.stdout
+    assert "accepts jobs from anyone" not in done.stdout
     assert list(tmp_path.glob("steps/generate/*/manifest.json"))
     pages = tmp_path / "pages" / "digits"
     assert (pages / "generate.ddpm.png").stat().st_size > 1000

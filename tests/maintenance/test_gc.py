@@ -46,7 +46,7 @@ def yesterday() -> float:
 
 def age(store: Store) -> None:
     then = time.time() - 10 * DAY
-    for key in store.changed(""):
+    for key in store.modified_times(""):
         os.utime(store.location(key), (then, then))
 
 
@@ -69,9 +69,9 @@ def test_old_files_that_no_record_names_go(store: Store) -> None:
         store.put_new(key, b"left behind")
     assert gc.find_garbage(store, yesterday()).keys == ()  # they may belong to a run that goes on
     age(store)
-    before = set(store.changed(""))
+    before = set(store.modified_times(""))
     garbage = gc.remove(store, yesterday())
-    assert set(garbage.keys) == set(orphans) == before - set(store.changed(""))
+    assert set(garbage.keys) == set(orphans) == before - set(store.modified_times(""))
     assert garbage.bytes == len(orphans) * len(b"left behind")
 
 

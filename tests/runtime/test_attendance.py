@@ -21,7 +21,7 @@ from engine.work.resources import StageResources
 from engine.work.stage import Batch, Device, Place
 from tests.chaos.lethal import Lethal, compute, make_context, painted, plan, set_aside
 
-# A row is a batch, so that few processes have to die until it stands alone.
+# One row per batch, so that few processes have to die before a row is alone.
 QUICK = StageResources(
     actors=2, cpus=0.5, batch_size=1, hang_floor=3, hang_first=5, shards_per_call=1
 )
@@ -29,9 +29,9 @@ QUICK = StageResources(
 
 @pytest.fixture(scope="module")
 def runtime() -> Iterator[RayRuntime]:
-    found = RayRuntime("local", 4, warn=print)
-    yield found
-    found.close()
+    ray_runtime = RayRuntime("local", 4, warn=print)
+    yield ray_runtime
+    ray_runtime.close()
 
 
 @pytest.mark.ray
@@ -96,7 +96,7 @@ def test_the_watch_s_file_lies_in_the_session_folder_of_ray(
     attendance.arrive()
     attendance.watch_long()
     assert [path.name for path in session.iterdir()] == ["engine-watch-actor"]
-    attendance.rest()
+    attendance.unwatch()
     assert list(session.iterdir()) == []
 
 
@@ -118,6 +118,6 @@ class DiesInLoad:
 def test_workers_that_die_while_loading_end_the_stream(runtime: RayRuntime, tmp_path: Path) -> None:
     context = make_context(Store(str(tmp_path)), runtime, QUICK)
     with pytest.raises(
-        EngineError, match=r"^the workers of stage generate died 5 times while load"
+        EngineError, match=r"^stage generate: its workers died 5 times while load"
     ):
         compute(context, plan(8, 8), DiesInLoad())

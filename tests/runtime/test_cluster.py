@@ -1,4 +1,4 @@
-"""How a Ray is started and refused; Ray itself is made up."""
+"""Starting Ray and refusing work, with a fake Ray."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ SLOW = (
 
 
 class FakeInit:
-    """`ray.init` that fails with each error in turn, then succeeds; like Ray's it leaves processes
-    behind where it fails, and handlers of signals in any case."""
+    """A `ray.init` that fails with each error in turn, then succeeds. As Ray's, it leaves processes
+    behind when it fails, and always installs signal handlers."""
 
     def __init__(self, *errors: Exception) -> None:
         self.errors = list(errors)
@@ -45,7 +45,7 @@ Starts = Callable[..., tuple[FakeInit, RayRuntime, list[str]]]
 
 @pytest.fixture
 def starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Starts:
-    """A function that makes a private Ray whose start fails in the given ways."""
+    """A function that returns a private Ray whose start fails with the given errors."""
 
     def make(*errors: Exception) -> tuple[FakeInit, RayRuntime, list[str]]:
         import ray
@@ -81,7 +81,7 @@ def test_a_ray_that_does_not_start_is_one_line(
     starts: Starts, tmp_path: Path, errors: list[Exception], tries: int
 ) -> None:
     init, runtime, _ = starts(*errors)
-    with pytest.raises(EngineError, match=r"^Ray did not start on this machine: ") as error:
+    with pytest.raises(EngineError, match=r"^Ray did not start on this machine \(") as error:
         runtime._start_local()
     assert "\n" not in str(error.value)
     assert len(init.folders) == tries
@@ -91,10 +91,10 @@ def test_a_ray_that_does_not_start_is_one_line(
 @pytest.mark.parametrize(
     ("resources", "what", "text"),
     [
-        (StageResources(gpus=1), "stages", r"stages\.gpus: 1 asked, this Ray has 0; ask for fewer"),
-        (StageResources(cpus=3, actors=9), "stages", r"stages\.cpus: 3 asked, this Ray has 2; "),
-        (FitResources(cpus=1, workers=3), "fit", r"fit\.cpus: 1 by each of 3 workers asked"),
-        (TrialResources(gpus=0.5), "trial", r"trial\.gpus: 0\.5 asked, this Ray has 0"),
+        (StageResources(gpus=1), "stages", r"stages\.gpus: 1 requested, this Ray has 0; r"),
+        (StageResources(cpus=3, actors=9), "stages", r"stages\.cpus: 3 requested, this Ray has 2"),
+        (FitResources(cpus=1, workers=3), "fit", r"fit\.cpus: 1 for each of 3 workers asked"),
+        (TrialResources(gpus=0.5), "trial", r"trial\.gpus: 0\.5 requested, this Ray has 0"),
     ],
 )
 def test_what_can_never_be_placed_is_refused(resources: Any, what: str, text: str) -> None:

@@ -1,4 +1,4 @@
-"""What the monitor says of a cluster that is made up."""
+"""Messages of the monitor about a fake Ray cluster."""
 
 from __future__ import annotations
 
@@ -47,18 +47,18 @@ class FakeCluster:
 
 
 class Watched:
-    """A monitor, its clock, and what it said."""
+    """A monitor with its clock and its messages."""
 
     def __init__(self) -> None:
-        self.cluster, self.now = FakeCluster(), 0.0
+        self.ray_cluster, self.now = FakeCluster(), 0.0
         self.lines: list[str] = []
         self.lost: list[str] = []
         self.monitor = Monitor(
-            self.cluster, self.lines.append, self.lost.append, clock=lambda: self.now
+            self.ray_cluster, self.lines.append, self.lost.append, clock=lambda: self.now
         )
 
     def after(self, seconds: float) -> list[str]:
-        """What it says next, so much later."""
+        """The messages of a check after so many seconds."""
         self.now += seconds
         before = len(self.lines)
         self.monitor.check_endpoints()
@@ -73,25 +73,25 @@ def watched() -> Watched:
 
 def test_nodes_that_go_and_come_are_reported_once(watched: Watched) -> None:
     assert watched.after(0) == []
-    gone = watched.cluster.nodes.pop("b")
+    gone = watched.ray_cluster.nodes.pop("b")
     assert watched.after(3) == [
-        "a node was lost: 1 of 2 remain; its work is given to others"
+        "lost 1 node of the Ray cluster: 1 of 2 remain and take over the work"
     ]  # fmt: skip
     assert watched.after(3) == []
-    watched.cluster.nodes.update(c=gone, d=gone)
-    assert watched.after(3) == ["2 nodes joined: 3 now"]
+    watched.ray_cluster.nodes.update(c=gone, d=gone)
+    assert watched.after(3) == ["2 nodes joined the Ray cluster: 3 now"]
 
 
 def test_what_the_cluster_does_not_have_is_waited_for(watched: Watched) -> None:
     with watched.monitor.waiting(Demand({"CPU": 5.0, "GPU": 0.0})):
         assert watched.after(0) == []
-        assert watched.after(PATIENCE) == ["waiting for 5 CPUs, the cluster has 4"]
+        assert watched.after(PATIENCE) == ["waiting for 5 CPUs; the Ray cluster has 4"]
         assert watched.after(3) == []
-        assert watched.after(REPEAT) == ["waiting for 5 CPUs, the cluster has 4"]
-        watched.cluster.nodes["c"] = {"CPU": 8.0}
-        watched.cluster.free["CPU"] = 12.0
-        assert watched.after(REPEAT) == ["a node joined: 3 now"]
-    watched.cluster.nodes.clear()
+        assert watched.after(REPEAT) == ["waiting for 5 CPUs; the Ray cluster has 4"]
+        watched.ray_cluster.nodes["c"] = {"CPU": 8.0}
+        watched.ray_cluster.free["CPU"] = 12.0
+        assert watched.after(REPEAT) == ["1 node joined the Ray cluster: 3 now"]
+    watched.ray_cluster.nodes.clear()
     assert watched.after(REPEAT) == []
 
 
@@ -99,9 +99,9 @@ def test_what_the_cluster_does_not_have_is_waited_for(watched: Watched) -> None:
     ("demand", "lack"),
     [
         (Demand({"CPU": 2.0}, workers=2), ""),
-        (Demand({"CPU": 1.5}, workers=3), "4.5 CPUs, the cluster has 4"),
-        (Demand({"CPU": 3.0}), "3 CPUs on one node, the largest node has 2"),
-        (Demand({"CPU": 1.0, "GPU": 1.0}, workers=2), "2 GPUs, the cluster has 1"),
+        (Demand({"CPU": 1.5}, workers=3), "4.5 CPUs; the Ray cluster has 4"),
+        (Demand({"CPU": 3.0}), "3 CPUs on one node; the largest node has 2"),
+        (Demand({"CPU": 1.0, "GPU": 1.0}, workers=2), "2 GPUs; the Ray cluster has 1"),
         (Demand({"CPU": 1.0, "GPU": 0.25}, workers=4), ""),
     ],
 )
@@ -110,19 +110,19 @@ def test_a_shortage_is_what_can_never_be_placed_here(demand: Demand, lack: str) 
 
 
 def test_what_others_use_is_waited_for_until_it_changes_hands(watched: Watched) -> None:
-    watched.cluster.free["GPU"] = 0.0
+    watched.ray_cluster.free["GPU"] = 0.0
     with watched.monitor.waiting(Demand({"CPU": 1.0, "GPU": 1.0})):
         watched.after(0)
         assert watched.after(PATIENCE) == ["waiting for 1 GPU: all 1 are in use"]
-        watched.cluster.free["GPU"] = 1.0
+        watched.ray_cluster.free["GPU"] = 1.0
         watched.after(3)
         # Now by this work.
-        watched.cluster.free["GPU"] = 0.0
+        watched.ray_cluster.free["GPU"] = 0.0
         assert watched.after(REPEAT) == []
 
 
 def test_work_that_reports_is_not_said_to_wait(watched: Watched) -> None:
-    watched.cluster.free["CPU"] = 1.0
+    watched.ray_cluster.free["CPU"] = 1.0
     with watched.monitor.waiting(Demand({"CPU": 2.0}, started=lambda: watched.now > 20)):
         watched.after(0)
         assert watched.after(PATIENCE) == ["waiting for 2 CPUs: 3 of 4 are in use"]
@@ -131,13 +131,13 @@ def test_work_that_reports_is_not_said_to_wait(watched: Watched) -> None:
 
 @pytest.mark.parametrize("endpoint", [HEAD, RAYLET])
 def test_an_endpoint_that_stays_silent_is_lost_once(watched: Watched, endpoint: Endpoint) -> None:
-    watched.cluster.silent = {endpoint}
+    watched.ray_cluster.silent = {endpoint}
     watched.after(0)
     watched.after(endpoint.lost_after - 0.1)
     # It came back in time.
-    watched.cluster.silent = set()
+    watched.ray_cluster.silent = set()
     watched.after(0.05)
-    watched.cluster.silent = {endpoint}
+    watched.ray_cluster.silent = {endpoint}
     watched.after(0)
     watched.after(endpoint.lost_after - 0.1)
     assert watched.lost == []
@@ -145,23 +145,23 @@ def test_an_endpoint_that_stays_silent_is_lost_once(watched: Watched, endpoint: 
     watched.after(100)
     assert watched.lost == [
         f"error: {endpoint.name} at {endpoint.address} stopped answering;"
-        " the same command continues from what is committed"
+        " run the same command again to continue from the committed results"
     ]
 
 
 def test_a_head_that_goes_away_loses_no_nodes(watched: Watched) -> None:
     watched.after(0)
-    watched.cluster.silent = {HEAD}
-    watched.cluster.nodes.clear()
+    watched.ray_cluster.silent = {HEAD}
+    watched.ray_cluster.nodes.clear()
     assert watched.after(3) == []
 
 
 def test_an_endpoint_answers_while_something_listens() -> None:
-    cluster = object.__new__(RayCluster)
+    ray_cluster = object.__new__(RayCluster)
     with socket.create_server(("127.0.0.1", 0)) as server:
         there = Endpoint("the Ray head", f"127.0.0.1:{server.getsockname()[1]}", 1.0)
-        assert cluster.answers(there)
-    assert not cluster.answers(there)
+        assert ray_cluster.answers(there)
+    assert not ray_cluster.answers(there)
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def test_an_absent_gpu_is_refused_and_taken_cpus_are_waited_for(ray_with, worker
     import ray
 
     runtime, lines = ray_with()
-    with pytest.raises(StudyError, match=r"^profile: stages\.gpus: 1 asked, this Ray has 0"):
+    with pytest.raises(StudyError, match=r"^profile: stages\.gpus: 1 requested, this Ray has 0"):
         runtime.stream(worker, [Shard("s", 2, {}, {})], StageResources(gpus=1))
 
     class Holder:
@@ -62,18 +62,18 @@ def test_an_absent_gpu_is_refused_and_taken_cpus_are_waited_for(ray_with, worker
 
     holder = ray.remote(Holder).options(num_cpus=2).remote()
     ray.get(holder.ready.remote())
-    made: list[dict[str, Any]] = []
+    summaries: list[dict[str, Any]] = []
     stream = runtime.stream(worker, [Shard("s", 2, {}, {})], StageResources(cpus=1))
-    thread = threading.Thread(target=lambda: made.extend(stream), daemon=True)
+    thread = threading.Thread(target=lambda: summaries.extend(stream), daemon=True)
     thread.start()
     ends = time.monotonic() + 60
     while lines != ["waiting for 1 CPU: all 2 are in use"]:
-        assert not made
+        assert not summaries
         assert time.monotonic() < ends, lines
         time.sleep(0.2)
     ray.kill(holder)
     thread.join(timeout=120)
-    assert [summary["shard"] for summary in made] == ["s"]
+    assert [summary["shard"] for summary in summaries] == ["s"]
     assert len(lines) == 1
 
 
@@ -93,5 +93,5 @@ def test_a_long_temporary_folder_is_no_obstacle(image_folder: Any, tmp_path: Pat
         env={**os.environ, "TMPDIR": str(long)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert f"TMPDIR {long} is too long for Ray's sockets; /tmp is used for Ray" in done.stderr
+    assert f"TMPDIR {long} is too long for Ray's sockets; using /tmp for Ray" in done.stderr
     assert not list(long.iterdir())

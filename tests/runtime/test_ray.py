@@ -1,4 +1,4 @@
-"""What only a real Ray can show: workers in other processes, and errors that come back."""
+"""Tests that need a real Ray: workers in other processes, and their errors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ from engine.generators.dcgan import DcganSpec
 from engine.generators.ddpm import DdpmSpec
 from engine.generators.diffusion import DiffusionSpec
 from engine.generators.pggan import PgganSpec
-from engine.runtime.cluster import RayRuntime, ray_error_text
+from engine.runtime.cluster import RayRuntime
+from engine.runtime.errors import find_engine_error
 from engine.work.fit import FitContext, read_result
 from engine.work.resources import FitResources, StageResources, TrialResources
 from engine.work.shard_worker import ShardWorker
@@ -39,14 +40,14 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def runtime() -> Iterator[RayRuntime]:
-    found = RayRuntime("local", 4, warn=print)
-    yield found
-    found.close()
+    ray_runtime = RayRuntime("local", 4, warn=print)
+    yield ray_runtime
+    ray_runtime.close()
 
 
 @dataclass(frozen=True)
 class TrainGenerator:
-    """What a worker runs: a few steps of a small network on made-up images."""
+    """A fit of a few steps of a small network on random images."""
 
     spec: GeneratorSpec
 
@@ -61,7 +62,7 @@ class TrainGenerator:
 ADAPTED = {
     "sd": {"name": "textual_inversion", "learning_rate": 1e-2},
     "sdxl": {"name": "lora", "rank": 2, "train_text_encoder": True, "learning_rate": 1e-2},
-    # Its workers share the making of the images that it learns beside the study's.
+    # Its workers divide the generation of the class images.
     "sd3": {"name": "dreambooth", "rank": 2, "num_class_images": 3, "learning_rate": 1e-2},
     "flux": {"name": "full", "learning_rate": 1e-3},
 }
@@ -80,15 +81,15 @@ SMALL = [
     ),
     PgganSpec(
         width=8, max_width=16, latent_dim=8, train_steps=STEPS, batch_size=8, collapse_below=0,
-        # Adam makes whole steps of what is rounding where gradients vanish: slow ones, so that
-        # fifty of them do not swell it.
+        # Where gradients vanish, Adam turns rounding errors into full steps. A low learning rate
+        # keeps fifty of them small.
         generator_learning_rate=1e-4, discriminator_learning_rate=1e-4,
     ),
 ]  # fmt: skip
 
 
 def losses(runtime: RayRuntime, store: Store, spec: GeneratorSpec, workers: int) -> np.ndarray:
-    """The losses (steps, which) of so many workers at the same global batch."""
+    """The losses (steps, kinds) with a number of workers, at the same global batch size."""
     name = f"{workers}-workers"
     context = FitContext(store, f"work/{name}", f"weights/{name}", name, "inputs")
     runtime.fit(TrainGenerator(spec), context, FitResources(workers=workers, cpus=1))
@@ -115,7 +116,7 @@ def test_two_workers_train_as_one_does(
 
 
 # Three new processes import torch, diffusers and transformers, half a minute each on a busy
-# machine, and Ray begins anew with workers that are not up within a minute.
+# machine, and Ray restarts workers that are not up within a minute.
 @pytest.mark.timeout(900)
 @pytest.mark.ray
 @pytest.mark.slow
@@ -152,7 +153,7 @@ class NoteWhere:
 def test_fits_and_trials_run_where_the_study_was_started(
     runtime: RayRuntime, tmp_path: Path
 ) -> None:
-    """Else a relative path, of a checkpoint or of data, is another one there."""
+    """Otherwise a relative path, of a checkpoint or of data, would point elsewhere."""
     store = Store(str(tmp_path))
     context = FitContext(store, "work/where", "weights/where", "where", "inputs")
     runtime.fit(NoteWhere(store), context, FitResources(cpus=1))
@@ -210,8 +211,8 @@ def test_of_workers_that_fail_one_is_told_of_that_would_fail_again() -> None:
             0: StorageError("gone"), 1: RuntimeError("elsewhere"), 2: DataError("no image"),
         }  # fmt: skip
 
-    assert str(ray_error_text(Failed())) == "no image"
-    assert ray_error_text(RuntimeError("elsewhere")) is None
+    assert str(find_engine_error(Failed())) == "no image"
+    assert find_engine_error(RuntimeError("elsewhere")) is None
 
 
 @dataclass

@@ -82,19 +82,19 @@ def test_a_folder_without_a_lock_is_live_for_an_hour_and_then_stale(tmp_path: Pa
 def test_the_lock_goes_last_and_stays_while_others_still_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = Scratch(tmp_path)
-    (made.path / "session").mkdir()
+    scratch = Scratch(tmp_path)
+    (scratch.path / "session").mkdir()
     remove = shutil.rmtree
 
     def write_again(path: Path, **options: object) -> None:
         remove(path, ignore_errors=True)
-        assert (made.path / LOCK).exists()
+        assert (scratch.path / LOCK).exists()
         path.mkdir()
 
     with monkeypatch.context() as patch:
         patch.setattr("shutil.rmtree", write_again)
-        made.close()
-    assert (made.path / LOCK).exists()
+        scratch.close()
+    assert (scratch.path / LOCK).exists()
     remove_stale(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -118,13 +118,13 @@ def test_a_file_system_without_locks_keeps_its_folders(
 
     with monkeypatch.context() as patch:
         patch.setattr("fcntl.flock", refuse)
-        made = Scratch(tmp_path)
-    assert not (made.path / LOCK).exists()
-    age(made.path)
+        scratch = Scratch(tmp_path)
+    assert not (scratch.path / LOCK).exists()
+    age(scratch.path)
     remove_stale(tmp_path)
-    assert made.path.is_dir()
-    made.close()
-    assert not made.path.exists()
+    assert scratch.path.is_dir()
+    scratch.close()
+    assert not scratch.path.exists()
 
 
 def long_folder(parent: Path, length: int) -> Path:
@@ -145,7 +145,7 @@ def test_where_the_temporary_folder_is_too_long_a_short_one_is_used(tmp_path: Pa
     assert parent_for_sockets(long, lines.append, ["/nowhere", "/tmp"]) == Path("/tmp")
     (line,) = lines
     assert line.startswith(f"TMPDIR {long} is too long")
-    assert line.endswith("/tmp is used for Ray")
+    assert line.endswith("using /tmp for Ray")
 
 
 def test_where_there_is_no_short_one_the_line_names_the_variable(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Trials and settings on both runtimes: what fails costs itself, and says which it was."""
+"""Trials and settings on both runtimes: a failure affects only itself, and is named."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ RUNTIMES = ["inline", pytest.param("ray", marks=[pytest.mark.ray, pytest.mark.sl
 
 @pytest.fixture(scope="module")
 def started() -> Iterator[dict[str, Runtime]]:
-    found: dict[str, Runtime] = {
+    runtimes: dict[str, Runtime] = {
         "inline": InlineRuntime(), "ray": RayRuntime("local", 4, warn=print)
     }  # fmt: skip
-    yield found
-    for runtime in found.values():
+    yield runtimes
+    for runtime in runtimes.values():
         runtime.close()
 
 
 @dataclass(frozen=True)
 class Fails:
-    """Trials of which one is refused or, where `dies` is set, ends its process."""
+    """Trials of which the named one raises, or ends its process if `dies` is set."""
 
     store: Store
     name: str
@@ -79,7 +79,7 @@ def test_the_others_of_a_trial_that_fails_are_made_and_it_is_named(
 
 @dataclass(frozen=True)
 class NotesProcess:
-    """Trials that write down which process computed them."""
+    """Trials that record the process that computed them."""
 
     store: Store
 
@@ -112,11 +112,11 @@ def test_a_process_that_dies_as_it_takes_the_next_trial_costs_no_trial(
 @pytest.mark.parametrize(
     ("asked", "why"),
     [
-        ({"cpus": 8}, r"^profile: trial\.cpus: 8 asked, this Ray has 4; .* raise num_cpus$"),
-        ({"gpus": 0.5}, r"^profile: trial\.gpus: 0\.5 asked, this Ray has 0; ask for fewer$"),
+        ({"cpus": 8}, r"^profile: trial\.cpus: 8 requested, this Ray has 4; .* raise num_cpus$"),
+        ({"gpus": 0.5}, r"^profile: trial\.gpus: 0\.5 requested, this Ray has 0; request fewer$"),
         (
             {"cpus": 1.5, "workers": 3},
-            r"^profile: trial\.cpus: 1\.5 by each of 3 workers asked, this Ray has 4; .* num_cpus$",
+            r"^profile: trial\.cpus: 1\.5 for each of 3 workers requested, .* 4; .* num_cpus$",
         ),
     ],
 )
@@ -136,7 +136,7 @@ def test_a_private_ray_refuses_trials_that_it_cannot_hold(
     started: dict[str, Runtime], tmp_path: Path
 ) -> None:
     ray, large = started["ray"], TrialResources(cpus=8)
-    store, why = Store(str(tmp_path)), r"trial\.cpus: 8 asked, this Ray has 4"
+    store, why = Store(str(tmp_path)), r"trial\.cpus: 8 requested, this Ray has 4"
     with pytest.raises(StudyError, match=why):
         ray.search(Fails(store, ""), ["train.real.0"], large, list[str]().append)
     proposals = Proposals({"x": (1, 2)}, "grid", 2, seed=0)
@@ -240,10 +240,10 @@ def test_storage_that_fails_is_tried_again_and_makes_no_setting_a_bad_one(
 def test_an_outcome_that_cannot_be_noted_ends_the_run(
     started: dict[str, Runtime], tmp_path: Path, kind: str
 ) -> None:
-    told: list[int] = []
+    numbers: list[int] = []
 
     def on_end(outcome: Outcome) -> None:
-        told.append(outcome.number)
+        numbers.append(outcome.number)
         raise StorageError("s3://bucket cannot be read now")
 
     proposals = Proposals({"x": tuple(range(1, 9))}, "grid", 8, seed=0)
@@ -252,8 +252,8 @@ def test_an_outcome_that_cannot_be_noted_ends_the_run(
             Unreachable(Store(str(tmp_path)), 0), proposals, None, TrialResources(cpus=4), True,
             on_end,
         )  # fmt: skip
-    assert told[0] == 0
-    assert len(told) < 5
+    assert numbers[0] == 0
+    assert len(numbers) < 5
 
 
 @pytest.mark.ray
@@ -275,7 +275,7 @@ def test_settings_reach_the_same_on_ray_and_in_one_process(
     started: dict[str, Runtime], bars_study: Any, tmp_path: Path, knobs: dict[str, Any], arm: str,
     trial: TrialResources,
 ) -> None:  # fmt: skip
-    # Of several workers the same is asked of a network without batch normalisation.
+    # Several workers give the same result only without batch normalisation.
     alike = {"classifier": PROBE} if trial.workers > 1 else {}
     study = bars_study(tune={"knobs": knobs, "arm": arm}, **alike)
     values = study.model_dump(mode="json")

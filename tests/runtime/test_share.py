@@ -1,4 +1,4 @@
-"""Arrays of many processes: who makes them, who waits, and what becomes of them."""
+"""Arrays shared by many processes: who makes them, who waits, and when they are dropped."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from engine.core.errors import DataError, EngineError
 from engine.core.store import Store
 from engine.runtime.base import Runtime
 from engine.runtime.cluster import RayRuntime
-from engine.runtime.share import ArrayHolder, sharing
+from engine.runtime.share import ArrayCache, sharing
 from engine.work.fit import FitContext
 from engine.work.resources import FitResources, TrialResources
 from engine.work.share import Arrays, Share
@@ -26,25 +26,25 @@ from engine.work.share import Arrays, Share
 FOUR = np.zeros(4, np.uint8)
 
 
-def holder(most: int = 100, lease: float = 9.0) -> ArrayHolder:
-    return ArrayHolder(most, lease, put=lambda arrays: arrays)
+def array_cache(limit: int = 100, lease: float = 9.0) -> ArrayCache:
+    return ArrayCache(limit, lease, put=lambda arrays: arrays)
 
 
 def test_one_makes_and_the_others_wait_for_it() -> None:
     async def run() -> None:
-        held = holder()
-        first = await held.ask("k")
+        cache = array_cache()
+        first = await cache.ask("k")
         assert first.kind == "make"
-        waiting = [asyncio.create_task(held.ask("k")) for _ in range(3)]
+        waiting = [asyncio.create_task(cache.ask("k")) for _ in range(3)]
         await asyncio.sleep(0.01)
         assert not any(one.done() for one in waiting)
         # Another key waits for none.
-        assert (await held.ask("other")).kind == "make"
-        await held.keep("k", FOUR, ["a"])
+        assert (await cache.ask("other")).kind == "make"
+        await cache.keep("k", FOUR, ["a"])
         for answer in await asyncio.gather(*waiting):
-            assert answer.kind == "held"
-            assert answer.held == (FOUR, ["a"])
-        assert (await held.ask("k")).kind == "held"
+            assert answer.kind == "stored"
+            assert answer.reference == (FOUR, ["a"])
+        assert (await cache.ask("k")).kind == "stored"
 
     asyncio.run(run())
 
@@ -52,72 +52,74 @@ def test_one_makes_and_the_others_wait_for_it() -> None:
 @pytest.mark.parametrize("gives_up", [True, False], ids=["fails", "dies"])
 def test_another_takes_the_place_of_a_maker_that_is_no_more(gives_up: bool) -> None:
     async def run() -> None:
-        held = holder(lease=9.0 if gives_up else 0.1)
-        first = await held.ask("k")
-        waiting = [asyncio.create_task(held.ask("k")) for _ in range(2)]
+        cache = array_cache(lease=9.0 if gives_up else 0.1)
+        first = await cache.ask("k")
+        waiting = [asyncio.create_task(cache.ask("k")) for _ in range(2)]
         await asyncio.sleep(0.01)
         if gives_up:
-            await held.give_up("k", first.claim)
+            await cache.give_up("k", first.claim)
         done, others = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED, timeout=5)
         (second,) = [one.result() for one in done]
         assert second.kind == "make"
         # The first says no more of what is not its own.
-        await held.give_up("k", first.claim)
-        assert held.claims["k"].name == second.claim
-        await held.keep("k", FOUR, [])
-        assert [(await one).kind for one in others] == ["held"]
+        await cache.give_up("k", first.claim)
+        assert cache.claims["k"].name == second.claim
+        await cache.keep("k", FOUR, [])
+        assert [(await one).kind for one in others] == ["stored"]
 
     asyncio.run(run())
 
 
 def test_a_maker_that_is_heard_of_keeps_its_place() -> None:
     async def run() -> None:
-        held = holder(lease=0.2)
-        first = await held.ask("k")
-        waiting = asyncio.create_task(held.ask("k"))
+        cache = array_cache(lease=0.2)
+        first = await cache.ask("k")
+        waiting = asyncio.create_task(cache.ask("k"))
         for _ in range(8):
             await asyncio.sleep(0.05)
-            await held.renew("k", first.claim)
+            await cache.renew("k", first.claim)
         assert not waiting.done()
-        await held.keep("k", FOUR, [])
-        assert (await waiting).kind == "held"
+        await cache.keep("k", FOUR, [])
+        assert (await waiting).kind == "stored"
 
     asyncio.run(run())
 
 
 def test_what_there_is_no_room_for_goes_or_is_everyone_s_own() -> None:
     async def run() -> None:
-        held = holder(most=8)
+        cache = array_cache(limit=8)
         for key in ("a", "b"):
-            await held.keep(key, FOUR, [])
-        await held.ask("a")
-        await held.keep("c", FOUR, [])
-        assert list(held.held) == ["a", "c"]
-        assert await held.lacked() == (0, 0)
-        assert (await held.ask("large")).kind == "make"
-        waiting = asyncio.create_task(held.ask("large"))
+            await cache.keep(key, FOUR, [])
+        await cache.ask("a")
+        await cache.keep("c", FOUR, [])
+        assert list(cache.stored) == ["a", "c"]
+        assert await cache.shortage() == (0, 0)
+        assert (await cache.ask("large")).kind == "make"
+        waiting = asyncio.create_task(cache.ask("large"))
         await asyncio.sleep(0.01)
-        assert (await held.keep("large", np.zeros(9, np.uint8), [])).kind == "own"
+        assert (await cache.keep("large", np.zeros(9, np.uint8), [])).kind == "own"
         assert (await waiting).kind == "own"
-        assert await held.lacked() == (9, 0)
-        assert list(held.held) == ["a", "c"]
-        assert (await held.ask("b")).kind == "make"
-        assert await held.lacked() == (9, 1)
+        assert await cache.shortage() == (9, 0)
+        assert list(cache.stored) == ["a", "c"]
+        assert (await cache.ask("b")).kind == "make"
+        assert await cache.shortage() == (9, 1)
 
     asyncio.run(run())
 
 
 @pytest.fixture(scope="module")
 def started() -> Iterator[RayRuntime]:
-    found = RayRuntime("local", 2, warn=print)
-    yield found
-    found.close()
+    ray_runtime = RayRuntime("local", 2, warn=print)
+    yield ray_runtime
+    ray_runtime.close()
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """A fit that needs a large array; writes down who made it, and what each saw of it. Its maker
-    fails, or ends its process, the first time where it is told to."""
+    """A fit that needs a large array, and records who made it and what each process saw of it.
+
+    fails, dies: whether the first maker raises, or ends its process.
+    """
 
     store: Store
     name: str
@@ -218,13 +220,13 @@ def test_what_a_process_died_of_another_makes_and_it_outlives_its_maker(
 def test_where_the_object_store_is_too_small_each_has_its_own_and_a_line_says_so(
     started: RayRuntime, tmp_path: Path
 ) -> None:
-    store, told = Store(str(tmp_path)), list[str]()
+    store, lines = Store(str(tmp_path)), list[str]()
     started._connect()
-    with sharing(told.append) as share:
-        small = replace(share, most=1000)
+    with sharing(lines.append) as share:
+        small = replace(share, limit=1000)
         task = ray.remote(num_cpus=1, max_calls=1)(fit_alone)
         ray.get([task.remote(Decoding(store, name), small) for name in ("one", "two")])
     assert len(store.listing("made")) == 2
     assert len({process for process, _ in seen(store)}) == 2
-    (line,) = told
-    assert line.startswith("warning: 0.0 GiB of decoded images are too many")
+    (line,) = lines
+    assert line.startswith("warning: 0.0 GiB of decoded images do not fit into")

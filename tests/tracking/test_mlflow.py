@@ -43,8 +43,8 @@ def test_a_parent_bears_the_study_and_each_trial_is_a_child(done, tmp_path: Path
         "report.html", "study.yaml", "tables"
     }  # fmt: skip
     # Where the page's links lead.
-    beside = {item.path for item in client.list_artifacts(run, "tables")}
-    assert {"tables/arms.csv", "tables/steps.csv", "tables/predictions.parquet"} <= beside
+    tables = {item.path for item in client.list_artifacts(run, "tables")}
+    assert {"tables/arms.csv", "tables/steps.csv", "tables/predictions.parquet"} <= tables
     child = next(run for run in runs if run.info.run_name == "train.more.x2.1")
     assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert (child.data.params["arm"], child.data.params["seed"]) == ("more x2", "1")

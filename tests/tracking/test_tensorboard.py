@@ -30,10 +30,10 @@ def test_each_training_has_its_curves_once(bars_study, store: Store, profile: Pr
 
     assert len(files) == 4 * 2
     (file,) = (key for key in files if "train.more.x1.1-" in key)
-    held = EventAccumulator(str(Path(store.location(file)).parent))
-    held.Reload()
-    assert [event.step for event in held.Scalars("loss")] == [4, 8, 12]
-    assert 0 <= held.Scalars("val/macro_f1")[-1].value <= 1
+    events = EventAccumulator(str(Path(store.location(file)).parent))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == [4, 8, 12]
+    assert 0 <= events.Scalars("val/macro_f1")[-1].value <= 1
     write_logs(study, steps, store, said.append)
     assert len(said) == 1
     assert store.listing("tensorboard") == files

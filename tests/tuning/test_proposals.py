@@ -28,11 +28,11 @@ def optimum(settings: Settings) -> float:
 
 def test_a_grid_is_every_combination_after_the_study_as_it_is() -> None:
     space: Space = {"a": (1, 2), "b": Range(low=0.1, high=0.3, step=0.1)}
-    found = grid(space)
-    assert [(one["a"], one["b"]) for one in found] == [
+    settings = grid(space)
+    assert [(one["a"], one["b"]) for one in settings] == [
         (a, b) for a in (1, 2) for b in (0.1, 0.2, 0.3)
     ]
-    assert asked(Proposals(space, "grid", len(found), seed=1)) == [{}, *found]
+    assert asked(Proposals(space, "grid", len(settings), seed=1)) == [{}, *settings]
 
 
 def test_a_range_without_steps_has_no_grid() -> None:
@@ -42,17 +42,17 @@ def test_a_range_without_steps_has_no_grid() -> None:
 
 
 def test_what_is_drawn_lies_in_its_range_and_follows_from_the_seed() -> None:
-    found = asked(Proposals(SPACE, "random", 300, seed=4))[1:]
-    assert found == asked(Proposals(SPACE, "random", 300, seed=4))[1:]
-    assert found != asked(Proposals(SPACE, "random", 300, seed=5))[1:]
-    rates = sorted(one["rate"] for one in found)
+    settings = asked(Proposals(SPACE, "random", 300, seed=4))[1:]
+    assert settings == asked(Proposals(SPACE, "random", 300, seed=4))[1:]
+    assert settings != asked(Proposals(SPACE, "random", 300, seed=5))[1:]
+    rates = sorted(one["rate"] for one in settings)
     assert 1e-4 <= rates[0] <= rates[-1] <= 1e-1
     # By equal ratios: as many below the geometric mean as above.
     assert 2e-3 < rates[150] < 5e-3
-    assert {one["count"] for one in found} == {2, 3, 4, 5}
-    assert {str(one["kind"]) for one in found} == {"a", "['b', 2]", "None"}
+    assert {one["count"] for one in settings} == {2, 3, 4, 5}
+    assert {str(one["kind"]) for one in settings} == {"a", "['b', 2]", "None"}
     # More trials begin with fewer.
-    assert asked(Proposals(SPACE, "random", 10, seed=4)) == [{}, *found[:10]]
+    assert asked(Proposals(SPACE, "random", 10, seed=4)) == [{}, *settings[:10]]
 
 
 @pytest.mark.parametrize(
@@ -92,12 +92,12 @@ def test_optuna_learns_and_goes_on_after_a_kill_as_if_there_had_been_none() -> N
     pytest.importorskip("optuna")
 
     def search(count: int, known: dict[int, Settings]) -> list[Settings]:
-        found = []
-        proposals = Proposals(SPACE, "optuna", count, seed=2, known=known, note=known.__setitem__)
+        settings = []
+        proposals = Proposals(SPACE, "optuna", count, seed=2, known=known, on_new=known.__setitem__)
         while (one := proposals.ask()) is not None:
-            found.append(one[1])
+            settings.append(one[1])
             proposals.tell(one[0], optimum(one[1]) if one[0] else None)
-        return found[1:]
+        return settings[1:]
 
     whole = search(40, {})
     assert len(whole) == 40

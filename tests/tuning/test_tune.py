@@ -26,7 +26,7 @@ from engine.runtime.inline import InlineRuntime
 from engine.steps.search import trial_steps
 from engine.study import Study, apply_sets, validate
 from engine.tuning.proposals import Halving, Proposals, Rung, Settings
-from engine.tuning.tune import Setting, Tried, tune, tuned_study
+from engine.tuning.tune import StudyVariants, TuningResult, tune, tuned_study
 from engine.work.resources import TrialResources
 
 Values = dict[str, Any]
@@ -48,7 +48,7 @@ def written(bars_study: Callable[..., Study]) -> Callable[..., Values]:
 
 
 @pytest.fixture
-def tried(store: Store, profile: Profile) -> Callable[[Values], Tried]:
+def tried(store: Store, profile: Profile) -> Callable[[Values], TuningResult]:
     return lambda values: tune(values, store, InlineRuntime(), profile)
 
 
@@ -82,20 +82,20 @@ def test_the_best_setting_is_written_as_a_study_that_finds_its_classifiers(
     written, tried, store: Store, profile: Profile
 ) -> None:
     # At 1e-8 nothing is learnt.
-    found = tried(written({RATE: [1e-8, 0.02]}, arm="real", seeds=2))
-    assert [row["state"] for row in found.tries] == ["ok"] * 3
-    assert [row[RATE] for row in found.tries] == [0.01, 1e-8, 0.02]
-    means = [row["mean"] for row in found.tries]
-    assert found.best["mean"] == max(means) > means[1]
+    result = tried(written({RATE: [1e-8, 0.02]}, arm="real", seeds=2))
+    assert [row["state"] for row in result.tries] == ["ok"] * 3
+    assert [row[RATE] for row in result.tries] == [0.01, 1e-8, 0.02]
+    means = [row["mean"] for row in result.tries]
+    assert result.best["mean"] == max(means) > means[1]
     assert not store.listing("openings")
-    values = yaml.safe_load(found.study)
-    assert values["training"]["learning_rate"] == found.best[RATE]
+    values = yaml.safe_load(result.study)
+    assert values["training"]["learning_rate"] == result.best[RATE]
     assert (values["name"], values["tune"]) == ("toy-tuned", {"tried": 3})
     before = manifests(store, "train")
     study = validate(Study, values, "tuned.yaml")
     steps = until(plan(study), "search")
     searched = execute(steps, store, InlineRuntime(), profile)[steps[-1].key]
-    assert searched.metrics["arms"]["real"]["mean"] == pytest.approx(found.best["mean"])
+    assert searched.metrics["arms"]["real"]["mean"] == pytest.approx(result.best["mean"])
     assert before.items() <= manifests(store, "train").items()
     assert searched.provenance["trials"]["found"] >= 2
 
@@ -105,7 +105,7 @@ def test_what_settings_share_is_computed_once_and_found_again(
 ) -> None:
     runtime = Watched()
     values = written({CONFIDENCE: [0.5, 0.8, 0.99]})
-    found = tune(values, store, runtime, profile)
+    result = tune(values, store, runtime, profile)
     assert not runtime.leaf
     assert len(manifests(store, "generate")) == len(manifests(store, "ingest")) == 1
     # Of the study as it is (0.9) too.
@@ -113,7 +113,7 @@ def test_what_settings_share_is_computed_once_and_found_again(
     before = {key: store.read(key) for key in store.listing("")}
     again = tune(values, store, Watched(), profile)
     assert {key: store.read(key) for key in store.listing("")} == before
-    assert [row["scores"] for row in again.tries] == [row["scores"] for row in found.tries]
+    assert [row["scores"] for row in again.tries] == [row["scores"] for row in result.tries]
 
 
 def test_after_a_kill_only_what_is_missing_is_computed(
@@ -128,23 +128,23 @@ def test_after_a_kill_only_what_is_missing_is_computed(
     kept = manifests(store, "train")
     assert len(kept) == 3
     runtime = Watched()
-    found = tune(values, store, runtime, profile)
+    result = tune(values, store, runtime, profile)
     assert runtime.leaf
     assert kept.items() <= manifests(store, "train").items()
     assert len(manifests(store, "train")) == 5
     whole = tune(values, Store(str(tmp_path / "whole")), InlineRuntime(), profile)
-    assert [row[RATE] for row in whole.tries] == [row[RATE] for row in found.tries]
-    assert [row["scores"] for row in whole.tries] == [row["scores"] for row in found.tries]
+    assert [row[RATE] for row in whole.tries] == [row[RATE] for row in result.tries]
+    assert [row["scores"] for row in whole.tries] == [row["scores"] for row in result.tries]
 
 
 def test_a_setting_that_fails_ends_none_of_the_others(written, tried, store: Store) -> None:
     values = written({"request.ratio_by_class.down": [1, 50]}, arm="more by class")
     values["request"] = {"ratio_by_class": {"down": 0.5}, "classes": ["down"], "shard_size": 16}
-    found = tried(values)
-    assert [row["state"] for row in found.tries] == ["ok", "ok", "failed"]
-    assert "request: " in found.tries[2]["error"]
-    assert "the folder has 60" in found.tries[2]["error"]
-    assert found.best["request.ratio_by_class.down"] in (0.5, 1)
+    result = tried(values)
+    assert [row["state"] for row in result.tries] == ["ok", "ok", "failed"]
+    assert "request: " in result.tries[2]["error"]
+    assert "the folder has 60" in result.tries[2]["error"]
+    assert result.best["request.ratio_by_class.down"] in (0.5, 1)
 
 
 def test_one_knob_turns_the_ratio_of_a_group_of_classes(written, tried, store: Store) -> None:
@@ -154,11 +154,11 @@ def test_one_knob_turns_the_ratio_of_a_group_of_classes(written, tried, store: S
     }  # fmt: skip
     values["search"] = {**values["search"], "ratios": [0.5]}
     values["generators"] = {"more": {"name": "traditional"}}
-    found = tried(values)
-    assert [row["request.ratio_by_class.rare"] for row in found.tries] == [0.5, 1, 1.5]
-    assert [row["state"] for row in found.tries] == ["ok"] * 3
+    result = tried(values)
+    assert [row["request.ratio_by_class.rare"] for row in result.tries] == [0.5, 1, 1.5]
+    assert [row["state"] for row in result.tries] == ["ok"] * 3
     # Each is the study that names the class itself.
-    for row in found.tries:
+    for row in result.tries:
         ratio = row["request.ratio_by_class.rare"]
         request = {"ratio_by_class": {"down": ratio}, "shard_size": 16}
         study = validate(Study, {**values, "request": request}, "by class")
@@ -167,8 +167,8 @@ def test_one_knob_turns_the_ratio_of_a_group_of_classes(written, tried, store: S
         manifest = read_manifest(store, trial)
         assert manifest is not None
         assert row["scores"] == [manifest.metrics["val"]["macro_f1"]]
-    tuned = yaml.safe_load(found.study)["request"]
-    best = found.best["request.ratio_by_class.rare"]
+    tuned = yaml.safe_load(result.study)["request"]
+    best = result.best["request.ratio_by_class.rare"]
     assert (tuned["ratio_by_class"], tuned["class_groups"]) == ({"rare": best}, {"rare": ["down"]})
 
 
@@ -177,8 +177,8 @@ def test_a_shared_step_that_fails_is_tried_once(written, tried, capsys) -> None:
         {"request.ratio_by_class.down": [1, 50], RATE: [0.01, 0.02]}, arm="more by class"
     )
     values["request"] = {"ratio_by_class": {"down": 0.5}, "classes": ["down"], "shard_size": 16}
-    found = tried(values)
-    assert [row["state"] for row in found.tries] == ["ok", "ok", "ok", "failed", "failed"]
+    result = tried(values)
+    assert [row["state"] for row in result.tries] == ["ok", "ok", "ok", "failed", "failed"]
     # It is begun once for the two settings that need it.
     assert capsys.readouterr().err.count("request.more         ") == 3
 
@@ -212,7 +212,7 @@ def test_storage_that_fails_ends_the_run_and_no_setting(
 def test_where_all_fail_it_says_why(written, tried) -> None:
     values = written({"request.ratio_by_class.down": [40, 50]}, arm="more by class")
     values["request"] = {"ratio_by_class": {"down": 30}, "classes": ["down"], "shard_size": 16}
-    with pytest.raises(EngineError, match=r"none of 3 settings could be computed: request: "):
+    with pytest.raises(EngineError, match=r"none of 3 settings finished: request: "):
         tried(values)
 
 
@@ -220,12 +220,12 @@ def test_asha_trains_with_few_steps_first(written, store: Store, profile: Profil
     values = written(
         {RATE: [0.02, 1e-8, 1e-9]}, "real", scheduler="asha", grace=0.25, reduction_factor=2
     )
-    found = tune(values, store, InlineRuntime(), profile)
-    states = {row[RATE]: (row["state"], row["steps"]) for row in found.tries}
+    result = tune(values, store, InlineRuntime(), profile)
+    states = {row[RATE]: (row["state"], row["steps"]) for row in result.tries}
     assert states[1e-8][0] == states[1e-9][0] == "stopped"
     assert states[1e-8][1] == 3
     assert ("ok", 12) in states.values()
-    assert found.best["state"] == "ok"
+    assert result.best["state"] == "ok"
     # Each budget is a training of its own, that a restart finds.
     specs = [unseal(text)["spec"]["training"] for text in manifests(store, "train").values()]
     assert {spec["steps"] for spec in specs} == {3, 6, 12}
@@ -235,40 +235,40 @@ def test_asha_trains_with_few_steps_first(written, store: Store, profile: Profil
     ("knobs", "fields", "why"),
     [
         ({}, {}, r"tune\.knobs: name the fields to try"),
-        ({"seed": [1, 2]}, {}, "seed is no setting"),
-        ({"search.ratios": [[1], [2]]}, {}, r"search\.ratios is no setting"),
-        ({"evaluate.margin": [0.1, 0.2]}, {}, r"evaluate\.margin is no setting"),
-        ({"split.val": [0.1, 0.2]}, {}, r"split\.val is no setting"),
-        ({"reader.root": ["a", "b"]}, {}, r"reader\.root is no setting"),
-        ({"preprocess.size": [8, 16]}, {}, r"preprocess\.size is no setting"),
-        ({"training.objective": ["accuracy", "macro_f1"]}, {}, "what settings are compared by"),
-        ({"training.steps": [5, 9]}, {"scheduler": "asha"}, "asha gives each setting its steps"),
-        ({"seed": [1, 2]}, {"scheduler": "asha"}, "ASHA is never over arm, ratio or seed"),
-        ({"search.ratios": [[1], [2]]}, {"scheduler": "asha"}, "never over arm, ratio or seed"),
-        ({"search.arms": [[], ["mixup"]]}, {"scheduler": "asha"}, "never over arm, ratio or seed"),
-        ({"request": [{"ratio": 1}, {"ratio": 2}]}, {"scheduler": "asha"}, "never over arm, ratio"),
-        ({"request.ratio": [1, 2]}, {"scheduler": "asha"}, r"request\.ratio changes what an arm"),
-        ({"request.balance_to": [9, 20]}, {"scheduler": "asha"}, "ASHA is never over arm, ratio"),
-        ({"request.per_class": [9, 20]}, {"scheduler": "asha"}, "ASHA is never over arm, ratio"),
+        ({"seed": [1, 2]}, {}, "seed cannot be tuned"),
+        ({"search.ratios": [[1], [2]]}, {}, r"search\.ratios cannot be tuned"),
+        ({"evaluate.margin": [0.1, 0.2]}, {}, r"evaluate\.margin cannot be tuned"),
+        ({"split.val": [0.1, 0.2]}, {}, r"split\.val cannot be tuned"),
+        ({"reader.root": ["a", "b"]}, {}, r"reader\.root cannot be tuned"),
+        ({"preprocess.size": [8, 16]}, {}, r"preprocess\.size cannot be tuned"),
+        ({"training.objective": ["accuracy", "macro_f1"]}, {}, "settings are compared by"),
+        ({"training.steps": [5, 9]}, {"scheduler": "asha"}, "ASHA chooses the steps"),
+        ({"seed": [1, 2]}, {"scheduler": "asha"}, "ASHA must not compare arms, ratios or seeds"),
+        ({"search.ratios": [[1], [2]]}, {"scheduler": "asha"}, "not compare arms, ratios"),
+        ({"search.arms": [[], ["mixup"]]}, {"scheduler": "asha"}, "not compare arms, ratios"),
+        ({"request": [{"ratio": 1}, {"ratio": 2}]}, {"scheduler": "asha"}, "not compare arms"),
+        ({"request.ratio": [1, 2]}, {"scheduler": "asha"}, r"request\.ratio changes the arms"),
+        ({"request.balance_to": [9, 20]}, {"scheduler": "asha"}, "ASHA must not compare arms"),
+        ({"request.per_class": [9, 20]}, {"scheduler": "asha"}, "ASHA must not compare arms"),
         (
             {"request.ratio_by_class.down": [1, 2]},
             {"scheduler": "asha"},
-            "ASHA is never over arm, ratio or seed",
+            "ASHA must not compare arms, ratios or seeds",
         ),
         (
             {"request.class_groups.rare": [["down"], ["across"]]},
             {"scheduler": "asha"},
-            "ASHA is never over arm, ratio or seed",
+            "ASHA must not compare arms, ratios or seeds",
         ),
         ({RATE: [0.1, -1]}, {}, r"training\.learning_rate=-1: training\.learning_rate: must be"),
         ({"training.lerning": [1, 2]}, {}, r"training\.lerning: no such field"),
         ({"generators.less.rotate": [1, 2]}, {}, r"generators\.less: must name its plugin"),
-        ({"cluster.k": [1, 2]}, {}, r"cluster\.k changes nothing that real is trained on"),
-        ({RATE: [1e-3, 1e-2]}, {"arm": "mroe x1"}, "there is no arm 'mroe x1'; there are real, "),
-        ({RATE: [1e-3, 1e-2]}, {"arm": None}, r"tune\.arm: name one to judge by; there are real, "),
+        ({"cluster.k": [1, 2]}, {}, r"cluster\.k does not affect the training of arm real"),
+        ({RATE: [1e-3, 1e-2]}, {"arm": "mroe x1"}, "no arm 'mroe x1'; choose one of real, "),
+        ({RATE: [1e-3, 1e-2]}, {"arm": None}, r"tune\.arm: name the arm to tune; choose "),
         ({RATE: {"low": 1e-3, "high": 0.1}}, {}, r"tune\.knobs\.training\.learning_rate: a grid"),
         ({RATE: [1e-3, 1e-2]}, {"trials": 3}, r"tune\.trials: a grid tries every setting"),
-        ({RATE: [1e-3, 1e-2]}, {"seeds": 3}, r"tune\.seeds: 3: search\.seeds has 2"),
+        ({RATE: [1e-3, 1e-2]}, {"seeds": 3}, r"tune\.seeds: 3 is more than search\.seeds \(2\)"),
         ({"training": [{}, {"steps": 2}], RATE: [0.1, 0.2]}, {}, "is a part of training"),
     ],
 )
@@ -288,15 +288,15 @@ def test_of_the_section_the_number_of_settings_alone_enters_a_key(bars_study) ->
 
     tuning = report(tune={"knobs": {RATE: [0.1, 0.2]}, "arm": "real"})
     assert tuning.key == report().key
-    told = report(tune={"tried": 7})
-    assert told.key != report().key
-    assert told.spec.study["tune"]["tried"] == 7
+    tuned_before = report(tune={"tried": 7})
+    assert tuned_before.key != report().key
+    assert tuned_before.spec.study["tune"]["tried"] == 7
 
 
 def test_rungs_are_trainings_of_the_arm_alone(written, store: Store, profile: Profile) -> None:
     study = validate(Study, written({CONFIDENCE: [0.5, 0.8]}), "study")
-    one = Setting(study.model_dump(mode="json"), study.tune, store, profile)
-    (few,), (all_steps,) = one.classifiers({}, 3), one.classifiers({})
+    variants = StudyVariants(study.model_dump(mode="json"), study.tune, store, profile)
+    (few,), (all_steps,) = variants.classifiers({}, 3), variants.classifiers({})
     assert (few.spec.training.steps, all_steps.spec.training.steps) == (3, 12)
     assert few.inputs["mix"].key == all_steps.inputs["mix"].key
 
@@ -306,25 +306,25 @@ def test_null_is_a_value_that_is_tried_and_kept(written, store: Store, profile: 
     values = written(knobs)
     values["curate"] = {"filters": ["copies"], "max_rounds": 1}
     study = validate(Study, values, "study")
-    one = Setting(values, study.tune, store, profile)
+    variants = StudyVariants(values, study.tune, store, profile)
     tries = [{"curate.labeler": None, "curate.max_rounds": 2}, {"curate.labeler": {"name": "knn"}}]
-    assert one.study(tries[0]).curate.labeler is None
-    assert len({one.classifiers(settings)[0].key for settings in [{}, *tries]}) == 3
+    assert variants.study(tries[0]).curate.labeler is None
+    assert len({variants.classifiers(settings)[0].key for settings in [{}, *tries]}) == 3
     best = {"try": 1, "mean": 0.5, **tries[0]}
-    text = tuned_study(one, study, [best], best)
+    text = tuned_study(variants, study, [best], best)
     again = apply_sets(yaml.safe_load(text), ["curate.max_rounds=3"])
     assert validate(Study, again, "tuned.yaml").curate.labeler is None
     # A plugin of a list is taken away; a field that cannot be null is refused.
     values["curate"] = {"filters": ["copies", {"name": "agreement", "confidence": 0.5}]}
-    one = Setting(values, study.tune, store, profile)
-    (left,) = one.study({"curate.filters.agreement": None}).curate.filters
+    variants = StudyVariants(values, study.tune, store, profile)
+    (left,) = variants.study({"curate.filters.agreement": None}).curate.filters
     assert left.name == "copies"
     for name, place in (
         ("curate.filters.agreement.confidence", r"curate\.filters\.1\.confidence"),
         ("training.steps", r"training\.steps"),
     ):
         with pytest.raises(StudyError, match=rf"{name}=null: {place}.*: must be a valid"):
-            one.study({name: None})
+            variants.study({name: None})
 
 
 def test_a_rung_warms_up_over_its_share_of_the_steps(
@@ -332,19 +332,19 @@ def test_a_rung_warms_up_over_its_share_of_the_steps(
 ) -> None:
     values = written({RATE: [0.01, 0.02]}, scheduler="asha")
     values["training"] = {**values["training"], "steps": 12, "lr_warmup_steps": 11}
-    one = Setting(values, validate(Study, values, "study").tune, store, profile)
-    rungs = [one.classifiers({}, steps)[0].spec.training for steps in (1, 6, 12)]
+    variants = StudyVariants(values, validate(Study, values, "study").tune, store, profile)
+    rungs = [variants.classifiers({}, steps)[0].spec.training for steps in (1, 6, 12)]
     assert [rung.lr_warmup_steps for rung in rungs] == [0, 5, 11]
     assert [Training.model_validate(rung.model_dump()) for rung in rungs] == rungs
-    assert one.classifiers({}, 12)[0].key == one.classifiers({})[0].key
+    assert variants.classifiers({}, 12)[0].key == variants.classifiers({})[0].key
 
 
 def test_one_that_is_stopped_gives_its_place_to_the_next() -> None:
-    made: list[int] = []
+    computed: list[int] = []
 
     def run(settings: Settings, runtime: Runtime) -> Iterator[Rung]:
         for steps in (1, 2, 4):
-            made.append(steps)
+            computed.append(steps)
             yield Rung(steps, settings.get("x", 5) / 10)
 
     outcomes: list[Outcome] = []
@@ -352,7 +352,7 @@ def test_one_that_is_stopped_gives_its_place_to_the_next() -> None:
     halving = Halving(1, 2, 4)
     resources = TrialResources()
     InlineRuntime().tune(run, proposals, halving, resources, True, outcomes.append)
-    assert made == [1, 2, 4, 1, 1, 2, 4]
+    assert computed == [1, 2, 4, 1, 1, 2, 4]
     assert [outcome.reached for outcome in outcomes] == [(4, 0.5), (1, 0.1), (4, 0.9)]
 
 
@@ -385,7 +385,7 @@ def test_the_job_leaves_a_study_and_a_table(
 def test_settings_are_judged_by_what_the_study_asks_for(
     written, tried, store: Store, objective: str
 ) -> None:
-    found = tried(written({RATE: [1e-8, 0.02]}, arm="real", objective=objective))
+    result = tried(written({RATE: [1e-8, 0.02]}, arm="real", objective=objective))
     # Read again from what the classifiers say of val.
     for key, text in manifests(store, "train").items():
         manifest = unseal(text)
@@ -399,5 +399,5 @@ def test_settings_are_judged_by_what_the_study_asks_for(
             "worst_class_recall": min((down > 0.5)[true].mean(), (down <= 0.5)[~true].mean()),
             "balanced_accuracy": ((down > 0.5)[true].mean() + (down <= 0.5)[~true].mean()) / 2,
         }[objective]
-        assert any(row["mean"] == pytest.approx(expected) for row in found.tries), key
-    assert found.objective == objective
+        assert any(row["mean"] == pytest.approx(expected) for row in result.tries), key
+    assert result.objective == objective

@@ -1,4 +1,4 @@
-"""The register, and a worker that is restarted by hand after each death."""
+"""The register, with a worker that the test restarts after each death."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ SCHEMA = pa.schema([(rows.IMAGE_ID, pa.string()), (rows.IMAGE, rows.IMAGE_TYPE)]
 
 
 class Death(BaseException):
-    """The end of a process, as far as this one can play it."""
+    """Stands for the death of a process."""
 
 
 class Hang(Death):
-    """An end by the watchdog."""
+    """Stands for the end of a hanging process by the watchdog."""
 
 
 class Lethal:
-    """A stage that paints rows and dies on some; what it paints depends on the batch's shape and on
+    """A stage that paints rows and dies on some. A row's pixels depend on the batch's shape and on
     the row's place in it."""
 
     reads: ClassVar[tuple[str, ...]] = (rows.IMAGE_ID,)
@@ -60,14 +60,13 @@ class Lethal:
 
 
 class Attended:
-    """`Attendance` of one process, on a register in this one."""
+    """`Attendance` of one simulated process, with a register in this process."""
 
     node = "node-1"
 
     def __init__(self, register: Register, process: str) -> None:
         self.register, self.process = register, process
-        # What was watched: so many micro-batches, the first one of the process, what may take long,
-        # or nothing. And whether something is.
+        # The calls in order: a number of micro-batches, "first", "long", or "" for unwatch.
         self.watched: list[int | str] = []
         self.watching = False
 
@@ -96,7 +95,7 @@ class Attended:
         self.watched.append("long")
         self.watching = True
 
-    def rest(self) -> None:
+    def unwatch(self) -> None:
         self.watched.append("")
         self.watching = False
 
@@ -131,11 +130,11 @@ def restarted(
         register.loaded("actor", f"process-{number}")
         try:
             for _ in worker(shards):
-                assert not worker.attendance.watching, "who takes a summary may take long"
+                assert not worker.attendance.watching, "the consumer of a summary may take any time"
             return number
         except Death as death:
             hung = isinstance(death, Hang)
-    raise AssertionError("it does not end")
+    raise AssertionError("the worker died 100 times")
 
 
 def lose_shard(register: Register) -> None:
@@ -241,7 +240,7 @@ def test_after_a_death_shards_of_one_call_go_one_by_one_and_the_innocent_stay_wh
     restarted(store, Lethal({"1-4": Death}), planned, register)
     commits = collected(store, planned)
     assert [fates_of(commit) for commit in commits] == [{}, {"1-4": DIED}, {}, {}]
-    # What was begun beside it shares the first death, and no other.
+    # Shards begun at the same time share the first death, and no other.
     for commit in (commits[0], commits[2], commits[3]):
         assert commit.provenance.get("deaths", 0) <= 1
     assert commits[1].provenance["deaths"] == 2 + 3 + 2
@@ -253,13 +252,13 @@ class NeedsEveryRow(Lethal):
 
 def test_stages_that_set_no_row_aside_name_the_row_that_kills(tmp_path) -> None:
     store = Store(str(tmp_path))
-    with pytest.raises(DataError, match=r"stage paint: 0-3 \(shard s0\) killed its worker twice"):
+    with pytest.raises(DataError, match=r"paint: row 0-3 \(shard s0\) killed its worker twice"):
         restarted(store, NeedsEveryRow({"0-3": Death}), [shard(0, 8)], Register("paint", RESOURCES))
 
 
 def test_where_no_row_comes_through_the_rows_are_not_blamed(tmp_path) -> None:
     fates = {f"0-{row}": Death for row in range(16)}
-    with pytest.raises(EngineError, match="the rows are not the cause"):
+    with pytest.raises(EngineError, match="the rows are probably not the cause"):
         restarted(Store(str(tmp_path)), Lethal(fates), [shard(0, 16)], Register("paint", RESOURCES))
 
 
@@ -267,7 +266,7 @@ def test_deaths_outside_of_rows_end_the_stream(tmp_path) -> None:
     def unreadable(store: Store, task: Mapping[str, Any]) -> pa.Table:
         raise Death
 
-    with pytest.raises(EngineError, match="died 5 times while they read or stored the shard s0"):
+    with pytest.raises(EngineError, match="died 5 times while reading or storing shard s0"):
         restarted(
             Store(str(tmp_path)), Lethal({}), [shard(0, 8)], Register("paint", RESOURCES),
             rows_of=unreadable,
@@ -335,7 +334,7 @@ def test_processes_that_die_while_loading_are_counted_until_one_has_loaded() -> 
         register.loaded("b", f"again-{number}")
     stop = register.arrive("a", "again-5", "node-5", None)
     assert stop.startswith(
-        "the workers of stage paint died 9 times while loading (the last on node-4)"
+        "stage paint: its workers died 9 times while loading (the last on node-4)"
     )
 
 
@@ -433,11 +432,11 @@ def test_pieces_are_watched_and_so_is_storage_between_them(tmp_path) -> None:
 def test_a_machine_that_fails_after_good_shards_ends_the_stream(tmp_path, batch_size: int) -> None:
     store, planned = Store(str(tmp_path)), [shard(number, batch_size) for number in range(9)]
     fates = {f"{number}-{row}": Death for number in range(1, 9) for row in range(batch_size)}
-    with pytest.raises(EngineError, match=r"died on 8 rows in a row, .*not the cause"):
+    with pytest.raises(EngineError, match=r"died on 8 consecutive rows .*not the cause"):
         restarted(
             store, Lethal(fates), planned, Register("paint", RESOURCES), batch_size=batch_size
         )
-    assert ShardSet(store, "set").standing("s0") is not None
+    assert ShardSet(store, "set").find_commit("s0") is not None
 
 
 def test_rows_that_kill_among_good_ones_do_not_end_the_stream(tmp_path) -> None:

@@ -3,8 +3,8 @@ import sys
 
 import pytest
 
-# In a process of its own, for the setting stays, and in a second thread, whose freed memory glibc
-# hands back soonest. The arrays are as large as a small network's activations.
+# In a process of its own, because the setting is permanent, and in a second thread, whose freed
+# memory glibc returns soonest. The arrays are as large as a small network's activations.
 _FAULTS = """
 import resource, sys, threading
 import numpy as np
@@ -16,8 +16,8 @@ def work():
     np.ones(2**21, np.float32)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(20):
-        held = [np.ones(2**20, np.float32) for _ in range(2)]
-        del held
+        arrays = [np.ones(2**20, np.float32) for _ in range(2)]
+        del arrays
     print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 thread = threading.Thread(target=work)
@@ -33,6 +33,6 @@ def page_faults(mode: str) -> int:
     return int(done.stdout)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc alone is told")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs glibc")
 def test_freed_memory_is_used_again_without_page_faults():
     assert page_faults("keep") < 0.2 * page_faults("default")

@@ -1,4 +1,4 @@
-"""Arrays that the fits of a process find again."""
+"""Arrays shared by the fits of one process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from engine.work.share import Arrays, within_process
 
 
 class Maker:
-    """Makes arrays, and counts how often; fails as often as it is told to."""
+    """Makes arrays and counts how often. fails: number of calls that fail first."""
 
     def __init__(self, fails: int = 0) -> None:
         self.fails, self.made = fails, 0
