@@ -290,3 +290,19 @@ def test_benchmarks_import_what_there_is() -> None:
                     if not hasattr(module, alias.name)
                 ]
     assert not missing
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    modules = {"engine" if file == "__init__.py" else
+               f"engine.{file[:-3].removesuffix('/__init__').replace('/', '.')}": file
+               for file in FILES}  # fmt: skip
+    needs = {
+        module: {name if name in modules else name.rpartition(".")[0] for name in imports(file)}
+        & modules.keys() - {module}
+        for module, file in modules.items()
+    }
+    # Modules that need none of the rest are taken away, again and again: what is left are circles.
+    while free := [module for module, needed in needs.items() if not needed & needs.keys()]:
+        for module in free:
+            del needs[module]
+    assert not needs
