@@ -47,7 +47,7 @@ from engine.data.arrays import vectors_of
 from engine.data.decoding import decode
 from engine.data.images import Preprocess, decode_own, encode, preprocess
 from engine.embedders.cnn import CnnSpec
-from engine.steps.embed import EmbedImages, image_shards
+from engine.stages.images import EmbedImages, image_shards
 from engine.steps.ingest import ROW_GROUP
 from engine.work.memory import keep_freed_memory
 from engine.work.shard_worker import ShardWorker

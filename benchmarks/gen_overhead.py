@@ -66,7 +66,7 @@ from engine.generators.ddpm import Ddpm, DdpmSpec
 from engine.profile import Profile
 from engine.runtime.cluster import RayRuntime
 from engine.sections import Request as RequestSettings
-from engine.steps.embed import EmbedImages, image_shards
+from engine.stages.images import EmbedImages, image_shards
 from engine.steps.generate import Encode, GenerateSpec, Sample
 from engine.steps.request import Request, RequestSpec, planned_shards
 from engine.work.memory import keep_freed_memory

@@ -39,17 +39,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from benchmarks.timing import machine, print_table
+from engine.comparison.predictions import score
+from engine.comparison.verdict import Contrast, Predictions, compare
 from engine.core import rows
 from engine.core.progress import Bar
 from engine.core.rng import generator
 from engine.core.store import Store
 from engine.execute import execute
 from engine.plan import named, plan
-from engine.predictions import score
 from engine.profile import Profile
 from engine.runtime.inline import InlineRuntime
 from engine.sections import Evaluate
-from engine.steps._verdict import Contrast, Predictions, compare
 from engine.study import Study
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "mnist"

@@ -43,21 +43,22 @@ from typing import Any
 import numpy as np
 
 from benchmarks.timing import Cost, machine, print_table, quartiles, ratios, timed
+from engine.comparison.arms import planned_trials
 from engine.core.manifest import Manifest, read_manifest
 from engine.core.registry import resolve
 from engine.core.rng import derive_seed
 from engine.core.step import Step, upstream
 from engine.core.store import Store
 from engine.data.arrays import Stack, read_pixels
-from engine.data.dataset import class_names, split_index
+from engine.data.dataset import split_index
 from engine.execute import RunTrial, Trials, execute
 from engine.nets.classification import LabelledImages, class_numbers, train
 from engine.plan import named, plan
 from engine.profile import Profile
+from engine.results.data import IngestResult
 from engine.runtime.base import Runtime
 from engine.runtime.cluster import RayRuntime
 from engine.runtime.inline import InlineRuntime
-from engine.steps.search import trial_steps
 from engine.steps.train import TrainClassifier
 from engine.study import Study, validate
 from engine.work.fit import FitContext
@@ -85,7 +86,7 @@ def study_of(steps: int) -> Study:
 
 def trials_of(study: Study) -> list[Step]:
     (search,) = named(plan(study), "search")
-    found = [trial.step for trial in trial_steps(search) if trial.arm.family == "moved"]
+    found = [trial.step for trial in planned_trials(search) if trial.arm.family == "moved"]
     assert len(found) == TRIALS
     return found
 
@@ -121,7 +122,7 @@ class Trainer:
         ingest, spec = inputs["ingest"], step.spec
         pools = [manifest for name, manifest in inputs.items() if name.startswith("generate")]
         return TrainClassifier(
-            self.store, spec, class_names(ingest), tuple(ingest.keys(split="train")),
+            self.store, spec, IngestResult.of(ingest).classes, tuple(ingest.keys(split="train")),
             tuple(tuple(part.key for part in pool.parts if "label" in part.tags) for pool in pools),
             tuple(ingest.keys(split="val")), tuple(inputs["mix"].keys(table="members")),
             split_index(self.store, ingest, spec.task, "val"),

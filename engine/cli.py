@@ -99,7 +99,7 @@ def run_evaluate(argv: Sequence[str] | None = None) -> int:
 
 
 def _score_predictions(arguments: argparse.Namespace) -> int:
-    from engine.predictions import score
+    from engine.comparison.predictions import score
 
     study, profile = read(arguments.study, arguments.profile, arguments.sets)
     store = Store(profile.storage)

@@ -18,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 
 from engine import __version__
+from engine.comparison.arms import SearchSpec
 from engine.core import rows
 from engine.core.errors import DataError, StudyError
 from engine.core.manifest import Manifest
@@ -25,6 +26,7 @@ from engine.core.progress import Bar
 from engine.core.registry import available, resolve
 from engine.core.step import Step, upstream
 from engine.core.store import Store
+from engine.data.dataset import generated_images
 from engine.execute import inspect
 from engine.exporters import FIELDS, Exporter, Item
 from engine.plan import named, plan
@@ -32,8 +34,6 @@ from engine.readers import image_ids
 from engine.results.data import IngestResult
 from engine.results.images import CurateResult
 from engine.steps.ingest import IngestSpec
-from engine.steps.search import SearchSpec
-from engine.steps.train import generated_images
 from engine.study import Study
 
 PROVENANCE = "provenance.json"

@@ -7,11 +7,11 @@ from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
-from engine.comparison import Comparison, fit_seed
 from engine.core.errors import StudyError
 from engine.core.registry import kind_of, resolve
 from engine.core.spec import digest, without
 from engine.core.step import Step, Subject, make_step, upstream
+from engine.plan_comparison import Comparison, fit_seed
 from engine.study import Study
 
 

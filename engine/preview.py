@@ -20,13 +20,14 @@ from engine.core.registry import kind_of
 from engine.core.shards import OK, Shard, ids_digest, parquet_rows
 from engine.core.step import Step, upstream
 from engine.core.store import Store, attempt_name
+from engine.data.arrays import first_images
 from engine.data.images import Preprocess, encode
 from engine.execute import execute
 from engine.profile import Profile
 from engine.report.page import render
 from engine.results.data import IngestResult
 from engine.runtime.base import Runtime
-from engine.steps.generate import GenerateSpec, fingerprint, first_images, sampling_stages
+from engine.steps.generate import GenerateSpec, fingerprint, sampling_stages
 from engine.steps.request import RequestSpec, needed_images, request_table, training_rows
 from engine.study import Study
 

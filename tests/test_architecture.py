@@ -117,6 +117,18 @@ def test_a_runtime_knows_what_workers_do_and_no_step(file: str) -> None:
     assert not strangers(file, "core", "work", "runtime", "tuning.proposals")
 
 
+@pytest.mark.parametrize("file", [file for file in FILES if below(file, "results")])
+def test_results_know_core_alone(file: str) -> None:
+    assert not strangers(file, "core", "results")
+
+
+@pytest.mark.parametrize(
+    "file", [file for file in FILES if below(file, "report", "comparison", "stages")]
+)
+def test_the_page_the_comparison_and_the_stages_know_no_step(file: str) -> None:
+    assert not [name for name in imports(file) if within(name, "engine.steps")]
+
+
 # 4
 @pytest.mark.parametrize("file", [file for file in FILES if below(file, "steps")])
 def test_a_step_knows_no_concrete_plugin_and_no_runtime(file: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import pytest
 
+from engine.comparison.arms import planned_trials
 from engine.context import Context, Work
 from engine.core.manifest import Manifest, read_manifest, write_part
 from engine.core.progress import Bar
@@ -18,7 +19,6 @@ from engine.plan import named, plan, until
 from engine.profile import Profile
 from engine.runtime.cluster import RayRuntime
 from engine.runtime.inline import InlineRuntime
-from engine.steps.search import trial_steps
 from engine.work.resources import FitResources, StageResources, TrialResources
 from tests.core.test_progress import Lines
 
@@ -76,7 +76,7 @@ def test_a_trial_on_workers_is_a_fit_with_what_a_trial_is_granted(
 ) -> None:
     steps = plan(bars_study(generators={}))
     execute(until(steps, "mix.real"), store, InlineRuntime(), profile)
-    trial = trial_steps(named(steps, "search")[0])[0].step
+    trial = planned_trials(named(steps, "search")[0])[0].step
     granted = TrialResources(workers=3, cpus=2, max_failures=5)
     runtime, profile = Workers(), profile.model_copy(update={"runtime": "ray", "trial": granted})
     (trained,) = Trials(store, runtime, profile).run([trial], print).values()
@@ -129,7 +129,7 @@ def test_what_was_held_stands_in_every_manifest_and_puts_none_out_of_date(
     ingest, embed = (manifests[named(steps, kind)[0].key] for kind in ("ingest", "embed"))
     assert [entry["what"] for entry in ingest.provenance["held"]] == ["decode", "driver"]
     assert [entry["what"] for entry in embed.provenance["held"]] == ["embed", "driver"]
-    trials = [trial.step for trial in trial_steps(named(steps, "search")[0])]
+    trials = [trial.step for trial in planned_trials(named(steps, "search")[0])]
     for trained in Trials(store, InlineRuntime(), profile).find(trials).values():
         assert [entry["what"] for entry in trained.provenance["held"]] == ["fit", "driver"]
     other = {**ingest.provenance, "held": [], "seconds": 1e6, "python": "9"}

@@ -176,3 +176,18 @@ def aligned(store: Store, keys: Sequence[str], name: str, ids: Sequence[str]) ->
 def hashes_of(table: pa.Table) -> np.ndarray:
     """Perceptual hashes as uint64 (n,)."""
     return np.asarray([int(value, 16) for value in table[rows.PHASH].to_pylist()], dtype=np.uint64)
+
+
+def first_images(
+    store: Store, keys: Sequence[str], task: str, count: int
+) -> dict[str, list[np.ndarray]]:
+    """The first `count` images of each class in these parts."""
+    found: dict[str, list[np.ndarray]] = {}
+    for table in store.tables(list(keys), [rows.IMAGE, rows.label_column(task)]):
+        labels = table[rows.label_column(task)].to_pylist()
+        images = pc.struct_field(table[rows.IMAGE], "bytes")
+        for row, label in enumerate(labels):
+            held = found.setdefault(label, [])
+            if len(held) < count:
+                held.append(decode_own(images[row].as_py()))
+    return found

@@ -185,3 +185,8 @@ def limit_train(
         removed |= dict.fromkeys(members[order[limit:]].tolist(), "train_limit")
     fate.update(removed)
     return without(index, removed)
+
+
+def generated_images(generate: Manifest) -> list[str]:
+    """Keys of the parts of a `generate` step that have images."""
+    return [part.key for part in generate.parts if "label" in part.tags]

@@ -38,8 +38,7 @@ from engine.metrics.outliers import LIMIT, neighbour_outliers, odd_sizes
 from engine.report.audit import Finding, Look, page, shown_images
 from engine.results.data import AuditResult
 from engine.sections import EmbedderField
-from engine.steps import StepKind
-from engine.steps._intake import (
+from engine.stages.intake import (
     DECODED,
     EMBEDDED,
     NEAR_UNTOLD,
@@ -51,6 +50,7 @@ from engine.steps._intake import (
     record_problems,
     too_small,
 )
+from engine.steps import StepKind
 from engine.vectors.neighbours import Neighbours
 
 _NEIGHBOUR = 5  # whose distance says how far an image lies out

@@ -20,12 +20,12 @@ from engine.context import Context, Output
 from engine.core import rows
 from engine.core.manifest import Part
 from engine.core.registry import kind_of, name_of
-from engine.core.shards import Commit, Shard, ids_digest, parquet_rows
+from engine.core.shards import Commit, Shard, parquet_rows
 from engine.core.spec import Spec, digest
 from engine.core.step import Step
 from engine.core.store import Store
 from engine.data.arrays import grouped_vectors, hashes_of, matrix_of
-from engine.data.dataset import split_index
+from engine.data.dataset import generated_images, split_index
 from engine.data.images import Preprocess
 from engine.filters import Judgement, Scores
 from engine.metrics.classification import confusion
@@ -39,10 +39,9 @@ from engine.results.images import (
     LabelerReport,
 )
 from engine.sections import EmbedderField, FilterField, LabelerField
+from engine.stages.images import DecodeOwn, EmbedImages, Hash, PrepareImages, generated_shards
+from engine.stages.measuring import MeasurePixels, figures, make_labeler, measuring, trained_labeler
 from engine.steps import StepKind
-from engine.steps.embed import DecodeOwn, EmbedImages, Hash, PrepareImages
-from engine.steps.measure import MeasurePixels, figures, make_labeler, measuring, trained_labeler
-from engine.steps.train import generated_images
 from engine.work.stage import Stage
 
 
@@ -300,21 +299,6 @@ def read_generated(context: Context, task: str) -> pa.Table:
         ],
         schema=schema,
     )
-
-
-def generated_shards(context: Context) -> list[Shard]:
-    """A shard for each row group of the generated images, named by content: images made anew have
-    the same ids."""
-    shards = []
-    sha256_of = {part.key: part.sha256 for part in context.inputs["generate"].parts}
-    for key in generated_images(context.inputs["generate"]):
-        with context.store.parquet(key) as file:
-            for number in range(file.num_row_groups):
-                held = file.read_row_group(number, columns=[rows.IMAGE_ID])
-                ids = held[rows.IMAGE_ID].to_pylist()
-                task = {"part": key, "row_group": number, "ids_digest": ids_digest(ids)}
-                shards.append(Shard(digest([sha256_of[key], number]), len(ids), task, {}))
-    return shards
 
 
 def score(context: Context, spec: CurateSpec, classes: Sequence[str]) -> list[Commit]:

@@ -2,128 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from typing import Any, ClassVar
-
-import numpy as np
-import pyarrow as pa
+from typing import ClassVar
 
 from engine.context import Context, Output
 from engine.core import rows
-from engine.core.registry import kind_of
-from engine.core.shards import OK, Shard, ids_digest, parquet_rows
+from engine.core.shards import parquet_rows
 from engine.core.spec import Spec
-from engine.data.images import decode_own, perceptual_hash
 from engine.results.data import EmbedResult
 from engine.sections import EmbedderField
+from engine.stages.images import EmbedImages, image_shards
 from engine.steps import StepKind
-from engine.work.stage import Batch, Device, Place, Stage
 
 SPLITS = ("train", "val")
 
 
 class EmbedSpec(Spec):
     embedder: EmbedderField
-
-
-class DecodeOwn:
-    """Stage: the study's own encoded images to pixels, uint8 (n, height, width, channels)."""
-
-    reads: ClassVar[tuple[str, ...]] = (rows.IMAGE,)
-    writes: ClassVar[tuple[str, ...]] = ("pixels",)
-    device: ClassVar[Device] = "cpu"
-
-    def load(self, place: Place) -> None:
-        self.threads = ThreadPoolExecutor(place.threads)
-
-    def __call__(self, batch: Batch) -> Batch:
-        images = batch[rows.IMAGE].combine_chunks().field("bytes")
-        decoded = self.threads.map(decode_own, [value.as_buffer() for value in images])
-        return {**batch, "pixels": np.stack(list(decoded))}
-
-
-class Hash:
-    """Stage: the perceptual hash of each preprocessed image (64 bits, as hexadecimal text)."""
-
-    reads: ClassVar[tuple[str, ...]] = ("pixels",)
-    writes: ClassVar[tuple[str, ...]] = (rows.PHASH,)
-    device: ClassVar[Device] = "cpu"
-
-    def load(self, place: Place) -> None:
-        return
-
-    def __call__(self, batch: Batch) -> Batch:
-        from PIL import Image
-
-        pictures = (image[..., 0] if image.shape[-1] == 1 else image for image in batch["pixels"])
-        return {
-            **batch,
-            rows.PHASH: [perceptual_hash(Image.fromarray(picture)) for picture in pictures],
-        }
-
-
-class PrepareImages:
-    """Stage: pixels to what the embedder's network takes, on CPU threads beside the device."""
-
-    reads: ClassVar[tuple[str, ...]] = ("pixels",)
-    writes: ClassVar[tuple[str, ...]] = ("prepared",)
-    device: ClassVar[Device] = "cpu"
-
-    def __init__(self, spec: Any) -> None:
-        self.spec = spec
-
-    def load(self, place: Place) -> None:
-        self.embedder = kind_of("embedders", self.spec)(self.spec)
-        self.embedder.open()
-        self.threads = ThreadPoolExecutor(place.threads)
-
-    def __call__(self, batch: Batch) -> Batch:
-        prepared = self.threads.map(self.embedder.prepare, batch["pixels"])
-        return {**batch, "prepared": np.stack(list(prepared))}
-
-
-class EmbedImages:
-    """Stage: prepared images to vectors. A vector of zeros or with NaN is no position: the row is
-    quarantined."""
-
-    reads: ClassVar[tuple[str, ...]] = ("prepared",)
-    writes: ClassVar[tuple[str, ...]] = (rows.EMBEDDING, rows.STATUS)
-    device: ClassVar[Device] = "accelerator"
-
-    def __init__(self, spec: Any) -> None:
-        self.spec = spec
-
-    @classmethod
-    def stages(
-        cls, spec: Any, *, hashes: bool = True
-    ) -> tuple[list[Stage], Callable[[], pa.Schema]]:
-        """The stages from stored images to vectors, and the schema, known once they are loaded.
-
-        hashes: with perceptual hashes of the pictures.
-        """
-        stage = cls(spec)
-        hashing: list[Stage] = [Hash()] if hashes else []
-        return [DecodeOwn(), *hashing, PrepareImages(spec), stage], partial(_schema, stage, hashes)
-
-    def load(self, place: Place) -> None:
-        self.embedder = kind_of("embedders", self.spec)(self.spec)
-        self.embedder.load(place.device)
-
-    def __call__(self, batch: Batch) -> Batch:
-        vectors = self.embedder.encode(batch["prepared"])
-        finite, moved = np.isfinite(vectors).all(axis=1), np.abs(vectors).max(axis=1) > 0
-        status = [
-            OK if good and some else "embedding_zero" if good else "embedding_not_finite"
-            for good, some in zip(finite, moved, strict=True)
-        ]
-        return {**batch, rows.EMBEDDING: vectors, rows.STATUS: status}
-
-
-def _schema(stage: EmbedImages, hashes: bool) -> pa.Schema:
-    schema = rows.embeddings_schema(stage.embedder.width)
-    return schema if hashes else schema.remove(schema.get_field_index(rows.PHASH))
 
 
 class Embed(StepKind):
@@ -156,18 +50,3 @@ class Embed(StepKind):
         )
 
 
-def image_shards(context: Context, splits: tuple[str, ...]) -> list[Shard]:
-    """A shard for each row group of the ingested images of these splits."""
-    shards = []
-    for split in splits:
-        for key in context.inputs["ingest"].keys(split=split):
-            with context.store.parquet(key) as file:
-                for number in range(file.num_row_groups):
-                    ids = file.read_row_group(number, columns=[rows.IMAGE_ID])[
-                        rows.IMAGE_ID
-                    ].to_pylist()
-                    task = {"part": key, "row_group": number, "ids_digest": ids_digest(ids)}
-                    shards.append(
-                        Shard(f"{split}-{task['ids_digest']}", len(ids), task, {"split": split})
-                    )
-    return shards

@@ -9,34 +9,16 @@ that is not synthetic, chosen on val too (`engine.metrics.significance`).
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
 
-from engine.context import Context, Output
-from engine.core import rows
-from engine.core.errors import ResumeError
-from engine.core.manifest import Manifest, copy_files
-from engine.core.registry import kind_of
-from engine.core.shards import Shard, parquet_rows
-from engine.core.spec import Spec, digest
-from engine.core.step import Step
-from engine.core.store import Store
-from engine.data.arrays import matrix_of
-from engine.data.dataset import split_index
-from engine.data.images import Preprocess
-from engine.nets.classification import class_numbers
-from engine.results.comparison import EvaluateResult, OpenedTest, SearchResult, TrainResult
-from engine.results.data import IngestResult
-from engine.sections import ClassifierField
-from engine.sections import Evaluate as EvaluateSettings
-from engine.steps import StepKind
-from engine.steps._verdict import (
+from engine.comparison.arms import Arm, SearchSpec, Trial, planned_trials
+from engine.comparison.openings import record_opening
+from engine.comparison.verdict import (
     DeclaredContrast,
     Predictions,
     budget_effect,
@@ -46,12 +28,30 @@ from engine.steps._verdict import (
     in_words,
     saturations,
 )
-from engine.steps.embed import DecodeOwn, image_shards
-from engine.steps.search import Arm, SearchSpec, Trial, trial_steps
-from engine.steps.train import changed_weights, refuse_other_weights
-from engine.work.stage import Batch, Device, Place
-
-MODEL = "model"
+from engine.context import Context, Output
+from engine.core import rows
+from engine.core.errors import ResumeError
+from engine.core.manifest import Manifest
+from engine.core.shards import Shard
+from engine.core.spec import Spec, digest
+from engine.core.step import Step
+from engine.data.arrays import matrix_of
+from engine.data.dataset import split_index
+from engine.data.images import Preprocess
+from engine.nets.classification import class_numbers
+from engine.results.comparison import EvaluateResult, OpenedTest, SearchResult, TrainResult
+from engine.results.data import IngestResult
+from engine.sections import ClassifierField
+from engine.sections import Evaluate as EvaluateSettings
+from engine.stages.classify import (
+    MODEL,
+    Classify,
+    ClassifyByMany,
+    changed_weights,
+    rows_with_model,
+)
+from engine.stages.images import DecodeOwn, image_shards
+from engine.steps import StepKind
 
 
 class EvaluateSpec(Spec):
@@ -61,70 +61,6 @@ class EvaluateSpec(Spec):
     task: str
     objective: str
     seed: int
-
-
-class ClassifyByMany:
-    """Stage: like `Classify`, by the model that the column `model` names; shards hold one each."""
-
-    reads: ClassVar[tuple[str, ...]] = ("pixels", MODEL)
-    writes: ClassVar[tuple[str, ...]] = (rows.PROBABILITIES,)
-    device: ClassVar[Device] = "accelerator"
-
-    def __init__(self, models: Mapping[str, Classify]) -> None:
-        self.models = dict(models)
-
-    def load(self, place: Place) -> None:
-        self.place = place
-        self.loaded = ""
-
-    def __call__(self, batch: Batch) -> Batch:
-        name = batch[MODEL][0].as_py()
-        if name != self.loaded:
-            self.model = self.models[name]
-            self.model.load(self.place)
-            self.loaded = name
-        return self.model(batch)
-
-
-def rows_with_model(store: Store, task: Mapping[str, Any]) -> pa.Table:
-    """The images of a shard, with the model that is to see them."""
-    table = parquet_rows(store, task)
-    return table.append_column(MODEL, pa.array([task[MODEL]] * table.num_rows, pa.string()))
-
-
-class Classify:
-    """Stage: pixels to class probabilities, by a classifier that a `train` step left."""
-
-    reads: ClassVar[tuple[str, ...]] = ("pixels",)
-    writes: ClassVar[tuple[str, ...]] = (rows.PROBABILITIES,)
-    device: ClassVar[Device] = "accelerator"
-
-    def __init__(
-        self, store: Store, spec: Any, preprocess: Preprocess, classes: Sequence[str],
-        trained: Manifest,
-    ) -> None:  # fmt: skip
-        self.store, self.spec, self.preprocess = store, spec, preprocess
-        self.classes, self.weights = tuple(classes), tuple(trained.parts)
-        self.outside = TrainResult.of(trained).outside
-
-    def load(self, place: Place) -> None:
-        self.place = place.device
-        self.classifier = kind_of("classifiers", self.spec)(
-            self.spec, self.preprocess, self.classes
-        )
-        refuse_other_weights(self.classifier, self.outside)
-        with tempfile.TemporaryDirectory() as name:
-            folder = copy_files(self.store, self.weights, Path(name))
-            self.network = self.classifier.load(folder / "weights").to(place.device)
-
-    def __call__(self, batch: Batch) -> Batch:
-        from engine.nets.classification import predict
-
-        fed = self.classifier.features(batch["pixels"], self.place)
-        return {
-            **batch,
-            rows.PROBABILITIES: predict(self.network, self.classifier.prepare, fed, self.place),
-        }
 
 
 class Evaluate(StepKind):
@@ -138,7 +74,7 @@ class Evaluate(StepKind):
         search, searched = context.inputs["search"], context.result("search", SearchResult)
         chosen = {*searched.chosen, *searched.twins}
         trials = [
-            trial for trial in trial_steps(context.step.inputs["search"])
+            trial for trial in planned_trials(context.step.inputs["search"])
             if trial.arm.name in chosen
         ]  # fmt: skip
         manifests = read_trials(context, searched, [trial.step for trial in trials])
@@ -260,17 +196,6 @@ def read_trials(
             raise ResumeError(f"evaluate: {step.label}: {why}; run again with --discard search")
         found[step.key] = manifest
     return found
-
-
-def record_opening(store: Store, test: pa.Table, opener: str) -> int:
-    """Note that test was opened, and say how often it has been in this storage.
-
-    A run that goes on after a kill opens it no second time; one for other classifiers does, though
-    the study be the same.
-    """
-    prefix = store.openings(digest(sorted(test[rows.IMAGE_ID].to_pylist())))
-    store.put_if_absent(store.join(prefix, f"{opener}.json"), b"{}")
-    return len([key for key in store.listing(prefix) if key.endswith(".json")])
 
 
 def predict_test(

@@ -42,25 +42,18 @@ from engine.metrics.diversity import vendi_score
 from engine.metrics.frechet import Reference, frechet_distance
 from engine.metrics.kernel import kernel_distance
 from engine.metrics.memorization import share_nearer
+from engine.metrics.minimums import FRECHET_LEAST, LEAST, NEAR, NEAR_LEAST
 from engine.metrics.moments import Moments
 from engine.metrics.prdc import prdc
 from engine.results.data import IngestResult
 from engine.results.images import FidelityResult, FidelityScope, FidelitySet
 from engine.sections import EmbedderField
+from engine.stages.images import EmbedImages, generated_shards
+from engine.stages.vectors import SUMS, Embedded, SampledVectors, SetSums, Sums, draw, room
 from engine.steps import StepKind
-from engine.steps._embedded import SUMS, Embedded, SampledVectors, SetSums, Sums, draw, room
-from engine.steps.curate import generated_shards
-from engine.steps.embed import EmbedImages
 from engine.steps.request import RequestSpec, needed_images
 from engine.vectors.similarity import most_similar
 
-# Images of a set, without which its figures mean nothing.
-LEAST = 20
-# Below this number, a Fréchet distance is largely the number's doing.
-FRECHET_LEAST = 2048
-# An image nearer to train than all but this share of val counts as near, where val has enough
-# images to say.
-NEAR, NEAR_LEAST = 0.01, 100
 _OFTEN_NEAR = 0.05
 # Images that a light embedder does while workers would start.
 _FEW = 2048

@@ -28,6 +28,7 @@ from engine.core.shards import OK, Commit, image_column, parquet_rows
 from engine.core.spec import Spec, digest
 from engine.core.step import Step
 from engine.core.store import Store
+from engine.data.arrays import first_images
 from engine.data.images import Preprocess, decode_own, encode, extension
 from engine.generators import SampleBatch
 from engine.report.sheet import contact_sheet
@@ -351,16 +352,3 @@ def draw_sheet(
     return contact_sheet({label: (real.get(label, []), made[label]) for label in sorted(made)})
 
 
-def first_images(
-    store: Store, keys: Sequence[str], task: str, count: int
-) -> dict[str, list[np.ndarray]]:
-    """The first `count` images of each class in these parts."""
-    found: dict[str, list[np.ndarray]] = {}
-    for table in store.tables(list(keys), [rows.IMAGE, rows.label_column(task)]):
-        labels = table[rows.label_column(task)].to_pylist()
-        images = pc.struct_field(table[rows.IMAGE], "bytes")
-        for row, label in enumerate(labels):
-            held = found.setdefault(label, [])
-            if len(held) < count:
-                held.append(decode_own(images[row].as_py()))
-    return found

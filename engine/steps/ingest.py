@@ -39,8 +39,7 @@ from engine.data.dataset import (
 )  # fmt: skip
 from engine.data.leaks import Leak, NearPair, find_leaks
 from engine.results.data import IngestResult
-from engine.steps import StepKind
-from engine.steps._intake import (
+from engine.stages.intake import (
     DECODED,
     EMBEDDED,
     NEAR_UNTOLD,
@@ -52,6 +51,7 @@ from engine.steps._intake import (
     find_near,
     too_small,
 )
+from engine.steps import StepKind
 
 ROW_GROUP = 512
 # A part of the images of a split; the driver holds one of each split.

@@ -18,12 +18,11 @@ from engine.core.errors import DataError
 from engine.core.rng import generator
 from engine.core.spec import Spec
 from engine.data.arrays import grouped_vectors, pictures
-from engine.data.dataset import split_index
+from engine.data.dataset import generated_images, split_index
 from engine.report.sheet import picture_sheet
 from engine.results.data import MatchResult
 from engine.sections import Match as MatchSettings
 from engine.steps import StepKind
-from engine.steps.train import generated_images
 from engine.vectors.neighbours import Neighbours
 
 QUERY_ID, QUERY_LABEL = "query_id", "query_label"

@@ -13,12 +13,13 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Collection, Mapping
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from engine.comparison.arms import Added, MixSpec
 from engine.context import Context, Output
 from engine.core import rows
 from engine.core.errors import DataError
@@ -32,24 +33,6 @@ from engine.steps import StepKind
 from engine.steps.request import target_classes
 
 REAL = "real"
-
-
-class Added(Spec):
-    """Images of one generator; the inputs `curate.<generator>` and `generate.<generator>` have
-    them."""
-
-    generator: str
-    amount: Amount
-
-
-class MixSpec(Spec):
-    task: str
-    real: Literal["all", "reduced", "none"] = "all"
-    # Drawn so that every class is seen alike.
-    oversampled: bool = False
-    added: tuple[Added, ...] = ()
-    classes: Classes = "all"
-    seed: int = 0
 
 
 class Mix(StepKind):

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from engine import __version__
+from engine.comparison.arms import Arm, MixSpec, SearchSpec, replicates
 from engine.context import Context, Output
 from engine.core import rows
 from engine.core.manifest import Manifest
@@ -20,21 +21,10 @@ from engine.metrics.significance import LEAST_REPLICATES, paired_t
 from engine.report import plots
 from engine.report.download import beside, data_url
 from engine.report.page import in_points, render
-from engine.report.table import STARS, as_text, comparison, stars
-from engine.results.comparison import (
-    EvaluateResult,
-    MixResult,
-    ReportResult,
-    SaturationPoint,
-    SearchResult,
-)
-from engine.results.data import IngestResult
-from engine.results.images import CurateResult
-from engine.sections import Amount
-from engine.steps import StepKind
-from engine.steps._cost import cost, done_steps, weights
-from engine.steps._curated import filters_told, labels_seen, sheets, words
-from engine.steps._evidence import (
+from engine.report.sections.cost import cost, done_steps, weights
+from engine.report.sections.curation import filters_told, labels_seen, sheets, words
+from engine.report.sections.embedding import image_warnings, probes, scatter
+from engine.report.sections.evidence import (
     FIGURES,
     MOST_CLASSES,
     added_to,
@@ -51,14 +41,23 @@ from engine.steps._evidence import (
     reliability,
     trained,
 )
-from engine.steps._fidelity import closest_of_fits, fidelity_tables, fit_rows, of_fits
-from engine.steps._image_tables import image_tables
-from engine.steps._images import image_warnings, probes, scatter
-from engine.steps._methods import methods, not_known, synthetic_only
-from engine.steps._tables import as_files, comparison_tables, record_tables
+from engine.report.sections.fidelity import closest_of_fits, fidelity_tables, fit_rows, of_fits
+from engine.report.sections.image_tables import image_tables
+from engine.report.sections.methods import methods, not_known, synthetic_only
+from engine.report.sections.tables import as_files, comparison_tables, record_tables
+from engine.report.table import STARS, as_text, comparison, stars
+from engine.results.comparison import (
+    EvaluateResult,
+    MixResult,
+    ReportResult,
+    SaturationPoint,
+    SearchResult,
+)
+from engine.results.data import IngestResult
+from engine.results.images import CurateResult
+from engine.sections import Amount
+from engine.steps import StepKind
 from engine.steps.evaluate import EvaluateSpec
-from engine.steps.mix import MixSpec
-from engine.steps.search import Arm, SearchSpec, replicates
 
 _TILE = 52  # px
 _LINKED = 150_000  # bytes of a table that the page itself holds

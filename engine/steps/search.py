@@ -10,70 +10,28 @@ chosen, the same number of images without filters, are trained after the choice.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 
+from engine.comparison.arms import (
+    Arm,
+    SearchSpec,
+    Trial,
+    optimizer_steps,
+    planned_trials,
+    replicates,
+)
 from engine.context import Context, Output
 from engine.core import rows
 from engine.core.manifest import Manifest
 from engine.core.spec import Spec
-from engine.core.step import Step, Subject, make_step
-from engine.data.images import Preprocess
-from engine.nets.classification import Training
+from engine.core.step import Step
 from engine.results.comparison import SearchResult, TrainResult, ValMean
 from engine.results.data import IngestResult
-from engine.sections import ClassifierField
+from engine.stages.classify import changed_weights, external_digests
 from engine.steps import StepKind
-from engine.steps.train import changed_weights, external_digests
-
-# baseline: one of those whose strongest synthetic images must beat. compared: held against it.
-# shown: with another budget or other images than the rest, for the reader alone.
-Role = Literal["baseline", "compared", "shown"]
-
-
-class Arm(Spec):
-    """One arm of the comparison."""
-
-    name: str
-    family: str
-    # The inputs with its images: one for each generator fit, or one for all.
-    mixes: tuple[str, ...]
-    # Of added to real images; None where the amount is not given as one.
-    ratio: float | None = 0.0
-    # Multiplies the optimizer steps.
-    budget: float = 1.0
-    # Settings of its training that are not those of all arms.
-    training: dict[str, Any] = {}
-    role: Role = "baseline"
-    # Whose images it trains on beside real ones.
-    generators: tuple[str, ...] = ()
-    # The arm that this one differs from in having no filters.
-    twin_of: str | None = None
-
-
-class SearchSpec(Spec):
-    classifier: ClassifierField
-    training: Training
-    preprocess: Preprocess
-    task: str
-    arms: tuple[Arm, ...]
-    generator_fits: int
-    # Of each generator fit, one after the other.
-    seeds: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A classifier of the comparison: its arm, the generator fit, the number of its seed among all
-    of the search, and the step that trains it."""
-
-    arm: Arm
-    fit: int
-    number: int
-    step: Step
 
 
 class Search(StepKind):
@@ -84,7 +42,7 @@ class Search(StepKind):
 
     def run(self, context: Context) -> Output:
         spec = context.step.spec_as(SearchSpec)
-        every = trial_steps(context.step)
+        every = planned_trials(context.step)
         trials = [trial for trial in every if trial.arm.twin_of is None]
         manifests = context.trials([trial.step for trial in trials])
 
@@ -125,40 +83,11 @@ class Search(StepKind):
         )  # fmt: skip
 
     def trials(self, step: Step) -> list[Step]:
-        return [trial.step for trial in trial_steps(step)]
+        return [trial.step for trial in planned_trials(step)]
 
     def outdated(self, step: Step, manifest: Manifest) -> str | None:
         # Its trials are none of its inputs: what makes them go makes it go.
         return changed_weights(step.spec_as(SearchSpec), SearchResult.of(manifest).outside)
-
-
-def trial_steps(search: Step) -> list[Trial]:
-    """The `train` step of every arm, generator fit and seed: what each trial of a search computes.
-
-    Fit after fit, so that a process decodes a pool of images once for all arms.
-    """
-    spec = search.spec_as(SearchSpec)
-    each = len(spec.seeds) // spec.generator_fits
-    found = []
-    for fit in range(spec.generator_fits):
-        for arm in spec.arms:
-            mix = search.inputs[arm.mixes[fit % len(arm.mixes)]]
-            inputs = {"ingest": search.inputs["ingest"], "mix": mix}
-            inputs |= {name: step for name, step in mix.inputs.items() if step.kind == "generate"}
-            training = {**arm.training, "steps": steps_of(spec, arm)}
-            for number in range(fit * each, (fit + 1) * each):
-                step = make_step(
-                    "train",
-                    {
-                        "classifier": spec.classifier,
-                        "training": spec.training.model_copy(update=training),
-                        "preprocess": spec.preprocess, "task": spec.task,
-                        "seed": spec.seeds[number],
-                    },
-                    inputs, [("classifiers", spec.classifier)], Subject(arm.name, number=number),
-                )  # fmt: skip
-                found.append(Trial(arm, fit, number, step))
-    return found
 
 
 def trial_columns(
@@ -173,21 +102,12 @@ def trial_columns(
             {
                 rows.ARM: arm.name, "family": arm.family, rows.RATIO: arm.ratio, "role": arm.role,
                 rows.GENERATOR_FIT: trial.fit, rows.SEED: trial.number, "key": trial.step.key,
-                "steps": steps_of(spec, arm), "best_step": result.best_step,
+                "steps": optimizer_steps(spec, arm), "best_step": result.best_step,
                 "images": manifest.rows,
                 **result.val.figures,
             }
         )  # fmt: skip
     return {name: [entry[name] for entry in held] for name in held[0]}
-
-
-def replicates(values: np.ndarray, generator_fits: int) -> np.ndarray:
-    """Figures (generator fits * seeds, …) of trials to those of replicates (n, …): generator fits,
-    each the mean of its seeds; seeds where there is one fit alone."""
-    if generator_fits == 1:
-        return values
-    means: np.ndarray = values.reshape(generator_fits, -1, *values.shape[1:]).mean(1)
-    return means
 
 
 def hardly_learnt(columns: Mapping[str, Sequence[Any]], classes: int) -> list[str]:
@@ -204,11 +124,6 @@ def hardly_learnt(columns: Mapping[str, Sequence[Any]], classes: int) -> list[st
         f" {mean:.2f} on val, chance is {chance:.2f}), so that no arm says anything; raise"
         " training.steps, change training.learning_rate or the classifier"
     ]
-
-
-def steps_of(spec: SearchSpec, arm: Arm) -> int:
-    """Optimizer steps of an arm's trials."""
-    return round(spec.training.steps * arm.budget)
 
 
 def mean_and_sd(values: Sequence[float] | np.ndarray) -> ValMean:

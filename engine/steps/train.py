@@ -8,28 +8,26 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine.classifiers import Classifier
 from engine.context import Context, Output
 from engine.core import rows
-from engine.core.errors import ResumeError
 from engine.core.manifest import Manifest
 from engine.core.registry import kind_of
 from engine.core.rng import derive_seed
-from engine.core.spec import Spec, digest
+from engine.core.spec import Spec
 from engine.core.step import Step
 from engine.core.store import Store
-from engine.data.arrays import Stack, large_zeros, read_pixels
-from engine.data.dataset import split_index
+from engine.data.arrays import Stack
+from engine.data.dataset import generated_images, split_index
 from engine.data.images import Preprocess
 from engine.metrics.classification import METRICS, confusion, summary
 from engine.metrics.probabilities import finite_probability_metrics, log_loss
@@ -37,9 +35,9 @@ from engine.nets.classification import LabelledImages, Training, class_numbers, 
 from engine.results.comparison import TrainResult
 from engine.results.data import IngestResult
 from engine.sections import ClassifierField
+from engine.stages.classify import changed_weights, classifier_inputs, external_digests
 from engine.steps import StepKind
 from engine.work.fit import FitContext
-from engine.work.share import Arrays, Share, within_process
 
 PREDICTIONS = "predictions.parquet"
 
@@ -74,11 +72,11 @@ class TrainClassifier:
         )
         column = rows.label_column(spec.task)
         train_sets = [
-            fed(self.store, keys, classifier, fit.device, fit.share)
+            classifier_inputs(self.store, keys, classifier, fit.device, fit.share)
             for keys in (self.images, *self.synthetic)
         ]
         classifier.learn(train_sets[0][0])
-        val_pixels, val_ids = fed(
+        val_pixels, val_ids = classifier_inputs(
             self.store, self.val_images, classifier, fit.device, fit.share
         )  # fmt: skip
         labels = class_numbers(self.val[column].to_pylist(), self.classes)
@@ -165,75 +163,3 @@ class Train(StepKind):
         return changed_weights(step.spec_as(TrainSpec), TrainResult.of(manifest).outside)
 
 
-def external_digests(spec: Any) -> dict[str, str]:
-    """Digests of what the classifier of a spec reads beside the study's images."""
-    kind = kind_of("classifiers", spec.classifier)
-    return dict(kind(spec.classifier, spec.preprocess, ()).external_digests())
-
-
-def changed_weights(spec: Any, recorded: Mapping[str, str]) -> str | None:
-    """Why a classifier that was trained from local weights no longer counts, or None. recorded:
-    digests at its training. Weights that are absent now, or were not recorded, count as the
-    same."""
-    if differ(external_digests(spec), recorded):
-        return f"the weights that classifier {spec.classifier.name} starts from changed"
-    return None
-
-
-def differ(found: Mapping[str, str], noted: Mapping[str, str]) -> bool:
-    return any(noted.get(name, digest) != digest for name, digest in found.items())
-
-
-def refuse_other_weights(classifier: Classifier, noted: Mapping[str, str]) -> None:
-    """Refuse to use what was trained on the `features` of other weights than those that are here
-    now. Raises `ResumeError`."""
-    # A network that sees pixels holds all of its weights itself, wherever it started.
-    if classifier.on_features and differ(classifier.external_digests(), noted):
-        raise ResumeError(
-            f"classifier {classifier.spec.name}: the weights that its images are embedded by"
-            " changed since it was trained; run again, which trains it anew"
-        )
-
-
-def generated_images(generate: Manifest) -> list[str]:
-    """Keys of the parts of a `generate` step that have images."""
-    return [part.key for part in generate.parts if "label" in part.tags]
-
-
-def fed(
-    store: Store, keys: tuple[str, ...], classifier: Classifier, device: str,
-    share: Share = within_process,
-) -> Arrays:  # fmt: skip
-    """What a classifier's training sees of the images of these parts, and their ids: train, val and
-    each pool by itself, made once for all that share."""
-    shape = classifier.preprocess.shape
-    if not classifier.on_features:
-        made_of = digest(["pixels", store.url, keys, shape])
-        return share(made_of, lambda: read_pixels(store, keys, shape))
-    made_of = digest(
-        [
-            "features", store.url, keys, classifier.spec, classifier.preprocess, device,
-            dict(classifier.external_digests()),
-        ]
-    )  # fmt: skip
-    return share(made_of, lambda: features(store, keys, classifier, device))
-
-
-def features(store: Store, keys: tuple[str, ...], classifier: Classifier, device: str) -> Arrays:
-    """Features and ids of all images of these parts; one part's pixels are in memory at a time."""
-    ids: list[str] = []
-    whole = np.empty((0, 0), np.float32)
-    count = 0
-    for key in keys:
-        with store.parquet(key) as file:
-            count += file.metadata.num_rows
-    for key in keys:
-        pixels, held = read_pixels(store, [key], classifier.preprocess.shape)
-        if not held:
-            continue
-        made = classifier.features(pixels, device)
-        if not ids:
-            whole = large_zeros(count, made.shape[1])
-        whole[len(ids) : len(ids) + len(held)] = made
-        ids += held
-    return whole, ids

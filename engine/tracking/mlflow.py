@@ -19,6 +19,7 @@ from typing import Any
 
 import yaml
 
+from engine.comparison.arms import planned_trials
 from engine.core.errors import DamageError
 from engine.core.manifest import Manifest, read_manifest
 from engine.core.spec import digest
@@ -26,7 +27,6 @@ from engine.core.step import Step
 from engine.core.store import Store
 from engine.report.download import beside
 from engine.results.comparison import Contrast, EvaluateResult, TrainResult
-from engine.steps.search import trial_steps
 from engine.study import Study
 
 _BATCH = 100
@@ -122,7 +122,7 @@ def _log(
                 file.parent.mkdir(exist_ok=True)
                 file.write_bytes(store.read(part.key))
         client.log_artifacts(parent, name)
-    for trial in trial_steps(search):
+    for trial in planned_trials(search):
         arm, step = trial.arm, trial.step
         manifest = read_manifest(store, step)
         if manifest is None:

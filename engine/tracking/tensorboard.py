@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from engine.comparison.arms import planned_trials
 from engine.core.manifest import read_manifest
 from engine.core.step import Step
 from engine.core.store import Store
-from engine.steps.search import trial_steps
 from engine.study import Study
 
 
@@ -46,7 +46,7 @@ def write_logs(
 def _write(study: Study, search: Step, store: Store) -> int:
     """Write the missing logs; returns their number."""
     existing, written = set(store.listing(store.tensorboard(study.name))), 0
-    for trial in trial_steps(search):
+    for trial in planned_trials(search):
         manifest = read_manifest(store, trial.step)
         if manifest is None:
             continue

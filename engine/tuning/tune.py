@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from engine.comparison.arms import SearchSpec, planned_trials
 from engine.core import rows
 from engine.core.errors import EngineError, StorageError, StudyError, one_line
 from engine.core.manifest import Manifest, read_manifest
@@ -36,7 +37,6 @@ from engine.report.tries import shown
 from engine.results.comparison import TrainResult
 from engine.runtime.base import Outcome, Runtime
 from engine.sections import Tune
-from engine.steps.search import SearchSpec, trial_steps
 from engine.steps.train import PREDICTIONS
 from engine.study import Study, override, validate
 from engine.tuning.proposals import Halving, Proposals, Range, Rung, Settings, grid
@@ -116,7 +116,7 @@ class StudyVariants:
         # Only the first generator fit: the study itself trains the others, as a check.
         trains = [
             trial.step
-            for trial in trial_steps(search)
+            for trial in planned_trials(search)
             if trial.arm.name == self.tune.arm and trial.fit == 0
         ]
         if not trains:

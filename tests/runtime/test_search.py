@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from engine.comparison.arms import planned_trials
 from engine.core import rows
 from engine.core.errors import DataError, EngineError, StorageError, StudyError
 from engine.core.manifest import Manifest, read_manifest
@@ -23,7 +24,6 @@ from engine.profile import Profile
 from engine.runtime.base import Outcome, Runtime
 from engine.runtime.cluster import RayRuntime, refuse_too_large
 from engine.runtime.inline import InlineRuntime
-from engine.steps.search import trial_steps
 from engine.steps.train import PREDICTIONS
 from engine.tuning.proposals import Halving, Proposals, Rung, Settings
 from engine.tuning.tune import tune
@@ -301,7 +301,7 @@ def test_a_search_on_two_workers_comes_to_what_one_process_comes_to(
         search={"ratios": [1], "seeds": 2, "arms": ["mixup"]},
     )  # fmt: skip
     steps = until(plan(study), "search")
-    trials = [trial.step for trial in trial_steps(steps[-1])]
+    trials = [trial.step for trial in planned_trials(steps[-1])]
     found: dict[str, list[Manifest]] = {}
     for kind, runtime in started.items():
         store = Store(str(tmp_path / kind))

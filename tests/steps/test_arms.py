@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow.compute as pc
 import pytest
 
+from engine.comparison.verdict import replicates_in_words
 from engine.core import rows
 from engine.core.errors import StudyError
 from engine.core.manifest import Manifest, read_manifest
@@ -18,7 +19,6 @@ from engine.plan import named, plan
 from engine.profile import Profile
 from engine.results.comparison import Contrast
 from engine.runtime.inline import InlineRuntime
-from engine.steps._verdict import replicates_in_words
 from engine.study import Study
 from tests.conftest import write_bars
 from tests.steps.test_comparison import table

@@ -14,6 +14,8 @@ import pyarrow.compute as pc
 import pytest
 from PIL import Image
 
+from engine.comparison.arms import Arm, planned_trials
+from engine.comparison.verdict import budget_effect, budget_in_words, saturations
 from engine.core import rows
 from engine.core.errors import DataError, EngineError, ResumeError, StorageError, StudyError
 from engine.core.manifest import Manifest, read_manifest
@@ -26,10 +28,9 @@ from engine.results.images import ClassFunnel
 from engine.runtime.base import Trial
 from engine.runtime.inline import InlineRuntime
 from engine.sections import Amount
-from engine.steps._verdict import budget_effect, budget_in_words, saturations
 from engine.steps.mix import pool_order, wanted_images
 from engine.steps.request import top_up
-from engine.steps.search import Arm, choose, hardly_learnt, trial_steps
+from engine.steps.search import choose, hardly_learnt
 from engine.study import Study
 from tests.conftest import write_bars
 from tests.results import arm_figure, arm_result, val_mean
@@ -320,7 +321,7 @@ def test_a_trial_that_another_attempt_finished_is_left_as_it_is(
 ) -> None:
     steps = plan(bars_study())
     execute(steps[: steps.index(named(steps, "search")[0]) + 1], store, InlineRuntime(), profile)
-    trial = trial_steps(named(steps, "search")[0])[0].step
+    trial = planned_trials(named(steps, "search")[0])[0].step
     inputs = {needed.key: read_manifest(store, needed) for needed in trial.inputs.values()}
     before = read_manifest(store, trial)
     figures = RunTrial({trial.key: trial}, inputs, store, profile)(trial.key, InlineRuntime())
@@ -333,7 +334,7 @@ def test_evaluate_reads_the_trials_that_were_chosen_by_and_no_others(
 ) -> None:
     run_until(bars_study(), "search")
     search = named(plan(bars_study()), "search")[0]
-    trial = trial_steps(search)[0].step
+    trial = planned_trials(search)[0].step
     discard(trial, store)
     with pytest.raises(ResumeError, match=r"train.real.0 is not the trial .* --discard search"):
         run_until(bars_study(), "evaluate")

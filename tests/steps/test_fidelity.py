@@ -21,14 +21,14 @@ from engine.metrics.frechet import frechet_distance
 from engine.metrics.kernel import kernel_distance
 from engine.metrics.prdc import prdc
 from engine.plan import plan
+from engine.report.sections.embedding import image_warnings
+from engine.report.sections.fidelity import merge_scopes
 from engine.results.images import FidelityScope, FilterReport
-from engine.steps._fidelity import merge_scopes
-from engine.steps._images import image_warnings
 from engine.steps.fidelity import Embedded, FidelitySpec, plan_scope
 from engine.study import Study
 from tests.conftest import write_bars
 from tests.results import curated, labeler_report
-from tests.steps.test_embedded import embed_parts
+from tests.stages.test_vectors import embed_parts
 
 Run = Callable[[Study, str], Manifest]
 BOTH = {"classes": "all", "per_class": 60}

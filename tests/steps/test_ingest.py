@@ -26,7 +26,7 @@ from engine.execute import execute, inspect
 from engine.plan import plan, until
 from engine.profile import Profile
 from engine.runtime.inline import InlineRuntime
-from engine.steps._intake import Decode
+from engine.stages.intake import Decode
 from engine.study import Study
 from engine.work.stage import Place
 

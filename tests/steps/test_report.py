@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from engine.cli import show_report
+from engine.comparison.arms import Arm, SearchSpec
 from engine.core.manifest import Manifest
 from engine.core.step import upstream
 from engine.core.store import Store
@@ -23,12 +24,11 @@ from engine.execute import execute
 from engine.plan import named, plan
 from engine.profile import Profile
 from engine.report.plots import Saturation
+from engine.report.sections.image_tables import Pool
+from engine.report.sections.image_tables import fidelity as fidelity_rows
 from engine.results.comparison import SaturationPoint
 from engine.runtime.inline import InlineRuntime
-from engine.steps._image_tables import Pool
-from engine.steps._image_tables import fidelity as fidelity_rows
 from engine.steps.report import arm_notes, replication, saturated, saturation_in_words
-from engine.steps.search import Arm, SearchSpec
 from engine.study import Study
 from tests.conftest import write_bars
 

@@ -1,4 +1,4 @@
-"""One training: what it is fed, computed once, and what it leaves behind."""
+"""One training: what it is classifier_inputs, computed once, and what it leaves behind."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from engine.classifiers import Classifier, ClassifierSpec
 from engine.classifiers.pretrained import Pretrained, PretrainedSpec
 from engine.classifiers.probe import Probe, ProbeSpec, _vectors
 from engine.classifiers.vgg import Vgg, VggSpec
+from engine.comparison.arms import planned_trials
 from engine.core import rows
 from engine.core.errors import ResumeError, StudyError
 from engine.core.manifest import Manifest, copy_files, read_manifest
@@ -29,10 +30,8 @@ from engine.nets.pipelines import weights_digest
 from engine.plan import named, plan, until
 from engine.profile import Profile
 from engine.runtime.inline import InlineRuntime
-from engine.steps.evaluate import Classify
-from engine.steps.measure import MeasurePixels
-from engine.steps.search import trial_steps
-from engine.steps.train import changed_weights, fed
+from engine.stages.classify import Classify, changed_weights, classifier_inputs
+from engine.stages.measuring import MeasurePixels
 from engine.study import Study
 from engine.work.stage import Place
 
@@ -56,7 +55,7 @@ def test_a_study_with_a_probe_goes_to_its_verdict_on_what_was_saved(
     steps = plan(study)
     manifests = execute(steps, store, InlineRuntime(), profile)
     evaluated = manifests[named(steps, "evaluate")[0].key]
-    first = trial_steps(named(steps, "search")[0])[0]
+    first = planned_trials(named(steps, "search")[0])[0]
     arm, number, trial = first.arm, first.number, first.step
     trained = read_manifest(store, trial)
     assert trained is not None
@@ -111,15 +110,15 @@ def test_features_are_computed_once_for_a_spec_and_one_part_after_the_other(
     ingest = run_until(bars_study(preprocess={"size": 16}), "ingest")
     parts = tuple(key for split in ("train", "val") for key in ingest.keys(split=split))
     shown: list[int] = []
-    found, ids = fed(store, parts, Mean(1.0, shown), "cpu")
+    found, ids = classifier_inputs(store, parts, Mean(1.0, shown), "cpu")
     # A second trial, with an object of its own.
-    again, _ = fed(store, parts, Mean(1.0, shown), "cpu")
+    again, _ = classifier_inputs(store, parts, Mean(1.0, shown), "cpu")
     assert again is found
     assert len(shown) == len(parts) > 1
     assert sum(shown) == len(ids) == len(found)
     pixels, _ = read_pixels(store, parts, (16, 16, 3))
     np.testing.assert_allclose(found[:, 0], pixels.mean((1, 2, 3)), rtol=1e-5)
-    other, _ = fed(store, parts, Mean(2.0, shown), "cpu")
+    other, _ = classifier_inputs(store, parts, Mean(2.0, shown), "cpu")
     np.testing.assert_allclose(other, 2 * found, rtol=1e-5)
 
 
@@ -154,7 +153,7 @@ def test_other_weights_in_the_same_folder_are_trained_from_anew(
     write(1)
     steps = until(plan(study), "search")
     search = steps[-1]
-    trials = [trial.step for trial in trial_steps(search)]
+    trials = [trial.step for trial in planned_trials(search)]
     first = run_until(study, "search")
     before = [read_manifest(store, step) for step in trials]
     assert run_until(study, "search") == first

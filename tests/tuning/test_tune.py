@@ -13,6 +13,7 @@ import yaml
 from sklearn.metrics import roc_auc_score
 
 from engine.cli import run_tune
+from engine.comparison.arms import planned_trials
 from engine.core.errors import EngineError, StorageError, StudyError
 from engine.core.manifest import read_manifest
 from engine.core.sealed import unseal
@@ -23,7 +24,6 @@ from engine.plan import named, plan, until
 from engine.profile import Profile
 from engine.runtime.base import Outcome, Runtime, Try
 from engine.runtime.inline import InlineRuntime
-from engine.steps.search import trial_steps
 from engine.study import Study, apply_sets, validate
 from engine.tuning.proposals import Halving, Proposals, Rung, Settings
 from engine.tuning.tune import StudyVariants, TuningResult, tune, tuned_study
@@ -163,7 +163,7 @@ def test_one_knob_turns_the_ratio_of_a_group_of_classes(written, tried, store: S
         request = {"ratio_by_class": {"down": ratio}, "shard_size": 16}
         study = validate(Study, {**values, "request": request}, "by class")
         (search,) = named(plan(study), "search")
-        (trial, *_) = [t.step for t in trial_steps(search) if t.arm.name == "more by class"]
+        (trial, *_) = [t.step for t in planned_trials(search) if t.arm.name == "more by class"]
         manifest = read_manifest(store, trial)
         assert manifest is not None
         assert row["scores"] == [manifest.metrics["val"]["macro_f1"]]

@@ -15,7 +15,7 @@ from engine.data.dataset import resolve_leaks
 from engine.data.images import Preprocess, preprocess
 from engine.data.leaks import find_leaks
 from engine.data.near_duplicates import thumbnail
-from engine.steps._intake import Near, find_near
+from engine.stages.intake import Near, find_near
 from tests.data.test_near_duplicates import crop, scene
 
 CLOTHING = Path(__file__).parents[3] / "shared" / "data" / "clothing"

@@ -13,7 +13,7 @@ from engine.core.manifest import Manifest, write_part
 from engine.core.shards import image_column
 from engine.core.store import Store
 from engine.data.images import Preprocess, encode
-from engine.steps._curated import TILES, labels_seen, sheets, shown_classes
+from engine.report.sections.curation import TILES, labels_seen, sheets, shown_classes
 from tests.conftest import toy_picture
 from tests.results import curated, labeler_report
 

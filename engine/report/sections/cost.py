@@ -8,16 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from engine.comparison.arms import MixSpec, SearchSpec, optimizer_steps
 from engine.context import Context
 from engine.core.manifest import Manifest
 from engine.core.step import Step, upstream
+from engine.report.sections.evidence import Trained
+from engine.report.sections.methods import classifier_in_words
 from engine.results.comparison import EvaluateResult, MixResult, TrainResult
 from engine.results.data import IngestResult
 from engine.results.images import FinetuneResult
-from engine.steps._evidence import Trained
-from engine.steps._methods import classifier_in_words
-from engine.steps.mix import MixSpec
-from engine.steps.search import SearchSpec, steps_of
 
 _WORDS = {
     "ingest": "taking the data in", "embed": "embedding real images", "cluster": "clustering",
@@ -207,7 +206,7 @@ def weights(
                 "model": best.trial.step.label, "what": classifier,
                 "dataset": f"{study}, arm {arm}:"
                            f" {composition(context, best.trial.step.inputs['mix'])}",
-                "images": best.manifest.rows, "steps": steps_of(search, best.trial.arm),
+                "images": best.manifest.rows, "steps": optimizer_steps(search, best.trial.arm),
                 "kept": best.result.best_step, "val": max(values),
                 "test": figures.classifiers[objective][best.trial.number],
                 "where": weights_at(best), "of": len(held),

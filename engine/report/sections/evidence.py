@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from engine.comparison.arms import MixSpec, Trial, planned_trials
 from engine.context import Context
 from engine.core.manifest import Manifest
 from engine.core.step import upstream
@@ -27,8 +28,6 @@ from engine.results.comparison import (
     TrainResult,
 )
 from engine.results.data import IngestResult, ReducedClass, ReduceResult
-from engine.steps.mix import MixSpec
-from engine.steps.search import Trial, trial_steps
 
 FIGURES = {
     "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy",
@@ -72,7 +71,7 @@ def trained(context: Context) -> list[Trained]:
     real = {"all": counts, "reduced": {**counts, **kept}, "none": {}}
     of_mix: dict[str, tuple[dict[str, int], int]] = {}
     found = []
-    for trial in trial_steps(search):
+    for trial in planned_trials(search):
         if trial.step.key not in chosen_among:
             continue
         manifest = context.manifest(trial.step)

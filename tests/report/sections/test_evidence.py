@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 
+from engine.comparison.arms import Arm, SearchSpec, Trial
+from engine.comparison.verdict import Predictions, figures_of
 from engine.core.manifest import Manifest
 from engine.core.spec import Spec
 from engine.core.step import Step, Subject
 from engine.plan import plan
 from engine.report.download import as_csv
-from engine.results.comparison import EvaluateResult, OpenedTest, SearchResult
-from engine.results.data import IngestResult
-from engine.sections import Amount
-from engine.steps._cost import cost, network_in_words, per_point
-from engine.steps._evidence import (
+from engine.report.sections.cost import cost, network_in_words, per_point
+from engine.report.sections.embedding import sheet
+from engine.report.sections.evidence import (
     Trained,
     added_to,
     confusions,
@@ -26,11 +26,11 @@ from engine.steps._evidence import (
     forests,
     most_confused,
 )
-from engine.steps._images import sheet
-from engine.steps._methods import classifier_in_words, listed, methods, not_known
-from engine.steps._verdict import Predictions, figures_of
+from engine.report.sections.methods import classifier_in_words, listed, methods, not_known
+from engine.results.comparison import EvaluateResult, OpenedTest, SearchResult
+from engine.results.data import IngestResult
+from engine.sections import Amount
 from engine.steps.report import links
-from engine.steps.search import Arm, SearchSpec, Trial
 from engine.study import Study
 from tests.results import (
     NOTHING,

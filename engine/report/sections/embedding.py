@@ -22,9 +22,9 @@ from engine.core.step import Subject
 from engine.data.arrays import pictures, vectors_of
 from engine.data.dataset import split_index
 from engine.report import plots
+from engine.report.sections.curation import generated
+from engine.report.sections.fidelity import in_words, numbered, of_fits
 from engine.results.images import CurateResult
-from engine.steps._curated import generated
-from engine.steps._fidelity import in_words, numbered, of_fits
 from engine.vectors.plane import place
 
 _SCATTER = 450  # of each side

@@ -28,7 +28,7 @@ from engine.data.sandbox import Sandbox
 from engine.readers import Bytes, Reader
 from engine.readers import image_ids as image_names
 from engine.sections import Audit, ReaderField, Split
-from engine.steps.embed import EmbedImages
+from engine.stages.images import EmbedImages
 from engine.vectors.neighbours import Neighbours
 from engine.vectors.similarity import Rows, lengths
 from engine.work.stage import Batch, Device, Place

@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 
+from engine.comparison.arms import SearchSpec, optimizer_steps, replicates
 from engine.core import rows
 from engine.core.manifest import Manifest
 from engine.core.step import Step
 from engine.metrics.significance import paired_t
 from engine.report.download import as_csv
+from engine.report.sections.cost import Hours, weights_at
+from engine.report.sections.evidence import FIGURES, Trained, val_confusion
 from engine.report.table import Row
 from engine.results.comparison import EvaluateResult
-from engine.steps._cost import Hours, weights_at
-from engine.steps._evidence import FIGURES, Trained, val_confusion
-from engine.steps.search import SearchSpec, replicates, steps_of
 
 Entries = list[dict[str, Any]]
 
@@ -175,7 +175,7 @@ def of_trials(
         arm, manifest = one.trial.arm, one.manifest
         entry: dict[str, Any] = {
             **named(one), "family": arm.family, "ratio": arm.ratio, "key": one.trial.step.key,
-            "training_images": manifest.rows, "steps": steps_of(search, arm),
+            "training_images": manifest.rows, "steps": optimizer_steps(search, arm),
             "best_step": one.result.best_step,
             "seconds": manifest.provenance["seconds"],
             "device": manifest.provenance.get("device"), **hours_of(Hours.of(manifest)),

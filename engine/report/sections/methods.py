@@ -7,17 +7,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from engine.classifiers import checkpoint_in_words
+from engine.comparison.arms import Arm, SearchSpec
 from engine.core.registry import resolve
 from engine.data.images import Preprocess
 from engine.metrics.probabilities import BINS
 from engine.metrics.significance import LEAST_REPLICATES
 from engine.nets.classification import Training
 from engine.report.page import in_points
+from engine.report.sections.evidence import FIGURES
 from engine.results.comparison import EvaluateResult, SearchResult
 from engine.results.data import IngestResult
 from engine.sections import Amount
-from engine.steps._evidence import FIGURES
-from engine.steps.search import Arm, SearchSpec
 
 
 def methods(

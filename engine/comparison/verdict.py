@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from engine.comparison.arms import replicates
 from engine.core import rows
 from engine.metrics.classification import METRICS, confusion, f1, recall, summary
 from engine.metrics.probabilities import (
@@ -43,7 +44,6 @@ from engine.results.comparison import (
     SaturationPoint,
 )
 from engine.sections import Evaluate
-from engine.steps.search import replicates
 
 
 @dataclass(frozen=True)

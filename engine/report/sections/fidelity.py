@@ -9,9 +9,9 @@ from typing import Any
 from engine.context import Context
 from engine.core.manifest import Manifest
 from engine.core.step import Subject
+from engine.metrics.minimums import FRECHET_LEAST, LEAST, NEAR, NEAR_LEAST
+from engine.report.sections.curation import TILES, closest
 from engine.results.images import CurateResult, FidelityResult, FidelityScope, FidelitySet
-from engine.steps._curated import TILES, closest
-from engine.steps.fidelity import FRECHET_LEAST, LEAST, NEAR, NEAR_LEAST
 
 _NAMES = {
     "kept": "generated, kept", "generated": "generated, before curation",

@@ -6,15 +6,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from engine.comparison.arms import Added, Arm
 from engine.core.errors import StudyError
 from engine.core.registry import kind_of, resolve
 from engine.core.rng import derive_seed
 from engine.core.spec import canonical
 from engine.core.step import Step, Subject, make_step
 from engine.sections import Amount, Tune
-from engine.steps.measure import measuring
-from engine.steps.mix import Added
-from engine.steps.search import Arm
+from engine.stages.measuring import measuring
 from engine.study import Study
 
 

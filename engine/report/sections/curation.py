@@ -14,12 +14,11 @@ import pyarrow.compute as pc
 from engine.context import Context
 from engine.core import rows
 from engine.core.registry import kind_of, resolve
-from engine.data.arrays import pictures
+from engine.data.arrays import first_images, pictures
+from engine.data.dataset import generated_images
+from engine.report.sections.evidence import MOST_CLASSES, most_confused, shares
 from engine.report.tile import tile
 from engine.results.images import CurateResult
-from engine.steps._evidence import MOST_CLASSES, most_confused, shares
-from engine.steps.generate import first_images
-from engine.steps.train import generated_images
 
 TILES = 8  # of a row
 # Of more than a few classes, rows are shorter; and a row is a class of a generator.

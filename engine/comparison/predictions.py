@@ -24,6 +24,8 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from engine.comparison.openings import record_opening
+from engine.comparison.verdict import DeclaredContrast, Predictions, compare, figures_of, in_words
 from engine.core import rows
 from engine.core.errors import DataError, StudyError
 from engine.core.manifest import Manifest
@@ -34,8 +36,6 @@ from engine.metrics.probabilities import PROBABILITY_METRICS
 from engine.nets.classification import class_numbers
 from engine.results.comparison import OpenedTest, ScoredPredictions
 from engine.results.data import IngestResult
-from engine.steps._verdict import DeclaredContrast, Predictions, compare, figures_of, in_words
-from engine.steps.evaluate import record_opening
 from engine.study import Study
 
 PREDICTED = "predicted"

@@ -14,12 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from engine.cli import run_evaluate
+from engine.comparison.predictions import score
 from engine.core import rows
 from engine.core.errors import DataError
 from engine.core.manifest import Manifest
 from engine.core.store import Store
-from engine.data.dataset import class_names, split_index
-from engine.predictions import score
+from engine.data.dataset import split_index
+from engine.results.data import IngestResult
 from engine.study import Study
 
 Run = Callable[[Study, str], Manifest]
@@ -141,7 +142,7 @@ def test_predictions_that_cannot_be_paired_are_refused_in_one_line(
     change: Callable[[dict[str, list[Any]]], dict[str, list[Any]]], message: str,
 ) -> None:  # fmt: skip
     ingest, test = test_split
-    assert class_names(ingest) == ("across", "down")
+    assert IngestResult.of(ingest).classes == ("across", "down")
     ids = test[rows.IMAGE_ID].to_pylist()
     good = {
         "image_id": ids * 4, "arm": ["real"] * 2 * len(ids) + ["mine"] * 2 * len(ids),

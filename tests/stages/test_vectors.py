@@ -20,7 +20,7 @@ from engine.metrics.moments import Moments
 from engine.runtime.base import Runtime, Worker
 from engine.runtime.cluster import RayRuntime
 from engine.runtime.inline import InlineRuntime
-from engine.steps._embedded import Embedded, SampledVectors, SetSums, Sums, draw, quotas, room
+from engine.stages.vectors import Embedded, SampledVectors, SetSums, Sums, draw, quotas, room
 from engine.steps.fidelity import Fidelity
 from engine.work.resources import FitResources, StageResources
 

@@ -1,0 +1,1 @@
+"""What is compared and how it is judged: arms and their classifiers, openings of test, verdicts."""

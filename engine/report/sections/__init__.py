@@ -1,0 +1,1 @@
+"""The sections of the page: each turns results into what its template shows, and into tables."""

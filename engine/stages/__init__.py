@@ -1,0 +1,1 @@
+"""Stages and sets of images that several kinds of step use."""

@@ -1,0 +1,161 @@
+"""What classifiers are given, and the stages that classify."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from engine.classifiers import Classifier
+from engine.core import rows
+from engine.core.errors import ResumeError
+from engine.core.manifest import Manifest, copy_files
+from engine.core.registry import kind_of
+from engine.core.shards import parquet_rows
+from engine.core.spec import digest
+from engine.core.store import Store
+from engine.data.arrays import large_zeros, read_pixels
+from engine.data.images import Preprocess
+from engine.results.comparison import TrainResult
+from engine.work.share import Arrays, Share, within_process
+from engine.work.stage import Batch, Device, Place
+
+
+def external_digests(spec: Any) -> dict[str, str]:
+    """Digests of what the classifier of a spec reads beside the study's images."""
+    kind = kind_of("classifiers", spec.classifier)
+    return dict(kind(spec.classifier, spec.preprocess, ()).external_digests())
+
+
+def changed_weights(spec: Any, recorded: Mapping[str, str]) -> str | None:
+    """Why a classifier that was trained from local weights no longer counts, or None. recorded:
+    digests at its training. Weights that are absent now, or were not recorded, count as the
+    same."""
+    if differ(external_digests(spec), recorded):
+        return f"the weights that classifier {spec.classifier.name} starts from changed"
+    return None
+
+
+def differ(found: Mapping[str, str], noted: Mapping[str, str]) -> bool:
+    return any(noted.get(name, digest) != digest for name, digest in found.items())
+
+
+def refuse_other_weights(classifier: Classifier, noted: Mapping[str, str]) -> None:
+    """Refuse to use what was trained on the `features` of other weights than those that are here
+    now. Raises `ResumeError`."""
+    # A network that sees pixels holds all of its weights itself, wherever it started.
+    if classifier.on_features and differ(classifier.external_digests(), noted):
+        raise ResumeError(
+            f"classifier {classifier.spec.name}: the weights that its images are embedded by"
+            " changed since it was trained; run again, which trains it anew"
+        )
+
+
+def classifier_inputs(
+    store: Store, keys: tuple[str, ...], classifier: Classifier, device: str,
+    share: Share = within_process,
+) -> Arrays:  # fmt: skip
+    """What a classifier's training sees of the images of these parts, and their ids: train, val and
+    each pool by itself, made once for all that share."""
+    shape = classifier.preprocess.shape
+    if not classifier.on_features:
+        made_of = digest(["pixels", store.url, keys, shape])
+        return share(made_of, lambda: read_pixels(store, keys, shape))
+    made_of = digest(
+        [
+            "features", store.url, keys, classifier.spec, classifier.preprocess, device,
+            dict(classifier.external_digests()),
+        ]
+    )  # fmt: skip
+    return share(made_of, lambda: features(store, keys, classifier, device))
+
+
+def features(store: Store, keys: tuple[str, ...], classifier: Classifier, device: str) -> Arrays:
+    """Features and ids of all images of these parts; one part's pixels are in memory at a time."""
+    ids: list[str] = []
+    whole = np.empty((0, 0), np.float32)
+    count = 0
+    for key in keys:
+        with store.parquet(key) as file:
+            count += file.metadata.num_rows
+    for key in keys:
+        pixels, held = read_pixels(store, [key], classifier.preprocess.shape)
+        if not held:
+            continue
+        made = classifier.features(pixels, device)
+        if not ids:
+            whole = large_zeros(count, made.shape[1])
+        whole[len(ids) : len(ids) + len(held)] = made
+        ids += held
+    return whole, ids
+
+
+MODEL = "model"
+
+
+class ClassifyByMany:
+    """Stage: like `Classify`, by the model that the column `model` names; shards hold one each."""
+
+    reads: ClassVar[tuple[str, ...]] = ("pixels", MODEL)
+    writes: ClassVar[tuple[str, ...]] = (rows.PROBABILITIES,)
+    device: ClassVar[Device] = "accelerator"
+
+    def __init__(self, models: Mapping[str, Classify]) -> None:
+        self.models = dict(models)
+
+    def load(self, place: Place) -> None:
+        self.place = place
+        self.loaded = ""
+
+    def __call__(self, batch: Batch) -> Batch:
+        name = batch[MODEL][0].as_py()
+        if name != self.loaded:
+            self.model = self.models[name]
+            self.model.load(self.place)
+            self.loaded = name
+        return self.model(batch)
+
+
+def rows_with_model(store: Store, task: Mapping[str, Any]) -> pa.Table:
+    """The images of a shard, with the model that is to see them."""
+    table = parquet_rows(store, task)
+    return table.append_column(MODEL, pa.array([task[MODEL]] * table.num_rows, pa.string()))
+
+
+class Classify:
+    """Stage: pixels to class probabilities, by a classifier that a `train` step left."""
+
+    reads: ClassVar[tuple[str, ...]] = ("pixels",)
+    writes: ClassVar[tuple[str, ...]] = (rows.PROBABILITIES,)
+    device: ClassVar[Device] = "accelerator"
+
+    def __init__(
+        self, store: Store, spec: Any, preprocess: Preprocess, classes: Sequence[str],
+        trained: Manifest,
+    ) -> None:  # fmt: skip
+        self.store, self.spec, self.preprocess = store, spec, preprocess
+        self.classes, self.weights = tuple(classes), tuple(trained.parts)
+        self.outside = TrainResult.of(trained).outside
+
+    def load(self, place: Place) -> None:
+        self.place = place.device
+        self.classifier = kind_of("classifiers", self.spec)(
+            self.spec, self.preprocess, self.classes
+        )
+        refuse_other_weights(self.classifier, self.outside)
+        with tempfile.TemporaryDirectory() as name:
+            folder = copy_files(self.store, self.weights, Path(name))
+            self.network = self.classifier.load(folder / "weights").to(place.device)
+
+    def __call__(self, batch: Batch) -> Batch:
+        from engine.nets.classification import predict
+
+        inputs = self.classifier.features(batch["pixels"], self.place)
+        return {
+            **batch,
+            rows.PROBABILITIES: predict(self.network, self.classifier.prepare, inputs, self.place),
+        }
