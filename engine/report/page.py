@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 NO_SPREAD = "no spread"
+# Where a template has its table of contents.
+CONTENTS = "<!-- contents -->"
+_HEADING = re.compile("<h2>(.*?)</h2>", re.DOTALL)
+_TAG = re.compile("<[^>]*>")
 
 
 def duration(hours: float) -> str:
@@ -51,6 +56,20 @@ def p_value(p: float, equals: str = "") -> str:
 def alike(low: float, high: float) -> bool:
     """Whether the ends of an interval are one."""
     return abs(high - low) < 1e-12
+
+
+def with_contents(page: str) -> str:
+    """The page with an id for each `<h2>`, and a list of links to them in place of
+    `CONTENTS`."""
+    links: list[str] = []
+
+    def numbered(heading: re.Match[str]) -> str:
+        title = _TAG.sub("", heading[1]).strip()
+        links.append(f'<a href="#section-{len(links) + 1}">{title}</a>')
+        return f'<h2 id="section-{len(links)}">{heading[1]}</h2>'
+
+    page = _HEADING.sub(numbered, page)
+    return page.replace(CONTENTS, f'<nav class="note">{" · ".join(links)}</nav>', 1)
 
 
 def render(template: str, **values: Any) -> str:

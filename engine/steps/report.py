@@ -20,9 +20,9 @@ from engine.data.images import Preprocess
 from engine.metrics.significance import LEAST_REPLICATES, paired_t
 from engine.report import plots
 from engine.report.download import beside, data_url
-from engine.report.page import in_points, render
+from engine.report.page import in_points, render, with_contents
 from engine.report.sections.cost import cost, done_steps, weights
-from engine.report.sections.curation import filters_told, labels_seen, sheets, words
+from engine.report.sections.curation import filters_told, first_screen, labels_seen, sheets, words
 from engine.report.sections.embedding import image_warnings, probes, scatter
 from engine.report.sections.evidence import (
     FIGURES,
@@ -104,6 +104,7 @@ class Report(StepKind):
             name: [CurateResult.of(one) for one in of_fits(context, "curate", name)]
             for name in spec.generators
         }
+        sheet = sheets(context, spec.generators, spec.task, side, compared)
         probed = probes(context, spec, classes)
         models = trained(context)
         table = comparison(added_to(models), search, evaluate)
@@ -150,7 +151,7 @@ class Report(StepKind):
             curves=curves(evaluate, models, told, colours),
             most_classes=MOST_CLASSES, confusions=confusions(evaluate, models, classes),
             reduced=reduced(context),
-            sheets=sheets(context, spec.generators, spec.task, side, compared),
+            sheets=sheet, first_images=first_screen(sheet),
             closest=nearest, fits={name: fit_rows(context, name) for name in spec.generators},
             funnels=curated, reasons=words(curated), filters=filters_told(curated),
             seen=labels_seen(curated, classes),
@@ -173,7 +174,7 @@ class Report(StepKind):
             steps=[step_told(step, manifest) for step, manifest in steps],
             study=json.dumps(spec.study, indent=2), versions=provenance["versions"],
         )  # fmt: skip
-        data = page.encode()
+        data = with_contents(page).encode()
         parts = [context.file("report", "html", data, timed=True, file="report.html")]
         for name, encoded in tables.items():
             stem, _, suffix = name.partition(".")

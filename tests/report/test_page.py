@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from engine.report import page
+from engine.report.page import CONTENTS, with_contents
 
 
 def test_an_interval_of_replicates_that_are_alike_is_none() -> None:
@@ -25,3 +26,11 @@ def test_one_point_is_singular() -> None:
     assert [page.in_points(share) for share in (0.01, 0.015, 0.02)] == [
         "1 point", "1.5 points", "2 points"
     ]  # fmt: skip
+
+
+def test_contents_link_to_every_heading() -> None:
+    page = with_contents(f"{CONTENTS}<h2>One</h2><p>a</p><h2>Two <span>of it</span></h2>")
+    assert '<a href="#section-1">One</a> · <a href="#section-2">Two of it</a>' in page
+    assert '<h2 id="section-1">One</h2>' in page
+    assert '<h2 id="section-2">Two <span>of it</span></h2>' in page
+    assert CONTENTS not in page

@@ -27,6 +27,7 @@ from engine.results.images import FidelityScope, FilterReport
 from engine.steps.fidelity import Embedded, FidelitySpec, plan_scope
 from engine.study import Study
 from tests.conftest import write_bars
+from tests.pages import plain_headings
 from tests.results import curated, labeler_report
 from tests.stages.test_vectors import embed_parts
 
@@ -236,7 +237,7 @@ def test_the_page_has_the_figures_of_every_set(
         training={"steps": 2, "batch_size": 8, "evaluate_every": 2}, fidelity={"k": 4},
     )  # fmt: skip
     (key,) = run_until(study, "report").keys(file="report.html")
-    page = store.read(key).decode()
+    page = plain_headings(store.read(key).decode())
     scopes = run_until(study, "fidelity.more").metrics["scopes"]
     section = page[page.index("<h2>How like real images") : page.index("<h2>Embeddings")]
     for scope in scopes:
@@ -263,7 +264,7 @@ def test_the_page_says_why_images_without_vectors_are_not_shown(
         training={"steps": 2, "batch_size": 8, "evaluate_every": 2},
     )  # fmt: skip
     (key,) = run_until(study, "report").keys(file="report.html")
-    page = store.read(key).decode()
+    page = plain_headings(store.read(key).decode())
     for where, words in (("<h2>Embeddings", "Not shown"), ("Can one tell more", "Not measured")):
         after = page[page.index(where) :]
         assert f"{words}: its images have no vectors" in after[:600]
@@ -279,7 +280,7 @@ def test_vectors_of_another_space_are_held_against_real_ones_of_that_space(
         split={"group": "none", "val": 0.4},
     )  # fmt: skip
     (key,) = run_until(study, "report").keys(file="report.html")
-    page = store.read(key).decode()
+    page = plain_headings(store.read(key).decode())
     assert "<figcaption>PCA</figcaption>" in page
     # What is sampled is less than all, of the set and of val.
     whole = run_until(study, "fidelity.more").metrics["scopes"][0]
@@ -306,7 +307,7 @@ def test_every_fit_is_measured_and_told_of(
     assert two["fidelity.more"] == one["fidelity.more"]
     assert two["fidelity.more.fit1"].key != two["fidelity.more"].key
     (key,) = run_until(study, "report").keys(file="report.html")
-    page = store.read(key).decode()
+    page = plain_headings(store.read(key).decode())
     figures = [run_until(study, name).metrics["scopes"][0]["sets"]["kept"]
                for name in ("fidelity.more", "fidelity.more.fit1")]  # fmt: skip
     assert figures[0]["n"] == figures[1]["n"]

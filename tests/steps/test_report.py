@@ -31,6 +31,7 @@ from engine.runtime.inline import InlineRuntime
 from engine.steps.report import arm_notes, replication, saturated, saturation_in_words
 from engine.study import Study
 from tests.conftest import write_bars
+from tests.pages import plain_headings
 
 
 class Tags(HTMLParser):
@@ -57,7 +58,7 @@ def page_of(study: Study, store: Store, profile: Profile) -> str:
     steps = plan(study)
     manifests = execute(steps, store, InlineRuntime(), profile)
     (key,) = manifests[named(steps, "report")[0].key].keys(file="report.html")
-    return store.read(key).decode()
+    return plain_headings(store.read(key).decode())
 
 
 def test_the_page_is_whole_and_needs_no_network(bars_study, store: Store, profile: Profile) -> None:

@@ -21,6 +21,8 @@ from engine.report.tile import tile
 from engine.results.images import CurateResult
 
 TILES = 8  # of a row
+# At the top of the page.
+FIRST_CLASSES, FIRST_TILES = 3, 6
 # Of more than a few classes, rows are shorter; and a row is a class of a generator.
 _FEW_CLASSES, _FEW_TILES = 10, 6
 _MOST_CLASSES, _MOST_ROWS = 30, 90
@@ -60,6 +62,24 @@ def sheets(
                     }
                 )  # fmt: skip
     return {"classes": list(classes.values()), "left_out": left_out}
+
+
+def first_screen(sheet: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Of what `sheets` found, real and kept synthetic images of the first few classes that have
+    both, for the top of the page."""
+    rows = []
+    for of_class in sheet["classes"]:
+        makers = [
+            {"generator": maker["generator"], "kept": maker["kept"][:FIRST_TILES]}
+            for maker in of_class["makers"]
+            if maker["synthetic"] and maker["kept"]
+        ]
+        if makers and of_class["real"]:
+            rows.append(
+                {"label": of_class["label"], "real": of_class["real"][:FIRST_TILES],
+                 "makers": makers}
+            )  # fmt: skip
+    return rows[:FIRST_CLASSES]
 
 
 def shown_classes(tables: Mapping[str, pa.Table]) -> tuple[list[str], int]:

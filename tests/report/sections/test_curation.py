@@ -13,7 +13,15 @@ from engine.core.manifest import Manifest, write_part
 from engine.core.shards import image_column
 from engine.core.store import Store
 from engine.data.images import Preprocess, encode
-from engine.report.sections.curation import TILES, labels_seen, sheets, shown_classes
+from engine.report.sections.curation import (
+    FIRST_CLASSES,
+    FIRST_TILES,
+    TILES,
+    first_screen,
+    labels_seen,
+    sheets,
+    shown_classes,
+)
 from tests.conftest import toy_picture
 from tests.results import curated, labeler_report
 
@@ -112,3 +120,16 @@ def test_what_the_labeler_sees_of_many_classes_is_told_by_its_pairs() -> None:
     assert (pair["true"], pair["predicted"], pair["count"]) == ("class 03", "class 07", 3)
     few = {"g": curated(labeler=labeler_report(confusion=[[3, 1], [0, 2]]))}
     assert len(labels_seen(few, ["a", "b"])["g"]["cells"]) == 2
+
+
+def test_the_top_of_the_page_has_classes_with_both_kinds_of_images() -> None:
+    def of_class(label: str, kept: int, synthetic: bool = True) -> dict[str, object]:
+        maker = {"generator": "g", "synthetic": synthetic, "kept": ["k"] * kept, "dropped": []}
+        return {"label": label, "real": ["r"] * 8, "makers": [maker]}
+
+    classes = [of_class("none", 0), of_class("moved", 8, synthetic=False)]
+    classes += [of_class(str(number), 8) for number in range(9)]
+    rows = first_screen({"classes": classes})
+    assert [row["label"] for row in rows] == ["0", "1", "2"][:FIRST_CLASSES]
+    assert {len(row["real"]) for row in rows} == {FIRST_TILES}
+    assert [maker["kept"] for maker in rows[0]["makers"]] == [["k"] * FIRST_TILES]
