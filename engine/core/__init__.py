@@ -1,2 +1,2 @@
-"""Foundations: specs, steps and their keys, manifests, the store, shards, rows, the plugin registry,
-errors. Independent of images, networks and Ray."""
+"""Foundations: specs, steps and their keys, manifests, the store, shards, rows, the registry of
+plugins, errors. Independent of images, networks and Ray."""
