@@ -93,7 +93,7 @@ def test_a_ray_that_does_not_start_is_one_line(
     [
         (StageResources(gpus=1), "stages", r"stages\.gpus: 1 requested, this Ray has 0; r"),
         (StageResources(cpus=3, actors=9), "stages", r"stages\.cpus: 3 requested, this Ray has 2"),
-        (FitResources(cpus=1, workers=3), "fit", r"fit\.cpus: 1 for each of 3 workers asked"),
+        (FitResources(cpus=1, workers=3), "fit", r"fit\.cpus: 1 for each of 3 workers requested"),
         (TrialResources(gpus=0.5), "trial", r"trial\.gpus: 0\.5 requested, this Ray has 0"),
     ],
 )
