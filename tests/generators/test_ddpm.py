@@ -307,13 +307,13 @@ def test_a_killed_latent_training_goes_on_to_bitwise_equal_weights(
 
     with pytest.raises(Killed):
         fit(store, made, "one", checkpoint_every=2, on_report=die)
-    told: list[int] = []
+    reported: list[int] = []
     resumed = fit(
         store, made, "two", checkpoint_every=2,
-        on_report=lambda message: told.append(message["done"]),
+        on_report=lambda message: reported.append(message["done"]),
     )  # fmt: skip
     assert resumed == whole
-    assert min(told) >= last - 1
+    assert min(reported) >= last - 1
 
 
 @pytest.mark.parametrize("whole", [True, False], ids=["a pipeline's", "by itself"])

@@ -90,8 +90,8 @@ def test_dreambooth_learns_beside_what_the_checkpoint_makes(
     adapt = {"name": "dreambooth", "method": method, "rank": 2, "num_class_images": 3}
     generator, _ = trained(tmp_path, folders["sd"], adapt)
     store = Store(str(tmp_path / "store"))
-    made_beside = [key for key in store.listing("work/x") if "/prior/" in key]
-    assert len(made_beside) == 2 * 3  # "a photo of cat", "a photo of dog"
+    prior_images = [key for key in store.listing("work/x") if "/prior/" in key]
+    assert len(prior_images) == 2 * 3  # "a photo of cat", "a photo of dog"
     assert generator.prompts_of("cat", 0) == ["a photo of sks cat"]
     assert pixels(generator.sample(batch(generator, ["cat"]))).std() > 0
 
@@ -192,13 +192,13 @@ def test_a_killed_training_goes_on_to_bitwise_equal_weights(
 
     with pytest.raises(Killed):
         fit(store, made(folders["sd"], adapt), "one", checkpoint_every=2, on_report=die)
-    told: list[int] = []
+    reported: list[int] = []
     resumed = fit(
         store, made(folders["sd"], adapt), "two", checkpoint_every=2,
-        on_report=lambda message: told.append(message["done"]),
+        on_report=lambda message: reported.append(message["done"]),
     )  # fmt: skip
     assert resumed == whole
-    assert min(told) > last - 2  # what was trained is not trained again
+    assert min(reported) > last - 2  # what was trained is not trained again
 
 
 @pytest.mark.parametrize("kind", ["sd", "sd3"])
@@ -209,12 +209,12 @@ def test_accumulated_pieces_make_the_step_of_the_whole(
     for pieces in (1, 2):
         store = Store(str(tmp_path / str(pieces)))
         adapt = {"name": "lora", "rank": 2, "gradient_accumulation_steps": pieces, "batch_size": 4}
-        told: list[float] = []
+        reported: list[float] = []
         fit(
             store, made(folders[kind], adapt),
-            on_report=lambda message, held=told: held.append(message["loss"]),
+            on_report=lambda message, losses_of=reported: losses_of.append(message["loss"]),
         )  # fmt: skip
-        losses.append(told[-1])
+        losses.append(reported[-1])
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 

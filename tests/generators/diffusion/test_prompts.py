@@ -1,4 +1,4 @@
-"""Prompts: filled, taken in turn, told where they are cut off."""
+"""Prompts: filling, order, and truncation warnings."""
 
 from __future__ import annotations
 
@@ -57,15 +57,15 @@ def test_an_image_that_starts_from_another_is_of_its_cluster() -> None:
         assert request.strength == 0.5
 
 
-def test_what_a_tokenizer_cuts_off_is_told(folders: dict[str, Path]) -> None:
+def test_a_truncated_prompt_is_warned_of(folders: dict[str, Path]) -> None:
     generator = made(folders["sd"])
     assert generator.prompt_warnings(["a photo of cat"]) == []
     room = LENGTH - 2  # a start and an end
     fits = " ".join(["cat"] * room)
     assert generator.prompt_warnings([fits]) == []
-    (told,) = generator.prompt_warnings(["a photo of cat", f"{fits} dog"])
-    assert "1 of 2 prompts are longer than the 16 tokens" in told
-    assert "loses 'dog'" in told
+    (warning,) = generator.prompt_warnings(["a photo of cat", f"{fits} dog"])
+    assert "1 of 2 prompts are longer than the 16 tokens" in warning
+    assert "loses 'dog'" in warning
 
 
 def test_a_learnt_word_counts_as_its_embeddings(folders: dict[str, Path]) -> None:
