@@ -52,22 +52,22 @@ class Comparison:
             "cutmix": {"cutmix_alpha": search.cutmix_alpha, "mixup_alpha": 0.0},
         }
         real = (self.real.label,)
-        found = [
+        arms = [
             Arm(name="real", family="real", mixes=real),
             Arm(name="real_double", family="real_double", mixes=real, budget=2.0, role="shown"),
         ]
         if "oversampled" in search.arms:
             mixes = self._added([self._mix("oversampled", oversampled=True)])
-            found.append(Arm(name="oversampled", family="oversampled", mixes=mixes))
-        found += [
+            arms.append(Arm(name="oversampled", family="oversampled", mixes=mixes))
+        arms += [
             Arm(name=name, family=name, mixes=real, training=settings[name])
             for name in search.arms
             if name in settings
         ]
         if self.reduce is not None:
             mixes = self._added([self._mix("reduced", real="reduced")])
-            found.append(Arm(name="reduced", family="reduced", mixes=mixes))
-        return found
+            arms.append(Arm(name="reduced", family="reduced", mixes=mixes))
+        return arms
 
     def _added(self, mixes: list[Step]) -> tuple[str, ...]:
         """Adds them to the plan; returns their labels."""
@@ -116,8 +116,10 @@ class Comparison:
         """Also sets `labeler` and `filter_plugins`."""
         study, filters = self.study, self.study.curate.filters
         spec: Any = study.curate.labeler
-        self.filter_plugins: list[tuple[str, Any]] = [("filters", one) for one in filters]
-        found = {}
+        self.filter_plugins: list[tuple[str, Any]] = [
+            ("filters", filter_spec) for filter_spec in filters
+        ]
+        steps = {}
         if spec is not None:
             self.filter_plugins.append(("labelers", spec))
             if resolve("labelers", spec.name).trained:
@@ -127,7 +129,7 @@ class Comparison:
                         "training": spec.training or study.training,
                     }
                 )
-                found["labeler"] = make_step(
+                steps["labeler"] = make_step(
                     "train",
                     {
                         "classifier": spec.classifier, "training": spec.training,
@@ -141,14 +143,14 @@ class Comparison:
         self.labeler = spec
         looks = measuring(self.task, study.preprocess, spec, filters)
         if looks.labeler is not None or looks.filters:
-            found["measure"] = make_step(
+            steps["measure"] = make_step(
                 "measure", looks.model_dump(),
-                {"ingest": self.ingest, **found},
-                [("filters", one) for one in looks.filters]
+                {"ingest": self.ingest, **steps},
+                [("filters", filter_spec) for filter_spec in looks.filters]
                 + [plugin for plugin in self.filter_plugins if plugin[0] != "filters"],
                 Subject("val"),
             )  # fmt: skip
-        return found
+        return steps
 
     @property
     def largest_ratio(self) -> float:
@@ -163,14 +165,14 @@ class Comparison:
         """How many images the arms of a generator add, by what follows its name: every ratio of the
         search, and what the study requests."""
         request = self.request
-        found = {_ratio_name(ratio): Amount(ratio=ratio) for ratio in self._ratios()}
+        amounts = {_ratio_name(ratio): Amount(ratio=ratio) for ratio in self._ratios()}
         if request.balance_to is not None:
-            found[f"to {request.balance_to}"] = Amount(balance_to=request.balance_to)
+            amounts[f"to {request.balance_to}"] = Amount(balance_to=request.balance_to)
         if request.per_class is not None:
-            found[f"+{request.per_class}"] = Amount(per_class=request.per_class)
+            amounts[f"+{request.per_class}"] = Amount(per_class=request.per_class)
         if request.ratio_by_class is not None:
-            found["by class"] = Amount(ratio_by_class=request.ratio_by_class)
-        return found
+            amounts["by class"] = Amount(ratio_by_class=request.ratio_by_class)
+        return amounts
 
     def curate(
         self, subject: Subject, generate: Step, generator_key: str, filtered: bool
@@ -202,7 +204,7 @@ class Comparison:
 
     def _generator_arms(self) -> list[Arm]:
         """The arms of each generator, and of those that are added together."""
-        study, found = self.study, []
+        study, arms = self.study, []
         combined = {**{label: (label,) for label in study.generators}, **study.search.combine}
         for family, parts in combined.items():
             real = "reduced" if "reduced" in parts else "all"
@@ -215,22 +217,22 @@ class Comparison:
                     mixes=self._fits(f"{family} {name}", labels, amount, real),
                     role="compared" if synthetic else "baseline",
                 )  # fmt: skip
-                found.append(arm)
+                arms.append(arm)
                 if family in self.unfiltered:
                     twins = self._fits(
                         f"{family} unfiltered {name}", labels, amount, real, self.unfiltered
                     )
                     twin = {"name": f"{family} unfiltered {name}", "family": f"{family} unfiltered",
                             "mixes": twins, "role": "shown", "twin_of": arm.name}  # fmt: skip
-                    found.append(arm.model_copy(update=twin))
+                    arms.append(arm.model_copy(update=twin))
             if synthetic and family in study.generators and "synthetic_only" in study.search.arms:
                 only = f"{family} only"
                 mixes = self._fits(only, labels, Amount(ratio=1.0), "none")
-                found.append(
+                arms.append(
                     Arm(name=only, family=only, ratio=None, mixes=mixes, role="shown",
                         generators=labels)
                 )  # fmt: skip
-        return found
+        return arms
 
     def _fits(
         self, name: str, labels: tuple[str, ...], amount: Amount, real: str,
@@ -261,7 +263,7 @@ class Comparison:
             "embed", {"embedder": embedder}, {"ingest": self.ingest}, plugins, Subject("fidelity")
         )
         embed = self.embed if embed == self.embed else embed
-        found = [
+        steps = [
             make_step(
                 "fidelity",
                 {
@@ -276,7 +278,7 @@ class Comparison:
             )
             for curate in self._all_pools()
         ]  # fmt: skip
-        return found if embed == self.embed else [embed, *found]
+        return steps if embed == self.embed else [embed, *steps]
 
     def _all_pools(self) -> list[Step]:
         """The last `curate` of every fit of every generator."""

@@ -40,15 +40,15 @@ def changed_weights(spec: Any, recorded: Mapping[str, str]) -> str | None:
     return None
 
 
-def differ(found: Mapping[str, str], noted: Mapping[str, str]) -> bool:
-    return any(noted.get(name, digest) != digest for name, digest in found.items())
+def differ(current: Mapping[str, str], recorded: Mapping[str, str]) -> bool:
+    return any(recorded.get(name, digest) != digest for name, digest in current.items())
 
 
-def refuse_other_weights(classifier: Classifier, noted: Mapping[str, str]) -> None:
+def refuse_other_weights(classifier: Classifier, recorded: Mapping[str, str]) -> None:
     """Refuse to use what was trained on the `features` of other weights than those that are here
     now. Raises `ResumeError`."""
     # A network that sees pixels holds all of its weights itself, wherever it started.
-    if classifier.on_features and differ(classifier.external_digests(), noted):
+    if classifier.on_features and differ(classifier.external_digests(), recorded):
         raise ResumeError(
             f"classifier {classifier.spec.name}: the weights that its images are embedded by"
             " changed since it was trained; run again, which trains it anew"
@@ -83,14 +83,14 @@ def features(store: Store, keys: tuple[str, ...], classifier: Classifier, device
         with store.parquet(key) as file:
             count += file.metadata.num_rows
     for key in keys:
-        pixels, held = read_pixels(store, [key], classifier.preprocess.shape)
-        if not held:
+        pixels, part_ids = read_pixels(store, [key], classifier.preprocess.shape)
+        if not part_ids:
             continue
-        made = classifier.features(pixels, device)
+        part_features = classifier.features(pixels, device)
         if not ids:
-            whole = large_zeros(count, made.shape[1])
-        whole[len(ids) : len(ids) + len(held)] = made
-        ids += held
+            whole = large_zeros(count, part_features.shape[1])
+        whole[len(ids) : len(ids) + len(part_ids)] = part_features
+        ids += part_ids
     return whole, ids
 
 

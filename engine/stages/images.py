@@ -143,8 +143,8 @@ def generated_shards(context: Context) -> list[Shard]:
     for key in generated_images(context.inputs["generate"]):
         with context.store.parquet(key) as file:
             for number in range(file.num_row_groups):
-                held = file.read_row_group(number, columns=[rows.IMAGE_ID])
-                ids = held[rows.IMAGE_ID].to_pylist()
+                table = file.read_row_group(number, columns=[rows.IMAGE_ID])
+                ids = table[rows.IMAGE_ID].to_pylist()
                 task = {"part": key, "row_group": number, "ids_digest": ids_digest(ids)}
                 shards.append(Shard(digest([sha256_of[key], number]), len(ids), task, {}))
     return shards

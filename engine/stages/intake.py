@@ -220,10 +220,10 @@ def decode_records(
     ids = records[rows.IMAGE_ID].to_pylist()
     shards = []
     for number, start in enumerate(range(0, len(ids), SHARD_ROWS)):
-        held = ids[start : start + SHARD_ROWS]
-        digest = ids_digest(held)
+        shard_ids = ids[start : start + SHARD_ROWS]
+        digest = ids_digest(shard_ids)
         task = {"part": key, "row_group": number, "ids_digest": digest}
-        shards.append(Shard(f"{number:06d}-{digest[:8]}", len(held), task, {}))
+        shards.append(Shard(f"{number:06d}-{digest[:8]}", len(shard_ids), task, {}))
     schema = rows.images_schema(spec.tasks)
     commits = context.compute(
         "decode", shards, rows_of=parquet_rows, schema=schema, replace=replace,
@@ -305,7 +305,7 @@ def find_near(
     equal: dict[str, dict[tuple[str, str], int]] = defaultdict(dict)
     for row, digest in enumerate(digests):
         equal[digest].setdefault((splits[row], labels[row]), row)
-    usable = np.asarray([min(held.values()) for held in equal.values()], np.int64)
+    usable = np.asarray([min(places.values()) for places in equal.values()], np.int64)
     usable = usable[lengths(Rows(vectors, usable)) > 0]
     if len(usable) < _LEAST:
         return Near(np.empty((0, 2), np.int64), np.empty(0, np.float32), None)
@@ -313,14 +313,14 @@ def find_near(
     pictures = pictures.reshape(-1, SIDE, SIDE)
     matched = match(pictures, usable[candidates(Rows(vectors, usable), groups[usable])])
     limit = calibrate(pictures, matched, groups, quantile, seed)
-    found = [
+    duplicates = [
         (pair, value)
         for (a, b), value in zip(*near_pairs(pictures, matched, limit), strict=True)
         for pair in product(equal[digests[a]].values(), equal[digests[b]].values())
     ]
     return Near(
-        np.asarray([sorted(pair) for pair, _ in found], np.int64).reshape(-1, 2),
-        np.asarray([value for _, value in found], np.float32), limit,
+        np.asarray([sorted(pair) for pair, _ in duplicates], np.int64).reshape(-1, 2),
+        np.asarray([value for _, value in duplicates], np.float32), limit,
     )  # fmt: skip
 
 
@@ -334,12 +334,12 @@ def candidates(vectors: Rows, groups: np.ndarray) -> np.ndarray:
     for start in range(0, len(vectors), _BLOCK):
         lacking, wide = np.arange(start, min(start + _BLOCK, len(vectors))), _NEIGHBOURS + 1
         while len(lacking):
-            found, _ = among.nearest(Rows(vectors.array, vectors.rows[lacking]), wide)
-            other = (found >= 0) & (found != lacking[:, None])
-            foreign = other & (groups[found] != groups[lacking][:, None])
-            wanted = [held & (held.cumsum(1) <= _NEIGHBOURS) for held in (other, foreign)]
+            neighbours, _ = among.nearest(Rows(vectors.array, vectors.rows[lacking]), wide)
+            not_self = (neighbours >= 0) & (neighbours != lacking[:, None])
+            foreign = not_self & (groups[neighbours] != groups[lacking][:, None])
+            wanted = [mask & (mask.cumsum(1) <= _NEIGHBOURS) for mask in (not_self, foreign)]
             row, column = np.nonzero(wanted[0] | wanted[1])
-            pairs.append(np.stack([lacking[row], found[row, column]], 1))
+            pairs.append(np.stack([lacking[row], neighbours[row, column]], 1))
             if wide >= min(_WIDEST, len(vectors)):
                 break
             lacking, wide = lacking[foreign.sum(1) < _NEIGHBOURS], min(4 * wide, _WIDEST)

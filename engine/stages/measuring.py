@@ -60,26 +60,26 @@ class MeasurePixels:
             one.load(place.device)
 
     def __call__(self, batch: Batch) -> Batch:
-        found = dict(batch)
+        columns = dict(batch)
         pixels = batch["pixels"]
         labels = batch[rows.label_column(self.spec.task)].to_pylist()
         if self.labeler is not None:
-            found[rows.PROBABILITIES] = self.labeler.label(pixels)
-        for one in self.filters:
-            for name, values in one.measure(pixels, labels).items():
-                found[rows.score_column(one.spec.name, name)] = values
-        return found
+            columns[rows.PROBABILITIES] = self.labeler.label(pixels)
+        for pixel_filter in self.filters:
+            for name, values in pixel_filter.measure(pixels, labels).items():
+                columns[rows.score_column(pixel_filter.spec.name, name)] = values
+        return columns
 
 
 def figures(spec: MeasureSpec, classes: Sequence[str]) -> list[pa.Field]:
     """The columns that `MeasurePixels` writes."""
-    found = []
+    fields = []
     if spec.labeler is not None:
-        found.append(pa.field(rows.PROBABILITIES, pa.list_(pa.float32(), len(classes))))
-    for one in spec.filters:
-        for name in kind_of("filters", one).measures:
-            found.append(pa.field(rows.score_column(name_of(one), name), pa.float32()))
-    return found
+        fields.append(pa.field(rows.PROBABILITIES, pa.list_(pa.float32(), len(classes))))
+    for filter_spec in spec.filters:
+        for name in kind_of("filters", filter_spec).measures:
+            fields.append(pa.field(rows.score_column(name_of(filter_spec), name), pa.float32()))
+    return fields
 
 
 def make_labeler(spec: Any, classes: Sequence[str]) -> Any:
@@ -91,10 +91,11 @@ def measuring(
 ) -> MeasureSpec:
     """What of a labeler and of filters looks at pixels."""
     looks = labeler is not None and kind_of("labelers", labeler).reads == "pixels"
-    kinds = [(one, kind_of("filters", one)) for one in filters]
+    kinds = [(filter_spec, kind_of("filters", filter_spec)) for filter_spec in filters]
     return MeasureSpec(
         task=task, preprocess=preprocess, labeler=labeler if looks else None,
-        filters=tuple(without(one, kind.judging_fields) for one, kind in kinds if kind.measures),
+        filters=tuple(without(filter_spec, kind.judging_fields)
+                      for filter_spec, kind in kinds if kind.measures),
     )  # fmt: skip
 
 

@@ -87,11 +87,11 @@ def quotas(shares: Mapping[str, float], n: int) -> dict[str, int]:
     """How many of `n` images each class has: its share rounded down, or up where most is lacking,
     so that the sum is n. Never more than the least whole number above its share."""
     exact = {label: n * share for label, share in shares.items()}
-    found = {label: int(count + 1e-9) for label, count in exact.items()}
-    lacking = sorted(exact, key=lambda label: found[label] - exact[label])
-    for label in lacking[: n - sum(found.values())]:
-        found[label] += 1
-    return found
+    counts = {label: int(count + 1e-9) for label, count in exact.items()}
+    lacking = sorted(exact, key=lambda label: counts[label] - exact[label])
+    for label in lacking[: n - sum(counts.values())]:
+        counts[label] += 1
+    return counts
 
 
 class SampledVectors:
@@ -147,7 +147,7 @@ def summed_up(store: Store, keys: Sequence[str], part: np.ndarray, row: np.ndarr
     of_parts = (
         read(store, keys[number], row[part == number]) for number in np.unique(part).tolist()
     )
-    return added_up(Sums(Moments.of(held), Directions.of(held)) for held in of_parts)
+    return added_up(Sums(Moments.of(vectors), Directions.of(vectors)) for vectors in of_parts)
 
 
 class SumUp:
@@ -164,17 +164,17 @@ class SumUp:
         return
 
     def __call__(self, batch: Batch) -> Batch:
-        found = [
+        pieces = [
             summed_up(self.store, keys, np.asarray(part), np.asarray(row))
             for keys, part, row in zip(
                 *(batch[name].to_pylist() for name in self.reads), strict=True
             )
         ]
         return {
-            **batch, "n": [sums.moments.n for sums in found],
-            "mean": np.stack([sums.moments.mean for sums in found]),
-            "scatter": np.stack([sums.moments.scatter.ravel() for sums in found]),
-            "products": np.stack([sums.directions.products.ravel() for sums in found]),
+            **batch, "n": [sums.moments.n for sums in pieces],
+            "mean": np.stack([sums.moments.mean for sums in pieces]),
+            "scatter": np.stack([sums.moments.scatter.ravel() for sums in pieces]),
+            "products": np.stack([sums.directions.products.ravel() for sums in pieces]),
         }  # fmt: skip
 
 

@@ -200,13 +200,13 @@ class _Work:
         self.of = np.asarray(splits, dtype=object)
 
     def add(self, kind: str, a: int, b: int | None = None, score: float = 0.0, **more: str) -> None:
-        other = {}
+        second = {}
         if b is not None:
-            other = {"other_id": self.ids[b], "other_uri": self.uris[b],
+            second = {"other_id": self.ids[b], "other_uri": self.uris[b],
                      "other_label": self.label[b], "other_split": self.of[b]}  # fmt: skip
         self.findings.append(
             Finding(kind, self.ids[a], self.uris[a], self.label[a], self.of[a], score=score,
-                    **other, **more)
+                    **second, **more)
         )  # fmt: skip
 
     def pair_kind(self, what: str, a: int, b: int) -> str:
@@ -257,18 +257,18 @@ class _Work:
             self.warnings.append(small)
             return vectors
         with self.timed("near duplicates"):
-            found = find_near(
+            near = find_near(
                 self.index, spec.task, vectors, pictures, spec.audit.near_quantile, spec.seed
             )
-        if found.limit is not None:
+        if near.limit is not None:
             self.near_limit = {
-                "copies": round(found.limit.copies, 4), "different": round(found.limit.different, 4)
+                "copies": round(near.limit.copies, 4), "different": round(near.limit.different, 4)
             }  # fmt: skip
-            if found.limit.fine is None:
+            if near.limit.fine is None:
                 self.warnings.append(NEAR_UNTOLD)
-        for place in np.argsort(-found.agreement, kind="stable"):
-            a, b = found.pairs[place].tolist()
-            self.add(self.pair_kind("near", a, b), a, b, float(found.agreement[place]),
+        for place in np.argsort(-near.agreement, kind="stable"):
+            a, b = near.pairs[place].tolist()
+            self.add(self.pair_kind("near", a, b), a, b, float(near.agreement[place]),
                      detail="same group" if self.groups[a] == self.groups[b] else "")  # fmt: skip
         return vectors
 
@@ -278,48 +278,48 @@ class _Work:
         return np.flatnonzero(usable & (self.of != "test") & (self.label != _NO_LABEL))
 
     def labels(self, vectors: np.ndarray) -> None:
-        held = self.seen(vectors)
+        members = self.seen(vectors)
         # A class of one group cannot be told by others.
         groups_of: dict[str, set[str]] = defaultdict(set)
-        for row in held:
+        for row in members:
             groups_of[self.label[row]].add(self.groups[row])
         thin = sorted(name for name, groups in groups_of.items() if len(groups) < 2)
-        held = held[~np.isin(self.label[held].astype(str), thin)] if thin else held
-        names, numbers = np.unique(self.label[held].astype(str), return_inverse=True)
+        members = members[~np.isin(self.label[members].astype(str), thin)] if thin else members
+        names, numbers = np.unique(self.label[members].astype(str), return_inverse=True)
         with self.timed("label errors"):
-            found = None
+            errors = None
             if len(names) > 1:
-                found = label_errors(
-                    vectors[held], numbers, self.groups[held].astype(str), self.spec.seed
+                errors = label_errors(
+                    vectors[members], numbers, self.groups[members].astype(str), self.spec.seed
                 )
         if thin:
             self.warnings.append(f"no label errors were looked for in {', '.join(thin)[:200]}:"
                                  " one group or image alone")  # fmt: skip
-        if found is None:
+        if errors is None:
             return
-        self.agreed = float(found.agreed)
-        for row in found.order:
+        self.agreed = float(errors.agreed)
+        for row in errors.order:
             self.add(
-                "label", int(held[row]), score=float(found.confidence[row]),
-                suggested=str(names[found.suggested[row]]),
-                detail=f"{100 * found.suggested_confidence[row]:.0f}%",
+                "label", int(members[row]), score=float(errors.confidence[row]),
+                suggested=str(names[errors.suggested[row]]),
+                detail=f"{100 * errors.suggested_confidence[row]:.0f}%",
             )  # fmt: skip
 
     def outliers(self, vectors: np.ndarray) -> None:
-        held = self.seen(vectors)
-        score = np.zeros(len(held))
+        members = self.seen(vectors)
+        score = np.zeros(len(members))
         with self.timed("outliers"):
-            for name in set(self.label[held].tolist()):
-                own = np.flatnonzero(self.label[held] == name)
+            for name in set(self.label[members].tolist()):
+                own = np.flatnonzero(self.label[members] == name)
                 if len(own) < 4 * _NEIGHBOUR:
                     continue
-                mine = vectors[held[own]]
+                mine = vectors[members[own]]
                 _, distance = Neighbours(mine).nearest(mine, _NEIGHBOUR + 1)
                 score[own] = neighbour_outliers(distance[:, -1])
         for row in np.argsort(-score, kind="stable"):
             if score[row] <= LIMIT:
                 break
-            self.add("outlier", int(held[row]), score=float(score[row]))
+            self.add("outlier", int(members[row]), score=float(score[row]))
 
     def sizes(self) -> None:
         if not self.ids:
@@ -363,8 +363,8 @@ def _text(label: Any) -> str:
 
 def counts(labels: np.ndarray, splits: np.ndarray) -> dict[str, dict[str, int]]:
     """Images of each class in each split."""
-    held = Counter(zip(labels.tolist(), splits.tolist(), strict=True))
-    return {name: {split: held[name, split] for split in rows.SPLITS}
+    images = Counter(zip(labels.tolist(), splits.tolist(), strict=True))
+    return {name: {split: images[name, split] for split in rows.SPLITS}
             for name in sorted(set(labels.tolist()))}  # fmt: skip
 
 
@@ -381,12 +381,13 @@ def group_counts(labels: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
 
 def pictures(store: Store, keys: list[str], wanted: set[str]) -> dict[str, bytes]:
     """The stored bytes of the images named."""
-    found: dict[str, bytes] = {}
+    picture_of: dict[str, bytes] = {}
+    ids = pa.array(sorted(wanted), pa.string())
     for table in store.tables(keys, [rows.IMAGE_ID, rows.IMAGE]) if wanted else ():
-        held = table.filter(pc.is_in(table[rows.IMAGE_ID], pa.array(sorted(wanted), pa.string())))
-        encoded = pc.struct_field(held[rows.IMAGE], "bytes").to_pylist()
-        found |= dict(zip(held[rows.IMAGE_ID].to_pylist(), encoded, strict=True))
-    return found
+        selected = table.filter(pc.is_in(table[rows.IMAGE_ID], ids))
+        encoded = pc.struct_field(selected[rows.IMAGE], "bytes").to_pylist()
+        picture_of |= dict(zip(selected[rows.IMAGE_ID].to_pylist(), encoded, strict=True))
+    return picture_of
 
 
 def findings_table(findings: list[Finding]) -> pa.Table:

@@ -52,18 +52,18 @@ class Cluster(StepKind):
             zip(index[rows.IMAGE_ID].to_pylist(), index[column].to_pylist(), strict=True)
         )
         whole = settings.scope == "whole"
-        held = grouped_vectors(
+        vectors_of = grouped_vectors(
             context.store, context.inputs["embed"].keys(split="train"),
             dict.fromkeys(label_of, _WHOLE) if whole else label_of,
         )  # fmt: skip
-        counts = {name: len(ids) for name, (ids, _) in held.items()}
+        counts = {name: len(ids) for name, (ids, _) in vectors_of.items()}
         gpu = context.device == "cuda" and gpus() > 0
 
         tables, centroids = [], []
-        found: dict[str, Clusters] = {}
+        clusters_of: dict[str, Clusters] = {}
         silhouettes: dict[str, dict[int, float]] = {}
-        with context.progress(len(held), "classes") as bar:
-            for name, (ids, vectors) in held.items():
+        with context.progress(len(vectors_of), "classes") as bar:
+            for name, (ids, vectors) in vectors_of.items():
                 # A class alone draws what it draws in a study with others.
                 seed = derive_seed(spec.seed, "cluster", name)
                 if settings.k == "silhouette":
@@ -73,31 +73,31 @@ class Cluster(StepKind):
                     )  # fmt: skip
                 else:
                     k = number_of_clusters(settings.k, counts, name)
-                made = k_means(
+                clusters = k_means(
                     vectors, k, seed, iterations=settings.iterations,
                     spherical=settings.spherical, sample=settings.sample,
                     min_size=settings.min_size, gpu=gpu,
                 )  # fmt: skip
                 release(vectors)
-                found[name] = made
+                clusters_of[name] = clusters
                 tables.append(
                     pa.table(
                         [
                             ids,
                             [label_of[image_id] for image_id in ids],
-                            made.assigned.astype(np.int32),
-                            made.distance,
+                            clusters.assigned.astype(np.int32),
+                            clusters.distance,
                         ],
                         names=[rows.IMAGE_ID, column, rows.CLUSTER, rows.DISTANCE],
                     )
                 )
-                numbers = range(len(made.centroids))
+                numbers = range(len(clusters.centroids))
                 centroids.append(
                     pa.table(
                         {
                             column: pa.array([None if whole else name] * len(numbers), pa.string()),
                             rows.CLUSTER: pa.array(numbers, pa.int32()),
-                            rows.EMBEDDING: rows.fixed_lists(made.centroids),
+                            rows.EMBEDDING: rows.fixed_lists(clusters.centroids),
                         }
                     )
                 )
@@ -106,38 +106,39 @@ class Cluster(StepKind):
             context.table("clusters", pa.concat_tables(tables), table="clusters"),
             context.table("centroids", pa.concat_tables(centroids), table="centroids"),
         ]
-        warnings = what_to_know(found)
+        warnings = what_to_know(clusters_of)
         for warning in warnings:
             context.say(f"warning: {warning}")
-        number = sum(len(made.centroids) for made in found.values())
+        number = sum(len(clusters.centroids) for clusters in clusters_of.values())
         scores = {
             name: {str(k): value for k, value in by_k.items()}
             for name, by_k in silhouettes.items()
         }
         result = ClusterResult(
             headline=f"{number} clusters"
-            + (" over all classes" if whole else f" in {len(found)} classes"),
-            sizes={name: sorted(made.sizes.tolist(), reverse=True) for name, made in found.items()},
-            inertia={name: made.inertia for name, made in found.items()},
+            + (" over all classes" if whole else f" in {len(clusters_of)} classes"),
+            sizes={name: sorted(clusters.sizes.tolist(), reverse=True)
+                   for name, clusters in clusters_of.items()},
+            inertia={name: clusters.inertia for name, clusters in clusters_of.items()},
             warnings=warnings, silhouette=scores,
         )  # fmt: skip
         return Output(parts, sum(counts.values()), result)
 
 
-def what_to_know(found: dict[str, Clusters]) -> list[str]:
+def what_to_know(clusters_of: dict[str, Clusters]) -> list[str]:
     """One line for each class with clusters that are not there, or hardly."""
     warnings = []
-    for name, made in found.items():
-        if made.dissolved:
+    for name, clusters in clusters_of.items():
+        if clusters.dissolved:
             warnings.append(
-                f"{name}: {made.dissolved} of {made.dissolved + len(made.centroids)} clusters had"
-                " too few images and were dissolved"
+                f"{name}: {clusters.dissolved} of {clusters.dissolved + len(clusters.centroids)}"
+                " clusters had too few images and were dissolved"
             )
-        tiny = int((made.sizes < _TINY).sum())
-        if tiny and tiny < len(made.centroids):
+        tiny = int((clusters.sizes < _TINY).sum())
+        if tiny and tiny < len(clusters.centroids):
             warnings.append(
-                f"{name}: {tiny} of {len(made.centroids)} clusters have fewer than {_TINY} images;"
-                " raise cluster.min_size or lower cluster.k"
+                f"{name}: {tiny} of {len(clusters.centroids)} clusters have fewer than"
+                f" {_TINY} images; raise cluster.min_size or lower cluster.k"
             )
     return warnings
 
@@ -159,10 +160,10 @@ def number_of_clusters(k: int | str, sizes: dict[str, int], name: str) -> int:
 def candidates(most: int, images: int) -> list[int]:
     """Numbers of clusters that are tried: all up to 8, then by a quarter more each, up to `most`
     and to the root of the images."""
-    found = list(range(2, 9))
-    while found[-1] < most:
-        found.append(round(found[-1] * 1.25))
-    return [k for k in found if k <= min(most, math.isqrt(images))]
+    numbers = list(range(2, 9))
+    while numbers[-1] < most:
+        numbers.append(round(numbers[-1] * 1.25))
+    return [k for k in numbers if k <= min(most, math.isqrt(images))]
 
 
 def gpus() -> int:

@@ -101,10 +101,10 @@ def judge(
     """Ask the filters; fills in scores, labels and reasons, and returns what is told of it."""
     classes = context.result("ingest", IngestResult).classes
     sets = Sets(context, spec, classes, table, keys)
-    made, val = sets.made, sets.val
+    generated, val = sets.generated, sets.val
     # An image without a usable embedding has no scores.
     place = {image_id: row for row, image_id in enumerate(table[rows.IMAGE_ID].to_pylist())}
-    at = np.asarray([place[image_id] for image_id in made.ids], dtype=np.int64)
+    at = np.asarray([place[image_id] for image_id in generated.ids], dtype=np.int64)
     reason = np.full(table.num_rows, "embedding", dtype=object)
     reason[at] = ""
     used = np.asarray(table[rows.LABEL_INTENDED].to_pylist(), dtype=object)
@@ -118,29 +118,30 @@ def judge(
         columns[name] = pa.array(whole)
 
     reports = []
-    for one in spec.filters if len(made) else ():
+    for filter_spec in spec.filters if len(generated) else ():
         kept = reason[at] == ""
-        found: Judgement = kind_of("filters", one)(one, classes).judge(
-            sets.of(made, name_of(one)), sets.train, sets.of(val, name_of(one)), kept
-        )
-        reason[at] = np.where(kept & found.drop, name_of(one), reason[at])
-        if found.labels is not None:
-            used[at] = found.labels
-        for name, values in found.columns.items():
-            column(rows.score_column(name_of(one), name), values)
+        judgement: Judgement = kind_of("filters", filter_spec)(filter_spec, classes).judge(
+            sets.of(generated, name_of(filter_spec)), sets.train,
+            sets.of(val, name_of(filter_spec)), kept,
+        )  # fmt: skip
+        reason[at] = np.where(kept & judgement.drop, name_of(filter_spec), reason[at])
+        if judgement.labels is not None:
+            used[at] = judgement.labels
+        for name, values in judgement.columns.items():
+            column(rows.score_column(name_of(filter_spec), name), values)
         reports.append(
             FilterReport(
-                name=name_of(one), dropped=int((kept & found.drop).sum()),
-                limits={key: finite(limit) for key, limit in found.limits.items()},
-                stops=found.stops,
+                name=name_of(filter_spec), dropped=int((kept & judgement.drop).sum()),
+                limits={key: finite(limit) for key, limit in judgement.limits.items()},
+                stops=judgement.stops,
             )
         )  # fmt: skip
     notes["filters"] = reports
-    if made.probabilities is not None and val.probabilities is not None:
-        seen = np.asarray(classes, dtype=object)[made.probabilities.argmax(1)]
+    if generated.probabilities is not None and val.probabilities is not None:
+        seen = np.asarray(classes, dtype=object)[generated.probabilities.argmax(1)]
         column(rows.LABEL_SEEN, seen)
-        column(rows.CONFIDENCE, made.probabilities.max(1))
-        notes["labeler"] = agreement(classes, made, val, used[at], reason[at] == "")
+        column(rows.CONFIDENCE, generated.probabilities.max(1))
+        notes["labeler"] = agreement(classes, generated, val, used[at], reason[at] == "")
     columns |= {
         rows.LABEL: pa.array(used, pa.string()), rows.REASON: pa.array(reason, pa.string()),
         rows.KEPT: pa.array(reason == ""),
@@ -163,13 +164,13 @@ def finite(limit: float | Mapping[str, float]) -> Any:
 
 
 def agreement(
-    classes: Sequence[str], made: Scores, val: Scores, used: np.ndarray, kept: np.ndarray
+    classes: Sequence[str], generated: Scores, val: Scores, used: np.ndarray, kept: np.ndarray
 ) -> LabelerReport:
     """How often the labeler sees what was asked for, and in those kept what they are used as; the
     yardstick of both is val. used: the labels (n,) that images are used under."""
-    assert made.probabilities is not None
+    assert generated.probabilities is not None
     assert val.probabilities is not None
-    intended, seen = class_numbers(made.labels, classes), made.probabilities.argmax(1)
+    intended, seen = class_numbers(generated.labels, classes), generated.probabilities.argmax(1)
     right = seen == intended
     truth = class_numbers(val.labels, classes)
     of_val = val.probabilities.argmax(1)
@@ -195,7 +196,7 @@ class Sets:
         looks = measuring(spec.task, spec.preprocess, spec.labeler, spec.filters)
         names = [field.name for field in figures(looks, classes)]
         store = context.store
-        self.made = read_scored(
+        self.generated = read_scored(
             store, keys, dict(zip(ids, intended, strict=True)), keys if names else [], names
         )
         of_split = {}
@@ -214,18 +215,18 @@ class Sets:
         if labeler.reads == "embedding":
             labeler.load(None, context.device)
             labeler.learn(self.train.vectors, class_numbers(self.train.labels, classes))
-            self.made, self.val = (
+            self.generated, self.val = (
                 replace(held, probabilities=labeler.label(held.vectors)) if len(held) else held
-                for held in (self.made, self.val)
+                for held in (self.generated, self.val)
             )
 
     @staticmethod
-    def of(held: Scores, name: str) -> Scores:
+    def of(scores: Scores, name: str) -> Scores:
         """The set as a filter sees it: with its own figures under their own names."""
         prefix = rows.score_column(name, "")
-        own = {key.removeprefix(prefix): values for key, values in held.measured.items()
+        own = {key.removeprefix(prefix): values for key, values in scores.measured.items()
                if key.startswith(prefix)}  # fmt: skip
-        return replace(held, measured=own)
+        return replace(scores, measured=own)
 
 
 def read_scored(
@@ -236,11 +237,13 @@ def read_scored(
     the figures `names` in the parts `measured`."""
     figure_of = {}
     if measured:
-        held = pa.concat_tables(store.tables(measured, [rows.IMAGE_ID, *names]))
-        row_of = {name: row for row, name in enumerate(held[rows.IMAGE_ID].to_pylist())}
+        measured_table = pa.concat_tables(store.tables(measured, [rows.IMAGE_ID, *names]))
+        row_of = {name: row for row, name in enumerate(measured_table[rows.IMAGE_ID].to_pylist())}
         label_of = {name: label for name, label in label_of.items() if name in row_of}
         figure_of = {
-            name: matrix_of(held, name) if name == rows.PROBABILITIES else held[name].to_numpy()
+            name: matrix_of(measured_table, name)
+            if name == rows.PROBABILITIES
+            else measured_table[name].to_numpy()
             for name in names
         }
     ids, vectors = grouped_vectors(store, keys, dict.fromkeys(label_of, "")).get(
@@ -250,11 +253,11 @@ def read_scored(
     for table in store.tables(keys, [rows.IMAGE_ID, rows.PHASH]):
         hash_of |= dict(zip(table[rows.IMAGE_ID].to_pylist(), hashes_of(table), strict=True))
     order = [row_of[name] for name in ids] if measured else []
-    found = {name: values[order] for name, values in figure_of.items()}
+    measurements = {name: values[order] for name, values in figure_of.items()}
     return Scores(
         np.asarray(ids, dtype=object), np.asarray([label_of[name] for name in ids], dtype=object),
         vectors, np.asarray([hash_of[name] for name in ids], np.uint64),
-        found.pop(rows.PROBABILITIES, None), found,
+        measurements.pop(rows.PROBABILITIES, None), measurements,
     )  # fmt: skip
 
 
@@ -283,11 +286,11 @@ def read_generated(context: Context, task: str) -> pa.Table:
     """Every generated image as a row of `curated_schema`, all kept under their intended labels."""
     column = rows.label_column(task)
     keys = generated_images(context.inputs["generate"])
-    found = pa.concat_tables(context.store.tables(keys, [rows.IMAGE_ID, column]))
-    count = found.num_rows
+    images = pa.concat_tables(context.store.tables(keys, [rows.IMAGE_ID, column]))
+    count = images.num_rows
     columns = {
-        rows.IMAGE_ID: found[rows.IMAGE_ID], rows.LABEL: found[column],
-        rows.LABEL_INTENDED: found[column], rows.KEPT: [True] * count, rows.REASON: [""] * count,
+        rows.IMAGE_ID: images[rows.IMAGE_ID], rows.LABEL: images[column],
+        rows.LABEL_INTENDED: images[column], rows.KEPT: [True] * count, rows.REASON: [""] * count,
     }  # fmt: skip
     schema = rows.curated_schema()
     return pa.table(
@@ -324,10 +327,10 @@ def score(context: Context, spec: CurateSpec, classes: Sequence[str]) -> list[Co
         "embedder": spec.embedder.model_dump() if spec.embedder else None,
         "looks": looks.model_dump(),
         "code": {
-            f"{family}.{name_of(one)}": kind_of(family, one).version
+            f"{family}.{name_of(plugin)}": kind_of(family, plugin).version
             for family, held in plugins.items()
-            for one in held
-            if one is not None
+            for plugin in held
+            if plugin is not None
         },
         "classes": list(classes),
         "labeler": digest(sorted(part.sha256 for part in trained.parts) if trained else []),

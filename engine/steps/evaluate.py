@@ -141,15 +141,15 @@ class Evaluate(StepKind):
 
 def untrained(search: Step) -> set[str]:
     """Arms whose generators the study trains none of: another fit of them is another draw."""
-    found = set()
+    names = set()
     for arm in search.spec_as(SearchSpec).arms:
         steps = [
-            made for mix in arm.mixes for made in search.inputs[mix].inputs.values()
-            if made.kind == "generate"
+            step for mix in arm.mixes for step in search.inputs[mix].inputs.values()
+            if step.kind == "generate"
         ]  # fmt: skip
         if steps and not any("finetune" in step.inputs for step in steps):
-            found.add(arm.name)
-    return found
+            names.add(arm.name)
+    return names
 
 
 def declared(
@@ -161,7 +161,7 @@ def declared(
     # A family that chose among more settings on val had more tries.
     tries = Counter(arm.family for arm in planned)
     baseline = search.baseline
-    found = [
+    contrasts = [
         DeclaredContrast(
             name, baseline, (tries[arm.family], tries[arms[baseline].family]), name in untrained,
             arm.ratio,
@@ -170,7 +170,7 @@ def declared(
         if arm.role == "compared"
     ]  # fmt: skip
     # The arm's ratio is the best of several; its twin took the same unchosen.
-    return found + [
+    return contrasts + [
         DeclaredContrast(
             of, twin, (tries[arms[of].family], 1), of in untrained, arms[of].ratio
         )
@@ -183,7 +183,7 @@ def read_trials(
 ) -> dict[str, Manifest]:
     """The trials' manifests by key. Raises `ResumeError` where one is not what search chose by, or
     was trained from other weights than the rest."""
-    found = {}
+    manifests = {}
     for step in steps:
         manifest = context.manifest(step)
         if manifest is None or manifest.digest != search.trials[step.key]:
@@ -194,8 +194,8 @@ def read_trials(
         # They may have, while search ran.
         if why := changed_weights(step.spec, TrainResult.of(manifest).outside):
             raise ResumeError(f"evaluate: {step.label}: {why}; run again with --discard search")
-        found[step.key] = manifest
-    return found
+        manifests[step.key] = manifest
+    return manifests
 
 
 def predict_test(
@@ -229,30 +229,32 @@ def predict_test(
             "models": {key: manifest.digest for key, manifest in manifests.items()},
         },
     )  # fmt: skip
-    found: dict[str, list[np.ndarray]] = {key: [] for key in manifests}
+    pieces_of: dict[str, list[np.ndarray]] = {key: [] for key in manifests}
     for shard, commit in zip(shards, commits, strict=True):
         assert commit.data is not None
         (table,) = context.store.tables([commit.data.key])
-        found[shard.tags[MODEL]].append(matrix_of(table, rows.PROBABILITIES))
-    return {key: np.concatenate(pieces) for key, pieces in found.items()}
+        pieces_of[shard.tags[MODEL]].append(matrix_of(table, rows.PROBABILITIES))
+    return {key: np.concatenate(pieces) for key, pieces in pieces_of.items()}
 
 
-def predictions_table(test: pa.Table, task: str, trial: Trial, found: np.ndarray) -> pa.Table:
-    """One row for each test image and classifier: what every figure of the report comes from."""
-    arm, count = trial.arm, len(found)
-    made = bool(arm.generators)
+def predictions_table(
+    test: pa.Table, task: str, trial: Trial, probabilities: np.ndarray
+) -> pa.Table:
+    """A row for each test image and classifier: the source of every figure of the report."""
+    arm, count = trial.arm, len(probabilities)
+    synthetic = bool(arm.generators)
     return pa.table(
         {
             rows.IMAGE_ID: test[rows.IMAGE_ID],
             rows.GROUP_ID: test[rows.GROUP_ID],
             rows.SPLIT: pa.array(["test"] * count),
             rows.ARM: pa.array([arm.name] * count),
-            rows.GENERATOR: pa.array([arm.family if made else None] * count, pa.string()),
-            rows.GENERATOR_FIT: pa.array([trial.fit if made else None] * count, pa.int32()),
-            rows.POOL: pa.array([trial.fit if made else None] * count, pa.int32()),
+            rows.GENERATOR: pa.array([arm.family if synthetic else None] * count, pa.string()),
+            rows.GENERATOR_FIT: pa.array([trial.fit if synthetic else None] * count, pa.int32()),
+            rows.POOL: pa.array([trial.fit if synthetic else None] * count, pa.int32()),
             rows.RATIO: pa.array([arm.ratio] * count, pa.float64()),
             rows.SEED: pa.array([trial.number] * count, pa.int64()),
             rows.label_column(task): test[rows.label_column(task)],
-            rows.PROBABILITIES: rows.fixed_lists(found),
+            rows.PROBABILITIES: rows.fixed_lists(probabilities),
         }
     )

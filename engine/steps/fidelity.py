@@ -76,12 +76,12 @@ class Fidelity(StepKind):
     def run(self, context: Context) -> Output:
         spec = context.step.spec_as(FidelitySpec)
         parts, keys = generated_vectors(context, spec)
-        made = generated_sets(context, keys)
+        generated = generated_sets(context, keys)
         real = {name: real_set(context, spec, split)
                 for name, split in (("real", "train"), ("val", "val"))}  # fmt: skip
-        sides = {**made, **real}
-        kept, val = made["kept"].counts, real["val"].counts
-        classes = sorted(set().union(*(side.counts for side in made.values())))
+        sides = {**generated, **real}
+        kept, val = generated["kept"].counts, real["val"].counts
+        classes = sorted(set().union(*(side.counts for side in generated.values())))
         enough = [label for label in classes if kept[label] >= LEAST and val[label]]
         together = [enough] if len(enough) > 1 else []
         needed = images_needed(context)
@@ -96,7 +96,7 @@ class Fidelity(StepKind):
                 scopes.append(measure(spec, inputs, scope, number))
                 bar.advance(1)
         return Output(
-            parts, max(map(len, made.values())),
+            parts, max(map(len, generated.values())),
             FidelityResult(
                 headline=headline(scopes), scopes=scopes,
                 warnings=warnings(scopes, kept, classes, enough),
@@ -130,10 +130,10 @@ def generated_sets(context: Context, keys: list[str]) -> dict[str, Embedded]:
     that were generated under the labels that were asked for."""
     curated = pa.concat_tables(context.store.tables(context.inputs["curate"].keys(table="curated")))
     kept = curated.filter(curated[rows.KEPT])
-    found = {"kept": embedded(context, keys, kept, rows.LABEL)}
+    sets = {"kept": embedded(context, keys, kept, rows.LABEL)}
     if kept.num_rows < curated.num_rows or kept[rows.LABEL] != kept[rows.LABEL_INTENDED]:
-        found["generated"] = embedded(context, keys, curated, rows.LABEL_INTENDED)
-    return found
+        sets["generated"] = embedded(context, keys, curated, rows.LABEL_INTENDED)
+    return sets
 
 
 def real_set(context: Context, spec: FidelitySpec, split: str) -> Embedded:
@@ -172,7 +172,7 @@ class Scope:
     """
 
     labels: Sequence[str]
-    held: int
+    val_count: int
     shares: Mapping[str, float]
     few: str = ""
     sets: dict[str, int] = field(default_factory=dict)
@@ -186,32 +186,32 @@ def plan_scope(
 ) -> Scope:  # fmt: skip
     """How many images of each set are held against val, and which. needed: see `images_needed`."""
     counts = {name: side.counts for name, side in sides.items()}
-    held = sum(counts["val"][label] for label in labels)
-    shares = {label: counts["val"][label] / held for label in labels if counts["val"][label]}
-    scope = Scope(labels, held, shares)
-    if held < LEAST:
-        scope.few = f"{held} in val"
+    val_count = sum(counts["val"][label] for label in labels)
+    shares = {label: counts["val"][label] / val_count for label in labels if counts["val"][label]}
+    scope = Scope(labels, val_count, shares)
+    if val_count < LEAST:
+        scope.few = f"{val_count} in val"
         return scope
-    made = {name: room(counts[name], shares) for name in sides if name not in ("real", "val")}
-    if max(made.values()) < LEAST:
-        scope.few = f"{max(made.values())} generated"
+    available = {name: room(counts[name], shares) for name in sides if name not in ("real", "val")}
+    if max(available.values()) < LEAST:
+        scope.few = f"{max(available.values())} generated"
         return scope
     wanted = room(needed, shares)
     # More are kept of one fit than of another: the same number of each can be compared. Real ones
     # have no say in it, or a rare class of theirs would leave next to nothing of many.
-    n = min(count for count in (*made.values(), wanted) if count >= LEAST)
+    n = min(count for count in (*available.values(), wanted) if count >= LEAST)
     real = room(counts["real"], shares)
-    scope.sets = {name: n if count >= LEAST else count for name, count in made.items()}
+    scope.sets = {name: n if count >= LEAST else count for name, count in available.items()}
     scope.floor = real if LEAST <= real < n else 0
     if not scope.floor:
         scope.sets["real"] = min(n, real)
-    numbers = [*scope.sets.items(), *((name, scope.floor) for name in (*made, "real"))]
+    numbers = [*scope.sets.items(), *((name, scope.floor) for name in (*available, "real"))]
     for name, count in numbers:
-        if count >= LEAST and made.get(name, LEAST) >= LEAST:
+        if count >= LEAST and available.get(name, LEAST) >= LEAST:
             scope.draws[name, count] = drawn(spec, sides[name], shares, count)
     every = np.flatnonzero(np.isin(sides["val"].labels, list(shares)))
-    scope.draws["val", held] = Draw(
-        every, draw(sides["val"].labels, shares, min(held, spec.sample), spec.seed)
+    scope.draws["val", val_count] = Draw(
+        every, draw(sides["val"].labels, shares, min(val_count, spec.sample), spec.seed)
     )
     return scope
 
@@ -260,8 +260,8 @@ class FidelityInputs:
         if name not in self._distances:
             train = self.some["real"].vectors
             self._distances[name] = np.asarray(1 - most_similar(some.vectors, train, 1)[0][:, 0])
-        found: np.ndarray = self._distances[name][some.at(chosen)]
-        return found
+        distances: np.ndarray = self._distances[name][some.at(chosen)]
+        return distances
 
 
 def sums_name(number: int, name: str, n: int) -> str:
@@ -275,7 +275,7 @@ def measure(
     classes."""
     if scope.few:
         return FidelityScope(
-            classes=list(scope.labels), val=scope.held, few=scope.few, sets={}, floor={}
+            classes=list(scope.labels), val=scope.val_count, few=scope.few, sets={}, floor={}
         )
     reference = ValReference(spec, inputs, scope, number)
     sets = {
@@ -288,7 +288,7 @@ def measure(
         if scope.floor and n == scope.floor and name != "val"
     }
     return FidelityScope(
-        classes=list(scope.labels), val=scope.held, few="", sets=sets, floor=floor,
+        classes=list(scope.labels), val=scope.val_count, few="", sets=sets, floor=floor,
         val_sampled=len(reference.some), val_nearest=float(np.median(reference.distances)),
     )  # fmt: skip
 
@@ -296,11 +296,13 @@ def measure(
 class ValReference:
     """The val images of a scope, with which its sets are compared."""
 
-    def __init__(self, spec: FidelitySpec, held: FidelityInputs, scope: Scope, number: int) -> None:
-        self.spec, self.held, self.scope, self.number = spec, held, scope, number
-        chosen = scope.draws["val", scope.held]
-        self.some = held.some["val"].of(chosen.some)
-        self.distances = held.to_train("val", chosen.some)
+    def __init__(
+        self, spec: FidelitySpec, inputs: FidelityInputs, scope: Scope, number: int
+    ) -> None:
+        self.spec, self.inputs, self.scope, self.number = spec, inputs, scope, number
+        chosen = scope.draws["val", scope.val_count]
+        self.some = inputs.some["val"].of(chosen.some)
+        self.distances = inputs.to_train("val", chosen.some)
         # The kernel is made for numbers of about 1: of vectors of length 1, as many embedders give,
         # it would see little but the mean.
         lengths = np.linalg.norm(self.some, axis=1)
@@ -308,8 +310,8 @@ class ValReference:
 
     @cached_property
     def reference(self) -> Reference:
-        held = self.scope.held
-        return Reference(self.moments("val", held, self.sums("val", held)))
+        val_count = self.scope.val_count
+        return Reference(self.moments("val", val_count, self.sums("val", val_count)))
 
     @cached_property
     def near(self) -> float | None:
@@ -327,13 +329,13 @@ class ValReference:
         of `sampled` of them. Of train itself there is no distance to it.
         """
         spec, chosen, sums = self.spec, self.scope.draws[name, n], self.sums(name, n)
-        some = self.held.some[name].of(chosen.some)
+        some = self.inputs.some[name].of(chosen.some)
         scaled = self.some * self.scale, some * self.scale
         kernel = kernel_distance(*scaled, derive_seed(spec.seed, "fidelity"))
         shares = prdc(self.some, some, spec.k)
         nearest, near = None, None
         if name != "real":
-            distance = self.held.to_train(name, chosen.some)
+            distance = self.inputs.to_train(name, chosen.some)
             nearest = float(np.median(distance))
             near = None if self.near is None else list(share_nearer(distance, self.near))
         return FidelitySet(
@@ -346,21 +348,22 @@ class ValReference:
 
     def sums(self, name: str, n: int) -> Sums | None:
         """Of a set that is used whole; None where its vectors are few."""
-        if self.held.few(self.held.sides[name], n):
+        if self.inputs.few(self.inputs.sides[name], n):
             return None
-        return self.held.whole.of(sums_name(self.number, name, n))
+        return self.inputs.whole.of(sums_name(self.number, name, n))
 
     def moments(self, name: str, n: int, sums: Sums | None) -> Moments:
         return sums.moments if sums is not None else Moments.of(self.vectors(name, n))
 
     def frechet(self, name: str, n: int, sums: Sums | None) -> float:
-        if n + self.scope.held < self.some.shape[1]:
-            return frechet_distance(self.vectors("val", self.scope.held), self.vectors(name, n))
+        val_count = self.scope.val_count
+        if n + val_count < self.some.shape[1]:
+            return frechet_distance(self.vectors("val", val_count), self.vectors(name, n))
         return self.reference.distance(self.moments(name, n, sums))
 
     def vectors(self, name: str, n: int) -> np.ndarray:
         """All that are chosen of a set, where they are few."""
-        return self.held.some[name].of(self.scope.draws[name, n].whole)
+        return self.inputs.some[name].of(self.scope.draws[name, n].whole)
 
 
 def headline(scopes: Sequence[FidelityScope]) -> str:
@@ -381,30 +384,30 @@ def warnings(
     enough: Sequence[str],
 ) -> list[str]:  # fmt: skip
     """What a reader of the figures must know."""
-    found = []
+    texts = []
     first = next((scope for scope in scopes if "kept" in scope.sets), None)
     if first is not None:
         of_kept = first.sets["kept"]
         if of_kept.frechet is not None and of_kept.n < FRECHET_LEAST:
-            found.append(
+            texts.append(
                 f"a Fréchet distance of {of_kept.n:,} images, fewer than {FRECHET_LEAST:,}, is"
                 " largely the number's doing: hold it against that of as many real ones alone"
             )
         if first.floor:
             n = first.floor["real"].n
-            found.append(
+            texts.append(
                 f"real images of train suffice for {n:,}: their figures are no floor of those of"
                 f" {of_kept.n:,} generated ones, which stand there once more at {n:,}"
             )
         if of_kept.near is not None and of_kept.near[0] > _OFTEN_NEAR:
             share, low, high = (100 * value for value in of_kept.near)
-            found.append(
+            texts.append(
                 f"{share:.1f}% of the images kept ({low:.1f} to {high:.1f}) lie nearer to a"
                 f" training image than {100 * (1 - NEAR):.0f}% of held-out ones do;"
                 f" {100 * NEAR:g}% are expected"
             )
     left_out = [f"{label} ({kept[label]} kept)" for label in classes if label not in enough]
     if len(enough) > 1 and left_out:
-        found.append(f"the whole leaves out classes with fewer than {LEAST} images kept:"
+        texts.append(f"the whole leaves out classes with fewer than {LEAST} images kept:"
                      f" {', '.join(left_out)}")  # fmt: skip
-    return found
+    return texts

@@ -69,8 +69,8 @@ class Parents:
         # Encoded, the train split is small enough for every actor; decoded it would not be.
         self.encoded: dict[str, bytes] = {}
         for table in self.store.tables(self.images, [rows.IMAGE_ID, rows.IMAGE]):
-            held = pc.struct_field(table[rows.IMAGE], "bytes").to_pylist()
-            self.encoded.update(zip(table[rows.IMAGE_ID].to_pylist(), held, strict=True))
+            encoded = pc.struct_field(table[rows.IMAGE], "bytes").to_pylist()
+            self.encoded.update(zip(table[rows.IMAGE_ID].to_pylist(), encoded, strict=True))
 
     def __call__(self, batch: Batch) -> Batch:
         pixels = [decode_own(self.encoded[parent]) for parent in batch[rows.PARENT_ID].to_pylist()]
@@ -114,11 +114,11 @@ class Sample:
         parents = batch.get("parents")
         count = len(columns["seeds"])
         seeds, attempts = list(columns["seeds"]), [0] * count
-        made = self._sample(columns, parents, list(range(count)), seeds)
+        images = self._sample(columns, parents, list(range(count)), seeds)
         for attempt in range(1, TRIES):
             # An existing image is what it is: sampling it again changes nothing.
             failed = [
-                row for row in range(count) if _fault(made[row]) and columns["uris"][row] is None
+                row for row in range(count) if _fault(images[row]) and columns["uris"][row] is None
             ]
             if not failed:
                 break
@@ -130,9 +130,11 @@ class Sample:
             for row, image in zip(
                 failed, self._sample(columns, parents, failed, seeds), strict=True
             ):
-                made[row] = image
-        status = [_fault(image) or OK for image in made]
-        return {**batch, "pixels": made, rows.STATUS: status, rows.SEED: seeds, "attempt": attempts}
+                images[row] = image
+        status = [_fault(image) or OK for image in images]
+        return {
+            **batch, "pixels": images, rows.STATUS: status, rows.SEED: seeds, "attempt": attempts,
+        }  # fmt: skip
 
     def _sample(
         self,
@@ -144,33 +146,33 @@ class Sample:
         """Sample the chosen rows, padded by repetition to the planned shape: pixels depend on the
         shape."""
         padded = chosen + [chosen[-1]] * (self.batch_size - len(chosen))
-        made = self._in_memory(columns, parents, padded, seeds)
-        return made[: len(chosen)]
+        images = self._in_memory(columns, parents, padded, seeds)
+        return images[: len(chosen)]
 
     def _in_memory(
         self,
         columns: dict[str, list[Any]],
         parents: np.ndarray | None,
-        held: list[int],
+        row_numbers: list[int],
         seeds: list[int],
     ) -> list[np.ndarray | str]:
         """Sample, in halves where the accelerator's memory does not suffice."""
-        picked = {name: [values[row] for row in held] for name, values in columns.items()}
-        picked["seeds"] = [seeds[row] for row in held]
+        picked = {name: [values[row] for row in row_numbers] for name, values in columns.items()}
+        picked["seeds"] = [seeds[row] for row in row_numbers]
         try:
             images: list[np.ndarray | str] = self.generator.sample(
-                SampleBatch(**picked, parents=None if parents is None else parents[held])
+                SampleBatch(**picked, parents=None if parents is None else parents[row_numbers])
             )
             return images
         except RuntimeError as error:
             # torch.cuda.OutOfMemoryError is a RuntimeError; named by its text, torch need not be
             # imported.
-            if "out of memory" not in str(error).lower() or len(held) == 1:
+            if "out of memory" not in str(error).lower() or len(row_numbers) == 1:
                 raise
         self.provenance["out_of_memory"] = True
-        half = len(held) // 2
-        return self._in_memory(columns, parents, held[:half], seeds) + self._in_memory(
-            columns, parents, held[half:], seeds
+        half = len(row_numbers) // 2
+        return self._in_memory(columns, parents, row_numbers[:half], seeds) + self._in_memory(
+            columns, parents, row_numbers[half:], seeds
         )
 
 
@@ -258,9 +260,9 @@ class Generate(StepKind):
         if not parts:
             raise_nothing_usable(commits)
         reasons = Counter(status for commit in commits for status in commit.status if status != OK)
-        made = Counter(shard.tags["label"] for shard in shards for _ in range(shard.rows))
+        requested = Counter(shard.tags["label"] for shard in shards for _ in range(shard.rows))
         sheet = context.file("sheet", "png", draw_sheet(context, spec, parts), file="sheet.png")
-        headline = f"{kept:,} images of {len(made)} classes"
+        headline = f"{kept:,} images of {len(requested)} classes"
         if reasons:
             headline += "; quarantined: " + ", ".join(
                 f"{count} {reason}" for reason, count in reasons.items()
@@ -269,7 +271,7 @@ class Generate(StepKind):
             [*parts, sheet], kept,
             GenerateResult(
                 headline=headline,
-                requested=dict(made),
+                requested=dict(requested),
                 quarantined=dict(sorted(reasons.items())),
                 warnings=context.result("request", RequestResult).warnings,
             ),
@@ -298,10 +300,10 @@ def weights(inputs: Any) -> Sequence[Part]:
 def fingerprint(context: Context, spec: GenerateSpec) -> dict[str, Any]:
     """All that pixels depend on beside the request, for the record and for the refusal to mix."""
     generator = kind_of("generators", spec.generator)(spec.generator, spec.preprocess)
-    found = {part.tags["file"]: part.sha256 for part in weights(context.inputs)}
+    weight_digests = {part.tags["file"]: part.sha256 for part in weights(context.inputs)}
     return {
         "generator_key": spec.generator_key,
-        "weights": digest(found) if found else None,
+        "weights": digest(weight_digests) if weight_digests else None,
         "train_images": context.inputs["ingest"].digest if generator.parents() else None,
         **generator.fingerprint(),
         "preprocess": spec.preprocess.model_dump(),
@@ -314,13 +316,14 @@ def warn_of_mixed_places(context: Context, commits: Sequence[Commit]) -> None:
     names = ("device", "machine", "batch_size", "software", "out_of_memory")
     places = {tuple(commit.provenance.get(name, "") for name in names) for commit in commits}
     if len(places) > 1:
-        shown = "; ".join(
+        descriptions = "; ".join(
             f"{device} {machine}, batches of {size}, {software}"
             + (" (halved, for memory did not suffice)" if halved else "")
             for device, machine, size, software, halved in sorted(places, key=str)
         )
         context.say(
-            f"warning: the shards were made in different places ({shown}): close, not bitwise equal"
+            f"warning: the shards were generated in different places ({descriptions}): the images"
+            " are close, not bitwise equal"
         )
 
 
@@ -341,14 +344,16 @@ def draw_sheet(
     real = first_images(
         context.store, context.inputs["ingest"].keys(split="train"), spec.task, per_class
     )
-    made: dict[str, list[np.ndarray]] = {}
+    generated: dict[str, list[np.ndarray]] = {}
     for part in parts:
         label = part.tags["label"]
-        if len(made.get(label, [])) < per_class:
-            found = first_images(
-                context.store, [part.key], spec.task, per_class - len(made.get(label, []))
+        if len(generated.get(label, [])) < per_class:
+            images = first_images(
+                context.store, [part.key], spec.task, per_class - len(generated.get(label, []))
             )
-            made.setdefault(label, []).extend(found.get(label, []))
-    return contact_sheet({label: (real.get(label, []), made[label]) for label in sorted(made)})
+            generated.setdefault(label, []).extend(images.get(label, []))
+    return contact_sheet(
+        {label: (real.get(label, []), generated[label]) for label in sorted(generated)}
+    )
 
 

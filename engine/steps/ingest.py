@@ -151,17 +151,17 @@ class Ingest(StepKind):
         vectors, pictures = (
             aligned(context.store, keys, name, ids) for name in (rows.EMBEDDING, rows.THUMBNAIL)
         )
-        found = find_near(index, spec.task, vectors, pictures, spec.audit.near_quantile, spec.seed)
-        if found.limit is None:
+        near = find_near(index, spec.task, vectors, pictures, spec.audit.near_quantile, spec.seed)
+        if near.limit is None:
             return [], {}, []
         limits = {name: round(value, 6) if value else value
-                  for name, value in asdict(found.limit).items()}  # fmt: skip
-        if found.limit.fine is None:
+                  for name, value in asdict(near.limit).items()}  # fmt: skip
+        if near.limit.fine is None:
             return [], limits, [NEAR_UNTOLD]
         pairs = [(ids[a], ids[b], float(agreement)) for (a, b), agreement in
-                 zip(found.pairs.tolist(), found.agreement, strict=True)]  # fmt: skip
+                 zip(near.pairs.tolist(), near.agreement, strict=True)]  # fmt: skip
         groups, splits = (index[name].to_pylist() for name in (rows.GROUP_ID, rows.SPLIT))
-        twins = [a for a, b in found.pairs.tolist()
+        twins = [a for a, b in near.pairs.tolist()
                  if groups[a] != groups[b] and splits[a] == splits[b] == "train"]  # fmt: skip
         warnings = []
         if twins:
@@ -201,10 +201,10 @@ class Ingest(StepKind):
     def outdated(self, step: Step, manifest: Manifest) -> str | None:
         spec = step.spec_as(IngestSpec)
         try:
-            found = kind_of("readers", spec.reader)(spec.reader).fingerprint()
+            fingerprint = kind_of("readers", spec.reader)(spec.reader).fingerprint()
         except DataError:
             return None  # the originals have gone; what was taken in stands
-        if dict(found) != IngestResult.of(manifest).data:
+        if dict(fingerprint) != IngestResult.of(manifest).data:
             raise DataError(
                 f"ingest {step.key}: the data changed since it was taken in and split; bring it"
                 " back, or take it in"
@@ -260,18 +260,19 @@ def write_splits(
             pending[split] = []
 
     for table in context.store.tables(decoded_keys):
-        found = [fates.get(image_id) for image_id in table[rows.IMAGE_ID].to_pylist()]
+        destinations = [fates.get(image_id) for image_id in table[rows.IMAGE_ID].to_pylist()]
         for split in rows.SPLITS:
-            mask = [entry is not None and entry[0] == split for entry in found]
+            mask = [entry is not None and entry[0] == split for entry in destinations]
             if not any(mask):
                 continue
-            held = table.filter(pa.array(mask))
-            held = replace_column(held, rows.SPLIT, [split] * held.num_rows)
-            held = replace_column(
-                held, rows.GROUP_ID, [entry[1] for entry in found if entry and entry[0] == split]
-            )
-            counts[split].update(held[rows.label_column(spec.task)].to_pylist())
-            pending[split].append(held.cast(schema))
+            selected = table.filter(pa.array(mask))
+            selected = replace_column(selected, rows.SPLIT, [split] * selected.num_rows)
+            selected = replace_column(
+                selected, rows.GROUP_ID,
+                [entry[1] for entry in destinations if entry and entry[0] == split],
+            )  # fmt: skip
+            counts[split].update(selected[rows.label_column(spec.task)].to_pylist())
+            pending[split].append(selected.cast(schema))
             if sum(piece.nbytes for piece in pending[split]) > PART_BYTES:
                 flush(split)
     for split in rows.SPLITS:
@@ -283,10 +284,10 @@ def refuse_thin_classes(counts: Mapping[str, Mapping[str, int]], spec: IngestSpe
     classes = sorted({name for by_class in counts.values() for name in by_class})
     for split in rows.SPLITS:
         for name in classes:
-            found, needed = counts[split].get(name, 0), 2 if split == "train" else 1
-            if found < needed:
+            count, needed = counts[split].get(name, 0), 2 if split == "train" else 1
+            if count < needed:
                 raise DataError(
-                    f"the class {name!r} has {found} images in {split}, it needs {needed}: add"
+                    f"the class {name!r} has {count} images in {split}, it needs {needed}: add"
                     " images,"
                     " leave the class out, or change the split"
                 )

@@ -55,11 +55,11 @@ class Match(StepKind):
         with context.progress(len(queries.ids), "images") as bar:
             for start in range(0, len(queries.ids), _BLOCK):
                 here = slice(start, start + _BLOCK)
-                found, distance = index.nearest(queries.vectors[here], settings.n + same)
+                neighbours, distance = index.nearest(queries.vectors[here], settings.n + same)
                 tables.append(
-                    pairs(queries, here, among, found, distance, settings.n, without_self=same)
+                    pairs(queries, here, among, neighbours, distance, settings.n, without_self=same)
                 )
-                bar.advance(len(found))
+                bar.advance(len(neighbours))
         matches = pa.concat_tables(tables)
         nearest = matches.filter(pc.equal(matches[rows.RANK], 0))
         agree = pc.mean(pc.equal(nearest[QUERY_LABEL], nearest[rows.LABEL]).cast(pa.float64()))
@@ -94,9 +94,9 @@ class Match(StepKind):
         turns = max(map(len, by_class.values()))
         chosen = [by_class[name][turn] for turn in range(turns) for name in sorted(by_class)
                   if turn < len(by_class[name])][: spec.settings.shown]  # fmt: skip
-        held = matches.filter(pc.is_in(matches[QUERY_ID], pa.array(chosen))).to_pylist()
+        selected = matches.filter(pc.is_in(matches[QUERY_ID], pa.array(chosen))).to_pylist()
         of_query: dict[str, list[str]] = {}
-        for pair in held:
+        for pair in selected:
             if pair[rows.RANK] < _SHOWN_MATCHES:
                 of_query.setdefault(pair[QUERY_ID], []).append(pair[rows.IMAGE_ID])
         left = pictures(context.store, queries.images, chosen)
@@ -131,28 +131,28 @@ class ImageSet:
             keys = curated.keys(table="scores")
             self.images = generated_images(context.inputs[f"{role}.generate"])
         label_of = dict(zip(ids.to_pylist(), labels.to_pylist(), strict=True))
-        held = grouped_vectors(store, keys, dict.fromkeys(label_of, name))
-        if name not in held:
+        grouped = grouped_vectors(store, keys, dict.fromkeys(label_of, name))
+        if name not in grouped:
             raise DataError(
                 f"{context.step.label}: no image of {name} was kept, so that none can be matched"
             )
-        self.ids, self.vectors = held[name]
+        self.ids, self.vectors = grouped[name]
         self.labels = [label_of[image_id] for image_id in self.ids]
         self.named = pa.array(self.ids, pa.string())
         self.labelled = pa.array(self.labels, pa.string())
 
 
 def pairs(
-    queries: ImageSet, here: slice, among: ImageSet, found: np.ndarray, distance: np.ndarray,
+    queries: ImageSet, here: slice, among: ImageSet, neighbours: np.ndarray, distance: np.ndarray,
     n: int, *, without_self: bool,
 ) -> pa.Table:  # fmt: skip
     """A row for each query and match."""
-    wanted = found >= 0
+    wanted = neighbours >= 0
     if without_self:
-        wanted &= found != np.arange(len(queries.ids))[here][:, None]
+        wanted &= neighbours != np.arange(len(queries.ids))[here][:, None]
     wanted &= wanted.cumsum(1) <= n
     row, column = np.nonzero(wanted)
-    match = pa.array(found[row, column])
+    match = pa.array(neighbours[row, column])
     query = pa.array(np.arange(len(queries.ids))[here][row])
     return pa.table(
         {

@@ -53,13 +53,13 @@ class Mix(StepKind):
             ids, labels, sources = [], [], []
         real = len(ids)
         added: dict[str, dict[str, int]] = {}
-        for one in spec.added:
-            chosen = self._chosen(context, spec, one, counts)
+        for addition in spec.added:
+            chosen = self._chosen(context, spec, addition, counts)
             for label, images in sorted(chosen.items()):
                 ids += images
                 labels += [label] * len(images)
-                sources += [one.generator] * len(images)
-            added[one.generator] = {label: len(held) for label, held in sorted(chosen.items())}
+                sources += [addition.generator] * len(images)
+            added[addition.generator] = {label: len(held) for label, held in sorted(chosen.items())}
         weights = balanced_weights(labels, 1.0) if spec.oversampled else np.ones(len(labels))
         members = pa.table(
             {
@@ -83,17 +83,17 @@ class Mix(StepKind):
         return table.filter(table[rows.KEPT])[rows.IMAGE_ID].combine_chunks()
 
     def _chosen(
-        self, context: Context, spec: MixSpec, one: Added, real: Mapping[str, int]
+        self, context: Context, spec: MixSpec, addition: Added, real: Mapping[str, int]
     ) -> dict[str, list[str]]:
         """A generator's images for each target class. Raises `DataError` where there are too
         few."""
-        source, amount = f"curate.{one.generator}", one.amount
+        source, amount = f"curate.{addition.generator}", addition.amount
         tables = context.store.tables(context.inputs[source].keys(table="curated"))
         kept: dict[str, list[str]] = {}
         for table in tables:
-            held = table.filter(table[rows.KEPT])
+            selected = table.filter(table[rows.KEPT])
             for image_id, label in zip(
-                held[rows.IMAGE_ID].to_pylist(), held[rows.LABEL].to_pylist(), strict=True
+                selected[rows.IMAGE_ID].to_pylist(), selected[rows.LABEL].to_pylist(), strict=True
             ):
                 kept.setdefault(label, []).append(image_id)
         wanted = wanted_images(real, amount, spec.classes)
@@ -117,12 +117,12 @@ class Mix(StepKind):
             if len(kept.get(label, [])) < count
         }
         if short:
-            shown = ", ".join(
+            shortfalls = ", ".join(
                 f"{label}: {have} of {count}" for label, (have, count) in short.items()
             )
             raise DataError(
-                f"{context.step.label}: too few images of {one.generator} were kept"
-                f" ({shown[:300]});"
+                f"{context.step.label}: too few images of {addition.generator} were kept"
+                f" ({shortfalls[:300]});"
                 f" {funnel_text(context.result(source, CurateResult).funnel, short)}."
                 " Ask for fewer, loosen curate, raise curate.max_rounds, or train the"
                 " generator longer"
@@ -146,14 +146,14 @@ def pool_order(seed: int, image_id: str) -> bytes:
 
 def funnel_text(funnel: Mapping[str, ClassFunnel], labels: Collection[str]) -> str:
     """What became of the images of these classes, in a line."""
-    shown = []
+    descriptions = []
     for label in labels:
         if (entry := funnel.get(label)) is None:
-            shown.append(f"{label}: none requested")
+            descriptions.append(f"{label}: none requested")
             continue
         reasons = ", ".join(f"{count} {why}" for why, count in entry.reasons.items())
-        shown.append(
+        descriptions.append(
             f"{label}: {entry.requested} requested, {entry.generated} generated,"
             f" {entry.kept} kept" + (f" ({reasons})" if reasons else "")
         )
-    return "; ".join(shown)[:600]
+    return "; ".join(descriptions)[:600]

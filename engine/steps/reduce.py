@@ -57,7 +57,7 @@ class Reduce(StepKind):
         names, sizes = np.unique(labels, return_counts=True)
         counts = dict(zip(names.tolist(), sizes.tolist(), strict=True))
         wanted = kept_counts(spec.settings, counts)
-        held = grouped_vectors(
+        grouped = grouped_vectors(
             context.store, context.inputs["embed"].keys(split="train"),
             {image_id: label for image_id, label in zip(ids, labels, strict=True)
              if label in wanted},
@@ -72,7 +72,7 @@ class Reduce(StepKind):
         examples: dict[str, list[list[str]]] = {}
         with context.progress(sum(counts[name] for name in wanted), "images") as bar:
             for name, count in wanted.items():
-                members, vectors = held.get(name, ([], np.empty((0, 1), np.float32)))
+                members, vectors = grouped.get(name, ([], np.empty((0, 1), np.float32)))
                 if len(members) < count:
                     raise DataError(
                         f"reduce: {count} images of {name!r} are to be kept, and {len(members)}"
@@ -99,8 +99,8 @@ class Reduce(StepKind):
                     planes.append(Plane(title, placed, np.isin(np.arange(len(members)), chosen)))
                 some = generator(seed, "shown").permutation(chosen)
                 examples[name] = [
-                    [members[row] for row in found[:_SHOWN]]
-                    for found in (some, looked_at, chosen[nearest])
+                    [members[row] for row in image_rows[:_SHOWN]]
+                    for image_rows in (some, looked_at, chosen[nearest])
                 ]
                 bar.advance(counts[name])
         places = [points.get(image_id, (None, None)) for image_id in ids]
@@ -131,13 +131,13 @@ class Reduce(StepKind):
 
     def _strata(self, context: Context) -> dict[str, int]:
         """The cluster of each image, where the method looks at them."""
-        found: dict[str, int] = {}
+        cluster_of: dict[str, int] = {}
         if "cluster" in context.inputs:
             keys = context.inputs["cluster"].keys(table="clusters")
             for table in context.store.tables(keys, [rows.IMAGE_ID, rows.CLUSTER]):
                 columns = (table[name].to_pylist() for name in (rows.IMAGE_ID, rows.CLUSTER))
-                found |= dict(zip(*columns, strict=True))
-        return found
+                cluster_of |= dict(zip(*columns, strict=True))
+        return cluster_of
 
 
 def kept_counts(settings: ReduceSettings, counts: Mapping[str, int]) -> dict[str, int]:
@@ -160,14 +160,14 @@ def kept_counts(settings: ReduceSettings, counts: Mapping[str, int]) -> dict[str
         name: int(target) if settings.share is None else round(settings.share * counts[name])
         for name in names
     }
-    found = {name: max(2, kept) for name, kept in wanted.items() if max(2, kept) < counts[name]}
-    if not found:
+    reduced = {name: max(2, kept) for name, kept in wanted.items() if max(2, kept) < counts[name]}
+    if not reduced:
         most = max(names or counts, key=lambda name: counts[name])
         raise DataError(
             f"reduce: no class has more images than are kept ({most!r} has {counts[most]}); lower"
             " reduce.balance_to or reduce.share"
         )
-    return found
+    return reduced
 
 
 def choose(
@@ -194,16 +194,16 @@ def draw_sheet(
 ) -> bytes:
     """The planes of the first classes; of each, images kept, dropped, and the nearest kept of
     those."""
-    shown = dict(list(examples.items())[:_SHOWN_CLASSES])
+    selected = dict(list(examples.items())[:_SHOWN_CLASSES])
     images = pictures(
         context.store, context.inputs["ingest"].keys(split="train"),
-        {image_id for sections in shown.values() for ids in sections for image_id in ids},
+        {image_id for sections in selected.values() for ids in sections for image_id in ids},
     )  # fmt: skip
     return selection_sheet(
         planes[:_SHOWN_CLASSES],
         [
             (name, *([images[image_id] for image_id in ids] for ids in sections))
-            for name, sections in shown.items()
+            for name, sections in selected.items()
         ],
         ("kept", "dropped", "the nearest kept of each"),
     )

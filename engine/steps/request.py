@@ -95,12 +95,14 @@ class Request(StepKind):
                 ids = table[rows.IMAGE_ID].to_pylist()
                 prompts |= set(pc.unique(table[rows.PROMPT]).to_pylist()) - {None}
                 for number, start in enumerate(range(0, count, size)):
-                    held = ids[start : start + size]
-                    address = ids_digest([spec.generator_key, *held])
-                    task = {"part": part.key, "row_group": number, "ids_digest": ids_digest(held)}
-                    shards.append(
-                        Shard(f"{name}-{number:06d}-{address}", len(held), task, {"label": label})
-                    )
+                    shard_ids = ids[start : start + size]
+                    address = ids_digest([spec.generator_key, *shard_ids])
+                    task = {
+                        "part": part.key, "row_group": number,
+                        "ids_digest": ids_digest(shard_ids),
+                    }  # fmt: skip
+                    shard_name = f"{name}-{number:06d}-{address}"
+                    shards.append(Shard(shard_name, len(shard_ids), task, {"label": label}))
                 bar.advance(count)
         if not shards:
             raise DataError(
@@ -113,12 +115,12 @@ class Request(StepKind):
         for text in warnings:
             context.say(f"warning: {text}")
         total = sum(counts.values())
-        made = {label: count for label, count in counts.items() if count}
+        requested = {label: count for label, count in counts.items() if count}
         return Output(
             parts, total,
             RequestResult(
-                headline=f"{total:,} images of {len(made)} classes in {len(shards):,} shards",
-                counts=made,
+                headline=f"{total:,} images of {len(requested)} classes in {len(shards):,} shards",
+                counts=requested,
                 outside=dict(generator.external_digests()),
                 warnings=warnings,
             ),
@@ -216,14 +218,14 @@ def training_rows(context: Context, task: str, generator: Generator) -> dict[str
         )
         allowed = set(table[rows.IMAGE_ID].to_pylist())
     cluster_of = read_clusters(context)
-    found: dict[str, tuple[list[str], list[int]]] = {}
+    images_of: dict[str, tuple[list[str], list[int]]] = {}
     labels = index[rows.label_column(task)].to_pylist()
     for image_id, label in zip(index[rows.IMAGE_ID].to_pylist(), labels, strict=True):
-        ids, clusters = found.setdefault(label, ([], []))
+        ids, clusters = images_of.setdefault(label, ([], []))
         if allowed is None or image_id in allowed:
             ids.append(image_id)
             clusters.append(cluster_of.get(image_id, 0))
-    return {label: TrainingRows(*held) for label, held in found.items()}
+    return {label: TrainingRows(*images) for label, images in images_of.items()}
 
 
 def request_table(

@@ -48,13 +48,13 @@ class Search(StepKind):
 
         def scores(trials: Sequence[Trial]) -> dict[str, np.ndarray]:
             """What each arm's replicates reach on val."""
-            found: dict[str, list[float]] = {trial.arm.name: [] for trial in trials}
+            values_of: dict[str, list[float]] = {trial.arm.name: [] for trial in trials}
             for trial in trials:
                 val = TrainResult.of(manifests[trial.step.key]).val
-                found[trial.arm.name].append(val.figures[spec.training.objective])
+                values_of[trial.arm.name].append(val.figures[spec.training.objective])
             return {
                 name: replicates(np.asarray(values), spec.generator_fits)
-                for name, values in found.items()
+                for name, values in values_of.items()
             }
 
         of_arm = scores(trials)
@@ -94,11 +94,11 @@ def trial_columns(
     spec: SearchSpec, trials: Sequence[Trial], manifests: Mapping[str, Manifest]
 ) -> dict[str, list[Any]]:
     """The table of trials: what each was, and what it reached on val."""
-    held = []
+    entries = []
     for trial in trials:
         manifest, arm = manifests[trial.step.key], trial.arm
         result = TrainResult.of(manifest)
-        held.append(
+        entries.append(
             {
                 rows.ARM: arm.name, "family": arm.family, rows.RATIO: arm.ratio, "role": arm.role,
                 rows.GENERATOR_FIT: trial.fit, rows.SEED: trial.number, "key": trial.step.key,
@@ -107,7 +107,7 @@ def trial_columns(
                 **result.val.figures,
             }
         )  # fmt: skip
-    return {name: [entry[name] for entry in held] for name in held[0]}
+    return {name: [entry[name] for entry in entries] for name in entries[0]}
 
 
 def hardly_learnt(columns: Mapping[str, Sequence[Any]], classes: int) -> list[str]:

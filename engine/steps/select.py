@@ -69,43 +69,46 @@ class Select(StepKind):
         for row, place in enumerate(zip(labels, numbers, strict=True)):
             cells.setdefault(place, []).append(row)
         vectors_of = self._vectors(context, spec, ordered)
-        wanted = budget({place: len(held) for place, held in cells.items()}, spec.settings)
+        wanted = budget({place: len(members) for place, members in cells.items()}, spec.settings)
 
         chosen: list[int] = []
         ranks: list[int] = []
         methods: list[str] = []
         with context.progress(len(cells), "clusters") as bar:
-            for place, held in cells.items():
+            for place, members in cells.items():
                 orders: dict[str, list[int]] = {
                     method: order_by(
                         method,
-                        vectors_of(held),
-                        len(held), wanted[place],
+                        vectors_of(members),
+                        len(members), wanted[place],
                         generator(spec.seed, "select", *map(str, place)),
                     )
                     for method in spec.settings.method
                 }  # fmt: skip
                 for rank, (method, number) in enumerate(take_turns(orders, wanted[place])):
-                    chosen.append(held[number])
+                    chosen.append(members[number])
                     ranks.append(rank)
                     methods.append(method)
                 bar.advance(1)
-        found = ordered.take(pa.array(chosen, pa.int64()))
-        found = found.append_column(rows.RANK, pa.array(ranks, pa.int32()))
-        found = found.append_column(rows.METHOD, pa.array(methods, pa.string()))
-        sizes = {place: len(held) for place, held in cells.items()}
+        representatives = ordered.take(pa.array(chosen, pa.int64()))
+        representatives = representatives.append_column(rows.RANK, pa.array(ranks, pa.int32()))
+        representatives = representatives.append_column(rows.METHOD, pa.array(methods, pa.string()))
+        sizes = {place: len(members) for place, members in cells.items()}
         parts = [
-            context.table("representatives", found, table="representatives"),
+            context.table("representatives", representatives, table="representatives"),
             context.file(
-                "sheet", "png", self._sheet(context, found, column, sizes), file="sheet.png"
+                "sheet", "png", self._sheet(context, representatives, column, sizes),
+                file="sheet.png",
             ),
-            context.file("list", "csv", self._list(context, found, column), file="list.csv"),
-        ]
-        counts = Counter(found[column].to_pylist())
+            context.file(
+                "list", "csv", self._list(context, representatives, column), file="list.csv"
+            ),
+        ]  # fmt: skip
+        counts = Counter(representatives[column].to_pylist())
         return Output(
-            parts, found.num_rows,
+            parts, representatives.num_rows,
             SelectResult(
-                headline=f"{found.num_rows:,} representatives",
+                headline=f"{representatives.num_rows:,} representatives",
                 chosen=dict(sorted(counts.items())),
             ),
         )  # fmt: skip
@@ -115,33 +118,35 @@ class Select(StepKind):
     ) -> Callable[[list[int]], np.ndarray | None]:
         """Gives the embeddings of rows of `ordered`, where a method looks at them."""
         if not {"spread", "density"} & set(spec.settings.method):
-            return lambda held: None
+            return lambda grouped: None
         ids = ordered[rows.IMAGE_ID].to_pylist()
-        held = grouped_vectors(
+        grouped = grouped_vectors(
             context.store, context.inputs["embed"].keys(split="train"), dict.fromkeys(ids, "")
         )
-        names, vectors = held[""]
+        names, vectors = grouped[""]
         place = {image_id: row for row, image_id in enumerate(names)}
-        return lambda held: vectors[[place[ids[row]] for row in held]]
+        return lambda grouped: vectors[[place[ids[row]] for row in grouped]]
 
     def _sheet(
-        self, context: Context, found: pa.Table, column: str, sizes: dict[tuple[str, int], int]
-    ) -> bytes:
+        self, context: Context, representatives: pa.Table, column: str,
+        sizes: dict[tuple[str, int], int],
+    ) -> bytes:  # fmt: skip
         """A row for each of a class's largest clusters: its first representatives."""
         chosen: dict[tuple[str, int], list[str]] = {}
-        columns = (found[name].to_pylist() for name in (column, rows.CLUSTER, rows.IMAGE_ID))
+        names = (column, rows.CLUSTER, rows.IMAGE_ID)
+        columns = (representatives[name].to_pylist() for name in names)
         for label, number, image_id in zip(*columns, strict=True):
             chosen.setdefault((label, number), []).append(image_id)
-        shown: list[tuple[str, int]] = []
+        places: list[tuple[str, int]] = []
         for label in dict.fromkeys(label for label, _ in chosen):
             largest = sorted(
                 (place for place in chosen if place[0] == label), key=lambda place: -sizes[place]
             )
-            shown += sorted(largest[:_SHOWN_CLUSTERS])
-        shown = shown[:_SHOWN_ROWS]
+            places += sorted(largest[:_SHOWN_CLUSTERS])
+        places = places[:_SHOWN_ROWS]
         images = pictures(
             context.store, context.inputs["ingest"].keys(split="train"),
-            {image_id for place in shown for image_id in chosen[place][:_SHOWN]},
+            {image_id for place in places for image_id in chosen[place][:_SHOWN]},
         )  # fmt: skip
         return picture_sheet(
             [
@@ -149,18 +154,18 @@ class Select(StepKind):
                     f"{label[:12]} #{number} ({sizes[label, number]:,})",
                     [images[image_id] for image_id in chosen[label, number][:_SHOWN]],
                 )
-                for label, number in shown
+                for label, number in places
             ],
             ("class #cluster (its images): the best first",),
             _COLUMN,
         )
 
-    def _list(self, context: Context, found: pa.Table, column: str) -> bytes:
+    def _list(self, context: Context, representatives: pa.Table, column: str) -> bytes:
         """A CSV for people, in which no cell is taken for a formula."""
         keys = context.inputs["ingest"].keys(split="train")
         uri_of: dict[str, str] = {}
         # Of the chosen alone: of all of train they would be the most that this process holds.
-        chosen = found[rows.IMAGE_ID].combine_chunks()
+        chosen = representatives[rows.IMAGE_ID].combine_chunks()
         for table in context.store.tables(keys, [rows.IMAGE_ID, rows.URI]):
             table = table.filter(pc.is_in(table[rows.IMAGE_ID], chosen))
             columns = (table[name].to_pylist() for name in (rows.IMAGE_ID, rows.URI))
@@ -170,7 +175,7 @@ class Select(StepKind):
         writer.writerow(
             ["class", rows.CLUSTER, rows.RANK, rows.METHOD, rows.DISTANCE, rows.IMAGE_ID, rows.URI]
         )
-        for entry in found.to_pylist():
+        for entry in representatives.to_pylist():
             image_id = entry[rows.IMAGE_ID]
             writer.writerow(
                 [csv_cell(entry[column]), entry[rows.CLUSTER], entry[rows.RANK],

@@ -80,7 +80,7 @@ class TrainClassifier:
             self.store, self.val_images, classifier, fit.device, fit.share
         )  # fmt: skip
         labels = class_numbers(self.val[column].to_pylist(), self.classes)
-        made = train(
+        result = train(
             fit, classifier.build, classifier.prepare, self._members(column, train_sets),
             LabelledImages(val_pixels, labels, np.ones(len(labels))), self._score,
             spec.training, derive_seed(spec.seed, "train"),
@@ -88,23 +88,23 @@ class TrainClassifier:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             (folder / "weights").mkdir()
-            classifier.save(made.network.cpu(), folder / "weights")
-            (folder / "history.json").write_text(json.dumps(made.history))
+            classifier.save(result.network.cpu(), folder / "weights")
+            (folder / "history.json").write_text(json.dumps(result.history))
             predictions = pa.table(
                 {
                     rows.IMAGE_ID: pa.array(val_ids, pa.string()),
                     rows.GROUP_ID: self.val[rows.GROUP_ID],
                     column: self.val[column],
-                    rows.PROBABILITIES: rows.fixed_lists(made.probabilities),
+                    rows.PROBABILITIES: rows.fixed_lists(result.probabilities),
                 }
             )
             pq.write_table(predictions, folder / PREDICTIONS, compression="zstd")
-            matrix = confusion(labels, made.probabilities.argmax(1), len(self.classes))
+            matrix = confusion(labels, result.probabilities.argmax(1), len(self.classes))
             val = {
                 **summary(matrix, self.classes),
-                **finite_probability_metrics(labels, made.probabilities),
+                **finite_probability_metrics(labels, result.probabilities),
             }
-            fit.publish(folder, {"best_step": made.best_step, "val": val})
+            fit.publish(folder, {"best_step": result.best_step, "val": val})
 
     def _score(self, labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
         matrix = confusion(labels, probabilities.argmax(1), len(self.classes))
@@ -119,10 +119,12 @@ class TrainClassifier:
         members = pa.concat_tables(self.store.tables(list(self.members)))
         pixels, ids = zip(*sets, strict=True)
         place = {image_id: row for row, image_id in enumerate(chain.from_iterable(ids))}
-        held = np.asarray([place[image_id] for image_id in members[rows.IMAGE_ID].to_pylist()])
+        row_numbers = np.asarray(
+            [place[image_id] for image_id in members[rows.IMAGE_ID].to_pylist()]
+        )
         return LabelledImages(
             Stack(pixels), class_numbers(members[column].to_pylist(), self.classes),
-            members[rows.WEIGHT].to_numpy(), held,
+            members[rows.WEIGHT].to_numpy(), row_numbers,
         )  # fmt: skip
 
 
