@@ -1,1 +1,1 @@
-"""Stages and sets of images that several kinds of step use."""
+"""Stages and image sets that several step kinds share."""

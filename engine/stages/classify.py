@@ -1,4 +1,4 @@
-"""What classifiers are given, and the stages that classify."""
+"""The inputs of classifiers, and the stages that classify."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from engine.work.stage import Batch, Device, Place
 
 
 def external_digests(spec: Any) -> dict[str, str]:
-    """Digests of what the classifier of a spec reads beside the study's images."""
+    """Digests of the external files that a spec's classifier reads."""
     kind = kind_of("classifiers", spec.classifier)
     return dict(kind(spec.classifier, spec.preprocess, ()).external_digests())
 
 
 def changed_weights(spec: Any, recorded: Mapping[str, str]) -> str | None:
-    """Why a classifier that was trained from local weights no longer counts, or None. recorded:
-    digests at its training. Weights that are absent now, or were not recorded, count as the
-    same."""
+    """The reason why a classifier trained from local weights is out of date, or None. recorded:
+    the digests at its training. Weights that are absent now, or were not recorded, count as
+    unchanged."""
     if differ(external_digests(spec), recorded):
         return f"the weights that classifier {spec.classifier.name} starts from changed"
     return None
@@ -45,13 +45,13 @@ def differ(current: Mapping[str, str], recorded: Mapping[str, str]) -> bool:
 
 
 def refuse_other_weights(classifier: Classifier, recorded: Mapping[str, str]) -> None:
-    """Refuse to use what was trained on the `features` of other weights than those that are here
-    now. Raises `ResumeError`."""
-    # A network that sees pixels holds all of its weights itself, wherever it started.
+    """Raise `ResumeError` if a classifier was trained on the `features` of other weights than the
+    present ones."""
+    # A network on pixels stores all of its weights itself, whatever it started from.
     if classifier.on_features and differ(classifier.external_digests(), recorded):
         raise ResumeError(
-            f"classifier {classifier.spec.name}: the weights that its images are embedded by"
-            " changed since it was trained; run again, which trains it anew"
+            f"classifier {classifier.spec.name}: the weights that embed its images changed since its"
+            " training; run again to train it again"
         )
 
 
@@ -59,8 +59,8 @@ def classifier_inputs(
     store: Store, keys: tuple[str, ...], classifier: Classifier, device: str,
     share: Share = within_process,
 ) -> Arrays:  # fmt: skip
-    """What a classifier's training sees of the images of these parts, and their ids: train, val and
-    each pool by itself, made once for all that share."""
+    """The classifier's inputs for the images of these parts, and their ids: computed once for each
+    of train, val and each pool, and shared."""
     shape = classifier.preprocess.shape
     if not classifier.on_features:
         made_of = digest(["pixels", store.url, keys, shape])
@@ -98,7 +98,7 @@ MODEL = "model"
 
 
 class ClassifyByMany:
-    """Stage: like `Classify`, by the model that the column `model` names; shards hold one each."""
+    """Stage: like `Classify`, by the model that the column `model` names; one model per shard."""
 
     reads: ClassVar[tuple[str, ...]] = ("pixels", MODEL)
     writes: ClassVar[tuple[str, ...]] = (rows.PROBABILITIES,)
@@ -121,13 +121,13 @@ class ClassifyByMany:
 
 
 def rows_with_model(store: Store, task: Mapping[str, Any]) -> pa.Table:
-    """The images of a shard, with the model that is to see them."""
+    """The images of a shard, with the key of their model."""
     table = parquet_rows(store, task)
     return table.append_column(MODEL, pa.array([task[MODEL]] * table.num_rows, pa.string()))
 
 
 class Classify:
-    """Stage: pixels to class probabilities, by a classifier that a `train` step left."""
+    """Stage: pixels to class probabilities, by the classifier of a `train` step."""
 
     reads: ClassVar[tuple[str, ...]] = ("pixels",)
     writes: ClassVar[tuple[str, ...]] = (rows.PROBABILITIES,)

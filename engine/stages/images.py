@@ -57,7 +57,7 @@ class Hash:
 
 
 class PrepareImages:
-    """Stage: pixels to what the embedder's network takes, on CPU threads beside the device."""
+    """Stage: pixels to what the embedder's network takes, on CPU threads."""
 
     reads: ClassVar[tuple[str, ...]] = ("pixels",)
     writes: ClassVar[tuple[str, ...]] = ("prepared",)
@@ -77,7 +77,7 @@ class PrepareImages:
 
 
 class EmbedImages:
-    """Stage: prepared images to vectors. A vector of zeros or with NaN is no position: the row is
+    """Stage: prepared images to vectors. Rows with a zero vector or with NaN are
     quarantined."""
 
     reads: ClassVar[tuple[str, ...]] = ("prepared",)
@@ -136,8 +136,8 @@ def image_shards(context: Context, splits: tuple[str, ...]) -> list[Shard]:
 
 
 def generated_shards(context: Context) -> list[Shard]:
-    """A shard for each row group of the generated images, named by content: images made anew have
-    the same ids."""
+    """A shard for each row group of the generated images, named by content, because
+    regenerated images have the same ids."""
     shards = []
     sha256_of = {part.key: part.sha256 for part in context.inputs["generate"].parts}
     for key in generated_images(context.inputs["generate"]):

@@ -1,4 +1,4 @@
-"""What ingest and audit share: the reader's records checked, decoded in a sandbox, embedded."""
+"""Shared by ingest and audit: check the reader's records, decode them in a sandbox, embed them."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ from engine.work.stage import Batch, Device, Place
 # Folders of a step's shards: decoded pictures, and their vectors.
 DECODED, EMBEDDED = "decoded", "audit"
 SHARD_ROWS = 256
-# At or below this side, different pictures are so much alike that near duplicates cannot be told.
+# At or below this side, near duplicates are indistinguishable from different pictures.
 _SMALL_SIDE = 32
-# Fewer pictures say nothing of how alike different ones are.
+# Minimum number of pictures for calibrating near duplicates.
 _LEAST = 20
 _NEIGHBOURS, _WIDEST = 10, 512
 _BLOCK = 16_384
 NEAR_UNTOLD = (
-    "different pictures of this data are as much alike as copies are; near duplicates could not be"
-    " told, only exact ones were looked for"
+    "different pictures of this data are as similar as copies, so near duplicates could not be"
+    " detected; only exact ones were looked for"
 )
 
 
 class IntakeSpec(Spec):
-    """What says how the user's files are read."""
+    """How the user's files are read."""
 
     reader: ReaderField
     task: str
@@ -61,7 +61,7 @@ class IntakeSpec(Spec):
 
 
 class Decode:
-    """Stage: bytes of the user to preprocessed, encoded images, by way of a sandbox."""
+    """Stage: the user's bytes to preprocessed, encoded images, through a sandbox."""
 
     reads: ClassVar[tuple[str, ...]] = (rows.IMAGE_ID, rows.URI)
     writes: ClassVar[tuple[str, ...]] = (
@@ -83,7 +83,7 @@ class Decode:
 
     def __call__(self, batch: Batch) -> Batch:
         ids, uris = batch[rows.IMAGE_ID].to_pylist(), batch[rows.URI].to_pylist()
-        # An id may come from a user's table; what is offered as a file's name never does.
+        # An id may come from a user's table; file names never do.
         names = image_names(ids)
         decoded: list[Any] = []
         status = []
@@ -111,7 +111,7 @@ class Decode:
 
 
 class Thumbnails:
-    """Stage: the small grey pictures that near duplicates are looked for among."""
+    """Stage: the small grey pictures for comparing near duplicates."""
 
     reads: ClassVar[tuple[str, ...]] = ("pixels", rows.WIDTH, rows.HEIGHT)
     writes: ClassVar[tuple[str, ...]] = (rows.THUMBNAIL,)
@@ -133,7 +133,7 @@ class Thumbnails:
 
 
 def record_problems(records: pa.Table, spec: IntakeSpec) -> Iterator[str]:
-    """What no compute can mend in what the reader listed, a line each."""
+    """Problems of the reader's records that stop a study before any compute, a line each."""
     ids = records[rows.IMAGE_ID].to_pylist()
     if len(set(ids)) < len(ids):
         twice = Counter(ids).most_common(1)[0]
@@ -147,8 +147,7 @@ def record_problems(records: pa.Table, spec: IntakeSpec) -> Iterator[str]:
     if spec.split.group == "column" and records[rows.GROUP_ID].null_count:
         yield (
             f"split.group: {records[rows.GROUP_ID].null_count:,} images have no group; name the"
-            " reader's group column,"
-            " or say split.group: none if every image is independent of the others"
+            " reader's group column, or set split.group to none if all images are independent"
         )
     labels = records[rows.label_column(spec.task)]
     for task in spec.tasks:
@@ -161,8 +160,8 @@ def record_problems(records: pa.Table, spec: IntakeSpec) -> Iterator[str]:
             yield str(error)
     if spec.tasks[spec.task] == "multi":
         yield (
-            f"task: {spec.task} has several labels per image; studies with one label per image"
-            " run today"
+            f"task: {spec.task} has several labels per image; choose a task with one label per"
+            " image"
         )
         return
     if labels.null_count:
@@ -189,15 +188,15 @@ def record_problems(records: pa.Table, spec: IntakeSpec) -> Iterator[str]:
 
 
 def check_records(records: pa.Table, spec: IntakeSpec) -> None:
-    """Raise `DataError` at the first problem."""
+    """Raise `DataError` on the first problem."""
     for problem in record_problems(records, spec):
         raise DataError(problem)
 
 
 @dataclass(frozen=True)
 class Intake:
-    """The user's files, decoded: `index` has a row for each that could be, with all columns but the
-    picture; `fate` a status for each record; `keys` are the parts that hold the pictures."""
+    """The user's decoded files. index: a row for each decoded file, with all columns but the
+    picture. fate: a status for each record. keys: the parts with the pictures."""
 
     index: pa.Table
     fate: dict[str, str]
@@ -251,7 +250,7 @@ def decode_records(
 def embed_decoded(context: Context, embedder: Spec, intake: Intake, padded: bool) -> list[Part]:
     """Vectors and thumbnails of all decoded pictures.
 
-    A shard's name follows from its pictures, so that those that did not change are found again.
+    A shard is named by its pictures, so that shards of unchanged pictures are reused.
     """
     stages, schema = EmbedImages.stages(embedder, hashes=False)
     stages.insert(1, Thumbnails(padded))
@@ -283,7 +282,7 @@ def _with_thumbnails(schema: Callable[[], pa.Schema]) -> pa.Schema:
 @dataclass(frozen=True)
 class Near:
     """Near duplicates: pairs of rows of the index, int64 (m, 2), how well they agree, float32 (m,),
-    and what was asked of them; None where the data has too few pictures to say."""
+    and the limit; None if the data has too few pictures."""
 
     pairs: np.ndarray
     agreement: np.ndarray
@@ -294,11 +293,11 @@ def find_near(
     index: pa.Table, task: str, vectors: np.ndarray, pictures: np.ndarray, quantile: float,
     seed: int,
 ) -> Near:  # fmt: skip
-    """Near duplicates within and across splits: the nearest by embedding, laid over each other.
+    """Near duplicates within and across splits: the nearest by embedding, compared by overlay.
 
     vectors, pictures: float32 (n, width) and uint8 (n, SIDE²) in the order of the index, zeros
-    where there are none. Of equal pictures the first is looked at; what is found of it holds for
-    the first of them in each split and with each label of `task`.
+    where there are none. Only the first of equal pictures is compared; its matches apply to the
+    first of them in each split and with each label of `task`.
     """
     digests = index[rows.PIXEL_SHA256].to_pylist()
     splits, labels = (index[name].to_pylist() for name in (rows.SPLIT, rows.label_column(task)))
@@ -347,15 +346,15 @@ def candidates(vectors: Rows, groups: np.ndarray) -> np.ndarray:
 
 
 def too_small(index: pa.Table, preprocess: Preprocess) -> str:
-    """Why near duplicates are not looked for: what pictures show is no more than the study keeps of
-    them and no more than half of the originals hold, however much they were enlarged. Empty where
-    that is enough."""
+    """The warning that near duplicates are not searched because pictures are too small: the
+    smaller of the study's size and the median original size counts. Empty if they are large
+    enough."""
     sides = pc.min_element_wise(index[rows.WIDTH], index[rows.HEIGHT])
     side = min(preprocess.size, int(pc.approximate_median(sides).as_py() or preprocess.size))
     if side > _SMALL_SIDE:
         return ""
     return (
-        f"at {side} px near duplicates cannot be told from alike pictures; only exact ones were"
+        f"at {side} px near duplicates cannot be told from similar pictures; only exact ones were"
         " looked for"
     )
 

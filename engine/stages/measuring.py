@@ -1,4 +1,4 @@
-"""What a labeler and filters measure on pixels."""
+"""The measurements of a labeler and of filters on pixels."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from engine.work.stage import Batch, Device, Place
 class MeasureSpec(Spec):
     task: str
     preprocess: Preprocess
-    # Those that look at pixels, without the fields that only judging reads.
+    # The plugins that read pixels, without the fields that only judging reads.
     labeler: LabelerField | None = None
     filters: tuple[FilterField, ...] = ()
 
@@ -56,8 +56,8 @@ class MeasurePixels:
                     self.labeler.load(folder, place.device)
                 refuse_other_weights(self.labeler.classifier, TrainResult.of(self.trained).outside)
         self.filters = [kind_of("filters", one)(one, self.classes) for one in spec.filters]
-        for one in self.filters:
-            one.load(place.device)
+        for pixel_filter in self.filters:
+            pixel_filter.load(place.device)
 
     def __call__(self, batch: Batch) -> Batch:
         columns = dict(batch)
@@ -89,16 +89,16 @@ def make_labeler(spec: Any, classes: Sequence[str]) -> Any:
 def measuring(
     task: str, preprocess: Preprocess, labeler: Any, filters: Sequence[Any]
 ) -> MeasureSpec:
-    """What of a labeler and of filters looks at pixels."""
-    looks = labeler is not None and kind_of("labelers", labeler).reads == "pixels"
+    """The spec of the labeler and the filters that read pixels."""
+    reads_pixels = labeler is not None and kind_of("labelers", labeler).reads == "pixels"
     kinds = [(filter_spec, kind_of("filters", filter_spec)) for filter_spec in filters]
     return MeasureSpec(
-        task=task, preprocess=preprocess, labeler=labeler if looks else None,
+        task=task, preprocess=preprocess, labeler=labeler if reads_pixels else None,
         filters=tuple(without(filter_spec, kind.judging_fields)
                       for filter_spec, kind in kinds if kind.measures),
     )  # fmt: skip
 
 
 def trained_labeler(inputs: Mapping[str, Manifest]) -> Manifest | None:
-    """What the labeler's training left, where it was trained."""
+    """The manifest of the labeler's training, or None."""
     return inputs.get("labeler")

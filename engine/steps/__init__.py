@@ -1,4 +1,4 @@
-"""Steps: the kinds of work a study is made of. The step `x` is the class `X(StepKind)` of
+"""Step kinds: the building blocks of a study. The step `x` is the class `X(StepKind)` in
 `engine/steps/x.py`."""
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ class StepKind:
 
     version: ClassVar[int]
     Spec: ClassVar[type[Spec]]
-    # What the step does, for the plan that a person reads.
+    # What the step does, as the printed plan says it.
     summary: ClassVar[str]
-    # Kinds of steps that it runs, whose versions belong to its key too.
+    # Step kinds that it runs as trials; their versions are part of its key.
     runs: ClassVar[tuple[str, ...]] = ()
-    # Folders below its prefix that only a running step needs: removed once its manifest is there.
+    # Folders under its prefix that only a running step needs; removed once it has its manifest.
     scratch: ClassVar[tuple[str, ...]] = ()
 
     def run(self, context: Context) -> Output:
@@ -29,13 +29,13 @@ class StepKind:
         raise NotImplementedError
 
     def outdated(self, step: Step, manifest: Manifest) -> str | None:
-        """Why a finished step no longer counts although its inputs are the same, or None."""
+        """The reason why a finished step with unchanged inputs is out of date, or None."""
         return None
 
     def trials(self, step: Step) -> list[Step]:
-        """Steps that this one runs and that are not in the plan."""
+        """The steps that this step runs itself; they are not in the plan."""
         return []
 
     def shard_prefixes(self, store: Store, step: Step) -> list[str]:
-        """Prefixes of shards that `--discard` throws away with this step, beside the step's own."""
+        """Prefixes of shards that `--discard` deletes with this step, in addition to its own."""
         return []

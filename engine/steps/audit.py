@@ -1,11 +1,11 @@
-"""Audit: what is wrong with the data, as one page, before anything is trained.
+"""Audit: one page of problems in the data, before any training.
 
-Nothing is stopped and nothing is changed here: what ingest would refuse is told, beside what it
-cannot know. Files are read anew each time, for a remedy may change them in place; vectors of
-pictures that are the same as before are found again.
+The audit stops nothing and changes nothing. It reports what ingest would refuse, and problems that
+ingest cannot detect. Files are read again each time, because a fix may change them in place;
+vectors of unchanged images are reused.
 
-Label errors and outliers are looked for in train and val alone. Whoever mends the labels of test by
-the eyes of a classifier makes a test that suits it.
+Label errors and outliers are searched in train and val only: correcting test labels where a
+classifier disagrees would bias the test set towards that classifier.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ from engine.stages.intake import (
 from engine.steps import StepKind
 from engine.vectors.neighbours import Neighbours
 
-_NEIGHBOUR = 5  # whose distance says how far an image lies out
+_NEIGHBOUR = 5  # the neighbour whose distance measures how isolated an image is
 _NO_LABEL = "(no label)"
 
 
@@ -65,7 +65,7 @@ class AuditSpec(IntakeSpec):
 class Audit(StepKind):
     version: ClassVar[int] = 1
     Spec: ClassVar[type[Spec]] = AuditSpec
-    summary: ClassVar[str] = "look for what is wrong with the data"
+    summary: ClassVar[str] = "find problems in the data"
     scratch: ClassVar[tuple[str, ...]] = (DECODED,)
 
     def run(self, context: Context) -> Output:
@@ -96,7 +96,7 @@ class Audit(StepKind):
             context.file("audit", "html", html, file="audit.html"),
             context.table("findings", findings_table(look.findings), table="findings"),
         ]
-        # Vectors are kept for the next audit, those of files that are gone are not.
+        # Keeps vectors for the next audit, except those of deleted files.
         vectors_kept = {part.key for part in work.embedded_in}
         ShardSet(context.store, context.store.join(context.prefix, EMBEDDED)).retain(vectors_kept)
         counts = Counter(finding.kind for finding in look.findings)
@@ -111,7 +111,7 @@ class Audit(StepKind):
         )  # fmt: skip
 
     def outdated(self, step: Step, manifest: Manifest) -> str | None:
-        return "the files are looked at each time"
+        return "an audit reads the files again each time"
 
     def shard_prefixes(self, store: Store, step: Step) -> list[str]:
         own = store.step(step.kind, step.key)
@@ -120,7 +120,7 @@ class Audit(StepKind):
 
 @dataclass
 class _Work:
-    """What is found, as it is found."""
+    """The findings, collected check by check."""
 
     context: Context
     spec: AuditSpec
@@ -152,8 +152,8 @@ class _Work:
         self.broken_share = len(self.findings) / max(1, records.num_rows)
 
     def split(self, index: pa.Table) -> None:
-        """The index as ingest would split it, as far as it can be: the seed, the fractions and the
-        groups are the study's."""
+        """Split the index as ingest would, as far as possible, with the study's seed, fractions and
+        groups."""
         spec = self.spec
         column = rows.label_column(spec.task)
         labels = [_text(label) for label in index[column].to_pylist()]
@@ -161,12 +161,12 @@ class _Work:
         index = index.set_column(place, column, pa.array(labels, pa.string()))
         ids, groups = index[rows.IMAGE_ID].to_pylist(), index[rows.GROUP_ID].to_pylist()
         grouped = spec.split.group == "column"
-        # Who has no group stands for himself, until it is mended.
+        # An image without a group is its own group.
         groups = [group if grouped and group is not None else own
                   for group, own in zip(groups, ids, strict=True)]  # fmt: skip
         index = replace_column(index, rows.GROUP_ID, groups)
         fractions = {"val": spec.split.val, "test": spec.split.test}
-        # Of equal pictures in one split ingest takes the first, and so the same are drawn for test.
+        # Ingest keeps the first of equal pictures in a split; doing the same draws the same test.
         given = [split or "train" for split in index[rows.SPLIT].to_pylist()]
         pictures = list(zip(index[rows.PIXEL_SHA256].to_pylist(), given, strict=True))
         first: dict[tuple[str, str], str] = {}
@@ -184,7 +184,7 @@ class _Work:
             )
         except DataError as error:
             self.problems.append(str(error))
-        # The others go where the first goes; a group stays whole.
+        # Duplicates follow the first; a group stays whole.
         of_group = {group: drawn[own] for group, own, split in zip(groups, ids, given, strict=True)
                     if own in drawn and split == "train"}  # fmt: skip
         splits = [
@@ -215,13 +215,13 @@ class _Work:
         return f"{what}_across" if self.of[a] != self.of[b] else f"{what}_within"
 
     def equal(self) -> None:
-        """Equal pictures, and groups that stand in two splits."""
-        # The first of each label and split, by picture.
+        """Find equal pictures, and groups that appear in two splits."""
+        # The first row of each label and split, by picture.
         firsts: dict[str, dict[tuple[str, str], int]] = defaultdict(dict)
         for row, digest in enumerate(self.index[rows.PIXEL_SHA256].to_pylist()):
             earlier, own = firsts[digest], (self.label[row], self.of[row])
             if earlier:
-                # Against the one that says most: of another label, or else of another split.
+                # Pairs it with the most informative row: another label first, then another split.
                 label, split = own
                 says = min(earlier, key=lambda other: (other[0] == label, other[1] == split))
                 self.add(self.pair_kind("exact", earlier[says], row), earlier[says], row, 1.0)
@@ -229,21 +229,21 @@ class _Work:
         by_group: dict[str, list[int]] = defaultdict(list)
         for row, group in enumerate(self.groups.tolist()):
             by_group[group].append(row)
-        for group, held in by_group.items():
-            if len(places := {self.of[row] for row in held}) > 1:
-                one = {self.of[row]: row for row in held}
-                a, b = (one[split] for split in sorted(places, key=rows.SPLITS.index)[:2])
+        for group, members in by_group.items():
+            if len(places := {self.of[row] for row in members}) > 1:
+                row_of = {self.of[row]: row for row in members}
+                a, b = (row_of[split] for split in sorted(places, key=rows.SPLITS.index)[:2])
                 self.add("group", a, b, detail=group)
 
     def embedded(self, intake: Intake) -> np.ndarray | None:
-        """Vectors of the index, and the near duplicates among its pictures."""
+        """Embed the index and find near duplicates; returns the vectors, None without pictures."""
         spec = self.spec
         if not intake.keys:
             return None
         if name_of(spec.embedder) == "pixels":
             self.warnings.append(
-                "the study embeds by pixels alone: label errors, outliers and crops are found far"
-                " worse than with a network; name one as embedder (cnn, clip or dino)"
+                "the study's embedder is pixels, which detects label errors, outliers and crops far"
+                " worse than a network; set embedder to cnn, clip or dino"
             )
         with self.timed("embed"):
             padded = spec.preprocess.fit == "pad"
@@ -273,13 +273,13 @@ class _Work:
         return vectors
 
     def seen(self, vectors: np.ndarray) -> np.ndarray:
-        """Rows whose labels may be looked at: labelled, embedded, not of test."""
+        """Rows that label checks may use: labelled, embedded, and not in test."""
         usable = np.abs(vectors).max(1) > 0
         return np.flatnonzero(usable & (self.of != "test") & (self.label != _NO_LABEL))
 
     def labels(self, vectors: np.ndarray) -> None:
         members = self.seen(vectors)
-        # A class of one group cannot be told by others.
+        # Cross-validation over groups needs two groups in each class.
         groups_of: dict[str, set[str]] = defaultdict(set)
         for row in members:
             groups_of[self.label[row]].add(self.groups[row])
@@ -293,8 +293,8 @@ class _Work:
                     vectors[members], numbers, self.groups[members].astype(str), self.spec.seed
                 )
         if thin:
-            self.warnings.append(f"no label errors were looked for in {', '.join(thin)[:200]}:"
-                                 " one group or image alone")  # fmt: skip
+            self.warnings.append(f"label errors were not searched in {', '.join(thin)[:200]}: each"
+                                 " has only one group or image")  # fmt: skip
         if errors is None:
             return
         self.agreed = float(errors.agreed)
@@ -336,13 +336,13 @@ class _Work:
                      detail=f"{widths[row]:.0f} x {heights[row]:.0f}")  # fmt: skip
 
     def distinct(self) -> dict[str, dict[str, int]]:
-        """Images of each class in each split, less those that a study takes out as duplicates."""
+        """Images of each class in each split, without those that ingest removes as duplicates."""
         places = zip(self.index[rows.PIXEL_SHA256].to_pylist(), self.of.tolist(), strict=True)
-        _, held = np.unique([f"{digest} {split}" for digest, split in places], return_index=True)
-        return counts(self.label[held], self.of[held])
+        _, first = np.unique([f"{digest} {split}" for digest, split in places], return_index=True)
+        return counts(self.label[first], self.of[first])
 
     def look(self, records: int) -> Look:
-        """All of it, for the page."""
+        """The content of the page."""
         spec = self.spec
         return Look(
             name=spec.name, images=records, task=spec.task, findings=self.findings,
@@ -380,7 +380,7 @@ def group_counts(labels: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
 
 
 def pictures(store: Store, keys: list[str], wanted: set[str]) -> dict[str, bytes]:
-    """The stored bytes of the images named."""
+    """The encoded bytes of the images in `wanted`, by id."""
     picture_of: dict[str, bytes] = {}
     ids = pa.array(sorted(wanted), pa.string())
     for table in store.tables(keys, [rows.IMAGE_ID, rows.IMAGE]) if wanted else ():

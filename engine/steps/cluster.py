@@ -1,8 +1,8 @@
 """Cluster: k-means of the train split, within each class or over all (`engine.vectors.kmeans`).
 
 The part `table: clusters` has the cluster of each training image, and its distance to the centroid;
-`table: centroids` the centroids. Clusters over all classes bear one set of numbers, and their
-centroids no label.
+`table: centroids` the centroids. Clusters over all classes share one
+numbering, and their centroids have no label.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from engine.steps import StepKind
 from engine.vectors.kmeans import Clusters, choose_k, k_means
 
 _WHOLE = "all classes"
-# Clusters of fewer images are told of: statistics of them mean little.
+# Warns of clusters with fewer images: their statistics mean little.
 _TINY = 3
 
 
@@ -64,7 +64,7 @@ class Cluster(StepKind):
         silhouettes: dict[str, dict[int, float]] = {}
         with context.progress(len(vectors_of), "classes") as bar:
             for name, (ids, vectors) in vectors_of.items():
-                # A class alone draws what it draws in a study with others.
+                # The draws of a class do not depend on the other classes.
                 seed = derive_seed(spec.seed, "cluster", name)
                 if settings.k == "silhouette":
                     k, silhouettes[name] = choose_k(
@@ -126,7 +126,7 @@ class Cluster(StepKind):
 
 
 def what_to_know(clusters_of: dict[str, Clusters]) -> list[str]:
-    """One line for each class with clusters that are not there, or hardly."""
+    """A warning for each class with dissolved or tiny clusters."""
     warnings = []
     for name, clusters in clusters_of.items():
         if clusters.dissolved:
@@ -144,7 +144,7 @@ def what_to_know(clusters_of: dict[str, Clusters]) -> list[str]:
 
 
 def number_of_clusters(k: int | str, sizes: dict[str, int], name: str) -> int:
-    """k for one class. Raises `DataError` that names the largest k that fits all classes."""
+    """k for one class. Raises `DataError`, which names the largest k that fits all classes."""
     if k == "auto":
         return max(1, round(math.sqrt(sizes[name] / 2)))
     smallest = min(sizes, key=lambda other: sizes[other])
@@ -152,14 +152,14 @@ def number_of_clusters(k: int | str, sizes: dict[str, int], name: str) -> int:
         raise DataError(
             f"cluster.k: {k} clusters are more than the {sizes[smallest]} images of the class"
             f" {smallest!r};"
-            f" the largest k for this data is {sizes[smallest]}, or say auto"
+            f" the largest k for this data is {sizes[smallest]}; lower cluster.k or set it to auto"
         )
     return int(k)
 
 
 def candidates(most: int, images: int) -> list[int]:
-    """Numbers of clusters that are tried: all up to 8, then by a quarter more each, up to `most`
-    and to the root of the images."""
+    """The candidate numbers of clusters: 2 to 8, then each a quarter larger, up to `most` and to
+    the square root of the number of images."""
     numbers = list(range(2, 9))
     while numbers[-1] < most:
         numbers.append(round(numbers[-1] * 1.25))
@@ -167,7 +167,7 @@ def candidates(most: int, images: int) -> list[int]:
 
 
 def gpus() -> int:
-    """GPUs that FAISS sees in this process; the CPU's build sees none."""
+    """The number of GPUs that FAISS sees in this process; 0 for its CPU build."""
     import faiss
 
     return int(faiss.get_num_gpus()) if hasattr(faiss, "index_cpu_to_all_gpus") else 0

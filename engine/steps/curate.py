@@ -1,9 +1,10 @@
-"""Curate: which generated images are used, under which label, and why the others are not.
+"""Curate: which generated images are used, under which label, and why the rest are dropped.
 
-The labeler says what is seen on each; the study's filters (`engine/filters`) look one after the
-other, and the first that drops an image is the reason. The manifest's metrics hold the funnel,
-class by class: requested, generated, kept, and the reasons; what each filter judged by; and what
-was seen of what was asked for. The part `table: curated` has every image with its scores.
+The labeler predicts the class of each image. The study's filters (`engine/filters`) run in order,
+and the first filter that drops an image is the recorded reason. The manifest's metrics have the
+funnel of each class (requested, generated, kept, and the reasons), the limits of each filter, and
+the labeler's agreement with the requested labels. The part `table: curated` has every image with
+its scores.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ from engine.work.stage import Stage
 
 
 class CurateSpec(Spec):
-    # What is asked of the images; empty keeps all, and nothing else of this is needed then.
+    # Empty keeps all images; labeler and embedder are then unused.
     filters: tuple[FilterField, ...]
     labeler: LabelerField | None = None
     task: str
@@ -58,7 +59,7 @@ class CurateSpec(Spec):
 class Curate(StepKind):
     version: ClassVar[int] = 4
     Spec: ClassVar[type[Spec]] = CurateSpec
-    summary: ClassVar[str] = "choose the images that are used"
+    summary: ClassVar[str] = "filter the generated images"
 
     def run(self, context: Context) -> Output:
         spec = context.step.spec_as(CurateSpec)
@@ -68,7 +69,7 @@ class Curate(StepKind):
         scores: list[Part] = []
         if spec.filters:
             commits = score(context, spec, context.result("ingest", IngestResult).classes)
-            # Tagged for readers of this step; their bytes are the commits'.
+            # The commits' own files, tagged for steps that read this one.
             scores = [
                 commit.data.model_copy(update={"tags": {"table": "scores"}})
                 for commit in commits
@@ -98,7 +99,8 @@ class Curate(StepKind):
 def judge(
     context: Context, spec: CurateSpec, table: pa.Table, keys: list[str]
 ) -> tuple[pa.Table, dict[str, Any]]:
-    """Ask the filters; fills in scores, labels and reasons, and returns what is told of it."""
+    """Run the filters. Returns the table with scores, labels and reasons, and the result's
+    fields on filters and labeler."""
     classes = context.result("ingest", IngestResult).classes
     sets = Sets(context, spec, classes, table, keys)
     generated, val = sets.generated, sets.val
@@ -157,7 +159,7 @@ def judge(
 
 
 def finite(limit: float | Mapping[str, float]) -> Any:
-    """A limit for the manifest; None where nothing is too much or too little."""
+    """A limit for the manifest; None where it is infinite."""
     if isinstance(limit, Mapping):
         return {label: finite(value) for label, value in limit.items()}
     return float(limit) if np.isfinite(limit) else None
@@ -166,8 +168,8 @@ def finite(limit: float | Mapping[str, float]) -> Any:
 def agreement(
     classes: Sequence[str], generated: Scores, val: Scores, used: np.ndarray, kept: np.ndarray
 ) -> LabelerReport:
-    """How often the labeler sees what was asked for, and in those kept what they are used as; the
-    yardstick of both is val. used: the labels (n,) that images are used under."""
+    """How often the labeler predicts the requested label, and for kept images the label in use;
+    its accuracy on val is the reference. used: the labels in use (n,)."""
     assert generated.probabilities is not None
     assert val.probabilities is not None
     intended, seen = class_numbers(generated.labels, classes), generated.probabilities.argmax(1)
@@ -222,7 +224,7 @@ class Sets:
 
     @staticmethod
     def of(scores: Scores, name: str) -> Scores:
-        """The set as a filter sees it: with its own figures under their own names."""
+        """The set as one filter sees it: with only its own figures, under their own names."""
         prefix = rows.score_column(name, "")
         own = {key.removeprefix(prefix): values for key, values in scores.measured.items()
                if key.startswith(prefix)}  # fmt: skip
@@ -233,8 +235,8 @@ def read_scored(
     store: Store, keys: list[str], label_of: Mapping[str, str], measured: list[str],
     names: Sequence[str],
 ) -> Scores:  # fmt: skip
-    """The images of `label_of` that have a vector in the parts `keys` and, where some are given,
-    the figures `names` in the parts `measured`."""
+    """The images of `label_of` that have a vector in the parts `keys` and, if `measured` is not
+    empty, the figures `names` in those parts."""
     figure_of = {}
     if measured:
         measured_table = pa.concat_tables(store.tables(measured, [rows.IMAGE_ID, *names]))
@@ -262,8 +264,8 @@ def read_scored(
 
 
 def make_funnel(table: pa.Table, requested: Mapping[str, int]) -> dict[str, ClassFunnel]:
-    """What became of the images of each class: requested, generated, kept, and why the others are
-    not used. Kept are those that are used as the class, whatever was asked for."""
+    """The funnel of each class: requested, generated, kept, and the reasons of the rest. Kept
+    counts the images used as the class, whatever their requested label."""
     intended = table[rows.LABEL_INTENDED].to_pylist()
     used = table[rows.LABEL].to_pylist()
     reasons = table[rows.REASON].to_pylist()
@@ -305,8 +307,8 @@ def read_generated(context: Context, task: str) -> pa.Table:
 
 
 def score(context: Context, spec: CurateSpec, classes: Sequence[str]) -> list[Commit]:
-    """Measure and embed every generated image; shards by content, so that a later round scores what
-    is new."""
+    """Measure and embed every generated image. Shards are named by content, so that a later round
+    scores only new images."""
     looks = measuring(spec.task, spec.preprocess, spec.labeler, spec.filters)
     trained = trained_labeler(context.inputs)
     embedding = EmbedImages(spec.embedder)
@@ -321,15 +323,15 @@ def score(context: Context, spec: CurateSpec, classes: Sequence[str]) -> list[Co
         Shard(f"scores-{shard.name}", shard.rows, shard.task, {})
         for shard in generated_shards(context)
     ]
-    # What only judges measures nothing anew.
+    # Filters without measurements do not change the scores.
     plugins = {"embedders": [spec.embedder], "filters": looks.filters, "labelers": [looks.labeler]}
     measured_by = {
         "embedder": spec.embedder.model_dump() if spec.embedder else None,
         "looks": looks.model_dump(),
         "code": {
             f"{family}.{name_of(plugin)}": kind_of(family, plugin).version
-            for family, held in plugins.items()
-            for plugin in held
+            for family, specs in plugins.items()
+            for plugin in specs
             if plugin is not None
         },
         "classes": list(classes),

@@ -1,4 +1,4 @@
-"""Embed: a vector for each image of train and val. Test is not looked at."""
+"""Embed: a vector for each image of train and val. Test is not read."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""Evaluate: test opens here, after every choice is made, for the chosen arms and the baselines.
+"""Evaluate: opens test, after every choice, for the chosen arms and the baselines.
 
-The opening is recorded under the digest of the test ids, whatever study did it, and counted over
-all studies of the storage: a test set that is opened often is no longer one.
+Each opening is recorded under the digest of the test ids and counted over all studies of the
+storage: a test set that is opened often is no longer independent.
 
-The verdict compares each synthetic family, at the ratio chosen on val, with the strongest family
-that is not synthetic, chosen on val too (`engine.metrics.significance`).
+The verdict compares each synthetic family, at the ratio chosen on val, with the strongest
+baseline family, also chosen on val (`engine.metrics.significance`).
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class EvaluateSpec(Spec):
 class Evaluate(StepKind):
     version: ClassVar[int] = 8
     Spec: ClassVar[type[Spec]] = EvaluateSpec
-    summary: ClassVar[str] = "open test for the chosen arms, reach the verdict"
+    summary: ClassVar[str] = "open test for the chosen arms and reach the verdict"
 
     def run(self, context: Context) -> Output:
         spec = context.step.spec_as(EvaluateSpec)
@@ -80,7 +80,7 @@ class Evaluate(StepKind):
         manifests = read_trials(context, searched, [trial.step for trial in trials])
         classes = context.result("ingest", IngestResult).classes
         test = split_index(context.store, context.inputs["ingest"], spec.task, "test")
-        # Not the step's key: another version of this code looks at nothing that was not seen.
+        # Not the step's key: a rerun by another version of this code opens nothing new.
         opener = digest([spec, search.digest])
         opened = record_opening(context.store, test, opener)
         probabilities = predict_test(context, spec, classes, manifests)
@@ -140,7 +140,7 @@ class Evaluate(StepKind):
 
 
 def untrained(search: Step) -> set[str]:
-    """Arms whose generators the study trains none of: another fit of them is another draw."""
+    """Arms with generators that the study does not train: their fits differ only by the draw."""
     names = set()
     for arm in search.spec_as(SearchSpec).arms:
         steps = [
@@ -156,9 +156,9 @@ def declared(
     planned: Sequence[Arm], search: SearchResult, arms: Mapping[str, Arm],
     untrained: Collection[str] = (),
 ) -> list[DeclaredContrast]:  # fmt: skip
-    """What the study compares: each synthetic family, at its ratio, with the strongest baseline,
-    and with as many of its images as they come."""
-    # A family that chose among more settings on val had more tries.
+    """The contrasts of the study: each synthetic family, at its chosen ratio, against the
+    strongest baseline, and against its unfiltered twin."""
+    # A family with more settings had more tries on val.
     tries = Counter(arm.family for arm in planned)
     baseline = search.baseline
     contrasts = [
@@ -169,7 +169,7 @@ def declared(
         for name, arm in arms.items()
         if arm.role == "compared"
     ]  # fmt: skip
-    # The arm's ratio is the best of several; its twin took the same unchosen.
+    # The arm's ratio is the best of several; its twin takes that ratio without a choice.
     return contrasts + [
         DeclaredContrast(
             of, twin, (tries[arms[of].family], 1), of in untrained, arms[of].ratio
@@ -181,17 +181,17 @@ def declared(
 def read_trials(
     context: Context, search: SearchResult, steps: Sequence[Step]
 ) -> dict[str, Manifest]:
-    """The trials' manifests by key. Raises `ResumeError` where one is not what search chose by, or
-    was trained from other weights than the rest."""
+    """The trials' manifests by key. Raises `ResumeError` if a trial changed since the search, or
+    was trained from other weights."""
     manifests = {}
     for step in steps:
         manifest = context.manifest(step)
         if manifest is None or manifest.digest != search.trials[step.key]:
             raise ResumeError(
-                f"evaluate: {step.label} is not the trial that search chose by any more;"
+                f"evaluate: {step.label} is not the trial that search used: it changed since;"
                 " run again with --discard search"
             )
-        # They may have, while search ran.
+        # The weights may have changed during the search.
         if why := changed_weights(step.spec, TrainResult.of(manifest).outside):
             raise ResumeError(f"evaluate: {step.label}: {why}; run again with --discard search")
         manifests[step.key] = manifest
@@ -204,7 +204,7 @@ def predict_test(
     classes: Sequence[str],
     manifests: Mapping[str, Manifest],
 ) -> dict[str, np.ndarray]:
-    """Probabilities of each model, by its key, on the test images in their order."""
+    """Class probabilities of each model on the test images, in their order, by the model's key."""
     images = image_shards(context, ("test",))
     shards = [
         Shard(f"{key}-{shard.name}", shard.rows, {**shard.task, MODEL: key}, {MODEL: key})

@@ -26,7 +26,7 @@ from engine.work.fit import SAMPLES, FitContext
 
 
 class FinetuneSpec(Spec):
-    """`generator` has its sampling fields at their defaults, so that those change no key here."""
+    """Sampling fields of `generator` are at their defaults, so that they do not change the key."""
 
     generator: GeneratorField
     preprocess: Preprocess
@@ -36,7 +36,7 @@ class FinetuneSpec(Spec):
 
 @dataclass(frozen=True)
 class TrainGenerator:
-    """What each worker of the fit runs: decode the train split, and train."""
+    """The work of each worker of the fit: decode the train split and train."""
 
     store: Store
     spec: FinetuneSpec
@@ -60,7 +60,7 @@ class TrainGenerator:
 class Finetune(StepKind):
     version: ClassVar[int] = 1
     Spec: ClassVar[type[Spec]] = FinetuneSpec
-    summary: ClassVar[str] = "train the generator on train"
+    summary: ClassVar[str] = "train the generator on the train split"
 
     def run(self, context: Context) -> Output:
         spec = context.step.spec_as(FinetuneSpec)
@@ -77,13 +77,13 @@ class Finetune(StepKind):
         generator = kind_of("generators", spec.generator)(spec.generator, spec.preprocess)
         outside = dict(generator.external_digests())
         store, step = context.store, context.step
-        shown = store.location(store.join(store.work(step.key), SAMPLES))
-        context.say(f"pictures of what it can make appear in {shown}")
+        samples = store.location(store.join(store.work(step.key), SAMPLES))
+        context.say(f"sample images appear in {samples}")
         parts, metrics = context.fit(train, "steps", outside)
-        looks = [part.key for part in parts if part.tags["file"].startswith(f"{SAMPLES}/")]
-        if looks:
-            # Checkpoints go when the step is done, and the folder with them.
-            context.say(f"the last of them: {store.location(looks[-1])}")
+        sample_keys = [part.key for part in parts if part.tags["file"].startswith(f"{SAMPLES}/")]
+        if sample_keys:
+            # The working folder is deleted with its checkpoints when the step ends.
+            context.say(f"the last samples: {store.location(sample_keys[-1])}")
         size = sum(part.bytes for part in parts) / 2**20
         figures = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         return Output(
@@ -97,12 +97,12 @@ class Finetune(StepKind):
         spec = step.spec_as(FinetuneSpec)
         generator = kind_of("generators", spec.generator)(spec.generator, spec.preprocess)
         if dict(generator.external_digests()) != FinetuneResult.of(manifest).outside:
-            return "the checkpoint that was adapted changed"
+            return "the checkpoint that the generator starts from changed"
         return None
 
 
 def read_clusters(context: Context) -> dict[str, int]:
-    """Cluster of each training image, where the step has clusters among its inputs."""
+    """The cluster of each training image; empty if the step has no clusters as input."""
     if "cluster" not in context.inputs:
         return {}
     table = pa.concat_tables(context.store.tables(context.inputs["cluster"].keys(table="clusters")))

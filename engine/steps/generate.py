@@ -1,8 +1,8 @@
-"""Generate: make every requested image that no commit holds yet.
+"""Generate: sample every requested image that no commit has yet.
 
-Images leave a worker encoded and marked: PNG text (or a comment) with the request that made them,
-and XMP with IPTC's digital source type. A black, blank or NaN image is tried again with a derived
-seed at most twice, then quarantined with its reason.
+Images leave a worker encoded and marked: PNG text (or a comment) with their request,
+and XMP with IPTC's digital source type. A black, blank or NaN image is sampled again with a
+derived seed at most twice, then quarantined with its reason.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class GenerateSpec(Spec):
 
 
 class Parents:
-    """Stage: the training images that requests start from, decoded."""
+    """Stage: the decoded parent images of the requests."""
 
     reads: ClassVar[tuple[str, ...]] = (rows.PARENT_ID,)
     writes: ClassVar[tuple[str, ...]] = ("parents",)
@@ -66,7 +66,7 @@ class Parents:
         self.store, self.images = store, list(images)
 
     def load(self, place: Place) -> None:
-        # Encoded, the train split is small enough for every actor; decoded it would not be.
+        # The encoded train split fits into every actor; the decoded one would not.
         self.encoded: dict[str, bytes] = {}
         for table in self.store.tables(self.images, [rows.IMAGE_ID, rows.IMAGE]):
             encoded = pc.struct_field(table[rows.IMAGE], "bytes").to_pylist()
@@ -86,7 +86,7 @@ class Sample:
 
     def __init__(self, store: Store, spec: GenerateSpec, weights: Sequence[Part]) -> None:
         self.store, self.spec, self.weights = store, spec, list(weights)
-        # Where memory did not suffice for a planned batch, its pixels may differ in the last bit.
+        # Records out-of-memory splits: pixels of such a batch may differ in the last bit.
         self.provenance: dict[str, Any] = {}
 
     def load(self, place: Place) -> None:
@@ -116,7 +116,7 @@ class Sample:
         seeds, attempts = list(columns["seeds"]), [0] * count
         images = self._sample(columns, parents, list(range(count)), seeds)
         for attempt in range(1, TRIES):
-            # An existing image is what it is: sampling it again changes nothing.
+            # Sampling an existing file again changes nothing.
             failed = [
                 row for row in range(count) if _fault(images[row]) and columns["uris"][row] is None
             ]
@@ -143,8 +143,8 @@ class Sample:
         chosen: list[int],
         seeds: list[int],
     ) -> list[np.ndarray | str]:
-        """Sample the chosen rows, padded by repetition to the planned shape: pixels depend on the
-        shape."""
+        """Sample the chosen rows, padded by repetition to the planned shape, because pixels depend
+        on it."""
         padded = chosen + [chosen[-1]] * (self.batch_size - len(chosen))
         images = self._in_memory(columns, parents, padded, seeds)
         return images[: len(chosen)]
@@ -156,7 +156,7 @@ class Sample:
         row_numbers: list[int],
         seeds: list[int],
     ) -> list[np.ndarray | str]:
-        """Sample, in halves where the accelerator's memory does not suffice."""
+        """Sample; splits the batch in half when the accelerator is out of memory."""
         picked = {name: [values[row] for row in row_numbers] for name, values in columns.items()}
         picked["seeds"] = [seeds[row] for row in row_numbers]
         try:
@@ -165,8 +165,7 @@ class Sample:
             )
             return images
         except RuntimeError as error:
-            # torch.cuda.OutOfMemoryError is a RuntimeError; named by its text, torch need not be
-            # imported.
+            # torch.cuda.OutOfMemoryError is a RuntimeError; its text identifies it without torch.
             if "out of memory" not in str(error).lower() or len(row_numbers) == 1:
                 raise
         self.provenance["out_of_memory"] = True
@@ -177,7 +176,7 @@ class Sample:
 
 
 def _fault(image: np.ndarray | str) -> str | None:
-    """Why an image cannot be used, or None."""
+    """The reason why an image is unusable, or None."""
     if isinstance(image, str):
         return image
     low, high = int(image.min()), int(image.max())
@@ -298,7 +297,8 @@ def weights(inputs: Any) -> Sequence[Part]:
 
 
 def fingerprint(context: Context, spec: GenerateSpec) -> dict[str, Any]:
-    """All that pixels depend on beside the request, for the record and for the refusal to mix."""
+    """Everything that pixels depend on in addition to the request; shards with another fingerprint
+    are refused."""
     generator = kind_of("generators", spec.generator)(spec.generator, spec.preprocess)
     weight_digests = {part.tags["file"]: part.sha256 for part in weights(context.inputs)}
     return {
@@ -311,14 +311,14 @@ def fingerprint(context: Context, spec: GenerateSpec) -> dict[str, Any]:
 
 
 def warn_of_mixed_places(context: Context, commits: Sequence[Commit]) -> None:
-    """Pixels are bitwise reproducible for one device and one batch shape; say so where shards
-    differ."""
+    """Warn if shards come from different places: pixels are bitwise reproducible only for one
+    device and one batch shape."""
     names = ("device", "machine", "batch_size", "software", "out_of_memory")
     places = {tuple(commit.provenance.get(name, "") for name in names) for commit in commits}
     if len(places) > 1:
         descriptions = "; ".join(
             f"{device} {machine}, batches of {size}, {software}"
-            + (" (halved, for memory did not suffice)" if halved else "")
+            + (" (halved: out of memory)" if halved else "")
             for device, machine, size, software, halved in sorted(places, key=str)
         )
         context.say(
@@ -332,7 +332,7 @@ def raise_nothing_usable(commits: Sequence[Commit]) -> None:
 
     reasons = Counter(status for commit in commits for status in commit.status)
     raise DataError(
-        f"generate: no usable image was made ({dict(reasons)}); look at the generator with"
+        f"generate: no usable image was generated ({dict(reasons)}); inspect the generator with"
         " --preview 4"
     )
 

@@ -4,10 +4,10 @@
                compute
     decode     each file in a sandbox: hash, perceptual hash, the study's preprocessing and codec
     audit      exact duplicates, contradictory labels, the split, leaks between splits
-    write      one set of parts per split, so that a step that may not see test opens no file of it
+    write      one set of parts per split, so that a step without access to test never opens it
 
 The manifest's parts bear the tags `split` (images) and `table` (`records`: every record with its
-fate; `leaks`: pairs found).
+fate; `leaks`: the pairs).
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ from engine.stages.intake import (
 from engine.steps import StepKind
 
 ROW_GROUP = 512
-# A part of the images of a split; the driver holds one of each split.
+# Size of an image part; the driver keeps one per split in memory.
 PART_BYTES = 16 * 2**20
 
 
@@ -65,14 +65,14 @@ class IngestSpec(IntakeSpec):
 class Ingest(StepKind):
     version: ClassVar[int] = 4
     Spec: ClassVar[type[Spec]] = IngestSpec
-    summary: ClassVar[str] = "decode and check the images, split them, look for leaks"
+    summary: ClassVar[str] = "decode, check and split the images, find leaks"
     scratch: ClassVar[tuple[str, ...]] = (DECODED, EMBEDDED)
 
     def run(self, context: Context) -> Output:
         try:
             return self._run(context)
         except (DataError, LeakError):
-            # The remedy changes files, perhaps in place, or the study: read them again then.
+            # The fix may change files in place: they must be decoded again.
             for prefix in self.shard_prefixes(context.store, context.step):
                 ShardSet(context.store, prefix).discard()
             raise
@@ -116,7 +116,7 @@ class Ingest(StepKind):
     def _audit(
         self, context: Context, spec: IngestSpec, intake: Intake
     ) -> tuple[pa.Table, list[Leak], dict[str, Any]]:
-        """Remove duplicates, split, look for leaks; sets the fate of what is removed."""
+        """Remove duplicates, split, and find leaks; sets the fate of removed images."""
         fate = intake.fate
         index = remove_duplicates(intake.index, spec.tasks, fate)
         index, carved = assign_splits(
@@ -141,7 +141,7 @@ class Ingest(StepKind):
     def _near(
         self, context: Context, spec: IngestSpec, intake: Intake, index: pa.Table
     ) -> tuple[list[NearPair], dict[str, Any], list[str]]:
-        """Near duplicates by id, what was asked of them, and what a person has to know."""
+        """Near duplicates by id, their limits, and warnings."""
         if small := too_small(index, spec.preprocess):
             return [], {}, [small]
         padded = spec.preprocess.fit == "pad"
@@ -195,7 +195,7 @@ class Ingest(StepKind):
         )
         return (
             f"leaks between splits ({kinds}): {some}; the list is {context.store.location(key)}."
-            " Mend the data, or say audit.on_leak: drop or move"
+            " Fix the data, or set audit.on_leak to drop or move"
         )
 
     def outdated(self, step: Step, manifest: Manifest) -> str | None:
@@ -203,13 +203,12 @@ class Ingest(StepKind):
         try:
             fingerprint = kind_of("readers", spec.reader)(spec.reader).fingerprint()
         except DataError:
-            return None  # the originals have gone; what was taken in stands
+            return None  # the originals are gone; the ingested copy remains valid
         if dict(fingerprint) != IngestResult.of(manifest).data:
             raise DataError(
-                f"ingest {step.key}: the data changed since it was taken in and split; bring it"
-                " back, or take it in"
-                " anew with --discard ingest; images that were made from the old data then have to"
-                " be thrown away by name, and the run will say so"
+                f"ingest {step.key}: the data changed since it was ingested; restore it, or ingest"
+                " it again with --discard ingest (the run then names the images generated from the old"
+                " data, which must be discarded too)"
             )
         return None
 
@@ -229,7 +228,7 @@ def refuse_many_quarantined(fate: Mapping[str, str], records: pa.Table, spec: In
     )
     raise DataError(
         f"{len(bad):,} of {len(fate):,} files cannot be used ({kinds}): {some}."
-        f" Mend or remove them, or raise audit.max_quarantined (now {spec.audit.max_quarantined:g})"
+        f" Fix or remove them, or raise audit.max_quarantined (now {spec.audit.max_quarantined:g})"
     )
 
 
@@ -287,9 +286,8 @@ def refuse_thin_classes(counts: Mapping[str, Mapping[str, int]], spec: IngestSpe
             count, needed = counts[split].get(name, 0), 2 if split == "train" else 1
             if count < needed:
                 raise DataError(
-                    f"the class {name!r} has {count} images in {split}, it needs {needed}: add"
-                    " images,"
-                    " leave the class out, or change the split"
+                    f"the class {name!r} has {count} images in {split} (minimum {needed}):"
+                    " add images, leave the class out, or change the split"
                 )
 
 

@@ -1,6 +1,6 @@
-"""Match: for each image of a set, the most similar of another, by the study's embedder.
+"""Match: the most similar images in one set for each image of another, by the study's embedder.
 
-A set is a split (train or val) or the images of a generator that were kept. The part `table:
+A set is a split (train or val) or the kept images of a generator. The part `table:
 matches` has a row for each pair, the nearest first; `file: sheet.png` shows some.
 """
 
@@ -39,7 +39,7 @@ class MatchSpec(Spec):
 class Match(StepKind):
     version: ClassVar[int] = 1
     Spec: ClassVar[type[Spec]] = MatchSpec
-    summary: ClassVar[str] = "find the most similar images of another set"
+    summary: ClassVar[str] = "find the most similar images in another set"
 
     def run(self, context: Context) -> Output:
         spec = context.step.spec_as(MatchSpec)
@@ -134,7 +134,7 @@ class ImageSet:
         grouped = grouped_vectors(store, keys, dict.fromkeys(label_of, name))
         if name not in grouped:
             raise DataError(
-                f"{context.step.label}: no image of {name} was kept, so that none can be matched"
+                f"{context.step.label}: no image of {name} was kept; loosen curate"
             )
         self.ids, self.vectors = grouped[name]
         self.labels = [label_of[image_id] for image_id in self.ids]

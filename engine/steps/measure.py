@@ -1,7 +1,7 @@
-"""Measure: what the labeler and the filters read off pixels, of val.
+"""Measure: the figures of the labeler and the filters on val.
 
-Generated images are measured in the same way by `curate`; held-out real ones say what is normal,
-and how often the labeler is right. The parts `table: measured` have a column for each figure.
+Generated images are measured in the same way by `curate`; val gives the reference values
+and the labeler's accuracy. The parts `table: measured` have a column for each figure.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from engine.steps import StepKind
 class Measure(StepKind):
     version: ClassVar[int] = 1
     Spec: ClassVar[type[Spec]] = MeasureSpec
-    summary: ClassVar[str] = "measure val as generated images are"
+    summary: ClassVar[str] = "measure val like generated images"
 
     def run(self, context: Context) -> Output:
         spec = context.step.spec_as(MeasureSpec)
@@ -39,7 +39,7 @@ class Measure(StepKind):
             schema=pa.schema([pa.field(rows.IMAGE_ID, pa.string()), *figures(spec, classes)]),
             fingerprint={
                 "spec": spec.model_dump(),
-                "inputs": {name: held.digest for name, held in context.inputs.items()},
+                "inputs": {name: manifest.digest for name, manifest in context.inputs.items()},
             },
             replace=True,
         )  # fmt: skip

@@ -1,11 +1,11 @@
 """Mix: which images an arm of the comparison trains on.
 
-Real images are all of the train split, those that `reduce` keeps, or none; they may be drawn so
-that every class is seen alike. Of each generator that an arm adds, an amount says how many images
-each target class gets (`ratio: r`: round(r * n), n being all of the class's real training images,
+Real images are all of the train split, those that `reduce` keeps, or none; oversampling draws every
+class equally often. For each generator that an arm adds, an amount sets the number of images of
+each target class (`ratio: r`: round(r * n), n being all of the class's real training images,
 whatever `reduce` keeps of them). Smaller amounts are prefixes of larger ones, class by class, in an
-order that belongs to the images' ids. Too few images stop the run: a smaller set never bears a
-larger amount's name, and real images alone bear none.
+order derived from the images' ids. Too few images stop the run: an arm always contains the amount
+in its name.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ REAL = "real"
 class Mix(StepKind):
     version: ClassVar[int] = 3
     Spec: ClassVar[type[Spec]] = MixSpec
-    summary: ClassVar[str] = "put together what an arm trains on"
+    summary: ClassVar[str] = "assemble the training images of an arm"
 
     def run(self, context: Context) -> Output:
         spec = context.step.spec_as(MixSpec)
         index = split_index(context.store, context.inputs["ingest"], spec.task, "train")
-        # Of all of them, as requests have it: an amount means the same beside fewer real ones.
+        # Counts before `reduce`, as in requests: an amount does not depend on reduction.
         counts = Counter(index[rows.label_column(spec.task)].to_pylist())
         if "reduce" in context.inputs:
             index = index.filter(pc.is_in(index[rows.IMAGE_ID], self._kept(context)))
@@ -59,7 +59,7 @@ class Mix(StepKind):
                 ids += images
                 labels += [label] * len(images)
                 sources += [addition.generator] * len(images)
-            added[addition.generator] = {label: len(held) for label, held in sorted(chosen.items())}
+            added[addition.generator] = {label: len(images) for label, images in sorted(chosen.items())}
         weights = balanced_weights(labels, 1.0) if spec.oversampled else np.ones(len(labels))
         members = pa.table(
             {
@@ -70,14 +70,14 @@ class Mix(StepKind):
             }
         )
         amounts = [f"{real:,} real images"] if real else []
-        amounts += [f"{sum(held.values()):,} of {name}" for name, held in added.items()]
+        amounts += [f"{sum(by_class.values()):,} of {name}" for name, by_class in added.items()]
         return Output(
             [context.table("members", members, table="members")], len(ids),
             MixResult(headline=" and ".join(amounts), real=real, added=added),
         )  # fmt: skip
 
     def _kept(self, context: Context) -> pa.Array:
-        """Ids of the real images that are left where the dominant classes are reduced."""
+        """Ids of the real images that `reduce` keeps."""
         keys = context.inputs["reduce"].keys(table="reduction")
         table = pa.concat_tables(context.store.tables(keys, [rows.IMAGE_ID, rows.KEPT]))
         return table.filter(table[rows.KEPT])[rows.IMAGE_ID].combine_chunks()
@@ -85,8 +85,7 @@ class Mix(StepKind):
     def _chosen(
         self, context: Context, spec: MixSpec, addition: Added, real: Mapping[str, int]
     ) -> dict[str, list[str]]:
-        """A generator's images for each target class. Raises `DataError` where there are too
-        few."""
+        """A generator's images for each target class. Raises `DataError` if there are too few."""
         source, amount = f"curate.{addition.generator}", addition.amount
         tables = context.store.tables(context.inputs[source].keys(table="curated"))
         kept: dict[str, list[str]] = {}
@@ -106,8 +105,8 @@ class Mix(StepKind):
             )
         if len(nothing) == len(wanted):
             raise DataError(
-                f"{context.step.label}: no class has fewer than {amount.balance_to} images,"
-                " so that none is added; raise request.balance_to"
+                f"{context.step.label}: no class has fewer than {amount.balance_to} images, so none"
+                " is added; raise request.balance_to"
                 if amount.balance_to is not None
                 else f"{context.step.label}: request.ratio_by_class rounds to no image of any class"
             )
@@ -135,17 +134,17 @@ class Mix(StepKind):
 
 
 def wanted_images(real: Mapping[str, int], amount: Amount, classes: Classes) -> dict[str, int]:
-    """Images to add to each target class, of its real ones."""
+    """Number of images to add to each target class, from its number of real images."""
     return {name: amount.count(name, real[name]) for name in target_classes(classes, real)}
 
 
 def pool_order(seed: int, image_id: str) -> bytes:
-    """Where an image stands in its pool: nested prefixes, whatever order it was made in."""
+    """Sort key of an image in its pool: prefixes are nested, whatever the order of generation."""
     return hashlib.sha256(f"{seed} {image_id}".encode()).digest()
 
 
 def funnel_text(funnel: Mapping[str, ClassFunnel], labels: Collection[str]) -> str:
-    """What became of the images of these classes, in a line."""
+    """The funnel of these classes in one line."""
     descriptions = []
     for label in labels:
         if (entry := funnel.get(label)) is None:

@@ -1,12 +1,12 @@
 """Reduce: which training images of the dominant classes are kept.
 
-Classes with many images are brought to fewer, chosen so that they stand for the rest
-(`engine.vectors.choose`; of t-SNE and UMAP, `engine.vectors.plane`). The part `table: reduction`
+Classes with many images are reduced to representative ones (`engine.vectors.choose`; for t-SNE and
+UMAP, `engine.vectors.plane`). The part `table: reduction`
 has a row for each training image: whether it is kept and, where the method places images in a
-plane, where it lies. `file: sheet.png` shows the planes, some images that are kept, and some that
-are not beside the nearest that is.
+plane, its position. `file: sheet.png` shows the planes, some kept images, and some dropped ones
+with the nearest kept image.
 
-Images without an embedding (pictures of one colour) cannot be compared and are the first to go.
+Images without an embedding (pictures of one colour) cannot be compared and are dropped first.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class ReduceSpec(Spec):
 class Reduce(StepKind):
     version: ClassVar[int] = 1
     Spec: ClassVar[type[Spec]] = ReduceSpec
-    summary: ClassVar[str] = "choose which images of dominant classes are kept"
+    summary: ClassVar[str] = "choose the images to keep of dominant classes"
 
     def run(self, context: Context) -> Output:
         spec = context.step.spec_as(ReduceSpec)
@@ -75,7 +75,7 @@ class Reduce(StepKind):
                 members, vectors = grouped.get(name, ([], np.empty((0, 1), np.float32)))
                 if len(members) < count:
                     raise DataError(
-                        f"reduce: {count} images of {name!r} are to be kept, and {len(members)}"
+                        f"reduce: {count} images of {name!r} are to be kept, but only {len(members)}"
                         " have an embedding; keep fewer or leave the class out of reduce.classes"
                     )
                 seed = derive_seed(spec.seed, "reduce", name)
@@ -85,9 +85,9 @@ class Reduce(StepKind):
                 )  # fmt: skip
                 kept |= {members[row] for row in chosen}
                 dropped = np.setdiff1d(np.arange(len(members)), chosen)
-                looked_at = generator(seed, "dropped").permutation(dropped)[:_MEASURED]
-                nearest, squared = assign(vectors[looked_at], vectors[chosen])
-                # From those dropped to the nearest that is kept: how well these cover the class.
+                measured = generator(seed, "dropped").permutation(dropped)[:_MEASURED]
+                nearest, squared = assign(vectors[measured], vectors[chosen])
+                # From dropped images to the nearest kept one: how well the kept images cover the class.
                 distance = np.sqrt(squared) if len(squared) else np.zeros(1)
                 figures[name] = ReducedClass(
                     images=counts[name], kept=count,
@@ -100,7 +100,7 @@ class Reduce(StepKind):
                 some = generator(seed, "shown").permutation(chosen)
                 examples[name] = [
                     [members[row] for row in image_rows[:_SHOWN]]
-                    for image_rows in (some, looked_at, chosen[nearest])
+                    for image_rows in (some, measured, chosen[nearest])
                 ]
                 bar.advance(counts[name])
         places = [points.get(image_id, (None, None)) for image_id in ids]
@@ -130,7 +130,7 @@ class Reduce(StepKind):
         )  # fmt: skip
 
     def _strata(self, context: Context) -> dict[str, int]:
-        """The cluster of each image, where the method looks at them."""
+        """The cluster of each image; empty if the method uses none."""
         cluster_of: dict[str, int] = {}
         if "cluster" in context.inputs:
             keys = context.inputs["cluster"].keys(table="clusters")
@@ -141,8 +141,8 @@ class Reduce(StepKind):
 
 
 def kept_counts(settings: ReduceSettings, counts: Mapping[str, int]) -> dict[str, int]:
-    """How many images are kept of each class that is reduced, of its `counts`, at least 2. Raises
-    `StudyError` on a class that does not exist, and where none has more than is kept."""
+    """Number of images to keep of each reduced class, at least 2. Raises `StudyError` on an unknown
+    class, and `DataError` if no class has more images than are kept."""
     median = int(np.median(list(counts.values())))
     target = {"median": median, "smallest": min(counts.values())}.get(
         str(settings.balance_to), settings.balance_to
@@ -173,8 +173,8 @@ def kept_counts(settings: ReduceSettings, counts: Mapping[str, int]) -> dict[str
 def choose(
     settings: ReduceSettings, vectors: np.ndarray, count: int, strata: np.ndarray, seed: int
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """`count` rows of a class's embeddings (n, width), int64, and where all lie in the plane,
-    float32 (n, 2), where the method places them."""
+    """`count` rows of a class's embeddings (n, width), int64, and the positions of all in the
+    plane, float32 (n, 2), or None if the method has no plane."""
     random = generator(seed, "choose")
     if settings.method == "random":
         return np.sort(random.choice(len(vectors), count, replace=False)), None
@@ -192,8 +192,8 @@ def choose(
 def draw_sheet(
     context: Context, planes: Sequence[Plane], examples: Mapping[str, Sequence[Sequence[str]]]
 ) -> bytes:
-    """The planes of the first classes; of each, images kept, dropped, and the nearest kept of
-    those."""
+    """The planes of the first classes; for each, kept images, dropped images, and the nearest kept
+    image of each dropped one."""
     selected = dict(list(examples.items())[:_SHOWN_CLASSES])
     images = pictures(
         context.store, context.inputs["ingest"].keys(split="train"),

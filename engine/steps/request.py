@@ -1,8 +1,7 @@
-"""Request: every image to make, as a row, before any is made.
+"""Request: a row for every image to generate, before any is generated.
 
 Ids and seeds belong to rows; shards have a fixed membership and are laid out per class and index,
-so that a larger request finds the full shards of a smaller one made already. The manifest's parts
-bear the tags `table: requests` (one file per class, a row group for each shard) and `table:
+so that a larger request reuses the full shards of a smaller one. The manifest's parts have the tags `table: requests` (one file per class, a row group for each shard) and `table:
 shards`.
 """
 
@@ -38,24 +37,23 @@ from engine.sections import Request as RequestSettings
 from engine.steps import StepKind
 from engine.steps.finetune import read_clusters
 
-# Where next to nothing was kept, more of the same helps no more than this much.
+# Assumed share of kept images where hardly any were kept.
 _LEAST_SHARE = 0.1
-# Asked for beyond what is missing: of few images, the next may be kept less often than the last.
+# Margin over the missing number: the next images may be kept less often than the last.
 _MARGIN = 1.25
 
 
 class RequestSpec(Spec):
     unkeyed_fields: ClassVar[tuple[str, ...]] = ("class_groups",)
 
-    # Without groups, so that whoever names the same classes one by one finds the same images.
+    # Groups are expanded, so that naming their classes one by one gives the same images.
     request: RequestSettings
-    # What groups the study names, for errors: whether its classes exist is not known before.
+    # The study's groups, for errors: their classes are checked once the data is known.
     class_groups: dict[str, tuple[str, ...]] = {}
-    # What a comparison needs at its largest ratio, as a share of each class's real images.
+    # The largest ratio of the comparison, as a share of each class's real images.
     least_ratio: float = 0.0
     generator: GeneratorField
-    # Identity of the generator with its settings of sampling and, where it is trained, its
-    # training.
+    # Identity of the generator, its sampling settings and its training, if any.
     generator_key: str
     preprocess: Preprocess
     task: str
@@ -66,7 +64,7 @@ class RequestSpec(Spec):
 class Request(StepKind):
     version: ClassVar[int] = 1
     Spec: ClassVar[type[Spec]] = RequestSpec
-    summary: ClassVar[str] = "plan every image to make"
+    summary: ClassVar[str] = "plan every image to generate"
 
     def run(self, context: Context) -> Output:
         spec = context.step.spec_as(RequestSpec)
@@ -79,7 +77,7 @@ class Request(StepKind):
             counts = top_up(
                 counts, context.result("curate", CurateResult).funnel, generator.available()
             )
-        refuse_what_is_not_there(generator, counts)
+        refuse_missing_images(generator, counts)
         parts, shards, prompts = [], [], set()
         with context.progress(sum(counts.values()), "requests") as bar:
             for label, count in counts.items():
@@ -106,8 +104,8 @@ class Request(StepKind):
                 bar.advance(count)
         if not shards:
             raise DataError(
-                "request: no image is asked for: the classes have balance_to images already, or"
-                " ratio rounds to none"
+                "request: no image is requested: every class already has balance_to images, or"
+                " ratio rounds to none; raise request.balance_to or request.ratio"
             )
         table = pa.table({"shard": [shard.to_json() for shard in shards]})
         parts.append(context.table("shards", table, table="shards"))
@@ -130,32 +128,33 @@ class Request(StepKind):
         spec = step.spec_as(RequestSpec)
         generator = kind_of("generators", spec.generator)(spec.generator, spec.preprocess)
         if dict(generator.external_digests()) != RequestResult.of(manifest).outside:
-            return "what the generator reads beside the study's data changed"
+            return "external files of the generator changed"
         return None
 
 
 def needed_images(spec: RequestSpec, real: Mapping[str, int]) -> dict[str, int]:
-    """Images of each target class that must be kept, so many are made in the first round."""
+    """Number of images to keep of each target class; the first round generates as many."""
     asked = count_per_class(spec.request, real)
     return {name: max(count, round(spec.least_ratio * real[name])) for name, count in asked.items()}
 
 
 def count_per_class(request: RequestSettings, train: Mapping[str, int]) -> dict[str, int]:
-    """Images to make of each target class, from its real training images. Raises `StudyError`."""
+    """Number of images to generate of each target class, from its number of real training images.
+    Raises `StudyError`."""
     target_classes(tuple(request.ratio_by_class or ()), train, "request.ratio_by_class")
     counts = {
         name: request.count(name, train[name]) for name in target_classes(request.classes, train)
     }
     if sum(counts.values()) > MAX_IMAGES:
         raise StudyError(
-            f"request: {sum(counts.values()):,} images are more than {MAX_IMAGES:,}; ask for fewer"
+            f"request: {sum(counts.values()):,} images are too many (maximum {MAX_IMAGES:,});"
+            " request fewer"
         )
     return counts
 
 
 def check_groups(groups: Mapping[str, Sequence[str]], train: Mapping[str, int]) -> None:
-    """Raises `StudyError` where a group bears the name of a class, or has one that does not
-    exist."""
+    """Raise `StudyError` if a group has the name of a class, or contains an unknown class."""
     for group, members in groups.items():
         if group in train:
             raise StudyError(
@@ -167,7 +166,7 @@ def check_groups(groups: Mapping[str, Sequence[str]], train: Mapping[str, int]) 
 def target_classes(
     classes: Classes, train: Mapping[str, int], where: str = "request.classes"
 ) -> list[str]:
-    """The classes that images are made for. Raises `StudyError` on one that does not exist."""
+    """The classes to generate images for. Raises `StudyError` on an unknown class."""
     if classes == "all":
         return sorted(train)
     unknown = [name for name in classes if name not in train]
@@ -183,8 +182,8 @@ def top_up(
     funnel: Mapping[str, ClassFunnel],
     available: Mapping[str, int] | None,
 ) -> dict[str, int]:
-    """What to request so that as many as `needed` are kept, at the share that was kept before and
-    a quarter more."""
+    """Number of images to request so that `needed` are kept, at the share kept so far plus a
+    quarter."""
     counts = {}
     for name, wanted in needed.items():
         requested, kept = (funnel[name].requested, funnel[name].kept) if name in funnel else (0, 0)
@@ -196,20 +195,20 @@ def top_up(
     return counts
 
 
-def refuse_what_is_not_there(generator: Generator, counts: Mapping[str, int]) -> None:
-    """A smaller set never bears a larger ratio's name: existing images must suffice."""
+def refuse_missing_images(generator: Generator, counts: Mapping[str, int]) -> None:
+    """Raise `DataError` if a generator of existing images has fewer than requested."""
     available = generator.available()
     for label, count in counts.items():
         if available is not None and available.get(label, 0) < count:
             raise DataError(
-                f"request: {count:,} images of {label!r} are asked for, the folder has"
+                f"request: {count:,} images of {label!r} are requested, the folder has"
                 f" {available.get(label, 0):,};"
                 " lower the request or leave the class out of request.classes"
             )
 
 
 def training_rows(context: Context, task: str, generator: Generator) -> dict[str, TrainingRows]:
-    """The images of each class that requests may start from, with their clusters."""
+    """The possible parent images of each class, with their clusters."""
     index = split_index(context.store, context.inputs["ingest"], task, "train")
     allowed = None
     if generator.parents() == "representatives":
@@ -259,7 +258,7 @@ def request_table(
 
 
 def request_id(generator_key: str, wanted: Wanted) -> str:
-    """24 hex digits from all that says what is asked for; the seed is no part of it."""
+    """24 hex digits from the fields of a request, except the seed."""
     asked: list[Any] = [
         generator_key, wanted.label, wanted.cluster, wanted.prompt, wanted.negative_prompt,
         wanted.parent_id, wanted.strength, wanted.index,

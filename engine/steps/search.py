@@ -1,10 +1,9 @@
 """Search: every arm with every generator fit and every seed, each a `train` step in a trial of its
 own.
 
-A trial that has its manifest is found and not run again, so a restart costs what is missing. What
-is chosen is chosen on val: for each family the ratio with the best mean objective, and among the
-families that are not synthetic the strongest, which synthetic images must beat. Twins of what is
-chosen, the same number of images without filters, are trained after the choice.
+A trial with a manifest is not run again, so a restart costs only the missing trials. Choices use
+val: the ratio of each family with the best mean objective, and the strongest non-synthetic family
+as baseline. Twins of the chosen arms, with as many unfiltered images, are trained after the choice.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from engine.steps import StepKind
 class Search(StepKind):
     version: ClassVar[int] = 5
     Spec: ClassVar[type[Spec]] = SearchSpec
-    summary: ClassVar[str] = "train every arm with every seed, choose on val"
+    summary: ClassVar[str] = "train every arm with every seed, then choose on val"
     runs: ClassVar[tuple[str, ...]] = ("train",)
 
     def run(self, context: Context) -> Output:
@@ -47,7 +46,7 @@ class Search(StepKind):
         manifests = context.trials([trial.step for trial in trials])
 
         def scores(trials: Sequence[Trial]) -> dict[str, np.ndarray]:
-            """What each arm's replicates reach on val."""
+            """The objective of each arm's replicates on val."""
             values_of: dict[str, list[float]] = {trial.arm.name: [] for trial in trials}
             for trial in trials:
                 val = TrainResult.of(manifests[trial.step.key]).val
@@ -86,14 +85,14 @@ class Search(StepKind):
         return [trial.step for trial in planned_trials(step)]
 
     def outdated(self, step: Step, manifest: Manifest) -> str | None:
-        # Its trials are none of its inputs: what makes them go makes it go.
+        # The trials are not inputs, so the search checks what makes them out of date.
         return changed_weights(step.spec_as(SearchSpec), SearchResult.of(manifest).outside)
 
 
 def trial_columns(
     spec: SearchSpec, trials: Sequence[Trial], manifests: Mapping[str, Manifest]
 ) -> dict[str, list[Any]]:
-    """The table of trials: what each was, and what it reached on val."""
+    """The table of trials: the settings of each and its figures on val."""
     entries = []
     for trial in trials:
         manifest, arm = manifests[trial.step.key], trial.arm
@@ -111,7 +110,7 @@ def trial_columns(
 
 
 def hardly_learnt(columns: Mapping[str, Sequence[Any]], classes: int) -> list[str]:
-    """A warning where the classifiers on real images are near chance: no arm says anything then."""
+    """A warning if the classifiers on real images are near chance: no arm is informative then."""
     scores = [
         score for arm, score in zip(columns[rows.ARM], columns["balanced_accuracy"], strict=True)
         if arm == "real"
@@ -121,7 +120,7 @@ def hardly_learnt(columns: Mapping[str, Sequence[Any]], classes: int) -> list[st
         return []
     return [
         f"on real images alone the classifier has hardly learnt anything (balanced accuracy"
-        f" {mean:.2f} on val, chance is {chance:.2f}), so that no arm says anything; raise"
+        f" {mean:.2f} on val, chance is {chance:.2f}), so no arm is informative; raise"
         " training.steps, change training.learning_rate or the classifier"
     ]
 
@@ -131,14 +130,14 @@ def mean_and_sd(values: Sequence[float] | np.ndarray) -> ValMean:
 
 
 def choose(arms: Sequence[Arm], scores: Mapping[str, ValMean]) -> tuple[list[str], str]:
-    """The arm of each family with the best mean on val (of equals the first, which has the smaller
-    ratio), and the strongest baseline among them."""
+    """The arm of each family with the best mean on val (ties: the first, with the smaller ratio),
+    and the strongest baseline among them."""
     chosen: dict[str, Arm] = {}
     for arm in arms:
         best = chosen.get(arm.family)
         if best is None or scores[arm.name].mean > scores[best.name].mean:
             chosen[arm.family] = arm
-    # More steps are no fair rival: they show whether the budget is what limits all arms.
+    # Arms with more steps are not baselines: they show whether the budget limits all arms.
     baselines = [arm for arm in chosen.values() if arm.role == "baseline"]
     strongest = max(baselines, key=lambda arm: scores[arm.name].mean)
     return [arm.name for arm in chosen.values()], strongest.name

@@ -1,8 +1,8 @@
-"""Select: the images that stand for each cluster of each class.
+"""Select: representative images of each cluster of each class.
 
     nearest    to the centroid
-    spread     farthest first: each as unlike those before it as can be (`engine.vectors.choose`)
-    density    where the most alike images lie
+    spread     farthest first: each as far as possible from the previous (`engine.vectors.choose`)
+    density    highest local density first
     random     by the seed
 
 Several methods share the places of a cluster in turn. The part `table: representatives` has the
@@ -34,7 +34,7 @@ from engine.sections import Select as SelectSettings
 from engine.steps import StepKind
 from engine.vectors.choose import farthest_first, local_density, shares
 
-# On the sheet: pictures of a cluster, clusters of a class and of all, and of a column.
+# Limits of the sheet: pictures per cluster, clusters per class and in total, rows per column.
 _SHOWN, _SHOWN_CLUSTERS, _SHOWN_ROWS, _COLUMN = 12, 20, 200, 24
 
 
@@ -55,7 +55,7 @@ class Select(StepKind):
         clusters = pa.concat_tables(
             context.store.tables(context.inputs["cluster"].keys(table="clusters"))
         )
-        # Equal distances fall by id, so that the choice does not depend on the order of rows.
+        # The id breaks ties, so that the choice does not depend on the order of rows.
         ordered = clusters.sort_by(
             [
                 (column, "ascending"),
@@ -116,7 +116,7 @@ class Select(StepKind):
     def _vectors(
         self, context: Context, spec: SelectSpec, ordered: pa.Table
     ) -> Callable[[list[int]], np.ndarray | None]:
-        """Gives the embeddings of rows of `ordered`, where a method looks at them."""
+        """A function from rows of `ordered` to their embeddings, or to None if no method uses them."""
         if not {"spread", "density"} & set(spec.settings.method):
             return lambda grouped: None
         ids = ordered[rows.IMAGE_ID].to_pylist()
@@ -161,10 +161,10 @@ class Select(StepKind):
         )
 
     def _list(self, context: Context, representatives: pa.Table, column: str) -> bytes:
-        """A CSV for people, in which no cell is taken for a formula."""
+        """A CSV for spreadsheets; no cell is read as a formula."""
         keys = context.inputs["ingest"].keys(split="train")
         uri_of: dict[str, str] = {}
-        # Of the chosen alone: of all of train they would be the most that this process holds.
+        # Only chosen images: the names of all of train would dominate this process's memory.
         chosen = representatives[rows.IMAGE_ID].combine_chunks()
         for table in context.store.tables(keys, [rows.IMAGE_ID, rows.URI]):
             table = table.filter(pc.is_in(table[rows.IMAGE_ID], chosen))
@@ -188,7 +188,7 @@ class Select(StepKind):
 def budget(
     sizes: dict[tuple[str, int], int], settings: SelectSettings
 ) -> dict[tuple[str, int], int]:
-    """How many are chosen of each cluster of each class: `per_cluster`, or a class's `per_class` in
+    """Number of images to choose from each cluster of each class: `per_cluster`, or a class's `per_class` in
     proportion to its clusters' sizes, each giving one before any gives two."""
     if settings.per_class is None:
         return {place: min(size, settings.per_cluster) for place, size in sizes.items()}
@@ -217,7 +217,7 @@ def order_by(
 
 
 def take_turns(orders: Mapping[str, list[int]], wanted: int) -> list[tuple[str, int]]:
-    """(method, row): each method names its best row that none has named, in turn."""
+    """(method, row): the methods in turn take their best row that is not taken yet."""
     taken: dict[int, str] = {}
     left = {method: iter(order) for method, order in orders.items()}
     while len(taken) < wanted and left:

@@ -1,7 +1,6 @@
-"""Train: one classifier, on what one arm trains on, with one seed.
+"""Train: one classifier on the images of one arm, with one seed.
 
-The weights that score best on val are kept, with the probabilities that they give val. Test is not
-looked at.
+Keeps the weights that score best on val, with their probabilities on val. Test is not read.
 """
 
 from __future__ import annotations
@@ -47,18 +46,18 @@ class TrainSpec(Spec):
     training: Training
     preprocess: Preprocess
     task: str
-    # Of the weights and of the order of images; equal seeds are paired across arms.
+    # Seeds the weights and the order of images; equal seeds are paired across arms.
     seed: int
 
 
 @dataclass(frozen=True)
 class TrainClassifier:
-    """What each worker of the fit runs: decode what the arm trains on, and train."""
+    """The work of each worker of the fit: decode the arm's images and train."""
 
     store: Store
     spec: TrainSpec
     classes: tuple[str, ...]
-    # Keys of image parts: real train, of each generator, val.
+    # Keys of image parts: real train, each generator, val.
     images: tuple[str, ...]
     synthetic: tuple[tuple[str, ...], ...]
     val_images: tuple[str, ...]
@@ -115,7 +114,7 @@ class TrainClassifier:
         }
 
     def _members(self, column: str, sets: Sequence[tuple[np.ndarray, list[str]]]) -> LabelledImages:
-        """The arm's images; of a part, only those that are members."""
+        """The arm's images: the members among those of all parts."""
         members = pa.concat_tables(self.store.tables(list(self.members)))
         pixels, ids = zip(*sets, strict=True)
         place = {image_id: row for row, image_id in enumerate(chain.from_iterable(ids))}
