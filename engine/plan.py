@@ -1,4 +1,4 @@
-"""A study to its steps: pure and cheap, without a look at any data."""
+"""Plan the steps of a study: pure and cheap, reads no data."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from engine.study import Study
 
 
 def plan(study: Study) -> list[Step]:
-    """The steps of a study, inputs before what uses them. Raises `StudyError`."""
+    """The steps of a study, inputs before the steps that use them. Raises `StudyError`."""
     tasks = tasks_of(study)
     task = choose_task(study, tasks)
     common = {"task": task, "tasks": tasks}
@@ -50,14 +50,14 @@ def plan(study: Study) -> list[Step]:
         comparison = Comparison(study, common, ingest, embed, reduce)
     if comparison is not None:
         comparison.check()
-        # What is wrong with a labeler is told before hours of training.
+        # The labeler comes first: its errors surface before hours of training.
         steps += [comparison.real, *comparison.curation.values()]
-    elif any(getattr(one, "strict", False) for one in study.curate.filters):
+    elif any(getattr(spec, "strict", False) for spec in study.curate.filters):
         raise StudyError(
-            "curate.filters: one is strict, and a study without a classifier ends before images"
-            " are curated; name a classifier, or leave strict out"
+            "curate.filters: one is strict, and a study without a classifier does not curate"
+            " images; set classifier, or remove strict"
         )
-    # Without a comparison nothing asks for another fit.
+    # Without a comparison one fit is enough.
     fits = study.search.generator_fits if comparison is not None else 1
     for label, generator in study.generators.items():
         for fit in range(fits):
@@ -72,8 +72,8 @@ def plan(study: Study) -> list[Step]:
 
 
 def plan_audit(study: Study) -> Step:
-    """The step that looks for what is wrong with a study's data; no other needs it. It embeds by a
-    network where the study names one."""
+    """The step that finds problems in a study's data; no other step needs it. Uses a network as
+    embedder if the study names one."""
     tasks = tasks_of(study)
     pixels = resolve("embedders", "pixels").Spec
     networks = [one for one in (study.embedder, study.audit.embedder) if type(one) is not pixels]
@@ -96,7 +96,7 @@ def _reduce_step(study: Study, task: str, ingest: Step, embed: Step, cluster: St
     if method == "umap" and find_spec("umap") is None:
         raise StudyError(
             "reduce.method: umap needs umap-learn: pip install"
-            ' "synthetic-training-engine[umap]", or say tsne'
+            ' "synthetic-training-engine[umap]", or set it to tsne'
         )
     inputs = {"ingest": ingest, "embed": embed}
     if method == "stratified":
@@ -121,8 +121,8 @@ def _match_step(
         curate = comparison.pools[name][0] if comparison is not None else None
         if curate is None or "embed" not in curate.inputs:
             raise StudyError(
-                f"match.{label}.{role}: images of {name} are not embedded, which curate does where"
-                " the study has a classifier and the generator is filtered"
+                f"match.{label}.{role}: images of {name} are not embedded; set classifier and"
+                " curate.filters, and match a generator whose images are filtered"
             )
         inputs |= {f"{role}.curate": curate, f"{role}.generate": curate.inputs["generate"]}
     return make_step(
@@ -142,8 +142,8 @@ def _generator_steps(
     comparison: Comparison | None,
     fit: int,
 ) -> list[Step]:
-    """request, finetune (of what is trained) and generate of one fit of a generator; where images
-    are compared, curate too, and as many rounds of asking for more as the study allows."""
+    """The steps of one generator fit: request, finetune (if it is trained) and generate; in a
+    comparison also curate, and as many rounds of top-up requests as the study allows."""
     subject, seed = Subject(label, fit), fit_seed(study.seed, fit)
     kind = resolve("generators", spec.name)
     generator = kind(spec, study.preprocess)
@@ -169,7 +169,7 @@ def _generator_steps(
         {
             "code": kind.version,
             **({"nested": nested} if nested else {}),
-            # Draws of a later fit lie apart, though nothing were trained.
+            # Later fits draw differently even without training.
             **({"fit": fit} if fit else {}),
             "spec": spec,
             "preprocess": study.preprocess,
@@ -195,7 +195,7 @@ def _generator_steps(
             },
             {**inputs, **({"curate": curate} if curate else {})}, plugins, subject,
         )  # fmt: skip
-        # The request first: what is wrong with it is told before hours of training.
+        # The request comes first: its errors surface before hours of training.
         steps.append(request)
         if finetune is not None and number == 1:
             steps.append(finetune)
@@ -224,12 +224,12 @@ def _generator_steps(
 
 
 def tasks_of(study: Study) -> dict[str, Any]:
-    """The labelling tasks that the study's reader gives."""
+    """The labelling tasks of the study's reader."""
     return dict(kind_of("readers", study.reader)(study.reader).tasks())
 
 
 def choose_task(study: Study, tasks: dict[str, Any]) -> str:
-    """The task that the study is about. Raises `StudyError` where that is not clear."""
+    """The task of the study. Raises `StudyError` if it is ambiguous or unknown."""
     if study.task is None:
         if len(tasks) == 1:
             return next(iter(tasks))
@@ -242,7 +242,7 @@ def choose_task(study: Study, tasks: dict[str, Any]) -> str:
 def until(steps: list[Step], name: str) -> list[Step]:
     """The steps up to those named, by kind (`generate`) or label (`generate.ddpm`).
 
-    Of generators, only what the named steps need; of the rest, all that stands before them.
+    Of generators, only the steps that the named ones need; of the rest, all earlier steps.
     """
     chosen = named(steps, name)
     needed = {step.key for step in upstream(chosen)}
@@ -255,12 +255,12 @@ def until(steps: list[Step], name: str) -> list[Step]:
 
 
 def trials_of(steps: Sequence[Step]) -> list[Step]:
-    """The steps that these run as trials, which are not in the plan."""
+    """The trials that these steps run; trials are not in the plan."""
     return [trial for step in steps for trial in resolve("steps", step.kind)().trials(step)]
 
 
 def named(steps: list[Step], name: str) -> list[Step]:
-    """All steps of this kind or label, or the trial of this label. Raises `StudyError`."""
+    """The steps of this kind or label, or the trial of this label. Raises `StudyError`."""
     chosen = [step for step in steps if name in (step.kind, step.label)]
     chosen = chosen or [step for step in trials_of(steps) if step.label == name]
     if not chosen:

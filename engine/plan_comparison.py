@@ -1,5 +1,5 @@
-"""The steps of a plan that find out whether images help: what curation needs, the arms, the search,
-the verdict, the page."""
+"""The steps of a plan that test whether images help: curation's inputs, the arms, the search, the
+verdict, the page."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from engine.study import Study
 
 
 class Comparison:
-    """The steps that find out whether images help: labeler, curate, mixes, search, evaluate,
+    """The steps that test whether images help: labeler, curate, mixes, search, evaluate,
     report."""
 
     def __init__(
@@ -31,20 +31,20 @@ class Comparison:
         self.real = self._mix("real")
         self.mixes: list[Step] = []
         self.arms = self._real_arms()
-        # Of each generator and fit: the images that are kept, and all that were made.
+        # The kept images of each generator and fit, and all generated ones.
         self.pools: dict[str, list[Step]] = {}
         self.unfiltered: dict[str, list[Step]] = {}
-        # What filters need beside the images: the labeler's training, and val measured.
+        # Further inputs of filters: the labeler's training, and the measurements of val.
         self.labeler: Any = None
         self.curation = self._curation() if self._filters() else {}
 
     def _filters(self) -> bool:
-        """Whether there are filters, and a generator whose images they look at."""
+        """Whether there are filters, and a generator whose images are filtered."""
         kinds = [kind_of("generators", one) for one in self.study.generators.values()]
         return bool(self.study.curate.filters) and any(kind.filtered for kind in kinds)
 
     def _real_arms(self) -> list[Arm]:
-        """The arms of real images alone."""
+        """The arms with only real images."""
         search = self.study.search
         settings: dict[str, dict[str, Any]] = {
             "class_weighted": {"class_weights": "balanced"},
@@ -70,30 +70,30 @@ class Comparison:
         return arms
 
     def _added(self, mixes: list[Step]) -> tuple[str, ...]:
-        """Adds them to the plan; returns their labels."""
+        """Add mixes to the plan; returns their labels."""
         self.mixes += mixes
         return tuple(mix.label for mix in mixes)
 
     def check(self) -> None:
-        """Refuse a classifier that cannot work at this size or with the training of an arm, and
-        arms that cannot be made."""
+        """Raise `StudyError` if the classifier does not fit the image size or an arm's training,
+        or if an arm is impossible."""
         study = self.study
         if "synthetic_only" in study.search.arms and study.request.classes != "all":
             raise StudyError(
-                "search.arms: synthetic_only needs images of every class; say request.classes: all,"
-                " or leave it out"
+                "search.arms: synthetic_only needs images of every class; set request.classes to"
+                " all, or remove it"
             )
-        # Else an arm that was asked for would be missing, and nothing would say so.
+        # Otherwise a requested arm would be missing silently.
         kinds = [kind_of("generators", one) for one in study.generators.values()]
         if "synthetic_only" in study.search.arms and not any(kind.synthetic for kind in kinds):
             raise StudyError(
-                "search.arms: synthetic_only needs a generator that makes new images; name one in"
-                " generators, or leave it out"
+                "search.arms: synthetic_only needs a generator that makes new images; add one to"
+                " generators, or remove it"
             )
         if "unfiltered" in study.search.arms and not self._filters():
             raise StudyError(
-                "search.arms: unfiltered needs images that are filtered; name filters in curate and"
-                " a generator other than traditional, or leave it out"
+                "search.arms: unfiltered needs filtered images; set curate.filters and add a"
+                " generator other than traditional, or remove it"
             )
         named: dict[str, float] = {}
         for ratio in self._ratios():
@@ -162,8 +162,8 @@ class Comparison:
         return sorted({*self.study.search.ratios, *([asked] if asked else [])})
 
     def amounts(self) -> dict[str, Amount]:
-        """How many images the arms of a generator add, by what follows its name: every ratio of the
-        search, and what the study requests."""
+        """The amounts that the arms of a generator add, by the suffix of the arm's name: every
+        ratio of the search, and the study's request."""
         request = self.request
         amounts = {_ratio_name(ratio): Amount(ratio=ratio) for ratio in self._ratios()}
         if request.balance_to is not None:
@@ -197,13 +197,13 @@ class Comparison:
         )  # fmt: skip
 
     def add(self, label: str, curate: Step, unfiltered: Step | None) -> None:
-        """The images of one more fit of a generator."""
+        """Add the images of a further generator fit."""
         self.pools.setdefault(label, []).append(curate)
         if unfiltered is not None:
             self.unfiltered.setdefault(label, []).append(unfiltered)
 
     def _generator_arms(self) -> list[Arm]:
-        """The arms of each generator, and of those that are added together."""
+        """The arms of each generator and of combined generators."""
         study, arms = self.study, []
         combined = {**{label: (label,) for label in study.generators}, **study.search.combine}
         for family, parts in combined.items():
@@ -252,8 +252,8 @@ class Comparison:
         )  # fmt: skip
 
     def fidelity(self) -> list[Step]:
-        """How like real ones the images of each fit of each generator are; before it, where the
-        study's embedder does not compare them, vectors of the real ones."""
+        """A fidelity step for each generator fit, after an embed step of the real images if
+        fidelity uses another embedder than the study."""
         study, settings = self.study, self.study.fidelity
         if not settings.enabled or not self.pools:
             return []
@@ -299,7 +299,7 @@ class Comparison:
             "mix",
             {
                 "task": self.task, "real": real, "oversampled": oversampled, "added": added,
-                # Real images are the same whatever the target classes are.
+                # Real images do not depend on the target classes.
                 "classes": self.request.classes if added else "all",
                 "seed": fit_seed(study.seed, fit) if added else 0,
             },
@@ -307,7 +307,7 @@ class Comparison:
         )  # fmt: skip
 
     def steps(self) -> list[Step]:
-        """The mixes, and all that comes after them."""
+        """The mixes and all later steps."""
         study = self.study
         arms = [*self.arms, *self._generator_arms()]
         fidelity = self.fidelity()
@@ -342,7 +342,7 @@ class Comparison:
         report = make_step(
             "report",
             {
-                # Of how the study was tuned, the page tells the number of settings alone.
+                # The page reports only the number of tuned settings.
                 "study": canonical(
                     study.model_copy(update={"tune": Tune(tried=study.tune.tried)})
                 ),
@@ -353,7 +353,7 @@ class Comparison:
             {
                 "ingest": self.ingest, "embed": self.embed, "search": search,
                 "evaluate": evaluate, **pools,
-                # Vectors of real images too, where generated ones have others than the study's.
+                # Includes real vectors if fidelity uses another embedder than the study.
                 **{step.label: step for step in fidelity},
             },
         )  # fmt: skip
@@ -361,10 +361,10 @@ class Comparison:
 
 
 def _ratio_name(ratio: float) -> str:
-    """What an arm is called by its ratio."""
+    """The suffix of an arm's name for its ratio."""
     return f"x{ratio:g}"
 
 
 def fit_seed(seed: int, fit: int) -> int:
-    """The seed of all that is drawn anew with a generator fit: the study's own for the first."""
+    """The seed of all draws of a generator fit: the study's own for the first."""
     return derive_seed(seed, "generator fit", fit) if fit else seed

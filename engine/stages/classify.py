@@ -50,8 +50,8 @@ def refuse_other_weights(classifier: Classifier, recorded: Mapping[str, str]) ->
     # A network on pixels stores all of its weights itself, whatever it started from.
     if classifier.on_features and differ(classifier.external_digests(), recorded):
         raise ResumeError(
-            f"classifier {classifier.spec.name}: the weights that embed its images changed since its"
-            " training; run again to train it again"
+            f"classifier {classifier.spec.name}: the weights that embed its images changed since"
+            " its training; run again to train it again"
         )
 
 

@@ -141,8 +141,8 @@ def record_problems(records: pa.Table, spec: IntakeSpec) -> Iterator[str]:
             uri for uri, i in zip(records[rows.URI].to_pylist(), ids, strict=True) if i == twice[0]
         ]
         yield (
-            f"the id {twice[0]!r} stands {twice[1]} times (first: {places[0]}, {places[1]}); ids"
-            " must be unique"
+            f"the id {twice[0]!r} appears {twice[1]} times (first: {places[0]}, {places[1]}); make"
+            " ids unique"
         )
     if spec.split.group == "column" and records[rows.GROUP_ID].null_count:
         yield (

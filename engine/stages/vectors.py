@@ -1,5 +1,5 @@
-"""Sets of embedded images whose vectors stay in the store: some of them are read, and of larger
-numbers workers send sums in place of vectors."""
+"""Sets of embedded images with vectors in the store: samples are read, and for large sets workers
+send sums instead of vectors."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from engine.metrics.diversity import Directions
 from engine.metrics.moments import Moments
 from engine.work.stage import Batch, Device, Place, Stage
 
-# Vectors that this process sums up before workers would have started.
+# Up to so many vectors, this process is faster than workers start.
 _FEW = 8192
-# Vectors of a piece: of fewer than its width, the sums are larger than the vectors.
+# Vectors of a piece; for fewer than their width, the sums are larger than the vectors.
 _PIECE = 16384
 _MEMBERS = ("part", "row")
 # Folder of the matrices of workers.
@@ -34,8 +34,8 @@ SUMS = "sums"
 
 @dataclass(frozen=True)
 class Embedded:
-    """Images that have a vector. labels: text (n,). part, row: where each vector lies, as number
-    among `keys` and row of that part, rising, int64 (n,). width: of a vector."""
+    """Images with a vector. labels: text (n,). part, row: the position of each vector, as index in
+    `keys` and row of that part, ascending, int64 (n,). width: the width of a vector."""
 
     keys: tuple[str, ...]
     labels: np.ndarray
@@ -69,12 +69,12 @@ class Embedded:
 
 
 def room(counts: Mapping[str, int], shares: Mapping[str, float]) -> int:
-    """How many images there are in a mix of classes, of so many of each."""
+    """The largest number of images in a mix of classes, given `counts` of each."""
     return int(min(counts.get(label, 0) / share for label, share in shares.items()) + 1e-9)
 
 
 def draw(labels: np.ndarray, shares: Mapping[str, float], n: int, seed: int) -> np.ndarray:
-    """Rows, rising, of `n` images in a mix of classes, by chance."""
+    """Ascending rows of `n` random images in a mix of classes."""
     chosen = []
     for label, count in quotas(shares, n).items():
         own = np.flatnonzero(labels == label)
@@ -84,8 +84,8 @@ def draw(labels: np.ndarray, shares: Mapping[str, float], n: int, seed: int) -> 
 
 
 def quotas(shares: Mapping[str, float], n: int) -> dict[str, int]:
-    """How many of `n` images each class has: its share rounded down, or up where most is lacking,
-    so that the sum is n. Never more than the least whole number above its share."""
+    """Number of the `n` images for each class (largest remainder method): its share rounded down,
+    or up for the largest remainders, so that the sum is n."""
     exact = {label: n * share for label, share in shares.items()}
     counts = {label: int(count + 1e-9) for label, count in exact.items()}
     lacking = sorted(exact, key=lambda label: counts[label] - exact[label])
@@ -95,9 +95,9 @@ def quotas(shares: Mapping[str, float], n: int) -> dict[str, int]:
 
 
 class SampledVectors:
-    """Vectors of some rows of a set: beyond 16 MiB in an unnamed temporary file.
+    """Vectors of some rows of a set; above 16 MiB they are in an unnamed temporary file.
 
-    Each part is read once, so that drawing from it for many classes reads nothing anew.
+    Each part is read once, so draws for many classes do not read it again.
     """
 
     def __init__(self, store: Store, side: Embedded, chosen: Iterable[np.ndarray]) -> None:
@@ -110,7 +110,7 @@ class SampledVectors:
             release(self.vectors)
 
     def at(self, chosen: np.ndarray) -> np.ndarray:
-        """Where these rows of the set, which are among those held, lie in `vectors`."""
+        """Positions in `vectors` of these rows of the set, which must be among `rows`."""
         return np.searchsorted(self.rows, chosen)
 
     def of(self, chosen: np.ndarray) -> np.ndarray:
@@ -128,7 +128,7 @@ def read(store: Store, key: str, row: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Sums:
-    """What the Fréchet distance and the Vendi score need of a set that is used whole."""
+    """The sums that the Fréchet distance and the Vendi score need of a whole set."""
 
     moments: Moments
     directions: Directions
@@ -138,12 +138,12 @@ class Sums:
 
 
 def added_up(pieces: Iterable[Sums]) -> Sums:
-    """The sums of all pieces together, of which two are in memory at a time."""
+    """The sum of all pieces; two are in memory at a time."""
     return reduce(Sums.__add__, pieces)
 
 
 def summed_up(store: Store, keys: Sequence[str], part: np.ndarray, row: np.ndarray) -> Sums:
-    """Of the vectors at these places, one part in memory at a time."""
+    """The sums of the vectors at these positions; one part is in memory at a time."""
     of_parts = (
         read(store, keys[number], row[part == number]) for number in np.unique(part).tolist()
     )
@@ -179,11 +179,11 @@ class SumUp:
 
 
 class SetSums:
-    """Sums of sets that are used whole, by name: of many vectors workers sum up pieces, of few this
-    process does, in the same way.
+    """Sums of whole sets by name: workers sum pieces of large sets, this process sums small sets
+    in the same way.
 
-    The matrices of workers lie in the store until the step is done, so that a restart computes
-    those that are missing, and no process holds those of all classes.
+    The matrices of workers stay in the store until the step ends, so that a restart computes only
+    the missing ones, and no process keeps those of all classes.
     """
 
     def __init__(
@@ -205,8 +205,8 @@ class SetSums:
     def _compute(self, context: Context) -> None:
         planned = [
             (f"{name}-{number:04d}", side, taken)
-            for name, held in self.pieces.items()
-            for number, (side, taken) in enumerate(held)
+            for name, pieces in self.pieces.items()
+            for number, (side, taken) in enumerate(pieces)
         ]
         (width,) = {side.width for _, side, _ in planned}
         sink = pa.BufferOutputStream()
@@ -218,10 +218,10 @@ class SetSums:
             for number, (name, *_) in enumerate(planned)
         ]
         stages: list[Stage] = [SumUp(self.store)]
-        # Workers without an accelerator, as those that decode.
+        # Uses the workers of `decode`, which have no accelerator.
         commits = context.compute(
             "decode", shards, rows_of=parquet_rows, stages=stages, schema=sums_schema(width),
-            # It names the parts that hold the vectors, and they contain their digests.
+            # It names the parts with the vectors, and these names contain their digests.
             fingerprint={"members": digest},
             prefix=self.shards.prefix, unit="pieces", replace=True,
         )  # fmt: skip
@@ -239,7 +239,7 @@ class SetSums:
 
 
 def members_of(planned: Sequence[tuple[str, Embedded, np.ndarray]]) -> pa.Table:
-    """A row for each piece: which rows of which parts. keys: those that `part` counts."""
+    """A row for each piece: its rows in its parts. keys: the parts that `part` indexes."""
     columns: dict[str, list[Any]] = {rows.IMAGE_ID: [], "keys": [], "part": [], "row": []}
     for name, side, taken in planned:
         used, part = np.unique(side.part[taken], return_inverse=True)
@@ -263,7 +263,7 @@ def sums_schema(width: int) -> pa.Schema:
 
 
 def stored(store: Store, key: str) -> Sums:
-    """The sums that a worker left in a part."""
+    """The sums that a worker wrote to a part."""
     table = pa.concat_tables(store.tables([key]))
     n, mean = table["n"][0].as_py(), matrix_of(table, "mean")[0]
     scatter, products = (

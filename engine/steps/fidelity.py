@@ -1,22 +1,22 @@
-"""Fidelity: are generated images like real ones, of as many kinds, and none of train over again?
+"""Fidelity: are generated images realistic, diverse, and not copies of train?
 
-Of each class and of all together, against val, in an embedder's space. Three sets are held against
-the same images of val: those that curation kept, all that were generated, and real ones of train,
-which say what figures real images get (the floor). They have equally many images, of each class
-like val, for most figures depend on the number: as many as the study asks for, so that every
-generator fit has the same. Too few images get no figures.
+Compares sets with val in an embedder's space, for each class and for all together. Three sets are
+compared with the same val images: kept images, all generated images, and real train images, which
+give the figures of real images (the floor). Most figures depend on the number of images, so the
+sets have the same size, with val's class mix: the number that the study requests, the same for
+every generator fit. Sets that are too small get no figures.
 
-The manifest's metrics hold a scope for each class, and first one of all together:
+The manifest's metrics have a scope of all classes together, then one for each class:
 
-    classes     what it is of
-    val         images of val, that all sets are held against
-    few         why there are no figures, or empty
+    classes     the classes of the scope
+    val         number of val images, the reference of all sets
+    few         the reason why there are no figures, or empty
     val_sampled, val_nearest
-                images of val that are sampled, and their median cosine distance to train
-    sets        by name: kept, generated (where curation changed it) and real: `n` images and the
-                figures of `ValReference.figures`; of a set that has too few, their number alone
-    floor       where train has fewer images than that: sets once more, all of as many as train
-                has. Empty where it has enough
+                number of sampled val images, and their median cosine distance to train
+    sets        by name: kept, generated (if curation changed it) and real: `n` images and the
+                figures of `ValReference.figures`; for a set that is too small, only `n`
+    floor       if train has fewer images than that: the sets again, each with as many images as
+                train has; otherwise empty
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ from engine.steps.request import RequestSpec, needed_images
 from engine.vectors.similarity import most_similar
 
 _OFTEN_NEAR = 0.05
-# Images that a light embedder does while workers would start.
+# Up to so many images, a light embedder is faster here than workers start.
 _FEW = 2048
 
 
@@ -70,7 +70,7 @@ class FidelitySpec(Spec):
 class Fidelity(StepKind):
     version: ClassVar[int] = 2
     Spec: ClassVar[type[Spec]] = FidelitySpec
-    summary: ClassVar[str] = "measure how like real ones generated images are"
+    summary: ClassVar[str] = "compare generated images with real ones"
     scratch: ClassVar[tuple[str, ...]] = (SUMS,)
 
     def run(self, context: Context) -> Output:
@@ -106,8 +106,8 @@ class Fidelity(StepKind):
 
 
 def generated_vectors(context: Context, spec: FidelitySpec) -> tuple[list[Part], list[str]]:
-    """Parts that this step makes, and keys of those with the vectors of all generated images: what
-    curate embedded in the same space is not embedded again."""
+    """The parts that this step writes, and the keys of the parts with the vectors of all generated
+    images. Reuses curate's vectors if they are in the same space."""
     curate = context.inputs["curate"]
     if curate.inputs.get("embed") == context.inputs["embed"].digest:
         return [], curate.keys(table="scores")
@@ -126,8 +126,8 @@ def generated_vectors(context: Context, spec: FidelitySpec) -> tuple[list[Part],
 
 
 def generated_sets(context: Context, keys: list[str]) -> dict[str, Embedded]:
-    """The images kept, under the labels that they are used as, and, where those are others, all
-    that were generated under the labels that were asked for."""
+    """The kept images under their labels in use and, if curation changed anything, all generated
+    images under their requested labels."""
     curated = pa.concat_tables(context.store.tables(context.inputs["curate"].keys(table="curated")))
     kept = curated.filter(curated[rows.KEPT])
     sets = {"kept": embedded(context, keys, kept, rows.LABEL)}
@@ -149,14 +149,14 @@ def embedded(context: Context, keys: list[str], table: pa.Table, label: str) -> 
 
 
 def images_needed(context: Context) -> dict[str, int]:
-    """Images of each class that the study asks for: every fit of a generator keeps as many."""
+    """Number of images of each class that the study requests and every generator fit keeps."""
     request = context.step.inputs["generate"].inputs["request"].spec_as(RequestSpec)
     return needed_images(request, context.result("ingest", IngestResult).train)
 
 
 @dataclass(frozen=True)
 class Draw:
-    """Rows of a set: all that are chosen, and those of them that are sampled."""
+    """Rows of a set: all chosen ones, and the sampled ones among them."""
 
     whole: np.ndarray
     some: np.ndarray
@@ -166,9 +166,9 @@ class Draw:
 class Scope:
     """Images of some classes, drawn and not yet read.
 
-    held: images of val. shares: of each class among them. few: why nothing is drawn. sets: the
-    number of each set; floor: where train has fewer, the number that it has, else 0. draws: by set
-    and number, val's among them.
+    val_count: number of val images. shares: the share of each class in val. few: the reason why
+    nothing is drawn. sets: the size of each set. floor: the size of train if it is smaller, else 0.
+    draws: by set and size, including val.
     """
 
     labels: Sequence[str]
@@ -184,7 +184,7 @@ def plan_scope(
     spec: FidelitySpec, sides: Mapping[str, Embedded], needed: Mapping[str, int],
     labels: Sequence[str],
 ) -> Scope:  # fmt: skip
-    """How many images of each set are held against val, and which. needed: see `images_needed`."""
+    """Choose the images of each set to compare with val. needed: see `images_needed`."""
     counts = {name: side.counts for name, side in sides.items()}
     val_count = sum(counts["val"][label] for label in labels)
     shares = {label: counts["val"][label] / val_count for label in labels if counts["val"][label]}
@@ -197,8 +197,8 @@ def plan_scope(
         scope.few = f"{max(available.values())} generated"
         return scope
     wanted = room(needed, shares)
-    # More are kept of one fit than of another: the same number of each can be compared. Real ones
-    # have no say in it, or a rare class of theirs would leave next to nothing of many.
+    # Fits keep different numbers of images; only equal sizes are comparable. Real images do not
+    # limit the size, or one rare class would reduce it to almost nothing.
     n = min(count for count in (*available.values(), wanted) if count >= LEAST)
     real = room(counts["real"], shares)
     scope.sets = {name: n if count >= LEAST else count for name, count in available.items()}
@@ -223,8 +223,8 @@ def drawn(spec: FidelitySpec, side: Embedded, shares: Mapping[str, float], n: in
 
 
 class FidelityInputs:
-    """What the figures of all scopes are taken from: vectors of what is sampled of each set, their
-    distances to train, and sums of what is used whole."""
+    """The inputs of all scopes: vectors of the sampled rows of each set, their distances to train,
+    and sums of the sets that are used whole."""
 
     def __init__(
         self, context: Context, sides: Mapping[str, Embedded], scopes: Sequence[Scope]
@@ -250,12 +250,12 @@ class FidelityInputs:
 
     @staticmethod
     def few(side: Embedded, n: int) -> bool:
-        """Whether so many vectors are smaller than their sums."""
+        """Whether `n` vectors take less memory than their sums."""
         return n < side.width
 
     def to_train(self, name: str, chosen: np.ndarray) -> np.ndarray:
-        """Cosine distance of each of these rows of a set to the nearest training image, whatever
-        its class."""
+        """Cosine distance of each of these rows of a set to the nearest training image of any
+        class."""
         some = self.some[name]
         if name not in self._distances:
             train = self.some["real"].vectors
@@ -271,8 +271,7 @@ def sums_name(number: int, name: str, n: int) -> str:
 def measure(
     spec: FidelitySpec, inputs: FidelityInputs, scope: Scope, number: int
 ) -> FidelityScope:
-    """The figures of one scope: each set, and train, compared with the val images of its
-    classes."""
+    """The figures of one scope: each set compared with the val images of its classes."""
     if scope.few:
         return FidelityScope(
             classes=list(scope.labels), val=scope.val_count, few=scope.few, sets={}, floor={}
@@ -294,7 +293,7 @@ def measure(
 
 
 class ValReference:
-    """The val images of a scope, with which its sets are compared."""
+    """The val images of a scope, the reference of its sets."""
 
     def __init__(
         self, spec: FidelitySpec, inputs: FidelityInputs, scope: Scope, number: int
@@ -303,8 +302,8 @@ class ValReference:
         chosen = scope.draws["val", scope.val_count]
         self.some = inputs.some["val"].of(chosen.some)
         self.distances = inputs.to_train("val", chosen.some)
-        # The kernel is made for numbers of about 1: of vectors of length 1, as many embedders give,
-        # it would see little but the mean.
+        # The kernel expects components of about 1; vectors of length 1, which many embedders give,
+        # would reduce it to little more than the mean.
         lengths = np.linalg.norm(self.some, axis=1)
         self.scale = np.sqrt(self.some.shape[1]) if np.allclose(lengths, 1, atol=1e-3) else 1.0
 
@@ -315,18 +314,18 @@ class ValReference:
 
     @cached_property
     def near(self) -> float | None:
-        """The distance to train that a share `NEAR` of val stays below."""
+        """The `NEAR` quantile of val's distances to train."""
         if len(self.some) < NEAR_LEAST:
             return None
         return float(np.quantile(self.distances, NEAR))
 
     def figures(self, name: str, n: int) -> FidelitySet:
-        """Of `n` images of a set.
+        """The figures of `n` images of a set.
 
-        frechet, vendi: of all of them. kernel (with the ends of its interval), precision, recall,
+        All images: frechet, vendi. `sampled` images: kernel (with its interval), precision, recall,
         density, coverage, nearest (median cosine distance to train) and near (the share nearer
-        than all but 1% of val, with the ends of its interval; None where val has too few to say):
-        of `sampled` of them. Of train itself there is no distance to it.
+        than all but 1% of val, with its interval; None if val is too small). Train has no
+        distances to itself.
         """
         spec, chosen, sums = self.spec, self.scope.draws[name, n], self.sums(name, n)
         some = self.inputs.some[name].of(chosen.some)
@@ -347,7 +346,7 @@ class ValReference:
         )  # fmt: skip
 
     def sums(self, name: str, n: int) -> Sums | None:
-        """Of a set that is used whole; None where its vectors are few."""
+        """The sums of a set that is used whole; None if its vectors are few."""
         if self.inputs.few(self.inputs.sides[name], n):
             return None
         return self.inputs.whole.of(sums_name(self.number, name, n))
@@ -362,52 +361,51 @@ class ValReference:
         return self.reference.distance(self.moments(name, n, sums))
 
     def vectors(self, name: str, n: int) -> np.ndarray:
-        """All that are chosen of a set, where they are few."""
+        """The vectors of all chosen rows of a set with few vectors."""
         return self.inputs.some[name].of(self.scope.draws[name, n].whole)
 
 
 def headline(scopes: Sequence[FidelityScope]) -> str:
-    """The Fréchet distance of the first scope that has one of the kept images."""
+    """The Fréchet distance of the kept images in the first scope that has one."""
     for scope in scopes:
         sets = scope.floor if "kept" in scope.floor else scope.sets
         kept, real = sets.get("kept"), sets.get("real")
         if kept is not None and kept.frechet is not None:
             floor = ""
             if real is not None and real.frechet is not None:
-                floor = f", of real ones {real.frechet:.3g}"
+                floor = f", real images {real.frechet:.3g}"
             return f"Fréchet distance {kept.frechet:.3g}{floor}, {kept.n:,} images of each"
-    return "too few images to say"
+    return "too few images for figures"
 
 
 def warnings(
     scopes: Sequence[FidelityScope], kept: Mapping[str, int], classes: Sequence[str],
     enough: Sequence[str],
 ) -> list[str]:  # fmt: skip
-    """What a reader of the figures must know."""
+    """Warnings for readers of the figures."""
     texts = []
     first = next((scope for scope in scopes if "kept" in scope.sets), None)
     if first is not None:
         of_kept = first.sets["kept"]
         if of_kept.frechet is not None and of_kept.n < FRECHET_LEAST:
             texts.append(
-                f"a Fréchet distance of {of_kept.n:,} images, fewer than {FRECHET_LEAST:,}, is"
-                " largely the number's doing: hold it against that of as many real ones alone"
+                f"a Fréchet distance of {of_kept.n:,} images (fewer than {FRECHET_LEAST:,})"
+                " depends strongly on their number: compare it only with that of as many real images"
             )
         if first.floor:
             n = first.floor["real"].n
             texts.append(
-                f"real images of train suffice for {n:,}: their figures are no floor of those of"
-                f" {of_kept.n:,} generated ones, which stand there once more at {n:,}"
+                f"train suffices for only {n:,} real images: their figures are not a floor for"
+                f" {of_kept.n:,} generated images, which are also compared at {n:,}"
             )
         if of_kept.near is not None and of_kept.near[0] > _OFTEN_NEAR:
             share, low, high = (100 * value for value in of_kept.near)
             texts.append(
-                f"{share:.1f}% of the images kept ({low:.1f} to {high:.1f}) lie nearer to a"
-                f" training image than {100 * (1 - NEAR):.0f}% of held-out ones do;"
-                f" {100 * NEAR:g}% are expected"
+                f"{share:.1f}% of the kept images ({low:.1f} to {high:.1f}) are nearer to a"
+                f" training image than {100 * (1 - NEAR):.0f}% of val images; {100 * NEAR:g}% are expected"
             )
     left_out = [f"{label} ({kept[label]} kept)" for label in classes if label not in enough]
     if len(enough) > 1 and left_out:
-        texts.append(f"the whole leaves out classes with fewer than {LEAST} images kept:"
+        texts.append(f"the scope of all classes omits those with fewer than {LEAST} kept images:"
                      f" {', '.join(left_out)}")  # fmt: skip
     return texts

@@ -207,8 +207,8 @@ class Ingest(StepKind):
         if dict(fingerprint) != IngestResult.of(manifest).data:
             raise DataError(
                 f"ingest {step.key}: the data changed since it was ingested; restore it, or ingest"
-                " it again with --discard ingest (the run then names the images generated from the old"
-                " data, which must be discarded too)"
+                " it again with --discard ingest (the run then names the images generated from the"
+                " old data, which must be discarded too)"
             )
         return None
 
@@ -286,7 +286,7 @@ def refuse_thin_classes(counts: Mapping[str, Mapping[str, int]], spec: IngestSpe
             count, needed = counts[split].get(name, 0), 2 if split == "train" else 1
             if count < needed:
                 raise DataError(
-                    f"the class {name!r} has {count} images in {split} (minimum {needed}):"
+                    f"the class {name!r} has {count} images in {split}, it needs {needed}:"
                     " add images, leave the class out, or change the split"
                 )
 

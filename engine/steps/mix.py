@@ -59,7 +59,9 @@ class Mix(StepKind):
                 ids += images
                 labels += [label] * len(images)
                 sources += [addition.generator] * len(images)
-            added[addition.generator] = {label: len(images) for label, images in sorted(chosen.items())}
+            added[addition.generator] = {
+                label: len(images) for label, images in sorted(chosen.items())
+            }
         weights = balanced_weights(labels, 1.0) if spec.oversampled else np.ones(len(labels))
         members = pa.table(
             {

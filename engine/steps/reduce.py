@@ -75,8 +75,9 @@ class Reduce(StepKind):
                 members, vectors = grouped.get(name, ([], np.empty((0, 1), np.float32)))
                 if len(members) < count:
                     raise DataError(
-                        f"reduce: {count} images of {name!r} are to be kept, but only {len(members)}"
-                        " have an embedding; keep fewer or leave the class out of reduce.classes"
+                        f"reduce: {count} images of {name!r} are to be kept, but only"
+                        f" {len(members)} have an embedding; keep fewer or leave the class out of"
+                        " reduce.classes"
                     )
                 seed = derive_seed(spec.seed, "reduce", name)
                 chosen, placed = choose(
@@ -87,7 +88,7 @@ class Reduce(StepKind):
                 dropped = np.setdiff1d(np.arange(len(members)), chosen)
                 measured = generator(seed, "dropped").permutation(dropped)[:_MEASURED]
                 nearest, squared = assign(vectors[measured], vectors[chosen])
-                # From dropped images to the nearest kept one: how well the kept images cover the class.
+                # From dropped images to the nearest kept one: how well those cover the class.
                 distance = np.sqrt(squared) if len(squared) else np.zeros(1)
                 figures[name] = ReducedClass(
                     images=counts[name], kept=count,

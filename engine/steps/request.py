@@ -1,8 +1,8 @@
 """Request: a row for every image to generate, before any is generated.
 
 Ids and seeds belong to rows; shards have a fixed membership and are laid out per class and index,
-so that a larger request reuses the full shards of a smaller one. The manifest's parts have the tags `table: requests` (one file per class, a row group for each shard) and `table:
-shards`.
+so that a larger request reuses the full shards of a smaller one. The manifest's parts have the
+tags `table: requests` (one file per class, a row group for each shard) and `table: shards`.
 """
 
 from __future__ import annotations

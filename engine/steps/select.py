@@ -116,16 +116,16 @@ class Select(StepKind):
     def _vectors(
         self, context: Context, spec: SelectSpec, ordered: pa.Table
     ) -> Callable[[list[int]], np.ndarray | None]:
-        """A function from rows of `ordered` to their embeddings, or to None if no method uses them."""
+        """A function from rows of `ordered` to embeddings, or to None if no method uses them."""
         if not {"spread", "density"} & set(spec.settings.method):
-            return lambda grouped: None
+            return lambda members: None
         ids = ordered[rows.IMAGE_ID].to_pylist()
         grouped = grouped_vectors(
             context.store, context.inputs["embed"].keys(split="train"), dict.fromkeys(ids, "")
         )
         names, vectors = grouped[""]
         place = {image_id: row for row, image_id in enumerate(names)}
-        return lambda grouped: vectors[[place[ids[row]] for row in grouped]]
+        return lambda members: vectors[[place[ids[row]] for row in members]]
 
     def _sheet(
         self, context: Context, representatives: pa.Table, column: str,
@@ -188,8 +188,8 @@ class Select(StepKind):
 def budget(
     sizes: dict[tuple[str, int], int], settings: SelectSettings
 ) -> dict[tuple[str, int], int]:
-    """Number of images to choose from each cluster of each class: `per_cluster`, or a class's `per_class` in
-    proportion to its clusters' sizes, each giving one before any gives two."""
+    """Number of images to choose from each cluster of each class: `per_cluster`, or a class's
+    `per_class` in proportion to its clusters' sizes, one from each before two from any."""
     if settings.per_class is None:
         return {place: min(size, settings.per_cluster) for place, size in sizes.items()}
     budgets: dict[tuple[str, int], int] = {}

@@ -202,7 +202,7 @@ def test_what_ingest_refuses_at_once_is_told_beside_the_rest(
     reader = {"name": "csv", "root": str(root), "file": "t.csv", "id": "key", "group": "patient"}
     manifest = audit(toy_study(reader, split={"group": "column"}))
     musts = " ".join(manifest.metrics["must"])
-    for words in ("the id '1' stands 2 times", "6 images have no group", "1 images have no label",
+    for words in ("the id '1' appears 2 times", "6 images have no group", "1 images have no label",
                   "the class 'rare' has one image"):  # fmt: skip
         assert words in musts
     assert "(no label)" in html(store, manifest)

@@ -196,7 +196,7 @@ def test_where_train_has_fewer_generated_images_are_measured_at_its_number_too(
     assert across["floor"] == {}
     assert set(across["sets"]) == {"kept", "real"}
     assert "60 images of each" in metrics["headline"]
-    assert any("suffice for 60" in text for text in metrics["warnings"])
+    assert any("suffices for only 60" in text for text in metrics["warnings"])
 
 
 def test_the_number_is_that_of_the_study_where_a_fit_keeps_more(
@@ -247,7 +247,7 @@ def test_the_page_has_the_figures_of_every_set(
             assert f"<td>{told}</td>{cells}" in section
     assert section.count("against 22 of val") == 2
     assert "all: across, down" in section
-    assert "is largely the number&#39;s doing" in section
+    assert "strongly on their number" in section
     # No filter looked at them: fidelity has embedded them.
     assert "<figcaption>PCA</figcaption>" in page
     probe = page[page.index("Can one tell more") : page.index("<h2>The models")]

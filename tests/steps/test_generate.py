@@ -161,7 +161,7 @@ def test_a_folder_with_too_few_images_never_bears_the_name_of_more(
 ) -> None:
     other = image_folder({"cat": 5, "dog": 3}, below="made-elsewhere")
     generators = {"f": {"name": "folder", "reader": {"name": "imagefolder", "root": str(other)}}}
-    with pytest.raises(DataError, match="5 images of 'dog' are asked for, the folder has 3"):
+    with pytest.raises(DataError, match="5 images of 'dog' are requested, the folder has 3"):
         run_until(study(generators=generators, request={"per_class": 5}), "generate")
 
 
@@ -183,7 +183,7 @@ def test_counts_follow_the_real_training_images(
 def test_an_unknown_class_and_too_many_images_are_refused() -> None:
     with pytest.raises(StudyError, match=r"request\.classes: there is no class 'x'; there are a"):
         count_per_class(Request(per_class=1, classes=("x",)), {"a": 5})
-    with pytest.raises(StudyError, match="ask for fewer"):
+    with pytest.raises(StudyError, match="request fewer"):
         count_per_class(Request(ratio=1000), {"a": 10**9})
 
 

@@ -291,7 +291,7 @@ def test_a_crash_and_a_hang_cost_their_own_rows_of_a_batch() -> None:
 @pytest.mark.parametrize(
     ("lines", "fields", "message"),
     [
-        (["x,a,1", "y,b,1", "z,b,2"], {"id": "key"}, r"the id '1' stands 2 times \(first: x, y\)"),
+        (["x,a,1", "y,b,1", "z,b,2"], {"id": "key"}, r"the id '1' appears 2 times \(first: x, y\)"),
         (["x,a,1", "x,b,2"], {}, "ids must be unique"),
         (["x,a,1", "y,a,2"], {}, r"one class alone \('a'\)"),
         (["x,a,1", "y,a,2", "z,b,3"], {}, "the class 'b' has one image"),
@@ -329,7 +329,7 @@ def test_images_without_a_group_must_be_called_independent(
     image_folder: Folder, toy_study: MakeStudy, ingest: Run
 ) -> None:
     study = toy_study(image_folder({"a": 5, "b": 5}), split={"group": "column"})
-    refused(ingest, study, r"split\.group: 10 images have no group.*say split\.group: none")
+    refused(ingest, study, r"split\.group: 10 images have no group.*set split\.group to none")
 
 
 def test_a_class_that_does_not_reach_every_split_stops_the_run(
