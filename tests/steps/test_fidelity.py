@@ -250,7 +250,7 @@ def test_the_page_has_the_figures_of_every_set(
     assert "is largely the number&#39;s doing" in section
     # No filter looked at them: fidelity has embedded them.
     assert "<figcaption>PCA</figcaption>" in page
-    probe = page[page.index("Can one tell more") : page.index("<h2>The models")]
+    probe = page[page.index("Can images of more") : page.index("<h2>The models")]
     assert re.findall(r"<td>(across|down)</td><td>[01]\.\d\d</td><td>60</td>", probe) == [
         "across", "down"
     ]  # fmt: skip
@@ -265,7 +265,7 @@ def test_the_page_says_why_images_without_vectors_are_not_shown(
     )  # fmt: skip
     (key,) = run_until(study, "report").keys(file="report.html")
     page = plain_headings(store.read(key).decode())
-    for where, words in (("<h2>Embeddings", "Not shown"), ("Can one tell more", "Not measured")):
+    for where, words in (("<h2>Embeddings", "Not shown"), ("Can images of more", "Not measured")):
         after = page[page.index(where) :]
         assert f"{words}: its images have no vectors" in after[:600]
 
@@ -319,7 +319,7 @@ def test_every_fit_is_measured_and_told_of(
         assert f"<tr><td>{fit}</td><td>120</td><td>120</td><td>100.0%</td>" in funnel
     # The sheet, the funnel by class and the plane are of the first.
     assert page.count("of the first of 2 generator fits") == 3
-    probe = page[page.index("Can one tell more") : page.index("<h2>The models")]
+    probe = page[page.index("Can images of more") : page.index("<h2>The models")]
     assert "Mean over 2 generator fits" in probe
 
 

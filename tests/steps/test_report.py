@@ -75,7 +75,7 @@ def test_the_page_is_whole_and_needs_no_network(bars_study, store: Store, profil
         # What is too large for the page lies beside it, and the page says so.
         where = attributes.get("href") or "data:"
         assert where.startswith("data:") or where == "tables/predictions.parquet"
-    assert "predictions.parquet</a> (beside the page)" in page
+    assert "predictions.parquet</a> (next to the page)" in page
     assert not re.findall(r"url\(|@import|https?://", page)
     order = [
         "All arms", "Each comparison", "Every figure", "How many to add", "Each class",
@@ -186,9 +186,9 @@ def test_of_many_classes_a_page_shows_some_and_says_so(
     )  # fmt: skip
     page = page_of(study, store, profile)
     assert 'class="matrix"' not in page
-    assert "<tr><th>asked for</th>" in page
+    assert "<tr><th>requested</th>" in page
     assert "<tr><th>true</th>" in page
-    assert "The 30 classes of which most was dropped; 2 more are not shown." in page
+    assert "The 30 classes with the most dropped images; 2 more are not shown." in page
     assert page.count('<div class="class">') == 30
     assert "colours are classes, and repeat after ten" in page
 
