@@ -250,7 +250,7 @@ def saturations(
 
 
 def budget_effect(results: Mapping[str, ArmResult], objective: str) -> Effect | None:
-    """The gain of real images from twice the steps; a gain means that the budget limits all arms."""
+    """Gain of real images from twice the steps; a gain means that the budget limits all arms."""
     if not {"real", "real_double"} <= set(results):
         return None
     twice, once = (results[name].figures[objective] for name in ("real_double", "real"))
@@ -260,8 +260,8 @@ def budget_effect(results: Mapping[str, ArmResult], objective: str) -> Effect | 
 
 def budget_in_words(budget: Effect, objective: str) -> str:
     return (
-        f"Warning: with twice the steps, real images alone gain {100 * budget.estimate:.1f} points of"
-        f" {objective}, so the training budget limits every arm; raise training.steps."
+        f"Warning: with twice the steps, real images alone gain {100 * budget.estimate:.1f} points"
+        f" of {objective}, so the training budget limits every arm; raise training.steps."
     )
 
 

@@ -119,7 +119,7 @@ def forest(
             y = top + 12 + 13 * index
             grey = not row.whole and (low == high or not enough)
             colour = f"s{index} grey" if grey else f"s{index}"
-            told = f"{points(mean)} ({points_interval(low, high)})" if low or high else "0"
+            label = f"{points(mean)} ({points_interval(low, high)})" if low or high else "0"
             drawn.append(
                 Markup('<line class="whisker {}" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(
                     colour, rounded(x(low)), rounded(x(high)), rounded(y), rounded(y)
@@ -133,7 +133,7 @@ def forest(
                             colour, rounded(tip), rounded(y), -6 * way
                         )
                     )
-            name = f"{row.name}, {series[index]}: {told}"
+            name = f"{row.name}, {series[index]}: {label}"
             if row.whole:
                 drawn.append(
                     Markup('<path class="mark s{}" d="M{} {}l6 -6l6 6l-6 6z"><title>{}</title>'
@@ -144,7 +144,7 @@ def forest(
                     Markup('<circle class="mark {}" cx="{}" cy="{}" r="4"><title>{}</title>'
                            "</circle>").format(colour, rounded(x(mean)), rounded(y), name)
                 )  # fmt: skip
-            drawn.append(text(WIDTH - right + 14, y + 4, told, "start"))
+            drawn.append(text(WIDTH - right + 14, y + 4, label, "start"))
     return svg(drawn, height, "difference of each class with its interval")
 
 
@@ -195,7 +195,7 @@ def frequency(arms: Sequence[tuple[str, Colour, Sequence[ClassPoint]]], y_name: 
     """A figure of each class against its training images, one colour for each arm; the points of a
     class are joined, for an arm moves both."""
     width, height = 480, 400
-    every = [point for _, _, held in arms for point in held]
+    every = [point for _, _, of_arm in arms for point in of_arm]
     most, least = max(p.images for p in every), max(1, min(p.images for p in every))
     low = max(0.0, min(point.value.y for point in every) - 0.05)
     frame = Frame(width, height, least / 1.15, most * 1.15, math.floor(10 * low) / 10, 1.0, True)
@@ -207,19 +207,19 @@ def frequency(arms: Sequence[tuple[str, Colour, Sequence[ClassPoint]]], y_name: 
             for _, _, of in arms
         )
         drawn.append(Markup('<polyline class="join" points="{}"/>').format(path))
-    for arm, colour, held in arms:
+    for arm, colour, of_arm in arms:
         kind = kind_of(colour)
-        for number, point in enumerate(held):
+        for number, point in enumerate(of_arm):
             # Classes of one size stand side by side.
-            aside = 12 * (number / max(1, len(held) - 1) - 0.5)
+            aside = 12 * (number / max(1, len(of_arm) - 1) - 0.5)
             x, value = rounded(frame.x(point.images) + aside), point.value
-            told = f"{point.name}, {arm}: {point.images:,} images, {value.y:.3f}"
+            label = f"{point.name}, {arm}: {point.images:,} images, {value.y:.3f}"
             drawn.append(
                 Markup('<line class="whisker {}" x1="{}" x2="{}" y1="{}" y2="{}"/>'
                        '<circle class="dot {}" cx="{}" cy="{}" r="4.5"><title>{}</title></circle>'
                        ).format(kind, x, x, rounded(frame.y(value.low)),
                                 rounded(frame.y(value.high)), kind, x, rounded(frame.y(value.y)),
-                                f"{told} ({value.low:.3f} to {value.high:.3f})")
+                                f"{label} ({value.low:.3f} to {value.high:.3f})")
             )  # fmt: skip
     return svg(drawn, height, f"{y_name} of each class against its training images", width)
 
@@ -228,10 +228,10 @@ def _decades(low: float, high: float) -> list[float]:
     """Round numbers of a logarithmic axis, at most about six."""
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for factors in ((1, 2, 5), (1, 3), (1,)):
-        found = [f * 10.0**e for e in exponents for f in factors if low <= f * 10.0**e <= high]
-        if len(found) <= 6:
+        marks = [f * 10.0**e for e in exponents for f in factors if low <= f * 10.0**e <= high]
+        if len(marks) <= 6:
             break
-    return found or [low]
+    return marks or [low]
 
 
 def curves(lines: Sequence[Line], title: str) -> Markup:

@@ -44,17 +44,17 @@ def comparison(
     """
     objective, opened, baseline = search.objective, evaluate.arms, evaluate.baseline
     contrasts = {
-        one.arm: one for one in evaluate.contrasts if one.against == baseline
+        contrast.arm: contrast for contrast in evaluate.contrasts if contrast.against == baseline
     }  # fmt: skip
     rows = []
     for arm, val in search.arms.items():
         row = Row(arm, added[arm], val.mean, val.sd)
         if arm in opened:
             figure, rival = (opened[name].figures[objective] for name in (arm, baseline))
-            low, high, found = None, None, ""
+            low, high, marks = None, None, ""
             if arm in contrasts:
                 low, high = contrasts[arm].low, contrasts[arm].high
-                found = stars(contrasts[arm])
+                marks = stars(contrasts[arm])
             elif arm != baseline:
                 interval = paired_t(np.subtract(figure.replicates, rival.replicates).tolist())
                 low, high = interval.low, interval.high
@@ -62,7 +62,7 @@ def comparison(
                 # A t interval of few seeds knows nothing of where a share ends.
                 row.arm, row.added, row.val, row.val_sd, figure.mean, max(0.0, figure.low),
                 min(1.0, figure.high), opened[arm].figures["accuracy"].mean,
-                figure.mean - rival.mean, low, high, found,
+                figure.mean - rival.mean, low, high, marks,
                 _mark(arm, opened[arm], search),
             )  # fmt: skip
         rows.append(row)
@@ -107,11 +107,11 @@ def as_text(rows: Sequence[Row], objective: str) -> str:
             ]  # fmt: skip
         lines.append([row.arm, f"{row.added:,}", f"{row.val:.3f}", *test, row.mark])
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    shown = []
+    text_lines = []
     for line in lines:
         cells = [
             cell.ljust(width) if column in (0, 7) else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(line, widths, strict=True))
         ]
-        shown.append("  ".join(cells).rstrip())
-    return "\n".join([shown[0], "-" * len(shown[0]), *shown[1:]])
+        text_lines.append("  ".join(cells).rstrip())
+    return "\n".join([text_lines[0], "-" * len(text_lines[0]), *text_lines[1:]])

@@ -359,7 +359,7 @@ def test_what_is_wrong_with_a_later_fit_is_told_with_its_number() -> None:
     copied = curated(filters=[stopped])
     probed = {"more": {"entries": [{"label": "down", "areas": {0: 0.6, 1: 0.97}}]}}
     told, stops = image_warnings(probed, {"more": [nothing, copied]}, Asked())
-    assert told.startswith("images of more, fit 1 are easily told from real ones")
+    assert told.startswith("images of more, fit 1 are easily distinguished from real ones")
     assert stops.startswith("more, fit 1: 3 of 60 are copies of training images")
     # What is true of all fits is told once.
     probed = {"more": {"entries": [{"label": "down", "areas": {0: 0.96, 1: 0.97}}]}}
@@ -368,9 +368,9 @@ def test_what_is_wrong_with_a_later_fit_is_told_with_its_number() -> None:
         for kept in (0.5, 0.6)
     )
     apart, other = image_warnings(probed, {"more": [seen, more]}, Asked())
-    assert "images of more are easily told" in apart
+    assert "images of more are easily distinguished" in apart
     assert "0.96 to 0.97" in apart
-    assert "in 50% to 60% of those kept" in other
+    assert "in 50% to 60% of kept images" in other
     probed["more"]["entries"][0]["areas"] = {0: 0.997, 1: 1.0}
     assert "curve 1.00 by class" in image_warnings(probed, {"more": [nothing, nothing]}, Asked())[0]
     (alone,) = image_warnings({}, {"more": [copied]}, Asked())

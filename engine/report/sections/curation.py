@@ -107,16 +107,16 @@ def choose_tiles(table: pa.Table) -> tuple[Tiles, Tiles]:
            rows.LABEL_SEEN)),
         strict=True,
     ):  # fmt: skip
-        held = kept.setdefault(used, []) if good else dropped.setdefault(intended, [])
-        if len(held) < TILES:
-            held.append((image_id, f"seen as {seen}" if reason == "agreement" else reason))
+        tiles = kept.setdefault(used, []) if good else dropped.setdefault(intended, [])
+        if len(tiles) < TILES:
+            tiles.append((image_id, f"seen as {seen}" if reason == "agreement" else reason))
     return kept, dropped
 
 
 def closest(context: Context, generators: Sequence[str], side: int) -> list[dict[str, Any]]:
     """Of each generator whose images were held against train one by one: those that came closest,
     each beside the training image."""
-    found = []
+    sheets_of_pairs = []
     train = context.inputs["ingest"].keys(split="train")
     for name in generators:
         table = curated(context, name)
@@ -124,19 +124,19 @@ def closest(context: Context, generators: Sequence[str], side: int) -> list[dict
             pair = kind_of("filters", report).pair
             if pair is None or not table.num_rows:
                 continue
-            other, distance = (rows.score_column(report.name, column) for column in pair)
-            if other not in table.column_names:
+            nearest_column, distance = (rows.score_column(report.name, column) for column in pair)
+            if nearest_column not in table.column_names:
                 continue
             nearest = table.sort_by(distance).slice(0, TILES)
-            ids, others = nearest[rows.IMAGE_ID].to_pylist(), nearest[other].to_pylist()
-            made = pictures(context.store, generated(context, name), ids)
+            ids, others = nearest[rows.IMAGE_ID].to_pylist(), nearest[nearest_column].to_pylist()
+            synthetic = pictures(context.store, generated(context, name), ids)
             real = pictures(context.store, train, [i for i in others if i])
-            found.append(
+            sheets_of_pairs.append(
                 {
                     "generator": name,
                     "pairs": [
                         {
-                            "made": tile(made[image_id], side),
+                            "made": tile(synthetic[image_id], side),
                             "image_id": image_id, "nearest": of,
                             "real": tile(real[of], side), "distance": far, "label": label,
                             "dropped": reason == report.name,
@@ -150,14 +150,14 @@ def closest(context: Context, generators: Sequence[str], side: int) -> list[dict
                     ],
                 }
             )  # fmt: skip
-    return found
+    return sheets_of_pairs
 
 
 def words(curated: Mapping[str, CurateResult]) -> dict[str, str]:
     """What each reason for dropping an image means."""
     names = {report.name for result in curated.values() for report in result.filters}
-    found = {name: str(resolve("filters", name).drop_reason) for name in sorted(names)}
-    return {"embedding": "without an embedding", **found}
+    reasons = {name: str(resolve("filters", name).drop_reason) for name in sorted(names)}
+    return {"embedding": "without an embedding", **reasons}
 
 
 def limit_in_words(limit: float | Mapping[str, float | None] | None) -> str:
@@ -170,21 +170,21 @@ def limit_in_words(limit: float | Mapping[str, float | None] | None) -> str:
     return low if low == high else f"{low} to {high} by class"
 
 
-def filters_told(curated: Mapping[str, CurateResult]) -> dict[str, list[dict[str, Any]]]:
+def filter_rows(curated: Mapping[str, CurateResult]) -> dict[str, list[dict[str, Any]]]:
     """Of each generator, what every filter dropped and the limits that it judged by."""
-    found = {}
+    by_generator = {}
     for name, result in curated.items():
-        found[name] = [
+        by_generator[name] = [
             {
                 "name": report.name, "dropped": report.dropped,
-                "told": kind_of("filters", report).drop_reason,
+                "drop_reason": kind_of("filters", report).drop_reason,
                 "limits": ", ".join(
                     f"{key} {limit_in_words(value)}" for key, value in report.limits.items()
                 ),
             }
             for report in result.filters
         ]  # fmt: skip
-    return found
+    return by_generator
 
 
 def labels_seen(
@@ -192,14 +192,14 @@ def labels_seen(
 ) -> dict[str, dict[str, Any]]:
     """Of each generator whose images a labeler looked at, what was asked for and what it saw: the
     whole matrix of few classes, and of many the pairs that differ most often."""
-    found = {}
+    by_generator = {}
     for name, result in curated.items():
         if result.labeler is not None:
             matrix = np.asarray(result.labeler.confusion)
             few = len(classes) <= MOST_CLASSES
-            found[name] = {"cells": shares(matrix) if few else [],
+            by_generator[name] = {"cells": shares(matrix) if few else [],
                            "pairs": [] if few else most_confused(matrix, classes)}  # fmt: skip
-    return found
+    return by_generator
 
 
 def curated(context: Context, name: str) -> pa.Table:

@@ -70,7 +70,7 @@ def trained(context: Context) -> list[Trained]:
     kept = {name: reduced_class.kept for name, reduced_class in reduced(context).items()}
     real = {"all": counts, "reduced": {**counts, **kept}, "none": {}}
     of_mix: dict[str, tuple[dict[str, int], int]] = {}
-    found = []
+    trials = []
     for trial in planned_trials(search):
         if trial.step.key not in chosen_among:
             continue
@@ -87,16 +87,16 @@ def trained(context: Context) -> list[Trained]:
                 for name, count in added.items():
                     images[name] += count
             of_mix[mix.key] = (images, result.added_total)
-        found.append(Trained(trial, manifest, *of_mix[mix.key]))
-    return found
+        trials.append(Trained(trial, manifest, *of_mix[mix.key]))
+    return trials
 
 
 def added_to(trials: Sequence[Trained]) -> dict[str, int]:
     """Images that were added to each arm, of the first generator fit."""
-    found: dict[str, int] = {}
-    for one in trials:
-        found.setdefault(one.trial.arm.name, one.added)
-    return found
+    added: dict[str, int] = {}
+    for trial in trials:
+        added.setdefault(trial.trial.arm.name, trial.added)
+    return added
 
 
 def reduced(context: Context) -> dict[str, ReducedClass]:
@@ -109,7 +109,7 @@ def reduced(context: Context) -> dict[str, ReducedClass]:
 
 def main_arms(evaluate: EvaluateResult) -> list[str]:
     """Those that plots show: real images, the baseline, and what is compared with it."""
-    compared = [one.arm for one in evaluate.contrasts if one.arm in evaluate.arms]
+    compared = [contrast.arm for contrast in evaluate.contrasts if contrast.arm in evaluate.arms]
     return list(dict.fromkeys(["real", evaluate.baseline, *compared]))
 
 
@@ -127,10 +127,10 @@ def legend_of(
 def figures_table(evaluate: EvaluateResult) -> dict[str, Any]:
     """Every figure on test of each arm that was opened."""
     arms = {name: tested.figures for name, tested in evaluate.arms.items()}
-    held = [name for name in FIGURES if any(name in figures for figures in arms.values())]
+    names = [name for name in FIGURES if any(name in figures for figures in arms.values())]
     return {
-        "columns": [FIGURES[name] for name in held],
-        "rows": [(arm, [_within(name, figures.get(name)) for name in held])
+        "columns": [FIGURES[name] for name in names],
+        "rows": [(arm, [_within(name, figures.get(name)) for name in names])
                  for arm, figures in arms.items()],
     }  # fmt: skip
 
@@ -150,35 +150,36 @@ def forests(evaluate: EvaluateResult, classes: Sequence[str]) -> list[dict[str, 
 
     to_real: of a contrast with a baseline other than real images alone, the difference to these.
     """
-    found, arms, objective = [], evaluate.arms, evaluate.objective
-    for one in evaluate.contrasts:
-        series = [f"to {one.against}"]
-        whole = [(one.effect.estimate, one.low, one.high)]
-        gains, beside = [one.recall_gain], None
-        if one.against != "real" and one.recall_gain_to_real:
+    plots_of_contrasts, arms, objective = [], evaluate.arms, evaluate.objective
+    for contrast in evaluate.contrasts:
+        series = [f"to {contrast.against}"]
+        whole = [(contrast.effect.estimate, contrast.low, contrast.high)]
+        gains, beside = [contrast.recall_gain], None
+        if contrast.against != "real" and contrast.recall_gain_to_real:
             series.append("to real")
             ours, real = (
-                np.asarray(arms[arm].figures[objective].replicates) for arm in (one.arm, "real")
+                np.asarray(arms[arm].figures[objective].replicates)
+                for arm in (contrast.arm, "real")
             )
             to_real = paired_t((ours - real).tolist())
             whole.append((to_real.estimate, to_real.low, to_real.high))
-            if one.against == evaluate.baseline:
+            if contrast.against == evaluate.baseline:
                 beside = to_real
-            gains.append(one.recall_gain_to_real)
+            gains.append(contrast.recall_gain_to_real)
         rows = [
             charts.ForestRow(name, [(gain.mean, gain.low, gain.high) for gain in of_class])
             for name, *of_class in zip(classes, *gains, strict=True)
         ]
-        told = enough(one)
-        gained = [row.name for row in rows if told and plots.direction(row.gains[0]) > 0]
-        lost = [row.name for row in rows if told and plots.direction(row.gains[0]) < 0]
+        is_enough = enough(contrast)
+        gained = [row.name for row in rows if is_enough and plots.direction(row.gains[0]) > 0]
+        lost = [row.name for row in rows if is_enough and plots.direction(row.gains[0]) < 0]
         rows.append(charts.ForestRow(FIGURES[objective], whole, whole=True))
-        found.append(
-            {"arm": one.arm, "series": series, "svg": charts.forest(rows, series, told),
-             "gained": gained, "lost": lost, "told": classes_in_words(gained, lost),
+        plots_of_contrasts.append(
+            {"arm": contrast.arm, "series": series, "svg": charts.forest(rows, series, is_enough),
+             "gained": gained, "lost": lost, "summary": classes_in_words(gained, lost),
              "to_real": beside}
         )  # fmt: skip
-    return found
+    return plots_of_contrasts
 
 
 def enough(contrast: Contrast) -> bool:
@@ -188,17 +189,17 @@ def enough(contrast: Contrast) -> bool:
 
 def classes_in_words(gained: Sequence[str], lost: Sequence[str]) -> str:
     """Which classes gain and which lose; empty where none does."""
-    told = [
+    phrases = [
         f"{', '.join(names[:_MOST_NAMED])}"
         + (f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else "")
         + f" {verb if len(names) > 1 else verb + 's'}"
         for names, verb in ((gained, "gain"), (lost, "lose"))
         if names
     ]
-    if not told:
+    if not phrases:
         return ""
     few = "descriptive, not corrected for the number of classes"
-    return f"Recall of classes: {'; '.join(told)} ({few})."
+    return f"Recall of classes: {'; '.join(phrases)} ({few})."
 
 
 def reliability(evaluate: EvaluateResult, colours: Mapping[str, int]) -> str:
@@ -206,12 +207,12 @@ def reliability(evaluate: EvaluateResult, colours: Mapping[str, int]) -> str:
     drawn = []
     for arm, colour in legend_of(evaluate, colours):
         bins = evaluate.arms[arm].reliability
-        images = sum(one.images for one in bins)
+        images = sum(bin_.images for bin_ in bins)
         if images:
             drawn.append(
                 charts.Bins(
                     arm,
-                    [(one.confidence, one.accuracy, one.images / images) for one in bins],
+                    [(bin_.confidence, bin_.accuracy, bin_.images / images) for bin_ in bins],
                     colour,
                 )
             )
@@ -222,7 +223,7 @@ def frequency(
     evaluate: EvaluateResult, trials: Sequence[Trained], colours: Mapping[str, int]
 ) -> str:
     """F1 on test of each class against its training images, of the main arms."""
-    images = {one.trial.arm.name: one.images for one in trials}
+    images = {trial.trial.arm.name: trial.images for trial in trials}
     drawn = []
     for arm, colour in legend_of(evaluate, colours):
         points = []
@@ -239,7 +240,7 @@ def confusions(
 ) -> list[dict[str, Any]]:
     """Confusion of the main arms on val and on test, summed over classifiers: whole matrices of few
     classes, and of many the pairs that are most often taken for each other."""
-    found = []
+    entries = []
     for arm in main_arms(evaluate):
         matrices = {"test": np.asarray(evaluate.arms[arm].confusion),
                     "val": val_confusion(trials, arm)}  # fmt: skip
@@ -248,16 +249,16 @@ def confusions(
             entry["cells"] = {name: shares(matrix) for name, matrix in matrices.items()}
         else:
             entry["pairs"] = most_confused(matrices["test"], classes)
-        found.append(entry)
-    return found
+        entries.append(entry)
+    return entries
 
 
 def val_confusion(trials: Sequence[Trained], arm: str) -> np.ndarray:
     """Counts (classes, classes) of an arm's classifiers on val."""
-    found = [
-        one.result.val.confusion for one in trials if one.trial.arm.name == arm
+    matrices = [
+        trial.result.val.confusion for trial in trials if trial.trial.arm.name == arm
     ]
-    return np.asarray(np.sum(found, axis=0))
+    return np.asarray(np.sum(matrices, axis=0))
 
 
 def most_confused(matrix: np.ndarray, classes: Sequence[str]) -> list[dict[str, Any]]:
@@ -287,14 +288,14 @@ def histories(context: Context, trials: Sequence[Trained]) -> list[list[dict[str
     """What each trial's training reported, step by step."""
     return [
         json.loads(context.store.read(key))
-        for one in trials
-        for key in one.manifest.keys(file="history.json")[:1]
+        for trial in trials
+        for key in trial.manifest.keys(file="history.json")[:1]
     ]
 
 
 def curves(
     evaluate: EvaluateResult, trials: Sequence[Trained],
-    told: Sequence[Sequence[Mapping[str, float]]], colours: Mapping[str, int],
+    histories: Sequence[Sequence[Mapping[str, float]]], colours: Mapping[str, int],
 ) -> list[tuple[str, Markup]]:  # fmt: skip
     """A title and a plot for each figure of training: the mean over an arm's classifiers."""
     drawn = []
@@ -302,8 +303,8 @@ def curves(
         lines = []
         for arm, colour in legend_of(evaluate, colours):
             of_step: dict[int, list[float]] = {}
-            for one, history in zip(trials, told, strict=True):
-                if one.trial.arm.name == arm:
+            for trial, history in zip(trials, histories, strict=True):
+                if trial.trial.arm.name == arm:
                     for entry in history:
                         if name in entry:
                             of_step.setdefault(int(entry["step"]), []).append(entry[name])

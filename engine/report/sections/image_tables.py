@@ -61,10 +61,10 @@ def image_tables(
         ],
         "fidelity": fidelity(pools(context, "fidelity")),
         "probes": [
-            {"generator": name, rows.GENERATOR_FIT: fit, "class": one["label"],
-             "roc_auc": area, "images_of_each": one["images"]}
-            for name, told in probed.items() for one in told["entries"]
-            for fit, area in one["areas"].items()
+            {"generator": name, rows.GENERATOR_FIT: fit, "class": entry["label"],
+             "roc_auc": area, "images_of_each": entry["images"]}
+            for name, probe in probed.items() for entry in probe["entries"]
+            for fit, area in entry["areas"].items()
         ],
         "embedding": embedding(planes),
         "reduced": [
@@ -113,12 +113,12 @@ def seen(curated: Sequence[Pool], classes: Sequence[str]) -> Entries:
     """A row for each generator fit and two classes: asked for, and seen by the labeler. Cells of no
     image are left out."""
     return [
-        {**pool.named, "asked_for": asked, "seen": other, "images": count,
+        {**pool.named, "asked_for": asked, "seen": predicted, "images": count,
          "share_of_asked": count / sum(counts)}
         for pool in curated
         if (labeler := CurateResult.of(pool.manifest).labeler) is not None
         for asked, counts in zip(classes, labeler.confusion, strict=True)
-        for other, count in zip(classes, counts, strict=True)
+        for predicted, count in zip(classes, counts, strict=True)
         if count
     ]  # fmt: skip
 
@@ -126,7 +126,7 @@ def seen(curated: Sequence[Pool], classes: Sequence[str]) -> Entries:
 def fidelity(measured: Sequence[Pool]) -> Entries:
     """A row for each generator fit, scope and set of images, with every figure that was computed.
     Of three numbers the last two are the ends of the first one's interval."""
-    found = []
+    entries = []
     for pool in measured:
         for scope in FidelityResult.of(pool.manifest).scopes:
             base = {
@@ -136,41 +136,41 @@ def fidelity(measured: Sequence[Pool]) -> Entries:
                 **scope.model_dump(include={"val_sampled", "val_nearest"}, exclude_none=True),
             }  # fmt: skip
             if not scope.sets:
-                found.append({**base, "too_few": scope.few})
+                entries.append({**base, "too_few": scope.few})
             # Sets once more, all of as many images as train has, where those are fewer.
             for at_floor, sets in ((False, scope.sets), (True, scope.floor)):
                 for of, figures in sets.items():
-                    found.append(
+                    entries.append(
                         {**base, "set": of, "at_floor": at_floor, "n": figures.n,
                          "sampled": figures.sampled, **flat(figures.model_dump(exclude_unset=True))}
                     )  # fmt: skip
-    return found
+    return entries
 
 
 def flat(figures: Mapping[str, Any]) -> dict[str, Any]:
     """Figures as columns; an interval is three of them."""
-    found: dict[str, Any] = {}
+    columns: dict[str, Any] = {}
     for name, value in figures.items():
         if isinstance(value, list | tuple):
-            found |= dict(zip((name, f"{name}_low", f"{name}_high"), value, strict=True))
+            columns |= dict(zip((name, f"{name}_low", f"{name}_high"), value, strict=True))
         else:
-            found[name] = value
-    return found
+            columns[name] = value
+    return columns
 
 
 def embedding(planes: Sequence[Mapping[str, Any]]) -> Entries:
     """A row for each generator and image that its planes show, with its place in each."""
-    found = []
+    entries = []
     for plot in planes:
         if not plot["planes"]:
             continue
-        for number, (image_id, label, made) in enumerate(
+        for number, (image_id, label, is_synthetic) in enumerate(
             zip(plot["ids"], plot["labels"], plot["synthetic"], strict=True)
         ):
             entry = {"generator": plot["generator"], rows.IMAGE_ID: image_id, "class": label,
-                     "source": plot["generator"] if made else "real"}  # fmt: skip
+                     "source": plot["generator"] if is_synthetic else "real"}  # fmt: skip
             for plane in plot["planes"]:
                 method = plane["method"].lower().replace("-", "")
                 entry[f"{method}_x"], entry[f"{method}_y"] = plane["points"][number]
-            found.append(entry)
-    return found
+            entries.append(entry)
+    return entries

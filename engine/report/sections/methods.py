@@ -78,7 +78,8 @@ _SPLITS = {"val": "validation", "test": "test"}
 # Treatment of images that are in two splits.
 _LEAKS = {
     "fail": "not allowed across splits",
-    "drop": "across splits removed from the earlier split (in the order training, validation, test)",
+    "drop": "across splits removed from the earlier split (in the order training, validation,"
+            " test)",
     "move": "across splits moved, with their group, to the later split (in the order training,"
             " validation, test)",
 }  # fmt: skip
@@ -312,13 +313,13 @@ def _tests(
         f" {replicates} {unit} with 95% intervals by two methods: Student's t on paired"
         f" differences, and a percentile bootstrap ({settings['bootstrap_draws']:,} draws) over"
         f" {unit} and test {groups}{correction}. An arm was judged different if both methods"
-        f" exclude zero{' after that adjustment' if count > 1 else ''}, and equivalent if both place"
-        f" the difference within ± {in_points(settings['margin'])} (two one-sided"
+        f" exclude zero{' after that adjustment' if count > 1 else ''}, and equivalent if both"
+        f" place the difference within ± {in_points(settings['margin'])} (two one-sided"
         f" tests, Schuirmann 1987); with fewer than {LEAST_REPLICATES} replicates"
-        f"{', as here,' if few else ''} neither verdict is given. Intervals of single classes are paired t"
-        " intervals, not corrected for the number of classes. Calibration error is the mean gap"
-        f" between confidence and accuracy over {BINS} equal bins (Guo et al. 2017); areas under"
-        " curves are means over classes, each against the rest."
+        f"{', as here,' if few else ''} neither verdict is given. Intervals of single"
+        " classes are paired t intervals, not corrected for the number of classes. Calibration"
+        f" error is the mean gap between confidence and accuracy over {BINS} equal bins (Guo et al."
+        " 2017); areas under curves are means over classes, each against the rest."
     )
 
 

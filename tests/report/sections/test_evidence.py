@@ -211,7 +211,7 @@ def test_hours_are_added_up_and_trainings_are_not_counted_twice() -> None:
     assert found["hours"].wall == pytest.approx(0.01 + 2 + 1 + 0.01)
     rows = {row["words"]: row for row in found["rows"]}
     assert {words: row["count"] for words, row in rows.items()} == {
-        "taking the data in": 1, "training generators": 2, "measuring fidelity": 1,
+        "ingesting the data": 1, "training generators": 2, "measuring fidelity": 1,
         "training classifiers of the comparison": 2,
     }  # fmt: skip
     # Four workers with two CPUs and a GPU each, and the driver; one with a quarter of a GPU.
@@ -219,7 +219,7 @@ def test_hours_are_added_up_and_trainings_are_not_counted_twice() -> None:
     assert (made.wall, made.cpu, made.gpu) == pytest.approx((2.0, 9.0 + 1.0, 4.0 + 0.25))
     assert rows["training classifiers of the comparison"]["hours"].gpu == pytest.approx(0.25)
     assert rows["measuring fidelity"]["devices"] == "cuda"
-    assert rows["taking the data in"]["devices"] == ""
+    assert rows["ingesting the data"]["devices"] == ""
 
 
 def test_what_a_step_did_not_note_is_no_hour_of_nothing() -> None:
@@ -340,7 +340,8 @@ def test_the_protocol_in_words_says_what_was_done() -> None:
     grouped = study(split={"group": "column"}, curate={"filters": []})
     given = INGEST.model_copy(update={"carved": []})
     text = "\n".join(methods(grouped, given, spec, AMOUNTS, search, evaluate, {}, "1"))
-    for said in ("the splits are those of the data", "are in one split", "drawn once", "were not filtered",
+    for said in ("the splits are those of the data", "are in one split", "drawn once",
+                 "were not filtered",
                  "no online augmentation", "these choices, once,"):  # fmt: skip
         assert said in text, said
     assert "Holm" not in text
@@ -380,7 +381,7 @@ def test_images_are_told_as_they_were_made_and_added() -> None:
     alone = study(generators={"given": made["given"]})
     text = "\n".join(methods(alone, INGEST, spec, AMOUNTS, search, evaluate, {}, "1"))
     assert "training images alone" not in text
-    assert "was trained" not in text
+    assert "and its images were drawn" not in text
     spec = spec.model_copy(update={"generator_fits": 1})
     (draw,) = (one for one in not_known(alone, INGEST, spec, search, evaluate) if "draw" in one)
     assert "training" not in draw
