@@ -1,4 +1,4 @@
-"""Report: one HTML page that needs no network, from the tables that the other steps left."""
+"""Report: one self-contained HTML page from the tables of the other steps."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ from engine.steps import StepKind
 from engine.steps.evaluate import EvaluateSpec
 
 _TILE = 52  # px
-_LINKED = 150_000  # bytes of a table that the page itself holds
+_LINKED = 150_000  # largest table, in bytes, that is embedded in the page
 PREDICTIONS = "predictions.parquet"
-# Tables that say how long things took.
+# Tables with durations.
 TIMED = ("trials.csv", "steps.csv", "cost.csv", "prices.csv")
 
 
@@ -98,10 +98,10 @@ class Report(StepKind):
         curated = {
             name: context.result(f"curate.{name}", CurateResult) for name in spec.generators
         }
-        # Small pictures at a whole multiple of their size, with their pixels to be seen.
+        # Small images are enlarged by a whole factor, so that their pixels stay visible.
         side = _TILE // spec.preprocess.size * spec.preprocess.size or _TILE
         every_fit = {
-            name: [CurateResult.of(one) for one in of_fits(context, "curate", name)]
+            name: [CurateResult.of(fit) for fit in of_fits(context, "curate", name)]
             for name in spec.generators
         }
         sheet = sheets(context, spec.generators, spec.task, side, compared)
@@ -179,7 +179,7 @@ class Report(StepKind):
         for name, encoded in tables.items():
             stem, _, suffix = name.partition(".")
             parts.append(context.file(stem, suffix, encoded, timed=name in TIMED, file=name))
-        # What evaluate wrote, under a name for people.
+        # The table of evaluate, under a readable name.
         (predictions,) = (part for part in context.inputs["evaluate"].parts
                           if part.tags.get("table") == "predictions")  # fmt: skip
         parts.append(predictions.model_copy(update={"tags": {"file": PREDICTIONS}}))
@@ -194,8 +194,7 @@ class Report(StepKind):
 
 
 def links(tables: Mapping[str, bytes], *others: str) -> list[tuple[str, str]]:
-    """Names of tables and where each is: in the page, or beside it where it is large, as others
-    are."""
+    """Names and URLs of tables: small ones as data URLs, large ones and `others` as files."""
     urls = [
         (name, data_url(encoded) if len(encoded) <= _LINKED else beside(name))
         for name, encoded in tables.items()
@@ -204,7 +203,7 @@ def links(tables: Mapping[str, bytes], *others: str) -> list[tuple[str, str]]:
 
 
 def step_row(step: Step, manifest: Manifest) -> dict[str, Any]:
-    """A step that the page rests on: its key, when it ran and how long."""
+    """A step of the study: its key, start and duration."""
     return {
         "label": step.label, "key": step.key, "rows": manifest.rows,
         "started": manifest.provenance["started"], "seconds": manifest.provenance["seconds"],
@@ -216,7 +215,7 @@ def ratio_curve(
     saturations: Sequence[plots.Saturation],
 ) -> dict[str, Any]:  # fmt: skip
     """The objective on val against the ratio, with t intervals over replicates."""
-    # Twins and other arms that only show something have no part in the choice.
+    # Arms with the role "shown" have no part in the choice.
     entries = [entry for entry in trials.to_pylist() if entry["role"] != "shown"
             or entry["family"] == "real_double"]  # fmt: skip
     families: dict[str, dict[float, list[float]]] = {}
@@ -251,7 +250,7 @@ def ratio_curve(
 
 
 def replication(search_spec: SearchSpec) -> str:
-    """How often each arm was trained; seeds are those of each generator fit."""
+    """How often each arm was trained, with the number of seeds per generator fit."""
     fits = search_spec.generator_fits
     seeds = len(search_spec.seeds) // fits
     per_fit = f"{seeds} classifier seed{'s' if seeds > 1 else ''}"
@@ -261,12 +260,12 @@ def replication(search_spec: SearchSpec) -> str:
 
 
 def unit_of(search_spec: SearchSpec) -> str:
-    """What the replicates are."""
+    """The kind of replicate."""
     return "generator fits" if search_spec.generator_fits > 1 else "seeds"
 
 
 def counted(search_spec: SearchSpec) -> str:
-    """How many replicates there are, and what they are."""
+    """The number and kind of replicates."""
     return f"{replicate_count(search_spec)} {unit_of(search_spec)}"
 
 
@@ -278,8 +277,11 @@ def replicate_count(search_spec: SearchSpec) -> int:
 def saturated(
     points: Mapping[str, SaturationPoint], arms: Sequence[Arm], replicates: int
 ) -> list[plots.Saturation]:
-    """Of each family, the ratio from which on more images add nothing; where that is, or may be,
-    the largest that was tried, none was seen. Too few replicates say nothing of it."""
+    """For each family, the ratio beyond which more images add nothing.
+
+    A family is left out if the ratio or its interval reaches the largest ratio tried. With too few
+    replicates the list is empty.
+    """
     if replicates < LEAST_REPLICATES:
         return []
     return [
@@ -290,7 +292,7 @@ def saturated(
 
 
 def largest_ratio(family: str, arms: Sequence[Arm]) -> float:
-    """Of those that were tried."""
+    """The largest ratio tried."""
     return max(arm.ratio or 0.0 for arm in arms
                if arm.family == family and arm.role != "shown")  # fmt: skip
 
@@ -299,11 +301,11 @@ def saturation_in_words(
     points: Mapping[str, SaturationPoint], arms: Sequence[Arm], margin: float,
     replicates: int,
 ) -> list[str]:  # fmt: skip
-    """For each family, where it is saturated, or that it was not seen to be."""
+    """For each family, its saturation in words."""
     if points and replicates < LEAST_REPLICATES:
         return [
-            f"Where more images add nothing is not told: {replicates} replicates say nothing of it,"
-            f" {LEAST_REPLICATES} are the least."
+            f"Saturation is not reported: too few replicates ({replicates}, minimum"
+            f" {LEAST_REPLICATES})."
         ]
     seen = {saturation.name for saturation in saturated(points, arms, replicates)}
     within = in_points(margin)
@@ -313,18 +315,18 @@ def saturation_in_words(
         name = family.replace("_", " ")
         if family in seen and not point.ratio:
             sentences.append(
-                f"{name}: no ratio adds more than {within} to real images alone, so that it is"
-                f" saturated at 0 ({bracket})."
+                f"{name}: no ratio adds more than {within} to real images alone, so saturation"
+                f" is at 0 ({bracket})."
             )
         elif family in seen:
             sentences.append(
-                f"{name}: from a ratio of {point.ratio:g} on ({bracket}), more images add no"
-                f" more than {within}."
+                f"{name}: beyond a ratio of {point.ratio:g} ({bracket}), more images add at most"
+                f" {within}."
             )
         else:
             sentences.append(
-                f"{name}: no saturation was seen up to x{largest_ratio(family, arms):g} (the least"
-                f" ratio within {within} of the best is {point.ratio:g}; {bracket})."
+                f"{name}: no saturation was seen up to x{largest_ratio(family, arms):g} (the"
+                f" smallest ratio within {within} of the best is {point.ratio:g}; {bracket})."
             )
     return sentences
 
@@ -335,24 +337,24 @@ def _point(ratio: float, values: Sequence[float], generator_fits: int) -> plots.
 
 
 _ARM_NOTES = {
-    "oversampled": "“oversampled” draws every class alike.",
-    "class_weighted": "“class weighted” weighs an image's loss by how rare its class is.",
-    "mixup": "“mixup” and “cutmix” mix each batch of real images with itself.",
-    "cutmix": "“mixup” and “cutmix” mix each batch of real images with itself.",
+    "oversampled": "“oversampled” draws every class equally often.",
+    "class_weighted": "“class weighted” weights the loss of an image by the rarity of its class.",
+    "mixup": "“mixup” and “cutmix” mix the real images within each batch.",
+    "cutmix": "“mixup” and “cutmix” mix the real images within each batch.",
 }
 
 
 def arm_notes(arms: Sequence[Arm]) -> list[str]:
-    """What a reader of the table must know of arms that are named shortly."""
+    """Explanations of arms with short names."""
     families = {arm.family for arm in arms}
     notes = [text for family, text in _ARM_NOTES.items() if family in families]
     if any(arm.twin_of for arm in arms):
-        notes.append("“unfiltered” adds as many images of a generator as its rival, as they come.")
+        notes.append("“unfiltered” adds as many images as its filtered twin, without filters.")
     if any(synthetic_only(arm) for arm in arms):
         notes.append(
             "“only” trains on generated images alone, as many as there are real ones; its accuracy"
-            " is the classification accuracy score (Ravuri and Vinyals 2019). It is shown for the"
-            " reader, and is no baseline."
+            " is the classification accuracy score (Ravuri and Vinyals 2019). It is for information"
+            " and cannot be the baseline."
         )
     return list(dict.fromkeys(notes))
 
@@ -368,7 +370,7 @@ def recall_plots(
         of_arms = [colour_of(evaluate, arm, colours) for arm in arms]
         gains = [
             plots.Gain(
-                # How many images a figure rests on says how far to believe it.
+                # The number of images shows how reliable the value is.
                 f"{name} ({evaluate.arms['real'].per_class[name].images // seeds})",
                 [evaluate.arms[arm].per_class[name].recall for arm in arms],
                 *((gain.mean, gain.low, gain.high) for gain in gains_of),
@@ -390,7 +392,7 @@ def recall_plots(
 
 
 def amounts_of(search: Step) -> dict[str, Amount]:
-    """Images that each arm adds of each of its generators, by arm."""
+    """Amount of images that each arm adds per generator, by arm."""
     amounts = {}
     for arm in search.spec_as(SearchSpec).arms:
         added = search.inputs[arm.mixes[0]].spec_as(MixSpec).added
@@ -400,7 +402,7 @@ def amounts_of(search: Step) -> dict[str, Amount]:
 
 
 def needed(context: Context) -> dict[str, dict[str, int]]:
-    """Images of each class that the largest arm of a generator adds, by generator."""
+    """Images of each class in the largest arm of a generator, by generator."""
     counts: dict[str, dict[str, int]] = {}
     search = context.step.inputs["search"]
     for step in search.inputs.values():

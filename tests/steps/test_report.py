@@ -405,7 +405,7 @@ def test_no_saturation_is_claimed_at_the_largest_ratio() -> None:
         return SaturationPoint(ratio=ratio, low=low, high=high)
 
     (seen,) = saturation_in_words({"g": at(0.5, 0.0, 1.0)}, arms, 0.01, 5)
-    assert "from a ratio of 0.5 on (95% interval over replicates: 0 to 1), more images" in seen
+    assert "beyond a ratio of 0.5 (95% interval over replicates: 0 to 1), more images" in seen
     for point in (at(2.0, 1.0, 2.0), at(1.0, 0.5, 2.0)):
         (none,) = saturation_in_words({"g": point}, arms, 0.01, 5)
         assert "no saturation was seen up to x2" in none
@@ -415,7 +415,7 @@ def test_no_saturation_is_claimed_at_the_largest_ratio() -> None:
     assert saturated(seen, arms, 5) == [Saturation("g", 0.5, 0.0, 1.0)]
     assert saturated(seen, arms, 4) == []
     (few,) = saturation_in_words(seen, arms, 0.01, 4)
-    assert "4 replicates say nothing" in few
+    assert "too few replicates (4, minimum 5)" in few
     (nothing,) = saturation_in_words({"g": at(0.0, 0.0, 0.5)}, arms, 0.01, 5)
     assert "g: no ratio adds more than 1 point to real images alone" in nothing
 

@@ -1,5 +1,5 @@
-"""What the page shows beside the verdict for a reader who doubts it: every figure of every arm that
-was opened, gains of each class, calibration, confusion on val and on test, curves of training."""
+"""The evidence for the verdict: every figure of every tested arm, gains of each class, calibration,
+confusion on val and on test, training curves."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ _CURVES = {
     "loss": "training loss", "val_loss": "validation loss", "val_accuracy": "val accuracy",
     "val_macro_f1": "val macro F1", "val_roc_auc": "val ROC-AUC",
 }  # fmt: skip
-# Classes of a matrix that a page has room for.
+# Largest number of classes with a confusion matrix on the page.
 MOST_CLASSES = 30
 _MOST_PAIRS = 20
-# Classes that a sentence has room for.
+# Largest number of classes named in a sentence.
 _MOST_NAMED = 12
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A trial with what it left, and its training images by class."""
+    """A trial with its manifest and its training images by class."""
 
     trial: Trial
     manifest: Manifest
@@ -63,7 +63,7 @@ class Trained:
 
 
 def trained(context: Context) -> list[Trained]:
-    """Every trial that the search chose by."""
+    """Every trial that the search used for its choice."""
     search = context.step.inputs["search"]
     chosen_among = context.result("search", SearchResult).trials
     counts = context.result("ingest", IngestResult).train
@@ -92,7 +92,7 @@ def trained(context: Context) -> list[Trained]:
 
 
 def added_to(trials: Sequence[Trained]) -> dict[str, int]:
-    """Images that were added to each arm, of the first generator fit."""
+    """Images added to each arm, in the first generator fit."""
     added: dict[str, int] = {}
     for trial in trials:
         added.setdefault(trial.trial.arm.name, trial.added)
@@ -100,7 +100,7 @@ def added_to(trials: Sequence[Trained]) -> dict[str, int]:
 
 
 def reduced(context: Context) -> dict[str, ReducedClass]:
-    """What was kept of each dominant class, where the study reduces them."""
+    """The images kept of each dominant class, if the study reduces them."""
     for step in upstream(list(context.step.inputs.values())):
         if step.kind == "reduce" and (manifest := context.manifest(step)):
             return ReduceResult.of(manifest).classes
@@ -108,7 +108,7 @@ def reduced(context: Context) -> dict[str, ReducedClass]:
 
 
 def main_arms(evaluate: EvaluateResult) -> list[str]:
-    """Those that plots show: real images, the baseline, and what is compared with it."""
+    """The arms in plots: real images, the baseline, and the arms compared with it."""
     compared = [contrast.arm for contrast in evaluate.contrasts if contrast.arm in evaluate.arms]
     return list(dict.fromkeys(["real", evaluate.baseline, *compared]))
 
@@ -125,7 +125,7 @@ def legend_of(
 
 
 def figures_table(evaluate: EvaluateResult) -> dict[str, Any]:
-    """Every figure on test of each arm that was opened."""
+    """Every figure on test of each tested arm."""
     arms = {name: tested.figures for name, tested in evaluate.arms.items()}
     names = [name for name in FIGURES if any(name in figures for figures in arms.values())]
     return {
@@ -136,7 +136,7 @@ def figures_table(evaluate: EvaluateResult) -> dict[str, Any]:
 
 
 def _within(name: str, figure: ArmFigure | None) -> MeanInterval | None:
-    """A t interval of few replicates knows nothing of where a figure ends."""
+    """A figure with its t interval cut to the range of the metric."""
     if figure is None:
         return None
     most = 2.0 if name == "brier" else 1.0
@@ -146,15 +146,15 @@ def _within(name: str, figure: ArmFigure | None) -> MeanInterval | None:
 
 
 def forests(evaluate: EvaluateResult, classes: Sequence[str]) -> list[dict[str, Any]]:
-    """For each contrast: the gain in recall of each class, and in the objective as a whole.
+    """For each contrast, the gain in recall of each class and the gain in the objective.
 
-    to_real: of a contrast with a baseline other than real images alone, the difference to these.
+    to_real: the difference from real images alone, if the baseline is another arm.
     """
-    plots_of_contrasts, arms, objective = [], evaluate.arms, evaluate.objective
+    entries, arms, objective = [], evaluate.arms, evaluate.objective
     for contrast in evaluate.contrasts:
         series = [f"to {contrast.against}"]
         whole = [(contrast.effect.estimate, contrast.low, contrast.high)]
-        gains, beside = [contrast.recall_gain], None
+        gains, difference_to_real = [contrast.recall_gain], None
         if contrast.against != "real" and contrast.recall_gain_to_real:
             series.append("to real")
             ours, real = (
@@ -164,7 +164,7 @@ def forests(evaluate: EvaluateResult, classes: Sequence[str]) -> list[dict[str, 
             to_real = paired_t((ours - real).tolist())
             whole.append((to_real.estimate, to_real.low, to_real.high))
             if contrast.against == evaluate.baseline:
-                beside = to_real
+                difference_to_real = to_real
             gains.append(contrast.recall_gain_to_real)
         rows = [
             charts.ForestRow(name, [(gain.mean, gain.low, gain.high) for gain in of_class])
@@ -174,21 +174,21 @@ def forests(evaluate: EvaluateResult, classes: Sequence[str]) -> list[dict[str, 
         gained = [row.name for row in rows if is_enough and plots.direction(row.gains[0]) > 0]
         lost = [row.name for row in rows if is_enough and plots.direction(row.gains[0]) < 0]
         rows.append(charts.ForestRow(FIGURES[objective], whole, whole=True))
-        plots_of_contrasts.append(
+        entries.append(
             {"arm": contrast.arm, "series": series, "svg": charts.forest(rows, series, is_enough),
              "gained": gained, "lost": lost, "summary": classes_in_words(gained, lost),
-             "to_real": beside}
+             "to_real": difference_to_real}
         )  # fmt: skip
-    return plots_of_contrasts
+    return entries
 
 
 def enough(contrast: Contrast) -> bool:
-    """Whether there are as many replicates as a class's interval may be believed by."""
+    """Whether there are enough replicates to trust the interval of a class."""
     return contrast.replicates >= LEAST_REPLICATES
 
 
 def classes_in_words(gained: Sequence[str], lost: Sequence[str]) -> str:
-    """Which classes gain and which lose; empty where none does."""
+    """The classes that gain and those that lose; empty if there are none."""
     phrases = [
         f"{', '.join(names[:_MOST_NAMED])}"
         + (f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else "")
@@ -203,7 +203,7 @@ def classes_in_words(gained: Sequence[str], lost: Sequence[str]) -> str:
 
 
 def reliability(evaluate: EvaluateResult, colours: Mapping[str, int]) -> str:
-    """The main arms' confidence against how often they are right; empty where they gave none."""
+    """Reliability diagram of the main arms; empty without probabilities."""
     drawn = []
     for arm, colour in legend_of(evaluate, colours):
         bins = evaluate.arms[arm].reliability
@@ -222,7 +222,7 @@ def reliability(evaluate: EvaluateResult, colours: Mapping[str, int]) -> str:
 def frequency(
     evaluate: EvaluateResult, trials: Sequence[Trained], colours: Mapping[str, int]
 ) -> str:
-    """F1 on test of each class against its training images, of the main arms."""
+    """F1 on test of each class against its number of training images, for the main arms."""
     images = {trial.trial.arm.name: trial.images for trial in trials}
     drawn = []
     for arm, colour in legend_of(evaluate, colours):
@@ -238,8 +238,10 @@ def frequency(
 def confusions(
     evaluate: EvaluateResult, trials: Sequence[Trained], classes: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Confusion of the main arms on val and on test, summed over classifiers: whole matrices of few
-    classes, and of many the pairs that are most often taken for each other."""
+    """Confusion of the main arms on val and on test, summed over classifiers.
+
+    Few classes have whole matrices, many the most frequently confused pairs.
+    """
     entries = []
     for arm in main_arms(evaluate):
         matrices = {"test": np.asarray(evaluate.arms[arm].confusion),
@@ -285,7 +287,7 @@ def shares(matrix: Sequence[Sequence[int]] | np.ndarray) -> list[list[dict[str, 
 
 
 def histories(context: Context, trials: Sequence[Trained]) -> list[list[dict[str, float]]]:
-    """What each trial's training reported, step by step."""
+    """The training history of each trial, step by step."""
     return [
         json.loads(context.store.read(key))
         for trial in trials
@@ -297,7 +299,7 @@ def curves(
     evaluate: EvaluateResult, trials: Sequence[Trained],
     histories: Sequence[Sequence[Mapping[str, float]]], colours: Mapping[str, int],
 ) -> list[tuple[str, Markup]]:  # fmt: skip
-    """A title and a plot for each figure of training: the mean over an arm's classifiers."""
+    """A title and a plot for each training figure: the mean over an arm's classifiers."""
     drawn = []
     for name, title in _CURVES.items():
         lines = []

@@ -1,5 +1,4 @@
-"""The tables of generated images that a report leaves as CSV: from requested to kept, how like real
-ones they are, where they lie among them."""
+"""The CSV tables of generated images in a report: from requested to kept, fidelity, embeddings."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ Entries = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Pool:
-    """What one step left of the images of a generator fit."""
+    """The manifest of one step for the images of a generator fit."""
 
     generator: str
     fit: int
@@ -44,8 +43,7 @@ def image_tables(
     nearest: Sequence[Mapping[str, Any]], reduced: Mapping[str, ReducedClass],
     classes: Sequence[str],
 ) -> dict[str, Entries]:  # fmt: skip
-    """By name. planes, nearest: as it shows embeddings and the closest
-    pairs."""
+    """The tables by name. planes, nearest: embeddings and closest pairs as the page shows them."""
     curated = pools(context, "curate")
     return {
         "funnel": funnel(curated, needed),
@@ -74,7 +72,7 @@ def image_tables(
 
 
 def funnel(curated: Sequence[Pool], needed: Mapping[str, Mapping[str, int]]) -> Entries:
-    """A row for each generator fit and class: images, and by reason those that were dropped."""
+    """A row for each generator fit and class: numbers of images, and of dropped ones by reason."""
     return [
         {
             **pool.named, "class": label,
@@ -89,7 +87,7 @@ def funnel(curated: Sequence[Pool], needed: Mapping[str, Mapping[str, int]]) -> 
 
 
 def filters(curated: Sequence[Pool]) -> Entries:
-    """A row for each generator fit and filter, in the order in which they look."""
+    """A row for each generator fit and filter, in the order in which the filters run."""
     return [
         {**pool.named, "filter": report.name, "place": place, "dropped": report.dropped}
         for pool in curated
@@ -98,8 +96,8 @@ def filters(curated: Sequence[Pool]) -> Entries:
 
 
 def limits(curated: Sequence[Pool]) -> Entries:
-    """A row for each generator fit, filter and limit, and class where it has one of its own. No
-    value: nothing is too much or too little."""
+    """A row for each generator fit, filter and limit, and class if the limit differs by class. No
+    value means no limit."""
     return [
         {**pool.named, "filter": report.name, "limit": what, "class": label, "value": value}
         for pool in curated
@@ -110,8 +108,8 @@ def limits(curated: Sequence[Pool]) -> Entries:
 
 
 def seen(curated: Sequence[Pool], classes: Sequence[str]) -> Entries:
-    """A row for each generator fit and two classes: asked for, and seen by the labeler. Cells of no
-    image are left out."""
+    """A row for each generator fit, requested class and class seen by the labeler. Empty cells are
+    left out."""
     return [
         {**pool.named, "asked_for": asked, "seen": predicted, "images": count,
          "share_of_asked": count / sum(counts)}
@@ -124,8 +122,10 @@ def seen(curated: Sequence[Pool], classes: Sequence[str]) -> Entries:
 
 
 def fidelity(measured: Sequence[Pool]) -> Entries:
-    """A row for each generator fit, scope and set of images, with every figure that was computed.
-    Of three numbers the last two are the ends of the first one's interval."""
+    """A row for each generator fit, scope and set of images, with every computed figure.
+
+    An interval is three columns: the figure and both ends.
+    """
     entries = []
     for pool in measured:
         for scope in FidelityResult.of(pool.manifest).scopes:
@@ -137,7 +137,7 @@ def fidelity(measured: Sequence[Pool]) -> Entries:
             }  # fmt: skip
             if not scope.sets:
                 entries.append({**base, "too_few": scope.few})
-            # Sets once more, all of as many images as train has, where those are fewer.
+            # The sets again with as many images as train has, if that is fewer.
             for at_floor, sets in ((False, scope.sets), (True, scope.floor)):
                 for of, figures in sets.items():
                     entries.append(
@@ -159,7 +159,7 @@ def flat(figures: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def embedding(planes: Sequence[Mapping[str, Any]]) -> Entries:
-    """A row for each generator and image that its planes show, with its place in each."""
+    """A row for each generator and image in its planes, with its coordinates in each plane."""
     entries = []
     for plot in planes:
         if not plot["planes"]:
