@@ -1,4 +1,4 @@
-"""The arms of a comparison, what each trains on, and the classifiers that it is tried by."""
+"""The arms of a comparison, their training images, and the classifiers trained on them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from engine.sections import Amount, Classes, ClassifierField
 
 
 class Added(Spec):
-    """Images of one generator; the inputs `curate.<generator>` and `generate.<generator>` have
-    them."""
+    """Images of one generator, from the inputs `curate.<generator>` and `generate.<generator>`."""
 
     generator: str
     amount: Amount
@@ -26,15 +25,15 @@ class Added(Spec):
 class MixSpec(Spec):
     task: str
     real: Literal["all", "reduced", "none"] = "all"
-    # Drawn so that every class is seen alike.
+    # Draw every class equally often.
     oversampled: bool = False
     added: tuple[Added, ...] = ()
     classes: Classes = "all"
     seed: int = 0
 
 
-# baseline: one of those whose strongest synthetic images must beat. compared: held against it.
-# shown: with another budget or other images than the rest, for the reader alone.
+# baseline: candidate baseline. compared: compared with the best baseline. shown: reported only,
+# because its budget or its images differ from the rest.
 Role = Literal["baseline", "compared", "shown"]
 
 
@@ -43,18 +42,18 @@ class Arm(Spec):
 
     name: str
     family: str
-    # The inputs with its images: one for each generator fit, or one for all.
+    # The inputs with its images: one per generator fit, or one for all.
     mixes: tuple[str, ...]
-    # Of added to real images; None where the amount is not given as one.
+    # Ratio of added to real images; None if the amount is not given as a ratio.
     ratio: float | None = 0.0
     # Multiplies the optimizer steps.
     budget: float = 1.0
-    # Settings of its training that are not those of all arms.
+    # Training settings that differ from those of the other arms.
     training: dict[str, Any] = {}
     role: Role = "baseline"
-    # Whose images it trains on beside real ones.
+    # Generators whose images it trains on.
     generators: tuple[str, ...] = ()
-    # The arm that this one differs from in having no filters.
+    # The filtered arm of which this is the unfiltered twin.
     twin_of: str | None = None
 
 
@@ -65,14 +64,14 @@ class SearchSpec(Spec):
     task: str
     arms: tuple[Arm, ...]
     generator_fits: int
-    # Of each generator fit, one after the other.
+    # Seeds of all generator fits, ordered by fit.
     seeds: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A classifier of the comparison: its arm, the generator fit, the number of its seed among all
-    of the search, and the step that trains it."""
+    """A classifier of the comparison: its arm, generator fit, index of its seed in the search, and
+    the step that trains it."""
 
     arm: Arm
     fit: int
@@ -82,9 +81,9 @@ class Trial:
 
 @cache
 def planned_trials(search: Step) -> tuple[Trial, ...]:
-    """The `train` step of every arm, generator fit and seed: what each trial of a search computes.
+    """The trials of a search: a `train` step for every arm, generator fit and seed.
 
-    Fit after fit, so that a process decodes a pool of images once for all arms.
+    They are ordered by fit, so that a process decodes a pool of images once for all arms.
     """
     spec = search.spec_as(SearchSpec)
     each = len(spec.seeds) // spec.generator_fits
@@ -111,8 +110,10 @@ def planned_trials(search: Step) -> tuple[Trial, ...]:
 
 
 def replicates(values: np.ndarray, generator_fits: int) -> np.ndarray:
-    """Figures (generator fits * seeds, …) of trials to those of replicates (n, …): generator fits,
-    each the mean of its seeds; seeds where there is one fit alone."""
+    """Values of trials (generator fits * seeds, …) as values of replicates (n, …).
+
+    A replicate is a generator fit, with the mean of its seeds; with a single fit, it is a seed.
+    """
     if generator_fits == 1:
         return values
     means: np.ndarray = values.reshape(generator_fits, -1, *values.shape[1:]).mean(1)

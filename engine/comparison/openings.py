@@ -1,5 +1,5 @@
-"""Openings of test: each is recorded under the digest of the test ids, whatever study did it, and
-counted over all studies of a storage."""
+"""Openings of test, recorded under the digest of the test ids and counted over all studies of a
+storage."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from engine.core.store import Store
 
 
 def record_opening(store: Store, test: pa.Table, opener: str) -> int:
-    """Note that test was opened, and say how often it has been in this storage.
+    """Record an opening of test; returns the number of openings in this storage.
 
-    A run that goes on after a kill opens it no second time; one for other classifiers does, though
-    the study be the same.
+    A run that resumes does not count again; other classifiers of the same study do.
     """
     prefix = store.openings(digest(sorted(test[rows.IMAGE_ID].to_pylist())))
     store.put_if_absent(store.join(prefix, f"{opener}.json"), b"{}")

@@ -1,7 +1,7 @@
-"""What the predictions of a comparison's classifiers come to: figures of each arm, the contrasts
-that the study declares, and the verdict in words.
+"""Results from the predictions of a comparison's classifiers: figures of each arm, the declared
+contrasts, and the verdict in words.
 
-Whoever made the predictions: `evaluate` judges its own by this, and those of a file.
+`evaluate` uses this for the study's own predictions, `score` for those in a file.
 """
 
 from __future__ import annotations
@@ -48,8 +48,11 @@ from engine.sections import Evaluate
 
 @dataclass(frozen=True)
 class DeclaredContrast:
-    """Two arms that the study compares. tries: settings that each one's family had on val. drawn:
-    its generators are not trained by the study, so that its fits are draws of the same images."""
+    """Two arms that the study compares.
+
+    tries: number of settings of each arm's family on val. drawn: the study does not train the
+    generators, so the generator fits are only different draws of their images.
+    """
 
     arm: str
     against: str
@@ -60,10 +63,10 @@ class DeclaredContrast:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What the classifiers of each arm say of the same images.
+    """Predictions of each arm's classifiers for the same images.
 
     labels: class numbers int64 (n,). groups: names (n,). probabilities: by arm, float32 (generator
-    fits * seeds, n, classes), fit after fit.
+    fits * seeds, n, classes), ordered by fit.
     """
 
     classes: Sequence[str]
@@ -74,7 +77,7 @@ class Predictions:
 
     @property
     def seeds(self) -> int:
-        """Classifiers of each arm and generator fit."""
+        """Number of classifiers per arm and generator fit."""
         return len(next(iter(self.probabilities.values()))) // self.generator_fits
 
     @property
@@ -85,8 +88,8 @@ class Predictions:
         """Counts (classifiers, classes, classes)."""
         return np.stack(
             [
-                confusion(self.labels, held.argmax(1), len(self.classes))
-                for held in self.probabilities[arm]
+                confusion(self.labels, probabilities.argmax(1), len(self.classes))
+                for probabilities in self.probabilities[arm]
             ]
         )
 
@@ -98,12 +101,14 @@ class Predictions:
 
     def scores(self, arm: str, name: str) -> Scores:
         """The objective of an arm for any weights of the test groups."""
-        held = self.probabilities[arm]
+        of_arm = self.probabilities[arm]
         if name == "roc_auc":
-            return AreaScores(self.labels, held, self.groups, self.replicates)
+            return AreaScores(self.labels, of_arm, self.groups, self.replicates)
         by_group = [
-            confusions_by_group(self.labels, one.argmax(1), self.groups, len(self.classes))
-            for one in held
+            confusions_by_group(
+                self.labels, probabilities.argmax(1), self.groups, len(self.classes)
+            )
+            for probabilities in of_arm
         ]
         return ConfusionScores(by_group, METRICS[name], self.replicates, name != "accuracy")
 
@@ -111,16 +116,15 @@ class Predictions:
 def figures_of(
     predictions: Predictions, arm: str, family: str, ratio: float | None, role: str
 ) -> ArmResult:
-    """The scores of an arm on test. An area under a curve where a class has no image has no
-    value."""
-    matrices, held = predictions.confusions(arm), predictions.probabilities[arm]
+    """The scores of an arm on test. Areas under curves are absent if a class has no image."""
+    matrices, of_arm = predictions.confusions(arm), predictions.probabilities[arm]
     of_classifiers = {name: metric(matrices) for name, metric in METRICS.items()}
-    # Of who names a class and nothing more, no probability is known.
-    hard = bool(((held == 0) | (held == 1)).all())
+    # Classifiers that only name a class have no probabilities.
+    hard = bool(((of_arm == 0) | (of_arm == 1)).all())
     for name, figure in PROBABILITY_METRICS.items():
         if hard:
             break
-        values = np.asarray([figure(predictions.labels, one) for one in held])
+        values = np.asarray([figure(predictions.labels, probabilities) for probabilities in of_arm])
         if np.isfinite(values).all():
             of_classifiers[name] = values
     figures = {}
@@ -135,9 +139,9 @@ def figures_of(
         return None if hard or not np.isfinite(area) else float(area)
 
     areas = {
-        "roc_auc": np.stack([roc_auc(predictions.labels, one) for one in held]).mean(0),
+        "roc_auc": np.stack([roc_auc(predictions.labels, values) for values in of_arm]).mean(0),
         "average_precision":
-            np.stack([average_precision(predictions.labels, one) for one in held]).mean(0),
+            np.stack([average_precision(predictions.labels, values) for values in of_arm]).mean(0),
     }  # fmt: skip
     per_class = {
         class_name: ClassFigures(
@@ -147,12 +151,12 @@ def figures_of(
         )
         for number, (class_name, scores) in enumerate(whole["per_class"].items())
     }  # fmt: skip
-    seen = reliability(np.tile(predictions.labels, len(held)), np.concatenate(held))
+    calibration = reliability(np.tile(predictions.labels, len(of_arm)), np.concatenate(of_arm))
     return ArmResult(
         family=family, ratio=ratio, role=role, figures=figures, per_class=per_class,
         confusion=whole["confusion"],
         classifiers={name: values.tolist() for name, values in of_classifiers.items()},
-        reliability=[] if hard else bins_of(seen),
+        reliability=[] if hard else bins_of(calibration),
     )  # fmt: skip
 
 
@@ -161,11 +165,13 @@ def mean_with_interval(values: np.ndarray) -> MeanInterval:
     return MeanInterval(mean=interval.estimate, low=interval.low, high=interval.high)
 
 
-def bins_of(seen: Reliability) -> list[ReliabilityBin]:
-    """The bins of a reliability diagram that hold images."""
+def bins_of(calibration: Reliability) -> list[ReliabilityBin]:
+    """The bins of a reliability diagram that contain images."""
     return [
         ReliabilityBin(confidence=float(confidence), accuracy=float(share), images=int(count))
-        for confidence, share, count in zip(seen.confidence, seen.accuracy, seen.count, strict=True)
+        for confidence, share, count in zip(
+            calibration.confidence, calibration.accuracy, calibration.count, strict=True
+        )
         if count
     ]
 
@@ -174,36 +180,38 @@ def compare(
     predictions: Predictions, declared: Sequence[DeclaredContrast], objective: str,
     settings: Evaluate, seed: int,
 ) -> list[Contrast]:  # fmt: skip
-    """Each contrast's effect, intervals and verdict; Holm's correction is over all of them."""
-    arms = dict.fromkeys(name for one in declared for name in (one.arm, one.against))
+    """The effect, intervals and verdict of each contrast, with Holm's correction over all."""
+    arms = dict.fromkeys(name for pair in declared for name in (pair.arm, pair.against))
     scores = {name: predictions.scores(name, objective) for name in arms}
     judged = []
-    for one in declared:
-        differences = predictions.objective(one.arm, objective) - predictions.objective(
-            one.against, objective
+    for pair in declared:
+        differences = predictions.objective(pair.arm, objective) - predictions.objective(
+            pair.against, objective
         )
-        resampled = bootstrap(scores[one.arm], scores[one.against], settings.bootstrap_draws, seed)
+        resampled = bootstrap(
+            scores[pair.arm], scores[pair.against], settings.bootstrap_draws, seed
+        )
         judged.append((differences.tolist(), resampled))
     contrasts = []
-    for one, (differences, _), verdict in zip(
+    for pair, (differences, _), verdict in zip(
         declared, judged, verdicts(judged, settings.margin), strict=True
     ):
         gain_to_real = []
         if "real" in predictions.probabilities:
-            gain_to_real = class_gains(predictions, one.arm, "real")
+            gain_to_real = class_gains(predictions, pair.arm, "real")
         contrast = Contrast(
-            arm=one.arm, against=one.against, ratio=one.ratio,
+            arm=pair.arm, against=pair.against, ratio=pair.ratio,
             differences=differences, **asdict(verdict),
             grouped=verdict.groups < len(predictions.labels),
-            tries=one.tries[0], tries_against=one.tries[1], drawn=one.drawn,
+            tries=pair.tries[0], tries_against=pair.tries[1], drawn=pair.drawn,
             mcnemar=[
                 mcnemar(predictions.labels, ours.argmax(1), theirs.argmax(1))
                 for ours, theirs in zip(
-                    predictions.probabilities[one.arm], predictions.probabilities[one.against],
+                    predictions.probabilities[pair.arm], predictions.probabilities[pair.against],
                     strict=True,
                 )
             ],
-            recall_gain=class_gains(predictions, one.arm, one.against),
+            recall_gain=class_gains(predictions, pair.arm, pair.against),
             recall_gain_to_real=gain_to_real,
             generator_fits=predictions.generator_fits, seeds=predictions.seeds,
         )  # fmt: skip
@@ -211,11 +219,11 @@ def compare(
     return contrasts
 
 
-def class_gains(predictions: Predictions, one: str, other: str) -> list[MeanInterval]:
-    """Difference of recall of each class: mean over replicates, with its paired t interval."""
+def class_gains(predictions: Predictions, arm: str, against: str) -> list[MeanInterval]:
+    """Difference in recall of each class: mean over replicates with its paired t interval."""
     of_arms = [
-        replicates(recall(predictions.confusions(arm)), predictions.generator_fits)
-        for arm in (one, other)
+        replicates(recall(predictions.confusions(name)), predictions.generator_fits)
+        for name in (arm, against)
     ]
     return [mean_with_interval(values) for values in (of_arms[0] - of_arms[1]).T]
 
@@ -223,24 +231,26 @@ def class_gains(predictions: Predictions, one: str, other: str) -> list[MeanInte
 def saturations(
     trials: Sequence[Mapping[str, Any]], objective: str, generator_fits: int, margin: float
 ) -> dict[str, SaturationPoint]:
-    """By family, the ratio from which on more images add no more than the margin, on val. trials:
-    rows of search's table."""
+    """For each family, the ratio beyond which more images add at most the margin on val.
+
+    trials: rows of search's table.
+    """
     of_arm: dict[tuple[str, float], list[float]] = {}
     for row in trials:
         if row["role"] != "shown" and row[rows.RATIO] is not None:
             of_arm.setdefault((row["family"], row[rows.RATIO]), []).append(row[objective])
-    found = {}
+    points = {}
     for family in dict.fromkeys(family for family, ratio in of_arm if ratio):
         ratios = sorted({0.0, *(ratio for name, ratio in of_arm if name == family)})
         values = [of_arm[(family, ratio) if ratio else ("real", 0.0)] for ratio in ratios]
         scores = replicates(np.asarray(values).T, generator_fits)
         point, low, high = saturation(ratios, scores, margin)
-        found[family] = SaturationPoint(ratio=point, low=low, high=high)
-    return found
+        points[family] = SaturationPoint(ratio=point, low=low, high=high)
+    return points
 
 
 def budget_effect(results: Mapping[str, ArmResult], objective: str) -> Effect | None:
-    """What twice the steps do to real images: by how much the budget limits every arm."""
+    """Gain of real images from twice the steps; a gain means that the budget limits all arms."""
     if not {"real", "real_double"} <= set(results):
         return None
     twice, once = (results[name].figures[objective] for name in ("real_double", "real"))
@@ -250,55 +260,55 @@ def budget_effect(results: Mapping[str, ArmResult], objective: str) -> Effect | 
 
 def budget_in_words(budget: Effect, objective: str) -> str:
     return (
-        f"Beware: real images alone gain {100 * budget.estimate:.1f} points of {objective} from"
-        " twice the steps, so that the budget limits every arm; raise training.steps."
+        f"Warning: with twice the steps, real images alone gain {100 * budget.estimate:.1f} points"
+        f" of {objective}, so the training budget limits every arm; raise training.steps."
     )
 
 
 def in_words(contrasts: Sequence[Contrast], objective: str, baseline: str) -> str:
-    """The verdict in a sentence for each contrast."""
+    """The verdict, one sentence per contrast."""
     if not contrasts:
         return f"no synthetic arm was compared; the strongest baseline on val is {baseline}"
-    return " ".join(one_in_words(contrast, objective) for contrast in contrasts)
+    return " ".join(contrast_in_words(contrast, objective) for contrast in contrasts)
 
 
-def one_in_words(contrast: Contrast, objective: str) -> str:
+def contrast_in_words(contrast: Contrast, objective: str) -> str:
     effect, margin = contrast.effect, contrast.margin
     name, against = contrast.arm, contrast.against
-    shown = (
-        f"{objective} {100 * effect.estimate:+.1f} points against {against}, 95% interval"
+    difference = (
+        f"{objective} {100 * effect.estimate:+.1f} points compared with {against}, 95% interval"
         f" {100 * contrast.low:+.1f} to {100 * contrast.high:+.1f}"
     )
     condition = replicates_in_words(contrast)
     if contrast.word in ("helps", "harms"):
-        small = ", by less than the study's margin" if abs(effect.estimate) < margin else ""
-        return f"{name} {contrast.word}{small}: {shown} ({condition})."
+        small = ", but by less than the study's margin" if abs(effect.estimate) < margin else ""
+        return f"{name} {contrast.word}{small}: {difference} ({condition})."
     if contrast.word == "equivalent":
-        # Two one-sided tests at 5% go with an interval of 90%.
+        # Two one-sided tests at 5% correspond to a 90% interval.
         near = (
-            f"{objective} {100 * effect.estimate:+.1f} points against {against}, 90% interval"
+            f"{objective} {100 * effect.estimate:+.1f} points compared with {against}, 90% interval"
             f" {100 * contrast.near_low:+.1f} to {100 * contrast.near_high:+.1f}"
         )
         return f"{name} makes no difference beyond ±{100 * margin:g} points: {near} ({condition})."
-    return f"{name} is undecided: {shown} ({condition}; {contrast.settle})."
+    return f"{name} is undecided: {difference} ({condition}; {contrast.settle})."
 
 
 def replicates_in_words(contrast: Contrast) -> str:
-    """What the interval is over."""
+    """The replicates that the interval covers."""
     fits, seeds = contrast.generator_fits, contrast.seeds
     if fits == 1:
         return f"{seeds} classifier seeds, conditional on one generator"
     if contrast.drawn:
         return (
             f"{fits} draws of images"
-            + (f" of {seeds} classifier seeds each" if seeds > 1 else "")
+            + (f" with {seeds} classifier seeds each" if seeds > 1 else "")
             + ", conditional on one generator, which the study did not train"
         )
-    return f"{fits} generator fits" + (f" of {seeds} classifier seeds each" if seeds > 1 else "")
+    return f"{fits} generator fits" + (f" with {seeds} classifier seeds each" if seeds > 1 else "")
 
 
 def what_would_settle(contrast: Contrast) -> str:
-    """Of an undecided contrast: what there is too little of."""
+    """What an undecided contrast has too little of."""
     if contrast.obstacle:
         return contrast.obstacle
     points = f"{100 * contrast.margin:g}"
@@ -312,5 +322,5 @@ def what_would_settle(contrast: Contrast) -> str:
         number = "more than 1,000" if count is None else f"about {count:,}"
         needed.append(f"{number} {unit} (here {contrast.replicates})")
     unit = "point" if points == "1" else "points"
-    what = "at least " + " and ".join(needed) if needed else "no more than there is here"
-    return f"to find a difference of {points} {unit}, the study's margin, takes {what}"
+    what = "at least " + " and ".join(needed) if needed else "no more than this study has"
+    return f"finding a difference of {points} {unit}, the study's margin, would take {what}"

@@ -1,5 +1,5 @@
-"""Charts of the evidence behind a verdict, as inline SVG: gains of each class, reliability, F1
-against the number of training images, curves of training."""
+"""Plots of the evidence for a verdict, as inline SVG: gains of each class, reliability, F1 against
+the number of training images, training curves."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 14, 42
 
 @dataclass(frozen=True)
 class Frame:
-    """The room of a chart: values from (x_low, y_low) to (x_high, y_high) in width × height."""
+    """The plot area: values from (x_low, y_low) to (x_high, y_high) in width × height."""
 
     width: int
     height: int
@@ -75,7 +75,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class ForestRow:
-    """Gains (mean, low, high) of a row, one for each series; `whole` is set apart from classes."""
+    """Gains (mean, low, high) of a row, one per series. whole: the row is not a single class."""
 
     name: str
     gains: Sequence[tuple[float, float, float]]
@@ -85,15 +85,17 @@ class ForestRow:
 def forest(
     rows: Sequence[ForestRow], series: Sequence[str], enough: bool = True
 ) -> Markup:  # fmt: skip
-    """A forest plot (Lewis and Clarke 2001): a mark and its interval for each row and series, about
-    a line of no difference, in points. A class without spread, or with too few replicates to say
-    that it gains or loses (not `enough`), is grey."""
+    """A forest plot (Lewis and Clarke 2001) in points: a mark with its interval for each row and
+    series, around the line of no difference.
+
+    Classes without spread are grey; all classes are if there are too few replicates (not `enough`).
+    """
     step = 13 * len(series) + 11
     left = 24 + 8 * max(len(shorten(row.name)) for row in rows)
     right = 150
     height = _TOP + step * len(rows) + _BOTTOM
     values = [value for row in rows for gain in row.gains for value in gain]
-    # An interval of few replicates may be wider than all else; it is cut, and says so by an arrow.
+    # Very wide intervals of few replicates are cut, which an arrow shows.
     reach = max((abs(gain[0]) for row in rows for gain in row.gains), default=0.0)
     limit = max(0.01, min(max(map(abs, values)), max(3 * reach, 0.1)))
 
@@ -119,7 +121,7 @@ def forest(
             y = top + 12 + 13 * index
             grey = not row.whole and (low == high or not enough)
             colour = f"s{index} grey" if grey else f"s{index}"
-            told = f"{points(mean)} ({points_interval(low, high)})" if low or high else "0"
+            label = f"{points(mean)} ({points_interval(low, high)})" if low or high else "0"
             drawn.append(
                 Markup('<line class="whisker {}" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(
                     colour, rounded(x(low)), rounded(x(high)), rounded(y), rounded(y)
@@ -133,7 +135,7 @@ def forest(
                             colour, rounded(tip), rounded(y), -6 * way
                         )
                     )
-            name = f"{row.name}, {series[index]}: {told}"
+            name = f"{row.name}, {series[index]}: {label}"
             if row.whole:
                 drawn.append(
                     Markup('<path class="mark s{}" d="M{} {}l6 -6l6 6l-6 6z"><title>{}</title>'
@@ -144,7 +146,7 @@ def forest(
                     Markup('<circle class="mark {}" cx="{}" cy="{}" r="4"><title>{}</title>'
                            "</circle>").format(colour, rounded(x(mean)), rounded(y), name)
                 )  # fmt: skip
-            drawn.append(text(WIDTH - right + 14, y + 4, told, "start"))
+            drawn.append(text(WIDTH - right + 14, y + 4, label, "start"))
     return svg(drawn, height, "difference of each class with its interval")
 
 
@@ -158,11 +160,11 @@ class Bins:
 
 
 def reliability(arms: Sequence[Bins]) -> Markup:
-    """How often classifiers are right against how sure they are (Niculescu-Mizil and Caruana 2005);
-    a disc's area is the share of the images that lie in its bin."""
+    """Accuracy against confidence (Niculescu-Mizil and Caruana 2005); a disc's area is the share of
+    images in its bin."""
     width, height = 480, 400
     frame = Frame(width, height, 0.0, 1.0, 0.0, 1.0)
-    drawn = frame.axes("confidence", "share that is right", ticks(0.0, 1.0))
+    drawn = frame.axes("confidence", "share correct", ticks(0.0, 1.0))
     drawn.append(
         Markup('<line class="zero" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(
             *(rounded(value) for value in (frame.x(0), frame.x(1), frame.y(0), frame.y(1)))
@@ -177,7 +179,8 @@ def reliability(arms: Sequence[Bins]) -> Markup:
                 Markup('<circle class="dot {}" cx="{}" cy="{}" r="{}"><title>{}</title></circle>')
                 .format(kind, rounded(frame.x(x)), rounded(frame.y(y)),
                         rounded(2.5 + 8 * share**0.5),
-                        f"{arm.name}: {x:.2f} sure, {y:.2f} right, {100 * share:.1f}% of images")
+                        f"{arm.name}: confidence {x:.2f}, accuracy {y:.2f},"
+                        f" {100 * share:.1f}% of images")
             )  # fmt: skip
     return svg(drawn, height, "reliability diagram", width)
 
@@ -192,10 +195,12 @@ class ClassPoint:
 
 
 def frequency(arms: Sequence[tuple[str, Colour, Sequence[ClassPoint]]], y_name: str) -> Markup:
-    """A figure of each class against its training images, one colour for each arm; the points of a
-    class are joined, for an arm moves both."""
+    """A figure of each class against its training images, one colour for each arm.
+
+    Lines connect the points of a class, because both coordinates depend on the arm.
+    """
     width, height = 480, 400
-    every = [point for _, _, held in arms for point in held]
+    every = [point for _, _, of_arm in arms for point in of_arm]
     most, least = max(p.images for p in every), max(1, min(p.images for p in every))
     low = max(0.0, min(point.value.y for point in every) - 0.05)
     frame = Frame(width, height, least / 1.15, most * 1.15, math.floor(10 * low) / 10, 1.0, True)
@@ -207,35 +212,35 @@ def frequency(arms: Sequence[tuple[str, Colour, Sequence[ClassPoint]]], y_name: 
             for _, _, of in arms
         )
         drawn.append(Markup('<polyline class="join" points="{}"/>').format(path))
-    for arm, colour, held in arms:
+    for arm, colour, of_arm in arms:
         kind = kind_of(colour)
-        for number, point in enumerate(held):
-            # Classes of one size stand side by side.
-            aside = 12 * (number / max(1, len(held) - 1) - 0.5)
+        for number, point in enumerate(of_arm):
+            # Classes of equal size are drawn side by side.
+            aside = 12 * (number / max(1, len(of_arm) - 1) - 0.5)
             x, value = rounded(frame.x(point.images) + aside), point.value
-            told = f"{point.name}, {arm}: {point.images:,} images, {value.y:.3f}"
+            label = f"{point.name}, {arm}: {point.images:,} images, {value.y:.3f}"
             drawn.append(
                 Markup('<line class="whisker {}" x1="{}" x2="{}" y1="{}" y2="{}"/>'
                        '<circle class="dot {}" cx="{}" cy="{}" r="4.5"><title>{}</title></circle>'
                        ).format(kind, x, x, rounded(frame.y(value.low)),
                                 rounded(frame.y(value.high)), kind, x, rounded(frame.y(value.y)),
-                                f"{told} ({value.low:.3f} to {value.high:.3f})")
+                                f"{label} ({value.low:.3f} to {value.high:.3f})")
             )  # fmt: skip
     return svg(drawn, height, f"{y_name} of each class against its training images", width)
 
 
 def _decades(low: float, high: float) -> list[float]:
-    """Round numbers of a logarithmic axis, at most about six."""
+    """Round numbers of a logarithmic axis, about six at most."""
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for factors in ((1, 2, 5), (1, 3), (1,)):
-        found = [f * 10.0**e for e in exponents for f in factors if low <= f * 10.0**e <= high]
-        if len(found) <= 6:
+        marks = [f * 10.0**e for e in exponents for f in factors if low <= f * 10.0**e <= high]
+        if len(marks) <= 6:
             break
-    return found or [low]
+    return marks or [low]
 
 
 def curves(lines: Sequence[Line], title: str) -> Markup:
-    """A figure of training against the optimizer step: a line for each arm."""
+    """A training figure against the optimizer step: a line for each arm."""
     width, height = 360, 240
     every = [point for line in lines for point in line.points]
     low, high = min(point.y for point in every), max(point.y for point in every)

@@ -1,4 +1,4 @@
-"""Tables of a page to be taken away: CSV, as a file and as a link that holds the file."""
+"""Downloadable tables of a page: CSV as a file, and as a link that contains the file."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from engine.core.names import csv_cell
 
 
 def as_csv(entries: Sequence[Mapping[str, Any]]) -> bytes:
-    """Rows as CSV in UTF-8; the columns are those of all rows, in the order in which they come.
+    """Rows as CSV in UTF-8, with the columns of all rows in order of appearance.
 
-    No text is a formula to a spreadsheet. Numbers are numbers, a negative one too, with six digits;
-    what has no value is an empty cell.
+    Texts that a spreadsheet would read as formulas are escaped. Floats have six digits; a missing
+    value is an empty cell.
     """
     columns = list(dict.fromkeys(name for entry in entries for name in entry))
     target = io.StringIO()
@@ -27,12 +27,12 @@ def as_csv(entries: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def data_url(table: bytes) -> str:
-    """A CSV as a link that needs no network."""
+    """A CSV as a data URL."""
     return f"data:text/csv;charset=utf-8;base64,{base64.b64encode(table).decode()}"
 
 
 def beside(file: str) -> str:
-    """Where a file of a page lies, from the page: what is no page, below `tables`."""
+    """The path of a file relative to the page; files other than pages are in `tables`."""
     return file if file.endswith(".html") else f"tables/{file}"
 
 

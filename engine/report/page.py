@@ -6,40 +6,40 @@ import re
 from typing import Any
 
 NO_SPREAD = "no spread"
-# Where a template has its table of contents.
+# Placeholder for the table of contents in a template.
 CONTENTS = "<!-- contents -->"
 _HEADING = re.compile("<h2>(.*?)</h2>", re.DOTALL)
 _TAG = re.compile("<[^>]*>")
 
 
 def duration(hours: float) -> str:
-    """A time for people: seconds below two minutes, minutes below two hours."""
+    """A duration in words: seconds below two minutes, minutes below two hours."""
     if hours < 1 / 30:
         return f"{hours * 3600:.0f} s"
     return f"{hours * 60:.0f} min" if hours < 2 else f"{hours:,.1f} h"
 
 
 def hours(number: float | None) -> str:
-    """A number of hours, small ones too; what is not known is nothing."""
+    """A number of hours with two digits if small; empty if unknown."""
     if number is None:
         return ""
     return f"{number:,.1f}" if number >= 10 else f"{number:.2g}"
 
 
 def points(difference: float, digits: int = 1) -> str:
-    """A difference of shares in points, with its sign; nothing has none."""
+    """A difference of shares in points, with its sign; zero has no sign."""
     text = f"{100 * difference:+.{digits}f}"
     return text if float(text) else text[1:]
 
 
 def in_points(share: float) -> str:
-    """A size, which has no sign, in points."""
+    """A share in points, without a sign."""
     number = f"{100 * share:g}"
     return f"{number} {'point' if number == '1' else 'points'}"
 
 
 def interval(low: float, high: float, digits: int = 3) -> str:
-    """An interval in words; replicates that are all alike have none."""
+    """An interval in words; equal replicates have none."""
     return NO_SPREAD if alike(low, high) else f"{low:.{digits}f} to {high:.{digits}f}"
 
 
@@ -49,18 +49,17 @@ def points_interval(low: float, high: float, digits: int = 1) -> str:
 
 
 def p_value(p: float, equals: str = "") -> str:
-    """A p-value; a very small one is not nothing. equals: what stands before it in a sentence."""
+    """A p-value; "< 0.001" for very small ones. equals: text before the number in a sentence."""
     return "< 0.001" if p < 0.001 else f"{equals}{p:.3f}"
 
 
 def alike(low: float, high: float) -> bool:
-    """Whether the ends of an interval are one."""
+    """Whether the ends of an interval are equal."""
     return abs(high - low) < 1e-12
 
 
 def with_contents(page: str) -> str:
-    """The page with an id for each `<h2>`, and a list of links to them in place of
-    `CONTENTS`."""
+    """The page with an id for each `<h2>`, and links to them in place of `CONTENTS`."""
     links: list[str] = []
 
     def numbered(heading: re.Match[str]) -> str:

@@ -1,8 +1,8 @@
-"""Plots as inline SVG, coloured by CSS classes `c0` to `c9` so that a page has a light and a dark
-side.
+"""Plots as inline SVG, coloured by the CSS classes `c0` to `c9` so that they work in light and dark
+mode.
 
-Coordinates are those of a fixed view box; the page scales it. Names of classes and arms are text of
-a user and always escaped.
+Coordinates refer to a fixed view box, which the page scales. Names of classes and arms come from
+users and are always escaped.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from markupsafe import Markup, escape
 from engine.report.page import points, points_interval
 
 WIDTH, HEIGHT = 720, 320
-# A gain below this is written to a tenth of a point.
+# Gains below this are written to a tenth of a point.
 _SMALL = 0.02
 _LEFT, _RIGHT, _TOP, _BOTTOM = 72, 16, 16, 44
-# Of a saturation above the curves.
+# Height of a saturation's row above the curves.
 _ROW = 20
 
 
-# The number of one of the page's colours, or the name of another.
+# The number of a page colour, or a CSS class.
 Colour = int | str
 
 
@@ -57,7 +57,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Saturation:
-    """The ratio from which on the line `name` gains no more, with its interval."""
+    """The ratio beyond which the line `name` gains no more, with its interval."""
 
     name: str
     ratio: float
@@ -67,7 +67,7 @@ class Saturation:
 
 @dataclass(frozen=True)
 class Gain:
-    """One class: the value of each arm, and how much the last one gains, with intervals."""
+    """One class: the value of each arm and the gains of the last arm, with intervals."""
 
     name: str
     values: Sequence[float]
@@ -89,12 +89,15 @@ def ratio_curve(
     lines: Sequence[Line], levels: Sequence[Level], start: Point, y_name: str,
     saturations: Sequence[Saturation] = (),
 ) -> Markup:  # fmt: skip
-    """The objective against the ratio: a line for each family from `start`, which is real images
-    alone; levels for what has no ratio; above them a named row for each saturation, its point with
-    a line down to the curve and its interval as a band."""
+    """The objective against the ratio.
+
+    One line per family begins at `start`, the value of real images alone; arms without a ratio are
+    levels. Each saturation has a named row above the plot: its interval is a band, and a line
+    leads from its point down to the curve.
+    """
     points = [start, *(point for line in lines for point in line.points)]
     values = [v for p in points for v in (p.low, p.high)] + [level.y for level in levels]
-    # Intervals of two seeds can be wider than the plot is worth; they are cut at 0 and 1.
+    # Intervals of two seeds can be very wide; they are cut at 0 and 1.
     low, high = max(0.0, min(values)), min(1.0, max(values))
     pad = 0.06 * (high - low or 0.1)
     low, high = max(0.0, low - pad), min(1.0, high + pad)
@@ -126,7 +129,7 @@ def ratio_curve(
                    "</line>").format(level.colour, _LEFT, WIDTH - _RIGHT, at, at,
                                      level.name, f"{level.y:.3f}")
         )  # fmt: skip
-    # Intervals of several lines stand side by side rather than on each other.
+    # Intervals of several lines are drawn side by side so that they do not overlap.
     shifts = {line.name: 7 * (index - (len(lines) - 1) / 2) for index, line in enumerate(lines)}
     for line in lines:
         shift = shifts[line.name]
@@ -139,37 +142,42 @@ def ratio_curve(
             drawn.append(_dot(kind_of(line.colour), line.name, point, x(point.x) + shift, y))
     drawn.append(_dot("neutral", "real", start, x(start.x), y))
     line_of = {line.name: line for line in lines}
-    for row, one in enumerate(saturations):
-        line = line_of[one.name]
-        # Above the line's own points, which do not stand at the ratio itself.
+    for row, saturated in enumerate(saturations):
+        line = line_of[saturated.name]
+        # Shifted like the points of the line.
         low_x, at_x, high_x = (
-            x(ratio) + (shifts[one.name] if ratio else 0.0)
-            for ratio in (one.low, one.ratio, one.high)
+            x(ratio) + (shifts[saturated.name] if ratio else 0.0)
+            for ratio in (saturated.low, saturated.ratio, saturated.high)
         )
-        value = next((point.y for point in line.points if point.x == one.ratio), start.y)
+        value = next((point.y for point in line.points if point.x == saturated.ratio), start.y)
         drawn.append(
-            _saturation(kind_of(line.colour), one, (low_x, at_x, high_x),
+            _saturation(kind_of(line.colour), saturated, (low_x, at_x, high_x),
                         _TOP + _ROW * (row + 0.5), y(value))
         )  # fmt: skip
     return svg(drawn, height, f"{y_name} against the ratio of added images")
 
 
 def _saturation(
-    kind: str, one: Saturation, across: tuple[float, float, float], row: float, curve: float
+    kind: str, saturation: Saturation, across: tuple[float, float, float], row: float, curve: float
 ) -> Markup:
-    """A band from low to high in its row, with a diamond at the point, from which a dashed line
-    leads to a ring on the curve; named where there is room, so that it needs no colour."""
+    """A band from low to high in its row, with a diamond at the point.
+
+    A dashed line leads from the diamond to a ring on the curve. The name is on the side with room.
+    """
     low, at, high = across
     right = WIDTH - _RIGHT - high > low - _LEFT
-    name = text(high + 11 if right else low - 11, row + 4, shorten(one.name.replace("_", " ")),
-                "start" if right else "end")  # fmt: skip
+    title = shorten(saturation.name.replace("_", " "))
+    name = text(
+        high + 11 if right else low - 11, row + 4, title, "start" if right else "end"
+    )  # fmt: skip
     return Markup(
         '<g class="saturation {}"><title>{}</title>'
         '<rect x="{}" y="{}" width="{}" height="10" rx="2"/>'
         '<line x1="{}" x2="{}" y1="{}" y2="{}"/><circle cx="{}" cy="{}" r="8"/>'
         '<path d="M{} {}l6 -6l6 6l-6 6z"/></g>{}'
     ).format(
-        kind, f"{one.name}: saturation at x{one.ratio:g} ({one.low:g} to {one.high:g})",
+        kind, f"{saturation.name}: saturation at x{saturation.ratio:g}"
+        f" ({saturation.low:g} to {saturation.high:g})",
         rounded(low), rounded(row - 5), rounded(high - low),
         rounded(at), rounded(at), rounded(row + 6), rounded(curve - 8), rounded(at), rounded(curve),
         rounded(at - 6), rounded(row), name,
@@ -189,8 +197,10 @@ def _dot(kind: str, name: str, point: Point, across: float, y: Callable[[float],
 
 
 def direction(gain: tuple[float, float, float]) -> int:
-    """1 and -1 where an interval (mean, low, high) lies above and below zero, else 0: as it is
-    without any spread, for equal differences on few images are common by chance."""
+    """1 or -1 if an interval (mean, low, high) is above or below zero, else 0.
+
+    Also 0 without spread: equal differences on few images are common by chance.
+    """
     _, low, high = gain
     return 0 if low == high else int(low > 0) - int(high < 0)
 
@@ -201,9 +211,9 @@ def recall_by_class(
 ) -> Markup:  # fmt: skip
     """A row for each class: recall of each arm, joined by a line, and the difference in words.
 
-    against: what the first column of differences is to; beside it stands one to real images, unless
-    that is what it is to. enough: whether replicates are enough for an interval to say that a class
-    gains or loses.
+    against: the arm that the first column of differences refers to; a second column refers to real
+    images unless `against` is "real". enough: whether there are enough replicates for an interval
+    to show that a class gains or loses.
     """
     rivals = list(dict.fromkeys((against, "real")))
     row, right = 32, 2 + 124 * len(rivals)
@@ -235,7 +245,7 @@ def recall_by_class(
                 rounded(min(ends)), rounded(max(ends)), middle, middle
             )
         )
-        # One above the other, for equal values would hide each other.
+        # Stacked, because equal values would hide each other.
         heights = [middle + 4.5 * (index - (len(arms) - 1) / 2) for index in range(len(arms))]
         for colour, arm, recall, end, height_of in zip(
             colours, arms, gain.values, ends, heights, strict=True
@@ -250,8 +260,8 @@ def recall_by_class(
         ):
             way = direction((mean, low, high)) if enough else 0
             kind = ("axis", "good", "bad")[way]
-            # Whole points where there is room for no more, and where they say enough: an end that
-            # is not 0 must not be written as 0 where the interval leaves 0 out.
+            # Whole points save room, but an interval that excludes 0 must not have an end
+            # written as 0.
             near_zero = min(abs(low), abs(high)) < 0.005 and direction((mean, low, high))
             digits = 1 if max(abs(low), abs(high)) < _SMALL or near_zero else 0
             words = f"{points(mean)} ({points_interval(low, high, digits)})"
@@ -263,8 +273,7 @@ def scatter(
     points: Sequence[tuple[float, float]], classes: Sequence[int], synthetic: Sequence[bool],
     names: Sequence[str],
 ) -> Markup:  # fmt: skip
-    """Points of a projection, each with a name to be seen: a disc is a real image, a ring a
-    synthetic one."""
+    """Points of a projection with their names: discs are real images, rings synthetic ones."""
     width, height = 480, 400
     xs, ys = [p[0] for p in points], [p[1] for p in points]
     across, down = (min(xs), max(xs)), (min(ys), max(ys))
@@ -274,10 +283,12 @@ def scatter(
 
     drawn = [
         Markup('<circle class="{} c{}" cx="{}" cy="{}" r="{}"><title>{}</title></circle>').format(
-            "ring" if made else "disc", number % 10, place(x, *across, width),
-            place(y, *down, height), "3" if made else "2.5", name,
+            "ring" if is_synthetic else "disc", number % 10, place(x, *across, width),
+            place(y, *down, height), "3" if is_synthetic else "2.5", name,
         )
-        for (x, y), number, made, name in zip(points, classes, synthetic, names, strict=True)
+        for (x, y), number, is_synthetic, name in zip(
+            points, classes, synthetic, names, strict=True
+        )
     ]  # fmt: skip
     return svg(drawn, height, "embedding of real and synthetic images, in two dimensions", width)
 

@@ -1,4 +1,4 @@
-"""Contact sheets: images of each class side by side, and where they lie in a plane."""
+"""Contact sheets: images of each class side by side, and their positions in a plane."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ def contact_sheet(
 ) -> bytes:
     """A PNG with a row for each class: its name, real images, synthetic images (uint8 height,
     width, channels)."""
-    shown = list(classes.items())[:_MOST_CLASSES]
+    first = list(classes.items())[:_MOST_CLASSES]
     return picture_sheet(
-        [(name, real, synthetic) for name, (real, synthetic) in shown], ("real", "synthetic")
+        [(name, real, synthetic) for name, (real, synthetic) in first], ("real", "synthetic")
     )
 
 
 def picture_sheet(rows: Sequence[Row], titles: Sequence[str], most: int = 1_000) -> bytes:
-    """A PNG of rows: a name, then its images section by section, each section with its title.
-    After `most` rows a new column begins.
+    """A PNG of rows: a name, then its images by section; each section has a title. A new column
+    begins after `most` rows.
 
     Small images are enlarged by whole numbers, without smoothing, to at least 48 px.
     """
@@ -55,7 +55,7 @@ def picture_sheet(rows: Sequence[Row], titles: Sequence[str], most: int = 1_000)
 
 
 def selection_sheet(planes: Sequence[Plane], rows: Sequence[Row], titles: Sequence[str]) -> bytes:
-    """A PNG of planes in which the chosen points stand out, above the rows of a `picture_sheet`."""
+    """A PNG of planes with the chosen points highlighted, above the rows of a `picture_sheet`."""
     below = _pictures(rows, titles)
     across = max(1, (below.width - _MARGIN) // (_PLANE + _MARGIN))
     lines = -(-len(planes) // across)
@@ -99,7 +99,7 @@ def _pictures(rows: Sequence[Row], titles: Sequence[str]) -> Image.Image:
 
 
 def _plane(plane: Plane) -> Image.Image:
-    # Drawn larger and made smaller, for round dots.
+    # Drawn at twice the size and scaled down for smooth dots.
     size, top = 2 * _PLANE, 56
     sheet = Image.new("RGB", (size, size), _PAPER)
     draw = ImageDraw.Draw(sheet)

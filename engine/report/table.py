@@ -16,7 +16,7 @@ STARS = (0.05, 0.01, 0.001)
 
 @dataclass(frozen=True)
 class Row:
-    """One arm. `test` and what follows are None for an arm whose test stayed closed."""
+    """One arm. `test` and the later fields are None if test stayed closed for the arm."""
 
     arm: str
     added: int
@@ -26,8 +26,8 @@ class Row:
     low: float | None = None
     high: float | None = None
     accuracy: float | None = None
-    # The difference to the baseline with its interval: of a declared contrast the hull of both
-    # methods, else by paired t alone. Stars are those of a contrast, never without it.
+    # The difference from the baseline with its interval: the hull of both methods for a declared
+    # contrast, else paired t. Only declared contrasts have stars.
     against: float | None = None
     against_low: float | None = None
     against_high: float | None = None
@@ -40,29 +40,29 @@ def comparison(
 ) -> list[Row]:
     """A row for each arm, in the order of the study.
 
-    added: images that generators gave to each arm; its real ones may be fewer than all, or none.
+    added: generated images in each arm, whose real images may be fewer than all.
     """
     objective, opened, baseline = search.objective, evaluate.arms, evaluate.baseline
     contrasts = {
-        one.arm: one for one in evaluate.contrasts if one.against == baseline
+        contrast.arm: contrast for contrast in evaluate.contrasts if contrast.against == baseline
     }  # fmt: skip
     rows = []
     for arm, val in search.arms.items():
         row = Row(arm, added[arm], val.mean, val.sd)
         if arm in opened:
             figure, rival = (opened[name].figures[objective] for name in (arm, baseline))
-            low, high, found = None, None, ""
+            low, high, marks = None, None, ""
             if arm in contrasts:
                 low, high = contrasts[arm].low, contrasts[arm].high
-                found = stars(contrasts[arm])
+                marks = stars(contrasts[arm])
             elif arm != baseline:
                 interval = paired_t(np.subtract(figure.replicates, rival.replicates).tolist())
                 low, high = interval.low, interval.high
             row = Row(
-                # A t interval of few seeds knows nothing of where a share ends.
+                # A t interval of few seeds may exceed the range of a share.
                 row.arm, row.added, row.val, row.val_sd, figure.mean, max(0.0, figure.low),
                 min(1.0, figure.high), opened[arm].figures["accuracy"].mean,
-                figure.mean - rival.mean, low, high, found,
+                figure.mean - rival.mean, low, high, marks,
                 _mark(arm, opened[arm], search),
             )  # fmt: skip
         rows.append(row)
@@ -71,7 +71,7 @@ def comparison(
 
 def stars(contrast: Contrast) -> str:
     """*, ** and *** for an adjusted p below 0.05, 0.01 and 0.001: the larger of both methods, after
-    Holm. None where there was too little to decide anything."""
+    Holm's correction. No stars if there were too few data for a verdict."""
     if (
         contrast.obstacle
         or contrast.effect.estimate * contrast.bootstrap.estimate <= 0
@@ -107,11 +107,11 @@ def as_text(rows: Sequence[Row], objective: str) -> str:
             ]  # fmt: skip
         lines.append([row.arm, f"{row.added:,}", f"{row.val:.3f}", *test, row.mark])
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    shown = []
+    text_lines = []
     for line in lines:
         cells = [
             cell.ljust(width) if column in (0, 7) else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(line, widths, strict=True))
         ]
-        shown.append("  ".join(cells).rstrip())
-    return "\n".join([shown[0], "-" * len(shown[0]), *shown[1:]])
+        text_lines.append("  ".join(cells).rstrip())
+    return "\n".join([text_lines[0], "-" * len(text_lines[0]), *text_lines[1:]])

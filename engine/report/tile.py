@@ -1,4 +1,4 @@
-"""A picture on a page: as a data URL that needs no network, and no larger than it is seen."""
+"""Images on a page as data URLs, no larger than displayed."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import io
 import numpy as np
 from PIL import Image
 
-# Up to this side (px) a picture is kept as it is, pixel for pixel.
+# Images up to this side (px) keep their pixels.
 SMALL = 64
 
 
 def tile(image: np.ndarray, side: int) -> str:
-    """An image (uint8 height, width, channels) that is shown at most `side` px large.
+    """The data URL of an image (uint8 height, width, channels) displayed at most `side` px wide.
 
-    A small one is a PNG of its own pixels. A larger one is a JPEG of at most twice the side, which
-    is what a fine screen shows: at 224 px, some 4 kB in place of 140.
+    A small image is a PNG with its own pixels. A larger one is a JPEG of at most twice the side,
+    for screens of high resolution: at 224 px, about 4 kB instead of 140.
     """
     picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
     target, kind = io.BytesIO(), "png"

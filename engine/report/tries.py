@@ -1,4 +1,4 @@
-"""The table of the settings that were tried, for the terminal and as CSV."""
+"""The table of tried settings, for the terminal and as CSV."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# Of a row, what is no knob.
+# Columns that are not knobs.
 FIGURES = ("try", "state", "mean", "sd", "steps", "seconds", "error", "scores")
 Row = Mapping[str, Any]
 
 
 def shown(value: Any) -> str:
-    """A knob's value in a line."""
+    """The value of a knob on one line."""
     if value is None:
         return ""
     return value if isinstance(value, str) else json.dumps(value, default=list)
 
 
 def as_csv(tries: Sequence[Row]) -> str:
-    """A line for each setting, in the order of their numbers."""
+    """One line per setting, in order of number."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(tries[0]), lineterminator="\n")
     writer.writeheader()
@@ -30,7 +30,7 @@ def as_csv(tries: Sequence[Row]) -> str:
 
 
 def as_text(tries: Sequence[Row], best: Row, objective: str) -> str:
-    """The table in plain text: what reached most first, and what failed last."""
+    """The table in plain text: best settings first, failed ones last."""
     knobs = [name for name in tries[0] if name not in FIGURES]
     ranked = sorted(tries, key=lambda row: (row["state"] != "ok", -(row["mean"] or 0.0)))
     lines = [["try", *knobs, f"val {objective}", "sd", "steps", "s", ""]]

@@ -1,4 +1,4 @@
-"""What steps find out: a frozen model for each kind of step, stored as the metrics of its manifest.
+"""Results of steps: a frozen model for each kind of step, stored as the metrics of its manifest.
 
-A step publishes one; whoever needs it reads it through the model, never through the stored JSON.
+Readers use the model, never the stored JSON.
 """

@@ -1,4 +1,4 @@
-"""The base of all results, and how one is read from a manifest."""
+"""The base class of results, read from a manifest."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from engine.core.spec import Spec
 
 
 class StepResult(Spec):
-    """What a step of `kind` found out."""
+    """The result of a step of `kind`."""
 
     kind: ClassVar[str]
 
@@ -19,8 +19,7 @@ class StepResult(Spec):
 
     @classmethod
     def of(cls, manifest: Manifest) -> Self:
-        """The result in a manifest. Raises `StorageError` if it is another kind's or of another
-        version."""
+        """The result in a manifest. Raises `StorageError` if its kind or version differs."""
         if manifest.kind != cls.kind:
             raise StorageError(f"{manifest.label} is of kind {manifest.kind}, not {cls.kind}")
         try:

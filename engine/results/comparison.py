@@ -1,4 +1,4 @@
-"""Results of the steps that find out whether images help."""
+"""Results of the steps that compare arms."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from engine.results.base import StepResult
 
 
 class MixResult(StepResult):
-    """What an arm trains on."""
+    """The training images of an arm."""
 
     kind: ClassVar[str] = "mix"
 
@@ -59,7 +59,7 @@ class TrainResult(StepResult):
     # The optimizer step whose weights were kept.
     best_step: int
     val: ValScores
-    # Digests of what the classifier reads outside the study's images.
+    # Digests of the classifier's external files.
     outside: dict[str, str] = {}
 
 
@@ -71,7 +71,7 @@ class ValMean(Spec):
 
 
 class SearchResult(StepResult):
-    """All classifiers that were compared on val, and what was chosen by it."""
+    """All classifiers compared on val, and the arms chosen by it."""
 
     kind: ClassVar[str] = "search"
 
@@ -103,8 +103,8 @@ class ArmFigure(MeanInterval):
 
 
 class ClassFigures(ClassScores):
-    """Scores of one class on test, from the confusion of all classifiers together; areas under
-    curves are means over classifiers, absent where there are no probabilities."""
+    """Scores of one class on test, from the summed confusion of all classifiers; areas under curves
+    are means over classifiers, absent without probabilities."""
 
     f1_interval: MeanInterval
     roc_auc: float | None = None
@@ -120,10 +120,10 @@ class ReliabilityBin(Spec):
 
 
 class ArmResult(Spec):
-    """An arm whose classifiers were tested. A metric without a value is absent."""
+    """A tested arm. Metrics without a value are absent."""
 
     family: str
-    # None where the amount of images is not given as a ratio.
+    # None if the amount of images is not given as a ratio.
     ratio: float | None
     role: str
     figures: dict[str, ArmFigure]
@@ -198,7 +198,7 @@ class Effect(Spec):
 
 
 class SaturationPoint(Spec):
-    """The ratio from which more images add nothing, with its 95% interval."""
+    """The ratio beyond which more images add nothing, with its 95% interval."""
 
     ratio: float
     low: float
@@ -206,7 +206,7 @@ class SaturationPoint(Spec):
 
 
 class OpenedTest(Spec):
-    """The test set. opened: by how many studies of the storage so far."""
+    """The test set. opened: the number of studies in the storage that opened it so far."""
 
     images: int
     groups: int
@@ -224,7 +224,7 @@ class EvaluateResult(StepResult):
     arms: dict[str, ArmResult]
     baseline: str
     contrasts: list[Contrast]
-    # What twice the steps do to real images; None where that was not tried.
+    # Gain of real images from twice the steps; None if not tried.
     budget: Effect | None
     # By family.
     saturation: dict[str, SaturationPoint]
@@ -232,7 +232,7 @@ class EvaluateResult(StepResult):
 
 
 class ScoredPredictions(Spec):
-    """Predictions of a file, judged as the study's own are."""
+    """The evaluation of predictions from a file."""
 
     study: str
     file: str

@@ -9,7 +9,7 @@ from engine.results.base import StepResult
 
 
 class IngestResult(StepResult):
-    """The data set as it was frozen."""
+    """The frozen data set."""
 
     kind: ClassVar[str] = "ingest"
 
@@ -20,9 +20,9 @@ class IngestResult(StepResult):
     # The reader's fingerprint of the files, in its own terms.
     data: dict[str, Any] = {}
     warnings: list[str] = []
-    # Splits that the data does not name and that were taken from train.
+    # Splits that the data lacks and that were taken from train.
     carved: list[str] = []
-    # Limits by which near duplicates were found (`engine.data.near_duplicates.NearLimit`).
+    # Limits used to find near duplicates (`engine.data.near_duplicates.NearLimit`).
     near_limit: dict[str, float | None] = {}
     # Leaks between splits, by kind.
     leaks: dict[str, int] = {}
@@ -34,7 +34,7 @@ class IngestResult(StepResult):
 
     @property
     def near_duplicates_searched(self) -> bool:
-        """Whether near duplicates could be told from similar pictures, and were looked for."""
+        """Whether near duplicates were distinguishable from similar pictures, and searched for."""
         return self.near_limit.get("fine") is not None
 
     @property
@@ -44,7 +44,7 @@ class IngestResult(StepResult):
 
 
 class AuditResult(StepResult):
-    """What is wrong with a study's data."""
+    """Problems in a study's data."""
 
     kind: ClassVar[str] = "audit"
 
@@ -66,11 +66,11 @@ class EmbedResult(StepResult):
 
 
 class ClusterResult(StepResult):
-    """Clusters of each class; class `all classes` where classes are not separated."""
+    """Clusters of each class; class `all classes` if classes are not separated."""
 
     kind: ClassVar[str] = "cluster"
 
-    # Images of each cluster, falling, by class.
+    # Images of each cluster in descending order, by class.
     sizes: dict[str, list[int]]
     inertia: dict[str, float]
     warnings: list[str]
@@ -88,8 +88,8 @@ class SelectResult(StepResult):
 
 
 class ReducedClass(Spec):
-    """A dominant class of which some images are kept. Distances are from dropped images to the
-    nearest that is kept."""
+    """A dominant class with some images dropped. Distances are from dropped images to the nearest
+    kept image."""
 
     images: int
     kept: int
@@ -98,7 +98,7 @@ class ReducedClass(Spec):
 
 
 class ReduceResult(StepResult):
-    """What is kept of the dominant classes."""
+    """The images kept of the dominant classes."""
 
     kind: ClassVar[str] = "reduce"
 

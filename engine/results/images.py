@@ -1,4 +1,4 @@
-"""Results of the steps that make images and choose among them."""
+"""Results of the steps that generate and select images."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from engine.results.base import StepResult
 
 
 class RequestResult(StepResult):
-    """The images to make."""
+    """The images to generate."""
 
     kind: ClassVar[str] = "request"
 
     # By class.
     counts: dict[str, int]
-    # Digests of what the generator reads outside the study's data.
+    # Digests of the generator's external files.
     outside: dict[str, str]
     warnings: list[str] = []
 
 
 class FinetuneResult(StepResult):
-    """A trained generator. Its training's figures are further fields."""
+    """A trained generator. Training figures are further fields."""
 
     model_config = ConfigDict(extra="allow")
     kind: ClassVar[str] = "finetune"
@@ -34,7 +34,7 @@ class FinetuneResult(StepResult):
 
 
 class GenerateResult(StepResult):
-    """Images made by a generator."""
+    """Images of a generator."""
 
     kind: ClassVar[str] = "generate"
 
@@ -46,14 +46,14 @@ class GenerateResult(StepResult):
 
 
 class MeasureResult(StepResult):
-    """What the labeler and the filters measure on val."""
+    """Measurements of the labeler and the filters on val."""
 
     kind: ClassVar[str] = "measure"
 
 
 class ClassFunnel(Spec):
-    """Images of a class from the request to use. kept: those used as the class, whatever was
-    requested. reasons: why the others are not used."""
+    """Images of a class from the request to use. kept: images used as the class, whatever class
+    was requested. reasons: numbers of unused images by reason."""
 
     requested: int
     generated: int
@@ -62,8 +62,8 @@ class ClassFunnel(Spec):
 
 
 class FilterReport(Spec):
-    """What one filter did. limits: by name, for all classes or by class. stops: why the images must
-    not be exported, or empty."""
+    """The effect of one filter. limits: by name, for all classes or by class. stops: the reason
+    that forbids the export, or empty."""
 
     name: str
     dropped: int
@@ -83,7 +83,7 @@ class LabelerReport(Spec):
 
 
 class CurateResult(StepResult):
-    """The images that are used, class by class."""
+    """The used images by class."""
 
     kind: ClassVar[str] = "curate"
 
@@ -94,8 +94,8 @@ class CurateResult(StepResult):
 
 
 class FidelitySet(Spec):
-    """Figures of a set of `n` images; an interval is (figure, low, high). sampled: images that the
-    figures rest on; None where there are too few."""
+    """Figures of a set of `n` images; an interval is (figure, low, high). sampled: number of images
+    that the figures use; None if there are too few."""
 
     n: int
     sampled: int | None = None

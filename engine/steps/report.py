@@ -1,4 +1,4 @@
-"""Report: one HTML page that needs no network, from the tables that the other steps left."""
+"""Report: one self-contained HTML page from the tables of the other steps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from engine.report import plots
 from engine.report.download import beside, data_url
 from engine.report.page import in_points, render, with_contents
 from engine.report.sections.cost import cost, done_steps, weights
-from engine.report.sections.curation import filters_told, first_screen, labels_seen, sheets, words
+from engine.report.sections.curation import filter_rows, first_screen, labels_seen, sheets, words
 from engine.report.sections.embedding import image_warnings, probes, scatter
 from engine.report.sections.evidence import (
     FIGURES,
@@ -60,9 +60,9 @@ from engine.steps import StepKind
 from engine.steps.evaluate import EvaluateSpec
 
 _TILE = 52  # px
-_LINKED = 150_000  # bytes of a table that the page itself holds
+_LINKED = 150_000  # largest table, in bytes, that is embedded in the page
 PREDICTIONS = "predictions.parquet"
-# Tables that say how long things took.
+# Tables with durations.
 TIMED = ("trials.csv", "steps.csv", "cost.csv", "prices.csv")
 
 
@@ -98,17 +98,17 @@ class Report(StepKind):
         curated = {
             name: context.result(f"curate.{name}", CurateResult) for name in spec.generators
         }
-        # Small pictures at a whole multiple of their size, with their pixels to be seen.
+        # Small images are enlarged by a whole factor, so that their pixels stay visible.
         side = _TILE // spec.preprocess.size * spec.preprocess.size or _TILE
         every_fit = {
-            name: [CurateResult.of(one) for one in of_fits(context, "curate", name)]
+            name: [CurateResult.of(fit) for fit in of_fits(context, "curate", name)]
             for name in spec.generators
         }
         sheet = sheets(context, spec.generators, spec.task, side, compared)
         probed = probes(context, spec, classes)
         models = trained(context)
         table = comparison(added_to(models), search, evaluate)
-        told = histories(context, models)
+        trainings = histories(context, models)
         steps = done_steps(context)
         planes = scatter(context, spec, classes)
         nearest = closest_of_fits(context, spec.generators, side)
@@ -117,7 +117,7 @@ class Report(StepKind):
         wanted = needed(context)
         tables = as_files(
             comparison_tables(
-                table, trials.to_pylist(), search_spec, evaluate, models, told, classes
+                table, trials.to_pylist(), search_spec, evaluate, models, trainings, classes
             )
             | image_tables(
                 context, wanted, probed, planes, nearest, reduced(context), classes
@@ -148,12 +148,12 @@ class Report(StepKind):
             recalls=recall_plots(evaluate, classes, colours), forests=forests(evaluate, classes),
             main=legend_of(evaluate, colours), reliability=reliability(evaluate, colours),
             frequency=frequency(evaluate, models, colours),
-            curves=curves(evaluate, models, told, colours),
+            curves=curves(evaluate, models, trainings, colours),
             most_classes=MOST_CLASSES, confusions=confusions(evaluate, models, classes),
             reduced=reduced(context),
             sheets=sheet, first_images=first_screen(sheet),
             closest=nearest, fits={name: fit_rows(context, name) for name in spec.generators},
-            funnels=curated, reasons=words(curated), filters=filters_told(curated),
+            funnels=curated, reasons=words(curated), filters=filter_rows(curated),
             seen=labels_seen(curated, classes),
             scatter=planes, probes=probed,
             fidelity=fidelity_tables(context, spec.generators),
@@ -171,7 +171,7 @@ class Report(StepKind):
                 __version__,
             ),
             not_known=not_known(spec.study, ingest, search_spec, search, evaluate),
-            steps=[step_told(step, manifest) for step, manifest in steps],
+            steps=[step_row(step, manifest) for step, manifest in steps],
             study=json.dumps(spec.study, indent=2), versions=provenance["versions"],
         )  # fmt: skip
         data = with_contents(page).encode()
@@ -179,7 +179,7 @@ class Report(StepKind):
         for name, encoded in tables.items():
             stem, _, suffix = name.partition(".")
             parts.append(context.file(stem, suffix, encoded, timed=name in TIMED, file=name))
-        # What evaluate wrote, under a name for people.
+        # The table of evaluate, under a readable name.
         (predictions,) = (part for part in context.inputs["evaluate"].parts
                           if part.tags.get("table") == "predictions")  # fmt: skip
         parts.append(predictions.model_copy(update={"tags": {"file": PREDICTIONS}}))
@@ -194,17 +194,16 @@ class Report(StepKind):
 
 
 def links(tables: Mapping[str, bytes], *others: str) -> list[tuple[str, str]]:
-    """Names of tables and where each is: in the page, or beside it where it is large, as others
-    are."""
-    found = [
+    """Names and URLs of tables: small ones as data URLs, large ones and `others` as files."""
+    urls = [
         (name, data_url(encoded) if len(encoded) <= _LINKED else beside(name))
         for name, encoded in tables.items()
     ]
-    return found + [(name, beside(name)) for name in others]
+    return urls + [(name, beside(name)) for name in others]
 
 
-def step_told(step: Step, manifest: Manifest) -> dict[str, Any]:
-    """A step that the page rests on: its key, when it ran and how long."""
+def step_row(step: Step, manifest: Manifest) -> dict[str, Any]:
+    """A step of the study: its key, start and duration."""
     return {
         "label": step.label, "key": step.key, "rows": manifest.rows,
         "started": manifest.provenance["started"], "seconds": manifest.provenance["seconds"],
@@ -216,13 +215,13 @@ def ratio_curve(
     saturations: Sequence[plots.Saturation],
 ) -> dict[str, Any]:  # fmt: skip
     """The objective on val against the ratio, with t intervals over replicates."""
-    # Twins and other arms that only show something have no part in the choice.
-    held = [entry for entry in trials.to_pylist() if entry["role"] != "shown"
+    # Arms with the role "shown" have no part in the choice.
+    entries = [entry for entry in trials.to_pylist() if entry["role"] != "shown"
             or entry["family"] == "real_double"]  # fmt: skip
     families: dict[str, dict[float, list[float]]] = {}
     levels: dict[str, list[float]] = {}
-    family_of = {entry[rows.ARM]: entry["family"] for entry in held}
-    for entry in held:
+    family_of = {entry[rows.ARM]: entry["family"] for entry in entries}
+    for entry in entries:
         value = entry[search.objective]
         if entry[rows.RATIO]:
             families.setdefault(entry["family"], {}).setdefault(entry[rows.RATIO], []).append(value)
@@ -251,22 +250,22 @@ def ratio_curve(
 
 
 def replication(search_spec: SearchSpec) -> str:
-    """How often each arm was trained; seeds are those of each generator fit."""
+    """How often each arm was trained, with the number of seeds per generator fit."""
     fits = search_spec.generator_fits
     seeds = len(search_spec.seeds) // fits
-    told = f"{seeds} classifier seed{'s' if seeds > 1 else ''}"
+    per_fit = f"{seeds} classifier seed{'s' if seeds > 1 else ''}"
     if fits == 1:
-        return f"the same {told}"
-    return f"{fits} fits of each generator and {told} for each fit (the same in all arms)"
+        return f"the same {per_fit}"
+    return f"{fits} fits of each generator and {per_fit} for each fit (the same in all arms)"
 
 
 def unit_of(search_spec: SearchSpec) -> str:
-    """What the replicates are."""
+    """The kind of replicate."""
     return "generator fits" if search_spec.generator_fits > 1 else "seeds"
 
 
 def counted(search_spec: SearchSpec) -> str:
-    """How many replicates there are, and what they are."""
+    """The number and kind of replicates."""
     return f"{replicate_count(search_spec)} {unit_of(search_spec)}"
 
 
@@ -278,8 +277,11 @@ def replicate_count(search_spec: SearchSpec) -> int:
 def saturated(
     points: Mapping[str, SaturationPoint], arms: Sequence[Arm], replicates: int
 ) -> list[plots.Saturation]:
-    """Of each family, the ratio from which on more images add nothing; where that is, or may be,
-    the largest that was tried, none was seen. Too few replicates say nothing of it."""
+    """For each family, the ratio beyond which more images add nothing.
+
+    A family is left out if the ratio or its interval reaches the largest ratio tried. With too few
+    replicates the list is empty.
+    """
     if replicates < LEAST_REPLICATES:
         return []
     return [
@@ -290,7 +292,7 @@ def saturated(
 
 
 def largest_ratio(family: str, arms: Sequence[Arm]) -> float:
-    """Of those that were tried."""
+    """The largest ratio tried."""
     return max(arm.ratio or 0.0 for arm in arms
                if arm.family == family and arm.role != "shown")  # fmt: skip
 
@@ -299,34 +301,34 @@ def saturation_in_words(
     points: Mapping[str, SaturationPoint], arms: Sequence[Arm], margin: float,
     replicates: int,
 ) -> list[str]:  # fmt: skip
-    """For each family, where it is saturated, or that it was not seen to be."""
+    """For each family, its saturation in words."""
     if points and replicates < LEAST_REPLICATES:
         return [
-            f"Where more images add nothing is not told: {replicates} replicates say nothing of it,"
-            f" {LEAST_REPLICATES} are the least."
+            f"Saturation is not reported: too few replicates ({replicates}, minimum"
+            f" {LEAST_REPLICATES})."
         ]
-    seen = {one.name for one in saturated(points, arms, replicates)}
+    seen = {saturation.name for saturation in saturated(points, arms, replicates)}
     within = in_points(margin)
-    found = []
+    sentences = []
     for family, point in points.items():
         bracket = f"95% interval over replicates: {point.low:g} to {point.high:g}"
         name = family.replace("_", " ")
         if family in seen and not point.ratio:
-            found.append(
-                f"{name}: no ratio adds more than {within} to real images alone, so that it is"
-                f" saturated at 0 ({bracket})."
+            sentences.append(
+                f"{name}: no ratio adds more than {within} to real images alone, so saturation"
+                f" is at 0 ({bracket})."
             )
         elif family in seen:
-            found.append(
-                f"{name}: from a ratio of {point.ratio:g} on ({bracket}), more images add no"
-                f" more than {within}."
+            sentences.append(
+                f"{name}: beyond a ratio of {point.ratio:g} ({bracket}), more images add at most"
+                f" {within}."
             )
         else:
-            found.append(
-                f"{name}: no saturation was seen up to x{largest_ratio(family, arms):g} (the least"
-                f" ratio within {within} of the best is {point.ratio:g}; {bracket})."
+            sentences.append(
+                f"{name}: no saturation was seen up to x{largest_ratio(family, arms):g} (the"
+                f" smallest ratio within {within} of the best is {point.ratio:g}; {bracket})."
             )
-    return found
+    return sentences
 
 
 def _point(ratio: float, values: Sequence[float], generator_fits: int) -> plots.Point:
@@ -335,40 +337,40 @@ def _point(ratio: float, values: Sequence[float], generator_fits: int) -> plots.
 
 
 _ARM_NOTES = {
-    "oversampled": "“oversampled” draws every class alike.",
-    "class_weighted": "“class weighted” weighs an image's loss by how rare its class is.",
-    "mixup": "“mixup” and “cutmix” mix each batch of real images with itself.",
-    "cutmix": "“mixup” and “cutmix” mix each batch of real images with itself.",
+    "oversampled": "“oversampled” draws every class equally often.",
+    "class_weighted": "“class weighted” weights the loss of an image by the rarity of its class.",
+    "mixup": "“mixup” and “cutmix” mix the real images within each batch.",
+    "cutmix": "“mixup” and “cutmix” mix the real images within each batch.",
 }
 
 
 def arm_notes(arms: Sequence[Arm]) -> list[str]:
-    """What a reader of the table must know of arms that are named shortly."""
+    """Explanations of arms with short names."""
     families = {arm.family for arm in arms}
-    found = [text for family, text in _ARM_NOTES.items() if family in families]
+    notes = [text for family, text in _ARM_NOTES.items() if family in families]
     if any(arm.twin_of for arm in arms):
-        found.append("“unfiltered” adds as many images of a generator as its rival, as they come.")
+        notes.append("“unfiltered” adds as many images as its filtered twin, without filters.")
     if any(synthetic_only(arm) for arm in arms):
-        found.append(
+        notes.append(
             "“only” trains on generated images alone, as many as there are real ones; its accuracy"
-            " is the classification accuracy score (Ravuri and Vinyals 2019). It is shown for the"
-            " reader, and is no baseline."
+            " is the classification accuracy score (Ravuri and Vinyals 2019). It is for information"
+            " and cannot be the baseline."
         )
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(notes))
 
 
 def recall_plots(
     evaluate: EvaluateResult, classes: Sequence[str], colours: Mapping[str, int]
 ) -> list[dict[str, Any]]:
     """For each contrast: recall of each class on test, for real images, baseline and synthetic."""
-    found = []
+    entries = []
     for contrast in evaluate.contrasts:
         arms = list(dict.fromkeys(["real", contrast.against, contrast.arm]))
         seeds = contrast.generator_fits * contrast.seeds
         of_arms = [colour_of(evaluate, arm, colours) for arm in arms]
         gains = [
             plots.Gain(
-                # How many images a figure rests on says how far to believe it.
+                # The number of images shows how reliable the value is.
                 f"{name} ({evaluate.arms['real'].per_class[name].images // seeds})",
                 [evaluate.arms[arm].per_class[name].recall for arm in arms],
                 *((gain.mean, gain.low, gain.high) for gain in gains_of),
@@ -377,7 +379,7 @@ def recall_plots(
                 classes, contrast.recall_gain, contrast.recall_gain_to_real, strict=True
             )
         ]  # fmt: skip
-        found.append(
+        entries.append(
             {
                 "arms": list(zip(arms, of_arms, strict=True)),
                 "against": contrast.against,
@@ -386,29 +388,29 @@ def recall_plots(
                 ),
             }
         )
-    return found
+    return entries
 
 
 def amounts_of(search: Step) -> dict[str, Amount]:
-    """Images that each arm adds of each of its generators, by arm."""
-    found = {}
+    """Amount of images that each arm adds per generator, by arm."""
+    amounts = {}
     for arm in search.spec_as(SearchSpec).arms:
         added = search.inputs[arm.mixes[0]].spec_as(MixSpec).added
         if added:
-            found[arm.name] = added[0].amount
-    return found
+            amounts[arm.name] = added[0].amount
+    return amounts
 
 
 def needed(context: Context) -> dict[str, dict[str, int]]:
-    """Images of each class that the largest arm of a generator adds, by generator."""
-    found: dict[str, dict[str, int]] = {}
+    """Images of each class in the largest arm of a generator, by generator."""
+    counts: dict[str, dict[str, int]] = {}
     search = context.step.inputs["search"]
     for step in search.inputs.values():
         manifest = context.manifest(step) if step.kind == "mix" else None
         if manifest is None:
             continue
         for name, added in MixResult.of(manifest).added.items():
-            held = found.setdefault(name, {})
+            of_generator = counts.setdefault(name, {})
             for label, count in added.items():
-                held[label] = max(held.get(label, 0), count)
-    return found
+                of_generator[label] = max(of_generator.get(label, 0), count)
+    return counts

@@ -63,7 +63,7 @@ def test_who_is_as_sure_as_right_lies_on_the_dashed_line() -> None:
         assert (y - y1) / (y2 - y1) == pytest.approx((x - x1) / (x2 - x1), abs=0.01)
     sizes = [float(r) for r in re.findall(r' r="([\d.]+)"', svg)]
     assert sizes == sorted(sizes)
-    assert "0.90 sure, 0.90 right, 70.0% of images" in svg
+    assert "confidence 0.90, accuracy 0.90, 70.0% of images" in svg
 
 
 def test_a_class_with_more_images_lies_to_the_right_as_its_logarithm_says() -> None:

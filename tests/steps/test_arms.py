@@ -61,11 +61,11 @@ def test_each_generator_fit_is_a_replicate_with_its_own_images_and_classifiers(
     # A folder's images are drawn anew, and nothing is trained.
     assert contrast["drawn"]
     assert (
-        "3 draws of images of 2 classifier seeds each, conditional on one generator"
+        "3 draws of images with 2 classifier seeds each, conditional on one generator"
         in evaluated.metrics["verdict"]
     )
     assert replicates_in_words(Contrast.model_validate({**contrast, "drawn": False})) == (
-        "3 generator fits of 2 classifier seeds each"
+        "3 generator fits with 2 classifier seeds each"
     )
     assert len(contrast["mcnemar"]) == 6
     predictions = table(store, evaluated, "predictions")

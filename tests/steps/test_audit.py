@@ -141,11 +141,11 @@ def test_planted_faults_are_told_by_their_kind_and_clean_images_are_not_accused(
     assert len(named) <= 4
 
     text = html(store, manifest)
-    assert "To be mended before a study runs" in text
+    assert "To fix before the study can run" in text
     assert "http" not in re.sub(r"data:[^\"]+", "", text).replace("http-equiv", "")
     assert "test stays unseen" in text
     musts = " ".join(manifest.metrics["must"])
-    for words in ("2 files cannot be used", "stands under two labels", "stands in two splits",
+    for words in ("2 files cannot be used", "has two labels", "is in two splits",
                   "is a crop or a new encoding"):  # fmt: skip
         assert words in musts
     assert len(tables(text)["toy-findings.csv"]) == len(entries)
@@ -161,7 +161,7 @@ def test_a_clean_folder_stops_nothing(
     manifest = audit(toy_study(tmp_path / "data", preprocess={"size": 64}))
     assert manifest.metrics["must"] == []
     assert not [e for e in found(store, manifest) if e["kind"] not in ("label", "outlier")]
-    assert "Nothing here stops a study" in html(store, manifest)
+    assert "No problem stops the study" in html(store, manifest)
     assert any("by pixels alone" in text for text in manifest.metrics["warnings"])
 
 
@@ -238,7 +238,7 @@ def test_groups_that_cross_are_told_and_those_of_one_split_are_not(
     manifest = audit(toy_study(reader, split={"group": "column"}))
     held = [entry for entry in found(store, manifest) if entry["kind"] == "group"]
     assert [entry["detail"] for entry in held] == ["p0"]
-    assert "group stands in two splits" in " ".join(manifest.metrics["must"])
+    assert "group is in two splits" in " ".join(manifest.metrics["must"])
 
 
 def test_equal_pictures_and_groups_are_not_torn_apart_by_the_split_that_is_drawn_here(

@@ -250,7 +250,7 @@ def test_the_page_has_the_figures_of_every_set(
     assert "strongly on their number" in section
     # No filter looked at them: fidelity has embedded them.
     assert "<figcaption>PCA</figcaption>" in page
-    probe = page[page.index("Can one tell more") : page.index("<h2>The models")]
+    probe = page[page.index("Can images of more") : page.index("<h2>The models")]
     assert re.findall(r"<td>(across|down)</td><td>[01]\.\d\d</td><td>60</td>", probe) == [
         "across", "down"
     ]  # fmt: skip
@@ -265,7 +265,7 @@ def test_the_page_says_why_images_without_vectors_are_not_shown(
     )  # fmt: skip
     (key,) = run_until(study, "report").keys(file="report.html")
     page = plain_headings(store.read(key).decode())
-    for where, words in (("<h2>Embeddings", "Not shown"), ("Can one tell more", "Not measured")):
+    for where, words in (("<h2>Embeddings", "Not shown"), ("Can images of more", "Not measured")):
         after = page[page.index(where) :]
         assert f"{words}: its images have no vectors" in after[:600]
 
@@ -319,7 +319,7 @@ def test_every_fit_is_measured_and_told_of(
         assert f"<tr><td>{fit}</td><td>120</td><td>120</td><td>100.0%</td>" in funnel
     # The sheet, the funnel by class and the plane are of the first.
     assert page.count("of the first of 2 generator fits") == 3
-    probe = page[page.index("Can one tell more") : page.index("<h2>The models")]
+    probe = page[page.index("Can images of more") : page.index("<h2>The models")]
     assert "Mean over 2 generator fits" in probe
 
 
@@ -359,7 +359,7 @@ def test_what_is_wrong_with_a_later_fit_is_told_with_its_number() -> None:
     copied = curated(filters=[stopped])
     probed = {"more": {"entries": [{"label": "down", "areas": {0: 0.6, 1: 0.97}}]}}
     told, stops = image_warnings(probed, {"more": [nothing, copied]}, Asked())
-    assert told.startswith("images of more, fit 1 are easily told from real ones")
+    assert told.startswith("images of more, fit 1 are easily distinguished from real ones")
     assert stops.startswith("more, fit 1: 3 of 60 are copies of training images")
     # What is true of all fits is told once.
     probed = {"more": {"entries": [{"label": "down", "areas": {0: 0.96, 1: 0.97}}]}}
@@ -368,9 +368,9 @@ def test_what_is_wrong_with_a_later_fit_is_told_with_its_number() -> None:
         for kept in (0.5, 0.6)
     )
     apart, other = image_warnings(probed, {"more": [seen, more]}, Asked())
-    assert "images of more are easily told" in apart
+    assert "images of more are easily distinguished" in apart
     assert "0.96 to 0.97" in apart
-    assert "in 50% to 60% of those kept" in other
+    assert "in 50% to 60% of kept images" in other
     probed["more"]["entries"][0]["areas"] = {0: 0.997, 1: 1.0}
     assert "curve 1.00 by class" in image_warnings(probed, {"more": [nothing, nothing]}, Asked())[0]
     (alone,) = image_warnings({}, {"more": [copied]}, Asked())

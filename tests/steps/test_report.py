@@ -75,7 +75,7 @@ def test_the_page_is_whole_and_needs_no_network(bars_study, store: Store, profil
         # What is too large for the page lies beside it, and the page says so.
         where = attributes.get("href") or "data:"
         assert where.startswith("data:") or where == "tables/predictions.parquet"
-    assert "predictions.parquet</a> (beside the page)" in page
+    assert "predictions.parquet</a> (next to the page)" in page
     assert not re.findall(r"url\(|@import|https?://", page)
     order = [
         "All arms", "Each comparison", "Every figure", "How many to add", "Each class",
@@ -186,9 +186,9 @@ def test_of_many_classes_a_page_shows_some_and_says_so(
     )  # fmt: skip
     page = page_of(study, store, profile)
     assert 'class="matrix"' not in page
-    assert "<tr><th>asked for</th>" in page
+    assert "<tr><th>requested</th>" in page
     assert "<tr><th>true</th>" in page
-    assert "The 30 classes of which most was dropped; 2 more are not shown." in page
+    assert "The 30 classes with the most dropped images; 2 more are not shown." in page
     assert page.count('<div class="class">') == 30
     assert "colours are classes, and repeat after ten" in page
 
@@ -405,7 +405,7 @@ def test_no_saturation_is_claimed_at_the_largest_ratio() -> None:
         return SaturationPoint(ratio=ratio, low=low, high=high)
 
     (seen,) = saturation_in_words({"g": at(0.5, 0.0, 1.0)}, arms, 0.01, 5)
-    assert "from a ratio of 0.5 on (95% interval over replicates: 0 to 1), more images" in seen
+    assert "beyond a ratio of 0.5 (95% interval over replicates: 0 to 1), more images" in seen
     for point in (at(2.0, 1.0, 2.0), at(1.0, 0.5, 2.0)):
         (none,) = saturation_in_words({"g": point}, arms, 0.01, 5)
         assert "no saturation was seen up to x2" in none
@@ -415,7 +415,7 @@ def test_no_saturation_is_claimed_at_the_largest_ratio() -> None:
     assert saturated(seen, arms, 5) == [Saturation("g", 0.5, 0.0, 1.0)]
     assert saturated(seen, arms, 4) == []
     (few,) = saturation_in_words(seen, arms, 0.01, 4)
-    assert "4 replicates say nothing" in few
+    assert "too few replicates (4, minimum 5)" in few
     (nothing,) = saturation_in_words({"g": at(0.0, 0.0, 0.5)}, arms, 0.01, 5)
     assert "g: no ratio adds more than 1 point to real images alone" in nothing
 

@@ -1,4 +1,4 @@
-"""What a study cost, what a point cost, and where the models lie that came of it."""
+"""The cost of a study, the cost per point gained, and the locations of the trained models."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from engine.results.data import IngestResult
 from engine.results.images import FinetuneResult
 
 _WORDS = {
-    "ingest": "taking the data in", "embed": "embedding real images", "cluster": "clustering",
+    "ingest": "ingesting the data", "embed": "embedding real images", "cluster": "clustering",
     "select": "choosing representatives", "reduce": "reducing dominant classes",
     "train": "training classifiers of the comparison", "labeler": "training the labeler",
     "measure": "measuring val", "request": "planning images", "finetune": "training generators",
-    "generate": "generating images", "curate": "curating images", "mix": "putting arms together",
-    "fidelity": "measuring fidelity", "evaluate": "test",
+    "generate": "generating images", "curate": "curating images", "mix": "composing arms",
+    "fidelity": "measuring fidelity", "evaluate": "testing",
 }  # fmt: skip
 # Steps that compute on the profile's device.
 _ON_DEVICE = ("embed", "train", "labeler", "measure", "finetune", "generate", "curate", "evaluate",
@@ -33,20 +33,21 @@ _MAKING = ("request", "finetune", "generate", "curate")
 
 
 def done_steps(context: Context) -> list[tuple[Step, Manifest]]:
-    """Every step that the page rests on, inputs first. Not in the order in which they ran: a
-    step that was discarded and ran again would move, and tables with it."""
-    found = []
+    """Every finished step that the page depends on, inputs first.
+
+    The order does not depend on when steps ran, so that a step that runs again keeps its place.
+    """
+    done = []
     for step in upstream(list(context.step.inputs.values())):
         manifest = context.manifest(step)
         if manifest is not None:
-            found.append((step, manifest))
-    return found
+            done.append((step, manifest))
+    return done
 
 
 @dataclass(frozen=True)
 class Hours:
-    """Of some steps: wall-clock time, and what was held meanwhile, CPUs and GPUs times hours. None
-    where a step did not note what it held."""
+    """Wall-clock, CPU and GPU hours of some steps; None if a step did not record its resources."""
 
     wall: float
     cpu: float | None
@@ -54,30 +55,30 @@ class Hours:
 
     @classmethod
     def of(cls, manifest: Manifest) -> Hours:
-        wall, held = manifest.provenance["seconds"] / 3600, manifest.provenance.get("held")
-        if held is None:
+        wall, resources = manifest.provenance["seconds"] / 3600, manifest.provenance.get("held")
+        if resources is None:
             return cls(wall, None, None)
         return cls(wall, *(
-            sum(one["workers"] * one[what] * one["seconds"] for one in held) / 3600
+            sum(use["workers"] * use[what] * use["seconds"] for use in resources) / 3600
             for what in ("cpus", "gpus")
         ))  # fmt: skip
 
     @classmethod
     def total(cls, every: Sequence[Hours]) -> Hours:
-        known = all(one.cpu is not None for one in every)
+        known = all(part.cpu is not None for part in every)
         return cls(
-            sum(one.wall for one in every),
-            sum(one.cpu or 0.0 for one in every) if known else None,
-            sum(one.gpu or 0.0 for one in every) if known else None,
+            sum(part.wall for part in every),
+            sum(part.cpu or 0.0 for part in every) if known else None,
+            sum(part.gpu or 0.0 for part in every) if known else None,
         )
 
 
 def cost(
     steps: Sequence[tuple[Step, Manifest]], trials: Sequence[Trained], evaluate: EvaluateResult,
 ) -> dict[str, Any]:  # fmt: skip
-    """Hours by kind of work, and hours of making images for each point gained."""
+    """Hours by kind of work, and hours of image generation per point gained."""
     timed = [(_kind(step), step, manifest) for step, manifest in steps if step.kind != "search"]
-    timed += [("train", one.trial.step, one.manifest) for one in trials]
+    timed += [("train", item.trial.step, item.manifest) for item in trials]
     kinds: dict[str, list[Manifest]] = {}
     for kind, _, manifest in timed:
         kinds.setdefault(kind, []).append(manifest)
@@ -85,11 +86,11 @@ def cost(
              *(kind for kind in kinds if kind not in _WORDS)]  # fmt: skip
     rows = []
     for kind in order:
-        devices = {str(one.provenance.get("device") or "not noted") for one in kinds[kind]}
+        devices = {str(item.provenance.get("device") or "not recorded") for item in kinds[kind]}
         rows.append(
             {
                 "words": _WORDS.get(kind, kind), "count": len(kinds[kind]),
-                "hours": Hours.total([Hours.of(one) for one in kinds[kind]]),
+                "hours": Hours.total([Hours.of(item) for item in kinds[kind]]),
                 "devices": ", ".join(sorted(devices)) if kind in _ON_DEVICE else "",
             }
         )  # fmt: skip
@@ -107,16 +108,16 @@ def per_point(
     timed: Sequence[tuple[str, Step, Manifest]], trials: Sequence[Trained],
     evaluate: EvaluateResult,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """For each contrast with the baseline, what making its images took, once: the whole pool, which
-    is as large as the largest ratio asks, whatever ratio was chosen. And, where the gain's interval
-    lies above 0, the price of a point: at the gain itself, and at both ends of its interval.
+    """The hours of generating the images once, for each contrast with the baseline.
 
-    The price is in GPU hours where a GPU was held, else in CPU hours; in hours of wall-clock time
-    where what was held is not known.
+    They cover the whole pool for the largest ratio, whichever ratio was chosen. If the gain's
+    interval is above 0, the price per point is given for the gain and for both ends of its
+    interval. The unit is GPU hours if a GPU was reserved, else CPU hours; wall-clock hours if the
+    resources are not known.
     """
-    arms = {one.trial.arm.name: one.trial.arm for one in trials}
-    fits = 1 + max(one.trial.fit for one in trials)
-    found = []
+    arms = {item.trial.arm.name: item.trial.arm for item in trials}
+    fits = 1 + max(item.trial.fit for item in trials)
+    prices = []
     for contrast in evaluate.contrasts:
         if contrast.against != evaluate.baseline:
             continue
@@ -128,31 +129,32 @@ def per_point(
         unit, hours = "hours", every.wall
         if every.cpu is not None:
             unit, hours = ("GPU hours", every.gpu or 0.0) if every.gpu else ("CPU hours", every.cpu)
-        one: dict[str, Any] = {"arm": contrast.arm, "unit": unit, "hours": hours / fits,
+        item: dict[str, Any] = {"arm": contrast.arm, "unit": unit, "hours": hours / fits,
                                "per_point": None, "least": None, "most": None}  # fmt: skip
         if contrast.word == "helps" and contrast.low > 0:
             ends = {"per_point": contrast.effect.estimate, "least": contrast.high,
                     "most": contrast.low}  # fmt: skip
-            one |= {name: hours / fits / (100 * gain) for name, gain in ends.items()}
-        found.append(one)
-    return found
+            item |= {name: hours / fits / (100 * gain) for name, gain in ends.items()}
+        prices.append(item)
+    return prices
 
 
-def weights_at(one: Trained) -> str:
-    """Where a classifier's weights lie, below the root of the storage."""
-    held = [part.key for part in one.manifest.parts if part.tags.get("file", "")[:7] == "weights"]
-    return held[0].rpartition("/")[0] if held else ""
+def weights_at(trained: Trained) -> str:
+    """The folder of a classifier's weights, relative to the storage root."""
+    keys = [part.key for part in trained.manifest.parts
+            if part.tags.get("file", "")[:7] == "weights"]  # fmt: skip
+    return keys[0].rpartition("/")[0] if keys else ""
 
 
 def network_in_words(classifier: Mapping[str, Any]) -> str:
-    """What a classifier is, as the methods name it."""
+    """The network of a classifier, worded as in the methods."""
     return classifier_in_words(classifier)
 
 
 def composition(context: Context, mix: Step) -> str:
-    """How many real images and how many of which generator an arm trains on."""
+    """The numbers of real and generated images that an arm trains on."""
     manifest = context.manifest(mix)
-    assert manifest is not None, "what was trained on it is done"
+    assert manifest is not None, "its trainings are done"
     result = MixResult.of(manifest)
     drawn = ", each class drawn alike" if mix.spec_as(MixSpec).oversampled else ""
     amounts = [f"{result.real:,} real{drawn}"] if result.real else []
@@ -164,19 +166,20 @@ def weights(
     context: Context, steps: Sequence[tuple[Step, Manifest]], trials: Sequence[Trained],
     evaluate: EvaluateResult, search: SearchSpec, study: str,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Each model that the study trained: the network, what it was trained on, how long it learnt,
-    how good it is, where its weights lie below the storage's root. Of an arm, the classifier that
-    is best on val. study: its name."""
+    """Each model that the study trained: network, training data, steps, scores and weights.
+
+    Each arm is represented by its best classifier on val. study: the study's name.
+    """
     objective = evaluate.objective
     classifier = network_in_words(context.inputs["search"].spec["classifier"])
     total = sum(context.result("ingest", IngestResult).train.values())
-    found = []
+    models = []
     for step, manifest in steps:
         files = [part.key for part in manifest.parts if part.key.endswith(".safetensors")]
         if step.kind == "finetune":
             result = FinetuneResult.of(manifest)
             loss = result.loss
-            found.append(
+            models.append(
                 {
                     "model": step.label, "what": f"generator {manifest.spec['generator']['name']}",
                     "dataset": f"{study}: {total:,} real", "images": total,
@@ -188,7 +191,7 @@ def weights(
             )  # fmt: skip
         elif step.kind == "train":
             val = TrainResult.of(manifest).val.figures
-            found.append(
+            models.append(
                 {
                     "model": step.label, "what": network_in_words(manifest.spec["classifier"]),
                     "dataset": f"{study}: {composition(context, step.inputs['mix'])}",
@@ -198,10 +201,10 @@ def weights(
                 }
             )  # fmt: skip
     for arm, figures in evaluate.arms.items():
-        held = [one for one in trials if one.trial.arm.name == arm]
-        values = [one.result.val.figures[objective] for one in held]
-        best = held[int(np.argmax(values))]
-        found.append(
+        of_arm = [trained for trained in trials if trained.trial.arm.name == arm]
+        values = [trained.result.val.figures[objective] for trained in of_arm]
+        best = of_arm[int(np.argmax(values))]
+        models.append(
             {
                 "model": best.trial.step.label, "what": classifier,
                 "dataset": f"{study}, arm {arm}:"
@@ -209,7 +212,7 @@ def weights(
                 "images": best.manifest.rows, "steps": optimizer_steps(search, best.trial.arm),
                 "kept": best.result.best_step, "val": max(values),
                 "test": figures.classifiers[objective][best.trial.number],
-                "where": weights_at(best), "of": len(held),
+                "where": weights_at(best), "of": len(of_arm),
             }
         )  # fmt: skip
-    return found
+    return models

@@ -1,5 +1,4 @@
-"""What the page shows of curation: pictures kept and dropped, those closest to training images, and
-what filters asked."""
+"""Curation on the page: kept and dropped images, images closest to training images, and filters."""
 
 from __future__ import annotations
 
@@ -20,10 +19,10 @@ from engine.report.sections.evidence import MOST_CLASSES, most_confused, shares
 from engine.report.tile import tile
 from engine.results.images import CurateResult
 
-TILES = 8  # of a row
+TILES = 8  # per row
 # At the top of the page.
 FIRST_CLASSES, FIRST_TILES = 3, 6
-# Of more than a few classes, rows are shorter; and a row is a class of a generator.
+# With many classes, rows are shorter; a row is a class of a generator.
 _FEW_CLASSES, _FEW_TILES = 10, 6
 _MOST_CLASSES, _MOST_ROWS = 30, 90
 Tiles = dict[str, list[tuple[str, str]]]
@@ -32,8 +31,10 @@ Tiles = dict[str, list[tuple[str, str]]]
 def sheets(
     context: Context, generators: Sequence[str], task: str, side: int, synthetic: Collection[str]
 ) -> dict[str, Any]:
-    """Of each class, real images once, and beside them what every generator made of it: kept and
-    dropped. Of many classes those are shown of which most was dropped. side: px of a tile."""
+    """Real images of each class with the kept and dropped images of every generator.
+
+    If there are many classes, those with the most dropped images are shown. side: px of a tile.
+    """
     tables = {name: curated(context, name) for name in generators}
     chosen, left_out = shown_classes(tables)
     count = TILES if len(chosen) <= _FEW_CLASSES else _FEW_TILES
@@ -65,8 +66,7 @@ def sheets(
 
 
 def first_screen(sheet: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Of what `sheets` found, real and kept synthetic images of the first few classes that have
-    both, for the top of the page."""
+    """Real and kept synthetic images of the first few classes of `sheets` that have both."""
     rows = []
     for of_class in sheet["classes"]:
         makers = [
@@ -83,8 +83,10 @@ def first_screen(sheet: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def shown_classes(tables: Mapping[str, pa.Table]) -> tuple[list[str], int]:
-    """The classes whose images a page has room for, and how many others there are. tables: of each
-    generator, as `curated` gives them."""
+    """The classes whose images the page shows, and the number of the others.
+
+    tables: from `curated`, by generator.
+    """
     dropped: Counter[str] = Counter()
     for table in tables.values():
         dropped.update(dict.fromkeys(table[rows.LABEL_INTENDED].to_pylist(), 0))
@@ -97,8 +99,8 @@ def shown_classes(tables: Mapping[str, pa.Table]) -> tuple[list[str], int]:
 
 
 def choose_tiles(table: pa.Table) -> tuple[Tiles, Tiles]:
-    """Ids (and reasons) of a few images: kept ones by the class that they are used as, dropped ones
-    by the class that was asked for."""
+    """Ids (and reasons) of a few images: kept ones by the class they are used as, dropped ones by
+    the requested class."""
     kept: Tiles = {}
     dropped: Tiles = {}
     for image_id, used, intended, good, reason, seen in zip(
@@ -107,16 +109,16 @@ def choose_tiles(table: pa.Table) -> tuple[Tiles, Tiles]:
            rows.LABEL_SEEN)),
         strict=True,
     ):  # fmt: skip
-        held = kept.setdefault(used, []) if good else dropped.setdefault(intended, [])
-        if len(held) < TILES:
-            held.append((image_id, f"seen as {seen}" if reason == "agreement" else reason))
+        tiles = kept.setdefault(used, []) if good else dropped.setdefault(intended, [])
+        if len(tiles) < TILES:
+            tiles.append((image_id, f"seen as {seen}" if reason == "agreement" else reason))
     return kept, dropped
 
 
 def closest(context: Context, generators: Sequence[str], side: int) -> list[dict[str, Any]]:
-    """Of each generator whose images were held against train one by one: those that came closest,
-    each beside the training image."""
-    found = []
+    """For each generator whose images were compared with train one by one, the closest images with
+    their training images."""
+    sheets = []
     train = context.inputs["ingest"].keys(split="train")
     for name in generators:
         table = curated(context, name)
@@ -124,19 +126,19 @@ def closest(context: Context, generators: Sequence[str], side: int) -> list[dict
             pair = kind_of("filters", report).pair
             if pair is None or not table.num_rows:
                 continue
-            other, distance = (rows.score_column(report.name, column) for column in pair)
-            if other not in table.column_names:
+            nearest_column, distance = (rows.score_column(report.name, column) for column in pair)
+            if nearest_column not in table.column_names:
                 continue
             nearest = table.sort_by(distance).slice(0, TILES)
-            ids, others = nearest[rows.IMAGE_ID].to_pylist(), nearest[other].to_pylist()
-            made = pictures(context.store, generated(context, name), ids)
+            ids, others = nearest[rows.IMAGE_ID].to_pylist(), nearest[nearest_column].to_pylist()
+            synthetic = pictures(context.store, generated(context, name), ids)
             real = pictures(context.store, train, [i for i in others if i])
-            found.append(
+            sheets.append(
                 {
                     "generator": name,
                     "pairs": [
                         {
-                            "made": tile(made[image_id], side),
+                            "made": tile(synthetic[image_id], side),
                             "image_id": image_id, "nearest": of,
                             "real": tile(real[of], side), "distance": far, "label": label,
                             "dropped": reason == report.name,
@@ -150,18 +152,18 @@ def closest(context: Context, generators: Sequence[str], side: int) -> list[dict
                     ],
                 }
             )  # fmt: skip
-    return found
+    return sheets
 
 
 def words(curated: Mapping[str, CurateResult]) -> dict[str, str]:
-    """What each reason for dropping an image means."""
+    """Each reason for dropping an image, in words."""
     names = {report.name for result in curated.values() for report in result.filters}
-    found = {name: str(resolve("filters", name).drop_reason) for name in sorted(names)}
-    return {"embedding": "without an embedding", **found}
+    reasons = {name: str(resolve("filters", name).drop_reason) for name in sorted(names)}
+    return {"embedding": "without an embedding", **reasons}
 
 
 def limit_in_words(limit: float | Mapping[str, float | None] | None) -> str:
-    """A limit, or the range of those of the classes."""
+    """A limit, or the range of the limits of the classes."""
     every = limit.values() if isinstance(limit, Mapping) else [limit]
     values = [value for value in every if value is not None]
     if not values:
@@ -170,36 +172,36 @@ def limit_in_words(limit: float | Mapping[str, float | None] | None) -> str:
     return low if low == high else f"{low} to {high} by class"
 
 
-def filters_told(curated: Mapping[str, CurateResult]) -> dict[str, list[dict[str, Any]]]:
-    """Of each generator, what every filter dropped and the limits that it judged by."""
-    found = {}
+def filter_rows(curated: Mapping[str, CurateResult]) -> dict[str, list[dict[str, Any]]]:
+    """For each generator, the images that every filter dropped and its limits."""
+    by_generator = {}
     for name, result in curated.items():
-        found[name] = [
+        by_generator[name] = [
             {
                 "name": report.name, "dropped": report.dropped,
-                "told": kind_of("filters", report).drop_reason,
+                "drop_reason": kind_of("filters", report).drop_reason,
                 "limits": ", ".join(
                     f"{key} {limit_in_words(value)}" for key, value in report.limits.items()
                 ),
             }
             for report in result.filters
         ]  # fmt: skip
-    return found
+    return by_generator
 
 
 def labels_seen(
     curated: Mapping[str, CurateResult], classes: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-    """Of each generator whose images a labeler looked at, what was asked for and what it saw: the
-    whole matrix of few classes, and of many the pairs that differ most often."""
-    found = {}
+    """For each labeled generator, the requested against the seen classes: the whole matrix for few
+    classes, the most frequently confused pairs for many."""
+    by_generator = {}
     for name, result in curated.items():
         if result.labeler is not None:
             matrix = np.asarray(result.labeler.confusion)
             few = len(classes) <= MOST_CLASSES
-            found[name] = {"cells": shares(matrix) if few else [],
+            by_generator[name] = {"cells": shares(matrix) if few else [],
                            "pairs": [] if few else most_confused(matrix, classes)}  # fmt: skip
-    return found
+    return by_generator
 
 
 def curated(context: Context, name: str) -> pa.Table:
@@ -209,5 +211,5 @@ def curated(context: Context, name: str) -> pa.Table:
 
 
 def generated(context: Context, name: str) -> list[str]:
-    """Keys of the parts that hold a generator's pictures."""
+    """Keys of the parts with a generator's images."""
     return generated_images(context.inputs[f"generate.{name}"])

@@ -37,9 +37,11 @@ _CLEARLY_LESS = 0.15  # of images whose class is seen
 
 
 @dataclass(frozen=True)
-class Made:
-    """Kept images of one fit of a generator: vectors float32 (n, width), ids and labels (n,).
-    embed: the input with the vectors of real images in the same space. space: that in words."""
+class KeptVectors:
+    """Kept images of one generator fit: vectors float32 (n, width), ids and labels (n,).
+
+    embed: the input with vectors of real images in the same space. space: the space in words.
+    """
 
     vectors: np.ndarray
     ids: list[str]
@@ -48,9 +50,11 @@ class Made:
     space: str
 
 
-def embedded(context: Context, name: str) -> Made | None:
-    """The kept images of a fit (named as in the labels of its steps): their vectors as curate left
-    them or, of images that no filter has seen, fidelity. None where nobody embedded them."""
+def embedded(context: Context, name: str) -> KeptVectors | None:
+    """The kept images of a fit (named as in its step labels), with vectors from curate or fidelity.
+
+    None if neither step embedded them.
+    """
     curate, embed = context.inputs[f"curate.{name}"], "embed"
     keys = curate.keys(table="scores")
     if not keys:
@@ -71,16 +75,16 @@ def embedded(context: Context, name: str) -> Made | None:
         if good
     }
     ids = scores[rows.IMAGE_ID].to_pylist()
-    held = [row for row, image_id in enumerate(ids) if image_id in label_of]
-    return Made(
-        vectors_of(scores)[held], [ids[row] for row in held],
-        [label_of[ids[row]] for row in held], embed,
+    kept_rows = [row for row, image_id in enumerate(ids) if image_id in label_of]
+    return KeptVectors(
+        vectors_of(scores)[kept_rows], [ids[row] for row in kept_rows],
+        [label_of[ids[row]] for row in kept_rows], embed,
         in_words(context.inputs[embed].spec["embedder"]),
     )  # fmt: skip
 
 
 NOT_EMBEDDED = (
-    "its images have no vectors, for no filter looked at them and fidelity is off: say"
+    "its images have no vectors, because no filter embedded them and fidelity is off; set"
     " fidelity.enabled: true"
 )
 
@@ -100,71 +104,74 @@ def real_train(context: Context, spec: Any, embed: str) -> tuple[np.ndarray, lis
 
 def scatter(context: Context, spec: Any, classes: Sequence[str]) -> list[dict[str, Any]]:
     """A sample of real and kept images of each generator's first fit in two dimensions, by several
-    methods, and one sheet of their pictures in the order of the points; or why there is none."""
-    found = []
+    methods, with a sheet of their pictures in the order of the points; or the reason for none."""
+    panels = []
     for name in spec.generators:
-        made = embedded(context, name)
-        if made is None:
-            found.append({"generator": name, "planes": [], "why": NOT_EMBEDDED})
+        kept = embedded(context, name)
+        if kept is None:
+            panels.append({"generator": name, "planes": [], "why": NOT_EMBEDDED})
             continue
-        vectors, labels, ids = real_train(context, spec, made.embed)
-        both = np.concatenate([vectors, made.vectors])
-        names, every = [*labels, *made.labels], [*ids, *made.ids]
-        synthetic = np.r_[np.zeros(len(vectors), bool), np.ones(len(made.ids), bool)]
+        vectors, labels, ids = real_train(context, spec, kept.embed)
+        both = np.concatenate([vectors, kept.vectors])
+        names, every = [*labels, *kept.labels], [*ids, *kept.ids]
+        synthetic = np.r_[np.zeros(len(vectors), bool), np.ones(len(kept.ids), bool)]
         order = generator(spec.seed, "scatter", name).permutation(len(both))
-        # As many of each where there are as many: a sample of all would show a few of one.
+        # Sample each side separately, so that the smaller side is not underrepresented.
         chosen = np.concatenate([order[synthetic[order] == side][:_SCATTER] for side in (0, 1)])
-        if not made.ids or len(chosen) < _PLANE_LEAST:
-            why = f"{len(made.ids)} of its images were kept, {len(vectors)} are real"
-            found.append({"generator": name, "planes": [], "why": f"too few: {why}"})
+        if not kept.ids or len(chosen) < _PLANE_LEAST:
+            why = f"{len(kept.ids)} kept and {len(vectors)} real images"
+            panels.append({"generator": name, "planes": [], "why": f"too few: {why}"})
             continue
         numbers = [classes.index(names[row]) for row in chosen]
-        made_of = synthetic[chosen].tolist()
-        told = [f"{names[row]}, {'synthetic' if synthetic[row] else 'real'}" for row in chosen]
+        titles = [f"{names[row]}, {'synthetic' if synthetic[row] else 'real'}" for row in chosen]
         planes = [
             {
                 "method": method,
                 "points": points.tolist(),
                 "svg": plots.scatter(
-                    [tuple(point) for point in points.tolist()], numbers, made_of, told
+                    [tuple(point) for point in points.tolist()], numbers,
+                    synthetic[chosen].tolist(), titles,
                 ),
             }
             for method, points in planes_of(both[chosen], derive_seed(spec.seed, "plane", name))
         ]
-        shown = {every[row] for row in chosen}
+        shown_ids = {every[row] for row in chosen}
         images = {
-            **pictures(context.store, context.inputs["ingest"].keys(split="train"), shown),
-            **pictures(context.store, generated(context, name), shown),
+            **pictures(context.store, context.inputs["ingest"].keys(split="train"), shown_ids),
+            **pictures(context.store, generated(context, name), shown_ids),
         }
-        found.append(
+        panels.append(
             {
-                "generator": name, "planes": planes, "space": made.space,
+                "generator": name, "planes": planes, "space": kept.space,
                 "ids": [every[row] for row in chosen], "labels": [names[row] for row in chosen],
-                "synthetic": made_of,
+                "synthetic": synthetic[chosen].tolist(),
                 "sheet": sheet([images[every[row]] for row in chosen],
                                _PICTURES // len(spec.generators)),
-                "real": int((~synthetic[chosen]).sum()), "made": int(synthetic[chosen].sum()),
+                "real": int((~synthetic[chosen]).sum()),
+                "synthetic_count": int(synthetic[chosen].sum()),
             }
         )  # fmt: skip
-    return found
+    return panels
 
 
 def planes_of(vectors: np.ndarray, seed: int) -> list[tuple[str, np.ndarray]]:
-    """Points (n, 2) of (n, width) by each method that is installed."""
+    """Points (n, 2) of vectors (n, width), by each installed method."""
     from sklearn.decomposition import PCA
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1):
         linear = PCA(2, random_state=seed % 2**32).fit_transform(vectors)
-    found = [("PCA", linear), ("t-SNE", place(vectors, "tsne", seed))]
+    planes = [("PCA", linear), ("t-SNE", place(vectors, "tsne", seed))]
     if find_spec("umap") is not None:
-        found.append(("UMAP", place(vectors, "umap", seed)))
-    return found
+        planes.append(("UMAP", place(vectors, "umap", seed)))
+    return planes
 
 
 def sheet(images: Sequence[np.ndarray], most: int) -> dict[str, Any]:
-    """Images (uint8 height, width, channels) side by side, row by row, as one data URL of at most
-    `most` bytes: as large as that allows; None where it does not hold them at all."""
+    """Images (uint8 height, width, channels) in a grid, as one data URL of at most `most` bytes.
+
+    Tiles are as large as that allows; the URL is empty if no size fits.
+    """
     columns = math.ceil(math.sqrt(len(images)))
     lines = math.ceil(len(images) / columns)
     own = max(images[0].shape[:2])
@@ -188,50 +195,51 @@ def sheet(images: Sequence[np.ndarray], most: int) -> dict[str, Any]:
 
 
 def probes(context: Context, spec: Any, classes: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """How well real and kept images of one class can be told apart: AUC of a logistic regression on
-    embeddings, cross-validated. 0.5: not at all; near 1, "synthetic" may come to mean the class.
+    """How well real and kept images of a class can be distinguished, by generator.
 
-    By generator: `why` there is nothing, or `space` and an entry for each class that it made, with
-    `areas` by fit (of fits with enough images) and `images` of each side, the least of the fits.
+    The measure is the AUC of a cross-validated logistic regression on embeddings. 0.5: not at all;
+    near 1, a classifier may learn "synthetic" instead of the class. Each value has `why` nothing
+    was measured, or `space` and an entry per class with `areas` by fit (of fits with enough images)
+    and `images` of each side, the minimum over fits.
     """
-    found: dict[str, dict[str, Any]] = {}
+    by_generator: dict[str, dict[str, Any]] = {}
     real_in: dict[str, tuple[np.ndarray, list[str]]] = {}
     for name in spec.generators:
         entries: dict[str, dict[str, Any]] = {}
-        told: dict[str, Any] = {"why": "", "space": "", "entries": []}
+        summary: dict[str, Any] = {"why": "", "space": "", "entries": []}
         fits = len(of_fits(context, "curate", name))
         for fit in range(fits):
-            made = embedded(context, Subject(name, fit).label)
-            if made is None:
-                told["why"] = NOT_EMBEDDED
+            kept = embedded(context, Subject(name, fit).label)
+            if kept is None:
+                summary["why"] = NOT_EMBEDDED
                 continue
-            told["space"] = made.space
-            if made.embed not in real_in:
-                real_in[made.embed] = real_train(context, spec, made.embed)[:2]
-            vectors, labels = real_in[made.embed]
+            summary["space"] = kept.space
+            if kept.embed not in real_in:
+                real_in[kept.embed] = real_train(context, spec, kept.embed)[:2]
+            vectors, labels = real_in[kept.embed]
             for label in classes:
                 real = vectors[[row for row, value in enumerate(labels) if value == label]]
-                other = made.vectors[[row for row, value in enumerate(made.labels)
+                synthetic = kept.vectors[[row for row, value in enumerate(kept.labels)
                                       if value == label]]  # fmt: skip
-                if not len(other):
+                if not len(synthetic):
                     continue
                 entry = entries.setdefault(label, {"label": label, "areas": {}, "images": None})
-                # As many of each, so that the class's size is no clue.
-                count = min(len(real), len(other), _PROBE_MOST)
+                # Equal numbers, so that the class size gives no clue.
+                count = min(len(real), len(synthetic), _PROBE_MOST)
                 entry["images"] = min(count, entry["images"] or count)
                 if count >= _PROBE_LEAST:
-                    # The first fit's draws are those that it has alone.
+                    # The first fit keeps the draws of a study with one fit.
                     named = (name, label, fit) if fit else (name, label)
-                    entry["areas"][fit] = probe(real, other, count, spec.seed, named)
-        found[name] = {**told, "fits": fits, "least": _PROBE_LEAST,
+                    entry["areas"][fit] = probe(real, synthetic, count, spec.seed, named)
+        by_generator[name] = {**summary, "fits": fits, "least": _PROBE_LEAST,
                        "entries": [with_mean(entry) for entry in entries.values()]}  # fmt: skip
-    return found
+    return by_generator
 
 
 def probe(
-    real: np.ndarray, other: np.ndarray, count: int, seed: int, named: Sequence[str | int]
+    real: np.ndarray, synthetic: np.ndarray, count: int, seed: int, named: Sequence[str | int]
 ) -> float:
-    """The area under the ROC curve by which `count` of each side are told apart, out of fold."""
+    """Out-of-fold area under the ROC curve that separates `count` images of each side."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
@@ -239,7 +247,8 @@ def probe(
     from sklearn.preprocessing import StandardScaler
 
     order = generator(seed, "probe", *named)
-    both = np.concatenate([side[order.permutation(len(side))[:count]] for side in (real, other)])
+    sides = [side[order.permutation(len(side))[:count]] for side in (real, synthetic)]
+    both = np.concatenate(sides)
     truth = np.r_[np.zeros(count), np.ones(count)]
     folds = StratifiedKFold(min(5, count), shuffle=True, random_state=0)
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=200))
@@ -248,14 +257,14 @@ def probe(
 
 
 def with_mean(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """An entry of a class with the mean of its areas over fits, the least and the most of them."""
+    """An entry of a class with the mean, minimum and maximum of its areas over fits."""
     areas = list(entry["areas"].values())
     spread = {"auc": float(np.mean(areas)), "low": min(areas), "high": max(areas)} if areas else {}
     return {**entry, **spread}
 
 
 def _range(values: Sequence[float], digits: str, unit: str = "") -> str:
-    """The least and the most, or one figure where both are written alike."""
+    """The range of values, or one value if both ends are written alike."""
     low, high = (f"{value:{digits}}{unit}" for value in (min(values), max(values)))
     return low if low == high else f"{low} to {high}"
 
@@ -265,12 +274,12 @@ def image_warnings(
     curated: Mapping[str, Sequence[CurateResult]],
     spec: Any,
 ) -> list[str]:
-    """What a reader of the verdict must know of the images that it is about. curated: the result
-    of each fit, by generator."""
-    found = []
+    """Warnings about the images that the verdict rests on. curated: the result of each fit, by
+    generator."""
+    warnings = []
     for name in spec.generators:
         fits = curated[name]
-        # By fit: what the probe reaches, and how often the labeler sees the right class.
+        # By fit: areas of the probe, and how often the labeler sees the requested class.
         told_apart: dict[int, list[float]] = {}
         seen_right: dict[int, tuple[float, float]] = {}
         for fit, result in enumerate(fits):
@@ -283,31 +292,32 @@ def image_warnings(
             if kept < labeler.agreement_val - _CLEARLY_LESS:
                 seen_right[fit] = kept, labeler.agreement_val
         if told_apart:
-            areas = [area for held in told_apart.values() for area in held]
-            found.append(
-                f"images of {_called(name, list(told_apart), len(fits))} are easily told from real"
-                f" ones (area under the ROC curve {_range(areas, '.2f')} by class),"
-                " so that a classifier may learn what is synthetic in place of the class"
+            areas = [area for of_fit in told_apart.values() for area in of_fit]
+            warnings.append(
+                f"images of {_called(name, list(told_apart), len(fits))} are easily distinguished"
+                f" from real ones (area under the ROC curve {_range(areas, '.2f')} by class),"
+                " so a classifier may learn “synthetic” instead of the class"
             )
         if seen_right:
             shares = [100 * kept for kept, _ in seen_right.values()]
             real = next(iter(seen_right.values()))[1]
-            found.append(
+            warnings.append(
                 f"images of {_called(name, list(seen_right), len(fits))} often show another class"
-                " than was asked for: the labeler sees the right one in"
-                f" {_range(shares, '.0f', '%')} of those kept, in {100 * real:.0f}% of real ones"
+                " than requested: the labeler sees the requested class in"
+                f" {_range(shares, '.0f', '%')} of kept images, and the true class"
+                f" in {100 * real:.0f}% of real images"
             )
         for fit, result in enumerate(fits):
             called = _called(name, [fit], len(fits))
-            found += [
-                f"{called}: {report.stops}; the study's strict setting stops their export"
+            warnings += [
+                f"{called}: {report.stops}; the study's strict setting stops the export"
                 for report in result.filters
                 if report.stops
             ]
-            found += [f"{called}: {text}" for text in result.warnings]
-    return found
+            warnings += [f"{called}: {text}" for text in result.warnings]
+    return warnings
 
 
-def _called(name: str, held: Sequence[int], fits: int) -> str:
-    """A generator, and which of its fits, where it is not all of them."""
-    return name if len(held) == fits else f"{name}, {numbered(held)}"
+def _called(name: str, numbers: Sequence[int], fits: int) -> str:
+    """A generator's name, with the fits concerned unless all are."""
+    return name if len(numbers) == fits else f"{name}, {numbered(numbers)}"

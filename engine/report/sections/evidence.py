@@ -1,5 +1,5 @@
-"""What the page shows beside the verdict for a reader who doubts it: every figure of every arm that
-was opened, gains of each class, calibration, confusion on val and on test, curves of training."""
+"""The evidence for the verdict: every figure of every tested arm, gains of each class, calibration,
+confusion on val and on test, training curves."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ _CURVES = {
     "loss": "training loss", "val_loss": "validation loss", "val_accuracy": "val accuracy",
     "val_macro_f1": "val macro F1", "val_roc_auc": "val ROC-AUC",
 }  # fmt: skip
-# Classes of a matrix that a page has room for.
+# Largest number of classes with a confusion matrix on the page.
 MOST_CLASSES = 30
 _MOST_PAIRS = 20
-# Classes that a sentence has room for.
+# Largest number of classes named in a sentence.
 _MOST_NAMED = 12
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A trial with what it left, and its training images by class."""
+    """A trial with its manifest and its training images by class."""
 
     trial: Trial
     manifest: Manifest
@@ -63,14 +63,14 @@ class Trained:
 
 
 def trained(context: Context) -> list[Trained]:
-    """Every trial that the search chose by."""
+    """Every trial that the search used for its choice."""
     search = context.step.inputs["search"]
     chosen_among = context.result("search", SearchResult).trials
     counts = context.result("ingest", IngestResult).train
     kept = {name: reduced_class.kept for name, reduced_class in reduced(context).items()}
     real = {"all": counts, "reduced": {**counts, **kept}, "none": {}}
     of_mix: dict[str, tuple[dict[str, int], int]] = {}
-    found = []
+    trials = []
     for trial in planned_trials(search):
         if trial.step.key not in chosen_among:
             continue
@@ -87,20 +87,20 @@ def trained(context: Context) -> list[Trained]:
                 for name, count in added.items():
                     images[name] += count
             of_mix[mix.key] = (images, result.added_total)
-        found.append(Trained(trial, manifest, *of_mix[mix.key]))
-    return found
+        trials.append(Trained(trial, manifest, *of_mix[mix.key]))
+    return trials
 
 
 def added_to(trials: Sequence[Trained]) -> dict[str, int]:
-    """Images that were added to each arm, of the first generator fit."""
-    found: dict[str, int] = {}
-    for one in trials:
-        found.setdefault(one.trial.arm.name, one.added)
-    return found
+    """Images added to each arm, in the first generator fit."""
+    added: dict[str, int] = {}
+    for trial in trials:
+        added.setdefault(trial.trial.arm.name, trial.added)
+    return added
 
 
 def reduced(context: Context) -> dict[str, ReducedClass]:
-    """What was kept of each dominant class, where the study reduces them."""
+    """The images kept of each dominant class, if the study reduces them."""
     for step in upstream(list(context.step.inputs.values())):
         if step.kind == "reduce" and (manifest := context.manifest(step)):
             return ReduceResult.of(manifest).classes
@@ -108,8 +108,8 @@ def reduced(context: Context) -> dict[str, ReducedClass]:
 
 
 def main_arms(evaluate: EvaluateResult) -> list[str]:
-    """Those that plots show: real images, the baseline, and what is compared with it."""
-    compared = [one.arm for one in evaluate.contrasts if one.arm in evaluate.arms]
+    """The arms in plots: real images, the baseline, and the arms compared with it."""
+    compared = [contrast.arm for contrast in evaluate.contrasts if contrast.arm in evaluate.arms]
     return list(dict.fromkeys(["real", evaluate.baseline, *compared]))
 
 
@@ -125,18 +125,18 @@ def legend_of(
 
 
 def figures_table(evaluate: EvaluateResult) -> dict[str, Any]:
-    """Every figure on test of each arm that was opened."""
+    """Every figure on test of each tested arm."""
     arms = {name: tested.figures for name, tested in evaluate.arms.items()}
-    held = [name for name in FIGURES if any(name in figures for figures in arms.values())]
+    names = [name for name in FIGURES if any(name in figures for figures in arms.values())]
     return {
-        "columns": [FIGURES[name] for name in held],
-        "rows": [(arm, [_within(name, figures.get(name)) for name in held])
+        "columns": [FIGURES[name] for name in names],
+        "rows": [(arm, [_within(name, figures.get(name)) for name in names])
                  for arm, figures in arms.items()],
     }  # fmt: skip
 
 
 def _within(name: str, figure: ArmFigure | None) -> MeanInterval | None:
-    """A t interval of few replicates knows nothing of where a figure ends."""
+    """A figure with its t interval cut to the range of the metric."""
     if figure is None:
         return None
     most = 2.0 if name == "brier" else 1.0
@@ -146,72 +146,73 @@ def _within(name: str, figure: ArmFigure | None) -> MeanInterval | None:
 
 
 def forests(evaluate: EvaluateResult, classes: Sequence[str]) -> list[dict[str, Any]]:
-    """For each contrast: the gain in recall of each class, and in the objective as a whole.
+    """For each contrast, the gain in recall of each class and the gain in the objective.
 
-    to_real: of a contrast with a baseline other than real images alone, the difference to these.
+    to_real: the difference from real images alone, if the baseline is another arm.
     """
-    found, arms, objective = [], evaluate.arms, evaluate.objective
-    for one in evaluate.contrasts:
-        series = [f"to {one.against}"]
-        whole = [(one.effect.estimate, one.low, one.high)]
-        gains, beside = [one.recall_gain], None
-        if one.against != "real" and one.recall_gain_to_real:
+    entries, arms, objective = [], evaluate.arms, evaluate.objective
+    for contrast in evaluate.contrasts:
+        series = [f"to {contrast.against}"]
+        whole = [(contrast.effect.estimate, contrast.low, contrast.high)]
+        gains, difference_to_real = [contrast.recall_gain], None
+        if contrast.against != "real" and contrast.recall_gain_to_real:
             series.append("to real")
             ours, real = (
-                np.asarray(arms[arm].figures[objective].replicates) for arm in (one.arm, "real")
+                np.asarray(arms[arm].figures[objective].replicates)
+                for arm in (contrast.arm, "real")
             )
             to_real = paired_t((ours - real).tolist())
             whole.append((to_real.estimate, to_real.low, to_real.high))
-            if one.against == evaluate.baseline:
-                beside = to_real
-            gains.append(one.recall_gain_to_real)
+            if contrast.against == evaluate.baseline:
+                difference_to_real = to_real
+            gains.append(contrast.recall_gain_to_real)
         rows = [
             charts.ForestRow(name, [(gain.mean, gain.low, gain.high) for gain in of_class])
             for name, *of_class in zip(classes, *gains, strict=True)
         ]
-        told = enough(one)
-        gained = [row.name for row in rows if told and plots.direction(row.gains[0]) > 0]
-        lost = [row.name for row in rows if told and plots.direction(row.gains[0]) < 0]
+        is_enough = enough(contrast)
+        gained = [row.name for row in rows if is_enough and plots.direction(row.gains[0]) > 0]
+        lost = [row.name for row in rows if is_enough and plots.direction(row.gains[0]) < 0]
         rows.append(charts.ForestRow(FIGURES[objective], whole, whole=True))
-        found.append(
-            {"arm": one.arm, "series": series, "svg": charts.forest(rows, series, told),
-             "gained": gained, "lost": lost, "told": classes_in_words(gained, lost),
-             "to_real": beside}
+        entries.append(
+            {"arm": contrast.arm, "series": series, "svg": charts.forest(rows, series, is_enough),
+             "gained": gained, "lost": lost, "summary": classes_in_words(gained, lost),
+             "to_real": difference_to_real}
         )  # fmt: skip
-    return found
+    return entries
 
 
 def enough(contrast: Contrast) -> bool:
-    """Whether there are as many replicates as a class's interval may be believed by."""
+    """Whether there are enough replicates to trust the interval of a class."""
     return contrast.replicates >= LEAST_REPLICATES
 
 
 def classes_in_words(gained: Sequence[str], lost: Sequence[str]) -> str:
-    """Which classes gain and which lose; empty where none does."""
-    told = [
+    """The classes that gain and those that lose; empty if there are none."""
+    phrases = [
         f"{', '.join(names[:_MOST_NAMED])}"
         + (f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else "")
         + f" {verb if len(names) > 1 else verb + 's'}"
         for names, verb in ((gained, "gain"), (lost, "lose"))
         if names
     ]
-    if not told:
+    if not phrases:
         return ""
     few = "descriptive, not corrected for the number of classes"
-    return f"Recall of classes: {'; '.join(told)} ({few})."
+    return f"Recall of classes: {'; '.join(phrases)} ({few})."
 
 
 def reliability(evaluate: EvaluateResult, colours: Mapping[str, int]) -> str:
-    """The main arms' confidence against how often they are right; empty where they gave none."""
+    """Reliability diagram of the main arms; empty without probabilities."""
     drawn = []
     for arm, colour in legend_of(evaluate, colours):
         bins = evaluate.arms[arm].reliability
-        images = sum(one.images for one in bins)
+        images = sum(bin_.images for bin_ in bins)
         if images:
             drawn.append(
                 charts.Bins(
                     arm,
-                    [(one.confidence, one.accuracy, one.images / images) for one in bins],
+                    [(bin_.confidence, bin_.accuracy, bin_.images / images) for bin_ in bins],
                     colour,
                 )
             )
@@ -221,8 +222,8 @@ def reliability(evaluate: EvaluateResult, colours: Mapping[str, int]) -> str:
 def frequency(
     evaluate: EvaluateResult, trials: Sequence[Trained], colours: Mapping[str, int]
 ) -> str:
-    """F1 on test of each class against its training images, of the main arms."""
-    images = {one.trial.arm.name: one.images for one in trials}
+    """F1 on test of each class against its number of training images, for the main arms."""
+    images = {trial.trial.arm.name: trial.images for trial in trials}
     drawn = []
     for arm, colour in legend_of(evaluate, colours):
         points = []
@@ -237,9 +238,11 @@ def frequency(
 def confusions(
     evaluate: EvaluateResult, trials: Sequence[Trained], classes: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Confusion of the main arms on val and on test, summed over classifiers: whole matrices of few
-    classes, and of many the pairs that are most often taken for each other."""
-    found = []
+    """Confusion of the main arms on val and on test, summed over classifiers.
+
+    Few classes have whole matrices, many the most frequently confused pairs.
+    """
+    entries = []
     for arm in main_arms(evaluate):
         matrices = {"test": np.asarray(evaluate.arms[arm].confusion),
                     "val": val_confusion(trials, arm)}  # fmt: skip
@@ -248,16 +251,16 @@ def confusions(
             entry["cells"] = {name: shares(matrix) for name, matrix in matrices.items()}
         else:
             entry["pairs"] = most_confused(matrices["test"], classes)
-        found.append(entry)
-    return found
+        entries.append(entry)
+    return entries
 
 
 def val_confusion(trials: Sequence[Trained], arm: str) -> np.ndarray:
     """Counts (classes, classes) of an arm's classifiers on val."""
-    found = [
-        one.result.val.confusion for one in trials if one.trial.arm.name == arm
+    matrices = [
+        trial.result.val.confusion for trial in trials if trial.trial.arm.name == arm
     ]
-    return np.asarray(np.sum(found, axis=0))
+    return np.asarray(np.sum(matrices, axis=0))
 
 
 def most_confused(matrix: np.ndarray, classes: Sequence[str]) -> list[dict[str, Any]]:
@@ -284,26 +287,26 @@ def shares(matrix: Sequence[Sequence[int]] | np.ndarray) -> list[list[dict[str, 
 
 
 def histories(context: Context, trials: Sequence[Trained]) -> list[list[dict[str, float]]]:
-    """What each trial's training reported, step by step."""
+    """The training history of each trial, step by step."""
     return [
         json.loads(context.store.read(key))
-        for one in trials
-        for key in one.manifest.keys(file="history.json")[:1]
+        for trial in trials
+        for key in trial.manifest.keys(file="history.json")[:1]
     ]
 
 
 def curves(
     evaluate: EvaluateResult, trials: Sequence[Trained],
-    told: Sequence[Sequence[Mapping[str, float]]], colours: Mapping[str, int],
+    histories: Sequence[Sequence[Mapping[str, float]]], colours: Mapping[str, int],
 ) -> list[tuple[str, Markup]]:  # fmt: skip
-    """A title and a plot for each figure of training: the mean over an arm's classifiers."""
+    """A title and a plot for each training figure: the mean over an arm's classifiers."""
     drawn = []
     for name, title in _CURVES.items():
         lines = []
         for arm, colour in legend_of(evaluate, colours):
             of_step: dict[int, list[float]] = {}
-            for one, history in zip(trials, told, strict=True):
-                if one.trial.arm.name == arm:
+            for trial, history in zip(trials, histories, strict=True):
+                if trial.trial.arm.name == arm:
                     for entry in history:
                         if name in entry:
                             of_step.setdefault(int(entry["step"]), []).append(entry[name])

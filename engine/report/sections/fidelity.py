@@ -1,5 +1,5 @@
-"""What the page shows of fidelity: a table for each generator over all its fits, real images beside
-its own; what became of each fit's images; those that came closest to train."""
+"""Fidelity on the page: a table for each generator over all its fits, with real images for
+comparison; the funnel of each fit; the images closest to train."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NAMES = {
     "kept": "generated, kept", "generated": "generated, before curation",
     "real": "real, from train",
 }  # fmt: skip
-# Figures in the order of the table's columns, and how each is written.
+# Figures in the order of the table's columns, with their formats.
 _FORMATS: dict[str, Callable[[float], str]] = {
     "frechet": "{:.3g}".format, "kernel": "{:.2g}".format, "precision": "{:.2f}".format,
     "recall": "{:.2f}".format, "density": "{:.2f}".format, "coverage": "{:.2f}".format,
@@ -30,8 +30,7 @@ Fits = Sequence[Manifest]
 
 
 def of_fits(context: Context, kind: str, generator: str) -> list[Manifest]:
-    """The manifests of this kind, one for each fit of a generator; none where it was not asked
-    for."""
+    """The manifests of this kind, one for each fit of a generator; empty if not planned."""
     return [
         context.inputs[name]
         for name, step in context.step.inputs.items()
@@ -40,15 +39,14 @@ def of_fits(context: Context, kind: str, generator: str) -> list[Manifest]:
 
 
 def fidelity_tables(context: Context, generators: Sequence[str]) -> list[dict[str, Any]]:
-    """Of each generator that was measured: its scopes, each with a row for each set, and what a
-    reader must know."""
-    found = []
+    """For each measured generator, its scopes with a row for each set, and its warnings."""
+    tables = []
     for name in generators:
         fits = of_fits(context, "fidelity", name)
         if not fits:
             continue
         embedder = fits[0].spec["embedder"]
-        found.append(
+        tables.append(
             {
                 "generator": name, "embedder": in_words(embedder), "fits": len(fits),
                 "k": fits[0].spec["k"],
@@ -58,22 +56,22 @@ def fidelity_tables(context: Context, generators: Sequence[str]) -> list[dict[st
                 "near_least": NEAR_LEAST,
             }
         )  # fmt: skip
-    return found
+    return tables
 
 
 def in_words(embedder: Mapping[str, Any]) -> str:
-    """An embedder for people: its name, and its model where it has one."""
+    """An embedder in words: its name and, if it has one, its model."""
     return " ".join(str(embedder[key]) for key in ("name", "model") if key in embedder)
 
 
 def warnings_of(fits: Fits) -> list[str]:
-    """What a reader must know, with the fit that it is true of."""
-    told: dict[str, list[int]] = {}
+    """The warnings of all fits, with the fits concerned."""
+    fits_by_text: dict[str, list[int]] = {}
     for fit, manifest in enumerate(fits):
         for text in FidelityResult.of(manifest).warnings:
-            told.setdefault(text, []).append(fit)
-    return [text if len(held) == len(fits) else f"{numbered(held)}: {text}"
-            for text, held in told.items()]  # fmt: skip
+            fits_by_text.setdefault(text, []).append(fit)
+    return [text if len(numbers) == len(fits) else f"{numbered(numbers)}: {text}"
+            for text, numbers in fits_by_text.items()]  # fmt: skip
 
 
 def numbered(fits: Sequence[int]) -> str:
@@ -81,15 +79,18 @@ def numbered(fits: Sequence[int]) -> str:
 
 
 def merge_scopes(fits: Sequence[Sequence[FidelityScope]]) -> list[dict[str, Any]]:
-    """The scopes of all fits as the page shows them: fits of equally many classes and images stand
-    in one row, others in rows of their own, for figures of other numbers are not comparable."""
-    held: dict[tuple[str, ...], dict[int, FidelityScope]] = {}
+    """The scopes of all fits as the page shows them.
+
+    Fits with the same classes and numbers of images share a row; others have separate rows, because
+    figures from different numbers of images are not comparable.
+    """
+    by_classes: dict[tuple[str, ...], dict[int, FidelityScope]] = {}
     for fit, scopes in enumerate(fits):
         for scope in scopes:
-            held.setdefault(tuple(scope.classes), {})[fit] = scope
-    # Of all together first; of another fit, they may be other classes.
-    order = sorted(held, key=lambda classes: len(classes) == 1)
-    return [merge_scope(held[classes], len(fits)) for classes in order]
+            by_classes.setdefault(tuple(scope.classes), {})[fit] = scope
+    # All classes together first; they may differ between fits.
+    order = sorted(by_classes, key=lambda classes: len(classes) == 1)
+    return [merge_scope(by_classes[classes], len(fits)) for classes in order]
 
 
 def merge_scope(of_fit: Mapping[int, FidelityScope], fits: int) -> dict[str, Any]:
@@ -104,82 +105,82 @@ def merge_scope(of_fit: Mapping[int, FidelityScope], fits: int) -> dict[str, Any
         "title": ", ".join(first.classes), "whole": len(first.classes) > 1,
         "val": first.val, "val_sampled": measured.val_sampled,
         "val_nearest": measured.val_nearest,
-        "few": "; ".join(text if len(held) == fits else f"{text} ({numbered(held)})"
-                         for text, held in few.items()),
+        "few": "; ".join(text if len(numbers) == fits else f"{text} ({numbered(numbers)})"
+                         for text, numbers in few.items()),
         "rows": set_rows({fit: scope.sets for fit, scope in of_fit.items()}, fits),
         "floor": set_rows({fit: scope.floor for fit, scope in of_fit.items()}, fits),
     }  # fmt: skip
 
 
 def set_rows(of_fit: Mapping[int, Mapping[str, FidelitySet]], fits: int) -> list[dict[str, Any]]:
-    """A row for each set and number of images that fits have of it."""
-    found = []
-    for name, told in _NAMES.items():
+    """A row for each set and each number of its images among the fits."""
+    entries = []
+    for name, title in _NAMES.items():
         groups: dict[tuple[int, int | None], dict[int, FidelitySet]] = {}
         for fit, sets in of_fit.items():
             if name in sets:
                 key = sets[name].n, sets[name].sampled
                 groups.setdefault(key, {})[fit] = sets[name]
-        for (n, sampled), held in groups.items():
-            found.append(
+        for (n, sampled), by_fit in groups.items():
+            entries.append(
                 {
-                    "set": told if len(held) == fits else f"{told}, {numbered(list(held))}",
+                    "set": title if len(by_fit) == fits else f"{title}, {numbered(list(by_fit))}",
                     "real": name == "real", "n": n, "sampled": sampled,
                     "cells": [
-                        cell(figure, [getattr(entry, figure) for entry in held.values()])
+                        cell(figure, [getattr(entry, figure) for entry in by_fit.values()])
                         for figure in _FORMATS
                     ] if sampled is not None else None,
                 }
             )  # fmt: skip
-    return found
+    return entries
 
 
 def cell(figure: str, fits: Sequence[float | list[float] | None]) -> tuple[str, str]:
-    """The cell of a figure that each fit has: its mean over fits and, if they differ, its range;
-    otherwise its interval, if it has one."""
+    """The cell of a figure: its mean over fits, with their range if they differ, else its interval
+    if it has one."""
     values = [value for value in fits if value is not None]
     if not values:
         return "", ""
-    shown = _FORMATS[figure]
+    written = _FORMATS[figure]
     plain = [value[0] if isinstance(value, list) else value for value in values]
     low, high = min(plain), max(plain)
     if low < high:
-        # Where they differ by less than is written, the mean says all.
-        spread = bracketed([shown(low), shown(high)]) if shown(low) != shown(high) else ""
-        return shown(sum(plain) / len(plain)), spread
+        # No range if the difference is not visible at the written precision.
+        spread = bracketed([written(low), written(high)]) if written(low) != written(high) else ""
+        return written(sum(plain) / len(plain)), spread
     ends = values[0][1:] if isinstance(values[0], list) else ()
-    return shown(low), bracketed(list(map(shown, ends)))
+    return written(low), bracketed(list(map(written, ends)))
 
 
 def bracketed(ends: Sequence[str]) -> str:
-    """A range in few signs, for a table of many columns; nothing of none."""
+    """A range in short form for a table of many columns; empty without ends."""
     return f"[{', '.join(ends)}]" if ends else ""
 
 
 def fit_rows(context: Context, generator: str) -> list[dict[str, Any]]:
-    """What became of the images of each fit of a generator: made, kept, dropped by each filter, how
-    many of those kept are near to train, and what stops their export."""
+    """For each fit of a generator: images generated, kept and dropped by each filter, the share of
+    kept images near to train, and the reason that stops their export."""
     measured = of_fits(context, "fidelity", generator)
-    found = []
+    entries = []
     for fit, manifest in enumerate(of_fits(context, "curate", generator)):
         result = CurateResult.of(manifest)
-        made = sum(entry.generated for entry in result.funnel.values())
+        generated = sum(entry.generated for entry in result.funnel.values())
         kept = sum(entry.kept for entry in result.funnel.values())
         near = near_of(FidelityResult.of(measured[fit]).scopes) if measured else None
-        found.append(
+        entries.append(
             {
-                "fit": fit, "generated": made, "kept": kept,
-                "share": kept / made if made else None,
+                "fit": fit, "generated": generated, "kept": kept,
+                "share": kept / generated if generated else None,
                 "dropped": {report.name: report.dropped for report in result.filters},
                 "near": cell("near", [near]),
                 "stops": "; ".join(report.stops for report in result.filters if report.stops),
             }
         )  # fmt: skip
-    return found
+    return entries
 
 
 def near_of(scopes: Iterable[FidelityScope]) -> list[float] | None:
-    """The share of kept images near to train, of the first scope that has figures."""
+    """The share of kept images near to train, from the first scope with figures."""
     for scope in scopes:
         kept = scope.sets.get("kept")
         if kept is not None and kept.frechet is not None:
@@ -188,8 +189,8 @@ def near_of(scopes: Iterable[FidelityScope]) -> list[float] | None:
 
 
 def closest_of_fits(context: Context, generators: Sequence[str], side: int) -> list[dict[str, Any]]:
-    """Of each generator, the pairs of all fits that came closest to a training image."""
-    found = []
+    """For each generator, the images of all fits that are closest to a training image."""
+    sheets = []
     for name in generators:
         count = len(of_fits(context, "curate", name))
         pairs = [
@@ -199,5 +200,5 @@ def closest_of_fits(context: Context, generators: Sequence[str], side: int) -> l
             for pair in sheet["pairs"]
         ]
         nearest = sorted(pairs, key=lambda pair: float(pair["distance"]))[:TILES]
-        found.append({"generator": name, "fits": count, "pairs": nearest})
-    return found
+        sheets.append({"generator": name, "fits": count, "pairs": nearest})
+    return sheets

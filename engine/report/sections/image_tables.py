@@ -1,5 +1,4 @@
-"""The tables of generated images that a report leaves as CSV: from requested to kept, how like real
-ones they are, where they lie among them."""
+"""The CSV tables of generated images in a report: from requested to kept, fidelity, embeddings."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ Entries = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Pool:
-    """What one step left of the images of a generator fit."""
+    """The manifest of one step for the images of a generator fit."""
 
     generator: str
     fit: int
@@ -44,8 +43,7 @@ def image_tables(
     nearest: Sequence[Mapping[str, Any]], reduced: Mapping[str, ReducedClass],
     classes: Sequence[str],
 ) -> dict[str, Entries]:  # fmt: skip
-    """By name. planes, nearest: as it shows embeddings and the closest
-    pairs."""
+    """The tables by name. planes, nearest: embeddings and closest pairs as the page shows them."""
     curated = pools(context, "curate")
     return {
         "funnel": funnel(curated, needed),
@@ -61,10 +59,10 @@ def image_tables(
         ],
         "fidelity": fidelity(pools(context, "fidelity")),
         "probes": [
-            {"generator": name, rows.GENERATOR_FIT: fit, "class": one["label"],
-             "roc_auc": area, "images_of_each": one["images"]}
-            for name, told in probed.items() for one in told["entries"]
-            for fit, area in one["areas"].items()
+            {"generator": name, rows.GENERATOR_FIT: fit, "class": entry["label"],
+             "roc_auc": area, "images_of_each": entry["images"]}
+            for name, probe in probed.items() for entry in probe["entries"]
+            for fit, area in entry["areas"].items()
         ],
         "embedding": embedding(planes),
         "reduced": [
@@ -74,7 +72,7 @@ def image_tables(
 
 
 def funnel(curated: Sequence[Pool], needed: Mapping[str, Mapping[str, int]]) -> Entries:
-    """A row for each generator fit and class: images, and by reason those that were dropped."""
+    """A row for each generator fit and class: numbers of images, and of dropped ones by reason."""
     return [
         {
             **pool.named, "class": label,
@@ -89,7 +87,7 @@ def funnel(curated: Sequence[Pool], needed: Mapping[str, Mapping[str, int]]) -> 
 
 
 def filters(curated: Sequence[Pool]) -> Entries:
-    """A row for each generator fit and filter, in the order in which they look."""
+    """A row for each generator fit and filter, in the order in which the filters run."""
     return [
         {**pool.named, "filter": report.name, "place": place, "dropped": report.dropped}
         for pool in curated
@@ -98,8 +96,8 @@ def filters(curated: Sequence[Pool]) -> Entries:
 
 
 def limits(curated: Sequence[Pool]) -> Entries:
-    """A row for each generator fit, filter and limit, and class where it has one of its own. No
-    value: nothing is too much or too little."""
+    """A row for each generator fit, filter and limit, and class if the limit differs by class. No
+    value means no limit."""
     return [
         {**pool.named, "filter": report.name, "limit": what, "class": label, "value": value}
         for pool in curated
@@ -110,23 +108,25 @@ def limits(curated: Sequence[Pool]) -> Entries:
 
 
 def seen(curated: Sequence[Pool], classes: Sequence[str]) -> Entries:
-    """A row for each generator fit and two classes: asked for, and seen by the labeler. Cells of no
-    image are left out."""
+    """A row for each generator fit, requested class and class seen by the labeler. Empty cells are
+    left out."""
     return [
-        {**pool.named, "asked_for": asked, "seen": other, "images": count,
+        {**pool.named, "asked_for": asked, "seen": predicted, "images": count,
          "share_of_asked": count / sum(counts)}
         for pool in curated
         if (labeler := CurateResult.of(pool.manifest).labeler) is not None
         for asked, counts in zip(classes, labeler.confusion, strict=True)
-        for other, count in zip(classes, counts, strict=True)
+        for predicted, count in zip(classes, counts, strict=True)
         if count
     ]  # fmt: skip
 
 
 def fidelity(measured: Sequence[Pool]) -> Entries:
-    """A row for each generator fit, scope and set of images, with every figure that was computed.
-    Of three numbers the last two are the ends of the first one's interval."""
-    found = []
+    """A row for each generator fit, scope and set of images, with every computed figure.
+
+    An interval is three columns: the figure and both ends.
+    """
+    entries = []
     for pool in measured:
         for scope in FidelityResult.of(pool.manifest).scopes:
             base = {
@@ -136,41 +136,41 @@ def fidelity(measured: Sequence[Pool]) -> Entries:
                 **scope.model_dump(include={"val_sampled", "val_nearest"}, exclude_none=True),
             }  # fmt: skip
             if not scope.sets:
-                found.append({**base, "too_few": scope.few})
-            # Sets once more, all of as many images as train has, where those are fewer.
+                entries.append({**base, "too_few": scope.few})
+            # The sets again with as many images as train has, if that is fewer.
             for at_floor, sets in ((False, scope.sets), (True, scope.floor)):
                 for of, figures in sets.items():
-                    found.append(
+                    entries.append(
                         {**base, "set": of, "at_floor": at_floor, "n": figures.n,
                          "sampled": figures.sampled, **flat(figures.model_dump(exclude_unset=True))}
                     )  # fmt: skip
-    return found
+    return entries
 
 
 def flat(figures: Mapping[str, Any]) -> dict[str, Any]:
     """Figures as columns; an interval is three of them."""
-    found: dict[str, Any] = {}
+    columns: dict[str, Any] = {}
     for name, value in figures.items():
         if isinstance(value, list | tuple):
-            found |= dict(zip((name, f"{name}_low", f"{name}_high"), value, strict=True))
+            columns |= dict(zip((name, f"{name}_low", f"{name}_high"), value, strict=True))
         else:
-            found[name] = value
-    return found
+            columns[name] = value
+    return columns
 
 
 def embedding(planes: Sequence[Mapping[str, Any]]) -> Entries:
-    """A row for each generator and image that its planes show, with its place in each."""
-    found = []
+    """A row for each generator and image in its planes, with its coordinates in each plane."""
+    entries = []
     for plot in planes:
         if not plot["planes"]:
             continue
-        for number, (image_id, label, made) in enumerate(
+        for number, (image_id, label, is_synthetic) in enumerate(
             zip(plot["ids"], plot["labels"], plot["synthetic"], strict=True)
         ):
             entry = {"generator": plot["generator"], rows.IMAGE_ID: image_id, "class": label,
-                     "source": plot["generator"] if made else "real"}  # fmt: skip
+                     "source": plot["generator"] if is_synthetic else "real"}  # fmt: skip
             for plane in plot["planes"]:
                 method = plane["method"].lower().replace("-", "")
                 entry[f"{method}_x"], entry[f"{method}_y"] = plane["points"][number]
-            found.append(entry)
-    return found
+            entries.append(entry)
+    return entries

@@ -1,4 +1,4 @@
-"""The tables that a report leaves as CSV: what its figures and plots are drawn from."""
+"""The CSV tables of a report: the data of its figures and plots."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ Entries = list[dict[str, Any]]
 def comparison_tables(
     table: Sequence[Row], search_table: Sequence[Mapping[str, Any]], search: SearchSpec,
     evaluate: EvaluateResult, trials: Sequence[Trained],
-    told: Sequence[Sequence[Mapping[str, float]]], classes: Sequence[str],
+    histories: Sequence[Sequence[Mapping[str, float]]], classes: Sequence[str],
 ) -> dict[str, Entries]:  # fmt: skip
-    """Of the comparison, by name. search_table: rows of search's trials. told: the history of each
-    trial."""
+    """Tables of the comparison, by name. search_table: rows of search's trials. histories: the
+    training history of each trial."""
     return {
         "arms": arms(table, evaluate),
         "contrasts": contrasts(evaluate),
         "classes": per_class(evaluate, trials, classes),
         "trials": of_trials(evaluate, search, trials),
-        "history": history(search, trials, told),
+        "history": history(search, trials, histories),
         "confusion": list(confusion(evaluate, trials, classes)),
         "ratios": ratios(search_table, evaluate.objective, search.generator_fits),
         "saturation": [
@@ -42,8 +42,8 @@ def comparison_tables(
         ],
         "budget": budget(evaluate),
         "reliability": [
-            {"arm": arm, **dict(one)}
-            for arm, tested in evaluate.arms.items() for one in tested.reliability
+            {"arm": arm, **dict(bin_)}
+            for arm, tested in evaluate.arms.items() for bin_ in tested.reliability
         ],
     }  # fmt: skip
 
@@ -52,23 +52,23 @@ def record_tables(
     weights: Sequence[Mapping[str, Any]], cost: Mapping[str, Any], objective: str,
     steps: Sequence[tuple[Step, Manifest]],
 ) -> dict[str, Entries]:  # fmt: skip
-    """Of what the study left and what it took. weights, cost: as the page has them."""
+    """Tables of models, costs and steps. weights, cost: as the page has them."""
     return {
         "weights": [
-            {"model": one["model"], "network": one["what"], "trained_on": one["dataset"],
-             "images": one["images"], "steps": one["steps"], "best_step": one.get("kept"),
-             "objective": objective if "val" in one else None, "val": one.get("val"),
-             "test": one.get("test"), "best_of": one.get("of"), "loss": one.get("loss"),
-             "where": one["where"]}
-            for one in weights
+            {"model": item["model"], "network": item["what"], "trained_on": item["dataset"],
+             "images": item["images"], "steps": item["steps"], "best_step": item.get("kept"),
+             "objective": objective if "val" in item else None, "val": item.get("val"),
+             "test": item.get("test"), "best_of": item.get("of"), "loss": item.get("loss"),
+             "where": item["where"]}
+            for item in weights
         ],
         "cost": [{"work": row["words"], "steps": row["count"], **hours_of(row["hours"]),
                   "devices": row["devices"]} for row in cost["rows"]],
         "prices": [
-            {"arm": one["arm"], "unit": one["unit"], "images_took": one["hours"],
-             "per_point": one["per_point"], "per_point_least": one["least"],
-             "per_point_most": one["most"]}
-            for one in cost["points"]
+            {"arm": item["arm"], "unit": item["unit"], "images_took": item["hours"],
+             "per_point": item["per_point"], "per_point_least": item["least"],
+             "per_point_most": item["most"]}
+            for item in cost["points"]
         ],
         "steps": [
             {"step": step.label, "kind": step.kind, "key": step.key, "rows": manifest.rows,
@@ -91,7 +91,7 @@ def hours_of(hours: Hours) -> dict[str, float | None]:
 
 def arms(table: Sequence[Row], evaluate: EvaluateResult) -> Entries:
     """A row for each arm; figures of test where it was opened."""
-    found = []
+    entries = []
     for row in table:
         tested = evaluate.arms.get(row.arm)
         figures = tested.figures if tested is not None else {}
@@ -107,41 +107,41 @@ def arms(table: Sequence[Row], evaluate: EvaluateResult) -> Entries:
                 f"test_{name}{end}": getattr(figure, field, None)
                 for end, field in (("", "mean"), ("_low", "low"), ("_high", "high"))
             }
-        found.append(entry)
-    return found
+        entries.append(entry)
+    return entries
 
 
 def contrasts(evaluate: EvaluateResult) -> Entries:
-    """A row for each comparison that was declared."""
-    found = []
-    for one in evaluate.contrasts:
-        effect, resampled = one.effect, one.bootstrap
+    """A row for each declared comparison."""
+    entries = []
+    for contrast in evaluate.contrasts:
+        effect, resampled = contrast.effect, contrast.bootstrap
         entry = {
-            "arm": one.arm, "against": one.against, "objective": evaluate.objective,
-            "verdict": one.word, "difference": effect.estimate,
+            "arm": contrast.arm, "against": contrast.against, "objective": evaluate.objective,
+            "verdict": contrast.word, "difference": effect.estimate,
             "t_low": effect.low, "t_high": effect.high, "t_p": effect.p,
             "bootstrap_low": resampled.low, "bootstrap_high": resampled.high,
-            "bootstrap_p": resampled.p, "low": one.low, "high": one.high,
-            "p_holm": one.p_adjusted, "equivalence_p_holm": one.equivalence_p,
-            "margin": one.margin, "effect_size": one.effect_size,
-            "wilcoxon_p": one.wilcoxon_p, "detectable": one.detectable,
-            "replicates": one.replicates, "test_groups": one.groups,
-            "mcnemar_p_least": min(one.mcnemar), "mcnemar_p_most": max(one.mcnemar),
+            "bootstrap_p": resampled.p, "low": contrast.low, "high": contrast.high,
+            "p_holm": contrast.p_adjusted, "equivalence_p_holm": contrast.equivalence_p,
+            "margin": contrast.margin, "effect_size": contrast.effect_size,
+            "wilcoxon_p": contrast.wilcoxon_p, "detectable": contrast.detectable,
+            "replicates": contrast.replicates, "test_groups": contrast.groups,
+            "mcnemar_p_least": min(contrast.mcnemar), "mcnemar_p_most": max(contrast.mcnemar),
         }  # fmt: skip
-        for number, difference in enumerate(one.differences):
+        for number, difference in enumerate(contrast.differences):
             entry[f"difference_{number}"] = difference
-        found.append(entry)
-    return found
+        entries.append(entry)
+    return entries
 
 
 def per_class(
     evaluate: EvaluateResult, trials: Sequence[Trained], classes: Sequence[str]
 ) -> Entries:
-    """A row for each arm that was opened and class."""
-    images = {one.trial.arm.name: one.images for one in trials}
-    # Of an arm with several contrasts, the first is that with the baseline.
-    gains = {one.arm: one for one in reversed(evaluate.contrasts)}
-    found = []
+    """A row for each tested arm and class."""
+    images = {item.trial.arm.name: item.images for item in trials}
+    # The first contrast of an arm is the one with the baseline.
+    gains = {item.arm: item for item in reversed(evaluate.contrasts)}
+    entries = []
     for arm, tested in evaluate.arms.items():
         for number, name in enumerate(classes):
             scores, f1 = tested.per_class[name], tested.per_class[name].f1_interval
@@ -162,37 +162,38 @@ def per_class(
                                         ("recall_gain_to_real", gains[arm].recall_gain_to_real)):
                     gain = of_classes[number]
                     entry |= {key: gain.mean, f"{key}_low": gain.low, f"{key}_high": gain.high}
-            found.append(entry)
-    return found
+            entries.append(entry)
+    return entries
 
 
 def of_trials(
     evaluate: EvaluateResult, search: SearchSpec, trials: Sequence[Trained]
 ) -> Entries:
-    """A row for each classifier: what it is, what it reached, what it cost, where it lies."""
-    found = []
-    for one in trials:
-        arm, manifest = one.trial.arm, one.manifest
+    """A row for each classifier: its identity, scores, cost and weights."""
+    entries = []
+    for trained in trials:
+        arm, manifest = trained.trial.arm, trained.manifest
         entry: dict[str, Any] = {
-            **named(one), "family": arm.family, "ratio": arm.ratio, "key": one.trial.step.key,
+            **named(trained), "family": arm.family, "ratio": arm.ratio,
+            "key": trained.trial.step.key,
             "training_images": manifest.rows, "steps": optimizer_steps(search, arm),
-            "best_step": one.result.best_step,
+            "best_step": trained.result.best_step,
             "seconds": manifest.provenance["seconds"],
             "device": manifest.provenance.get("device"), **hours_of(Hours.of(manifest)),
-            "weights": weights_at(one),
+            "weights": weights_at(trained),
         }  # fmt: skip
-        entry |= {f"val_{name}": one.result.val.figures.get(name) for name in FIGURES}
+        entry |= {f"val_{name}": trained.result.val.figures.get(name) for name in FIGURES}
         tested = evaluate.arms.get(arm.name)
         opened = tested.classifiers if tested is not None else {}
-        entry |= {f"test_{name}": opened[name][one.trial.number] if name in opened else None
+        entry |= {f"test_{name}": opened[name][trained.trial.number] if name in opened else None
                   for name in FIGURES}  # fmt: skip
-        found.append(entry)
-    return found
+        entries.append(entry)
+    return entries
 
 
-def named(one: Trained) -> dict[str, Any]:
-    return {"arm": one.trial.arm.name, rows.GENERATOR_FIT: one.trial.fit,
-            rows.SEED: one.trial.number}  # fmt: skip
+def named(trained: Trained) -> dict[str, Any]:
+    return {"arm": trained.trial.arm.name, rows.GENERATOR_FIT: trained.trial.fit,
+            rows.SEED: trained.trial.number}  # fmt: skip
 
 
 def ratios(trials: Sequence[Mapping[str, Any]], objective: str, generator_fits: int) -> Entries:
@@ -203,22 +204,22 @@ def ratios(trials: Sequence[Mapping[str, Any]], objective: str, generator_fits: 
     for row in trials:
         of_arm.setdefault(row[rows.ARM], row)
         values.setdefault(row[rows.ARM], []).append(row[objective])
-    found = []
+    entries = []
     for arm, row in of_arm.items():
-        held = replicates(np.asarray(values[arm]), generator_fits)
-        interval = paired_t(held.tolist())
-        found.append(
+        by_replicate = replicates(np.asarray(values[arm]), generator_fits)
+        interval = paired_t(by_replicate.tolist())
+        entries.append(
             {
                 "arm": arm, "family": row["family"], "ratio": row[rows.RATIO], "role": row["role"],
                 "objective": objective, "val_mean": interval.estimate, "val_low": interval.low,
-                "val_high": interval.high, "replicates": len(held),
+                "val_high": interval.high, "replicates": len(by_replicate),
             }
         )  # fmt: skip
-    return found
+    return entries
 
 
 def budget(evaluate: EvaluateResult) -> Entries:
-    """What twice the steps do to real images, on test."""
+    """The effect of twice the steps on real images, on test."""
     effect = evaluate.budget
     if effect is None:
         return []
@@ -227,15 +228,16 @@ def budget(evaluate: EvaluateResult) -> Entries:
 
 
 def history(
-    search: SearchSpec, trials: Sequence[Trained], told: Sequence[Sequence[Mapping[str, float]]]
-) -> Entries:
-    """A row for each classifier and look at val; an epoch is as many draws as it has images."""
+    search: SearchSpec, trials: Sequence[Trained],
+    histories: Sequence[Sequence[Mapping[str, float]]],
+) -> Entries:  # fmt: skip
+    """A row per classifier and evaluation on val; an epoch is as many draws as there are images."""
     batch = search.training.batch_size
     return [
-        {**named(one), "step": int(entry["step"]),
-         "epoch": entry["step"] * batch / one.manifest.rows,
+        {**named(trained), "step": int(entry["step"]),
+         "epoch": entry["step"] * batch / trained.manifest.rows,
          **{name: value for name, value in entry.items() if name != "step"}}
-        for one, entries in zip(trials, told, strict=True)
+        for trained, entries in zip(trials, histories, strict=True)
         for entry in entries
     ]  # fmt: skip
 
@@ -243,9 +245,9 @@ def history(
 def confusion(
     evaluate: EvaluateResult, trials: Sequence[Trained], classes: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
-    """A row for each cell of each arm's matrices, summed over its classifiers; val of every arm,
-    test of those that were opened. Cells of no image are left out."""
-    for arm in dict.fromkeys(one.trial.arm.name for one in trials):
+    """A row for each nonzero cell of each arm's matrices, summed over its classifiers: val of every
+    arm, test of the tested arms."""
+    for arm in dict.fromkeys(trained.trial.arm.name for trained in trials):
         matrices = {"val": val_confusion(trials, arm).tolist()}
         if arm in evaluate.arms:
             matrices["test"] = evaluate.arms[arm].confusion

@@ -113,8 +113,8 @@ def test_classes_that_gain_and_lose_are_told_where_replicates_are_enough() -> No
         (found,) = forests(evaluate, ["up", "down", "always", "same"])
         assert (found["gained"], found["lost"]) == (gained, lost)
         want = "Recall of classes: up gains; down loses (descriptive, not corrected"
-        assert found["told"].startswith(want if gained else "")
-        assert bool(found["told"]) == bool(gained)
+        assert found["summary"].startswith(want if gained else "")
+        assert bool(found["summary"]) == bool(gained)
 
 
 def test_beside_another_baseline_the_difference_to_real_images_is_told() -> None:
@@ -211,7 +211,7 @@ def test_hours_are_added_up_and_trainings_are_not_counted_twice() -> None:
     assert found["hours"].wall == pytest.approx(0.01 + 2 + 1 + 0.01)
     rows = {row["words"]: row for row in found["rows"]}
     assert {words: row["count"] for words, row in rows.items()} == {
-        "taking the data in": 1, "training generators": 2, "measuring fidelity": 1,
+        "ingesting the data": 1, "training generators": 2, "measuring fidelity": 1,
         "training classifiers of the comparison": 2,
     }  # fmt: skip
     # Four workers with two CPUs and a GPU each, and the driver; one with a quarter of a GPU.
@@ -219,7 +219,7 @@ def test_hours_are_added_up_and_trainings_are_not_counted_twice() -> None:
     assert (made.wall, made.cpu, made.gpu) == pytest.approx((2.0, 9.0 + 1.0, 4.0 + 0.25))
     assert rows["training classifiers of the comparison"]["hours"].gpu == pytest.approx(0.25)
     assert rows["measuring fidelity"]["devices"] == "cuda"
-    assert rows["taking the data in"]["devices"] == ""
+    assert rows["ingesting the data"]["devices"] == ""
 
 
 def test_what_a_step_did_not_note_is_no_hour_of_nothing() -> None:
@@ -324,15 +324,15 @@ def test_the_protocol_in_words_says_what_was_done() -> None:
         "50 training, 50 validation and 50 test images in 2 classes (10 to 40",
         "15% for validation and 20% for test were set apart at random",
         "no groups are recorded", "ddpm (70 optimizer steps) and t (traditional)",
-        "ddpm was trained anew and its images drawn anew 3 times; images of t, which is not"
-        " trained, were drawn anew 3 times", "from training images alone",
-        "for every arm but real double (2 times as many steps)",
+        "ddpm was trained and its images were drawn 3 times; images of t, which is not"
+        " trained, were drawn 3 times", "from training images alone",
+        "for every arm except real double (2 times as many steps)",
         "exclude zero after that adjustment", "not allowed across splits",
         "at a ratio of 1 per real training image", "3 blocks (16, 32, 64 channels)",
         "Images of ddpm were filtered by",
         "50 optimizer steps", "label smoothing 0.1", "rotate 5", "2 seeds for each of 3",
-        "by 4 studies of this storage", "adjusted for 2 comparisons (Holm 1979)",
-        "within ± 1 point (two", "nothing was called either, as here", "torch 2",
+        "by 4 studies in this storage", "adjusted for 2 comparisons (Holm 1979)",
+        "within ± 1 point (two", "fewer than 5 replicates, as here, neither", "torch 2",
         "synthetic-training",
     ):  # fmt: skip
         assert said in text, said
@@ -340,7 +340,8 @@ def test_the_protocol_in_words_says_what_was_done() -> None:
     grouped = study(split={"group": "column"}, curate={"filters": []})
     given = INGEST.model_copy(update={"carved": []})
     text = "\n".join(methods(grouped, given, spec, AMOUNTS, search, evaluate, {}, "1"))
-    for said in ("the splits are those of the data", "one split", "drawn once", "were not filtered",
+    for said in ("the splits are those of the data", "are in one split", "drawn once",
+                 "were not filtered",
                  "no online augmentation", "these choices, once,"):  # fmt: skip
         assert said in text, said
     assert "Holm" not in text
@@ -366,21 +367,21 @@ def test_images_are_told_as_they_were_made_and_added() -> None:
     text = "\n".join(methods(values, INGEST, spec, AMOUNTS, search, evaluate, {}, "1"))
     for said in (
         "ddpm (70 optimizer steps), from training images alone",
-        "sd (diffusion), by the pretrained checkpoint sd15 as it is",
+        "sd (diffusion), by the pretrained checkpoint sd15 without adaptation",
         "given (folder), from images of a folder",
-        "images of sd and given, which are not trained, were drawn anew 4 times",
+        "images of sd and given, which are not trained, were drawn 4 times",
         "at ratios of 0.25 and 1 per real training image of the class; or up to 500 training images"
         " of each class; or 64 to each class",
         "As “both”, images of ddpm and sd were added together",
         "on images of ddpm alone, as many", "as many images without filters",
-        "across splits removed from the earlier", "means over 4 generator fits",
+        "across splits removed from the earlier split", "means over 4 generator fits",
         "chosen from 12 tried on validation",
     ):  # fmt: skip
         assert said in text, said
     alone = study(generators={"given": made["given"]})
     text = "\n".join(methods(alone, INGEST, spec, AMOUNTS, search, evaluate, {}, "1"))
     assert "training images alone" not in text
-    assert "trained anew" not in text
+    assert "and its images were drawn" not in text
     spec = spec.model_copy(update={"generator_fits": 1})
     (draw,) = (one for one in not_known(alone, INGEST, spec, search, evaluate) if "draw" in one)
     assert "training" not in draw
@@ -415,8 +416,8 @@ def test_what_is_not_known_is_said() -> None:
     only_exact = INGEST.model_copy(update={"near_limit": {}})
     told = not_known(study(), only_exact, spec, search, evaluate)
     assert any("near duplicates" in said for said in told)
-    for said in ("trained once, and each was drawn once", "no groups are given",
-                 "Whether ddpm x1 helps",                 "How 1 arm would do"):  # fmt: skip
+    for said in ("were trained once, and all images were drawn once", "no groups are given",
+                 "Whether ddpm x1 helps",                 "How 1 arm would perform"):  # fmt: skip
         assert said in text, said
     spec, search, evaluate = results(fits=5, contrasts=0)
     evaluate.arms["ddpm x1"] = arm_result()
@@ -429,7 +430,7 @@ def test_a_study_s_notes_are_told_and_change_the_report_s_key_alone() -> None:
     noted = study(notes=["The scanner changed in May."])
     spec, search, evaluate = results(fits=1, contrasts=0)
     told = not_known(noted, INGEST, spec, search, evaluate)
-    assert "The study notes: The scanner changed in May." in told
+    assert "Note of the study: The scanner changed in May." in told
     keys = [{step.label: step.key for step in plan(Study.model_validate(values))}
             for values in (study(), noted)]  # fmt: skip
     assert {label for label, key in keys[0].items() if keys[1][label] != key} == {"report"}
