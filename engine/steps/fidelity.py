@@ -390,7 +390,8 @@ def warnings(
         if of_kept.frechet is not None and of_kept.n < FRECHET_LEAST:
             texts.append(
                 f"a Fréchet distance of {of_kept.n:,} images (fewer than {FRECHET_LEAST:,})"
-                " depends strongly on their number: compare it only with that of as many real images"
+                " depends strongly on their number: compare it only with that of as many real"
+                " images"
             )
         if first.floor:
             n = first.floor["real"].n
@@ -402,7 +403,8 @@ def warnings(
             share, low, high = (100 * value for value in of_kept.near)
             texts.append(
                 f"{share:.1f}% of the kept images ({low:.1f} to {high:.1f}) are nearer to a"
-                f" training image than {100 * (1 - NEAR):.0f}% of val images; {100 * NEAR:g}% are expected"
+                f" training image than {100 * (1 - NEAR):.0f}% of val images;"
+                f" {100 * NEAR:g}% are expected"
             )
     left_out = [f"{label} ({kept[label]} kept)" for label in classes if label not in enough]
     if len(enough) > 1 and left_out:
