@@ -141,12 +141,12 @@ class Comparison:
                 )  # fmt: skip
                 self.filter_plugins.append(("classifiers", spec.classifier))
         self.labeler = spec
-        looks = measuring(self.task, study.preprocess, spec, filters)
-        if looks.labeler is not None or looks.filters:
+        pixel_spec = measuring(self.task, study.preprocess, spec, filters)
+        if pixel_spec.labeler is not None or pixel_spec.filters:
             steps["measure"] = make_step(
-                "measure", looks.model_dump(),
+                "measure", pixel_spec.model_dump(),
                 {"ingest": self.ingest, **steps},
-                [("filters", filter_spec) for filter_spec in looks.filters]
+                [("filters", filter_spec) for filter_spec in pixel_spec.filters]
                 + [plugin for plugin in self.filter_plugins if plugin[0] != "filters"],
                 Subject("val"),
             )  # fmt: skip

@@ -40,7 +40,7 @@ def preview(
     profile: Profile,
     count: int,
 ) -> None:
-    """Run the steps that generation needs, make `count` images per class, and write one page.
+    """Run the steps that generation needs, generate `count` images per class, and write one page.
 
     No shard of the study is committed.
     """

@@ -195,8 +195,8 @@ class Sets:
         keys: list[str],
     ) -> None:  # fmt: skip
         ids, intended = (table[name].to_pylist() for name in (rows.IMAGE_ID, rows.LABEL_INTENDED))
-        looks = measuring(spec.task, spec.preprocess, spec.labeler, spec.filters)
-        names = [field.name for field in figures(looks, classes)]
+        pixel_spec = measuring(spec.task, spec.preprocess, spec.labeler, spec.filters)
+        names = [field.name for field in figures(pixel_spec, classes)]
         store = context.store
         self.generated = read_scored(
             store, keys, dict(zip(ids, intended, strict=True)), keys if names else [], names
@@ -309,12 +309,12 @@ def read_generated(context: Context, task: str) -> pa.Table:
 def score(context: Context, spec: CurateSpec, classes: Sequence[str]) -> list[Commit]:
     """Measure and embed every generated image. Shards are named by content, so that a later round
     scores only new images."""
-    looks = measuring(spec.task, spec.preprocess, spec.labeler, spec.filters)
+    pixel_spec = measuring(spec.task, spec.preprocess, spec.labeler, spec.filters)
     trained = trained_labeler(context.inputs)
     embedding = EmbedImages(spec.embedder)
     stages: list[Stage] = [
         DecodeOwn(),
-        MeasurePixels(context.store, looks, classes, trained),
+        MeasurePixels(context.store, pixel_spec, classes, trained),
         Hash(),
         PrepareImages(spec.embedder),
         embedding,
@@ -324,10 +324,13 @@ def score(context: Context, spec: CurateSpec, classes: Sequence[str]) -> list[Co
         for shard in generated_shards(context)
     ]
     # Filters without measurements do not change the scores.
-    plugins = {"embedders": [spec.embedder], "filters": looks.filters, "labelers": [looks.labeler]}
+    plugins = {
+        "embedders": [spec.embedder], "filters": pixel_spec.filters,
+        "labelers": [pixel_spec.labeler],
+    }  # fmt: skip
     measured_by = {
         "embedder": spec.embedder.model_dump() if spec.embedder else None,
-        "looks": looks.model_dump(),
+        "looks": pixel_spec.model_dump(),
         "code": {
             f"{family}.{name_of(plugin)}": kind_of(family, plugin).version
             for family, specs in plugins.items()
@@ -344,7 +347,7 @@ def score(context: Context, spec: CurateSpec, classes: Sequence[str]) -> list[Co
     return context.compute(
         "embed", shards, rows_of=parquet_rows, stages=stages,
         schema=lambda: pa.schema(
-            [*rows.embeddings_schema(embedding.embedder.width), *figures(looks, classes)]
+            [*rows.embeddings_schema(embedding.embedder.width), *figures(pixel_spec, classes)]
         ),
         fingerprint=measured_by, prefix=prefix,
     )  # fmt: skip
