@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from engine.core.registry import PluginField, explain, kind_of
+from engine.core.registry import PluginField, explain, kind_of, name_of
 from engine.core.spec import Spec
 from engine.tuning.proposals import Range
 
@@ -223,21 +223,21 @@ class Request(Amount):
                 )  # fmt: skip
         given: dict[str, str] = {}
         for name in self.ratio_by_class or {}:
-            for one in dict.fromkeys(self.class_groups.get(name, (name,))):
-                if (other := given.setdefault(one, name)) != name:
+            for label in dict.fromkeys(self.class_groups.get(name, (name,))):
+                if (earlier := given.setdefault(label, name)) != name:
                     raise PydanticCustomError(
                         "explained",
                         "ratio_by_class: class {name} has two ratios, of {one} and of {other};"
                         " remove one, or remove the class from the group",
-                        {"name": repr(one), "one": repr(other), "other": repr(name)},
+                        {"name": repr(label), "one": repr(earlier), "other": repr(name)},
                     )
         targets = self.one_by_one().classes
-        for one, name in given.items():
-            if targets != "all" and one not in targets:
-                of = "" if one == name else f" (of the group {name!r})"
+        for label, name in given.items():
+            if targets != "all" and label not in targets:
+                of = "" if label == name else f" (of the group {name!r})"
                 raise PydanticCustomError(
                     "explained", "ratio_by_class: {name}{of} is none of classes; add it there",
-                    {"name": repr(one), "of": of},
+                    {"name": repr(label), "of": of},
                 )  # fmt: skip
         return self
 
@@ -273,16 +273,16 @@ class Curate(Spec):
 
     @model_validator(mode="after")
     def _possible(self) -> Curate:
-        names = [str(getattr(one, "name", "")) for one in self.filters]
-        for name, one in zip(names, self.filters, strict=True):
+        names = [name_of(spec) for spec in self.filters]
+        for name, spec in zip(names, self.filters, strict=True):
             if names.count(name) > 1:
                 raise PydanticCustomError("explained", "filters names {name} twice", {"name": name})
-            if self.labeler is None and kind_of("filters", one).needs_labeler:
+            if self.labeler is None and kind_of("filters", spec).needs_labeler:
                 raise PydanticCustomError(
                     "explained", "filters: {name} needs a labeler, but labeler is null; set one",
                     {"name": name},
                 )  # fmt: skip
-        relabels = any(getattr(one, "label_from", "") == "labeler" for one in self.filters)
+        relabels = any(getattr(spec, "label_from", "") == "labeler" for spec in self.filters)
         if relabels and "similarity" in names:
             raise PydanticCustomError(
                 "explained",

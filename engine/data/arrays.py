@@ -182,12 +182,12 @@ def first_images(
     store: Store, keys: Sequence[str], task: str, count: int
 ) -> dict[str, list[np.ndarray]]:
     """The first `count` images of each class in these parts."""
-    found: dict[str, list[np.ndarray]] = {}
+    by_class: dict[str, list[np.ndarray]] = {}
     for table in store.tables(list(keys), [rows.IMAGE, rows.label_column(task)]):
         labels = table[rows.label_column(task)].to_pylist()
-        images = pc.struct_field(table[rows.IMAGE], "bytes")
+        encoded = pc.struct_field(table[rows.IMAGE], "bytes")
         for row, label in enumerate(labels):
-            held = found.setdefault(label, [])
-            if len(held) < count:
-                held.append(decode_own(images[row].as_py()))
-    return found
+            images = by_class.setdefault(label, [])
+            if len(images) < count:
+                images.append(decode_own(encoded[row].as_py()))
+    return by_class
