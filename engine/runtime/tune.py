@@ -89,6 +89,11 @@ class _Errors(ray_tune.Callback):
     def __init__(self, searcher: _ProposalSearcher, on_start: Callable[[], None]) -> None:
         self.searcher, self.on_start = searcher, on_start
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune pickles its callbacks to restore them later, which never happens here, and `on_start`
+        # may hold a lock.
+        return {}
+
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         self.on_start()
 
