@@ -9,7 +9,8 @@ NO_SPREAD = "no spread"
 # Placeholder for the table of contents in a template.
 CONTENTS = "<!-- contents -->"
 _HEADING = re.compile("<h2>(.*?)</h2>", re.DOTALL)
-_TAG = re.compile("<[^>]*>")
+# What is said in addition to a heading stays out of its link.
+_ASIDE = re.compile("<span.*?</span>|<[^>]*>", re.DOTALL)
 
 
 def duration(hours: float) -> str:
@@ -63,7 +64,7 @@ def with_contents(page: str) -> str:
     links: list[str] = []
 
     def numbered(heading: re.Match[str]) -> str:
-        title = _TAG.sub("", heading[1]).strip()
+        title = _ASIDE.sub("", heading[1]).strip()
         links.append(f'<a href="#section-{len(links) + 1}">{title}</a>')
         return f'<h2 id="section-{len(links)}">{heading[1]}</h2>'
 

@@ -143,8 +143,8 @@ def test_weights_that_cannot_be_used_say_what_is_missing(tmp_path: Path) -> None
         ("damaged.safetensors", {}, "cannot be read as safetensors"),
         ("lacking.safetensors", {}, r"features\.3\.bias is missing"),
         ("narrow.safetensors", {"hidden": 4}, r"classifier\.0\.weight has shape \(8, 25088\), exp"),
-        ("narrow.safetensors", {"depth": 13}, "no weights of this VGG13: features"),
-        ("narrow.safetensors", {"batch_norm": True}, r"features.* compare depth, batch_norm"),
+        ("narrow.safetensors", {"depth": 13}, "does not fit this VGG13: features"),
+        ("narrow.safetensors", {"batch_norm": True}, r"features.* check depth, batch_norm"),
     ):
         with pytest.raises(StudyError, match=message):
             vgg(weights=str(tmp_path / name), **fields).build()

@@ -24,9 +24,11 @@ def url(s3_endpoint: str) -> str:
 @pytest.mark.timeout(900)
 def test_a_study_runs_on_s3_from_audit_to_export(url: str, tmp_path: Path) -> None:
     store = Store(url)
-    logged = {"profile.mlflow": f"sqlite:///{tmp_path}/mlflow.db"}
+    # Storage is what is tried: few images of one class suffice.
+    few = {"request": "{ratio: 1, classes: [8], shard_size: 32}"}
+    logged = {**few, "profile.mlflow": f"sqlite:///{tmp_path}/mlflow.db"}
     run_here(url, job="audit")
-    run_here(url, "--preview", "1")
+    run_here(url, "--preview", "1", sets=few)
     output = run_here(url, sets=logged)
     assert "MLflow: sqlite" in output
     pages = set(store.listing("pages/digits"))
@@ -38,8 +40,11 @@ def test_a_study_runs_on_s3_from_audit_to_export(url: str, tmp_path: Path) -> No
     again = run_here(url, sets=logged)
     assert "report               " in again
     assert "  report: " not in again, "what is done was computed again"
-    run_here(url, "--arm", "ddpm x1", "--to", f"{url}-export", "--format", "csv", job="export")
-    assert len(Store(f"{url}-export").listing("")) > 1000
+    target = f"{url}-export"
+    run_here(
+        url, "--arm", "ddpm x1", "--to", target, "--format", "csv", job="export", sets=few
+    )
+    assert len(Store(target).listing("")) > 1000
     assert fsck.verify(store).faults == ()
     assert gc.find_garbage(store, time.time() - 86_400).keys == ()
 

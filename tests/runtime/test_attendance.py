@@ -35,6 +35,7 @@ def runtime() -> Iterator[RayRuntime]:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_row_that_kills_and_one_that_hangs_are_set_aside_and_no_other(
     runtime: RayRuntime, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -150,6 +150,7 @@ class NoteWhere:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_fits_and_trials_run_where_the_study_was_started(
     runtime: RayRuntime, tmp_path: Path
 ) -> None:

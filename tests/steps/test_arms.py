@@ -143,8 +143,8 @@ def test_arms_that_cannot_be_made_are_refused_when_the_study_is_read(bars_study)
     for arm, fields, why in (
         ("synthetic_only", {"generators": moved}, "needs a generator that makes new images"),
         ("synthetic_only", {"generators": {}}, "needs a generator that makes new images"),
-        ("unfiltered", {"generators": moved}, "needs images that are filtered"),
-        ("unfiltered", {"curate": {"filters": []}}, "needs images that are filtered"),
+        ("unfiltered", {"generators": moved}, "needs filtered images"),
+        ("unfiltered", {"curate": {"filters": []}}, "needs filtered images"),
     ):
         every = {"request": {"ratio": 1}, "search": {"ratios": [1], "arms": [arm]}, **fields}
         with pytest.raises(StudyError, match=rf"^search\.arms: {arm} {why}"):

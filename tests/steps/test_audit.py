@@ -162,7 +162,7 @@ def test_a_clean_folder_stops_nothing(
     assert manifest.metrics["must"] == []
     assert not [e for e in found(store, manifest) if e["kind"] not in ("label", "outlier")]
     assert "No problem stops the study" in html(store, manifest)
-    assert any("by pixels alone" in text for text in manifest.metrics["warnings"])
+    assert any("embedder is pixels" in text for text in manifest.metrics["warnings"])
 
 
 def test_hostile_names_are_escaped_in_the_page_and_in_its_tables(

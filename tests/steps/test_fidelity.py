@@ -151,9 +151,9 @@ def test_copies_of_train_are_nearer_than_held_out_images(
     assert first["sets"]["kept"]["nearest"] < first["val_nearest"] == other["val_nearest"]
     (text,) = (text for text in copied["warnings"] if "nearer to a training image" in text)
     share, low, high = (f"{100 * value:.1f}" for value in near[0])
-    assert text.startswith(f"{share}% of the images kept ({low} to {high})")
+    assert text.startswith(f"{share}% of the kept images ({low} to {high})")
     assert text.endswith("1% are expected")
-    assert "near" not in copied["scopes"][0]["sets"]["real"]
+    assert copied["scopes"][0]["sets"]["real"]["near"] is None
 
 
 def test_too_few_images_get_words_and_no_figures(
@@ -318,7 +318,7 @@ def test_every_fit_is_measured_and_told_of(
     for fit in (0, 1):
         assert f"<tr><td>{fit}</td><td>120</td><td>120</td><td>100.0%</td>" in funnel
     # The sheet, the funnel by class and the plane are of the first.
-    assert page.count("of the first of 2 generator fits") == 3
+    assert page.count("from the first of 2 generator fits") == 3
     probe = page[page.index("Can images of more") : page.index("<h2>The models")]
     assert "Mean over 2 generator fits" in probe
 

@@ -218,7 +218,7 @@ class Moody(Generator):
 def sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
     """Runs the stage on a batch of seeds with the generator above, padded to 8 rows."""
     monkeypatch.setattr(registry, "resolve", lambda family, name: Moody)
-    monkeypatch.setattr("engine.steps.generate.resolve", lambda family, name: Moody)
+    monkeypatch.setattr("engine.steps.generate.kind_of", lambda family, spec: Moody)
 
     def run(seeds: list[int]) -> dict[str, Any]:
         spec = GenerateSpec.model_construct(

@@ -292,12 +292,12 @@ def test_a_crash_and_a_hang_cost_their_own_rows_of_a_batch() -> None:
     ("lines", "fields", "message"),
     [
         (["x,a,1", "y,b,1", "z,b,2"], {"id": "key"}, r"the id '1' appears 2 times \(first: x, y\)"),
-        (["x,a,1", "x,b,2"], {}, "ids must be unique"),
+        (["x,a,1", "x,b,2"], {}, "make ids unique"),
         (["x,a,1", "y,a,2"], {}, r"one class alone \('a'\)"),
         (["x,a,1", "y,a,2", "z,b,3"], {}, "the class 'b' has one image"),
         (["x,a,1", "y,,2"], {}, "1 images have no label"),
-        (["x,cat,1", "y,Cat,2"], {}, "'Cat' and 'cat' differ in case"),
-        (["x,caf\u00e9,1", "y,cafe\u0301,2"], {}, "differ in case, spaces or Unicode form"),
+        (["x,cat,1", "y,Cat,2"], {}, "'Cat' and 'cat' differ only in case"),
+        (["x,caf\u00e9,1", "y,cafe\u0301,2"], {}, "differ only in case, spaces or Unicode form"),
         (["x,a,1", "y,a\u202eb,2"], {}, "invisible characters"),
     ],
 )

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from engine.context import Context, Result
+from engine.context import Context, Output
 from engine.core import rows
 from engine.core.manifest import Manifest, Part
 from engine.core.step import Step, Subject
@@ -27,7 +27,7 @@ from engine.work.resources import FitResources, StageResources
 def run_select(
     store: Store, clusters: pa.Table, per_cluster: int = 3, *, seed: int = 0,
     vectors: dict[str, list[float]] | None = None, **fields: Any,
-) -> Result:  # fmt: skip
+) -> Output:  # fmt: skip
     """Run the real step on a hand-written table of clusters, and of vectors by id."""
     settings = SelectSettings(per_cluster=per_cluster, **fields)
     step = Step("select", Subject(), SelectSpec(task="class", settings=settings, seed=seed), {})

@@ -13,6 +13,7 @@ from engine.plan import plan
 from engine.profile import Profile
 from engine.runtime.inline import InlineRuntime
 from engine.tracking.mlflow import named_contrasts, track, tracking_uri, without_password
+from tests.results import contrast, evaluate_result
 
 
 @pytest.fixture
@@ -125,8 +126,8 @@ def test_a_search_that_was_logged_before_its_verdict_is_not_doubled(done) -> Non
 
 
 def test_two_contrasts_of_an_arm_have_two_names() -> None:
-    baseline, twin = ({"arm": "g x1", "against": name} for name in ("real", "g unfiltered x1"))
-    found = named_contrasts({"baseline": "real", "contrasts": [baseline, twin]})
+    baseline, twin = (contrast(against=name) for name in ("real", "g unfiltered x1"))
+    found = named_contrasts(evaluate_result(contrasts=[baseline, twin]))
     assert found == {"g x1": baseline, "g x1 against g unfiltered x1": twin}
 
 
