@@ -61,15 +61,19 @@ def alike(low: float, high: float) -> bool:
 
 def with_contents(page: str) -> str:
     """The page with an id for each `<h2>`, and links to them in place of `CONTENTS`."""
-    links: list[str] = []
+    # By title: of several sections with one title, the first.
+    links: dict[str, str] = {}
+    count = 0
 
     def numbered(heading: re.Match[str]) -> str:
+        nonlocal count
+        count += 1
         title = _ASIDE.sub("", heading[1]).strip()
-        links.append(f'<a href="#section-{len(links) + 1}">{title}</a>')
-        return f'<h2 id="section-{len(links)}">{heading[1]}</h2>'
+        links.setdefault(title, f'<a href="#section-{count}">{title}</a>')
+        return f'<h2 id="section-{count}">{heading[1]}</h2>'
 
     page = _HEADING.sub(numbered, page)
-    return page.replace(CONTENTS, f'<nav class="note">{" · ".join(links)}</nav>', 1)
+    return page.replace(CONTENTS, f'<nav class="note">{" · ".join(links.values())}</nav>', 1)
 
 
 def render(template: str, **values: Any) -> str:

@@ -29,8 +29,11 @@ def test_one_point_is_singular() -> None:
 
 
 def test_contents_link_to_every_heading() -> None:
-    page = with_contents(f"{CONTENTS}<h2>One</h2><p>a</p><h2>Two <span>of it</span></h2>")
+    two = "<h2>Two <span>of it</span></h2><h2>Two</h2>"
+    page = with_contents(f"{CONTENTS}<h2>One</h2><p>a</p>{two}")
     assert '<a href="#section-1">One</a> · <a href="#section-2">Two</a>' in page
     assert '<h2 id="section-1">One</h2>' in page
     assert '<h2 id="section-2">Two <span>of it</span></h2>' in page
+    assert '<h2 id="section-3">Two</h2>' in page
+    assert "#section-3" not in page
     assert CONTENTS not in page
