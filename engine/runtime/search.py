@@ -9,7 +9,6 @@ restored.
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -33,7 +32,7 @@ class _Progress(tune.Callback):
 
     def __init__(self, on_start: Callable[[], None], on_end: Callable[[str], None]) -> None:
         self.on_start, self.on_end = on_start, on_end
-        self.failures = Counter[str]()
+        self.completed = set[str]()
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune pickles its callbacks to restore them later, which never happens here, and a progress
@@ -44,13 +43,8 @@ class _Progress(tune.Callback):
         self.on_start()
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        self.completed.add(trial.config["name"])
         self.on_end(trial.config["name"])
-
-    def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        self.failures[trial.config["name"]] += 1
-
-    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        self.failures[trial.config["name"]] += 1
 
 
 def search(
@@ -102,23 +96,27 @@ def search(
         grid = off_main_thread(tuner.fit)
         # By position: the result of a trial that never reported contains no name.
         results |= {name: grid[place] for place, name in enumerate(waiting)}
-        # Tune 2.60 gives up a trial at the first failure if its process dies between the reset for
-        # it and its start (TuneController._process_trial_failure recovers only RUNNING trials).
+        # Tune 2.60 gives up a trial, or ends it without a word, if its process dies between the
+        # reset for it and its start (TuneController._process_trial_failure recovers only RUNNING
+        # trials).
         waiting = [
             name
             for name in waiting
-            if (error := results[name].error) is not None
-            and find_engine_error(error) is None
-            and progress.failures[name] <= resources.max_failures
+            if name not in progress.completed
+            and ((error := results[name].error) is None or find_engine_error(error) is None)
         ]
         if not waiting:
             break
-    # All trials have run by now, and the results of the others are stored.
+    # All trials have run by now, and the results of the others are stored. A trial that was tried
+    # again and completed keeps the error of its first attempt.
     for name, result in results.items():
-        if (error := result.error) is not None:
-            if (own := find_engine_error(error)) is not None:
-                raise own from None
-            raise EngineError(f"{name} failed: {one_line(error)}") from error
+        if name in progress.completed:
+            continue
+        if (error := result.error) is None:
+            raise EngineError(f"{name} failed: its process died at each attempt; see Ray's logs")
+        if (own := find_engine_error(error)) is not None:
+            raise own from None
+        raise EngineError(f"{name} failed: {one_line(error)}") from error
     for result in results.values():
         if (refusal := (result.metrics or {}).get(_REFUSED)) is not None:
             raise EngineError(refusal)
