@@ -22,7 +22,8 @@ class DreamboothSpec(LoraSettings, AdaptSpec):
     name: Literal["dreambooth"] = "dreambooth"
     # What is trained; `full` ignores rank and the other settings of LoRA.
     method: Literal["lora", "full"] = "lora"
-    # None: 0.0001 for a LoRA, 0.000005 for all weights.
+    # None: 0.0001 for a LoRA, 0.000005 for all weights. The base has no None: which default holds
+    # depends on `method` here.
     learning_rate: Annotated[float, Field(gt=0)] | None = None  # type: ignore[assignment]
     proportion_empty_prompts: Annotated[float, Field(ge=0, lt=1)] = 0.0
     # The rare word that replaces {token}, and others for single classes.
