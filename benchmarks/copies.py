@@ -10,7 +10,7 @@ them. Among them are planted
 and the study's `curate` step looks at all of them (generator `folder`, filters `copies` and
 `duplicates` with their defaults, `mobilenet_v2`). "falsely" are those in which nothing was planted.
 
-`python -m benchmarks.copies [--seed N]`
+`python -m benchmarks.copies [--seed N] [--quick]`
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ CLASSES = ("longsleeve", "pants", "shoes", "t-shirt")
 GOOD, PLANTED = 40, 5  # of each class
 
 
-def plant(root: Path, seed: int) -> None:
+def plant(root: Path, seed: int, good_count: int) -> None:
     """Write the images; what a file is stands in its name."""
     random = generator(seed, "copies")
     for label in CLASSES:
         folder = root / label
         folder.mkdir(parents=True)
-        good = sorted((DATA / "test" / label).iterdir())[:GOOD]
+        good = sorted((DATA / "test" / label).iterdir())[:good_count]
         train = sorted((DATA / "train" / label).iterdir())
         for number, path in enumerate(good):
             Image.open(path).convert("RGB").save(folder / f"good{number:03d}.png")
@@ -65,14 +65,15 @@ def changed(image: Image.Image, random: np.random.Generator) -> Image.Image:
     return ImageEnhance.Brightness(cropped).enhance(float(random.uniform(0.9, 1.1)))
 
 
-def study_of(root: Path) -> Study:
-    each = GOOD + 2 * PLANTED
+def study_of(root: Path, size: int, each: int) -> Study:
+    """size: px of the images. each: generated images of a class."""
     sets = [
         f"generators={{ddpm: null, traditional: null, made: {{name: folder, reader: {{name:"
         f" imagefolder, root: {root}}}}}}}",
         f"request={{ratio: null, per_class: {each}, classes: [{', '.join(CLASSES)}]}}",
         f"reader.root={DATA}", "reduce=null", "audit={embedder: {name: pixels}, on_leak: drop}",
         "classifier={name: small}", "search={ratios: [0.01], seeds: 2}",
+        f"preprocess.size={size}",
         "curate={labeler: knn, filters: [copies, duplicates], max_rounds: 1}",
     ]  # fmt: skip
     return load_study(ROOT / "configs" / "clothing.yaml", sets)
@@ -81,10 +82,12 @@ def study_of(root: Path) -> Study:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seed", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="few and small images")
     arguments = parser.parse_args()
+    good_count, size = (PLANTED, 32) if arguments.quick else (GOOD, 64)
     with tempfile.TemporaryDirectory() as scratch:
-        plant(Path(scratch) / "made", arguments.seed)
-        study = study_of(Path(scratch) / "made")
+        plant(Path(scratch) / "made", arguments.seed, good_count)
+        study = study_of(Path(scratch) / "made", size, good_count + 2 * PLANTED)
         store = Store(str(Path(scratch) / "runs"))
         profile = Profile(storage=store.url, runtime="inline")
         manifests = execute(until(plan(study), "curate"), store, InlineRuntime(), profile)

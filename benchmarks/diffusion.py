@@ -9,7 +9,8 @@ plain loop take turns in one process, with the same prompts, seeds, steps and ba
     of peak     FLOPs of the denoiser and the decoder, as torch counts them, by the seconds that the
                 engine takes, over --peak
 
-`python -m benchmarks.diffusion [--kind tiny|sd15|sdxl] [--batch N] [--steps N] [--rounds N]`
+`python -m benchmarks.diffusion [--kind tiny|sd15|sdxl] [--batch N] [--steps N] [--rounds N]
+[--quick]`
 """
 
 from __future__ import annotations
@@ -221,7 +222,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="inference steps of each image")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--peak", type=float, default=989.0, help="TFLOP/s of the GPU in bf16")
+    parser.add_argument("--quick", action="store_true", help="2 steps and rounds")
     arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.steps = arguments.rounds = 2
     device = "cuda" if torch.cuda.is_available() else "cpu"
     side = SIDES[arguments.kind]
     print(machine("torch", "diffusers", "transformers", "peft"))

@@ -88,7 +88,7 @@ def make_images(store: Store, count: int) -> Images:
     part = make_context(store, {}, Spec()).table(
         "images-train", table, row_group_size=ROW_GROUP, split="train"
     )
-    context = make_context(store, {"ingest": make_manifest([part], {})}, Spec())
+    context = make_context(store, {"ingest": make_manifest("ingest", [part])}, Spec())
     return Images(store, pictures, image_shards(context, ("train",)))
 
 

@@ -30,7 +30,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -152,10 +152,12 @@ def make_context(store: Store, inputs: dict[str, Manifest], spec: Spec) -> Conte
     )  # fmt: skip
 
 
-def make_manifest(parts: Sequence[Part], metrics: dict[str, Any]) -> Manifest:
+def make_manifest(
+    kind: str, parts: Sequence[Part], metrics: Mapping[str, Any] | None = None
+) -> Manifest:
     return Manifest(
-        kind="benchmark", key=KEY, label="benchmark", spec={}, inputs={}, parts=tuple(parts),
-        rows=0, metrics=metrics, provenance={},
+        kind=kind, key=KEY, label=kind, spec={}, inputs={}, parts=tuple(parts), rows=0,
+        metrics=dict(metrics or {}), provenance={},
     )  # fmt: skip
 
 
@@ -168,7 +170,7 @@ def embed_workload(store: Store, shard_count: int, shard_rows: int, batch_size: 
     context = make_context(store, {}, spec)
     table = image_table(shard_count * shard_rows)
     part = context.table("images-train", table, row_group_size=shard_rows, split="train")
-    context = make_context(store, {"ingest": make_manifest([part], {})}, spec)
+    context = make_context(store, {"ingest": make_manifest("ingest", [part])}, spec)
     shards = image_shards(context, ("train",))
     stages, schema = EmbedImages.stages(spec)
     worker = ShardWorker(
@@ -254,7 +256,8 @@ def generate_workload(
     )
     ingest = ingest_of_labels(store, request_spec)
     request = Request().run(make_context(store, {"ingest": ingest}, request_spec))
-    context = make_context(store, {"request": make_manifest(request.parts, {})}, request_spec)
+    planned = {"request": make_manifest("request", request.parts, {"counts": {}, "outside": {}})}
+    context = make_context(store, planned, request_spec)
     shards = list(planned_shards(context))
     spec = GenerateSpec(**common)
     parts = random_weights(context, generator)
@@ -284,7 +287,7 @@ def ingest_of_labels(store: Store, spec: Spec) -> Manifest:
         }
     )
     part = make_context(store, {}, spec).table("index", index, split="train")
-    return make_manifest([part], {"counts": {"train": dict.fromkeys(CLASSES, 10)}})
+    return make_manifest("ingest", [part], {"counts": {"train": dict.fromkeys(CLASSES, 10)}})
 
 
 def random_weights(context: Context, spec: DdpmSpec) -> list[Part]:
@@ -316,7 +319,8 @@ def random_weights(context: Context, spec: DdpmSpec) -> list[Part]:
 def bare_generate(
     store: Store, parts: Sequence[Part], requests: pa.Table, batch_size: int, steps: int
 ) -> Callable[[], np.ndarray]:
-    """DDIM with guidance, written down plainly over diffusers' model and scheduler; then a PNG."""
+    """DDIM with guidance of the clean image (`engine.nets.ddpm.guided_step`), written plainly with
+    diffusers' model and scheduler; then a PNG."""
     from diffusers import DDIMScheduler, UNet2DModel
 
     with tempfile.TemporaryDirectory() as name:
@@ -331,7 +335,7 @@ def bare_generate(
         )  # fmt: skip
     seeds = requests[rows.SEED].to_pylist()
     classes = [CLASSES.index(label) for label in requests[rows.label_column("kind")].to_pylist()]
-    shape = (3, PICTURE.size, PICTURE.size)
+    shape, alphas = (3, PICTURE.size, PICTURE.size), scheduler.alphas_cumprod
 
     def batches() -> Iterator[np.ndarray]:
         for start in range(0, len(seeds), batch_size):
@@ -347,7 +351,13 @@ def bare_generate(
                 predicted = unet(torch.cat([images, images]), timestep, both).sample
                 with_class, without = predicted.chunk(2)
                 guided = without + GUIDANCE_SCALE * (with_class - without)
-                images = scheduler.step(guided, timestep, images).prev_sample
+                plain = scheduler.step(with_class, timestep, images)
+                clean = scheduler.step(guided, timestep, images).pred_original_sample
+                before = timestep - scheduler.config.num_train_timesteps // steps
+                kept = alphas[timestep]
+                kept_before = alphas[before] if before >= 0 else scheduler.final_alpha_cumprod
+                share = kept_before.sqrt() - ((1 - kept_before) * kept / (1 - kept)).sqrt()
+                images = plain.prev_sample + share * (clean - plain.pred_original_sample)
             pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
             yield pixels.permute(0, 2, 3, 1).numpy()
 

@@ -15,7 +15,8 @@ each from ingest to the verdict. What stands for generated images comes through 
 `null` draws train, val, test and both folders anew for each study. `planted` needs no training:
 images are easy or hard, generator fits and images have effects of their own (see `simulated`).
 
-`python -m benchmarks.known_answers [--only NAME …] [--first N] [--studies N] [--processes N]`
+`python -m benchmarks.known_answers [--only NAME …] [--first N] [--studies N] [--processes N]
+[--quick]`
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.timing import machine, print_table
 from engine.comparison.predictions import score
-from engine.comparison.verdict import Contrast, Predictions, compare
+from engine.comparison.verdict import DeclaredContrast, Predictions, compare
 from engine.core import rows
 from engine.core.progress import Bar
 from engine.core.rng import generator
@@ -48,6 +49,7 @@ from engine.core.store import Store
 from engine.execute import execute
 from engine.plan import named, plan
 from engine.profile import Profile
+from engine.results.comparison import Contrast, EvaluateResult
 from engine.runtime.inline import InlineRuntime
 from engine.sections import Evaluate
 from engine.study import Study
@@ -123,7 +125,7 @@ def study_of(root: Path, folders: Sequence[str], seed: int, **fields: Any) -> St
     return Study.model_validate(values)
 
 
-def judged(study: Study, root: Path, arm: str = "", against: str = "") -> Mapping[str, Any]:
+def judged(study: Study, root: Path, arm: str = "", against: str = "") -> Contrast:
     """The study's contrast; or that of the arms of two families, each at the ratio chosen on
     val."""
     steps = plan(study)
@@ -131,21 +133,22 @@ def judged(study: Study, root: Path, arm: str = "", against: str = "") -> Mappin
     store, profile = Store(str(root / "runs")), Profile.model_validate({"runtime": "inline"})
     with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
         made = execute(steps[: last + 1], store, InlineRuntime(), profile)
-    evaluated = made[steps[last].key]
+    manifest = made[steps[last].key]
+    evaluated = EvaluateResult.of(manifest)
     if not arm:
-        return dict(evaluated.metrics["contrasts"][0])
+        return evaluated.contrasts[0]
     path = root / "predictions.parquet"
-    table = pa.concat_tables(store.tables(evaluated.keys(table="predictions")))
-    chosen = {held["family"]: name for name, held in evaluated.metrics["arms"].items()}
+    table = pa.concat_tables(store.tables(manifest.keys(table="predictions")))
+    chosen = {result.family: name for name, result in evaluated.arms.items()}
     # These two alone: a correction for contrasts that nobody asks about would hide false ones.
     two = pa.array([chosen[arm], chosen[against]])
     pq.write_table(table.filter(pc.is_in(table[rows.ARM], two)), path)
     ingest = made[named(steps, "ingest")[0].key]
-    told = score(study, store, ingest, "class", path, chosen[against])
-    return next(one for one in told["contrasts"] if one["arm"] == chosen[arm])
+    scored = score(study, store, ingest, "class", path, chosen[against])
+    return next(one for one in scored.contrasts if one.arm == chosen[arm])
 
 
-def single(kind: str, seed: int) -> Mapping[str, Any]:
+def single(kind: str, seed: int) -> Contrast:
     """One of the studies whose answer is one word."""
     with tempfile.TemporaryDirectory() as name:
         root, draw = Path(name), Draw("train", seed)
@@ -176,7 +179,7 @@ def single(kind: str, seed: int) -> Mapping[str, Any]:
         return judged(study, root, "made" if against else "", against)
 
 
-def null(seed: int) -> Mapping[str, Any]:
+def null(seed: int) -> Contrast:
     """Two folders from one distribution, compared with each other."""
     with tempfile.TemporaryDirectory() as name:
         root, draw, test = Path(name), Draw("train", seed), Draw("test", seed)
@@ -224,17 +227,19 @@ def simulated(gain: float, seed: int) -> Predictions:
 _MANY = np.random.default_rng(0).normal(1.5, 2.0, 100_000)
 
 
-def planted(seed: int) -> Mapping[str, Any]:
+def planted(seed: int) -> Contrast:
     """A study without a difference says what it would find; another has a difference of that
     size."""
 
-    def contrast(gain: float, seed: int) -> Mapping[str, Any]:
+    def contrast(gain: float, seed: int) -> Contrast:
         (found,) = compare(
-            simulated(gain, seed), [Contrast("made", "real")], "accuracy", Evaluate(), seed
+            simulated(gain, seed), [DeclaredContrast("made", "real")], "accuracy", Evaluate(), seed
         )
         return found
 
-    return contrast(contrast(0.0, 2 * seed)["detectable"], 2 * seed + 1)
+    detectable = contrast(0.0, 2 * seed).detectable
+    assert detectable is not None, "five fits suffice"
+    return contrast(detectable, 2 * seed + 1)
 
 
 def main() -> None:
@@ -244,7 +249,11 @@ def main() -> None:
     parser.add_argument("--studies", type=int, default=200, help="of null")
     parser.add_argument("--first", type=int, default=0, help="number of null's first study")
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--quick", action="store_true", help="reserve, and planted twice")
     arguments = parser.parse_args()
+    planted_studies = 100
+    if arguments.quick:
+        arguments.only, planted_studies = ["reserve", "planted"], 2
     print(machine("torch", "scipy"))
     os.environ["OMP_NUM_THREADS"] = "1"
     lines = []
@@ -253,21 +262,22 @@ def main() -> None:
             if kind not in arguments.only:
                 continue
             found = pool.submit(single, kind, 1).result()
-            interval = f"{100 * found['low']:+.1f} to {100 * found['high']:+.1f}"
+            interval = f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"
             want = {"reserve": "helps", "noise": "harms", "copies": "equivalent"}[kind]
-            effect = f"{100 * found['effect']['estimate']:+.1f} ({interval}) points"
-            lines.append([kind, f"{found['arm']} against {found['against']}", effect,
-                          found["word"], want])  # fmt: skip
+            effect = f"{100 * found.effect.estimate:+.1f} ({interval}) points"
+            lines.append([kind, f"{found.arm} against {found.against}", effect,
+                          found.word, want])  # fmt: skip
             print(*lines[-1], flush=True)
         for kind, run, first, count in (
-            ("null", null, arguments.first, arguments.studies), ("planted", planted, 0, 100)
+            ("null", null, arguments.first, arguments.studies),
+            ("planted", planted, 0, planted_studies),
         ):  # fmt: skip
             if kind not in arguments.only:
                 continue
             words: Counter[str] = Counter()
             with Bar(kind, count, "studies") as bar:
                 for found in pool.map(run, range(first, first + count)):
-                    words[found["word"]] += 1
+                    words[found.word] += 1
                     bar.advance(1, ", ".join(f"{n} {word}" for word, n in words.items()))
             significant = words["helps"] + words["harms"]
             told = ", ".join(f"{number} {word}" for word, number in words.most_common())

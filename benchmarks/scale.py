@@ -45,6 +45,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 
+from benchmarks.gen_overhead import make_manifest
 from benchmarks.timing import (
     Cost,
     CpuOfTree,
@@ -225,16 +226,9 @@ def plan_requests(store: Store, count: int) -> Manifest:
         }
     )
     part = context.table("index", index, split="train")
-    ingest = make_manifest([part], {"counts": {"train": dict.fromkeys(CLASSES, 50)}})
+    ingest = make_manifest("ingest", [part], {"counts": {"train": dict.fromkeys(CLASSES, 50)}})
     result = Request().run(make_context(store, None, {"ingest": ingest}, spec))
-    return make_manifest(result.parts, {})
-
-
-def make_manifest(parts: Sequence[Any], metrics: dict[str, Any]) -> Manifest:
-    return Manifest(
-        kind="benchmark", key=KEY, label="benchmark", spec={}, inputs={}, parts=tuple(parts),
-        rows=0, metrics=metrics, provenance={},
-    )  # fmt: skip
+    return make_manifest("request", result.parts)
 
 
 def run_engine(context: Context, shards: Sequence[Shard], stages: list[Stage], to: str) -> Any:

@@ -19,7 +19,7 @@ run in turn. Overhead per trial is told twice: of empty trials through Ray (what
 costs), and of trials of one optimizer step in one process, with and without the store (what it
 costs that all is kept). At the end a search is killed in its middle (SIGKILL) and run again.
 
-`python -m benchmarks.search [--steps N] [--rounds N] [--only-restart]`
+`python -m benchmarks.search [--steps N] [--rounds N] [--only-restart] [--quick]`
 """
 
 from __future__ import annotations
@@ -364,8 +364,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--only-restart", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="10 steps, one round, no restart")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.steps, arguments.rounds = 10, 1
     if arguments.child:
         child(arguments.child, arguments.steps)
         return
@@ -382,7 +385,8 @@ def main() -> None:
         execute(steps, Store(folder), InlineRuntime(), profile, quiet=True)
         if not arguments.only_restart:
             compare(base, arguments.steps, arguments.rounds)
-        restart(base, arguments.steps)
+        if not arguments.quick:
+            restart(base, arguments.steps)
 
 
 if __name__ == "__main__":
