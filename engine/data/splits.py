@@ -1,4 +1,9 @@
-"""The stratified group split, made once before any other step reads the data."""
+"""The stratified group split, made once before any other step reads the data.
+
+The greedy rule comes close to the wanted shares in one pass, but may leave a class without an image
+in a split although another assignment of the groups would not. Then the assignment is repaired by
+an integer program, which moves as few images as possible.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from engine.core.rng import generator
+
+# Images of each class that a split needs.
+LEAST_IMAGES: Mapping[str, int] = {"train": 2, "val": 1, "test": 1}
+# Seconds for the repair. Measured: under a second for 10,000 groups of 20 classes.
+_TIME_LIMIT = 60.0
 
 
 def stratified_group_split(
@@ -17,7 +27,8 @@ def stratified_group_split(
     labels, groups: of n images. fractions: share of each split; the first split takes the rest.
     Returns n names of splits. Greedy: larger groups first, each to the split that is furthest from
     its targets in the classes of the group; the seed breaks ties. With one image per group every
-    class is split exactly, up to rounding.
+    class is split exactly, up to rounding. If a class then has fewer than `LEAST_IMAGES` in some
+    split, groups are moved so that every class has them, if that is possible.
     """
     names = list(fractions)
     classes, class_of = np.unique(np.asarray(labels, dtype=str), return_inverse=True)
@@ -49,4 +60,59 @@ def stratified_group_split(
         best = int(np.argmax((need - over).sum(axis=1) + 1e-3 * relative.mean(axis=1)))
         assigned[group] = best
         missing[best] -= counts[group]
+    least = np.asarray([LEAST_IMAGES[name] for name in names])
+    if (images_of(counts, assigned, len(names)) < least[:, None]).any():
+        assigned = _repaired(counts, assigned, least, order)
     return np.asarray(names, dtype=object)[assigned[group_of]]
+
+
+def images_of(counts: np.ndarray, assigned: np.ndarray, splits: int) -> np.ndarray:
+    """Images by split and class. counts: by group and class. assigned: number of each group's
+    split."""
+    totals = np.zeros((splits, counts.shape[1]), dtype=np.int64)
+    np.add.at(totals, assigned, counts)
+    return totals
+
+
+def _repaired(
+    counts: np.ndarray, assigned: np.ndarray, least: np.ndarray, order: np.ndarray
+) -> np.ndarray:
+    """The assignment with at least `least` images of each class in each split that moves the fewest
+    images; `assigned` itself if there is none. Groups move in the order of `order`.
+
+    Groups with the same images in the same split are interchangeable. The variables are how many
+    groups of each such kind go to each split.
+    """
+    from scipy.optimize import Bounds, LinearConstraint, milp
+    from scipy.sparse import block_array, csr_array, eye_array, kron
+
+    splits, classes = len(least), counts.shape[1]
+    kinds, kind_of, sizes = np.unique(
+        np.column_stack([assigned, counts]), axis=0, return_inverse=True, return_counts=True
+    )
+    before, images = kinds[:, 0], kinds[:, 1:]
+    moves = np.repeat(images.sum(axis=1)[:, None], splits, axis=1)
+    moves[np.arange(len(kinds)), before] = 0
+    each = kron(eye_array(len(kinds)), np.ones((1, splits)))
+    enough = block_array(
+        [[kron(csr_array(images[:, number][None]), eye_array(splits))] for number in range(classes)]
+    )
+    solution = milp(
+        moves.ravel(),
+        integrality=np.ones(moves.size),
+        bounds=Bounds(0, np.repeat(sizes, splits)),
+        constraints=[
+            LinearConstraint(each, sizes, sizes),
+            LinearConstraint(enough, np.tile(least, classes), np.inf),
+        ],
+        options={"time_limit": _TIME_LIMIT},
+    )
+    if solution.x is None:
+        return assigned
+    wanted = np.round(solution.x).astype(np.int64).reshape(moves.shape)
+    repaired = assigned.copy()
+    kind_in_order = kind_of.ravel()[order]
+    for kind in np.flatnonzero(wanted[np.arange(len(kinds)), before] < sizes):
+        members = order[kind_in_order == kind]
+        repaired[members] = np.repeat(np.arange(splits), wanted[kind])
+    return repaired

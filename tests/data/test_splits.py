@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import product
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.data.splits import stratified_group_split
+from engine.data.splits import LEAST_IMAGES, images_of, stratified_group_split
 
 FRACTIONS = {"train": 0.65, "val": 0.15, "test": 0.2}
 
@@ -65,3 +66,57 @@ def test_a_class_in_one_group_lies_in_one_split() -> None:
     labels, groups = ["a"] * 20 + ["b"] * 20, ["one"] * 20 + [str(n) for n in range(20)]
     splits = stratified_group_split(labels, groups, FRACTIONS, 0)
     assert set(splits[:20]) == {"train"}
+
+
+def table(counts: np.ndarray) -> tuple[list[str], list[str]]:
+    """Labels and groups of images. counts: images by group and class."""
+    cells = [(str(group), str(label)) for (group, label), n in np.ndenumerate(counts)
+             for _ in range(n)]  # fmt: skip
+    return [label for _, label in cells], [group for group, _ in cells]
+
+
+def suffices(counts: np.ndarray, assigned: np.ndarray) -> bool:
+    least = np.asarray([LEAST_IMAGES[split] for split in FRACTIONS])
+    return bool((images_of(counts, assigned, 3) >= least[:, None]).all())
+
+
+def test_a_split_with_every_class_is_found_where_one_exists() -> None:
+    random = np.random.default_rng(0)
+    outcomes: Counter[bool] = Counter()
+    for seed in range(150):
+        shape = (int(random.integers(3, 7)), int(random.integers(1, 5)))
+        counts = random.poisson(random.uniform(0.3, 2), shape)
+        counts = counts[counts.sum(axis=1) > 0][:, counts.sum(axis=0) > 0]
+        if not counts.size:
+            continue
+        labels, groups = table(counts)
+        splits = stratified_group_split(labels, groups, FRACTIONS, seed)
+        number = dict(zip(groups, (list(FRACTIONS).index(split) for split in splits), strict=True))
+        assigned = np.asarray([number[str(group)] for group in range(len(counts))])
+        exists = any(
+            suffices(counts, np.asarray(choice)) for choice in product(range(3), repeat=len(counts))
+        )
+        assert suffices(counts, assigned) == exists, counts
+        outcomes[exists] += 1
+    assert min(outcomes.values()) > 30
+
+
+def test_small_classes_in_groups_are_split_with_every_seed() -> None:
+    random = np.random.default_rng(0)
+    common = np.eye(10, dtype=np.int64)[random.integers(4, 10, 200)] * 3
+    rare = np.zeros((17, 10), dtype=np.int64)
+    # 6, 7, 10 and 11 images of four classes in 3 to 6 patients each.
+    for row, (label, images) in enumerate(
+        [(0, 3), (0, 2), (0, 1), (1, 4), (1, 2), (1, 1), (2, 5), (2, 2), (2, 1), (2, 2), (3, 5),
+         (3, 1), (3, 1), (3, 1), (3, 1), (3, 1), (3, 1)]
+    ):  # fmt: skip
+        rare[row, label] = images
+    counts = np.concatenate([rare, common])
+    labels, groups = table(counts)
+    for seed in range(10):
+        splits = stratified_group_split(labels, groups, FRACTIONS, seed)
+        images = per_split(labels, splits)
+        assert all(
+            images[label, split] >= LEAST_IMAGES[split]
+            for label in map(str, range(10)) for split in FRACTIONS
+        )  # fmt: skip

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import random
+import tarfile
 import time
 import uuid
 from pathlib import Path
@@ -42,9 +44,15 @@ def test_a_study_runs_on_s3_from_audit_to_export(url: str, tmp_path: Path) -> No
     assert "  report: " not in again, "what is done was computed again"
     target = f"{url}-export"
     run_here(
-        url, "--arm", "ddpm x1", "--to", target, "--format", "csv", job="export", sets=few
+        url, "--arm", "ddpm x1", "--to", target, "--format", "webdataset", job="export", sets=few
     )
-    assert len(Store(target).listing("")) > 1000
+    exported = Store(target)
+    tars = [key for key in exported.listing("") if key.endswith(".tar")]
+    pictures = 0
+    for key in tars:
+        with tarfile.open(fileobj=io.BytesIO(exported.read(key))) as tar:
+            pictures += sum(name.endswith(".png") for name in tar.getnames())
+    assert pictures > 1000
     assert fsck.verify(store).faults == ()
     assert gc.find_garbage(store, time.time() - 86_400).keys == ()
 
