@@ -2,21 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
 from engine.core.errors import StudyError
-from engine.core.registry import kind_of, resolve
+from engine.core.registry import kind_of, name_of, resolve
 from engine.core.spec import digest, without
 from engine.core.step import Step, Subject, make_step, upstream
-from engine.plan_comparison import Comparison, fit_seed
+from engine.plan_comparison import (
+    Curation,
+    DataPlan,
+    Pool,
+    check_comparison,
+    curate_step,
+    fit_seed,
+    largest_ratio,
+    plan_comparison,
+    plan_curation,
+    real_mix,
+)
 from engine.study import Study
 
 
 def plan(study: Study) -> list[Step]:
     """The steps of a study, inputs before the steps that use them. Raises `StudyError`."""
+    data = _data_steps(study)
+    steps, pools, curation = data.steps, dict[str, list[Pool]](), None
+    if study.classifier is not None:
+        curation = plan_curation(data)
+        check_comparison(data, curation)
+        # The labeler comes first: its errors surface before hours of training.
+        steps += [real_mix(data), *curation.inputs.values()]
+    elif any(getattr(spec, "strict", False) for spec in study.curate.filters):
+        raise StudyError(
+            "curate.filters: one is strict, and a study without a classifier does not curate"
+            " images; set classifier, or remove strict"
+        )
+    # Without a comparison one fit is enough.
+    fits = study.search.generator_fits if curation is not None else 1
+    for label in study.generators:
+        for fit in range(fits):
+            chain, pool = _generator_steps(data, curation, label, fit)
+            steps += chain
+            if pool is not None:
+                pools.setdefault(label, []).append(pool)
+    steps += [_match_step(data, pools, label) for label in study.match]
+    return steps + plan_comparison(data, pools) if curation is not None else steps
+
+
+def plan_audit(study: Study) -> Step:
+    """The step that finds problems in a study's data; no other step needs it. Uses a network as
+    embedder if the study names one."""
+    tasks = tasks_of(study)
+    pixels = resolve("embedders", "pixels").Spec
+    networks = [one for one in (study.embedder, study.audit.embedder) if type(one) is not pixels]
+    embedder = networks[0] if networks else study.embedder
+    return make_step(
+        "audit",
+        {
+            "name": study.name, "reader": study.reader, "task": choose_task(study, tasks),
+            "tasks": tasks, "preprocess": study.preprocess, "split": study.split,
+            "audit": study.audit, "embedder": embedder, "seed": study.seed,
+        },
+        plugins=[("readers", study.reader), ("embedders", embedder)],
+    )  # fmt: skip
+
+
+def _data_steps(study: Study) -> DataPlan:
+    """The steps on the study's own images."""
     tasks = tasks_of(study)
     task = choose_task(study, tasks)
     common = {"task": task, "tasks": tasks}
@@ -41,76 +96,27 @@ def plan(study: Study) -> list[Step]:
         {"task": task, "settings": study.select, "seed": study.seed},
         {"ingest": ingest, "cluster": cluster, "embed": embed},
     )
-    steps = [ingest, embed, cluster, select]
-    reduce = _reduce_step(study, task, ingest, embed, cluster)
-    if reduce is not None:
-        steps.append(reduce)
-    comparison = None
-    if study.classifier is not None:
-        comparison = Comparison(study, common, ingest, embed, reduce)
-    if comparison is not None:
-        comparison.check()
-        # The labeler comes first: its errors surface before hours of training.
-        steps += [comparison.real, *comparison.curation.values()]
-    elif any(getattr(spec, "strict", False) for spec in study.curate.filters):
-        raise StudyError(
-            "curate.filters: one is strict, and a study without a classifier does not curate"
-            " images; set classifier, or remove strict"
-        )
-    # Without a comparison one fit is enough.
-    fits = study.search.generator_fits if comparison is not None else 1
-    for label, generator in study.generators.items():
-        for fit in range(fits):
-            steps += _generator_steps(
-                study, label, generator, common, ingest, cluster, select, comparison, fit
+    reduce = None
+    if study.reduce is not None:
+        method = study.reduce.method
+        if method == "umap" and find_spec("umap") is None:
+            raise StudyError(
+                "reduce.method: umap needs umap-learn: pip install"
+                ' "synthetic-training-engine[umap]", or set it to tsne'
             )
-    for label, match in study.match.items():
-        steps.append(_match_step(study, label, match, task, ingest, embed, comparison))
-    if comparison is not None:
-        steps += comparison.steps()
-    return steps
-
-
-def plan_audit(study: Study) -> Step:
-    """The step that finds problems in a study's data; no other step needs it. Uses a network as
-    embedder if the study names one."""
-    tasks = tasks_of(study)
-    pixels = resolve("embedders", "pixels").Spec
-    networks = [one for one in (study.embedder, study.audit.embedder) if type(one) is not pixels]
-    embedder = networks[0] if networks else study.embedder
-    return make_step(
-        "audit",
-        {
-            "name": study.name, "reader": study.reader, "task": choose_task(study, tasks),
-            "tasks": tasks, "preprocess": study.preprocess, "split": study.split,
-            "audit": study.audit, "embedder": embedder, "seed": study.seed,
-        },
-        plugins=[("readers", study.reader), ("embedders", embedder)],
-    )  # fmt: skip
-
-
-def _reduce_step(study: Study, task: str, ingest: Step, embed: Step, cluster: Step) -> Step | None:
-    if study.reduce is None:
-        return None
-    method = study.reduce.method
-    if method == "umap" and find_spec("umap") is None:
-        raise StudyError(
-            "reduce.method: umap needs umap-learn: pip install"
-            ' "synthetic-training-engine[umap]", or set it to tsne'
+        inputs = {"ingest": ingest, "embed": embed}
+        if method == "stratified":
+            inputs["cluster"] = cluster
+        reduce = make_step(
+            "reduce", {"settings": study.reduce, "task": task, "seed": study.seed}, inputs
         )
-    inputs = {"ingest": ingest, "embed": embed}
-    if method == "stratified":
-        inputs["cluster"] = cluster
-    return make_step(
-        "reduce", {"settings": study.reduce, "task": task, "seed": study.seed}, inputs
-    )
+    request = study.request.one_by_one()
+    return DataPlan(study, request, task, tasks, ingest, embed, cluster, select, reduce)
 
 
-def _match_step(
-    study: Study, label: str, match: Any, task: str, ingest: Step, embed: Step,
-    comparison: Comparison | None,
-) -> Step:  # fmt: skip
-    inputs = {"ingest": ingest, "embed": embed}
+def _match_step(data: DataPlan, pools: Mapping[str, Sequence[Pool]], label: str) -> Step:
+    study, match = data.study, data.study.match[label]
+    inputs = {"ingest": data.ingest, "embed": data.embed}
     for role in ("queries", "among"):
         name = getattr(match, role)
         if name in ("train", "val"):
@@ -118,41 +124,35 @@ def _match_step(
         if name not in study.generators:
             known = ", ".join(["train", "val", *study.generators])
             raise StudyError(f"match.{label}.{role}: there is no {name!r}; there are {known}")
-        curate = comparison.pools[name][0] if comparison is not None else None
-        if curate is None or "embed" not in curate.inputs:
+        if name not in pools or "embed" not in pools[name][0].curate.inputs:
             raise StudyError(
                 f"match.{label}.{role}: images of {name} are not embedded; set classifier and"
                 " curate.filters, and match a generator whose images are filtered"
             )
-        inputs |= {f"{role}.curate": curate, f"{role}.generate": curate.inputs["generate"]}
+        first = pools[name][0]
+        inputs |= {f"{role}.curate": first.curate, f"{role}.generate": first.generate}
     return make_step(
-        "match", {"settings": match, "task": task, "seed": study.seed}, inputs,
+        "match", {"settings": match, "task": data.task, "seed": study.seed}, inputs,
         subject=Subject(label),
     )  # fmt: skip
 
 
 def _generator_steps(
-    study: Study,
-    label: str,
-    spec: Any,
-    common: dict[str, Any],
-    ingest: Step,
-    cluster: Step,
-    select: Step,
-    comparison: Comparison | None,
-    fit: int,
-) -> list[Step]:
+    data: DataPlan, curation: Curation | None, label: str, fit: int
+) -> tuple[list[Step], Pool | None]:
     """The steps of one generator fit: request, finetune (if it is trained) and generate; in a
-    comparison also curate, and as many rounds of top-up requests as the study allows."""
+    comparison also curate, and as many rounds of top-up requests as the study allows. Also returns
+    the pool of its images, None without a comparison."""
+    study, spec = data.study, data.study.generators[label]
     subject, seed = Subject(label, fit), fit_seed(study.seed, fit)
-    kind = resolve("generators", spec.name)
+    kind = kind_of("generators", spec)
     generator = kind(spec, study.preprocess)
     generator.check()
-    inputs = {"ingest": ingest}
+    inputs = {"ingest": data.ingest}
     if generator.uses_clusters():
-        inputs["cluster"] = cluster
+        inputs["cluster"] = data.cluster
     plugins = [("generators", spec), *generator.nested()]
-    nested = {plugin.name: resolve(family, plugin.name).version
+    nested = {name_of(plugin): kind_of(family, plugin).version
               for family, plugin in generator.nested()}  # fmt: skip
     finetune = None
     if generator.trainable:
@@ -161,7 +161,7 @@ def _generator_steps(
             {
                 "generator": without(spec, kind.sampling_fields),
                 "preprocess": study.preprocess,
-                "task": common["task"], "seed": seed,
+                "task": data.task, "seed": seed,
             },
             inputs, plugins, subject,
         )  # fmt: skip
@@ -173,54 +173,48 @@ def _generator_steps(
             **({"fit": fit} if fit else {}),
             "spec": spec,
             "preprocess": study.preprocess,
-            "task": common["task"],
-            "ingest": ingest.key, "finetune": finetune.key if finetune else None,
+            "task": data.task,
+            "ingest": data.ingest.key, "finetune": finetune.key if finetune else None,
         }
     )  # fmt: skip
+    made = {"generator": spec, "generator_key": generator_key, "preprocess": study.preprocess,
+            "task": data.task, "tasks": data.tasks}  # fmt: skip
+    trained = {"finetune": finetune} if finetune is not None else {}
     if generator.parents() == "representatives":
-        inputs = {**inputs, "select": select}
+        inputs = {**inputs, "select": data.select}
+
     steps: list[Step] = []
-    curate: Step | None = None
-    rounds = study.curate.max_rounds if comparison is not None else 1
+    curate = None
+    rounds = study.curate.max_rounds if curation is not None else 1
     for number in range(1, rounds + 1):
-        subject = replace(subject, round=number)
+        of_round = replace(subject, round=number)
         request = make_step(
             "request",
             {
-                "request": study.request.one_by_one(),
-                "class_groups": study.request.class_groups,
-                "least_ratio": comparison.largest_ratio if comparison is not None else 0.0,
-                "generator": spec, "generator_key": generator_key,
-                "preprocess": study.preprocess, **common, "seed": seed,
+                "request": data.request, "class_groups": study.request.class_groups,
+                "least_ratio": largest_ratio(study) if curation is not None else 0.0,
+                **made, "seed": seed,
             },
-            {**inputs, **({"curate": curate} if curate else {})}, plugins, subject,
+            {**inputs, **({"curate": curate} if curate else {})}, plugins, of_round,
+        )  # fmt: skip
+        generate = make_step(
+            "generate", made, {"ingest": data.ingest, "request": request, **trained}, plugins,
+            of_round,
         )  # fmt: skip
         # The request comes first: its errors surface before hours of training.
-        steps.append(request)
-        if finetune is not None and number == 1:
-            steps.append(finetune)
-        generate = make_step(
-            "generate",
-            {
-                "generator": spec, "generator_key": generator_key, "preprocess": study.preprocess,
-                **common,
-            },
-            {"ingest": ingest, "request": request, **({"finetune": finetune} if finetune else {})},
-            plugins, subject,
-        )  # fmt: skip
-        steps.append(generate)
-        if comparison is not None:
-            curate = comparison.curate(subject, generate, generator_key, generator.filtered)
+        steps += [request, *(trained.values() if number == 1 else ()), generate]
+        if curation is not None:
+            filters = curation if generator.filtered else Curation()
+            curate = curate_step(data, filters, of_round, generate, generator_key)
             steps.append(curate)
-    if comparison is not None and curate is not None:
-        unfiltered = None
-        if "unfiltered" in study.search.arms and "embed" in curate.inputs:
-            unfiltered = comparison.curate(
-                replace(subject, round=1, filtered=False), generate, generator_key, False
-            )
-            steps.append(unfiltered)
-        comparison.add(label, curate, unfiltered)
-    return steps
+    if curate is None:
+        return steps, None
+    unfiltered = None
+    if "unfiltered" in study.search.arms and "embed" in curate.inputs:
+        twin = replace(subject, filtered=False)
+        unfiltered = curate_step(data, Curation(), twin, generate, generator_key)
+        steps.append(unfiltered)
+    return steps, Pool(curate, unfiltered)
 
 
 def tasks_of(study: Study) -> dict[str, Any]:

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 
 from engine.cli import run_study
 from engine.core.errors import StudyError
-from engine.core.registry import resolve
-from engine.plan import named, plan, until
+from engine.plan import plan
 from engine.profile import Profile
 from engine.study import Study, apply_sets, load_profile, load_study, validate
 
@@ -48,14 +47,6 @@ def refusal(path: Path, *sets: str) -> str:
 # Valid studies ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
-def test_every_example_study_is_read_and_planned(path: Path) -> None:
-    steps = plan(load_study(path))
-    assert [step.kind for step in steps[:4]] == ["ingest", "embed", "cluster", "select"]
-    for number, step in enumerate(steps):
-        assert set(step.inputs.values()) <= set(steps[:number])
-
-
 @pytest.mark.parametrize(
     "path", sorted((CONFIGS / "profiles").glob("*.yaml")), ids=lambda p: p.name
 )
@@ -67,53 +58,6 @@ def test_equivalent_yaml_has_the_same_keys(write: Write) -> None:
     other = json.dumps(dict(reversed(VALUES.items())) | {"reader": "digits"}, indent=1)
     keys = [step.key for step in plan(load_study(write(other)))]
     assert keys == [step.key for step in plan(load_study(CONFIGS / "digits.yaml"))]
-
-
-def test_only_the_key_of_the_page_depends_on_the_name(write: Write) -> None:
-    path = write(DIGITS)
-    assert load_study(path, ["name=other"]).name == "other"
-    *steps, page = plan(load_study(path))
-    *others, other_page = plan(load_study(path, ["name=other"]))
-    assert steps == others
-    assert page.kind == other_page.kind == "report"
-    assert page != other_page
-
-
-def test_a_change_reaches_the_steps_that_depend_on_it_and_no_others(write: Write) -> None:
-    path = write(DIGITS)
-
-    def changed(setting: str) -> set[str]:
-        before, after = (
-            {step.label: step.key for step in plan(load_study(path, sets))}
-            for sets in ([], [setting])
-        )
-        # The page shows the whole study, so every change reaches it.
-        assert before.pop("report") != after.pop("report")
-        return {label for label in before if before[label] != after[label]}
-
-    rounds = [f"{kind}.ddpm{suffix}" for kind in ("request", "generate", "curate")
-              for suffix in ("", ".2", ".3")]  # fmt: skip
-    made = {*rounds, "fidelity.ddpm", "mix.ddpm.x1", "mix.ddpm.x2", "mix.ddpm.x4", "search",
-            "evaluate"}  # fmt: skip
-    judged = made - {"request.ddpm", "generate.ddpm"}
-    assert changed("curate.filters=[{name: agreement, confidence: 0.5}]") == judged
-    assert changed("curate.filters=[agreement, copies, blank]") == judged | {"measure.val"}
-    assert changed("training.objective=accuracy") >= {"train.labeler", "search", "evaluate"}
-    assert changed("evaluate.margin=0.02") == {"evaluate"}
-    assert changed("fidelity.k=3") == {"fidelity.ddpm", "fidelity.traditional"}
-    assert changed("search.seeds=4") == {"search", "evaluate"}
-    assert changed("select.per_cluster=3") == {"select"}
-    assert changed("generators.ddpm.num_inference_steps=21") == made
-    assert "ingest" not in changed("cluster.k=5")
-    assert changed("seed=8") >= {"ingest", "embed", "cluster", "select", "finetune.ddpm"}
-
-
-def test_until_takes_a_kind_or_a_label(write: Write) -> None:
-    steps = plan(load_study(write(DIGITS)))
-    assert [step.label for step in until(steps, "cluster")] == ["ingest", "embed", "cluster"]
-    assert until(steps, "generate.ddpm")[-1].label == "generate.ddpm"
-    with pytest.raises(StudyError, match="no step 'generat' in this study; there are ingest, "):
-        until(steps, "generat")
 
 
 # base: and --set --------------------------------------------------------------------------------
@@ -466,8 +410,3 @@ def test_with_cuda_every_accelerated_stage_must_request_a_gpu() -> None:
 def test_offloading_needs_a_gpu() -> None:
     with pytest.raises(StudyError, match=r"stages\.generate\.offload saves GPU memory"):
         validate(Profile, {"stages": {"generate": {"offload": "model"}}}, "profile")
-
-
-def test_the_key_of_search_contains_the_version_of_train() -> None:
-    (search,) = named(plan(load_study(Path("configs/digits.yaml"))), "search")
-    assert search.code["train"] == resolve("steps", "train").version

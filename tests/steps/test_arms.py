@@ -128,27 +128,7 @@ def test_generators_are_added_together_each_by_the_ratio(bars_study, run_until: 
     assert {arms[name].role for name in ("both x1", "few x1", "t x1")} == {"baseline"}
 
 
-def test_ratios_that_would_share_a_name_are_refused(bars_study) -> None:
-    with pytest.raises(StudyError, match=r"^search\.ratios: .* both be named x1; round them"):
-        plan(bars_study(search={"ratios": [1.0, 1.0000001], "seeds": 2}))
-    asked = {"ratio": 0.33333333, "classes": ["down"]}
-    with pytest.raises(StudyError, match=r"of 0\.333333 and 0\.33333333 .* named x0\.333333"):
-        plan(bars_study(request=asked, search={"ratios": [0.333333], "seeds": 2}))
-
-
-def test_arms_that_cannot_be_made_are_refused_when_the_study_is_read(bars_study) -> None:
-    with pytest.raises(StudyError, match=r"search.arms: synthetic_only needs images of every cla"):
-        plan(bars_study(search={"ratios": [1], "arms": ["synthetic_only"]}))
-    moved = {"t": {"name": "traditional"}}
-    for arm, fields, why in (
-        ("synthetic_only", {"generators": moved}, "needs a generator that makes new images"),
-        ("synthetic_only", {"generators": {}}, "needs a generator that makes new images"),
-        ("unfiltered", {"generators": moved}, "needs filtered images"),
-        ("unfiltered", {"curate": {"filters": []}}, "needs filtered images"),
-    ):
-        every = {"request": {"ratio": 1}, "search": {"ratios": [1], "arms": [arm]}, **fields}
-        with pytest.raises(StudyError, match=rf"^search\.arms: {arm} {why}"):
-            plan(bars_study(**every))
+def test_combinations_that_cannot_be_are_refused_when_the_study_is_read(bars_study) -> None:
     with pytest.raises(StudyError, match="unknown part 'other'; choose from more"):
         bars_study(search={"combine": {"both": ["more", "other"]}})
     with pytest.raises(StudyError, match="both lists an entry twice"):

@@ -189,21 +189,6 @@ def test_images_used_as_what_is_seen_are_told_as_such(
     assert set(kept) == {"across", "down"}
 
 
-def test_a_labeler_is_looked_at_before_anything_is_trained(bars_study) -> None:
-    two = {"d": {"name": "ddpm"}, "e": {"name": "ddpm"}}
-    labels = [step.label for step in plan(bars_study(generators=two))]
-    assert labels.index("measure.val") < labels.index("finetune.d")
-    assert labels.count("train.labeler") == labels.count("measure.val") == 1
-    moves = [step.label for step in plan(bars_study(generators={"t": {"name": "traditional"}}))]
-    assert not {"train.labeler", "measure.val"} & set(moves)
-
-
-def test_strict_needs_a_classifier(bars_study) -> None:
-    study = bars_study(classifier=None, curate={"filters": [{"name": "copies", "strict": True}]})
-    with pytest.raises(StudyError, match=r"curate.filters: one is strict, and a study without"):
-        plan(study)
-
-
 @pytest.mark.parametrize(
     ("curate", "said"),
     [

@@ -384,16 +384,3 @@ def test_a_scope_with_too_few_images_says_so_and_of_which_fit() -> None:
     (row,) = scope["rows"]
     assert (row["set"], row["n"], row["cells"]) == ("generated, kept, fit 0", 3, None)
     assert (scope["title"], scope["whole"], scope["val_sampled"]) == ("down", False, 40)
-
-
-def test_it_is_planned_where_images_are_compared(both_study: Callable[..., Study]) -> None:
-    def labels(**fields: Any) -> list[str]:
-        return [step.label for step in plan(both_study(**fields))]
-
-    planned = labels()
-    assert planned.index("curate.more") < planned.index("fidelity.more") < planned.index("search")
-    assert "embed.fidelity" not in planned
-    off = labels(fidelity={"enabled": False})
-    assert [label for label in planned if label != "fidelity.more"] == off
-    assert "fidelity.more" not in labels(classifier=None)
-    assert "embed.fidelity" not in labels(fidelity={"embedder": "pixels"})  # as the study's

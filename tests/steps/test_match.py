@@ -3,20 +3,16 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pytest
 from PIL import Image
 from sklearn.neighbors import NearestNeighbors
 
 from engine.core import rows
-from engine.core.errors import StudyError
 from engine.core.manifest import Manifest
 from engine.core.store import Store
 from engine.data.arrays import vectors_of
-from engine.plan import plan
 from engine.study import Study
 
 Run = Callable[[Study, str], Manifest]
@@ -85,21 +81,3 @@ def test_generated_images_are_matched_with_train(
 def table_of_split(store: Store, manifest: Manifest, split: str) -> list[str]:
     held = pa.concat_tables(store.tables(manifest.keys(split=split)))
     return list(held[rows.IMAGE_ID].to_pylist())
-
-
-@pytest.mark.parametrize(
-    ("match", "says"),
-    [
-        ({"among": "test"}, r"match\.x\.among: there is no 'test'; there are train, val, turned"),
-        ({"queries": "turned"}, r"match\.x\.queries: images of turned are not embedded"),
-    ],
-)
-def test_sets_that_are_not_there_are_refused_when_the_study_is_read(
-    image_folder: Callable[..., Path], toy_study: Callable[..., Study], match: Any, says: str
-) -> None:
-    study = toy_study(
-        image_folder({"a": 6, "b": 6}), match={"x": match},
-        generators={"turned": {"name": "traditional"}},
-    )  # fmt: skip
-    with pytest.raises(StudyError, match=says):
-        plan(study)

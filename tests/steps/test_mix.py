@@ -58,13 +58,6 @@ def test_each_class_gets_its_ratio_and_smaller_ones_are_part_of_larger(
     assert both["across"] < even["across"]
 
 
-def test_a_ratio_for_each_class_is_an_arm_of_its_own(bars_study) -> None:
-    (search,) = named(plan(by_class(bars_study, down=2.0)), "search")
-    arms = {arm.name: arm for arm in search.spec.arms}
-    assert arms["moved by class"].ratio is None
-    assert arms["moved by class"].family == arms["moved x1"].family == "moved"
-
-
 @pytest.mark.parametrize(
     ("asked", "name", "share"),
     [
@@ -108,30 +101,18 @@ def test_what_cannot_be_added_is_refused(bars_study, store: Store, profile: Prof
         bars_study(request={"ratio_by_class": {"across": 1}, "classes": ["down"]})
 
 
+def test_a_ratio_for_no_target_class_is_refused(bars_study) -> None:
+    with pytest.raises(StudyError, match=r"request: ratio_by_class adds to no class"):
+        by_class(bars_study, down=0)
+    with pytest.raises(StudyError, match=r"ratio_by_class: 'across' is none of classes"):
+        bars_study(request={"ratio_by_class": {"across": 1}, "classes": ["down"]})
+
+
 def test_a_field_that_a_spec_gained_later_changes_no_key_until_it_is_used(bars_study) -> None:
     (before,) = named(plan(bars_study(request={"ratio": 1})), "request")
     (after,) = named(plan(bars_study(request={"ratio_by_class": {"down": 1}})), "request")
     assert "ratio_by_class" not in canonical(before.spec)["request"]
     assert canonical(after.spec)["request"]["ratio_by_class"] == {"down": 1.0}
-
-
-GROUPS = {"all of them": ["across", "down"]}
-
-
-def test_a_group_of_classes_shares_its_results_with_its_classes_one_by_one(bars_study) -> None:
-    def keys(**request: Any) -> dict[str, str]:
-        study = bars_study(
-            request={**request, "shard_size": 16}, curate={"filters": []},
-            generators={"moved": {"name": "traditional"}},
-        )  # fmt: skip
-        return {step.label: step.key for step in plan(study) if step.label != "report"}
-
-    one_by_one = keys(ratio_by_class={"across": 2, "down": 2}, classes=["across", "down"])
-    names = {"ratio_by_class": {"both": 2}, "classes": ["both"]}
-    assert keys(**names, class_groups={"both": ["across", "down"]}) == one_by_one
-    assert keys(**names, class_groups={"both": ["down"]}) != one_by_one
-    # A group that nothing names is there for later.
-    assert keys(ratio=1, class_groups=GROUPS) == keys(ratio=1)
 
 
 def test_each_class_of_a_group_gets_the_ratio_of_its_own_images(

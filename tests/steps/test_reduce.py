@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections import Counter
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -158,26 +157,6 @@ def test_the_reduced_arm_trains_on_what_is_kept_and_is_a_baseline(
     told = export(study, store, target, "reduced", "imagefolder", ["train", "val"])
     assert told["images"]["train"] == {name: {"real": count} for name, count in counts.items()}
     assert sum(key.startswith("train/") for key in target.listing("")) == len(members)
-
-
-def test_a_study_that_does_not_reduce_has_the_keys_that_it_had(
-    bars_study: Callable[..., Study],
-) -> None:
-    plain, reducing = (
-        {step.label: step.key for step in plan(study)}
-        for study in (bars_study(), reduced_study(bars_study))
-    )
-    assert set(reducing) - set(plain) == {"reduce", "mix.reduced"}
-    differing = {label for label in plain if plain[label] != reducing[label]}
-    assert differing == {"search", "evaluate", "report"}
-
-
-@pytest.mark.skipif(find_spec("umap") is not None, reason="umap-learn is installed")
-def test_umap_that_is_not_installed_is_refused_when_the_study_is_planned(
-    bars_study: Callable[..., Study],
-) -> None:
-    with pytest.raises(StudyError, match=r"^reduce\.method: umap needs umap-learn: pip install"):
-        plan(bars_study(reduce={"method": "umap"}))
 
 
 def test_images_without_embedding_go_first_and_too_few_with_one_stop_the_run(

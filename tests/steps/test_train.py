@@ -19,7 +19,7 @@ from engine.classifiers.probe import Probe, ProbeSpec, _vectors
 from engine.classifiers.vgg import Vgg, VggSpec
 from engine.comparison.arms import planned_trials
 from engine.core import rows
-from engine.core.errors import ResumeError, StudyError
+from engine.core.errors import ResumeError
 from engine.core.manifest import Manifest, copy_files, read_manifest
 from engine.core.store import Store
 from engine.data.arrays import matrix_of, read_pixels
@@ -121,17 +121,6 @@ def test_features_are_computed_once_for_a_spec_and_one_part_after_the_other(
     np.testing.assert_allclose(found[:, 0], pixels.mean((1, 2, 3)), rtol=1e-5)
     other, _ = classifier_inputs(store, parts, Mean(2.0, shown), "cpu")
     np.testing.assert_allclose(other, 2 * found, rtol=1e-5)
-
-
-def test_what_a_classifier_cannot_use_stops_the_study_when_it_is_read(
-    probed: Callable[..., Study], bars_study
-) -> None:
-    with pytest.raises(StudyError, match=r"training\.rotate: changes pixels, but a probe"):
-        plan(probed(training={"steps": 4, "rotate": 10}))
-    # The labeler's own classifier as well.
-    labeler = {"name": "classifier", "classifier": PROBE, "training": {"crop_padding": 2}}
-    with pytest.raises(StudyError, match=r"training\.crop_padding: changes pixels, but a probe"):
-        plan(bars_study(curate={"labeler": labeler, "max_rounds": 1}))
 
 
 def test_other_weights_in_the_same_folder_are_trained_from_anew(

@@ -281,18 +281,6 @@ def test_what_cannot_be_tried_is_refused_before_anything_is_computed(
     assert not store.listing("")
 
 
-def test_of_the_section_the_number_of_settings_alone_enters_a_key(bars_study) -> None:
-    def report(**fields: Any) -> Any:
-        (step,) = named(plan(bars_study(**fields)), "report")
-        return step
-
-    tuning = report(tune={"knobs": {RATE: [0.1, 0.2]}, "arm": "real"})
-    assert tuning.key == report().key
-    tuned_before = report(tune={"tried": 7})
-    assert tuned_before.key != report().key
-    assert tuned_before.spec.study["tune"]["tried"] == 7
-
-
 def test_rungs_are_trainings_of_the_arm_alone(written, store: Store, profile: Profile) -> None:
     study = validate(Study, written({CONFIDENCE: [0.5, 0.8]}), "study")
     variants = StudyVariants(study.model_dump(mode="json"), study.tune, store, profile)

@@ -1,0 +1,190 @@
+"""The planned comparison: its arms with their mixes, curation's inputs, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from engine.comparison.arms import Arm
+from engine.core.errors import StudyError
+from engine.core.step import Step
+from engine.plan import named, plan
+from engine.study import Study
+
+Make = Callable[..., Study]
+MOVED = {"t": {"name": "traditional"}}
+
+
+def labels(study: Study) -> list[str]:
+    return [step.label for step in plan(study)]
+
+
+def arms_of(study: Study) -> dict[str, Arm]:
+    (search,) = named(plan(study), "search")
+    return {arm.name: arm for arm in search.spec.arms}  # type: ignore[attr-defined]
+
+
+def report(study: Study) -> Step:
+    return named(plan(study), "report")[0]
+
+
+def test_arms_without_images_train_on_the_mix_of_all_real_ones(bars_study: Make) -> None:
+    study = bars_study(
+        search={"ratios": [1], "seeds": 2, "arms": ["oversampled", "mixup", "class_weighted"]},
+        reduce={"method": "random", "balance_to": "smallest"},
+    )
+    arms = arms_of(study)
+    assert list(arms) == ["real", "real_double", "oversampled", "mixup", "class_weighted",
+                          "reduced", "more x1"]  # fmt: skip
+    assert {arms[name].mixes for name in ("real", "real_double", "mixup")} == {("mix.real",)}
+    assert arms["oversampled"].mixes == ("mix.oversampled",)
+    assert arms["mixup"].training == {"mixup_alpha": 0.2, "cutmix_alpha": 0.0}
+    assert [name for name, arm in arms.items() if arm.role != "baseline"] == [
+        "real_double", "more x1"
+    ]  # fmt: skip
+    steps = {step.label: step for step in plan(study)}
+    assert steps["mix.reduced"].inputs["reduce"] is steps["reduce"]
+
+
+def test_the_inputs_of_search_are_the_mixes_of_its_arms(bars_study: Make) -> None:
+    study = bars_study(search={"ratios": [1, 2], "seeds": 2, "arms": ["oversampled"]})
+    (search,) = named(plan(study), "search")
+    mixes = dict.fromkeys(label for arm in arms_of(study).values() for label in arm.mixes)
+    assert list(search.inputs) == ["ingest", *mixes]
+    assert all(search.inputs[label].label == label for label in mixes)
+
+
+def test_an_arm_has_a_mix_for_each_generator_fit(bars_study: Make) -> None:
+    study = bars_study(search={"ratios": [1], "seeds": 2, "generator_fits": 3})
+    steps = {step.label: step for step in plan(study)}
+    suffixes = ("", ".fit1", ".fit2")
+    assert arms_of(study)["more x1"].mixes == tuple(f"mix.more.x1{fit}" for fit in suffixes)
+    for fit in suffixes:
+        mix = steps[f"mix.more.x1{fit}"]
+        assert mix.inputs["curate.more"] is steps[f"curate.more{fit}"]
+        assert steps[f"fidelity.more{fit}"].inputs["curate"] is steps[f"curate.more{fit}"]
+    assert len({steps[f"mix.more.x1{fit}"].spec.seed for fit in suffixes}) == 3  # type: ignore[attr-defined]
+    page = report(study)
+    assert {f"{kind}.more{fit}" for kind in ("curate", "generate") for fit in suffixes} <= {
+        *page.inputs
+    }
+
+
+def test_an_unfiltered_twin_has_the_images_of_its_arm_without_filters(bars_study: Make) -> None:
+    study = bars_study(
+        request={"ratio": 1}, search={"ratios": [1], "seeds": 2, "arms": ["unfiltered"]},
+        curate={"max_rounds": 2},
+    )  # fmt: skip
+    steps, arms = {step.label: step for step in plan(study)}, arms_of(study)
+    assert arms["more unfiltered x1"].twin_of == "more x1"
+    assert arms["more unfiltered x1"].role == "shown"
+    filtered, whole = (steps[f"mix.more.{name}"] for name in ("x1", "unfiltered.x1"))
+    assert filtered.inputs["generate.more"] is whole.inputs["generate.more"]
+    assert whole.inputs["curate.more"] is steps["curate.more.unfiltered"]
+    assert set(whole.inputs["curate.more"].inputs) == {"ingest", "generate"}
+
+
+def test_combined_generators_have_the_inputs_of_each(bars_study: Make) -> None:
+    study = bars_study(
+        generators={**MOVED, "d": {"name": "ddpm"}},
+        search={"ratios": [1], "seeds": 2, "combine": {"both": ["t", "d"]}},
+    )
+    arm = arms_of(study)["both x1"]
+    assert (arm.generators, arm.role) == (("t", "d"), "compared")
+    (mix,) = named(plan(study), "mix.both.x1")
+    assert list(mix.inputs) == ["ingest", "curate.t", "generate.t", "curate.d", "generate.d"]
+
+
+def test_a_ratio_for_each_class_is_an_arm_of_its_own(bars_study: Make) -> None:
+    arms = arms_of(bars_study(request={"ratio_by_class": {"down": 2.0}}, generators=MOVED))
+    assert arms["t by class"].ratio is None
+    assert arms["t by class"].family == arms["t x1"].family == "t"
+
+
+def test_a_group_of_classes_shares_its_results_with_its_classes_one_by_one(
+    bars_study: Make,
+) -> None:
+    def keys(**request: Any) -> dict[str, str]:
+        study = bars_study(
+            request={**request, "shard_size": 16}, curate={"filters": []}, generators=MOVED
+        )
+        return {step.label: step.key for step in plan(study) if step.label != "report"}
+
+    one_by_one = keys(ratio_by_class={"across": 2, "down": 2}, classes=["across", "down"])
+    names = {"ratio_by_class": {"both": 2}, "classes": ["both"]}
+    assert keys(**names, class_groups={"both": ["across", "down"]}) == one_by_one
+    assert keys(**names, class_groups={"both": ["down"]}) != one_by_one
+    # A group that nothing names is there for later.
+    assert keys(ratio=1, class_groups={"all of them": ["across", "down"]}) == keys(ratio=1)
+
+
+def test_of_tune_the_number_of_settings_alone_enters_a_key(bars_study: Make) -> None:
+    knobs = {"training.learning_rate": [0.1, 0.2]}
+    plain = report(bars_study())
+    assert report(bars_study(tune={"knobs": knobs, "arm": "real"})).key == plain.key
+    tuned_before = report(bars_study(tune={"tried": 7}))
+    assert tuned_before.key != plain.key
+    assert tuned_before.spec.study["tune"]["tried"] == 7  # type: ignore[attr-defined]
+
+
+def test_fidelity_is_planned_where_images_are_compared(bars_study: Make) -> None:
+    planned = labels(bars_study())
+    assert planned.index("curate.more") < planned.index("fidelity.more") < planned.index("search")
+    assert "embed.fidelity" not in planned
+    off = labels(bars_study(fidelity={"enabled": False}))
+    assert [label for label in planned if label != "fidelity.more"] == off
+    assert "fidelity.more" not in labels(bars_study(classifier=None))
+    assert "embed.fidelity" not in labels(bars_study(fidelity={"embedder": "pixels"}))
+    finer = plan(bars_study(fidelity={"embedder": {"name": "pixels", "side": 8}}))
+    (fidelity,) = named(finer, "fidelity")
+    assert fidelity.inputs["embed"] is named(finer, "embed.fidelity")[0]
+
+
+def test_a_labeler_is_checked_before_anything_is_trained(bars_study: Make) -> None:
+    two = {"d": {"name": "ddpm"}, "e": {"name": "ddpm"}}
+    planned = labels(bars_study(generators=two))
+    assert planned.index("measure.val") < planned.index("finetune.d")
+    assert planned.count("train.labeler") == planned.count("measure.val") == 1
+    assert not {"train.labeler", "measure.val"} & set(labels(bars_study(generators=MOVED)))
+
+
+def test_ratios_that_would_share_a_name_are_refused(bars_study: Make) -> None:
+    with pytest.raises(StudyError, match=r"^search\.ratios: .* both be named x1; round them"):
+        plan(bars_study(search={"ratios": [1.0, 1.0000001], "seeds": 2}))
+    asked = {"ratio": 0.33333333, "classes": ["down"]}
+    with pytest.raises(StudyError, match=r"of 0\.333333 and 0\.33333333 .* named x0\.333333"):
+        plan(bars_study(request=asked, search={"ratios": [0.333333], "seeds": 2}))
+
+
+@pytest.mark.parametrize(
+    ("arm", "fields", "why"),
+    [
+        ("synthetic_only", {"request": {"ratio": 1, "classes": ["down"]}},
+         "needs images of every class"),
+        ("synthetic_only", {"generators": MOVED}, "needs a generator that makes new images"),
+        ("synthetic_only", {"generators": {}}, "needs a generator that makes new images"),
+        ("unfiltered", {"generators": MOVED}, "needs filtered images"),
+        ("unfiltered", {"curate": {"filters": []}}, "needs filtered images"),
+    ],
+)  # fmt: skip
+def test_arms_that_cannot_be_made_are_refused(
+    bars_study: Make, arm: str, fields: dict[str, Any], why: str
+) -> None:
+    values = {"request": {"ratio": 1}, "search": {"ratios": [1], "arms": [arm]}, **fields}
+    with pytest.raises(StudyError, match=rf"^search\.arms: {arm} {why}"):
+        plan(bars_study(**values))
+
+
+def test_trainings_that_a_classifier_cannot_use_are_refused(bars_study: Make) -> None:
+    probe = {"name": "probe", "embedder": {"name": "pixels", "side": 16}, "hidden": 24}
+    with pytest.raises(StudyError, match=r"training\.rotate: changes pixels, but a probe"):
+        plan(bars_study(classifier=probe, training={"steps": 4, "rotate": 10}))
+    # An arm's own training, and the labeler's own classifier, as well.
+    mixed = {"ratios": [1], "seeds": 2, "arms": ["cutmix"]}
+    with pytest.raises(StudyError, match=r"cutmix"):
+        plan(bars_study(classifier=probe, search=mixed))
+    labeler = {"name": "classifier", "classifier": probe, "training": {"crop_padding": 2}}
+    with pytest.raises(StudyError, match=r"training\.crop_padding: changes pixels, but a probe"):
+        plan(bars_study(curate={"labeler": labeler, "max_rounds": 1}))
