@@ -19,8 +19,9 @@ import pyarrow as pa
 
 from engine.core import rows
 from engine.core.errors import DataError, EngineError, StorageError
+from engine.core.names import attempt_name
 from engine.core.shards import OK, Shard, ShardSet, column, installed_versions
-from engine.core.store import Store, attempt_name
+from engine.core.store import Store
 from engine.work.attendance import HUNG, Attendance, History, Pace, Piece, Unattended
 from engine.work.memory import keep_freed_memory
 from engine.work.stage import Batch, Device, Place, Stage, pipeline
