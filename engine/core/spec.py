@@ -12,9 +12,10 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, LiteralString, TypeVar
 
 from pydantic import BaseModel, ConfigDict
+from pydantic_core import PydanticCustomError
 
 
 class Spec(BaseModel):
@@ -35,6 +36,11 @@ class Spec(BaseModel):
 
 
 S = TypeVar("S", bound=Spec)
+
+
+def explained(text: LiteralString, **values: object) -> PydanticCustomError:
+    """A validation error with a text of our own. values: what stands for {name} in the text."""
+    return PydanticCustomError("explained", text, values or None)
 
 
 def without(spec: S, fields: Sequence[str]) -> S:

@@ -8,7 +8,6 @@ from pydantic import Field
 
 from engine.generators import GeneratorSpec
 from engine.generators._adversarial import AdversarialGenerator, AdversarialSpec
-from engine.nets.adversarial import Hinge, NonSaturating, Objective
 
 
 class DcganSpec(AdversarialSpec):
@@ -29,8 +28,8 @@ class Dcgan(AdversarialGenerator):
     sizes: ClassVar[tuple[int, ...]] = (8, 16, 32, 64, 128)
     spec: DcganSpec
 
-    def objective(self) -> Objective:
-        return Hinge() if self.spec.loss == "hinge" else NonSaturating()
+    def objective(self) -> str:
+        return self.spec.loss
 
     def config(self, classes: int) -> dict[str, Any]:
         widths = [self.spec.width]

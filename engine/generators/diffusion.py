@@ -20,12 +20,11 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 from PIL import Image
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
-from pydantic_core import PydanticCustomError
 
 from engine.core.errors import StudyError
 from engine.core.registry import PluginField, resolve
 from engine.core.rng import generator
-from engine.core.spec import Spec
+from engine.core.spec import Spec, explained
 from engine.data.images import preprocess
 from engine.generators import (
     Generator,
@@ -37,7 +36,6 @@ from engine.generators import (
 )
 from engine.generators._prompts import Template, Templates, placeholders
 from engine.generators.adapt import ADAPTATIONS, Adaptation, group_of, no_choice
-from engine.nets.checkpoints import dtype_of
 from engine.nets.pipelines import Checkpoint, checkpoint_of, folder_digest, read_checkpoint
 from engine.work.fit import FitContext
 
@@ -94,9 +92,7 @@ class DiffusionSpec(GeneratorSpec):
     def _noise_is_left(self) -> DiffusionSpec:
         steps = self.num_inference_steps
         if self.mode != "text2image" and steps is not None and int(steps * self.strength) < 1:
-            raise PydanticCustomError(
-                "explained", "num_inference_steps x strength leaves no step; raise either"
-            )
+            raise explained("num_inference_steps x strength leaves no step; raise either")
         return self
 
 
@@ -248,33 +244,12 @@ class Diffusion(Generator):
 
     def open_pipeline(self, folder: Path | None, mode: str) -> Any:
         """The pipeline of a folder, or of the checkpoint itself. Raises `StudyError`."""
-        import diffusers
-        import transformers
+        from engine.nets.pipeline_loading import open_pipeline
 
-        spec = self.spec
-        kind = {
-            "text2image": diffusers.AutoPipelineForText2Image,
-            "image2image": diffusers.AutoPipelineForImage2Image,
-            "inpainting": diffusers.AutoPipelineForInpainting,
-        }[mode]
-        fields: dict[str, Any] = {"torch_dtype": dtype_of(spec.precision), "use_safetensors": True}
-        if folder is None:
-            fields |= {"revision": spec.revision, "variant": spec.variant}
-        if not spec.safety_checker:
-            fields |= {"safety_checker": None, "requires_safety_checker": False}
-        # Both warn at length about unused files; real problems raise.
-        for logging in (diffusers.utils.logging, transformers.utils.logging):
-            logging.disable_progress_bar()
-        diffusers.utils.logging.set_verbosity_error()
-        try:
-            pipeline = kind.from_pretrained(str(folder or Path(spec.model).expanduser()), **fields)
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            text = " ".join(str(error).split())[:300]
-            raise StudyError(f"generators: model: {spec.model}: {text}") from None
-        pipeline.set_progress_bar_config(disable=True)
+        pipeline = open_pipeline(self.spec, folder, mode)
         if folder is None:
             # A hub's checkpoint that was just downloaded has not been checked yet.
-            self.check_checkpoint(checkpoint_of(pipeline, spec.model))
+            self.check_checkpoint(checkpoint_of(pipeline, self.spec.model))
         return pipeline
 
     def side(self, pipeline: Any) -> int:
@@ -312,6 +287,8 @@ class Diffusion(Generator):
             own = self.pipeline.scheduler
             self.pipeline.scheduler = type(own).from_config(own.config, prediction_type=predicted)
         if self.spec.scheduler != "checkpoint":
+            from engine.nets.pipeline_loading import scheduler_like
+
             self.pipeline.scheduler = scheduler_like(self.pipeline, self.spec.scheduler)
         self.pixels = self.side(self.pipeline)
         self._place(device)
@@ -433,17 +410,3 @@ class Diffusion(Generator):
             return "not_finite"
         pixels = (image.clip(0, 1) * 255).round().astype(np.uint8)
         return preprocess(Image.fromarray(pixels), self.preprocess)
-
-
-def scheduler_like(pipeline: Any, name: str) -> Any:
-    """The named scheduler with the settings of the pipeline's own."""
-    import diffusers
-
-    kinds: dict[str, Any] = {
-        "ddim": diffusers.DDIMScheduler, "dpmsolver++": diffusers.DPMSolverMultistepScheduler,
-        "euler": diffusers.EulerDiscreteScheduler, "unipc": diffusers.UniPCMultistepScheduler,
-    }  # fmt: skip
-    kind: Any = kinds[name]
-    if "FlowMatch" in type(pipeline.scheduler).__name__:
-        kind = diffusers.FlowMatchEulerDiscreteScheduler
-    return kind.from_config(pipeline.scheduler.config)

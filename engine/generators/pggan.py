@@ -6,11 +6,10 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
-from pydantic_core import PydanticCustomError
 
+from engine.core.spec import explained
 from engine.generators import GeneratorSpec
 from engine.generators._adversarial import AdversarialGenerator, AdversarialSpec
-from engine.nets.adversarial import Objective, Wasserstein
 
 
 class PgganSpec(AdversarialSpec):
@@ -31,9 +30,7 @@ class PgganSpec(AdversarialSpec):
     def _augment(self) -> PgganSpec:
         if self.augment == "ada":
             # ada needs the sign of logits, which a Wasserstein score does not have.
-            raise PydanticCustomError(
-                "explained", "pggan does not support augment: ada; set diffaugment"
-            )
+            raise explained("pggan does not support augment: ada; set diffaugment")
         return self
 
 
@@ -43,8 +40,8 @@ class Pggan(AdversarialGenerator):
     sizes: ClassVar[tuple[int, ...]] = (8, 16, 32, 64, 128, 256)
     spec: PgganSpec
 
-    def objective(self) -> Objective:
-        return Wasserstein()
+    def objective(self) -> str:
+        return "wasserstein"
 
     def gradient_penalty(self) -> float:
         return self.spec.gradient_penalty
