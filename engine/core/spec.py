@@ -38,9 +38,10 @@ class Spec(BaseModel):
 S = TypeVar("S", bound=Spec)
 
 
-def explained(text: LiteralString, **values: object) -> PydanticCustomError:
-    """A validation error with a text of our own. values: what stands for {name} in the text."""
-    return PydanticCustomError("explained", text, values or None)
+def explained(template: LiteralString, /, **values: object) -> PydanticCustomError:
+    """A validation error with a text of our own. values: what stands for {name} in the
+    template."""
+    return PydanticCustomError("explained", template, values or None)
 
 
 def without(spec: S, fields: Sequence[str]) -> S:

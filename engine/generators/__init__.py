@@ -127,7 +127,7 @@ class Generator:
 
     version: ClassVar[int]
     Spec: ClassVar[type[GeneratorSpec]]
-    # Whether `fit` must run before `load`. (A property if it depends on the spec.)
+    # Whether `fit` must run before `load`.
     trainable: bool = False
     # Fields of the spec that only sampling reads: changing them does not retrain.
     sampling_fields: ClassVar[tuple[str, ...]] = ()

@@ -110,6 +110,7 @@ class Diffusion(Generator):
         self.adaptation: Adaptation | None = None
         if spec.adapt is not None:
             self.adaptation = resolve("generators.adapt", spec.adapt.name)(spec.adapt)
+        self.trainable = self.adaptation is not None
 
     # Checks ------------------------------------------------------------------------------------
 
@@ -161,11 +162,6 @@ class Diffusion(Generator):
 
     # Requests ----------------------------------------------------------------------------------
 
-    @property
-    def trainable(self) -> bool:  # type: ignore[override]
-        """Whether the checkpoint is adapted."""
-        return self.adaptation is not None
-
     def nested(self) -> Sequence[tuple[str, Any]]:
         return () if self.spec.adapt is None else (("generators.adapt", self.spec.adapt),)
 
@@ -174,10 +170,8 @@ class Diffusion(Generator):
         return {} if digest is None else {self.spec.model: digest}
 
     def uses_clusters(self) -> bool:
-        adaptation = self.adaptation
-        by_adaptation = adaptation is not None and (
-            adaptation.scope == "cluster" or adaptation.condition() == "cluster"
-        )
+        # A scope of clusters has conditions of clusters.
+        by_adaptation = self.adaptation is not None and self.adaptation.condition() == "cluster"
         by_prompt = any("cluster" in placeholders(text) for text in self._templates())
         return by_adaptation or by_prompt or bool(self.spec.cluster_prompts)
 
@@ -220,12 +214,9 @@ class Diffusion(Generator):
 
     def _templates(self) -> Iterator[str]:
         spec = self.spec
-        yield from spec.prompt or ()
-        for templates in spec.prompts.values():
+        by_cluster = [own for entry in spec.cluster_prompts.values() for own in entry.values()]
+        for templates in (spec.prompt or (), *spec.prompts.values(), *by_cluster):
             yield from templates
-        for by_cluster in spec.cluster_prompts.values():
-            for templates in by_cluster.values():
-                yield from templates
         if spec.negative_prompt:
             yield spec.negative_prompt
 
@@ -365,13 +356,9 @@ class Diffusion(Generator):
         return Image.fromarray(255 - mask if self.spec.mask == "surroundings" else mask)
 
     def call(
-        self,
-        pipeline: Any,
-        prompts: Sequence[str],
-        seeds: Sequence[int],
-        side: int,
+        self, pipeline: Any, prompts: Sequence[str], seeds: Sequence[int], side: int,
         options: Mapping[str, Any],
-    ) -> list[np.ndarray | str]:
+    ) -> list[np.ndarray | str]:  # fmt: skip
         """An image of the study's size for each prompt and seed, or the reason why there is none.
         options: further arguments of the pipeline. Raises `StudyError` for one that it lacks."""
         import torch
