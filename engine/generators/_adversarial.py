@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
+from typing_extensions import TypeVar
 
 from engine.core.errors import StudyError
 from engine.core.rng import derive_seed
@@ -45,13 +46,15 @@ class AdversarialSpec(AdversarialSettings, GeneratorSpec):
         return self
 
 
-class AdversarialGenerator(Generator):
+A = TypeVar("A", bound=AdversarialSpec, default=Any)
+
+
+class AdversarialGenerator(Generator[A]):
     """A subclass defines the networks, and the sizes of images that they make."""
 
     trainable = True
-    sampling_fields: ClassVar[tuple[str, ...]] = ("truncation",)
+    sampling_fields = ("truncation",)
     sizes: ClassVar[tuple[int, ...]]
-    spec: AdversarialSpec
 
     def config(self, classes: int) -> dict[str, Any]:
         """The arguments that build the generator's network."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from engine.generators import GeneratorSpec
 from engine.generators._adversarial import AdversarialGenerator, AdversarialSpec
 
 
@@ -22,11 +21,9 @@ class DcganSpec(AdversarialSpec):
     discriminator_normalisation: Literal["spectral", "batch", "group", "none"] = "spectral"
 
 
-class Dcgan(AdversarialGenerator):
-    version: ClassVar[int] = 1
-    Spec: ClassVar[type[GeneratorSpec]] = DcganSpec
-    sizes: ClassVar[tuple[int, ...]] = (8, 16, 32, 64, 128)
-    spec: DcganSpec
+class Dcgan(AdversarialGenerator[DcganSpec]):
+    version = 1
+    sizes = (8, 16, 32, 64, 128)
 
     def objective(self) -> str:
         return self.spec.loss

@@ -15,17 +15,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from PIL import Image
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from engine.core.errors import StudyError
-from engine.core.registry import PluginField, resolve
+from engine.core.registry import PluginField, kind_of
 from engine.core.rng import generator
 from engine.core.spec import Spec, explained
-from engine.data.images import preprocess
+from engine.data.images import Preprocess, preprocess
 from engine.generators import (
     Generator,
     GeneratorSpec,
@@ -96,20 +96,18 @@ class DiffusionSpec(GeneratorSpec):
         return self
 
 
-class Diffusion(Generator):
-    version: ClassVar[int] = 1
-    Spec: ClassVar[type[GeneratorSpec]] = DiffusionSpec
-    sampling_fields: ClassVar[tuple[str, ...]] = (
+class Diffusion(Generator[DiffusionSpec]):
+    version = 1
+    sampling_fields = (
         "mode", "parents", "strength", "mask", "mask_size", "negative_prompt", "scheduler",
         "num_inference_steps", "guidance_scale",
     )  # fmt: skip
-    spec: DiffusionSpec
 
-    def __init__(self, spec: Any, preprocess: Any) -> None:
+    def __init__(self, spec: DiffusionSpec, preprocess: Preprocess) -> None:
         super().__init__(spec, preprocess)
         self.adaptation: Adaptation | None = None
         if spec.adapt is not None:
-            self.adaptation = resolve("generators.adapt", spec.adapt.name)(spec.adapt)
+            self.adaptation = kind_of("generators.adapt", spec.adapt)(spec.adapt)
         self.trainable = self.adaptation is not None
 
     # Checks ------------------------------------------------------------------------------------

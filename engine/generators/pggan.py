@@ -3,12 +3,11 @@ within the class."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from engine.core.spec import explained
-from engine.generators import GeneratorSpec
 from engine.generators._adversarial import AdversarialGenerator, AdversarialSpec
 
 
@@ -34,11 +33,9 @@ class PgganSpec(AdversarialSpec):
         return self
 
 
-class Pggan(AdversarialGenerator):
-    version: ClassVar[int] = 3
-    Spec: ClassVar[type[GeneratorSpec]] = PgganSpec
-    sizes: ClassVar[tuple[int, ...]] = (8, 16, 32, 64, 128, 256)
-    spec: PgganSpec
+class Pggan(AdversarialGenerator[PgganSpec]):
+    version = 3
+    sizes = (8, 16, 32, 64, 128, 256)
 
     def objective(self) -> str:
         return "wasserstein"

@@ -9,7 +9,7 @@ import csv
 import hashlib
 import io
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.csv
@@ -52,12 +52,8 @@ class CsvSpec(ReaderSpec):
         return self
 
 
-class Csv(Reader):
-    version: ClassVar[int] = 1
-    Spec: ClassVar[type[ReaderSpec]] = CsvSpec
-
-    def __init__(self, spec: CsvSpec) -> None:
-        self.spec = spec
+class Csv(Reader[CsvSpec]):
+    version = 1
 
     def tasks(self) -> Mapping[str, TaskKind]:
         return {task: "multi" if task in self.spec.multi else "single" for task in self.spec.labels}

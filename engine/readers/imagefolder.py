@@ -60,12 +60,9 @@ class ImagefolderSpec(FolderSpec):
     name: Literal["imagefolder"] = "imagefolder"
 
 
-class Imagefolder(Reader):
-    version: ClassVar[int] = 1
+class Imagefolder(Reader[FolderSpec]):
+    version = 1
     Spec: ClassVar[type[ReaderSpec]] = ImagefolderSpec
-
-    def __init__(self, spec: FolderSpec) -> None:
-        self.spec = spec
 
     def tasks(self) -> Mapping[str, TaskKind]:
         return {"class": "single"}

@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
@@ -67,11 +67,10 @@ class FidelitySpec(Spec):
     seed: int
 
 
-class Fidelity(StepKind):
-    version: ClassVar[int] = 2
-    Spec: ClassVar[type[Spec]] = FidelitySpec
-    summary: ClassVar[str] = "compare generated images with real ones"
-    scratch: ClassVar[tuple[str, ...]] = (SUMS,)
+class Fidelity(StepKind[FidelitySpec]):
+    version = 2
+    summary = "compare generated images with real ones"
+    scratch = (SUMS,)
 
     def run(self, context: Context) -> Output:
         spec = context.step.spec_as(FidelitySpec)

@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -229,10 +229,9 @@ class Encode(Stage):
         }
 
 
-class Generate(StepKind):
-    version: ClassVar[int] = 1
-    Spec: ClassVar[type[Spec]] = GenerateSpec
-    summary: ClassVar[str] = "make the images"
+class Generate(StepKind[GenerateSpec]):
+    version = 1
+    summary = "make the images"
 
     def run(self, context: Context) -> Output:
         spec = context.step.spec_as(GenerateSpec)
