@@ -10,7 +10,10 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from functools import wraps
 from pathlib import Path
+from typing import Any, ParamSpec
 
 from engine.core import interrupts, rows
 from engine.core.errors import EngineError, StudyError
@@ -21,8 +24,10 @@ from engine.core.step import Step
 from engine.core.store import Store
 from engine.execute import discard, execute, inspect, naming_damage
 from engine.plan import choose_task, named, plan, plan_audit, tasks_of, until
+from engine.preview import preview
 from engine.profile import Profile
 from engine.report.download import beside
+from engine.report.tries import as_csv, as_text
 from engine.results.comparison import ReportResult
 from engine.results.data import AuditResult
 from engine.runtime.base import Runtime
@@ -31,19 +36,40 @@ from engine.study import Study, apply_sets, load_profile, load_study, load_value
 from engine.tracking.mlflow import track
 from engine.tracking.tensorboard import write_logs
 
+P = ParamSpec("P")
 
+
+def command(act: Callable[P, int]) -> Callable[P, int]:
+    """A command that reports an error or an interrupt in one line, and returns its exit code."""
+
+    @wraps(act)
+    def run(*args: P.args, **kwargs: P.kwargs) -> int:
+        try:
+            return act(*args, **kwargs)
+        except EngineError as error:
+            say(f"error: {' '.join(str(error).split())}")
+            return error.exit_code
+        except KeyboardInterrupt as interrupt:
+            interrupts.announce()
+            return interrupts.exit_code(interrupt)
+
+    return run
+
+
+@command
 def run_study(
     argv: Sequence[str] | None = None, *, until_step: str | None = None, dry_run: bool = False
 ) -> int:
     """Run a study up to the requested step; returns the exit code."""
     arguments = _parser(until_step, dry_run).parse_args(argv)
-    return _exit_code(
-        lambda: _run(arguments, arguments.until or until_step, arguments.dry_run or dry_run)
-    )
+    return _run(arguments, arguments.until or until_step, arguments.dry_run or dry_run)
 
 
+@command
 def run_export(argv: Sequence[str] | None = None) -> int:
     """Export the images of an arm for other tools; returns the exit code."""
+    from engine.export import export
+
     parser = argparse.ArgumentParser(description="Export a study's images for other tools.")
     _add_common(parser)
     parser.add_argument(
@@ -56,26 +82,18 @@ def run_export(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--splits", nargs="+", default=list(rows.SPLITS), help="default: all")
     arguments = parser.parse_args(argv)
-
-    def act() -> int:
-        from engine.export import export
-
-        study, profile = read(arguments.study, arguments.profile, arguments.sets)
-        target = Store(arguments.to)
-        store = Store(profile.storage)
-        with naming_damage(plan(study), store):
-            summary = export(
-                study, store, target, arguments.arm, arguments.format, arguments.splits
-            )
-        totals = {split: sum(sum(sources.values()) for sources in by_class.values())
-                  for split, by_class in summary["images"].items()}  # fmt: skip
-        counts = ", ".join(f"{count:,} {split}" for split, count in totals.items())
-        say(f"{counts}: {target.url}")
-        return 0
-
-    return _exit_code(act)
+    study, profile = read(arguments.study, arguments.profile, arguments.sets)
+    target, store = Store(arguments.to), Store(profile.storage)
+    with naming_damage(plan(study), store):
+        summary = export(study, store, target, arguments.arm, arguments.format, arguments.splits)
+    totals = {split: sum(sum(sources.values()) for sources in by_class.values())
+              for split, by_class in summary["images"].items()}  # fmt: skip
+    counts = ", ".join(f"{count:,} {split}" for split, count in totals.items())
+    say(f"{counts}: {target.url}")
+    return 0
 
 
+@command
 def run_evaluate(argv: Sequence[str] | None = None) -> int:
     """Run a study up to the verdict, or score a file of predictions; returns the exit code."""
     parser = _parser("evaluate", False)
@@ -88,14 +106,9 @@ def run_evaluate(argv: Sequence[str] | None = None) -> int:
         help="with --predictions: the arm to compare the others with (default: real)",
     )  # fmt: skip
     arguments = parser.parse_args(argv)
-
-    def act() -> int:
-        if arguments.predictions is None:
-            last = arguments.until or "evaluate"
-            return _run(arguments, last, arguments.dry_run)
-        return _score_predictions(arguments)
-
-    return _exit_code(act)
+    if arguments.predictions is None:
+        return _run(arguments, arguments.until or "evaluate", arguments.dry_run)
+    return _score_predictions(arguments)
 
 
 def _score_predictions(arguments: argparse.Namespace) -> int:
@@ -105,11 +118,8 @@ def _score_predictions(arguments: argparse.Namespace) -> int:
     store = Store(profile.storage)
     store.probe()
     (ingest,) = named(plan(study), "ingest")
-    runtime = make_runtime(profile)
-    try:
+    with closing(make_runtime(profile)) as runtime:
         manifest = execute([ingest], store, runtime, profile)[ingest.key]
-    finally:
-        runtime.close()
     task = choose_task(study, tasks_of(study))
     scored = score(study, store, manifest, task, arguments.predictions, arguments.baseline)
     page = store.page(study.name, f"predictions-{slug(arguments.predictions.stem)}.json")
@@ -124,6 +134,7 @@ def _score_predictions(arguments: argparse.Namespace) -> int:
     return 0
 
 
+@command
 def run_audit(argv: Sequence[str] | None = None) -> int:
     """Write a page of the problems in a study's data; returns the exit code, 0 if the page was
     written."""
@@ -132,155 +143,49 @@ def run_audit(argv: Sequence[str] | None = None) -> int:
     )
     _add_common(parser)
     arguments = parser.parse_args(argv)
-
-    def act() -> int:
-        study, profile = read(arguments.study, arguments.profile, arguments.sets)
-        step = plan_audit(study)
-        store = Store(profile.storage)
-        store.probe()
-        runtime = make_runtime(profile)
-        try:
-            manifest = execute([step], store, runtime, profile)[step.key]
-        finally:
-            runtime.close()
-        page = store.page(study.name, "audit.html")
-        for key in manifest.keys(file="audit.html"):
-            store.put(page, store.read(key))
-        audit = AuditResult.of(manifest)
-        kinds = ", ".join(
-            f"{count:,} {kind.replace('_', ' ')}" for kind, count in audit.found.items()
-        )
-        say(f"{len(audit.must)} problems to fix before the study can run")
-        say(f"findings: {kinds or 'none'}")
-        say(f"audit: {store.location(page)}")
-        return 0
-
-    return _exit_code(act)
+    study, profile = read(arguments.study, arguments.profile, arguments.sets)
+    step = plan_audit(study)
+    store = Store(profile.storage)
+    store.probe()
+    with closing(make_runtime(profile)) as runtime:
+        manifest = execute([step], store, runtime, profile)[step.key]
+    page = store.page(study.name, "audit.html")
+    for key in manifest.keys(file="audit.html"):
+        store.put(page, store.read(key))
+    audit = AuditResult.of(manifest)
+    kinds = ", ".join(f"{count:,} {kind.replace('_', ' ')}" for kind, count in audit.found.items())
+    say(f"{len(audit.must)} problems to fix before the study can run")
+    say(f"findings: {kinds or 'none'}")
+    say(f"audit: {store.location(page)}")
+    return 0
 
 
+@command
 def run_tune(argv: Sequence[str] | None = None) -> int:
     """Try the settings of a study's section `tune` and write the best as a study; returns the exit
     code."""
+    from engine.tuning.tune import tune
+
     parser = argparse.ArgumentParser(
         description="Try settings of a study, compare them on val, and write the best as a study."
     )
     _add_common(parser)
     arguments = parser.parse_args(argv)
-
-    def act() -> int:
-        from engine.report.tries import as_csv, as_text
-        from engine.tuning.tune import tune
-
-        study, profile = read(arguments.study, arguments.profile, arguments.sets)
-        sets = [setting for setting in arguments.sets if not setting.startswith("profile.")]
-        store = Store(profile.storage)
-        store.probe()
-        runtime = make_runtime(profile)
-        try:
-            tried = tune(load_values(arguments.study, sets), store, runtime, profile)
-        finally:
-            runtime.close()
-        page = store.page(study.name, "tuned.yaml")
-        store.put(page, tried.study.encode())
-        store.put(store.page(study.name, "tries.csv"), as_csv(tried.tries).encode())
-        table = json.dumps({"objective": tried.objective, "tries": tried.tries}, indent=1)
-        store.put(store.page(study.name, "tries.json"), table.encode())
-        print(f"\n{as_text(tried.tries, tried.best, tried.objective)}\n", flush=True)
-        say(f"all tries: {store.location(store.page(study.name, 'tries.csv'))}")
-        say(f"study with the best setting: {store.location(page)}")
-        return 0
-
-    return _exit_code(act)
-
-
-def run_fsck(argv: Sequence[str] | None = None) -> int:
-    """Verify a storage; returns the exit code, 1 if damage was found and not repaired."""
-    parser = argparse.ArgumentParser(
-        description="Verify everything in a storage: records, data, weights, checkpoints."
-    )
-    _add_storage(parser)
-    parser.add_argument(
-        "--repair", action="store_true",
-        help="discard exactly the damaged data, so that the next run computes it again",
-    )  # fmt: skip
-    arguments = parser.parse_args(argv)
-
-    def act() -> int:
-        from engine.maintenance import fsck
-
-        store = Store(_storage(arguments))
-        report = fsck.verify(store)
-        for fault in report.faults:
-            print(fault.line())
-        say(
-            f"{report.records:,} records, {report.parts:,} parts, {report.bytes / 2**20:,.1f} MiB:"
-            f" {len(report.faults)} damaged or missing"
-        )
-        if not report.faults:
-            return 0
-        if not arguments.repair:
-            say("run again with --repair to discard exactly these; the study computes them again")
-            return 1
-        repaired = fsck.repair(store, report.faults)
-        say(f"{repaired} discarded or restored; run the study again to recompute what is missing")
-        return 0
-
-    return _exit_code(act)
-
-
-def run_gc(argv: Sequence[str] | None = None) -> int:
-    """List or remove files that no record of a storage names; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description="Find unused files in a storage: leftovers of kills, lost races and --discard."
-    )
-    _add_storage(parser)
-    parser.add_argument(
-        "--older-than", type=float, default=7.0, metavar="DAYS",
-        help="only files older than this; choose more days than any step takes (default: 7)",
-    )  # fmt: skip
-    parser.add_argument("--delete", action="store_true", help="remove the files; default: list")
-    arguments = parser.parse_args(argv)
-
-    def act() -> int:
-        from engine.maintenance import gc
-
-        if arguments.older_than < 0:
-            raise StudyError(f"--older-than {arguments.older_than:g}: must be 0 or more")
-        store, limit = Store(_storage(arguments)), time.time() - 86_400 * arguments.older_than
-        garbage = (gc.remove if arguments.delete else gc.find_garbage)(store, limit)
-        for key in garbage.keys:
-            print(key)
-        done = "removed" if arguments.delete else "unused; remove them with --delete"
-        say(f"{len(garbage.keys):,} files, {garbage.bytes / 2**20:,.1f} MiB {done}")
-        return 0
-
-    return _exit_code(act)
-
-
-def _add_storage(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "storage", nargs="?", help="a folder or URL; default: the profile's storage"
-    )
-    parser.add_argument("--profile", type=Path, help="the profile that names the storage (YAML)")
-
-
-def _storage(arguments: argparse.Namespace) -> str:
-    if arguments.storage is not None:
-        return str(arguments.storage)
-    profile = load_profile(arguments.profile, []) if arguments.profile else Profile()
-    return profile.storage
-
-
-def _exit_code(act: Callable[[], int]) -> int:
-    """Run `act` and return its exit code. An error or interrupt is reported in one line."""
-    try:
-        return act()
-    except EngineError as error:
-        say(f"error: {' '.join(str(error).split())}")
-        return error.exit_code
-    except KeyboardInterrupt as interrupt:
-        interrupts.announce()
-        return interrupts.exit_code(interrupt)
+    study, profile = read(arguments.study, arguments.profile, arguments.sets)
+    values = load_values(arguments.study, _for_study(arguments.sets))
+    store = Store(profile.storage)
+    store.probe()
+    with closing(make_runtime(profile)) as runtime:
+        tried = tune(values, store, runtime, profile)
+    page = store.page(study.name, "tuned.yaml")
+    store.put(page, tried.study.encode())
+    store.put(store.page(study.name, "tries.csv"), as_csv(tried.tries).encode())
+    table = json.dumps({"objective": tried.objective, "tries": tried.tries}, indent=1)
+    store.put(store.page(study.name, "tries.json"), table.encode())
+    print(f"\n{as_text(tried.tries, tried.best, tried.objective)}\n", flush=True)
+    say(f"all tries: {store.location(store.page(study.name, 'tries.csv'))}")
+    say(f"study with the best setting: {store.location(page)}")
+    return 0
 
 
 def _parser(until_step: str | None, dry_run: bool) -> argparse.ArgumentParser:
@@ -353,11 +258,8 @@ def _run(arguments: argparse.Namespace, last: str | None, dry_run: bool) -> int:
             say(f"{step.label:<20} {step.key}  discarded {shards} shards and the manifest")
     say(f"study {study.name}: {len(steps)} steps, storage {store.url}")
     started = time.monotonic()
-    runtime = make_runtime(profile)
-    try:
+    with closing(make_runtime(profile)) as runtime:
         if arguments.preview is not None:
-            from engine.preview import preview
-
             with naming_damage(steps, store):
                 preview(study, steps, store, runtime, profile, arguments.preview)
         else:
@@ -370,8 +272,6 @@ def _run(arguments: argparse.Namespace, last: str | None, dry_run: bool) -> int:
                     # Later rounds of a generator look like its first.
                     if step.label.count(".") < 2:
                         show_pages(study, step, store, manifests[step.key])
-    finally:
-        runtime.close()
     say(f"done in {time.monotonic() - started:.1f} s")
     return 0
 
@@ -381,15 +281,17 @@ def read(study: Path, profile: Path | None, sets: Sequence[str]) -> tuple[Study,
     for_profile = [
         setting.removeprefix("profile.") for setting in sets if setting.startswith("profile.")
     ]
-    for_study = [setting for setting in sets if not setting.startswith("profile.")]
-    loaded = load_study(study, for_study)
+    loaded = load_study(study, _for_study(sets))
     if profile is not None:
         settings = load_profile(profile, for_profile)
     else:
-        values = apply_sets(Profile().model_dump(), for_profile)
-        settings = validate(Profile, values, "profile")
+        settings = validate(Profile, apply_sets(Profile().model_dump(), for_profile), "profile")
     check_batches(loaded, settings)
     return loaded, settings
+
+
+def _for_study(sets: Sequence[str]) -> list[str]:
+    return [setting for setting in sets if not setting.startswith("profile.")]
 
 
 def check_batches(study: Study, profile: Profile) -> None:
@@ -453,45 +355,11 @@ def show_pages(study: Study, step: Step, store: Store, manifest: Manifest) -> No
             say(f"{what}: {store.location(page)}")
 
 
-def main(*, until_step: str | None = None, dry_run: bool = False) -> None:
-    """Entry point of a script in `jobs/`."""
-    _end(lambda: run_study(until_step=until_step, dry_run=dry_run))
-
-
-def main_export() -> None:
-    """Entry point of `jobs/export.py`."""
-    _end(run_export)
-
-
-def main_evaluate() -> None:
-    """Entry point of `jobs/evaluate.py`."""
-    _end(run_evaluate)
-
-
-def main_tune() -> None:
-    """Entry point of `jobs/tune.py`."""
-    _end(run_tune)
-
-
-def main_audit() -> None:
-    """Entry point of `jobs/audit.py`."""
-    _end(run_audit)
-
-
-def main_fsck() -> None:
-    """Entry point of `jobs/fsck.py`."""
-    _end(run_fsck)
-
-
-def main_gc() -> None:
-    """Entry point of `jobs/gc.py`."""
-    _end(run_gc)
-
-
-def _end(act: Callable[[], int]) -> None:
+def main(command: Callable[..., int] = run_study, **options: Any) -> None:
+    """Run a command of a script in `jobs/`, and end the process with its exit code."""
     with interrupts.job() as job:
         try:
-            code = act()
+            code = command(**options)
         except BrokenPipeError:
             # The reader closed the pipe (`… | head`): report SIGPIPE as a shell does, because the
             # work may be unfinished.

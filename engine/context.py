@@ -15,12 +15,13 @@ import pyarrow.parquet as pq
 
 from engine.core.errors import EngineError
 from engine.core.manifest import Manifest, Part, read_manifest, write_part
+from engine.core.names import attempt_name
 from engine.core.progress import Bar, say
 from engine.core.registry import resolve
 from engine.core.shards import Commit, Shard, ShardSet
 from engine.core.spec import digest
 from engine.core.step import Step, upstream
-from engine.core.store import Store, attempt_name
+from engine.core.store import Store
 from engine.results.base import StepResult
 from engine.runtime.base import Runtime
 from engine.work.attendance import DIED, HUNG

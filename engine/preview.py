@@ -14,12 +14,12 @@ import pyarrow as pa
 from engine.context import Context
 from engine.core import rows
 from engine.core.manifest import Manifest
-from engine.core.names import slug
+from engine.core.names import attempt_name, slug
 from engine.core.progress import say
 from engine.core.registry import kind_of
 from engine.core.shards import OK, Shard, ids_digest, parquet_rows
 from engine.core.step import Step, upstream
-from engine.core.store import Store, attempt_name
+from engine.core.store import Store
 from engine.data.arrays import first_images
 from engine.data.images import Preprocess, encode
 from engine.execute import execute

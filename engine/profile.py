@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
-from pydantic_core import PydanticCustomError
 
-from engine.core.spec import Spec
+from engine.core.spec import Spec, explained
 from engine.work.resources import FitResources, StageResources, TrialResources
 
 StageName = Literal["default", "decode", "embed", "generate", "classify"]
@@ -42,34 +41,37 @@ class Profile(Spec):
         gpus = {f"stages.{name}": stage.gpus for name, stage in self.stages.items()}
         gpus |= {"fit": self.fit.gpus, "trial": self.trial.gpus}
         if self.device == "cpu" and (with_gpu := [name for name, count in gpus.items() if count]):
-            text = "{place}.gpus asks for a GPU, but device is cpu; set device: cuda"
-            raise PydanticCustomError("explained", text, {"place": with_gpu[0]})
+            raise explained(
+                "{place}.gpus asks for a GPU, but device is cpu; set device: cuda",
+                place=with_gpu[0],
+            )
         for place, resources in (("fit", self.fit), ("trial", self.trial)):
             if resources.workers > 1 and 0 < resources.gpus < 1:
-                text = (
+                raise explained(
                     "{place}.gpus: NCCL cannot connect two workers on one GPU; set it to 1, or"
-                    " {place}.workers to 1"
+                    " {place}.workers to 1",
+                    place=place,
                 )
-                raise PydanticCustomError("explained", text, {"place": place})
         offloads = [name for name, stage in self.stages.items() if stage.offload != "none"]
         if self.device == "cpu" and offloads:
-            text = "stages.{name}.offload saves GPU memory, but device is cpu; remove it"
-            raise PydanticCustomError("explained", text, {"name": offloads[0]})
+            raise explained(
+                "stages.{name}.offload saves GPU memory, but device is cpu; remove it",
+                name=offloads[0],
+            )
         if self.device == "cuda" and self.runtime == "ray":
             # Ray hides GPUs from workers that request none, and two trials on one GPU run out of
             # memory.
             gpus |= {f"stages.{name}": self.stage(name).gpus for name in _ON_ACCELERATOR}
             for place, count in gpus.items():
                 if not count and place not in ("stages.decode", "stages.default"):
-                    text = "device: cuda needs {place}.gpus above 0"
-                    raise PydanticCustomError("explained", text, {"place": place})
+                    raise explained("device: cuda needs {place}.gpus above 0", place=place)
         relative = "://" not in self.storage and not self.storage.startswith(("/", "~"))
         if self.address != "local" and relative:
-            text = (
+            raise explained(
                 "storage: {storage} is relative to the job's own folder; use a URL or an absolute"
-                " path"
+                " path",
+                storage=self.storage,
             )
-            raise PydanticCustomError("explained", text, {"storage": self.storage})
         return self
 
     def stage(self, name: str) -> StageResources:

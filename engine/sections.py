@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
-from pydantic_core import PydanticCustomError
 
 from engine.core.registry import PluginField, explain, kind_of, name_of
-from engine.core.spec import Spec
+from engine.core.spec import Spec, explained
 from engine.tuning.proposals import Range
 
 MAX_IMAGES = 100_000_000
@@ -52,9 +51,7 @@ class Split(Spec):
     @model_validator(mode="after")
     def _leaves_train(self) -> Split:
         if self.val + self.test >= 0.9:
-            raise PydanticCustomError(
-                "explained", "val + test must leave at least a tenth for train; lower one"
-            )
+            raise explained("val + test must leave at least a tenth for train; lower one")
         return self
 
 
@@ -111,7 +108,7 @@ class Select(Spec):
     @model_validator(mode="after")
     def _different(self) -> Select:
         if len(set(self.method)) < len(self.method):
-            raise PydanticCustomError("explained", "select.method names one method twice")
+            raise explained("select.method names one method twice")
         return self
 
 
@@ -138,9 +135,7 @@ class Reduce(Spec):
     @model_validator(mode="after")
     def _one_count(self) -> Reduce:
         if self.share is not None and self.balance_to != "median":
-            raise PydanticCustomError(
-                "explained", "balance_to and share exclude each other; remove one"
-            )
+            raise explained("balance_to and share exclude each other; remove one")
         return self
 
 
@@ -177,15 +172,12 @@ class Amount(Spec):
         ways = ("ratio", "balance_to", "per_class", "ratio_by_class")
         given = [name for name in ways if getattr(self, name) is not None]
         if len(given) != 1:
-            raise PydanticCustomError(
-                "explained",
+            raise explained(
                 "needs exactly one of ratio, balance_to, per_class and ratio_by_class; has {given}",
-                {"given": ", ".join(given) or "none"},
+                given=", ".join(given) or "none",
             )
         if self.ratio_by_class is not None and not any(self.ratio_by_class.values()):
-            raise PydanticCustomError(
-                "explained", "ratio_by_class adds to no class; give one a ratio"
-            )
+            raise explained("ratio_by_class adds to no class; give one a ratio")
         return self
 
     def count(self, label: str, real: int) -> int:
@@ -217,27 +209,26 @@ class Request(Amount):
         members = {name for group in self.class_groups.values() for name in group}
         for group in self.class_groups:
             if group in members:
-                raise PydanticCustomError(
-                    "explained", "class_groups: {name} is the name of a class; rename the group",
-                    {"name": repr(group)},
+                raise explained(
+                    "class_groups: {name} is the name of a class; rename the group",
+                    name=repr(group),
                 )  # fmt: skip
         given: dict[str, str] = {}
         for name in self.ratio_by_class or {}:
             for label in dict.fromkeys(self.class_groups.get(name, (name,))):
                 if (earlier := given.setdefault(label, name)) != name:
-                    raise PydanticCustomError(
-                        "explained",
+                    raise explained(
                         "ratio_by_class: class {name} has two ratios, of {one} and of {other};"
                         " remove one, or remove the class from the group",
-                        {"name": repr(label), "one": repr(earlier), "other": repr(name)},
+                        name=repr(label), one=repr(earlier), other=repr(name),
                     )
         targets = self.one_by_one().classes
         for label, name in given.items():
             if targets != "all" and label not in targets:
                 of = "" if label == name else f" (of the group {name!r})"
-                raise PydanticCustomError(
-                    "explained", "ratio_by_class: {name}{of} is none of classes; add it there",
-                    {"name": repr(label), "of": of},
+                raise explained(
+                    "ratio_by_class: {name}{of} is none of classes; add it there",
+                    name=repr(label), of=of,
                 )  # fmt: skip
         return self
 
@@ -276,16 +267,14 @@ class Curate(Spec):
         names = [name_of(spec) for spec in self.filters]
         for name, spec in zip(names, self.filters, strict=True):
             if names.count(name) > 1:
-                raise PydanticCustomError("explained", "filters names {name} twice", {"name": name})
+                raise explained("filters names {name} twice", name=name)
             if self.labeler is None and kind_of("filters", spec).needs_labeler:
-                raise PydanticCustomError(
-                    "explained", "filters: {name} needs a labeler, but labeler is null; set one",
-                    {"name": name},
+                raise explained(
+                    "filters: {name} needs a labeler, but labeler is null; set one", name=name
                 )  # fmt: skip
         relabels = any(getattr(spec, "label_from", "") == "labeler" for spec in self.filters)
         if relabels and "similarity" in names:
-            raise PydanticCustomError(
-                "explained",
+            raise explained(
                 "filters: similarity compares images with the requested label, but label_from:"
                 " labeler replaces that label; remove one of the two",
             )
@@ -337,16 +326,12 @@ class Search(Spec):
     @model_validator(mode="after")
     def _sorted(self) -> Search:
         if list(self.ratios) != sorted(set(self.ratios)):
-            raise PydanticCustomError("explained", "ratios must rise, without repetition")
+            raise explained("ratios must rise, without repetition")
         if self.generator_fits * self.seeds < 2:
-            raise PydanticCustomError(
-                "explained", "needs at least two classifiers per arm: raise generator_fits or seeds"
-            )
+            raise explained("needs at least two classifiers per arm: raise generator_fits or seeds")
         for label, parts in {"arms": self.arms, **self.combine}.items():
             if len(set(parts)) < len(parts):
-                raise PydanticCustomError(
-                    "explained", "{label} lists an entry twice", {"label": label}
-                )
+                raise explained("{label} lists an entry twice", label=label)
         return self
 
 
@@ -360,12 +345,9 @@ def _as_knob(value: Any) -> Any:
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"])
-            context = {"text": explain(first), "place": place or None}
-            raise PydanticCustomError("explained", "{text}", context) from None
+            raise explained("{text}", text=explain(first), place=place or None) from None
     if not isinstance(value, list | tuple) or len(value) < 2:
-        raise PydanticCustomError(
-            "explained", "must be a list of at least two choices, or a range: {{low: 1, high: 3}}"
-        )
+        raise explained("must be a list of at least two choices, or a range: {{low: 1, high: 3}}")
     return tuple(value)
 
 

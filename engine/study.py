@@ -17,11 +17,10 @@ from typing import Annotated, Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
-from pydantic_core import PydanticCustomError
 
 from engine.core.errors import StudyError
 from engine.core.registry import explain
-from engine.core.spec import Spec
+from engine.core.spec import Spec, explained
 from engine.data.images import Preprocess
 from engine.nets.classification import Training
 from engine.profile import Profile
@@ -96,11 +95,10 @@ class Study(Spec):
         ):  # fmt: skip
             for label in labels:
                 if not _LABEL.fullmatch(label):
-                    raise PydanticCustomError(
-                        "explained",
+                    raise explained(
                         "{section}.{label}: a name is a lowercase letter, then at most 31 lowercase"
                         " letters, digits or _; rename it",
-                        {"section": section, "label": label},
+                        section=section, label=label,
                     )
         for section, labels, taken in (
             ("generators", self.generators, RESERVED),
@@ -108,18 +106,17 @@ class Study(Spec):
         ):
             for label in labels:
                 if label in taken:
-                    raise PydanticCustomError(
-                        "explained",
+                    raise explained(
                         "{section}.{label}: the name is already an arm or a split; choose another",
-                        {"section": section, "label": label},
+                        section=section, label=label,
                     )
         for label, parts in self.search.combine.items():
             known = [*self.generators, *(["reduced"] if self.reduce else [])]
             unknown = [part for part in parts if part not in known]
             if unknown:
-                raise PydanticCustomError(
-                    "explained", "search.combine.{label}: unknown part {part}; choose from {known}",
-                    {"label": label, "part": repr(unknown[0]), "known": ", ".join(known)},
+                raise explained(
+                    "search.combine.{label}: unknown part {part}; choose from {known}",
+                    label=label, part=repr(unknown[0]), known=", ".join(known),
                 )  # fmt: skip
         return self
 

@@ -15,6 +15,6 @@ from engine.core.interrupts import job
 if __name__ == "__main__":
     # Imported inside the job, so that a signal during the imports also ends in one line.
     with job():
-        from engine.cli import main_evaluate
+        from engine.cli import main, run_evaluate
 
-        main_evaluate()
+        main(run_evaluate)

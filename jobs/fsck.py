@@ -14,6 +14,7 @@ from engine.core.interrupts import job
 if __name__ == "__main__":
     # Imported inside the job, so that a signal during the imports also ends in one line.
     with job():
-        from engine.cli import main_fsck
+        from engine.cli import main
+        from engine.maintenance.commands import run_fsck
 
-        main_fsck()
+        main(run_fsck)

@@ -14,6 +14,6 @@ from engine.core.interrupts import job
 if __name__ == "__main__":
     # Imported inside the job, so that a signal during the imports also ends in one line.
     with job():
-        from engine.cli import main_tune
+        from engine.cli import main, run_tune
 
-        main_tune()
+        main(run_tune)

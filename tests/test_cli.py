@@ -154,7 +154,7 @@ def test_a_pipe_that_closes_before_the_work_is_done_is_no_success() -> None:
         "def act():\n"
         "    while True:\n"
         "        cli.say('a line')\n"
-        "cli._end(act)\n"
+        "cli.main(act)\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", script], cwd=ROOT, stderr=subprocess.PIPE, text=True

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from engine.core.spec import Spec
+from engine.core.spec import Configured, S, Spec
 from engine.data.images import Preprocess
 
 if TYPE_CHECKING:
@@ -27,15 +27,14 @@ class ClassifierSpec(Spec):
     name: str
 
 
-class Classifier:
+class Classifier(Configured[S]):
     """`build` makes a network for training; `load` reads a network that `save` wrote."""
 
     version: ClassVar[int]
-    Spec: ClassVar[type[ClassifierSpec]]
     # Whether the inputs of the network are `features` of the images, computed once for all trials.
     on_features: ClassVar[bool] = False
 
-    def __init__(self, spec: Any, preprocess: Preprocess, classes: Sequence[str]) -> None:
+    def __init__(self, spec: S, preprocess: Preprocess, classes: Sequence[str]) -> None:
         self.spec, self.preprocess, self.classes = spec, preprocess, list(classes)
 
     @staticmethod

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.classifiers import Classifier
+from engine.core.spec import S
 from engine.nets.checkpoints import image_processor_settings
 from engine.nets.images import normalised
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
 
-class TransformersClassifier(Classifier):
+class TransformersClassifier(Classifier[S]):
     """A subclass builds the network and sets the preprocessing of its inputs: `size` (height,
     width), `mean` and `std`."""
 

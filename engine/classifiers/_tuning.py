@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator
-from pydantic_core import PydanticCustomError
 
 from engine.core.errors import StudyError
+from engine.core.spec import explained
 
 if TYPE_CHECKING:
     from torch.nn import Module, Parameter
@@ -18,9 +18,8 @@ def _known(value: Any) -> Any:
     # A single error; a union would report one for each member.
     if value in ("all", "head") or (type(value) is int and 1 <= value <= 1000):
         return value
-    raise PydanticCustomError(
-        "explained", "must be all, head or a number of blocks from 1 to 1000, is {value}",
-        {"value": repr(value)[:60]},
+    raise explained(
+        "must be all, head or a number of blocks from 1 to 1000, is {value}", value=repr(value)[:60]
     )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ the head."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
@@ -37,10 +37,8 @@ class PretrainedSpec(ClassifierSpec):
     head_dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
 
 
-class Pretrained(TransformersClassifier):
-    version: ClassVar[int] = 2
-    Spec: ClassVar[type[ClassifierSpec]] = PretrainedSpec
-    spec: PretrainedSpec
+class Pretrained(TransformersClassifier[PretrainedSpec]):
+    version = 2
 
     @staticmethod
     def in_words(spec: PretrainedSpec) -> str:

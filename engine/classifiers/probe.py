@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BeforeValidator, Field, SerializeAsAny
@@ -73,11 +73,9 @@ def _vectors(name: str, fields: str, device: str) -> Vectors:
     return Vectors(embedder)
 
 
-class Probe(Classifier):
-    version: ClassVar[int] = 1
-    Spec: ClassVar[type[ClassifierSpec]] = ProbeSpec
-    on_features: ClassVar[bool] = True
-    spec: ProbeSpec
+class Probe(Classifier[ProbeSpec]):
+    version = 1
+    on_features = True
 
     @staticmethod
     def in_words(spec: ProbeSpec) -> str:

@@ -6,7 +6,7 @@ transformers): ResNet (He et al. 2016), EfficientNet (Tan and Le 2019), MobileNe
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -72,10 +72,8 @@ class ScratchSpec(ClassifierSpec):
     patch_size: Annotated[int, Field(ge=1, le=64)] | None = None
 
 
-class Scratch(TransformersClassifier):
-    version: ClassVar[int] = 1
-    Spec: ClassVar[type[ClassifierSpec]] = ScratchSpec
-    spec: ScratchSpec
+class Scratch(TransformersClassifier[ScratchSpec]):
+    version = 1
 
     @staticmethod
     def in_words(spec: ScratchSpec) -> str:

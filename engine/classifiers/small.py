@@ -7,7 +7,7 @@ One block per entry of `channels`: convolution 3 x 3, batch normalisation, ReLU,
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
@@ -31,10 +31,8 @@ class SmallSpec(ClassifierSpec):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
-class Small(Classifier):
-    version: ClassVar[int] = 1
-    Spec: ClassVar[type[ClassifierSpec]] = SmallSpec
-    spec: SmallSpec
+class Small(Classifier[SmallSpec]):
+    version = 1
 
     @staticmethod
     def in_words(spec: SmallSpec) -> str:

@@ -49,10 +49,8 @@ class VggSpec(ClassifierSpec):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
 
 
-class Vgg(Classifier):
-    version: ClassVar[int] = 1
-    Spec: ClassVar[type[ClassifierSpec]] = VggSpec
-    spec: VggSpec
+class Vgg(Classifier[VggSpec]):
+    version = 1
 
     @staticmethod
     def in_words(spec: VggSpec) -> str:

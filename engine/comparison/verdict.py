@@ -22,17 +22,14 @@ from engine.metrics.probabilities import (
     reliability,
     roc_auc,
 )
-from engine.metrics.significance import (
+from engine.metrics.resampling import (
     AreaScores,
     ConfusionScores,
     Scores,
     bootstrap,
     confusions_by_group,
-    mcnemar,
-    paired_t,
-    saturation,
-    verdicts,
 )
+from engine.metrics.significance import mcnemar, paired_t, saturation, verdicts
 from engine.results.comparison import (
     ArmFigure,
     ArmResult,

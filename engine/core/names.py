@@ -1,13 +1,34 @@
-"""Names for files and pages, derived from users' text: class names, paths, prompts."""
+"""Names of files and pages: from users' text (class names, prompts), by content, or random."""
 
 from __future__ import annotations
 
 import hashlib
 import re
 import unicodedata
+import uuid
 from collections.abc import Iterable
 
 from engine.core.errors import DataError
+
+# Hex digits of the SHA-256 in the name of a part: 128 bits.
+_NAMED_DIGITS = 32
+_NAMED = re.compile(r"\.([0-9a-f]{32})\.[A-Za-z0-9]+$")
+
+
+def attempt_name() -> str:
+    """A random name, unique across attempts, processes and machines."""
+    return uuid.uuid4().hex[:16]
+
+
+def part_name(name: str, sha256: str, suffix: str) -> str:
+    """The name of the part with this SHA-256 (64 hex digits)."""
+    return f"{name}.{sha256[:_NAMED_DIGITS]}.{suffix}"
+
+
+def named_digest(key: str) -> str | None:
+    """The digest in the name of a part; None for any other key."""
+    match = _NAMED.search(key)
+    return match[1] if match else None
 
 
 def slug(text: str) -> str:

@@ -17,10 +17,9 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from pydantic import ValidationError
-from pydantic_core import PydanticCustomError
 
 from engine.core.errors import StudyError
-from engine.core.spec import Spec
+from engine.core.spec import Spec, explained
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
@@ -83,18 +82,16 @@ class PluginField:
         if isinstance(value, str):
             value = {"name": value}
         if not isinstance(value, dict) or not isinstance(value.get("name"), str):
-            raise PydanticCustomError("explained", "must name its plugin, as in name: x")
+            raise explained("must name its plugin, as in name: x")
         try:
             return resolve(self.family, value["name"]).Spec.model_validate(value)
         except StudyError as error:
-            raise PydanticCustomError("explained", "{text}", {"text": str(error)}) from None
+            raise explained("{text}", text=str(error)) from None
         except ValidationError as error:
             first = error.errors()[0]
             inner = (first.get("ctx") or {}).get("place")
             place = ".".join(str(part) for part in (*first["loc"], inner) if part is not None)
-            raise PydanticCustomError(
-                "explained", "{text}", {"text": explain(first), "place": place}
-            ) from None
+            raise explained("{text}", text=explain(first), place=place) from None
 
 
 def explain(error: Any) -> str:

@@ -12,9 +12,11 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Generic, LiteralString, get_args
 
 from pydantic import BaseModel, ConfigDict
+from pydantic_core import PydanticCustomError
+from typing_extensions import TypeVar
 
 
 class Spec(BaseModel):
@@ -34,7 +36,27 @@ class Spec(BaseModel):
     unkeyed_fields: ClassVar[tuple[str, ...]] = ()
 
 
-S = TypeVar("S", bound=Spec)
+S = TypeVar("S", bound=Spec, default=Any)
+
+
+class Configured(Generic[S]):
+    """A class with settings of its own: `class X(Base[XSpec])` has them as `X.Spec`."""
+
+    Spec: ClassVar[type[Any]]
+    spec: S
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        for base in cls.__dict__.get("__orig_bases__", ()):
+            for kind in get_args(base):
+                if isinstance(kind, type) and "Spec" not in cls.__dict__:
+                    cls.Spec = kind
+
+
+def explained(template: LiteralString, /, **values: object) -> PydanticCustomError:
+    """A validation error with a text of our own. values: what stands for {name} in the
+    template."""
+    return PydanticCustomError("explained", template, values or None)
 
 
 def without(spec: S, fields: Sequence[str]) -> S:

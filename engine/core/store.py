@@ -24,104 +24,25 @@ name on the first read.
 from __future__ import annotations
 
 import errno
-import functools
 import hashlib
 import os
-import random
-import re
-import time
-import uuid
-from collections.abc import Callable, Iterator
-from typing import Any, ParamSpec, TypeAlias, TypeVar
+from collections.abc import Iterator
+from typing import Any, TypeAlias
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine.core.errors import DamageError, StorageError, StudyError
+from engine.core.names import attempt_name, named_digest, part_name
+from engine.core.storage_faults import guarded
 
-P = ParamSpec("P")
-T = TypeVar("T")
 # Anything with the buffer protocol, as pyarrow, safetensors and json produce it.
 Data: TypeAlias = "bytes | bytearray | memoryview | pa.Buffer"
 
-ATTEMPTS = 5
 _TEMPORARY = ".tmp"
-# Hex digits of the SHA-256 in the name of a part: 128 bits.
-_NAMED_DIGITS = 32
-_NAMED = re.compile(r"\.([0-9a-f]{32})\.[A-Za-z0-9]+$")
 # Parts that this process has verified, as (URL of the storage, key).
 _verified: set[tuple[str, str]] = set()
-_CLIENTS = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "azure", "adlfs")
-_TRANSIENT = (errno.EIO, errno.EBUSY, errno.ETIMEDOUT, errno.ECONNRESET, errno.EAGAIN)
-
-
-def is_transient(error: OSError) -> bool:
-    """Whether a retry may succeed: after time-outs, dropped connections and 5xx replies, but not on
-    full disks, 403 and missing buckets."""
-    return isinstance(error, TimeoutError | ConnectionError) or error.errno in _TRANSIENT
-
-
-def back_off(attempt: int) -> None:
-    """Wait before the next attempt, exponentially longer, with jitter."""
-    time.sleep(random.uniform(0.5, 1.0) * 0.2 * 2**attempt)
-
-
-def _guarded(operation: Callable[P, T]) -> Callable[P, T]:
-    """Retry transient errors with backoff and jitter; turn the others into a `StorageError` of one
-    line that names the storage and the key."""
-
-    @functools.wraps(operation)
-    def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        for attempt in range(ATTEMPTS):
-            try:
-                return operation(*args, **kwargs)
-            except OSError as error:
-                # To a reader, absence is an answer; to a writer, it means a missing bucket.
-                reading = not operation.__name__.startswith("put")
-                if isinstance(error, FileExistsError):
-                    raise
-                if reading and isinstance(error, FileNotFoundError):
-                    raise _absence(operation.__name__, args, error) from error
-                if is_transient(error) and attempt + 1 < ATTEMPTS:
-                    back_off(attempt)
-                    continue
-                raise _fault(operation.__name__, args, error.strerror or str(error)) from error
-            except Exception as error:
-                # Client libraries of object stores have errors of their own, as for credentials.
-                if type(error).__module__.split(".")[0] not in _CLIENTS:
-                    raise
-                raise _fault(operation.__name__, args, str(error)) from error
-        raise AssertionError("unreachable")
-
-    return call
-
-
-def _absence(operation: str, args: tuple[Any, ...], error: FileNotFoundError) -> Exception:
-    """The error for a missing key. A missing part is damage, because a record names it."""
-    store, key = args[0], str(args[1]) if len(args) > 1 else ""
-    if named_digest(key) is None or operation not in ("read", "parquet"):
-        return error
-    return DamageError(f"{store.location(key)} is missing", key)
-
-
-def _fault(operation: str, args: tuple[Any, ...], reason: str) -> StorageError:
-    store, key = args[0], args[1] if len(args) > 1 else ""
-    return StorageError(
-        f"storage {getattr(store, 'url', '')}: cannot {operation.replace('_', ' ')} {key!s}:"
-        f" {reason or 'no reason given'}; committed results are intact; fix this and run again"
-    )
-
-
-def attempt_name() -> str:
-    """A random name, unique across attempts, processes and machines."""
-    return uuid.uuid4().hex[:16]
-
-
-def named_digest(key: str) -> str | None:
-    """The digest in the name of a part; None for any other key."""
-    match = _NAMED.search(key)
-    return match[1] if match else None
 
 
 class Store:
@@ -176,7 +97,7 @@ class Store:
 
     def part(self, folder: str, name: str, sha256: str, suffix: str = "parquet") -> str:
         """Key of the part with this SHA-256 (64 hex digits)."""
-        return f"{folder}/{name}.{sha256[:_NAMED_DIGITS]}.{suffix}"
+        return self.join(folder, part_name(name, sha256, suffix))
 
     def parts(self, prefix: str) -> str:
         """Folder of the parts of a step or a set of shards."""
@@ -231,7 +152,7 @@ class Store:
 
     # Reading ------------------------------------------------------------------------------------
 
-    @_guarded
+    @guarded
     def read(self, key: str) -> bytes:
         """The content of `key`. Raises `FileNotFoundError`, or `DamageError` if a part is missing
         or does not match its digest."""
@@ -266,17 +187,17 @@ class Store:
     def _mismatch(self, key: str) -> DamageError:
         return DamageError(f"{self.location(key)} is damaged: it does not match its digest", key)
 
-    @_guarded
+    @guarded
     def exists(self, key: str) -> bool:
         return bool(self._fs.exists(f"{self._root}/{key}"))
 
-    @_guarded
+    @guarded
     def size(self, key: str) -> int:
         """Bytes of `key`. Raises `FileNotFoundError`."""
         self._fs.invalidate_cache()
         return int(self._fs.size(f"{self._root}/{key}"))
 
-    @_guarded
+    @guarded
     def sha256(self, key: str) -> str:
         """SHA-256 (hex) of the bytes stored at `key`. Raises `FileNotFoundError`."""
         if self.local:
@@ -284,7 +205,7 @@ class Store:
                 return hashlib.file_digest(file, "sha256").hexdigest()
         return hashlib.sha256(self._fs.cat_file(f"{self._root}/{key}")).hexdigest()
 
-    @_guarded
+    @guarded
     def listing(self, prefix: str) -> list[str]:
         """All keys below `prefix`, sorted; empty if there are none. Excludes the temporary files of
         writers on local disk, which may vanish at any moment."""
@@ -299,7 +220,7 @@ class Store:
         start = len(self._root) + 1
         return sorted(f"{folder}/{name}"[start:] for folder, _, names in walk for name in names)
 
-    @_guarded
+    @guarded
     def parquet(self, key: str) -> pq.ParquetFile:
         """Open a Parquet file; local ones are mapped into memory. Raises as `read` does."""
         try:
@@ -323,7 +244,7 @@ class Store:
                 for index in range(file.num_row_groups):
                     yield file.read_row_group(index, columns=columns)
 
-    @_guarded
+    @guarded
     def modified_times(self, prefix: str) -> dict[str, float]:
         """All keys below `prefix`, temporary files included, and the time of their last write in
         seconds since 1970."""
@@ -354,7 +275,7 @@ class Store:
         _verified.discard((self.url, key))
         return key, sha256
 
-    @_guarded
+    @guarded
     def put_new(self, key: str, data: Data) -> None:
         """Write data durably and check its size. The key must be one that only equal data is
         written to."""
@@ -366,7 +287,7 @@ class Store:
         if (size := self.size(key)) != view.nbytes:
             raise OSError(errno.EIO, f"stored {size} of {view.nbytes} bytes")
 
-    @_guarded
+    @guarded
     def put(self, key: str, data: Data) -> None:
         """Replace `key` as a whole. Only for data that no result depends on: progress, pages."""
         path = f"{self._root}/{key}"
@@ -375,7 +296,7 @@ class Store:
         else:
             self._fs.pipe_file(path, bytes(memoryview(data)))
 
-    @_guarded
+    @guarded
     def put_if_absent(self, key: str, data: Data) -> bool:
         """Write `key` unless it exists. Exactly one of several racing writers wins, and readers see
         all of its data or nothing.
@@ -401,7 +322,7 @@ class Store:
             return self.read(key) == data
         return True
 
-    @_guarded
+    @guarded
     def delete(self, key: str) -> None:
         """Remove `key` if it exists."""
         try:
@@ -409,7 +330,7 @@ class Store:
         except FileNotFoundError:
             return
 
-    @_guarded
+    @guarded
     def delete_if_older(self, key: str, limit: float) -> bool:
         """Remove `key` if its last write was before `limit` (seconds since 1970); returns whether
         it was removed."""

@@ -14,9 +14,8 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin
 from pydantic import Field, field_validator
-from pydantic_core import PydanticCustomError
 
-from engine.core.spec import Spec
+from engine.core.spec import Spec, explained
 
 EXTENSIONS = {
     ".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP",
@@ -63,7 +62,7 @@ class Preprocess(Spec):
     @classmethod
     def _rises(cls, window: tuple[float, float] | None) -> tuple[float, float] | None:
         if window is not None and not window[0] < window[1]:
-            raise PydanticCustomError("explained", "window: the second value must be the greater")
+            raise explained("window: the second value must be the greater")
         return window
 
     @property

@@ -16,7 +16,7 @@ from typing import IO, Any, TypeVar, cast
 import fsspec
 
 from engine.core.errors import DataError, StorageError
-from engine.core.store import ATTEMPTS, back_off, is_transient
+from engine.core.storage_faults import with_retries
 from engine.data.images import MAX_BYTES, Rejected
 
 # ENXIO: a socket or a pipe without a reader. ENAMETOOLONG, ELOOP: names from a hostile table.
@@ -116,22 +116,15 @@ class Source:
         path = PurePosixPath(uri)
         if not uri or path.is_absolute() or ".." in path.parts or "\0" in uri or "\\" in uri:
             raise Rejected("path_not_allowed", uri[:100])
-        for attempt in range(ATTEMPTS):
-            try:
-                return act(uri)
-            except OSError as error:
-                if reason := self._refusal(error):
-                    raise Rejected(reason, f"{uri[:100]}: {error.strerror}") from None
-                # A storage fault is not a property of the image, so it must not reject the image.
-                if is_transient(error) and attempt + 1 < ATTEMPTS:
-                    back_off(attempt)
-                    continue
-                raise self._fault(uri, error) from error
-            except Rejected:
-                raise
-            except Exception as error:  # storage libraries raise their own errors
-                raise self._fault(uri, error) from error
-        raise AssertionError("unreachable")
+        try:
+            return with_retries(lambda: act(uri))
+        except Rejected:
+            raise
+        except Exception as error:  # storage libraries raise their own errors
+            if isinstance(error, OSError) and (reason := self._refusal(error)):
+                raise Rejected(reason, f"{uri[:100]}: {error.strerror}") from None
+            # A storage fault is not a property of the image, so it must not reject the image.
+            raise self._fault(uri, error) from error
 
     def _refusal(self, error: OSError) -> str | None:
         """The reason of a rejection where the error is a property of the file; None for a storage

@@ -7,14 +7,14 @@ from typing import ClassVar
 
 import numpy as np
 
-from engine.core.spec import Spec
+from engine.core.spec import Configured, S, Spec
 
 
 class EmbedderSpec(Spec):
     name: str
 
 
-class Embedder:
+class Embedder(Configured[S]):
     """`open` and `load` run once in each worker; `prepare` and `encode` are pure functions.
 
     `prepare` runs on CPU threads while the device works on earlier images; `encode` runs on the
@@ -22,12 +22,11 @@ class Embedder:
     """
 
     version: ClassVar[int]
-    Spec: ClassVar[type[EmbedderSpec]]
     # Whether it has no network: embedding a few images is then faster than starting workers.
     light: ClassVar[bool] = False
     width: int
 
-    def __init__(self, spec: EmbedderSpec) -> None:
+    def __init__(self, spec: S) -> None:
         self.spec = spec
 
     def open(self) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
+from typing_extensions import TypeVar
 
 from engine.core.errors import StudyError, one_line
 from engine.embedders import Embedder, EmbedderSpec
@@ -34,12 +35,14 @@ class CheckpointSpec(EmbedderSpec):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
 
 
-class CheckpointEmbedder(Embedder):
+C = TypeVar("C", bound=CheckpointSpec, default=Any)
+
+
+class CheckpointEmbedder(Embedder[C]):
     """A subclass chooses the network and its output."""
 
     # Whether vectors are normalised to length 1, as their authors compare them.
-    unit_length: ClassVar[bool] = False
-    spec: CheckpointSpec
+    unit_length = False
 
     def open(self) -> None:
         spec = self.spec

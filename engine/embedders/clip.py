@@ -4,9 +4,8 @@ vectors of length 1 in the joint space of images and text."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from engine.embedders import EmbedderSpec
 from engine.embedders._checkpoint import CheckpointEmbedder, CheckpointSpec
 
 if TYPE_CHECKING:
@@ -19,10 +18,9 @@ class ClipSpec(CheckpointSpec):
     model: str = "openai/clip-vit-base-patch32"
 
 
-class Clip(CheckpointEmbedder):
-    version: ClassVar[int] = 2
-    Spec: ClassVar[type[EmbedderSpec]] = ClipSpec
-    unit_length: ClassVar[bool] = True
+class Clip(CheckpointEmbedder[ClipSpec]):
+    version = 2
+    unit_length = True
 
     def network(self) -> tuple[Module, Callable[[Module, Tensor], Tensor]]:
         from transformers import (

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from engine.core.errors import StudyError
-from engine.embedders import EmbedderSpec
 from engine.embedders._checkpoint import CheckpointEmbedder, CheckpointSpec
 from engine.nets.model_input import ModelInput
 
@@ -24,10 +23,8 @@ class CnnSpec(CheckpointSpec):
     name: Literal["cnn"] = "cnn"
 
 
-class Cnn(CheckpointEmbedder):
-    version: ClassVar[int] = 2
-    Spec: ClassVar[type[EmbedderSpec]] = CnnSpec
-    spec: CnnSpec
+class Cnn(CheckpointEmbedder[CnnSpec]):
+    version = 2
 
     def open(self) -> None:
         if not self.spec.model.startswith("timm/"):

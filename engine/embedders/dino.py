@@ -4,9 +4,8 @@ normalisation, scaled to length 1, as their authors use it for nearest neighbour
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
-from engine.embedders import EmbedderSpec
 from engine.embedders._checkpoint import CheckpointEmbedder, CheckpointSpec
 
 if TYPE_CHECKING:
@@ -19,10 +18,9 @@ class DinoSpec(CheckpointSpec):
     model: str = "facebook/dinov2-base"
 
 
-class Dino(CheckpointEmbedder):
-    version: ClassVar[int] = 1
-    Spec: ClassVar[type[EmbedderSpec]] = DinoSpec
-    unit_length: ClassVar[bool] = True
+class Dino(CheckpointEmbedder[DinoSpec]):
+    version = 1
+    unit_length = True
 
     def network(self) -> tuple[Module, Callable[[Module, Tensor], Tensor]]:
         from transformers import AutoModel

@@ -7,7 +7,7 @@ a pickle that must be converted once).
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -25,10 +25,8 @@ class InceptionSpec(EmbedderSpec):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
 
 
-class Inception(Embedder):
-    version: ClassVar[int] = 1
-    Spec: ClassVar[type[EmbedderSpec]] = InceptionSpec
-    spec: InceptionSpec
+class Inception(Embedder[InceptionSpec]):
+    version = 1
 
     def open(self) -> None:
         if not Path(self.spec.weights).is_file():

@@ -3,7 +3,7 @@ weights."""
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
@@ -16,11 +16,9 @@ class PixelsSpec(EmbedderSpec):
     side: Annotated[int, Field(ge=4, le=64)] = 16
 
 
-class Pixels(Embedder):
-    version: ClassVar[int] = 1
-    Spec: ClassVar[type[EmbedderSpec]] = PixelsSpec
-    light: ClassVar[bool] = True
-    spec: PixelsSpec
+class Pixels(Embedder[PixelsSpec]):
+    version = 1
+    light = True
 
     def load(self, device: str) -> None:
         self.width = self.spec.side**2

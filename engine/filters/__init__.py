@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
-from engine.core.spec import Spec
+from engine.core.spec import Configured, S, Spec
 
 
 class FilterSpec(Spec):
@@ -94,11 +94,10 @@ def image_limits(limits: Mapping[str, float], labels: np.ndarray) -> np.ndarray:
     return np.asarray([limits[label] for label in labels], dtype=np.float64)
 
 
-class Filter:
+class Filter(Configured[S]):
     """Drops generated images."""
 
     version: ClassVar[int]
-    Spec: ClassVar[type[FilterSpec]]
     # What is wrong with dropped images; follows their number on the page.
     drop_reason: ClassVar[str]
     # Whether it needs a labeler's probabilities.
@@ -110,7 +109,7 @@ class Filter:
     # Columns with the id of a training image and its distance; the page shows the closest pairs.
     pair: ClassVar[tuple[str, str] | None] = None
 
-    def __init__(self, spec: Any, classes: Sequence[str]) -> None:
+    def __init__(self, spec: S, classes: Sequence[str]) -> None:
         self.spec, self.classes = spec, tuple(classes)
 
     def load(self, device: str) -> None:

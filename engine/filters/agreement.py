@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
@@ -25,13 +25,11 @@ class AgreementSpec(FilterSpec):
     confidence: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = "auto"
 
 
-class Agreement(Filter):
-    version: ClassVar[int] = 1
-    Spec: ClassVar[type[FilterSpec]] = AgreementSpec
-    drop_reason: ClassVar[str] = "taken for another class"
-    needs_labeler: ClassVar[bool] = True
-    judging_fields: ClassVar[tuple[str, ...]] = ("label_from", "confidence")
-    spec: AgreementSpec
+class Agreement(Filter[AgreementSpec]):
+    version = 1
+    drop_reason = "taken for another class"
+    needs_labeler = True
+    judging_fields = ("label_from", "confidence")
 
     def judge(self, generated: Scores, train: Scores, val: Scores, kept: np.ndarray) -> Judgement:
         assert generated.probabilities is not None

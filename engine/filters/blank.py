@@ -10,7 +10,7 @@ The limits are low quantiles of held-out real images.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
@@ -24,13 +24,11 @@ class BlankSpec(FilterSpec):
     quantile: Annotated[float, Field(ge=0, le=0.2)] = 0.005
 
 
-class Blank(Filter):
-    version: ClassVar[int] = 1
-    Spec: ClassVar[type[FilterSpec]] = BlankSpec
-    drop_reason: ClassVar[str] = "blank or blurred"
-    measures: ClassVar[tuple[str, ...]] = ("contrast", "sharpness")
-    judging_fields: ClassVar[tuple[str, ...]] = ("quantile",)
-    spec: BlankSpec
+class Blank(Filter[BlankSpec]):
+    version = 1
+    drop_reason = "blank or blurred"
+    measures = ("contrast", "sharpness")
+    judging_fields = ("quantile",)
 
     def measure(self, pixels: np.ndarray, labels: Sequence[str]) -> Mapping[str, np.ndarray]:
         grey = pixels.astype(np.float32).mean(-1) / 255

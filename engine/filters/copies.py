@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
@@ -20,13 +20,11 @@ class CopiesSpec(FilterSpec):
     strict: bool = False
 
 
-class Copies(Filter):
-    version: ClassVar[int] = 1
-    Spec: ClassVar[type[FilterSpec]] = CopiesSpec
-    drop_reason: ClassVar[str] = "copies of training images"
-    judging_fields: ClassVar[tuple[str, ...]] = ("quantile", "strict")
-    pair: ClassVar[tuple[str, str] | None] = ("nearest_id", "distance")
-    spec: CopiesSpec
+class Copies(Filter[CopiesSpec]):
+    version = 1
+    drop_reason = "copies of training images"
+    judging_fields = ("quantile", "strict")
+    pair = ("nearest_id", "distance")
 
     def judge(self, generated: Scores, train: Scores, val: Scores, kept: np.ndarray) -> Judgement:
         real = train.vectors, train.hashes

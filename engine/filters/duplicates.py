@@ -7,7 +7,7 @@ of the number of bits in which their hashes differ.
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
@@ -28,12 +28,10 @@ class DuplicatesSpec(FilterSpec):
     quantile: Annotated[float, Field(ge=0, le=0.2)] = 0.01
 
 
-class Duplicates(Filter):
-    version: ClassVar[int] = 2
-    Spec: ClassVar[type[FilterSpec]] = DuplicatesSpec
-    drop_reason: ClassVar[str] = "repeat another generated image"
-    judging_fields: ClassVar[tuple[str, ...]] = ("quantile",)
-    spec: DuplicatesSpec
+class Duplicates(Filter[DuplicatesSpec]):
+    version = 2
+    drop_reason = "repeat another generated image"
+    judging_fields = ("quantile",)
 
     def judge(self, generated: Scores, train: Scores, val: Scores, kept: np.ndarray) -> Judgement:
         # In a larger pool the nearest image is nearer. In a pool larger than train, more different

@@ -11,7 +11,7 @@ Held-out real images set the minimum of realism.
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
@@ -29,12 +29,10 @@ class RealismSpec(FilterSpec):
     quantile: Annotated[float, Field(ge=0, le=0.5)] = 0.01
 
 
-class Realism(Filter):
-    version: ClassVar[int] = 1
-    Spec: ClassVar[type[FilterSpec]] = RealismSpec
-    drop_reason: ClassVar[str] = "unlike any real image"
-    judging_fields: ClassVar[tuple[str, ...]] = ("k", "least", "quantile")
-    spec: RealismSpec
+class Realism(Filter[RealismSpec]):
+    version = 1
+    drop_reason = "unlike any real image"
+    judging_fields = ("k", "least", "quantile")
 
     def judge(self, generated: Scores, train: Scores, val: Scores, kept: np.ndarray) -> Judgement:
         k = min(self.spec.k, len(train) - 1)

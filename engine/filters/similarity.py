@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
@@ -20,13 +20,11 @@ class SimilaritySpec(Described, FilterSpec):
     quantile: Annotated[float, Field(ge=0, le=0.5)] = 0.02
 
 
-class Similarity(Filter):
-    version: ClassVar[int] = 1
-    Spec: ClassVar[type[FilterSpec]] = SimilaritySpec
-    drop_reason: ClassVar[str] = "unlike the description of their class"
-    measures: ClassVar[tuple[str, ...]] = ("similarity",)
-    judging_fields: ClassVar[tuple[str, ...]] = ("least", "quantile")
-    spec: SimilaritySpec
+class Similarity(Filter[SimilaritySpec]):
+    version = 1
+    drop_reason = "unlike the description of their class"
+    measures = ("similarity",)
+    judging_fields = ("least", "quantile")
 
     def load(self, device: str) -> None:
         section = "curate.filters.similarity"

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from engine.core.rng import generator as random_generator
-from engine.core.spec import Spec
+from engine.core.spec import Configured, S, Spec
 from engine.data.images import Preprocess
 from engine.work.fit import FitContext
 from engine.work.stage import Offload
@@ -122,12 +122,11 @@ class Conditions:
         return (label, int(cluster or 0) if by == "cluster" else 0)
 
 
-class Generator:
+class Generator(Configured[S]):
     """A way to make images, with its settings."""
 
     version: ClassVar[int]
-    Spec: ClassVar[type[GeneratorSpec]]
-    # Whether `fit` must run before `load`. (A property if it depends on the spec.)
+    # Whether `fit` must run before `load`.
     trainable: bool = False
     # Fields of the spec that only sampling reads: changing them does not retrain.
     sampling_fields: ClassVar[tuple[str, ...]] = ()
@@ -142,7 +141,7 @@ class Generator:
     # several networks support it.
     offload: Offload = "none"
 
-    def __init__(self, spec: Any, preprocess: Preprocess) -> None:
+    def __init__(self, spec: S, preprocess: Preprocess) -> None:
         self.spec, self.preprocess = spec, preprocess
 
     def check(self) -> None:

@@ -14,13 +14,14 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
-from pydantic_core import PydanticCustomError
+from typing_extensions import TypeVar
 
 from engine.core.errors import StudyError
 from engine.core.rng import derive_seed
+from engine.core.spec import explained
 from engine.data.images import grid
 from engine.generators import Conditions, Generator, GeneratorSpec, SampleBatch, TrainingImages
-from engine.nets.adversarial import AdversarialSettings, ConditionedImages, Objective
+from engine.nets.adversarial_settings import AdversarialSettings
 from engine.nets.images import or_black, seeded_noise, to_pixels
 from engine.nets.training import balanced_weights, run
 from engine.work.fit import FitContext
@@ -41,17 +42,19 @@ class AdversarialSpec(AdversarialSettings, GeneratorSpec):
     @model_validator(mode="after")
     def _widths(self) -> AdversarialSpec:
         if self.max_width < self.width:
-            raise PydanticCustomError("explained", "max_width is below width")
+            raise explained("max_width is below width")
         return self
 
 
-class AdversarialGenerator(Generator):
+A = TypeVar("A", bound=AdversarialSpec, default=Any)
+
+
+class AdversarialGenerator(Generator[A]):
     """A subclass defines the networks, and the sizes of images that they make."""
 
     trainable = True
-    sampling_fields: ClassVar[tuple[str, ...]] = ("truncation",)
+    sampling_fields = ("truncation",)
     sizes: ClassVar[tuple[int, ...]]
-    spec: AdversarialSpec
 
     def config(self, classes: int) -> dict[str, Any]:
         """The arguments that build the generator's network."""
@@ -65,8 +68,8 @@ class AdversarialGenerator(Generator):
         """Generator and discriminator, for training."""
         raise NotImplementedError
 
-    def objective(self) -> Objective:
-        """The losses of both networks."""
+    def objective(self) -> str:
+        """The losses of both networks, by name (`engine.nets.adversarial`)."""
         raise NotImplementedError
 
     def gradient_penalty(self) -> float:
@@ -90,7 +93,7 @@ class AdversarialGenerator(Generator):
     def fit(self, context: FitContext, data: TrainingImages, seed: int) -> None:
         from safetensors.torch import save_file
 
-        from engine.nets.adversarial import AdversarialTraining
+        from engine.nets.adversarial import AdversarialTraining, ConditionedImages
 
         conditions = Conditions.of(data, self.spec.condition)
         training = AdversarialTraining(

@@ -28,8 +28,8 @@ from engine.nets.ddpm import (
     predict,
     sampling_scheduler,
 )
-from engine.nets.denoising import noise_loss
 from engine.nets.images import or_black
+from engine.nets.noise import noise_loss
 from engine.nets.training import (
     TrainState,
     WeightedSampler,

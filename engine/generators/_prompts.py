@@ -6,7 +6,8 @@ import string
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
-from pydantic_core import PydanticCustomError
+
+from engine.core.spec import explained
 
 _PLACEHOLDERS = ("label", "cluster", "token")
 
@@ -29,7 +30,7 @@ def _checked(text: Any) -> Any:
         fault = f"has a single brace ({error}); write {{{{ for a brace"
     if fault:
         message = f"the prompt {text[:60]!r} {fault}"
-        raise PydanticCustomError("explained", "{text}", {"text": message})
+        raise explained("{text}", text=message)
     return text
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from engine.generators import GeneratorSpec
 from engine.generators._adversarial import AdversarialGenerator, AdversarialSpec
-from engine.nets.adversarial import Hinge, NonSaturating, Objective
 
 
 class DcganSpec(AdversarialSpec):
@@ -23,14 +21,12 @@ class DcganSpec(AdversarialSpec):
     discriminator_normalisation: Literal["spectral", "batch", "group", "none"] = "spectral"
 
 
-class Dcgan(AdversarialGenerator):
-    version: ClassVar[int] = 1
-    Spec: ClassVar[type[GeneratorSpec]] = DcganSpec
-    sizes: ClassVar[tuple[int, ...]] = (8, 16, 32, 64, 128)
-    spec: DcganSpec
+class Dcgan(AdversarialGenerator[DcganSpec]):
+    version = 1
+    sizes = (8, 16, 32, 64, 128)
 
-    def objective(self) -> Objective:
-        return Hinge() if self.spec.loss == "hinge" else NonSaturating()
+    def objective(self) -> str:
+        return self.spec.loss
 
     def config(self, classes: int) -> dict[str, Any]:
         widths = [self.spec.width]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -23,16 +23,14 @@ class DdpmSpec(DdpmSettings, GeneratorSpec):
     name: Literal["ddpm"] = "ddpm"
 
 
-class Ddpm(Generator):
-    version: ClassVar[int] = 4
-    Spec: ClassVar[type[GeneratorSpec]] = DdpmSpec
+class Ddpm(Generator[DdpmSpec]):
+    version = 4
     trainable = True
-    sampling_fields: ClassVar[tuple[str, ...]] = (
+    sampling_fields = (
         "scheduler",
         "num_inference_steps",
         "guidance_scale",
     )
-    spec: DdpmSpec
 
     def check(self) -> None:
         latent, size = self.spec.latent, self.preprocess.size

@@ -15,18 +15,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from PIL import Image
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
-from pydantic_core import PydanticCustomError
 
 from engine.core.errors import StudyError
-from engine.core.registry import PluginField, resolve
+from engine.core.registry import PluginField, kind_of
 from engine.core.rng import generator
-from engine.core.spec import Spec
-from engine.data.images import preprocess
+from engine.core.spec import Spec, explained
+from engine.data.images import Preprocess, preprocess
 from engine.generators import (
     Generator,
     GeneratorSpec,
@@ -37,7 +36,6 @@ from engine.generators import (
 )
 from engine.generators._prompts import Template, Templates, placeholders
 from engine.generators.adapt import ADAPTATIONS, Adaptation, group_of, no_choice
-from engine.nets.checkpoints import dtype_of
 from engine.nets.pipelines import Checkpoint, checkpoint_of, folder_digest, read_checkpoint
 from engine.work.fit import FitContext
 
@@ -94,26 +92,23 @@ class DiffusionSpec(GeneratorSpec):
     def _noise_is_left(self) -> DiffusionSpec:
         steps = self.num_inference_steps
         if self.mode != "text2image" and steps is not None and int(steps * self.strength) < 1:
-            raise PydanticCustomError(
-                "explained", "num_inference_steps x strength leaves no step; raise either"
-            )
+            raise explained("num_inference_steps x strength leaves no step; raise either")
         return self
 
 
-class Diffusion(Generator):
-    version: ClassVar[int] = 1
-    Spec: ClassVar[type[GeneratorSpec]] = DiffusionSpec
-    sampling_fields: ClassVar[tuple[str, ...]] = (
+class Diffusion(Generator[DiffusionSpec]):
+    version = 1
+    sampling_fields = (
         "mode", "parents", "strength", "mask", "mask_size", "negative_prompt", "scheduler",
         "num_inference_steps", "guidance_scale",
     )  # fmt: skip
-    spec: DiffusionSpec
 
-    def __init__(self, spec: Any, preprocess: Any) -> None:
+    def __init__(self, spec: DiffusionSpec, preprocess: Preprocess) -> None:
         super().__init__(spec, preprocess)
         self.adaptation: Adaptation | None = None
         if spec.adapt is not None:
-            self.adaptation = resolve("generators.adapt", spec.adapt.name)(spec.adapt)
+            self.adaptation = kind_of("generators.adapt", spec.adapt)(spec.adapt)
+        self.trainable = self.adaptation is not None
 
     # Checks ------------------------------------------------------------------------------------
 
@@ -165,11 +160,6 @@ class Diffusion(Generator):
 
     # Requests ----------------------------------------------------------------------------------
 
-    @property
-    def trainable(self) -> bool:  # type: ignore[override]
-        """Whether the checkpoint is adapted."""
-        return self.adaptation is not None
-
     def nested(self) -> Sequence[tuple[str, Any]]:
         return () if self.spec.adapt is None else (("generators.adapt", self.spec.adapt),)
 
@@ -178,10 +168,8 @@ class Diffusion(Generator):
         return {} if digest is None else {self.spec.model: digest}
 
     def uses_clusters(self) -> bool:
-        adaptation = self.adaptation
-        by_adaptation = adaptation is not None and (
-            adaptation.scope == "cluster" or adaptation.condition() == "cluster"
-        )
+        # A scope of clusters has conditions of clusters.
+        by_adaptation = self.adaptation is not None and self.adaptation.condition() == "cluster"
         by_prompt = any("cluster" in placeholders(text) for text in self._templates())
         return by_adaptation or by_prompt or bool(self.spec.cluster_prompts)
 
@@ -224,12 +212,9 @@ class Diffusion(Generator):
 
     def _templates(self) -> Iterator[str]:
         spec = self.spec
-        yield from spec.prompt or ()
-        for templates in spec.prompts.values():
+        by_cluster = [own for entry in spec.cluster_prompts.values() for own in entry.values()]
+        for templates in (spec.prompt or (), *spec.prompts.values(), *by_cluster):
             yield from templates
-        for by_cluster in spec.cluster_prompts.values():
-            for templates in by_cluster.values():
-                yield from templates
         if spec.negative_prompt:
             yield spec.negative_prompt
 
@@ -248,33 +233,12 @@ class Diffusion(Generator):
 
     def open_pipeline(self, folder: Path | None, mode: str) -> Any:
         """The pipeline of a folder, or of the checkpoint itself. Raises `StudyError`."""
-        import diffusers
-        import transformers
+        from engine.nets.pipeline_loading import open_pipeline
 
-        spec = self.spec
-        kind = {
-            "text2image": diffusers.AutoPipelineForText2Image,
-            "image2image": diffusers.AutoPipelineForImage2Image,
-            "inpainting": diffusers.AutoPipelineForInpainting,
-        }[mode]
-        fields: dict[str, Any] = {"torch_dtype": dtype_of(spec.precision), "use_safetensors": True}
-        if folder is None:
-            fields |= {"revision": spec.revision, "variant": spec.variant}
-        if not spec.safety_checker:
-            fields |= {"safety_checker": None, "requires_safety_checker": False}
-        # Both warn at length about unused files; real problems raise.
-        for logging in (diffusers.utils.logging, transformers.utils.logging):
-            logging.disable_progress_bar()
-        diffusers.utils.logging.set_verbosity_error()
-        try:
-            pipeline = kind.from_pretrained(str(folder or Path(spec.model).expanduser()), **fields)
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            text = " ".join(str(error).split())[:300]
-            raise StudyError(f"generators: model: {spec.model}: {text}") from None
-        pipeline.set_progress_bar_config(disable=True)
+        pipeline = open_pipeline(self.spec, folder, mode)
         if folder is None:
             # A hub's checkpoint that was just downloaded has not been checked yet.
-            self.check_checkpoint(checkpoint_of(pipeline, spec.model))
+            self.check_checkpoint(checkpoint_of(pipeline, self.spec.model))
         return pipeline
 
     def side(self, pipeline: Any) -> int:
@@ -312,6 +276,8 @@ class Diffusion(Generator):
             own = self.pipeline.scheduler
             self.pipeline.scheduler = type(own).from_config(own.config, prediction_type=predicted)
         if self.spec.scheduler != "checkpoint":
+            from engine.nets.pipeline_loading import scheduler_like
+
             self.pipeline.scheduler = scheduler_like(self.pipeline, self.spec.scheduler)
         self.pixels = self.side(self.pipeline)
         self._place(device)
@@ -388,13 +354,9 @@ class Diffusion(Generator):
         return Image.fromarray(255 - mask if self.spec.mask == "surroundings" else mask)
 
     def call(
-        self,
-        pipeline: Any,
-        prompts: Sequence[str],
-        seeds: Sequence[int],
-        side: int,
+        self, pipeline: Any, prompts: Sequence[str], seeds: Sequence[int], side: int,
         options: Mapping[str, Any],
-    ) -> list[np.ndarray | str]:
+    ) -> list[np.ndarray | str]:  # fmt: skip
         """An image of the study's size for each prompt and seed, or the reason why there is none.
         options: further arguments of the pipeline. Raises `StudyError` for one that it lacks."""
         import torch
@@ -433,17 +395,3 @@ class Diffusion(Generator):
             return "not_finite"
         pixels = (image.clip(0, 1) * 255).round().astype(np.uint8)
         return preprocess(Image.fromarray(pixels), self.preprocess)
-
-
-def scheduler_like(pipeline: Any, name: str) -> Any:
-    """The named scheduler with the settings of the pipeline's own."""
-    import diffusers
-
-    kinds: dict[str, Any] = {
-        "ddim": diffusers.DDIMScheduler, "dpmsolver++": diffusers.DPMSolverMultistepScheduler,
-        "euler": diffusers.EulerDiscreteScheduler, "unipc": diffusers.UniPCMultistepScheduler,
-    }  # fmt: skip
-    kind: Any = kinds[name]
-    if "FlowMatch" in type(pipeline.scheduler).__name__:
-        kind = diffusers.FlowMatchEulerDiscreteScheduler
-    return kind.from_config(pipeline.scheduler.config)

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BeforeValidator, SerializeAsAny
@@ -34,10 +34,8 @@ class FolderSpec(GeneratorSpec):
     digital_source_type: str = "trainedAlgorithmicMedia"
 
 
-class Folder(Generator):
-    version: ClassVar[int] = 2
-    Spec: ClassVar[type[GeneratorSpec]] = FolderSpec
-    spec: FolderSpec
+class Folder(Generator[FolderSpec]):
+    version = 2
 
     def __init__(self, spec: FolderSpec, preprocess: Any) -> None:
         super().__init__(spec, preprocess)

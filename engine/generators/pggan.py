@@ -3,14 +3,12 @@ within the class."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
-from pydantic_core import PydanticCustomError
 
-from engine.generators import GeneratorSpec
+from engine.core.spec import explained
 from engine.generators._adversarial import AdversarialGenerator, AdversarialSpec
-from engine.nets.adversarial import Objective, Wasserstein
 
 
 class PgganSpec(AdversarialSpec):
@@ -31,20 +29,16 @@ class PgganSpec(AdversarialSpec):
     def _augment(self) -> PgganSpec:
         if self.augment == "ada":
             # ada needs the sign of logits, which a Wasserstein score does not have.
-            raise PydanticCustomError(
-                "explained", "pggan does not support augment: ada; set diffaugment"
-            )
+            raise explained("pggan does not support augment: ada; set diffaugment")
         return self
 
 
-class Pggan(AdversarialGenerator):
-    version: ClassVar[int] = 3
-    Spec: ClassVar[type[GeneratorSpec]] = PgganSpec
-    sizes: ClassVar[tuple[int, ...]] = (8, 16, 32, 64, 128, 256)
-    spec: PgganSpec
+class Pggan(AdversarialGenerator[PgganSpec]):
+    version = 3
+    sizes = (8, 16, 32, 64, 128, 256)
 
-    def objective(self) -> Objective:
-        return Wasserstein()
+    def objective(self) -> str:
+        return "wasserstein"
 
     def gradient_penalty(self) -> float:
         return self.spec.gradient_penalty

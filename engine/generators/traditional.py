@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 from pydantic import Field
@@ -46,14 +46,12 @@ class TraditionalSpec(GeneratorSpec):
     saturation: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
-class Traditional(Generator):
-    version: ClassVar[int] = 2
-    Spec: ClassVar[type[GeneratorSpec]] = TraditionalSpec
+class Traditional(Generator[TraditionalSpec]):
+    version = 2
     # An augmented image keeps its meaning, and always resembles its parent.
-    filtered: ClassVar[bool] = False
-    synthetic: ClassVar[bool] = False
+    filtered = False
+    synthetic = False
     digital_source_type = "algorithmicallyEnhanced"
-    spec: TraditionalSpec
 
     def parents(self) -> Literal["train", "representatives"] | None:
         return self.spec.parents

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
-from engine.core.spec import Spec
+from engine.core.spec import Configured, S, Spec
 from engine.data.images import Preprocess
 
 
@@ -17,12 +17,11 @@ class LabelerSpec(Spec):
     name: str
 
 
-class Labeler:
+class Labeler(Configured[S]):
     """Gives probabilities of the study's classes for generated images, and for images of val, whose
     labels show how reliable it is."""
 
     version: ClassVar[int]
-    Spec: ClassVar[type[LabelerSpec]]
     # pixels: `label` gets images, in a worker on its device. embedding: `label` gets the vectors of
     # the study's embedder, for all images at once.
     reads: ClassVar[Literal["pixels", "embedding"]] = "pixels"
@@ -30,7 +29,7 @@ class Labeler:
     # fields `classifier` and `training`; None: the study's.
     trained: ClassVar[bool] = False
 
-    def __init__(self, spec: Any, preprocess: Preprocess, classes: Sequence[str]) -> None:
+    def __init__(self, spec: S, preprocess: Preprocess, classes: Sequence[str]) -> None:
         self.spec, self.preprocess, self.classes = spec, preprocess, tuple(classes)
 
     def load(self, weights: Path | None, device: str) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BeforeValidator, SerializeAsAny
 
-from engine.core.registry import PluginField, resolve
+from engine.core.registry import PluginField, kind_of
 from engine.core.spec import Spec
 from engine.labelers import Labeler, LabelerSpec
 from engine.nets.classification import Training, predict
@@ -23,15 +23,14 @@ class ClassifierSpec(LabelerSpec):
     training: Training | None = None
 
 
-class Classifier(Labeler):
-    version: ClassVar[int] = 1
-    Spec: ClassVar[type[LabelerSpec]] = ClassifierSpec
-    trained: ClassVar[bool] = True
+class Classifier(Labeler[ClassifierSpec]):
+    version = 1
+    trained = True
 
     def load(self, weights: Path | None, device: str) -> None:
         assert weights is not None, "a trained labeler has weights"
-        spec = self.spec.classifier
-        self.classifier = resolve("classifiers", spec.name)(spec, self.preprocess, self.classes)
+        spec: Any = self.spec.classifier
+        self.classifier = kind_of("classifiers", spec)(spec, self.preprocess, self.classes)
         self.network = self.classifier.load(weights / "weights").to(device)
         self.device = device
 

@@ -5,7 +5,7 @@ averaged."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
@@ -20,10 +20,8 @@ class ClipSpec(Described, LabelerSpec):
     logit_scale: Annotated[float, Field(gt=0, le=1000)] | None = None
 
 
-class Clip(Labeler):
-    version: ClassVar[int] = 1
-    Spec: ClassVar[type[LabelerSpec]] = ClipSpec
-    spec: ClipSpec
+class Clip(Labeler[ClipSpec]):
+    version = 1
 
     def load(self, weights: Path | None, device: str) -> None:
         self.model = TextImage.of("curate.labeler", self.spec, device)

@@ -4,7 +4,7 @@ as used to evaluate self-supervised networks (Wu et al. 2018; Caron et al. 2021)
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
@@ -20,11 +20,9 @@ class KnnSpec(LabelerSpec):
     index: IndexKind = "auto"
 
 
-class Knn(Labeler):
-    version: ClassVar[int] = 1
-    Spec: ClassVar[type[LabelerSpec]] = KnnSpec
-    reads: ClassVar[Literal["pixels", "embedding"]] = "embedding"
-    spec: KnnSpec
+class Knn(Labeler[KnnSpec]):
+    version = 1
+    reads = "embedding"
 
     def learn(self, vectors: np.ndarray, labels: np.ndarray) -> None:
         self.neighbours, self.labels = Neighbours(vectors, self.spec.index), labels

@@ -86,16 +86,16 @@ def expected_calibration_error(
     return float(np.nansum(diagram.count * gaps) / diagram.count.sum())
 
 
-def macro(values: np.ndarray) -> float:
-    """Mean over the classes that have a value; NaN if none has."""
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else float("nan")
+def macro(values: np.ndarray) -> np.ndarray:
+    """Mean over the classes (last axis) that have a value; NaN if none has."""
+    known = np.isfinite(values)
+    return _ratio(np.where(known, values, 0).sum(-1), known.sum(-1))
 
 
 PROBABILITY_METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-    "roc_auc": lambda labels, probabilities: macro(roc_auc(labels, probabilities)),
-    "average_precision": lambda labels, probabilities: macro(
-        average_precision(labels, probabilities)
+    "roc_auc": lambda labels, probabilities: float(macro(roc_auc(labels, probabilities))),
+    "average_precision": lambda labels, probabilities: float(
+        macro(average_precision(labels, probabilities))
     ),
     "brier": brier,
     "ece": expected_calibration_error,

@@ -14,15 +14,19 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
+from typing import Any
 
 import numpy as np
-from pydantic import Field
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.nn.functional import pdist, relu, softplus
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from engine.core.errors import EngineError, StudyError
 from engine.core.rng import derive_seed
 from engine.core.rng import generator as random_generator
-from engine.core.spec import Spec
+from engine.nets.adversarial_settings import AdversarialSettings
 from engine.nets.diffaugment import DRAWS, diffaugment
 from engine.nets.training import (
     WeightedSampler,
@@ -35,43 +39,14 @@ from engine.nets.training import (
 )
 from engine.work.fit import FitContext
 
-if TYPE_CHECKING:
-    from torch import Tensor
-    from torch.nn import Module
-
 # Images of each class, of a fixed batch, that variety is measured on.
 _VARIETY_IMAGES = 8
 # Poor measurements in a row that count as a collapse.
 _POOR_MEASUREMENTS = 3
-
-
-class AdversarialSettings(Spec):
-    """How two networks are trained against each other."""
-
-    train_steps: Annotated[int, Field(ge=1)] = 20_000
-    batch_size: Annotated[int, Field(ge=2)] = 64
-    gradient_accumulation_steps: Annotated[int, Field(ge=1)] = 1
-    # Steps of the discriminator for each step of the generator.
-    discriminator_steps: Annotated[int, Field(ge=1, le=16)] = 1
-    generator_learning_rate: Annotated[float, Field(gt=0)] = 2e-4
-    discriminator_learning_rate: Annotated[float, Field(gt=0)] = 2e-4
-    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    adam_beta2: Annotated[float, Field(gt=0, lt=1)] = 0.999
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    # How much more often rare classes are drawn: 0 not at all, 1 until all classes are equal.
-    class_balance: Annotated[float, Field(ge=0, le=1)] = 0.5
-    latent_dim: Annotated[int, Field(ge=1, le=4096)] = 128
-    # diffaugment: the discriminator's images are always moved, recoloured and cut (Zhao et al.
-    # 2020). ada: with a probability that rises while it overfits (Karras et al. 2020).
-    augment: Literal["none", "diffaugment", "ada"] = "none"
-    # Weight of the squared gradient at real images (Mescheder et al. 2018), and steps between two
-    # such terms.
-    r1_weight: Annotated[float, Field(ge=0)] = 0.0
-    r1_interval: Annotated[int, Field(ge=1)] = 16
-    precision: Literal["fp32", "bf16"] = "fp32"
-    # Training stops when a class's variety, relative to its real images, falls below this: the
-    # generator repeats one image.
-    collapse_below: Annotated[float, Field(ge=0, lt=1)] = 0.05
+# Karras et al. 2020: the discriminator overfits while the mean sign of real images' logits exceeds
+# the target; the share of augmented images can rise from 0 to 1 in this many images.
+_ADA_TARGET = 0.6
+_ADA_IMAGES = 50_000
 
 
 @dataclass(frozen=True)
@@ -85,49 +60,26 @@ class ConditionedImages:
     image_ids: Sequence[str]
 
 
-class Objective(Protocol):
-    """The losses of both networks. `real`, `fake`: logits (n,)."""
-
-    def discriminator(self, real: Tensor, fake: Tensor) -> Tensor: ...
-
-    def generator(self, fake: Tensor) -> Tensor: ...
+def hinge(real: Tensor, fake: Tensor) -> Tensor:
+    """Lim and Ye 2017."""
+    return relu(1 - real).mean() + relu(1 + fake).mean()
 
 
-class Hinge:
-    """Hinge losses (Lim and Ye 2017)."""
-
-    def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
-        from torch.nn.functional import relu
-
-        return relu(1 - real).mean() + relu(1 + fake).mean()
-
-    def generator(self, fake: Tensor) -> Tensor:
-        return -fake.mean()
-
-
-class NonSaturating:
+def non_saturating(real: Tensor, fake: Tensor) -> Tensor:
     """Goodfellow et al. 2014; the generator maximises log D."""
-
-    def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
-        from torch.nn.functional import softplus
-
-        return softplus(-real).mean() + softplus(fake).mean()
-
-    def generator(self, fake: Tensor) -> Tensor:
-        from torch.nn.functional import softplus
-
-        return softplus(-fake).mean()
+    return softplus(-real).mean() + softplus(fake).mean()
 
 
-class Wasserstein:
+def wasserstein(real: Tensor, fake: Tensor) -> Tensor:
     """Arjovsky et al. 2017, with the drift term of Karras et al. 2018. It needs a gradient
     penalty."""
+    return fake.mean() - real.mean() + 1e-3 * (real**2).mean()
 
-    def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
-        return fake.mean() - real.mean() + 1e-3 * (real**2).mean()
 
-    def generator(self, fake: Tensor) -> Tensor:
-        return -fake.mean()
+# The discriminator's loss of logits (n,), by the name of the objective.
+DISCRIMINATOR_LOSSES = {
+    "hinge": hinge, "non_saturating": non_saturating, "wasserstein": wasserstein
+}  # fmt: skip
 
 
 class AdversarialTraining:
@@ -140,21 +92,21 @@ class AdversarialTraining:
     Optional members serve networks that grow: `stage(step)` of both is called before each step, and
     the discriminator's `at_stage(images)` resizes real images. If the discriminator has a `group`,
     it compares that many neighbours in the batch, which then have one class.
+
+    objective: the name of both losses, one of `DISCRIMINATOR_LOSSES`.
     """
 
     def __init__(
         self,
         context: FitContext,
         build: Callable[[], tuple[Module, Module]],
-        objective: Objective,
+        objective: str,
         data: ConditionedImages,
         settings: AdversarialSettings,
         seed: int,
         *,
         gradient_penalty: float = 0.0,
     ) -> None:
-        import torch
-
         self.settings, self.data, self.seed = settings, data, seed
         self.objective, self.gradient_penalty = objective, gradient_penalty
         self.slices = share_of_batch(
@@ -256,8 +208,6 @@ class AdversarialTraining:
 
     def _discriminator_loss(self, step: int, rows: np.ndarray, piece: slice) -> Tensor:
         """The discriminator's loss on a slice of the batch."""
-        import torch
-
         classes = self._classes(rows[piece])
         with torch.no_grad(), self.accelerator.autocast():
             fake = self.generator(self._latents("judge", step, rows, piece), classes).float()
@@ -267,7 +217,7 @@ class AdversarialTraining:
             # Separately: batch statistics over both would describe neither.
             real_logits, real_class_loss = self._logits(real, classes)
             fake_logits, fake_class_loss = self._logits(fake, classes)
-        loss = self.objective.discriminator(real_logits, fake_logits)
+        loss = DISCRIMINATOR_LOSSES[self.objective](real_logits, fake_logits)
         loss = loss + real_class_loss + fake_class_loss
         if self.settings.augment == "ada":
             self._adapt_augmentation(real_logits.detach())
@@ -288,7 +238,8 @@ class AdversarialTraining:
             fake = self.generator(self._latents("deceive", step, rows, piece), classes).float()
             augmented = self._augmented("deceive", fake, step, piece)
             logits, class_loss = self._logits(augmented, classes)
-        return self.objective.generator(logits) + class_loss
+        deceived = softplus(-logits) if self.objective == "non_saturating" else -logits
+        return deceived.mean() + class_loss
 
     def _logits(self, images: Tensor, classes: Tensor) -> tuple[Tensor, Tensor | float]:
         """Logits (n,), and the mean cross entropy of the class if the discriminator predicts it."""
@@ -300,8 +251,6 @@ class AdversarialTraining:
 
     def _squared_gradient(self, images: Tensor, classes: Tensor) -> Tensor:
         """Squared norm (n,) of the discriminator's gradient at each image, differentiable."""
-        import torch
-
         images = images.detach().requires_grad_(True)
         logits, _ = self._logits(images, classes)
         (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
@@ -309,8 +258,6 @@ class AdversarialTraining:
 
     def _between(self, step: int, piece: slice, real: Tensor, fake: Tensor) -> Tensor:
         """A random point between each real image and its fake one (Gulrajani et al. 2017)."""
-        import torch
-
         draws = random_generator(self.seed, "between", step).random(self.settings.batch_size)
         share = torch.from_numpy(draws[piece]).to(real).view(-1, 1, 1, 1)
         return real + share * (fake - real)
@@ -332,8 +279,6 @@ class AdversarialTraining:
         return diffaugment(images, draws[piece], self.augment_share)
 
     def _real(self, rows: np.ndarray) -> Tensor:
-        import torch
-
         pixels = torch.from_numpy(np.ascontiguousarray(self.data.pixels[rows]))
         images = pixels.to(self.accelerator.device).permute(0, 3, 1, 2).float() / 127.5 - 1
         if hasattr(self.discriminator, "at_stage"):
@@ -341,13 +286,9 @@ class AdversarialTraining:
         return images
 
     def _classes(self, rows: np.ndarray) -> Tensor:
-        import torch
-
         return torch.from_numpy(self.data.classes[rows]).to(self.accelerator.device)
 
     def _latents(self, purpose: str, step: int, rows: np.ndarray, piece: slice) -> Tensor:
-        import torch
-
         latents = [
             random_generator(
                 self.seed, purpose, self.data.image_ids[row], place, step
@@ -358,9 +299,6 @@ class AdversarialTraining:
 
     def _update_average(self, step: int) -> None:
         """Move the averaged weights towards the generator's, faster in the first steps."""
-        import torch
-        from torch.optim.swa_utils import get_ema_multi_avg_fn
-
         decay = min(self.settings.ema_decay, (1 + step) / (10 + step))
         averages, weights = list(self.average.parameters()), list(self.generator.parameters())
         move: Any = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
@@ -396,8 +334,6 @@ class AdversarialTraining:
         return {"variety": variety}
 
     def _variety_images(self, number: int) -> Tensor:
-        import torch
-
         latents = random_generator(self.seed, "watched", number).standard_normal(
             (_VARIETY_IMAGES, self.settings.latent_dim), dtype=np.float32
         )
@@ -408,8 +344,6 @@ class AdversarialTraining:
         return images
 
     def tensors(self) -> dict[str, Tensor]:
-        import torch
-
         named: dict[str, Tensor] = {}
         for name in ("generator", "discriminator", "average"):
             network: Module = getattr(self, name)
@@ -429,15 +363,6 @@ class AdversarialTraining:
         self.poor_measurements = int(tensors["poor_looks"])
 
 
-# Karras et al. 2020: the discriminator overfits while the mean sign of real images' logits exceeds
-# the target; the share of augmented images can rise from 0 to 1 in this many images.
-_ADA_TARGET = 0.6
-_ADA_IMAGES = 50_000
-
-
 def _spread(images: Tensor) -> float:
     """Mean distance between images (n, …)."""
-    import torch
-
-    flat = images.flatten(1).float()
-    return float(torch.nn.functional.pdist(flat).mean())
+    return float(pdist(images.flatten(1).float()).mean())

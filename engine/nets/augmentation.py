@@ -77,6 +77,25 @@ def _joined(drawn: Sequence[Sequence[Any]]) -> list[Any]:
     return joined
 
 
+def cropped(
+    images: Tensor, random: np.random.Generator, count: int, piece: slice, border: int, flip: bool
+) -> Tensor:
+    """Images (n, channels, height, width), padded by `border` and cropped back; with `flip` half of
+    them are mirrored. They are the slice `piece` of a batch of `count`, for all of which `random`
+    draws."""
+    from torch.nn.functional import pad
+
+    height, width = images.shape[2:]
+    corners = random.integers(0, 2 * border + 1, (count, 2))[piece]
+    mirrored = random.random(count)[piece] < 0.5
+    padded = pad(images.float(), [border] * 4, mode="replicate") if border else images
+    result = padded.new_empty(images.shape)
+    for row, (top, left) in enumerate(corners):
+        crop = padded[row, :, top : top + height, left : left + width]
+        result[row] = crop.flip(-1) if flip and mirrored[row] else crop
+    return result
+
+
 def moved(
     images: Tensor,
     draws: Tensor,

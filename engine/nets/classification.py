@@ -14,12 +14,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
-from pydantic_core import PydanticCustomError
 
 from engine.core.rng import derive_seed, generator
-from engine.core.spec import Spec
+from engine.core.spec import Spec, explained
 from engine.data.arrays import Stack
-from engine.nets.augmentation import MOVES, Mixing, by_policy, draw_mixing, moved, policy_of
+from engine.nets.augmentation import (
+    MOVES,
+    Mixing,
+    by_policy,
+    cropped,
+    draw_mixing,
+    moved,
+    policy_of,
+)
 from engine.nets.losses import balanced_class_weights, loss_of
 from engine.nets.training import (
     TrainState,
@@ -28,6 +35,7 @@ from engine.nets.training import (
     run,
     share_of_batch,
     strip_prefix,
+    with_synchronised_norms,
 )
 from engine.work.fit import FitContext
 
@@ -92,23 +100,19 @@ class Training(Spec):
     @model_validator(mode="after")
     def _possible(self) -> Training:
         if self.loss == "focal" and self.label_smoothing:
-            raise PydanticCustomError(
-                "explained", "label_smoothing belongs to cross_entropy; remove it with loss: focal"
-            )
+            raise explained("label_smoothing belongs to cross_entropy; remove it with loss: focal")
         if list(self.lr_milestones) != sorted(set(self.lr_milestones)):
-            raise PydanticCustomError("explained", "lr_milestones must rise, without repeats")
+            raise explained("lr_milestones must rise, without repeats")
         if self.batch_size % self.gradient_accumulation_steps:
-            raise PydanticCustomError(
-                "explained",
+            raise explained(
                 "batch_size: {size} is not a multiple of gradient_accumulation_steps: {parts};"
                 " change either",
-                {"size": self.batch_size, "parts": self.gradient_accumulation_steps},
+                size=self.batch_size, parts=self.gradient_accumulation_steps,
             )
         if self.lr_warmup_steps >= self.steps:
-            raise PydanticCustomError(
-                "explained",
+            raise explained(
                 "lr_warmup_steps: {warmup} is not below steps {steps}; lower it",
-                {"warmup": self.lr_warmup_steps, "steps": self.steps},
+                warmup=self.lr_warmup_steps, steps=self.steps,
             )
         return self
 
@@ -204,20 +208,6 @@ def _on(device: Any, pixels: np.ndarray) -> Tensor:
     return values.permute(0, 3, 1, 2) if values.ndim == 4 else values
 
 
-def with_synchronised_norms(network: Module) -> Module:
-    """The network with batch normalisation over the batch of all workers, except in frozen layers.
-    Tensors keep their names, so saved weights load into the network as it was built."""
-    from torch.nn import SyncBatchNorm
-
-    network.train()
-    convert: Callable[[Module], Module] = SyncBatchNorm.convert_sync_batchnorm
-    for module in list(network.modules()):
-        for name, child in list(module.named_children()):
-            if child.training and not list(child.children()):
-                setattr(module, name, convert(child))
-    return network
-
-
 def lr_schedule(optimizer: Any, settings: Training) -> Any:
     """The schedule of the learning rate, with a linear warmup."""
     from torch.optim.lr_scheduler import LambdaLR
@@ -301,11 +291,10 @@ class _Training:
             self.settings.mixup_alpha, self.settings.cutmix_alpha,
             generator(self.seed, "mix", step),
         )  # fmt: skip
-        return {
-            "loss": self.state.optimizer_step(
-                self.seed, step, lambda piece: self._loss(step, rows, piece, mixing)
-            )
-        }
+        loss = self.state.optimizer_step(
+            self.seed, step, lambda piece: self._loss(step, rows, piece, mixing)
+        )
+        return {"loss": loss}
 
     def _loss(self, step: int, rows: np.ndarray, piece: slice, mixing: Mixing | None) -> Tensor:
         """The loss of a slice of the batch."""
@@ -345,7 +334,10 @@ class _Training:
 
         settings, images = self.settings, _on(self.accelerator.device, pixels)
         if settings.crop_padding or settings.horizontal_flip:
-            images = self._cropped(step, piece, images)
+            images = cropped(
+                images, generator(self.seed, "augment", step), settings.batch_size, piece,
+                settings.crop_padding, settings.horizontal_flip,
+            )  # fmt: skip
         if settings.rotate or settings.brightness or settings.contrast or settings.saturation:
             draws = generator(self.seed, "move", step).random((settings.batch_size, MOVES))
             images = 255 * moved(
@@ -358,23 +350,6 @@ class _Training:
             seeds = [derive_seed(self.seed, "augment", step, place) for place in places]
             images = 255 * by_policy(images.float() / 255, seeds, self.policy)
         return images
-
-    def _cropped(self, step: int, piece: slice, images: Tensor) -> Tensor:
-        """Pad images, crop them back, and mirror half of them."""
-        from torch.nn.functional import pad
-
-        border, height, width = self.settings.crop_padding, *images.shape[2:]
-        count = self.settings.batch_size
-        draw = generator(self.seed, "augment", step)
-        corners = draw.integers(0, 2 * border + 1, (count, 2))[piece]
-        mirrored = draw.random(count)[piece] < 0.5
-        padded = pad(images.float(), [border] * 4, mode="replicate") if border else images
-        result = padded.new_empty(images.shape)
-        for row, (top, left) in enumerate(corners):
-            cropped = padded[row, :, top : top + height, left : left + width]
-            flip = self.settings.horizontal_flip and mirrored[row]
-            result[row] = cropped.flip(-1) if flip else cropped
-        return result
 
     def evaluate(self, step: int) -> dict[str, float]:
         """Score val, and copy the weights if they score better than all before. The lower loss

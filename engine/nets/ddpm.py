@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
-from pydantic_core import PydanticCustomError
 
 from engine.core.errors import StudyError
-from engine.core.spec import Spec
+from engine.core.spec import Spec, explained
 from engine.nets.checkpoints import dtype_of
 from engine.nets.images import seeded_noise, to_pixels
 from engine.nets.pipelines import LatentSpec
@@ -75,21 +74,17 @@ class DdpmSettings(Spec):
     @model_validator(mode="after")
     def _consistent(self) -> DdpmSettings:
         if any(width % 8 for width in self.block_out_channels):
-            raise PydanticCustomError("explained", "block_out_channels must be multiples of 8")
+            raise explained("block_out_channels must be multiples of 8")
         if self.num_inference_steps > self.num_train_timesteps:
-            raise PydanticCustomError(
-                "explained", "num_inference_steps exceeds num_train_timesteps"
-            )
+            raise explained("num_inference_steps exceeds num_train_timesteps")
         if self.beta_schedule == "linear" and self.num_train_timesteps < 50:
-            raise PydanticCustomError("explained", "beta_schedule: linear needs 50 timesteps")
+            raise explained("beta_schedule: linear needs 50 timesteps")
         if (
             self.scheduler == "dpmsolver++"
             and self.num_inference_steps > 0.8 * self.num_train_timesteps
         ):
             # Its noise levels would coincide, and it divides by their differences.
-            raise PydanticCustomError(
-                "explained", "dpmsolver++ takes at most 0.8 num_train_timesteps steps"
-            )
+            raise explained("dpmsolver++ takes at most 0.8 num_train_timesteps steps")
         if (
             self.latent is not None
             and self.prediction_type == "epsilon"
@@ -97,13 +92,9 @@ class DdpmSettings(Spec):
         ):
             # The last timestep keeps nothing of the image to divide by, and latents are not
             # clipped.
-            raise PydanticCustomError(
-                "explained", "latent needs prediction_type: v_prediction, or beta_schedule: linear"
-            )
+            raise explained("latent needs prediction_type: v_prediction, or beta_schedule: linear")
         if self.guidance_scale != 1 and self.condition_dropout == 0:
-            raise PydanticCustomError(
-                "explained", "guidance needs condition_dropout > 0, or guidance_scale 1"
-            )
+            raise explained("guidance needs condition_dropout > 0, or guidance_scale 1")
         return self
 
 

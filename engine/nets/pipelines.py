@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
-from pydantic_core import PydanticCustomError
 
 from engine.core.errors import StudyError
-from engine.core.spec import Spec
+from engine.core.spec import Spec, explained
 
 
 @dataclass(frozen=True)
@@ -295,5 +294,5 @@ class LatentSpec(Spec):
     @model_validator(mode="after")
     def _consistent(self) -> LatentSpec:
         if any(width % 8 for width in self.block_out_channels):
-            raise PydanticCustomError("explained", "block_out_channels must be multiples of 8")
+            raise explained("block_out_channels must be multiples of 8")
         return self

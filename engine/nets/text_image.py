@@ -10,10 +10,9 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BeforeValidator, Field, model_validator
-from pydantic_core import PydanticCustomError
 
 from engine.core.errors import StudyError
-from engine.core.spec import Spec
+from engine.core.spec import Spec, explained
 from engine.nets.checkpoints import dtype_of, load_model
 from engine.nets.model_input import ModelInput
 
@@ -46,10 +45,9 @@ class Described(Spec):
         for template in self.templates:
             rest = template.replace("{label}", "")
             if rest == template or set("{}") & set(rest):
-                raise PydanticCustomError(
-                    "explained",
+                raise explained(
                     "templates: {template} must contain {field} and no other braces",
-                    {"template": repr(template[:60]), "field": "{label}"},
+                    template=repr(template[:60]), field="{label}",
                 )
         return self
 

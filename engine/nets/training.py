@@ -255,6 +255,20 @@ def average_gradients(accelerator: Accelerator, network: torch.nn.Module) -> Non
         gradient.copy_(mean.view_as(gradient))
 
 
+def with_synchronised_norms(network: torch.nn.Module) -> torch.nn.Module:
+    """The network with batch normalisation over the batch of all workers, except in frozen layers.
+    Tensors keep their names, so saved weights load into the network as it was built."""
+    from torch.nn import SyncBatchNorm
+
+    network.train()
+    convert: Callable[[torch.nn.Module], torch.nn.Module] = SyncBatchNorm.convert_sync_batchnorm
+    for module in list(network.modules()):
+        for name, child in list(module.named_children()):
+            if child.training and not list(child.children()):
+                setattr(module, name, convert(child))
+    return network
+
+
 def strip_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors whose names begin with `prefix`, under their names without it."""
     return {

@@ -12,7 +12,7 @@ from typing import ClassVar, Protocol
 import pyarrow as pa
 
 from engine.core.rows import TaskKind
-from engine.core.spec import Spec
+from engine.core.spec import Configured, S, Spec
 
 
 class Bytes(Protocol):
@@ -28,11 +28,13 @@ class ReaderSpec(Spec):
     name: str
 
 
-class Reader:
+class Reader(Configured[S]):
     """Lists images."""
 
     version: ClassVar[int]
-    Spec: ClassVar[type[ReaderSpec]]
+
+    def __init__(self, spec: S) -> None:
+        self.spec = spec
 
     def tasks(self) -> Mapping[str, TaskKind]:
         """Names of the tasks, each `single` or `multi`; may read the header of a table."""

@@ -10,11 +10,11 @@ from typing import Any
 
 import pyarrow as pa
 from pydantic import Field, model_validator
-from pydantic_core import PydanticCustomError
 
 from engine.core import rows
 from engine.core.errors import DataError
 from engine.core.rows import TaskKind
+from engine.core.spec import explained
 from engine.data.images import MAX_BYTES, Rejected
 from engine.data.source import Source
 from engine.readers import ReaderSpec, image_ids
@@ -37,9 +37,8 @@ class ColumnsSpec(ReaderSpec):
     @model_validator(mode="after")
     def _multi_are_tasks(self) -> ColumnsSpec:
         if unknown := sorted(set(self.multi) - set(self.labels)):
-            raise PydanticCustomError(
-                "explained", "multi names {task}, which is not a task; add it to labels",
-                {"task": unknown[0]},
+            raise explained(
+                "multi names {task}, which is not a task; add it to labels", task=unknown[0]
             )  # fmt: skip
         return self
 

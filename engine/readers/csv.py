@@ -9,16 +9,16 @@ import csv
 import hashlib
 import io
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.csv
 from pydantic import Field, model_validator
-from pydantic_core import PydanticCustomError
 
 from engine.core import rows
 from engine.core.errors import DataError
 from engine.core.rows import TaskKind
+from engine.core.spec import explained
 from engine.data.images import Rejected
 from engine.data.source import Source
 from engine.readers import Reader, ReaderSpec, image_ids
@@ -46,19 +46,14 @@ class CsvSpec(ReaderSpec):
     def _multi_are_tasks(self) -> CsvSpec:
         unknown = sorted(set(self.multi) - set(self.labels))
         if unknown:
-            raise PydanticCustomError(
-                "explained", "multi names {task}, which is not a task; add it to labels",
-                {"task": unknown[0]},
+            raise explained(
+                "multi names {task}, which is not a task; add it to labels", task=unknown[0]
             )  # fmt: skip
         return self
 
 
-class Csv(Reader):
-    version: ClassVar[int] = 1
-    Spec: ClassVar[type[ReaderSpec]] = CsvSpec
-
-    def __init__(self, spec: CsvSpec) -> None:
-        self.spec = spec
+class Csv(Reader[CsvSpec]):
+    version = 1
 
     def tasks(self) -> Mapping[str, TaskKind]:
         return {task: "multi" if task in self.spec.multi else "single" for task in self.spec.labels}

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
-from typing import ClassVar, Literal
+from typing import Literal
 
 import pyarrow as pa
 
@@ -22,7 +22,6 @@ from engine.data.dataset import replace_column
 from engine.data.dicom import patient_hash, read_header
 from engine.data.images import Rejected
 from engine.data.source import Source
-from engine.readers import ReaderSpec
 from engine.readers.imagefolder import FolderSpec, Imagefolder
 
 _THREADS = 16
@@ -36,8 +35,8 @@ class DicomSpec(FolderSpec):
 
 
 class Dicom(Imagefolder):
-    version: ClassVar[int] = 1
-    Spec: ClassVar[type[ReaderSpec]] = DicomSpec
+    version = 1
+    Spec = DicomSpec
 
     def files(self, source: Source) -> Iterator[str]:
         for uri in source.files(None):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -47,12 +47,8 @@ class DigitsBytes:
         return target.getvalue()
 
 
-class Digits(Reader):
-    version: ClassVar[int] = 1
-    Spec: ClassVar[type[ReaderSpec]] = DigitsSpec
-
-    def __init__(self, spec: DigitsSpec) -> None:
-        self.spec = spec
+class Digits(Reader[DigitsSpec]):
+    version = 1
 
     def tasks(self) -> Mapping[str, TaskKind]:
         return {"class": "single"}

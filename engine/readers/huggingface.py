@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -17,7 +17,7 @@ from engine.core.errors import DataError
 from engine.core.rows import TaskKind
 from engine.data.images import Rejected
 from engine.data.source import Source
-from engine.readers import Reader, ReaderSpec
+from engine.readers import Reader
 from engine.readers._columns import (
     ColumnsSpec,
     bytes_of,
@@ -69,12 +69,8 @@ class HuggingfaceBytes:
         return bytes_of(cell, uri)
 
 
-class Huggingface(Reader):
-    version: ClassVar[int] = 1
-    Spec: ClassVar[type[ReaderSpec]] = HuggingfaceSpec
-
-    def __init__(self, spec: HuggingfaceSpec) -> None:
-        self.spec = spec
+class Huggingface(Reader[HuggingfaceSpec]):
+    version = 1
 
     def tasks(self) -> Mapping[str, TaskKind]:
         return tasks_of(self.spec)

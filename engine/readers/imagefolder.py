@@ -15,11 +15,11 @@ from typing import ClassVar, Literal
 
 import pyarrow as pa
 from pydantic import Field, model_validator
-from pydantic_core import PydanticCustomError
 
 from engine.core import rows
 from engine.core.errors import DataError
 from engine.core.rows import TaskKind
+from engine.core.spec import explained
 from engine.data.images import EXTENSIONS, FOREIGN
 from engine.data.source import Source
 from engine.readers import Reader, ReaderSpec, image_ids
@@ -50,13 +50,9 @@ class FolderSpec(ReaderSpec):
     @model_validator(mode="after")
     def _possible(self) -> FolderSpec:
         if self.layout.count("class") != 1 or self.layout.count("group") > 1:
-            raise PydanticCustomError(
-                "explained", "layout must be [class], [group, class] or [class, group]"
-            )
+            raise explained("layout must be [class], [group, class] or [class, group]")
         if "group" in self.layout and self.group_separator is not None:
-            raise PydanticCustomError(
-                "explained", "the group comes from layout or from group_separator; remove one"
-            )
+            raise explained("the group comes from layout or from group_separator; remove one")
         return self
 
 
@@ -64,12 +60,9 @@ class ImagefolderSpec(FolderSpec):
     name: Literal["imagefolder"] = "imagefolder"
 
 
-class Imagefolder(Reader):
-    version: ClassVar[int] = 1
+class Imagefolder(Reader[FolderSpec]):
+    version = 1
     Spec: ClassVar[type[ReaderSpec]] = ImagefolderSpec
-
-    def __init__(self, spec: FolderSpec) -> None:
-        self.spec = spec
 
     def tasks(self) -> Mapping[str, TaskKind]:
         return {"class": "single"}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_right
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,7 +19,7 @@ from engine.core.errors import DataError, StorageError
 from engine.core.rows import TaskKind
 from engine.data.images import Rejected
 from engine.data.source import Source
-from engine.readers import Reader, ReaderSpec
+from engine.readers import Reader
 from engine.readers._columns import (
     ColumnsSpec,
     bytes_of,
@@ -110,12 +110,8 @@ class ParquetBytes:
         return bytes_of(self._group[2][row - starts[group]].as_py(), uri)
 
 
-class Parquet(Reader):
-    version: ClassVar[int] = 1
-    Spec: ClassVar[type[ReaderSpec]] = ParquetSpec
-
-    def __init__(self, spec: ParquetSpec) -> None:
-        self.spec = spec
+class Parquet(Reader[ParquetSpec]):
+    version = 1
 
     def _files(self) -> list[str]:
         files = files_of(Source(self.spec.root), self.spec.files, ".parquet")

@@ -11,7 +11,7 @@ import json
 import tarfile
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 from pydantic import Field
@@ -72,12 +72,8 @@ class TarBytes:
         return bytes(data)
 
 
-class Webdataset(Reader):
-    version: ClassVar[int] = 1
-    Spec: ClassVar[type[ReaderSpec]] = WebdatasetSpec
-
-    def __init__(self, spec: WebdatasetSpec) -> None:
-        self.spec = spec
+class Webdataset(Reader[WebdatasetSpec]):
+    version = 1
 
     def _files(self) -> list[str]:
         source = Source(self.spec.root)

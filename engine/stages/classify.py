@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +22,7 @@ from engine.data.arrays import large_zeros, read_pixels
 from engine.data.images import Preprocess
 from engine.results.comparison import TrainResult
 from engine.work.share import Arrays, Share, within_process
-from engine.work.stage import Batch, Device, Place
+from engine.work.stage import Batch, Place, Stage
 
 
 def external_digests(spec: Any) -> dict[str, str]:
@@ -97,12 +97,11 @@ def features(store: Store, keys: tuple[str, ...], classifier: Classifier, device
 MODEL = "model"
 
 
-class ClassifyByMany:
-    """Stage: like `Classify`, by the model that the column `model` names; one model per shard."""
+class ClassifyByMany(Stage):
+    """Like `Classify`, by the model that the column `model` names; one model per shard."""
 
-    reads: ClassVar[tuple[str, ...]] = ("pixels", MODEL)
-    writes: ClassVar[tuple[str, ...]] = (rows.PROBABILITIES,)
-    device: ClassVar[Device] = "accelerator"
+    writes = (rows.PROBABILITIES,)
+    device = "accelerator"
 
     def __init__(self, models: Mapping[str, Classify]) -> None:
         self.models = dict(models)
@@ -126,12 +125,11 @@ def rows_with_model(store: Store, task: Mapping[str, Any]) -> pa.Table:
     return table.append_column(MODEL, pa.array([task[MODEL]] * table.num_rows, pa.string()))
 
 
-class Classify:
-    """Stage: pixels to class probabilities, by the classifier of a `train` step."""
+class Classify(Stage):
+    """Pixels to class probabilities, by the classifier of a `train` step."""
 
-    reads: ClassVar[tuple[str, ...]] = ("pixels",)
-    writes: ClassVar[tuple[str, ...]] = (rows.PROBABILITIES,)
-    device: ClassVar[Device] = "accelerator"
+    writes = (rows.PROBABILITIES,)
+    device = "accelerator"
 
     def __init__(
         self, store: Store, spec: Any, preprocess: Preprocess, classes: Sequence[str],

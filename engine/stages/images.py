@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,17 +15,16 @@ from engine.core import rows
 from engine.core.registry import kind_of
 from engine.core.shards import OK, Shard, ids_digest
 from engine.core.spec import digest
+from engine.core.store import Store
 from engine.data.dataset import generated_images
 from engine.data.images import decode_own, perceptual_hash
-from engine.work.stage import Batch, Device, Place, Stage
+from engine.work.stage import Batch, Place, Stage
 
 
-class DecodeOwn:
-    """Stage: the study's own encoded images to pixels, uint8 (n, height, width, channels)."""
+class DecodeOwn(Stage):
+    """The study's own encoded images to pixels, uint8 (n, height, width, channels)."""
 
-    reads: ClassVar[tuple[str, ...]] = (rows.IMAGE,)
-    writes: ClassVar[tuple[str, ...]] = ("pixels",)
-    device: ClassVar[Device] = "cpu"
+    writes = ("pixels",)
 
     def load(self, place: Place) -> None:
         self.threads = ThreadPoolExecutor(place.threads)
@@ -36,15 +35,10 @@ class DecodeOwn:
         return {**batch, "pixels": np.stack(list(decoded))}
 
 
-class Hash:
-    """Stage: the perceptual hash of each preprocessed image (64 bits, as hexadecimal text)."""
+class Hash(Stage):
+    """The perceptual hash of each preprocessed image (64 bits, as hexadecimal text)."""
 
-    reads: ClassVar[tuple[str, ...]] = ("pixels",)
-    writes: ClassVar[tuple[str, ...]] = (rows.PHASH,)
-    device: ClassVar[Device] = "cpu"
-
-    def load(self, place: Place) -> None:
-        return
+    writes = (rows.PHASH,)
 
     def __call__(self, batch: Batch) -> Batch:
         from PIL import Image
@@ -56,12 +50,10 @@ class Hash:
         }
 
 
-class PrepareImages:
-    """Stage: pixels to what the embedder's network takes, on CPU threads."""
+class PrepareImages(Stage):
+    """Pixels to what the embedder's network takes, on CPU threads."""
 
-    reads: ClassVar[tuple[str, ...]] = ("pixels",)
-    writes: ClassVar[tuple[str, ...]] = ("prepared",)
-    device: ClassVar[Device] = "cpu"
+    writes = ("prepared",)
 
     def __init__(self, spec: Any) -> None:
         self.spec = spec
@@ -76,13 +68,12 @@ class PrepareImages:
         return {**batch, "prepared": np.stack(list(prepared))}
 
 
-class EmbedImages:
-    """Stage: prepared images to vectors. Rows with a zero vector or with NaN are
+class EmbedImages(Stage):
+    """Prepared images to vectors. Rows with a zero vector or with NaN are
     quarantined."""
 
-    reads: ClassVar[tuple[str, ...]] = ("prepared",)
-    writes: ClassVar[tuple[str, ...]] = (rows.EMBEDDING, rows.STATUS)
-    device: ClassVar[Device] = "accelerator"
+    writes = (rows.EMBEDDING, rows.STATUS)
+    device = "accelerator"
 
     def __init__(self, spec: Any) -> None:
         self.spec = spec
@@ -118,33 +109,30 @@ def _schema(stage: EmbedImages, hashes: bool) -> pa.Schema:
     return schema if hashes else schema.remove(schema.get_field_index(rows.PHASH))
 
 
+def row_groups(store: Store, key: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Number of rows and task of each row group of a part."""
+    with store.parquet(key) as file:
+        for number in range(file.num_row_groups):
+            ids = file.read_row_group(number, columns=[rows.IMAGE_ID])[rows.IMAGE_ID].to_pylist()
+            yield len(ids), {"part": key, "row_group": number, "ids_digest": ids_digest(ids)}
+
+
 def image_shards(context: Context, splits: tuple[str, ...]) -> list[Shard]:
     """A shard for each row group of the ingested images of these splits."""
-    shards = []
-    for split in splits:
-        for key in context.inputs["ingest"].keys(split=split):
-            with context.store.parquet(key) as file:
-                for number in range(file.num_row_groups):
-                    ids = file.read_row_group(number, columns=[rows.IMAGE_ID])[
-                        rows.IMAGE_ID
-                    ].to_pylist()
-                    task = {"part": key, "row_group": number, "ids_digest": ids_digest(ids)}
-                    shards.append(
-                        Shard(f"{split}-{task['ids_digest']}", len(ids), task, {"split": split})
-                    )
-    return shards
+    return [
+        Shard(f"{split}-{task['ids_digest']}", count, task, {"split": split})
+        for split in splits
+        for key in context.inputs["ingest"].keys(split=split)
+        for count, task in row_groups(context.store, key)
+    ]
 
 
 def generated_shards(context: Context) -> list[Shard]:
     """A shard for each row group of the generated images, named by content, because
     regenerated images have the same ids."""
-    shards = []
     sha256_of = {part.key: part.sha256 for part in context.inputs["generate"].parts}
-    for key in generated_images(context.inputs["generate"]):
-        with context.store.parquet(key) as file:
-            for number in range(file.num_row_groups):
-                table = file.read_row_group(number, columns=[rows.IMAGE_ID])
-                ids = table[rows.IMAGE_ID].to_pylist()
-                task = {"part": key, "row_group": number, "ids_digest": ids_digest(ids)}
-                shards.append(Shard(digest([sha256_of[key], number]), len(ids), task, {}))
-    return shards
+    return [
+        Shard(digest([sha256_of[key], task["row_group"]]), count, task, {})
+        for key in generated_images(context.inputs["generate"])
+        for count, task in row_groups(context.store, key)
+    ]

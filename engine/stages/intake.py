@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,7 +31,7 @@ from engine.sections import Audit, ReaderField, Split
 from engine.stages.images import EmbedImages
 from engine.vectors.neighbours import Neighbours
 from engine.vectors.similarity import Rows, lengths
-from engine.work.stage import Batch, Device, Place
+from engine.work.stage import Batch, Place, Stage
 
 # Folders of a step's shards: decoded pictures, and their vectors.
 DECODED, EMBEDDED = "decoded", "audit"
@@ -60,15 +60,13 @@ class IntakeSpec(Spec):
     seed: int
 
 
-class Decode:
-    """Stage: the user's bytes to preprocessed, encoded images, through a sandbox."""
+class Decode(Stage):
+    """The user's bytes to preprocessed, encoded images, through a sandbox."""
 
-    reads: ClassVar[tuple[str, ...]] = (rows.IMAGE_ID, rows.URI)
-    writes: ClassVar[tuple[str, ...]] = (
+    writes = (
         rows.IMAGE, rows.WIDTH, rows.HEIGHT, rows.SOURCE, rows.PIXEL_SHA256, rows.PHASH,
         rows.STATUS,
     )  # fmt: skip
-    device: ClassVar[Device] = "cpu"
 
     def __init__(
         self, source: Bytes, preprocess: Preprocess, timeout: float, check_extension: bool
@@ -110,18 +108,13 @@ class Decode:
         }
 
 
-class Thumbnails:
-    """Stage: the small grey pictures for comparing near duplicates."""
+class Thumbnails(Stage):
+    """The small grey pictures for comparing near duplicates."""
 
-    reads: ClassVar[tuple[str, ...]] = ("pixels", rows.WIDTH, rows.HEIGHT)
-    writes: ClassVar[tuple[str, ...]] = (rows.THUMBNAIL,)
-    device: ClassVar[Device] = "cpu"
+    writes = (rows.THUMBNAIL,)
 
     def __init__(self, padded: bool) -> None:
         self.padded = padded
-
-    def load(self, place: Place) -> None:
-        return
 
     def __call__(self, batch: Batch) -> Batch:
         sizes = (batch[name].to_pylist() for name in (rows.WIDTH, rows.HEIGHT))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pyarrow as pa
 
@@ -18,7 +18,7 @@ from engine.data.images import Preprocess
 from engine.results.comparison import TrainResult
 from engine.sections import FilterField, LabelerField
 from engine.stages.classify import refuse_other_weights
-from engine.work.stage import Batch, Device, Place
+from engine.work.stage import Batch, Place, Stage
 
 
 class MeasureSpec(Spec):
@@ -29,19 +29,16 @@ class MeasureSpec(Spec):
     filters: tuple[FilterField, ...] = ()
 
 
-class MeasurePixels:
-    """Stage: pixels to the labeler's probabilities and the filters' figures."""
+class MeasurePixels(Stage):
+    """Pixels to the labeler's probabilities and the filters' figures."""
 
-    reads: tuple[str, ...]
-    writes: tuple[str, ...]
-    device: ClassVar[Device] = "accelerator"
+    device = "accelerator"
 
     def __init__(
         self, store: Store, spec: MeasureSpec, classes: Sequence[str], trained: Manifest | None
     ) -> None:
         self.store, self.spec = store, spec
         self.classes, self.trained = tuple(classes), trained
-        self.reads = ("pixels", rows.label_column(spec.task))
         self.writes = tuple(field.name for field in figures(spec, classes))
 
     def load(self, place: Place) -> None:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +21,7 @@ from engine.core.store import Store
 from engine.data.arrays import large_zeros, matrix_of, release, vectors_of
 from engine.metrics.diversity import Directions
 from engine.metrics.moments import Moments
-from engine.work.stage import Batch, Device, Place, Stage
+from engine.work.stage import Batch, Stage
 
 # Up to so many vectors, this process is faster than workers start.
 _FEW = 8192
@@ -150,24 +150,19 @@ def summed_up(store: Store, keys: Sequence[str], part: np.ndarray, row: np.ndarr
     return added_up(Sums(Moments.of(vectors), Directions.of(vectors)) for vectors in of_parts)
 
 
-class SumUp:
-    """Stage: sums of the vectors of each piece, a row of `members`."""
+class SumUp(Stage):
+    """Sums of the vectors of each piece, a row of `members`."""
 
-    reads: ClassVar[tuple[str, ...]] = ("keys", *_MEMBERS)
-    writes: ClassVar[tuple[str, ...]] = ("n", "mean", "scatter", "products")
-    device: ClassVar[Device] = "cpu"
+    writes = ("n", "mean", "scatter", "products")
 
     def __init__(self, store: Store) -> None:
         self.store = store
-
-    def load(self, place: Place) -> None:
-        return
 
     def __call__(self, batch: Batch) -> Batch:
         pieces = [
             summed_up(self.store, keys, np.asarray(part), np.asarray(row))
             for keys, part, row in zip(
-                *(batch[name].to_pylist() for name in self.reads), strict=True
+                *(batch[name].to_pylist() for name in ("keys", *_MEMBERS)), strict=True
             )
         ]
         return {

@@ -7,16 +7,15 @@ from typing import ClassVar
 
 from engine.context import Context, Output
 from engine.core.manifest import Manifest
-from engine.core.spec import Spec
+from engine.core.spec import Configured, S
 from engine.core.step import Step
 from engine.core.store import Store
 
 
-class StepKind:
+class StepKind(Configured[S]):
     """`version` is part of every key: raise it when the step's results change for the same spec."""
 
     version: ClassVar[int]
-    Spec: ClassVar[type[Spec]]
     # What the step does, as the printed plan says it.
     summary: ClassVar[str]
     # Step kinds that it runs as trials; their versions are part of its key.

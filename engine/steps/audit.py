@@ -15,7 +15,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +27,6 @@ from engine.core.errors import DataError
 from engine.core.manifest import Manifest, Part
 from engine.core.registry import kind_of, name_of
 from engine.core.shards import OK, ShardSet
-from engine.core.spec import Spec
 from engine.core.step import Step
 from engine.core.store import Store
 from engine.data.arrays import aligned
@@ -62,11 +61,10 @@ class AuditSpec(IntakeSpec):
     embedder: EmbedderField
 
 
-class Audit(StepKind):
-    version: ClassVar[int] = 1
-    Spec: ClassVar[type[Spec]] = AuditSpec
-    summary: ClassVar[str] = "find problems in the data"
-    scratch: ClassVar[tuple[str, ...]] = (DECODED,)
+class Audit(StepKind[AuditSpec]):
+    version = 1
+    summary = "find problems in the data"
+    scratch = (DECODED,)
 
     def run(self, context: Context) -> Output:
         spec = context.step.spec_as(AuditSpec)

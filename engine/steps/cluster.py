@@ -8,7 +8,6 @@ numbering, and their centroids have no label.
 from __future__ import annotations
 
 import math
-from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -38,10 +37,9 @@ class ClusterSpec(Spec):
     seed: int
 
 
-class Cluster(StepKind):
-    version: ClassVar[int] = 3
-    Spec: ClassVar[type[Spec]] = ClusterSpec
-    summary: ClassVar[str] = "k-means within each class of train"
+class Cluster(StepKind[ClusterSpec]):
+    version = 3
+    summary = "k-means within each class of train"
 
     def run(self, context: Context) -> Output:
         spec = context.step.spec_as(ClusterSpec)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -56,10 +56,9 @@ class CurateSpec(Spec):
     embedder: EmbedderField | None = None
 
 
-class Curate(StepKind):
-    version: ClassVar[int] = 4
-    Spec: ClassVar[type[Spec]] = CurateSpec
-    summary: ClassVar[str] = "filter the generated images"
+class Curate(StepKind[CurateSpec]):
+    version = 4
+    summary = "filter the generated images"
 
     def run(self, context: Context) -> Output:
         spec = context.step.spec_as(CurateSpec)

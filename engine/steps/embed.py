@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from engine.context import Context, Output
 from engine.core import rows
 from engine.core.shards import parquet_rows
@@ -20,10 +18,9 @@ class EmbedSpec(Spec):
     embedder: EmbedderField
 
 
-class Embed(StepKind):
-    version: ClassVar[int] = 2
-    Spec: ClassVar[type[Spec]] = EmbedSpec
-    summary: ClassVar[str] = "turn train and val images into vectors"
+class Embed(StepKind[EmbedSpec]):
+    version = 2
+    summary = "turn train and val images into vectors"
 
     def run(self, context: Context) -> Output:
         spec = context.step.spec_as(EmbedSpec)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -63,10 +62,9 @@ class EvaluateSpec(Spec):
     seed: int
 
 
-class Evaluate(StepKind):
-    version: ClassVar[int] = 8
-    Spec: ClassVar[type[Spec]] = EvaluateSpec
-    summary: ClassVar[str] = "open test for the chosen arms and reach the verdict"
+class Evaluate(StepKind[EvaluateSpec]):
+    version = 8
+    summary = "open test for the chosen arms and reach the verdict"
 
     def run(self, context: Context) -> Output:
         spec = context.step.spec_as(EvaluateSpec)

@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
@@ -67,24 +67,24 @@ class FidelitySpec(Spec):
     seed: int
 
 
-class Fidelity(StepKind):
-    version: ClassVar[int] = 2
-    Spec: ClassVar[type[Spec]] = FidelitySpec
-    summary: ClassVar[str] = "compare generated images with real ones"
-    scratch: ClassVar[tuple[str, ...]] = (SUMS,)
+class Fidelity(StepKind[FidelitySpec]):
+    version = 2
+    summary = "compare generated images with real ones"
+    scratch = (SUMS,)
 
     def run(self, context: Context) -> Output:
         spec = context.step.spec_as(FidelitySpec)
         parts, keys = generated_vectors(context, spec)
         generated = generated_sets(context, keys)
-        real = {name: real_set(context, spec, split)
-                for name, split in (("real", "train"), ("val", "val"))}  # fmt: skip
+        real = {"real": real_set(context, spec, "train"), "val": real_set(context, spec, "val")}
         sides = {**generated, **real}
         kept, val = generated["kept"].counts, real["val"].counts
         classes = sorted(set().union(*(side.counts for side in generated.values())))
         enough = [label for label in classes if kept[label] >= LEAST and val[label]]
         together = [enough] if len(enough) > 1 else []
-        needed = images_needed(context)
+        request = context.step.inputs["generate"].inputs["request"].spec_as(RequestSpec)
+        # Images of each class that the study requests and every generator fit keeps.
+        needed = needed_images(request, context.result("ingest", IngestResult).train)
         planned = [
             plan_scope(spec, sides, needed, labels)
             for labels in [*together, *([label] for label in classes)]
@@ -102,7 +102,6 @@ class Fidelity(StepKind):
                 warnings=warnings(scopes, kept, classes, enough),
             ),
         )  # fmt: skip
-
 
 
 def generated_vectors(context: Context, spec: FidelitySpec) -> tuple[list[Part], list[str]]:
@@ -148,12 +147,6 @@ def embedded(context: Context, keys: list[str], table: pa.Table, label: str) -> 
     return Embedded.of(context.store, keys, label_of)
 
 
-def images_needed(context: Context) -> dict[str, int]:
-    """Number of images of each class that the study requests and every generator fit keeps."""
-    request = context.step.inputs["generate"].inputs["request"].spec_as(RequestSpec)
-    return needed_images(request, context.result("ingest", IngestResult).train)
-
-
 @dataclass(frozen=True)
 class Draw:
     """Rows of a set: all chosen ones, and the sampled ones among them."""
@@ -184,7 +177,8 @@ def plan_scope(
     spec: FidelitySpec, sides: Mapping[str, Embedded], needed: Mapping[str, int],
     labels: Sequence[str],
 ) -> Scope:  # fmt: skip
-    """Choose the images of each set to compare with val. needed: see `images_needed`."""
+    """Choose the images of each set to compare with val. needed: images that every fit keeps, by
+    class."""
     counts = {name: side.counts for name, side in sides.items()}
     val_count = sum(counts["val"][label] for label in labels)
     shares = {label: counts["val"][label] / val_count for label in labels if counts["val"][label]}
@@ -205,21 +199,18 @@ def plan_scope(
     scope.floor = real if LEAST <= real < n else 0
     if not scope.floor:
         scope.sets["real"] = min(n, real)
+
+    def sample(name: str, count: int) -> np.ndarray:
+        return draw(sides[name].labels, shares, min(count, spec.sample), spec.seed)
+
     numbers = [*scope.sets.items(), *((name, scope.floor) for name in (*available, "real"))]
     for name, count in numbers:
         if count >= LEAST and available.get(name, LEAST) >= LEAST:
-            scope.draws[name, count] = drawn(spec, sides[name], shares, count)
+            whole = draw(sides[name].labels, shares, count, spec.seed)
+            scope.draws[name, count] = Draw(whole, sample(name, count))
     every = np.flatnonzero(np.isin(sides["val"].labels, list(shares)))
-    scope.draws["val", val_count] = Draw(
-        every, draw(sides["val"].labels, shares, min(val_count, spec.sample), spec.seed)
-    )
+    scope.draws["val", val_count] = Draw(every, sample("val", val_count))
     return scope
-
-
-def drawn(spec: FidelitySpec, side: Embedded, shares: Mapping[str, float], n: int) -> Draw:
-    whole = draw(side.labels, shares, n, spec.seed)
-    some = draw(side.labels, shares, min(n, spec.sample), spec.seed)
-    return Draw(whole, some)
 
 
 class FidelityInputs:
@@ -273,9 +264,8 @@ def measure(
 ) -> FidelityScope:
     """The figures of one scope: each set compared with the val images of its classes."""
     if scope.few:
-        return FidelityScope(
-            classes=list(scope.labels), val=scope.val_count, few=scope.few, sets={}, floor={}
-        )
+        return FidelityScope(classes=list(scope.labels), val=scope.val_count, few=scope.few,
+                             sets={}, floor={})  # fmt: skip
     reference = ValReference(spec, inputs, scope, number)
     sets = {
         name: reference.figures(name, n) if (name, n) in scope.draws else FidelitySet(n=n)
@@ -369,12 +359,11 @@ def headline(scopes: Sequence[FidelityScope]) -> str:
     """The Fréchet distance of the kept images in the first scope that has one."""
     for scope in scopes:
         sets = scope.floor if "kept" in scope.floor else scope.sets
-        kept, real = sets.get("kept"), sets.get("real")
-        if kept is not None and kept.frechet is not None:
-            floor = ""
-            if real is not None and real.frechet is not None:
-                floor = f", real images {real.frechet:.3g}"
-            return f"Fréchet distance {kept.frechet:.3g}{floor}, {kept.n:,} images of each"
+        frechet = {name: side.frechet for name, side in sets.items() if side.frechet is not None}
+        if "kept" in frechet:
+            floor = f", real images {frechet['real']:.3g}" if "real" in frechet else ""
+            n = sets["kept"].n
+            return f"Fréchet distance {frechet['kept']:.3g}{floor}, {n:,} images of each"
     return "too few images for figures"
 
 

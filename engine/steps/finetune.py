@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import pyarrow as pa
 
@@ -57,10 +57,9 @@ class TrainGenerator:
         generator.fit(fit, data, derive_seed(spec.seed, "finetune"))
 
 
-class Finetune(StepKind):
-    version: ClassVar[int] = 1
-    Spec: ClassVar[type[Spec]] = FinetuneSpec
-    summary: ClassVar[str] = "train the generator on the train split"
+class Finetune(StepKind[FinetuneSpec]):
+    version = 1
+    summary = "train the generator on the train split"
 
     def run(self, context: Context) -> Output:
         spec = context.step.spec_as(FinetuneSpec)

@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
 
 from engine.context import Context, Output
 from engine.core import rows
+from engine.core.errors import DataError
 from engine.core.manifest import Manifest, Part, copy_files
-from engine.core.registry import kind_of
+from engine.core.registry import kind_of, name_of
 from engine.core.rng import derive_seed
 from engine.core.rows import TaskKind
 from engine.core.shards import OK, Commit, image_column, parquet_rows
@@ -36,7 +37,7 @@ from engine.results.images import GenerateResult, RequestResult
 from engine.sections import GeneratorField
 from engine.steps import StepKind
 from engine.steps.request import planned_shards
-from engine.work.stage import Batch, Device, Place, Stage
+from engine.work.stage import Batch, Place, Stage
 
 TRIES = 3
 _XMP = (
@@ -55,12 +56,10 @@ class GenerateSpec(Spec):
     tasks: dict[str, TaskKind]
 
 
-class Parents:
-    """Stage: the decoded parent images of the requests."""
+class Parents(Stage):
+    """The decoded parent images of the requests."""
 
-    reads: ClassVar[tuple[str, ...]] = (rows.PARENT_ID,)
-    writes: ClassVar[tuple[str, ...]] = ("parents",)
-    device: ClassVar[Device] = "cpu"
+    writes = ("parents",)
 
     def __init__(self, store: Store, images: Sequence[str]) -> None:
         self.store, self.images = store, list(images)
@@ -77,12 +76,11 @@ class Parents:
         return {**batch, "parents": np.stack(pixels)}
 
 
-class Sample:
-    """Stage: requests to pixels, always in batches of the planned shape."""
+class Sample(Stage):
+    """Requests to pixels, always in batches of the planned shape."""
 
-    reads: ClassVar[tuple[str, ...]] = (rows.IMAGE_ID, rows.SEED)
-    writes: ClassVar[tuple[str, ...]] = ("pixels", rows.STATUS, rows.SEED, "attempt")
-    device: ClassVar[Device] = "accelerator"
+    writes = ("pixels", rows.STATUS, rows.SEED, "attempt")
+    device = "accelerator"
 
     def __init__(self, store: Store, spec: GenerateSpec, weights: Sequence[Part]) -> None:
         self.store, self.spec, self.weights = store, spec, list(weights)
@@ -123,13 +121,10 @@ class Sample:
             if not failed:
                 break
             for row in failed:
-                seeds[row], attempts[row] = (
-                    derive_seed(columns["seeds"][row], "again", attempt),
-                    attempt,
-                )
-            for row, image in zip(
-                failed, self._sample(columns, parents, failed, seeds), strict=True
-            ):
+                seeds[row] = derive_seed(columns["seeds"][row], "again", attempt)
+                attempts[row] = attempt
+            again = self._sample(columns, parents, failed, seeds)
+            for row, image in zip(failed, again, strict=True):
                 images[row] = image
         status = [_fault(image) or OK for image in images]
         return {
@@ -185,12 +180,10 @@ def _fault(image: np.ndarray | str) -> str | None:
     return "blank" if high - low < 4 else None
 
 
-class Encode:
-    """Stage: pixels to the study's codec, with the request written into the file."""
+class Encode(Stage):
+    """Pixels to the study's codec, with the request written into the file."""
 
-    reads: ClassVar[tuple[str, ...]] = ("pixels", rows.STATUS, rows.IMAGE_ID)
-    writes: ClassVar[tuple[str, ...]] = (rows.IMAGE, rows.SOURCE, rows.GENERATOR_KEY)
-    device: ClassVar[Device] = "cpu"
+    writes = (rows.IMAGE, rows.SOURCE, rows.GENERATOR_KEY)
 
     def __init__(self, spec: GenerateSpec, digital_source_type: str) -> None:
         self.spec = spec
@@ -231,15 +224,14 @@ class Encode:
         return {
             **batch,
             rows.IMAGE: image_column(images, ids, extension(self.spec.preprocess)),
-            rows.SOURCE: [self.spec.generator.name] * count,  # type: ignore[attr-defined]
+            rows.SOURCE: [name_of(self.spec.generator)] * count,
             rows.GENERATOR_KEY: [self.spec.generator_key] * count,
         }
 
 
-class Generate(StepKind):
-    version: ClassVar[int] = 1
-    Spec: ClassVar[type[Spec]] = GenerateSpec
-    summary: ClassVar[str] = "make the images"
+class Generate(StepKind[GenerateSpec]):
+    version = 1
+    summary = "make the images"
 
     def run(self, context: Context) -> Output:
         spec = context.step.spec_as(GenerateSpec)
@@ -261,11 +253,10 @@ class Generate(StepKind):
         reasons = Counter(status for commit in commits for status in commit.status if status != OK)
         requested = Counter(shard.tags["label"] for shard in shards for _ in range(shard.rows))
         sheet = context.file("sheet", "png", draw_sheet(context, spec, parts), file="sheet.png")
-        headline = f"{kept:,} images of {len(requested)} classes"
-        if reasons:
-            headline += "; quarantined: " + ", ".join(
-                f"{count} {reason}" for reason, count in reasons.items()
-            )
+        set_aside = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+        headline = f"{kept:,} images of {len(requested)} classes" + (
+            f"; quarantined: {set_aside}" if set_aside else ""
+        )
         return Output(
             [*parts, sheet], kept,
             GenerateResult(
@@ -277,7 +268,7 @@ class Generate(StepKind):
         )  # fmt: skip
 
     def shard_prefixes(self, store: Store, step: Step) -> list[str]:
-        return [store.generated(step.spec.generator_key)]  # type: ignore[attr-defined]
+        return [store.generated(step.spec_as(GenerateSpec).generator_key)]
 
 
 def sampling_stages(context: Context, spec: GenerateSpec) -> list[Stage]:
@@ -328,8 +319,6 @@ def warn_of_mixed_places(context: Context, commits: Sequence[Commit]) -> None:
 
 
 def raise_nothing_usable(commits: Sequence[Commit]) -> None:
-    from engine.core.errors import DataError
-
     reasons = Counter(status for commit in commits for status in commit.status)
     raise DataError(
         f"generate: no usable image was generated ({dict(reasons)}); inspect the generator with"
@@ -344,14 +333,12 @@ def draw_sheet(
     real = first_images(
         context.store, context.inputs["ingest"].keys(split="train"), spec.task, per_class
     )
-    generated: dict[str, list[np.ndarray]] = {}
+    generated: dict[str, list[np.ndarray]] = defaultdict(list)
     for part in parts:
-        label = part.tags["label"]
-        if len(generated.get(label, [])) < per_class:
-            images = first_images(
-                context.store, [part.key], spec.task, per_class - len(generated.get(label, []))
-            )
-            generated.setdefault(label, []).extend(images.get(label, []))
+        images = generated[label := part.tags["label"]]
+        if (lacking := per_class - len(images)) > 0:
+            found = first_images(context.store, [part.key], spec.task, lacking)
+            images += found.get(label, [])
     return contact_sheet(
         {label: (real.get(label, []), generated[label]) for label in sorted(generated)}
     )

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, ClassVar
+from typing import Any
 
 import pyarrow as pa
 
@@ -26,7 +26,6 @@ from engine.core.manifest import Manifest, Part
 from engine.core.names import csv_cell
 from engine.core.registry import kind_of
 from engine.core.shards import OK, ShardSet
-from engine.core.spec import Spec
 from engine.core.step import Step
 from engine.core.store import Store
 from engine.data.arrays import aligned
@@ -62,11 +61,10 @@ class IngestSpec(IntakeSpec):
     """How the user's files are read, split and checked."""
 
 
-class Ingest(StepKind):
-    version: ClassVar[int] = 4
-    Spec: ClassVar[type[Spec]] = IngestSpec
-    summary: ClassVar[str] = "decode, check and split the images, find leaks"
-    scratch: ClassVar[tuple[str, ...]] = (DECODED, EMBEDDED)
+class Ingest(StepKind[IngestSpec]):
+    version = 4
+    summary = "decode, check and split the images, find leaks"
+    scratch = (DECODED, EMBEDDED)
 
     def run(self, context: Context) -> Output:
         try:

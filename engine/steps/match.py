@@ -6,8 +6,6 @@ matches` has a row for each pair, the nearest first; `file: sheet.png` shows som
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -36,10 +34,9 @@ class MatchSpec(Spec):
     seed: int
 
 
-class Match(StepKind):
-    version: ClassVar[int] = 1
-    Spec: ClassVar[type[Spec]] = MatchSpec
-    summary: ClassVar[str] = "find the most similar images in another set"
+class Match(StepKind[MatchSpec]):
+    version = 1
+    summary = "find the most similar images in another set"
 
     def run(self, context: Context) -> Output:
         spec = context.step.spec_as(MatchSpec)

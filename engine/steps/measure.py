@@ -6,14 +6,11 @@ and the labeler's accuracy. The parts `table: measured` have a column for each f
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import pyarrow as pa
 
 from engine.context import Context, Output
 from engine.core import rows
 from engine.core.shards import parquet_rows
-from engine.core.spec import Spec
 from engine.results.data import IngestResult
 from engine.results.images import MeasureResult
 from engine.stages.images import DecodeOwn, image_shards
@@ -21,10 +18,9 @@ from engine.stages.measuring import MeasurePixels, MeasureSpec, figures, trained
 from engine.steps import StepKind
 
 
-class Measure(StepKind):
-    version: ClassVar[int] = 1
-    Spec: ClassVar[type[Spec]] = MeasureSpec
-    summary: ClassVar[str] = "measure val like generated images"
+class Measure(StepKind[MeasureSpec]):
+    version = 1
+    summary = "measure val like generated images"
 
     def run(self, context: Context) -> Output:
         spec = context.step.spec_as(MeasureSpec)

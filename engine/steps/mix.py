@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Collection, Mapping
-from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +22,6 @@ from engine.comparison.arms import Added, MixSpec
 from engine.context import Context, Output
 from engine.core import rows
 from engine.core.errors import DataError
-from engine.core.spec import Spec
 from engine.data.dataset import split_index
 from engine.nets.training import balanced_weights
 from engine.results.comparison import MixResult
@@ -35,10 +33,9 @@ from engine.steps.request import target_classes
 REAL = "real"
 
 
-class Mix(StepKind):
-    version: ClassVar[int] = 3
-    Spec: ClassVar[type[Spec]] = MixSpec
-    summary: ClassVar[str] = "assemble the training images of an arm"
+class Mix(StepKind[MixSpec]):
+    version = 3
+    summary = "assemble the training images of an arm"
 
     def run(self, context: Context) -> Output:
         spec = context.step.spec_as(MixSpec)

@@ -12,7 +12,6 @@ Images without an embedding (pictures of one colour) cannot be compared and are 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -44,10 +43,9 @@ class ReduceSpec(Spec):
     seed: int
 
 
-class Reduce(StepKind):
-    version: ClassVar[int] = 1
-    Spec: ClassVar[type[Spec]] = ReduceSpec
-    summary: ClassVar[str] = "choose the images to keep of dominant classes"
+class Reduce(StepKind[ReduceSpec]):
+    version = 1
+    summary = "choose the images to keep of dominant classes"
 
     def run(self, context: Context) -> Output:
         spec = context.step.spec_as(ReduceSpec)

@@ -61,10 +61,9 @@ class RequestSpec(Spec):
     seed: int
 
 
-class Request(StepKind):
-    version: ClassVar[int] = 1
-    Spec: ClassVar[type[Spec]] = RequestSpec
-    summary: ClassVar[str] = "plan every image to generate"
+class Request(StepKind[RequestSpec]):
+    version = 1
+    summary = "plan every image to generate"
 
     def run(self, context: Context) -> Output:
         spec = context.step.spec_as(RequestSpec)

@@ -9,7 +9,7 @@ as baseline. Twins of the chosen arms, with as many unfiltered images, are train
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +25,6 @@ from engine.comparison.arms import (
 from engine.context import Context, Output
 from engine.core import rows
 from engine.core.manifest import Manifest
-from engine.core.spec import Spec
 from engine.core.step import Step
 from engine.results.comparison import SearchResult, TrainResult, ValMean
 from engine.results.data import IngestResult
@@ -33,11 +32,10 @@ from engine.stages.classify import changed_weights, external_digests
 from engine.steps import StepKind
 
 
-class Search(StepKind):
-    version: ClassVar[int] = 5
-    Spec: ClassVar[type[Spec]] = SearchSpec
-    summary: ClassVar[str] = "train every arm with every seed, then choose on val"
-    runs: ClassVar[tuple[str, ...]] = ("train",)
+class Search(StepKind[SearchSpec]):
+    version = 5
+    summary = "train every arm with every seed, then choose on val"
+    runs = ("train",)
 
     def run(self, context: Context) -> Output:
         spec = context.step.spec_as(SearchSpec)

@@ -16,7 +16,6 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -44,10 +43,9 @@ class SelectSpec(Spec):
     seed: int
 
 
-class Select(StepKind):
-    version: ClassVar[int] = 3
-    Spec: ClassVar[type[Spec]] = SelectSpec
-    summary: ClassVar[str] = "choose representatives of each cluster"
+class Select(StepKind[SelectSpec]):
+    version = 3
+    summary = "choose representatives of each cluster"
 
     def run(self, context: Context) -> Output:
         spec = context.step.spec_as(SelectSpec)

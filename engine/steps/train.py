@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -127,10 +126,9 @@ class TrainClassifier:
         )  # fmt: skip
 
 
-class Train(StepKind):
-    version: ClassVar[int] = 5
-    Spec: ClassVar[type[Spec]] = TrainSpec
-    summary: ClassVar[str] = "train a classifier"
+class Train(StepKind[TrainSpec]):
+    version = 5
+    summary = "train a classifier"
 
     def run(self, context: Context) -> Output:
         spec = context.step.spec_as(TrainSpec)

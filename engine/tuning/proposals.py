@@ -14,10 +14,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import model_validator
-from pydantic_core import PydanticCustomError
 
 from engine.core.rng import derive_seed, generator
-from engine.core.spec import Spec
+from engine.core.spec import Spec, explained
 
 Settings = dict[str, Any]
 Method = Literal["grid", "random", "optuna"]
@@ -38,14 +37,14 @@ class Range(Spec):
     @model_validator(mode="after")
     def _possible(self) -> Range:
         if self.high <= self.low:
-            raise PydanticCustomError("explained", "high must be above low")
+            raise explained("high must be above low")
         if self.log and (self.low <= 0 or self.step is not None):
-            raise PydanticCustomError("explained", "log needs low above 0 and no step")
+            raise explained("log needs low above 0 and no step")
         if self.step is not None and not 0 < self.step <= self.high - self.low:
-            raise PydanticCustomError("explained", "step must be above 0 and at most high - low")
+            raise explained("step must be above 0 and at most high - low")
         ends = (self.low, self.high, self.step or 1)
         if self.integer and not all(float(end).is_integer() for end in ends):
-            raise PydanticCustomError("explained", "integer needs whole numbers: low, high, step")
+            raise explained("integer needs whole numbers: low, high, step")
         return self
 
     def at(self, share: float) -> float:

@@ -19,11 +19,12 @@ import pyarrow as pa
 
 from engine.core import rows
 from engine.core.errors import DataError, EngineError, StorageError
+from engine.core.names import attempt_name
 from engine.core.shards import OK, Shard, ShardSet, column, installed_versions
-from engine.core.store import Store, attempt_name
+from engine.core.store import Store
 from engine.work.attendance import HUNG, Attendance, History, Pace, Piece, Unattended
 from engine.work.memory import keep_freed_memory
-from engine.work.stage import Batch, Device, Place, Stage, pipeline
+from engine.work.stage import Batch, Place, Stage, pipeline
 
 # The status column of a stored piece.
 _PIECE_STATUS = "piece.status"
@@ -310,21 +311,6 @@ class _Timed:
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
         self.seconds: deque[float] = deque()
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        return self.stage.reads
-
-    @property
-    def writes(self) -> tuple[str, ...]:
-        return self.stage.writes
-
-    @property
-    def device(self) -> Device:
-        return self.stage.device
-
-    def load(self, place: Place) -> None:
-        self.stage.load(place)
 
     def __call__(self, batch: Batch) -> Batch:
         started = time.monotonic()

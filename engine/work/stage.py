@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple
 
 Batch = dict[str, Any]
 Device = Literal["cpu", "accelerator"]
@@ -28,28 +28,23 @@ class Place(NamedTuple):
     offload: Offload = "none"
 
 
-@runtime_checkable
-class Stage(Protocol):
+class Stage:
     """One transform. `load` runs once in each worker; then the stage is called with batch after
     batch.
 
-    A stage reads the columns `reads`, returns its input columns plus `writes`, and keeps the number
-    and order of rows. It never raises for a row that it cannot use: it sets a reason in the column
-    `status`, and the other rows go on.
+    A stage returns its input columns plus `writes`, and keeps the number and order of rows. It
+    never raises for a row that it cannot use: it sets a reason in the column `status`, and the
+    other rows go on.
     """
 
-    @property
-    def reads(self) -> tuple[str, ...]: ...
+    writes: tuple[str, ...]
+    device: ClassVar[Device] = "cpu"
 
-    @property
-    def writes(self) -> tuple[str, ...]: ...
+    def load(self, place: Place) -> None:
+        """Prepare for the calls."""
 
-    @property
-    def device(self) -> Device: ...
-
-    def load(self, place: Place) -> None: ...
-
-    def __call__(self, batch: Batch) -> Batch: ...
+    def __call__(self, batch: Batch) -> Batch:
+        raise NotImplementedError
 
 
 class _Stop:
@@ -60,8 +55,9 @@ class _Stop:
 
 
 def pipeline(
-    stages: Sequence[Stage], batches: Iterable[Batch], depth: int = 2, ahead: int = 2
-) -> Iterator[Batch]:
+    stages: Sequence[Callable[[Batch], Batch]], batches: Iterable[Batch], depth: int = 2,
+    ahead: int = 2,
+) -> Iterator[Batch]:  # fmt: skip
     """Run `batches` through `stages` in order, one thread per stage.
 
     depth: batches that may wait before each stage. ahead: finished batches that may wait for the
@@ -90,7 +86,7 @@ def pipeline(
         except BaseException as error:
             put(queues[0], _Stop(error))
 
-    def work(index: int, stage: Stage) -> None:
+    def work(index: int, stage: Callable[[Batch], Batch]) -> None:
         while not abandoned.is_set():
             try:
                 item = queues[index].get(timeout=0.2)

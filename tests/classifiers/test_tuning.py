@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForImageClassification
 from engine.classifiers.pretrained import Pretrained, PretrainedSpec
 from engine.core.errors import StudyError
 from engine.data.images import Preprocess
-from engine.nets.classification import with_synchronised_norms
+from engine.nets.training import with_synchronised_norms
 from engine.study import Study, validate
 
 CLASSES = ("cat", "dog", "eel")

@@ -13,7 +13,8 @@ import pytest
 
 from engine.core import store as module
 from engine.core.errors import DamageError, StorageError, StudyError
-from engine.core.store import Store, named_digest
+from engine.core.names import named_digest
+from engine.core.store import Store
 
 
 def forget_verified() -> None:

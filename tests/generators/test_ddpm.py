@@ -133,7 +133,7 @@ def test_the_loss_of_noise_levels_is_weighed_by_their_signal(
     import torch
 
     from engine.generators._ddpm_fit import Training
-    from engine.nets.denoising import noise_loss
+    from engine.nets.noise import noise_loss
 
     made = spec(prediction_type=prediction_type, snr_gamma=5.0)
     training = Training(context(Store(str(tmp_path))), made, images(), 0)

@@ -13,7 +13,7 @@ from engine.data.images import Preprocess
 from engine.generators import Conditions
 from engine.generators.pggan import Pggan, PgganSpec
 from engine.nets import pggan
-from engine.nets.adversarial import AdversarialTraining, ConditionedImages, Wasserstein
+from engine.nets.adversarial import AdversarialTraining, ConditionedImages
 from tests.generators import harness
 from tests.generators.harness import Killed, batch, images_of
 from tests.generators.test_dcgan import images
@@ -141,7 +141,7 @@ def in_training(folder: Path, made: PgganSpec) -> AdversarialTraining:
     held = ConditionedImages(data.pixels, classes, np.ones(len(classes)), data.image_ids)
     return AdversarialTraining(
         harness.context(Store(str(folder))), lambda: Pggan(made, PREPROCESS).networks(2),
-        Wasserstein(), held, made, 0, gradient_penalty=10.0,
+        "wasserstein", held, made, 0, gradient_penalty=10.0,
     )  # fmt: skip
 
 

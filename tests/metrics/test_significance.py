@@ -13,12 +13,14 @@ from sklearn.metrics import roc_auc_score
 
 from engine.core.errors import DataError
 from engine.metrics.classification import Metric, accuracy, macro_f1
-from engine.metrics.significance import (
+from engine.metrics.resampling import (
     AreaScores,
     ConfusionScores,
     Resampled,
     bootstrap,
     confusions_by_group,
+)
+from engine.metrics.significance import (
     detectable_difference,
     groups_needed,
     holm,

@@ -26,7 +26,8 @@ from engine.runtime.base import Outcome, Runtime, Try
 from engine.runtime.inline import InlineRuntime
 from engine.study import Study, apply_sets, validate
 from engine.tuning.proposals import Halving, Proposals, Rung, Settings
-from engine.tuning.tune import StudyVariants, TuningResult, tune, tuned_study
+from engine.tuning.tune import TuningResult, tune, tuned_study
+from engine.tuning.variants import StudyVariants
 from engine.work.resources import TrialResources
 
 Values = dict[str, Any]

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from engine.core.errors import StudyError
-from engine.core.spec import Spec
+from engine.core.registry import name_of
+from engine.core.spec import Configured, S, Spec
 from engine.nets.pipelines import Checkpoint, family_of
 
 Scope = Literal["all", "class", "cluster"]
@@ -40,11 +41,10 @@ class Prior:
     weight: float
 
 
-class Adaptation:
+class Adaptation(Configured[S]):
     """A method of adaptation, with its settings (which include `DenoisingSettings`)."""
 
     version: ClassVar[int]
-    Spec: ClassVar[type[AdaptSpec]]
     # The default prompt; {label}, {cluster} and {token} are filled in.
     template: ClassVar[str] = "a photo of {label}"
     # Whether each adaptation replaces whole networks.
@@ -52,12 +52,12 @@ class Adaptation:
     # Whether training learns only the words that stand for {token}.
     needs_token: ClassVar[bool] = False
 
-    def __init__(self, spec: Any) -> None:
+    def __init__(self, spec: S) -> None:
         self.spec = spec
 
     def check(self, checkpoint: Checkpoint) -> None:
         """Raise `StudyError` for a checkpoint that cannot be adapted this way."""
-        name = self.spec.name
+        name = name_of(self.spec)
         if checkpoint.family is None:
             raise StudyError(
                 f"generators: adapt: {name} supports Stable Diffusion 1, 2, XL, 3 and FLUX;"

@@ -53,13 +53,9 @@ class PromptedGenerator(Protocol):
     def filled(self, template: str, label: str, cluster: int) -> str: ...
 
     def call(
-        self,
-        pipeline: Any,
-        prompts: Sequence[str],
-        seeds: Sequence[int],
-        side: int,
+        self, pipeline: Any, prompts: Sequence[str], seeds: Sequence[int], side: int,
         options: Mapping[str, Any],
-    ) -> list[np.ndarray | str]: ...
+    ) -> list[np.ndarray | str]: ...  # fmt: skip
 
 
 def fit(generator: PromptedGenerator, context: FitContext, data: TrainingImages, seed: int) -> None:

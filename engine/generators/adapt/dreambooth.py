@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -36,13 +36,11 @@ class DreamboothSpec(LoraSettings, AdaptSpec):
     prior_loss_weight: Annotated[float, Field(gt=0)] = 1.0
 
 
-class Dreambooth(Adaptation):
-    version: ClassVar[int] = 1
-    Spec: ClassVar[type[AdaptSpec]] = DreamboothSpec
-    template: ClassVar[str] = "a photo of {token} {label}"
-    spec: DreamboothSpec
+class Dreambooth(Adaptation[DreamboothSpec]):
+    version = 1
+    template = "a photo of {token} {label}"
 
-    def __init__(self, spec: Any) -> None:
+    def __init__(self, spec: DreamboothSpec) -> None:
         super().__init__(spec)
         self.method: Adaptation = Lora(spec)
         if spec.method == "full":

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -31,11 +31,9 @@ class FullSpec(DenoisingSettings, AdaptSpec):
     train_text_encoder: bool = False
 
 
-class Full(Adaptation):
-    version: ClassVar[int] = 1
-    Spec: ClassVar[type[AdaptSpec]] = FullSpec
+class Full(Adaptation[FullSpec]):
+    version = 1
     replaces_networks = True
-    spec: FullSpec
 
     def attach(self, pipeline: Any, words: Mapping[Pair, str]) -> None:
         freeze(pipeline)

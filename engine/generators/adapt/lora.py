@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -42,10 +42,9 @@ class LoraSpec(LoraSettings, AdaptSpec):
     name: Literal["lora"] = "lora"
 
 
-class Lora(Adaptation):
-    version: ClassVar[int] = 1
-    Spec: ClassVar[type[AdaptSpec]] = LoraSpec
-    spec: LoraSettings
+class Lora(Adaptation[LoraSettings]):
+    version = 1
+    Spec = LoraSpec
 
     def attach(self, pipeline: Any, words: Mapping[Pair, str]) -> None:
         from peft import LoraConfig

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -36,12 +36,10 @@ class TextualInversionSpec(DenoisingSettings, AdaptSpec):
     initializer_token: str | None = None
 
 
-class TextualInversion(Adaptation):
-    version: ClassVar[int] = 1
-    Spec: ClassVar[type[AdaptSpec]] = TextualInversionSpec
-    template: ClassVar[str] = "a photo of {token}"
-    needs_token: ClassVar[bool] = True
-    spec: TextualInversionSpec
+class TextualInversion(Adaptation[TextualInversionSpec]):
+    version = 1
+    template = "a photo of {token}"
+    needs_token = True
 
     def check(self, checkpoint: Checkpoint) -> None:
         super().check(checkpoint)

@@ -1,0 +1,206 @@
+"""The bootstrap of a difference between two arms, over replicates and test groups at once.
+
+Percentile intervals (Efron and Tibshirani 1993, ch. 13), resampling two factors as in Owen 2007,
+"The pigeonhole bootstrap".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from scipy import sparse
+
+from engine.core.errors import DataError
+from engine.metrics.classification import Metric
+from engine.metrics.probabilities import macro, roc_auc
+
+# The largest share of draws that a class without images may void.
+_MOST_VOID = 0.5
+# Numbers in memory at once.
+_CELLS = 2**22
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its interval at `level`, and the two-sided p-value of "no difference"."""
+
+    estimate: float
+    low: float
+    high: float
+    p: float
+    level: float = 0.95
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """A difference between two arms, and its values in resampled studies.
+
+    draws: (n,) with replicates and test groups resampled. error_of_test: standard deviation with
+    only the `groups` resampled, the uncertainty that more replicates cannot reduce.
+    effective_groups: the number of equal groups that the test set is equivalent to (Kish 1965).
+    rarest: groups that contain the rarest class, if the metric is a mean over classes.
+    """
+
+    estimate: float
+    draws: np.ndarray
+    error_of_test: float
+    groups: int
+    effective_groups: float | None = None
+    rarest: int | None = None
+
+    def interval(self, level: float = 0.95) -> Interval:
+        """Percentile interval. The p-value is at least the smallest that the draws can show."""
+        low, high = np.quantile(self.draws, [(1 - level) / 2, (1 + level) / 2])
+        p = min(1.0, 2 * min(self._share(self.draws <= 0), self._share(self.draws >= 0)))
+        return Interval(self.estimate, float(low), float(high), p, level)
+
+    def beyond(self, margin: float) -> float:
+        """p-value of "the difference exceeds ± margin", as `tost` but by the draws."""
+        return max(self._share(self.draws >= margin), self._share(self.draws <= -margin))
+
+    def _share(self, where: np.ndarray) -> float:
+        # Davison and Hinkley 1997, 4.2.
+        return float((where.sum() + 1) / (len(self.draws) + 1))
+
+
+def confusions_by_group(
+    labels: np.ndarray, predicted: np.ndarray, groups: np.ndarray, classes: int
+) -> sparse.csr_array:
+    """Counts (groups, classes * classes): a confusion matrix for each group, in sorted order.
+
+    Sparse, because a group has few images and a study may have many groups and classes.
+    """
+    names, inverse = np.unique(groups, return_inverse=True)
+    cells = np.asarray(labels) * classes + np.asarray(predicted)
+    ones = np.ones(len(cells))
+    return sparse.coo_array((ones, (inverse, cells)), shape=(len(names), classes * classes)).tocsr()
+
+
+class Scores(Protocol):
+    """A metric of an arm's replicates, with weighted test groups.
+
+    rarest: groups that contain the rarest class; None if the metric is not a mean over classes.
+    cells: numbers in memory for one draw.
+    """
+
+    replicates: int
+    groups: int
+    effective_groups: float
+    rarest: int | None
+    cells: int
+
+    def __call__(self, weights: np.ndarray) -> np.ndarray:
+        """(draws, replicates) of weights (draws, groups)."""
+        ...
+
+
+class ConfusionScores:
+    """Scores by a metric of the confusion matrix.
+
+    by_group: for each classifier, in the order of the fits, the confusions by group of the same
+    images. A replicate's score is the mean over its classifiers. of_classes: the metric is a mean
+    over classes.
+    """
+
+    def __init__(
+        self, by_group: Sequence[sparse.csr_array], metric: Metric,
+        replicates: int | None = None, of_classes: bool = True,
+    ) -> None:  # fmt: skip
+        shapes = {matrix.shape for matrix in by_group}
+        if len(shapes) != 1:
+            raise ValueError(f"the classifiers differ in groups or classes: {shapes}")
+        self.replicates, self.metric = replicates or len(by_group), metric
+        ((self.groups, cells),) = shapes
+        self.classes, self.cells = math.isqrt(cells), cells * len(by_group)
+        images = by_group[0].reshape((self.groups * self.classes, self.classes)).sum(1)
+        images = np.asarray(images).reshape(self.groups, self.classes)
+        self.effective_groups = effective_number(images.sum(1))
+        groups_of = (images > 0).sum(0)
+        self.rarest: int | None = int(groups_of[groups_of > 0].min()) if of_classes else None
+        self._stacked = sparse.hstack(list(by_group)).T.tocsr()
+
+    def __call__(self, weights: np.ndarray) -> np.ndarray:
+        counts = (self._stacked @ weights.T).T
+        scores = self.metric(counts.reshape(len(weights), -1, self.classes, self.classes))
+        return np.asarray(scores.reshape(len(weights), self.replicates, -1).mean(-1))
+
+
+class AreaScores:
+    """Scores by the area under the ROC curve of one class against the rest, averaged over the
+    classes that have both in a draw (ties count half; Hanley and McNeil 1982).
+
+    probabilities: float (classifiers, n, classes), in the order of the fits. labels: class numbers
+    (n,).
+    """
+
+    def __init__(
+        self, labels: np.ndarray, probabilities: np.ndarray, groups: np.ndarray,
+        replicates: int | None = None,
+    ) -> None:  # fmt: skip
+        self.replicates = replicates or len(probabilities)
+        names, self._group_of = np.unique(groups, return_inverse=True)
+        self.groups, self.cells = len(names), 4 * len(labels)
+        self.effective_groups = effective_number(np.bincount(self._group_of))
+        self.rarest: int | None = min(
+            len(np.unique(groups[labels == label])) for label in np.unique(labels)
+        )
+        self._labels, self._probabilities = np.asarray(labels), np.asarray(probabilities)
+
+    def __call__(self, weights: np.ndarray) -> np.ndarray:
+        of_image = weights[:, self._group_of]
+        areas = [roc_auc(self._labels, values, of_image) for values in self._probabilities]
+        by_replicate = macro(np.stack(areas, 1)).reshape(len(weights), self.replicates, -1)
+        return np.asarray(by_replicate.mean(-1))
+
+
+def bootstrap(arm: Scores, baseline: Scores, draws: int, seed: int) -> Resampled:
+    """Resample replicates and groups for the difference `arm` - `baseline` of a metric's mean over
+    replicates. Raises `DataError` if too many draws have no value."""
+    if (arm.replicates, arm.groups) != (baseline.replicates, baseline.groups):
+        raise ValueError(
+            f"the arms differ: {arm.replicates} and {baseline.replicates} replicates,"
+            f" {arm.groups} and {baseline.groups} groups"
+        )
+    replicates, groups = arm.replicates, arm.groups
+    random = np.random.default_rng(seed)
+
+    def differences(weights: np.ndarray) -> np.ndarray:
+        """(draws, replicates) of weights (draws, groups)."""
+        return np.asarray(arm(weights) - baseline(weights))
+
+    block = max(1, _CELLS // (arm.cells + baseline.cells + groups))
+    of_both: list[np.ndarray] = []
+    of_groups: list[np.ndarray] = []
+    wanted, tried = draws, 0
+    while wanted:
+        count = min(block, wanted)
+        weights = random.multinomial(groups, np.full(groups, 1 / groups), count)
+        drawn = differences(weights.astype(float))
+        chosen = random.integers(0, replicates, (count, replicates))
+        # A draw with a single class has no area under a curve, and is replaced.
+        defined = np.isfinite(drawn).all(1)
+        of_both.append(np.take_along_axis(drawn, chosen, 1).mean(1)[defined])
+        of_groups.append(drawn.mean(1)[defined])
+        wanted, tried = wanted - int(defined.sum()), tried + count
+        if tried >= draws and draws - wanted < (1 - _MOST_VOID) * tried:
+            raise DataError(
+                f"{tried - draws + wanted} of {tried} resampled test sets have no area under the"
+                " curve: test has too few images of a class; choose another objective"
+            )
+    return Resampled(
+        estimate=float(differences(np.ones((1, groups))).mean()),
+        draws=np.concatenate(of_both),
+        error_of_test=float(np.concatenate(of_groups).std()),
+        groups=groups,
+        effective_groups=arm.effective_groups,
+        rarest=arm.rarest,
+    )
+
+
+def effective_number(sizes: np.ndarray) -> float:
+    """The number of equal groups that groups of these sizes are equivalent to (Kish 1965)."""
+    return float(sizes.sum() ** 2 / (sizes**2).sum())
