@@ -40,7 +40,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.timing import machine, print_table
 from engine.comparison.predictions import score
-from engine.comparison.verdict import Contrast, Predictions, compare
+from engine.comparison.verdict import DeclaredContrast, Predictions, compare
 from engine.core import rows
 from engine.core.progress import Bar
 from engine.core.rng import generator
@@ -141,8 +141,8 @@ def judged(study: Study, root: Path, arm: str = "", against: str = "") -> Mappin
     two = pa.array([chosen[arm], chosen[against]])
     pq.write_table(table.filter(pc.is_in(table[rows.ARM], two)), path)
     ingest = made[named(steps, "ingest")[0].key]
-    told = score(study, store, ingest, "class", path, chosen[against])
-    return next(one for one in told["contrasts"] if one["arm"] == chosen[arm])
+    scored = score(study, store, ingest, "class", path, chosen[against])
+    return next(one.model_dump() for one in scored.contrasts if one.arm == chosen[arm])
 
 
 def single(kind: str, seed: int) -> Mapping[str, Any]:
@@ -229,10 +229,9 @@ def planted(seed: int) -> Mapping[str, Any]:
     size."""
 
     def contrast(gain: float, seed: int) -> Mapping[str, Any]:
-        (found,) = compare(
-            simulated(gain, seed), [Contrast("made", "real")], "accuracy", Evaluate(), seed
-        )
-        return found
+        declared = [DeclaredContrast("made", "real")]
+        (found,) = compare(simulated(gain, seed), declared, "accuracy", Evaluate(), seed)
+        return found.model_dump()
 
     return contrast(contrast(0.0, 2 * seed)["detectable"], 2 * seed + 1)
 
