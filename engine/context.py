@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from engine.core.errors import EngineError
 from engine.core.manifest import Manifest, Part, read_manifest, write_part
+from engine.core.notice import Notice
 from engine.core.progress import Bar, say
 from engine.core.registry import resolve
 from engine.core.shards import Commit, Shard, ShardSet
@@ -23,6 +24,7 @@ from engine.core.step import Step, upstream
 from engine.core.store import Store, attempt_name
 from engine.results.base import StepResult
 from engine.runtime.base import Runtime
+from engine.wording import notice_in_words
 from engine.work.attendance import DIED, HUNG
 from engine.work.fit import FitContext, read_progress, read_result
 from engine.work.resources import FitResources, StageResources
@@ -137,6 +139,10 @@ class Context:
 
     def say(self, text: str) -> None:
         say(f"  {self.step.label}: {text}")
+
+    def warn(self, notices: Sequence[Notice]) -> None:
+        for notice in notices:
+            self.say(f"warning: {notice_in_words(notice)}")
 
     def table(
         self, name: str, rows: pa.Table, /, *, row_group_size: int | None = None, **tags: str

@@ -23,6 +23,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 from pydantic_core import PydanticCustomError
 
 from engine.core.errors import StudyError
+from engine.core.notice import Notice
 from engine.core.registry import PluginField, resolve
 from engine.core.rng import generator
 from engine.core.spec import Spec
@@ -233,7 +234,7 @@ class Diffusion(Generator):
         if spec.negative_prompt:
             yield spec.negative_prompt
 
-    def prompt_warnings(self, prompts: Sequence[str]) -> list[str]:
+    def prompt_warnings(self, prompts: Sequence[str]) -> list[Notice]:
         from engine.nets.tokenizers import truncation_warnings
 
         new = self.adaptation.new_words(prompts) if self.adaptation else {}

@@ -11,6 +11,7 @@ from typing import ClassVar, Protocol
 
 import pyarrow as pa
 
+from engine.core.notice import Notice
 from engine.core.rows import TaskKind
 from engine.core.spec import Spec
 
@@ -47,7 +48,7 @@ class Reader:
         """The source of the encoded images, by uri."""
         raise NotImplementedError
 
-    def warnings(self) -> list[str]:
+    def warnings(self) -> list[Notice]:
         """Warnings for the user; call after `records`."""
         return []
 

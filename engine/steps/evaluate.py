@@ -22,10 +22,8 @@ from engine.comparison.verdict import (
     DeclaredContrast,
     Predictions,
     budget_effect,
-    budget_in_words,
     compare,
     figures_of,
-    in_words,
     saturations,
 )
 from engine.context import Context, Output
@@ -52,6 +50,7 @@ from engine.stages.classify import (
 )
 from engine.stages.images import DecodeOwn, image_shards
 from engine.steps import StepKind
+from engine.wording import verdict_in_words
 
 
 class EvaluateSpec(Spec):
@@ -64,7 +63,7 @@ class EvaluateSpec(Spec):
 
 
 class Evaluate(StepKind):
-    version: ClassVar[int] = 8
+    version: ClassVar[int] = 9
     Spec: ClassVar[type[Spec]] = EvaluateSpec
     summary: ClassVar[str] = "open test for the chosen arms and reach the verdict"
 
@@ -112,16 +111,13 @@ class Evaluate(StepKind):
             spec.settings,
             spec.seed,
         )
-        sentence = in_words(contrasts, spec.objective, searched.baseline)
         budget = budget_effect(results, spec.objective)
-        if budget is not None and budget.low > 0:
-            sentence += " " + budget_in_words(budget, spec.objective)
+        verdict = verdict_in_words(contrasts, spec.objective, searched.baseline, budget)
         return Output(
             [context.table("predictions", pa.concat_tables(tables), table="predictions")],
             len(predictions.labels),
             EvaluateResult(
-                headline=sentence.rstrip("."),
-                verdict=sentence,
+                headline=verdict.rstrip("."),
                 objective=spec.objective,
                 arms=results,
                 baseline=searched.baseline,

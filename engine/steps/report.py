@@ -58,6 +58,7 @@ from engine.results.images import CurateResult
 from engine.sections import Amount
 from engine.steps import StepKind
 from engine.steps.evaluate import EvaluateSpec
+from engine.wording import verdict_in_words
 
 _TILE = 52  # px
 _LINKED = 150_000  # largest table, in bytes, that is embedded in the page
@@ -188,7 +189,9 @@ class Report(StepKind):
             ReportResult(
                 headline=f"a page and {len(tables) + 1} tables",
                 table=as_text(table, search.objective),
-                verdict=evaluate.verdict,
+                verdict=verdict_in_words(
+                    evaluate.contrasts, evaluate.objective, evaluate.baseline, evaluate.budget
+                ),
             ),
         )  # fmt: skip
 

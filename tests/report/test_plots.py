@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from engine.core.notice import Notice
 from engine.report import plots
 from engine.report.table import as_text, comparison, stars
 from tests.results import (
@@ -181,7 +182,7 @@ def test_replicates_that_are_alike_have_no_spread_in_the_table() -> None:
     ("p", "more", "want"),
     [
         (0.06, {}, ""), (0.04, {}, "*"), (0.009, {}, "**"), (0.0005, {}, "***"),
-        (0.0005, {"obstacle": "too few replicates: 2"}, ""),
+        (0.0005, {"obstacle": Notice.of("few_replicates", replicates=2, minimum=5)}, ""),
         (0.0005, {"bootstrap": NOTHING.model_copy(update={"estimate": -0.1})}, ""),
     ],
 )  # fmt: skip

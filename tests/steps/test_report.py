@@ -359,7 +359,7 @@ def test_an_arm_of_generated_images_alone_is_shown_and_no_baseline(
     assert "more only" in figures_section(page)
     # No verdict is of it, and none against it.
     assert "more only" not in page[: page.index("<h2>All arms")]
-    assert "more only" not in evaluate.metrics["verdict"]
+    assert "more only" not in evaluate.metrics["headline"]
     assert search.metrics["baseline"] != "more only"
     chosen = {name for name in search.metrics["chosen"] if name.startswith("more x")}
     assert len(chosen) == 1
