@@ -114,9 +114,7 @@ def test_a_network_without_a_list_of_blocks_is_trained_as_a_whole_or_by_its_head
         ({"name": "vgg", "depth": 12}, "classifier.depth: must be"),
     ],
 )
-def test_an_invalid_classifier_is_refused_in_one_line(
-    fields: dict[str, Any], message: str
-) -> None:
+def test_an_invalid_classifier_is_refused_in_one_line(fields: dict[str, Any], message: str) -> None:
     values = {
         "name": "toy", "reader": {"name": "digits"}, "preprocess": {"size": 16},
         "classifier": fields,
