@@ -10,6 +10,9 @@ from engine.core.notice import Notice
 from engine.core.spec import Spec
 from engine.results.base import StepResult
 
+# None was stored as "" before.
+Reason = Annotated[Notice | None, BeforeValidator(lambda value: value or None)]
+
 
 class RequestResult(StepResult):
     """The images to generate."""
@@ -69,8 +72,7 @@ class FilterReport(Spec):
     name: str
     dropped: int
     limits: dict[str, float | dict[str, float | None] | None]
-    # Stored as "" by earlier versions.
-    stops: Annotated[Notice | None, BeforeValidator(lambda value: value or None)]
+    stops: Reason
 
 
 class LabelerReport(Spec):
@@ -113,11 +115,11 @@ class FidelitySet(Spec):
 
 
 class FidelityScope(Spec):
-    """One class, or all together."""
+    """One class, or all together. few: why there are no figures."""
 
     classes: list[str]
     val: int
-    few: str
+    few: Reason
     sets: dict[str, FidelitySet]
     floor: dict[str, FidelitySet]
     val_sampled: int | None = None
