@@ -23,7 +23,6 @@ class RequestResult(StepResult):
     counts: dict[str, int]
     # Digests of the generator's external files.
     outside: dict[str, str]
-    warnings: list[Notice] = []
 
 
 class FinetuneResult(StepResult):
@@ -46,7 +45,6 @@ class GenerateResult(StepResult):
     requested: dict[str, int]
     # By reason.
     quarantined: dict[str, int]
-    warnings: list[Notice] = []
 
 
 class MeasureResult(StepResult):
@@ -92,7 +90,6 @@ class CurateResult(StepResult):
     kind: ClassVar[str] = "curate"
 
     funnel: dict[str, ClassFunnel]
-    warnings: list[Notice] = []
     filters: list[FilterReport] = []
     labeler: LabelerReport | None = None
 
@@ -132,4 +129,3 @@ class FidelityResult(StepResult):
     kind: ClassVar[str] = "fidelity"
 
     scopes: list[FidelityScope]
-    warnings: list[Notice]
