@@ -51,6 +51,8 @@ SENTENCES: dict[Code, str] = {
         " than {farther:.0f}% of val images; {expected:g}% are expected",
     "classes_omitted":
         "the scope of all classes omits those with fewer than {least} kept images: {classes}",
+    "few_in_val": "{images} in val",
+    "few_generated": "{images} generated",
     "hardly_learnt":
         "on real images alone the classifier has hardly learnt anything (balanced accuracy"
         " {mean:.2f} on val, chance is {chance:.2f}), so no arm is informative; raise"

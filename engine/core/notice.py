@@ -24,7 +24,8 @@ Code = Literal[
     # Curate.
     "copies",
     # Fidelity.
-    "few_for_frechet", "small_train", "near_train", "classes_omitted",
+    "few_for_frechet", "small_train", "near_train", "classes_omitted", "few_in_val",
+    "few_generated",
     # Search.
     "hardly_learnt",
     # Evaluate: why a contrast cannot be decided.

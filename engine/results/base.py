@@ -6,6 +6,7 @@ from typing import ClassVar, Self
 
 from engine.core.errors import StorageError
 from engine.core.manifest import Manifest
+from engine.core.notice import Notice
 from engine.core.spec import Spec
 
 
@@ -16,6 +17,7 @@ class StepResult(Spec):
 
     # A line about the result, for the terminal.
     headline: str = ""
+    warnings: list[Notice] = []
 
     @classmethod
     def of(cls, manifest: Manifest) -> Self:

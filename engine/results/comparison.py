@@ -79,7 +79,6 @@ class SearchResult(StepResult):
     kind: ClassVar[str] = "search"
 
     objective: str
-    warnings: list[Notice]
     # Digest of each trial's manifest, by key of its step.
     trials: dict[str, str]
     outside: dict[str, str] = {}
@@ -138,12 +137,17 @@ class ArmResult(Spec):
     reliability: list[ReliabilityBin]
 
 
-class Estimate(Spec):
-    """A difference with its interval at `level`, and the two-sided p-value of "no difference"."""
+class Effect(Spec):
+    """A difference with its interval; at 95% unless there is a level."""
 
     estimate: float
     low: float
     high: float
+
+
+class Estimate(Effect):
+    """A difference with its interval at `level`, and the two-sided p-value of "no difference"."""
+
     p: float
     level: float = 0.95
 
@@ -204,14 +208,6 @@ class Contrast(Verdict):
     recall_gain_to_real: list[MeanInterval] = []
     generator_fits: int
     seeds: int
-
-
-class Effect(Spec):
-    """A difference with its 95% interval."""
-
-    estimate: float
-    low: float
-    high: float
 
 
 class SaturationPoint(Spec):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from engine.core.notice import Notice
 from engine.core.spec import Spec
 from engine.results.base import StepResult
 
@@ -20,7 +19,6 @@ class IngestResult(StepResult):
     set_aside: dict[str, int] = {}
     # The reader's fingerprint of the files, in its own terms.
     data: dict[str, Any] = {}
-    warnings: list[Notice] = []
     # Splits that the data lacks and that were taken from train.
     carved: list[str] = []
     # Limits used to find near duplicates (`engine.data.near_duplicates.NearLimit`).
@@ -53,7 +51,6 @@ class AuditResult(StepResult):
     found: dict[str, int]
     # Problems to fix before the study can run.
     must: list[str]
-    warnings: list[Notice]
     near_limit: dict[str, float | None]
 
 
@@ -74,7 +71,6 @@ class ClusterResult(StepResult):
     # Images of each cluster in descending order, by class.
     sizes: dict[str, list[int]]
     inertia: dict[str, float]
-    warnings: list[Notice]
     # Mean silhouette of each number of clusters tried, by class.
     silhouette: dict[str, dict[str, float]] = {}
 

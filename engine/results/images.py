@@ -10,6 +10,9 @@ from engine.core.notice import Notice
 from engine.core.spec import Spec
 from engine.results.base import StepResult
 
+# None was stored as "" before.
+Reason = Annotated[Notice | None, BeforeValidator(lambda value: value or None)]
+
 
 class RequestResult(StepResult):
     """The images to generate."""
@@ -20,7 +23,6 @@ class RequestResult(StepResult):
     counts: dict[str, int]
     # Digests of the generator's external files.
     outside: dict[str, str]
-    warnings: list[Notice] = []
 
 
 class FinetuneResult(StepResult):
@@ -43,7 +45,6 @@ class GenerateResult(StepResult):
     requested: dict[str, int]
     # By reason.
     quarantined: dict[str, int]
-    warnings: list[Notice] = []
 
 
 class MeasureResult(StepResult):
@@ -69,8 +70,7 @@ class FilterReport(Spec):
     name: str
     dropped: int
     limits: dict[str, float | dict[str, float | None] | None]
-    # Stored as "" by earlier versions.
-    stops: Annotated[Notice | None, BeforeValidator(lambda value: value or None)]
+    stops: Reason
 
 
 class LabelerReport(Spec):
@@ -90,7 +90,6 @@ class CurateResult(StepResult):
     kind: ClassVar[str] = "curate"
 
     funnel: dict[str, ClassFunnel]
-    warnings: list[Notice] = []
     filters: list[FilterReport] = []
     labeler: LabelerReport | None = None
 
@@ -113,11 +112,11 @@ class FidelitySet(Spec):
 
 
 class FidelityScope(Spec):
-    """One class, or all together."""
+    """One class, or all together. few: why there are no figures."""
 
     classes: list[str]
     val: int
-    few: str
+    few: Reason
     sets: dict[str, FidelitySet]
     floor: dict[str, FidelitySet]
     val_sampled: int | None = None
@@ -130,4 +129,3 @@ class FidelityResult(StepResult):
     kind: ClassVar[str] = "fidelity"
 
     scopes: list[FidelityScope]
-    warnings: list[Notice]

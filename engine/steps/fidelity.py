@@ -10,7 +10,7 @@ The manifest's metrics have a scope of all classes together, then one for each c
 
     classes     the classes of the scope
     val         number of val images, the reference of all sets
-    few         the reason why there are no figures, or empty
+    few         the reason why there are no figures
     val_sampled, val_nearest
                 number of sampled val images, and their median cosine distance to train
     sets        by name: kept, generated (if curation changed it) and real: `n` images and the
@@ -168,7 +168,7 @@ class Scope:
     labels: Sequence[str]
     val_count: int
     shares: Mapping[str, float]
-    few: str = ""
+    few: Notice | None = None
     sets: dict[str, int] = field(default_factory=dict)
     floor: int = 0
     draws: dict[tuple[str, int], Draw] = field(default_factory=dict)
@@ -185,11 +185,11 @@ def plan_scope(
     shares = {label: counts["val"][label] / val_count for label in labels if counts["val"][label]}
     scope = Scope(labels, val_count, shares)
     if val_count < LEAST:
-        scope.few = f"{val_count} in val"
+        scope.few = Notice.of("few_in_val", images=val_count)
         return scope
     available = {name: room(counts[name], shares) for name in sides if name not in ("real", "val")}
     if max(available.values()) < LEAST:
-        scope.few = f"{max(available.values())} generated"
+        scope.few = Notice.of("few_generated", images=max(available.values()))
         return scope
     wanted = room(needed, shares)
     # Fits keep different numbers of images; only equal sizes are comparable. Real images do not
@@ -276,7 +276,7 @@ def measure(spec: FidelitySpec, inputs: FidelityInputs, scope: Scope, number: in
         if scope.floor and n == scope.floor and name != "val"
     }
     return FidelityScope(
-        classes=list(scope.labels), val=scope.val_count, few="", sets=sets, floor=floor,
+        classes=list(scope.labels), val=scope.val_count, few=None, sets=sets, floor=floor,
         val_sampled=len(reference.some), val_nearest=float(np.median(reference.distances)),
     )  # fmt: skip
 

@@ -15,26 +15,22 @@ import pytest
 from PIL import Image
 
 from engine.comparison.arms import Arm, planned_trials
-from engine.comparison.verdict import budget_effect, saturations
 from engine.core import rows
-from engine.core.errors import DataError, EngineError, ResumeError, StorageError, StudyError
+from engine.core.errors import DataError, EngineError, StorageError, StudyError
 from engine.core.manifest import Manifest, read_manifest
 from engine.core.store import Store
-from engine.execute import RunTrial, discard, execute, inspect
+from engine.execute import RunTrial, execute, inspect
 from engine.plan import named, plan
 from engine.profile import Profile
-from engine.results.comparison import ArmResult, EvaluateResult, SaturationPoint
-from engine.results.images import ClassFunnel
+from engine.results.comparison import EvaluateResult
 from engine.runtime.base import Trial
 from engine.runtime.inline import InlineRuntime
 from engine.sections import Amount
 from engine.steps.mix import pool_order, wanted_images
-from engine.steps.request import top_up
 from engine.steps.search import choose, hardly_learnt
 from engine.study import Study
-from engine.wording import verdict_in_words
 from tests.conftest import write_bars
-from tests.results import arm_figure, arm_result, val_mean
+from tests.results import val_mean
 
 Run = Callable[[Study, str], Manifest]
 
@@ -67,35 +63,6 @@ def test_a_study_goes_to_its_verdict_and_the_same_again_computes_nothing(
     before = store.listing("")
     execute(plan(bars_study()), store, InlineRuntime(), profile)
     assert store.listing("") == before
-
-
-def test_only_evaluate_opens_test_and_openings_are_counted(
-    bars_study, run_until: Run, store: Store, tmp_path: Path
-) -> None:
-    searched = run_until(bars_study(), "search")
-    assert set(table(store, searched, "trials")["key"].to_pylist())
-    assert not store.listing("openings")
-    assert run_until(bars_study(), "evaluate").metrics["test"]["opened"] == 1
-    other = bars_study(evaluate={"bootstrap_draws": 201})
-    assert run_until(other, "evaluate").metrics["test"]["opened"] == 2
-    # The same study, by what an image is renamed to for other arms.
-    folder = tmp_path / "good" / "down"
-    (folder / "0000.png").rename(folder / "00000.png")
-    assert run_until(bars_study(), "evaluate").metrics["test"]["opened"] == 3
-
-
-def test_no_step_before_evaluate_can_read_test(bars_study, run_until: Run, store: Store) -> None:
-    ingest = run_until(bars_study(), "ingest")
-    kept = {key: store.read(key) for key in ingest.keys(split="test")}
-    for key in kept:
-        store.put(key, b"a canary: whoever reads test cannot go on")
-    searched = run_until(bars_study(), "search")
-    assert searched.metrics["baseline"]
-    with pytest.raises(StorageError, match="is not a readable Parquet file"):
-        run_until(bars_study(), "evaluate")
-    for key, data in kept.items():
-        store.put(key, data)
-    assert run_until(bars_study(), "evaluate").metrics["headline"]
 
 
 def test_images_that_show_another_class_are_dropped_with_their_reason(
@@ -247,16 +214,6 @@ def test_ratios_round_and_pools_have_their_own_order() -> None:
     assert orders[0] != orders[1]
 
 
-def test_more_is_asked_for_at_the_share_that_was_kept() -> None:
-    funnel = {
-        name: ClassFunnel(requested=40, generated=40, kept=kept, reasons={})
-        for name, kept in (("a", 20), ("b", 40), ("c", 0))
-    }
-    needed = {"a": 40, "b": 40, "c": 40}
-    assert top_up(needed, funnel, None) == {"a": 90, "b": 40, "c": 540}
-    assert top_up(needed, funnel, {"a": 50, "b": 40, "c": 0}) == {"a": 50, "b": 40, "c": 40}
-
-
 def test_the_ratio_is_chosen_on_val_and_the_smaller_of_equals_wins() -> None:
     arms = [
         Arm(name="real", family="real", mixes=("m",)),
@@ -330,17 +287,6 @@ def test_a_trial_that_another_attempt_finished_is_left_as_it_is(
     assert figures["macro_f1"] == before.metrics["val"]["macro_f1"]
 
 
-def test_evaluate_reads_the_trials_that_were_chosen_by_and_no_others(
-    bars_study, run_until: Run, store: Store
-) -> None:
-    run_until(bars_study(), "search")
-    search = named(plan(bars_study()), "search")[0]
-    trial = planned_trials(search)[0].step
-    discard(trial, store)
-    with pytest.raises(ResumeError, match=r"train.real.0 is not the trial .* --discard search"):
-        run_until(bars_study(), "evaluate")
-
-
 def test_a_trial_that_fails_says_which_it_is(bars_study, run_until: Run, store: Store) -> None:
     mixed = run_until(bars_study(), "mix.oversampled")
     (members,) = mixed.keys(table="members")
@@ -375,32 +321,3 @@ def test_a_changed_pool_trains_its_own_arms_anew_and_no_others(
 def test_a_generator_cannot_take_the_name_of_an_arm(bars_study) -> None:
     with pytest.raises(StudyError, match="the name is already an arm"):
         bars_study(generators={"oversampled": {"name": "traditional"}})
-
-
-def test_a_budget_that_limits_every_arm_is_said() -> None:
-    def arms(real: list[float], double: list[float]) -> dict[str, ArmResult]:
-        return {
-            "real": arm_result({"macro_f1": arm_figure(*real)}),
-            "real_double": arm_result({"macro_f1": arm_figure(*double)}),
-        }
-
-    short = budget_effect(arms([0.5, 0.52, 0.51], [0.6, 0.61, 0.62]), "macro_f1")
-    assert short.low > 0
-    assert "raise training.steps" in verdict_in_words([], "macro_f1", "real", short)
-    enough = budget_effect(arms([0.5, 0.52, 0.51], [0.51, 0.5, 0.52]), "macro_f1")
-    assert enough.low < 0 < enough.high
-    assert "Warning" not in verdict_in_words([], "macro_f1", "real", enough)
-    assert budget_effect({"real": arm_result()}, "macro_f1") is None
-
-
-def test_saturation_looks_at_the_replicates_of_each_family_s_ratios() -> None:
-    def trial(family: str, ratio: float, value: float, role: str = "compared") -> dict[str, Any]:
-        return {"family": family, "ratio": ratio, "role": role, "macro_f1": value}
-
-    trials = [trial("real", 0.0, value, "baseline") for value in (0.5, 0.52)]
-    for ratio, value in ((1.0, 0.7), (2.0, 0.705)):
-        trials += [trial("g", ratio, value + shift) for shift in (0, 0.02)]
-    trials += [trial("g unfiltered", 1.0, 0.9, "shown")]
-    found = saturations(trials, "macro_f1", 1, 0.01)
-    assert found == {"g": SaturationPoint(ratio=1.0, low=1.0, high=1.0)}
-    assert saturations(trials, "macro_f1", 2, 0.001)["g"].ratio == 2.0

@@ -163,7 +163,7 @@ def test_too_few_images_get_words_and_no_figures(
 ) -> None:
     study = bars_study(curate={"filters": [], "max_rounds": 1})
     (down,) = run_until(study, "fidelity.more").metrics["scopes"]
-    assert down["few"].endswith(" in val")  # 30 real images in all
+    assert down["few"]["code"] == "few_in_val"  # 30 real images in all
     assert down["sets"] == {}
 
 
@@ -334,7 +334,7 @@ def scope_of(n: int, frechet: float, **fields: Any) -> FidelityScope:
         "precision": 0.5, "recall": 0.5, "density": 0.5, "coverage": 0.5, "vendi": 3.0,
         "nearest": 0.25, "near": None,
     }  # fmt: skip
-    scope = {"classes": ["down"], "val": 40, "few": "", "val_sampled": 40, "val_nearest": 0.2,
+    scope = {"classes": ["down"], "val": 40, "few": None, "val_sampled": 40, "val_nearest": 0.2,
              "sets": {"kept": figures}, "floor": {}}  # fmt: skip
     return FidelityScope.model_validate({**scope, **fields})
 
@@ -383,7 +383,8 @@ def test_what_is_wrong_with_a_later_fit_is_told_with_its_number() -> None:
 
 
 def test_a_scope_with_too_few_images_says_so_and_of_which_fit() -> None:
-    few = FidelityScope(classes=["down"], val=40, few="9 generated", sets={}, floor={})
+    reason = Notice.of("few_generated", images=9)
+    few = FidelityScope(classes=["down"], val=40, few=reason, sets={}, floor={})
     (scope,) = merge_scopes([[scope_of(60, 1.0, sets={"kept": {"n": 3}})], [few]])
     assert scope["few"] == "9 generated (fit 1)"
     (row,) = scope["rows"]

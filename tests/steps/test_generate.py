@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from engine.core import registry, rows
-from engine.core.errors import DataError, ResumeError, StudyError
+from engine.core.errors import ResumeError
 from engine.core.manifest import Manifest
 from engine.core.rng import derive_seed
 from engine.core.sealed import seal, unseal
@@ -24,9 +24,7 @@ from engine.generators import Generator, GeneratorSpec, SampleBatch
 from engine.plan import named, plan
 from engine.profile import Profile
 from engine.runtime.inline import InlineRuntime
-from engine.sections import Request
 from engine.steps.generate import GenerateSpec, Sample
-from engine.steps.request import count_per_class
 from engine.study import Study
 from engine.work.stage import Place
 
@@ -147,44 +145,6 @@ def test_a_folder_that_grows_doubles_no_image(
     uris = table[rows.URI].to_pylist()
     assert len(set(uris)) == len(uris) == 8
     assert "cat/00.png" in uris
-
-
-def test_what_is_wrong_with_a_request_is_told_before_any_training(study, run_until: Run) -> None:
-    network = {"name": "ddpm", "block_out_channels": [8, 8], "train_steps": 10**6}
-    with pytest.raises(StudyError, match="there is no class 'x'"):
-        run_until(study(generators={"d": network}, request={"per_class": 2, "classes": ["x"]}),
-                  "generate")  # fmt: skip
-
-
-def test_a_folder_with_too_few_images_never_bears_the_name_of_more(
-    study, image_folder: Callable[..., Path], run_until: Run
-) -> None:
-    other = image_folder({"cat": 5, "dog": 3}, below="made-elsewhere")
-    generators = {"f": {"name": "folder", "reader": {"name": "imagefolder", "root": str(other)}}}
-    with pytest.raises(DataError, match="5 images of 'dog' are requested, the folder has 3"):
-        run_until(study(generators=generators, request={"per_class": 5}), "generate")
-
-
-@pytest.mark.parametrize(
-    ("request_fields", "expected"),
-    [
-        ({"ratio": 0.5}, {"a": 50, "b": 2}),
-        ({"balance_to": 100}, {"a": 0, "b": 95}),
-        ({"per_class": 7}, {"a": 7, "b": 7}),
-        ({"per_class": 7, "classes": ["b"]}, {"b": 7}),
-    ],
-)
-def test_counts_follow_the_real_training_images(
-    request_fields: dict[str, Any], expected: dict[str, int]
-) -> None:
-    assert count_per_class(Request(**request_fields), {"a": 100, "b": 5}) == expected
-
-
-def test_an_unknown_class_and_too_many_images_are_refused() -> None:
-    with pytest.raises(StudyError, match=r"request\.classes: there is no class 'x'; there are a"):
-        count_per_class(Request(per_class=1, classes=("x",)), {"a": 5})
-    with pytest.raises(StudyError, match="request fewer"):
-        count_per_class(Request(ratio=1000), {"a": 10**9})
 
 
 class Moody(Generator):

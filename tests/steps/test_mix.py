@@ -159,22 +159,3 @@ def test_groups_that_cannot_be_are_refused_when_the_study_is_read(
     with pytest.raises(StudyError, match=why) as raised:
         bars_study(request=asked)
     assert "\n" not in str(raised.value)
-
-
-@pytest.mark.parametrize(
-    ("groups", "why"),
-    [
-        ({"rare": ["dwon"]}, r"request\.class_groups\.rare: there is no class 'dwon'; .* down"),
-        ({"across": ["down"]}, r"request\.class_groups: 'across' is the name of a class"),
-    ],
-)
-def test_groups_that_do_not_fit_the_data_are_refused_before_images_are_made(
-    bars_study, store: Store, profile: Profile, groups: Any, why: str
-) -> None:
-    study = bars_study(
-        request={"ratio_by_class": dict.fromkeys(groups, 1), "class_groups": groups},
-        generators={"moved": {"name": "traditional"}},
-    )  # fmt: skip
-    with pytest.raises(StudyError, match=why):
-        execute(plan(study), store, InlineRuntime(), profile)
-    assert not store.listing("generated")

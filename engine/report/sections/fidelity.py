@@ -101,7 +101,7 @@ def merge_scope(of_fit: Mapping[int, FidelityScope], fits: int) -> dict[str, Any
     few: dict[str, list[int]] = {}
     for fit, scope in of_fit.items():
         if scope.few:
-            few.setdefault(scope.few, []).append(fit)
+            few.setdefault(notice_in_words(scope.few), []).append(fit)
     return {
         "title": ", ".join(first.classes), "whole": len(first.classes) > 1,
         "val": first.val, "val_sampled": measured.val_sampled,

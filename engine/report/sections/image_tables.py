@@ -11,6 +11,7 @@ from engine.core import rows
 from engine.core.manifest import Manifest
 from engine.results.data import ReducedClass
 from engine.results.images import CurateResult, FidelityResult
+from engine.wording import notice_in_words
 
 Entries = list[dict[str, Any]]
 
@@ -135,8 +136,8 @@ def fidelity(measured: Sequence[Pool]) -> Entries:
                 "classes": " | ".join(scope.classes), "val_images": scope.val,
                 **scope.model_dump(include={"val_sampled", "val_nearest"}, exclude_none=True),
             }  # fmt: skip
-            if not scope.sets:
-                entries.append({**base, "too_few": scope.few})
+            if scope.few is not None:
+                entries.append({**base, "too_few": notice_in_words(scope.few)})
             # The sets again with as many images as train has, if that is fewer.
             for at_floor, sets in ((False, scope.sets), (True, scope.floor)):
                 for of, figures in sets.items():

@@ -1,0 +1,92 @@
+"""Evaluate: who opens test, which trials it reads, and which arms it contrasts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.comparison.arms import Arm, planned_trials
+from engine.core.errors import ResumeError, StorageError
+from engine.core.manifest import Manifest
+from engine.core.store import Store
+from engine.execute import discard
+from engine.plan import named, plan
+from engine.steps.evaluate import declared, untrained
+from engine.study import Study
+from tests.results import search_result
+
+Run = Callable[[Study, str], Manifest]
+
+
+def test_only_evaluate_opens_test_and_openings_are_counted(
+    bars_study, run_until: Run, store: Store, tmp_path: Path
+) -> None:
+    searched = run_until(bars_study(), "search")
+    assert searched.metrics["trials"]
+    assert not store.listing("openings")
+    assert run_until(bars_study(), "evaluate").metrics["test"]["opened"] == 1
+    other = bars_study(evaluate={"bootstrap_draws": 201})
+    assert run_until(other, "evaluate").metrics["test"]["opened"] == 2
+    # The same study, by what an image is renamed to for other arms.
+    folder = tmp_path / "good" / "down"
+    (folder / "0000.png").rename(folder / "00000.png")
+    assert run_until(bars_study(), "evaluate").metrics["test"]["opened"] == 3
+
+
+def test_no_step_before_evaluate_can_read_test(bars_study, run_until: Run, store: Store) -> None:
+    ingest = run_until(bars_study(), "ingest")
+    kept = {key: store.read(key) for key in ingest.keys(split="test")}
+    for key in kept:
+        store.put(key, b"a canary: whoever reads test cannot go on")
+    searched = run_until(bars_study(), "search")
+    assert searched.metrics["baseline"]
+    with pytest.raises(StorageError, match="is not a readable Parquet file"):
+        run_until(bars_study(), "evaluate")
+    for key, data in kept.items():
+        store.put(key, data)
+    assert run_until(bars_study(), "evaluate").metrics["headline"]
+
+
+def test_evaluate_reads_the_trials_that_were_chosen_by_and_no_others(
+    bars_study, run_until: Run, store: Store
+) -> None:
+    run_until(bars_study(), "search")
+    search = named(plan(bars_study()), "search")[0]
+    trial = planned_trials(search)[0].step
+    discard(trial, store)
+    with pytest.raises(ResumeError, match=r"train.real.0 is not the trial .* --discard search"):
+        run_until(bars_study(), "evaluate")
+
+
+def test_each_synthetic_family_is_contrasted_with_the_baseline_and_its_twin() -> None:
+    fields: dict[str, Any] = {"mixes": ("m",), "ratio": 1.0, "generators": ("g",)}
+    planned = [
+        Arm(name="real", family="real", mixes=("m",)),
+        Arm(name="g x1", family="g", role="compared", **fields),
+        Arm(name="g x2", family="g", role="compared", **{**fields, "ratio": 2.0}),
+        Arm(name="g unfiltered x2", family="g unfiltered", role="shown", twin_of="g x2", **fields),
+        Arm(name="moved x1", family="moved", **fields),
+        Arm(name="moved x2", family="moved", **fields),
+    ]
+    tested = {arm.name: arm for arm in planned if arm.name not in ("g x1", "moved x2")}
+    search = search_result(baseline="moved x1", twins={"g unfiltered x2": "g x2"})
+    against_baseline, against_twin = declared(planned, search, tested, {"g x2"})
+    assert (against_baseline.arm, against_baseline.against) == ("g x2", "moved x1")
+    # Both families had two ratios to choose from on val; the twin took its arm's.
+    assert (against_baseline.tries, against_twin.tries) == ((2, 2), (2, 1))
+    assert (against_twin.arm, against_twin.against) == ("g x2", "g unfiltered x2")
+    assert against_baseline.drawn
+    assert against_baseline.ratio == 2.0
+
+
+def test_arms_of_generators_that_nothing_trains_are_only_drawn_anew(bars_study) -> None:
+    generators = {"d": {"name": "ddpm"}, "t": {"name": "traditional"}}
+    combine = {"both": ["d", "t"]}
+    study = bars_study(
+        generators=generators, search={"ratios": [1], "seeds": 2, "combine": combine}
+    )
+    (search,) = named(plan(study), "search")
+    assert untrained(search) == {"t x1"}
