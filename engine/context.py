@@ -108,14 +108,6 @@ class Context:
             )
         return model.of(self.inputs[name])
 
-    def results(self, model: type[R]) -> dict[str, R]:
-        """The results of all inputs of a kind, by name of the input."""
-        return {
-            name: model.of(manifest)
-            for name, manifest in self.inputs.items()
-            if manifest.kind == model.kind
-        }
-
     @cached_property
     def _readable(self) -> set[str]:
         """Keys of all steps that this one rests on, and of the trials that these ran."""

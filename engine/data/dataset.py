@@ -18,7 +18,7 @@ from engine.core.errors import DataError
 from engine.core.manifest import Manifest
 from engine.core.rng import generator
 from engine.core.store import Store
-from engine.data.leaks import Leak, NearPair, find_leaks, repeated
+from engine.data.leaks import Leak, NearPair, connected, find_leaks, repeated
 from engine.data.splits import stratified_group_split
 
 
@@ -141,23 +141,15 @@ def _resolve_once(
                 removed |= dict.fromkeys(members[groups[earlier], splits[earlier]], "leak")
             removed[earlier] = "leak"
     else:
-        parent: dict[str, str] = {}
-
-        def root(group: str) -> str:
-            while parent.setdefault(group, group) != group:
-                group = parent[group]
-            return group
-
-        for leak in leaks:
-            parent[root(groups[leak.first])] = root(groups[leak.second])
-        latest: dict[str, str] = {}
+        components = connected((groups[leak.first], groups[leak.second]) for leak in leaks)
+        component_of = {group: number for number, members in enumerate(components)
+                        for group in members}  # fmt: skip
+        latest = ["train"] * len(components)
         for image_id in ids:
-            if groups[image_id] in parent:
-                top = root(groups[image_id])
-                latest[top] = max(
-                    latest.get(top, "train"), splits[image_id], key=lambda split: order[split]
-                )
-        new = [latest[root(groups[i])] if groups[i] in parent else splits[i] for i in ids]
+            if (number := component_of.get(groups[image_id])) is not None:
+                latest[number] = max(latest[number], splits[image_id], key=order.__getitem__)
+        new = [latest[component_of[groups[i]]] if groups[i] in component_of else splits[i]
+               for i in ids]  # fmt: skip
         index = replace_column(index, rows.SPLIT, new)
         # Of equal pictures that now share a split, the first is kept.
         seen: set[tuple[str, str]] = set()

@@ -23,7 +23,6 @@ from engine.context import Context, Output
 from engine.core import rows
 from engine.core.errors import DataError, LeakError
 from engine.core.manifest import Manifest, Part
-from engine.core.names import csv_cell
 from engine.core.registry import kind_of
 from engine.core.shards import OK, ShardSet
 from engine.core.step import Step
@@ -37,6 +36,7 @@ from engine.data.dataset import (
     resolve_leaks,
 )  # fmt: skip
 from engine.data.leaks import Leak, NearPair, find_leaks
+from engine.report.download import as_csv
 from engine.results.data import IngestResult
 from engine.stages.intake import (
     DECODED,
@@ -171,18 +171,15 @@ class Ingest(StepKind[IngestSpec]):
 
     def _leak_text(self, context: Context, leaks: Sequence[Leak]) -> str:
         key = context.store.join(context.prefix, "leaks.csv")
-        lines = ["kind,first,first_split,second,second_split,detail"]
-        for leak in leaks:
-            cells = (
-                leak.kind,
-                leak.first_uri,
-                leak.first_split,
-                leak.second_uri,
-                leak.second_split,
-                leak.detail,
-            )
-            lines.append(",".join('"' + csv_cell(cell).replace('"', '""') + '"' for cell in cells))
-        context.store.put(key, "\n".join(lines).encode())
+        entries = [
+            {
+                "kind": leak.kind, "first": leak.first_uri, "first_split": leak.first_split,
+                "second": leak.second_uri, "second_split": leak.second_split,
+                "detail": leak.detail,
+            }
+            for leak in leaks
+        ]  # fmt: skip
+        context.store.put(key, as_csv(entries))
         kinds = ", ".join(
             f"{count} {kind}" for kind, count in Counter(leak.kind for leak in leaks).items()
         )
