@@ -53,12 +53,10 @@ class TrialRunner(Protocol):
 
     def find(self, steps: Sequence[Step]) -> dict[str, Manifest]:
         """The manifests of the steps that are done, by step key."""
-        ...
 
     def run(self, steps: Sequence[Step], on_end: Callable[[int], None]) -> dict[str, Manifest]:
         """Compute all steps; returns their manifests by step key. on_end: called with the number of
         trials that just ended."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import IO, Any, TypeVar, cast
 
 import fsspec
 
-from engine.core.errors import DataError, StorageError
+from engine.core.errors import DataError, StorageError, brief
 from engine.core.storage_faults import with_retries
 from engine.data.images import MAX_BYTES, Rejected
 
@@ -139,7 +139,7 @@ class Source:
         return "path_not_allowed" if error.errno in _NO_FILE else None
 
     def _fault(self, uri: str, error: Exception) -> StorageError:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = brief(error) or type(error).__name__
         return StorageError(
             f"reader.root: {self.root}: {uri[:100]} cannot be read: {reason}; run again when the"
             " storage is available"

@@ -95,7 +95,6 @@ class Scores(Protocol):
 
     def __call__(self, weights: np.ndarray) -> np.ndarray:
         """(draws, replicates) of weights (draws, groups)."""
-        ...
 
 
 class ConfusionScores:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.core.errors import StudyError
+from engine.core.errors import StudyError, brief
 from engine.nets.pipelines import read_checkpoint
 
 # The most tokens that pipelines pass to a T5 encoder.
@@ -24,8 +24,7 @@ def truncation_warnings(
     try:
         tokenizer, limit = _longest(model, revision)
     except (OSError, ValueError, KeyError, StudyError) as error:
-        text = " ".join(str(error).split())[:120]
-        return [f"cannot check whether prompts are truncated: {text}"]
+        return [f"cannot check whether prompts are truncated: {brief(error, 120)}"]
     tokenizer.add_tokens(list(words))
     cut = []
     for prompt in prompts:
@@ -50,7 +49,7 @@ def _longest(model: str, revision: str | None) -> tuple[Any, int]:
     from transformers.utils import logging
 
     # Its own warning about long prompts is less clear.
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()
     checkpoint = read_checkpoint("generators: model", model, revision)
     components = checkpoint.components if checkpoint else frozenset({"tokenizer"})
     source = str(Path(model).expanduser())

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from engine.core import rows
-from engine.core.errors import DataError
+from engine.core.errors import DataError, brief
 from engine.core.rows import TaskKind
 from engine.data.images import Rejected
 from engine.data.source import Source
@@ -133,8 +133,7 @@ def load(spec: HuggingfaceSpec) -> dict[str, Any]:
     try:
         loaded = datasets.load_dataset(spec.path, spec.config, revision=spec.revision)
     except Exception as error:  # hubs, archives and scripts each raise their own errors
-        text = " ".join(str(error).split())[:200]
-        raise DataError(f"reader.path: {spec.path}: {text}") from None
+        raise DataError(f"reader.path: {spec.path}: {brief(error)}") from None
     splits = {}
     for name, split in loaded.items():
         if isinstance(split.features.get(spec.image), datasets.Image):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.core import interrupts
-from engine.core.errors import EngineError, StudyError
+from engine.core.errors import EngineError, StudyError, brief
 from engine.core.shards import Shard
 from engine.runtime import scratch
 from engine.runtime.base import Outcome, Runtime, Trial, Try, Worker
@@ -173,7 +173,7 @@ class RayRuntime(Runtime):
         if self.address == "local":
             import ray
 
-            total = ray.cluster_resources()  # type: ignore[no-untyped-call]  # untyped in Ray
+            total = ray.cluster_resources()
             refuse_too_large(resources, total, what)
 
     def _connect(self) -> None:
@@ -214,10 +214,9 @@ class RayRuntime(Runtime):
         try:
             _init(address=self.address)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            text = " ".join(str(error).split())[:300]
             raise StudyError(
-                f"profile: address: cannot reach Ray at {self.address!r} ({text}); check the"
-                " address and that the Ray cluster runs, or use local"
+                f"profile: address: cannot reach Ray at {self.address!r} ({brief(error, 300)});"
+                " check the address and that the Ray cluster runs, or use local"
             ) from None
 
     def _start_local(self) -> None:
@@ -232,7 +231,7 @@ class RayRuntime(Runtime):
                 return
             # Ray raises a plain Exception if its raylet is slow.
             except Exception as error:
-                text = " ".join(str(error).split())[:300]
+                text = brief(error, 300)
             # `ray.shutdown` does not clean up a node that failed to start.
             interrupts.end_children(spare=before)
             self._remove_scratch()

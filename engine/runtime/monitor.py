@@ -62,7 +62,6 @@ class MonitoredCluster(Protocol):
 
     def answers(self, endpoint: Endpoint) -> bool:
         """Whether the endpoint accepts a connection."""
-        ...
 
     def view(self) -> View: ...
 
@@ -88,7 +87,7 @@ class RayCluster:
         head = str(here.gcs_address)
         self.endpoints: list[Endpoint] = []
         local = False
-        for node in ray.nodes():  # type: ignore[no-untyped-call]  # Ray has no types here
+        for node in ray.nodes():
             if node["NodeID"] == here.get_node_id():
                 host = node["NodeManagerAddress"]
                 local = head.rpartition(":")[0].strip("[]") in (host, "127.0.0.1", "::1")
@@ -111,8 +110,8 @@ class RayCluster:
     def view(self) -> View:
         import ray
 
-        nodes = ray.nodes()  # type: ignore[no-untyped-call]  # Ray has no types here
-        free = ray.available_resources()  # type: ignore[no-untyped-call]
+        nodes = ray.nodes()
+        free = ray.available_resources()
         return View({node["NodeID"]: node["Resources"] for node in nodes if node["Alive"]}, free)
 
 
