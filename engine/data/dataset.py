@@ -28,6 +28,12 @@ def split_index(store: Store, ingest: Manifest, task: str, split: str) -> pa.Tab
     return pa.concat_tables(store.tables(ingest.keys(split=split), columns)).combine_chunks()
 
 
+def by_id(table: pa.Table, column: str) -> dict[str, Any]:
+    """The values of a column by the id of their image."""
+    ids = table[rows.IMAGE_ID].to_pylist()
+    return dict(zip(ids, table[column].to_pylist(), strict=True))
+
+
 def replace_column(table: pa.Table, name: str, values: Any) -> pa.Table:
     """The table with a text column replaced."""
     return table.set_column(table.schema.get_field_index(name), name, pa.array(values, pa.string()))
@@ -126,8 +132,7 @@ def _resolve_once(
 ) -> pa.Table:
     order = {split: number for number, split in enumerate(rows.SPLITS)}
     ids = index[rows.IMAGE_ID].to_pylist()
-    groups = dict(zip(ids, index[rows.GROUP_ID].to_pylist(), strict=True))
-    splits = dict(zip(ids, index[rows.SPLIT].to_pylist(), strict=True))
+    groups, splits = by_id(index, rows.GROUP_ID), by_id(index, rows.SPLIT)
     removed: dict[str, str] = {}
     if how == "drop":
         members: dict[tuple[str, str], list[str]] = {}
