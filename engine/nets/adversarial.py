@@ -134,8 +134,8 @@ class AdversarialTraining:
         device = self.accelerator.device
         self.generator: Any = generator.to(device)
         self.discriminator: Any = discriminator.to(device)
-        for network in (generator, discriminator):
-            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for network in (self.generator, self.discriminator):
+            network.to(memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.generator).requires_grad_(False).eval()
         betas = (settings.adam_beta1, settings.adam_beta2)
         self.optimizers = {
