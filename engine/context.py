@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol, TypeVar
@@ -128,6 +128,10 @@ class Context:
 
     def say(self, text: str) -> None:
         say(f"  {self.step.label}: {text}")
+
+    def warn(self, texts: Iterable[str]) -> None:
+        for text in texts:
+            self.say(f"warning: {text}")
 
     def table(
         self, name: str, rows: pa.Table, /, *, row_group_size: int | None = None, **tags: str

@@ -26,7 +26,14 @@ _NO_FILE = (errno.ENXIO, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.E
 R = TypeVar("R")
 
 
-class Source:
+class Reopening:
+    """Pickled without private attributes: each process opens its own files and connections."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
+
+
+class Source(Reopening):
     """Files below `root`, by relative path; picklable."""
 
     def __init__(self, root: str) -> None:
@@ -47,9 +54,6 @@ class Source:
 
     def _open(self) -> None:
         self._fs, self._root = fsspec.core.url_to_fs(self.root, use_listings_cache=False)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"root": self.root, "local": self.local}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -103,8 +103,7 @@ class Cluster(StepKind[ClusterSpec]):
             context.table("centroids", pa.concat_tables(centroids), table="centroids"),
         ]
         warnings = what_to_know(clusters_of)
-        for warning in warnings:
-            context.say(f"warning: {warning}")
+        context.warn(warnings)
         number = sum(len(clusters.centroids) for clusters in clusters_of.values())
         scores = {
             name: {str(k): value for k, value in by_k.items()}

@@ -96,8 +96,7 @@ class Ingest(StepKind[IngestSpec]):
 
         quarantined = Counter(status for status in fate.values() if status != OK)
         totals = {split: sum(by_class.values()) for split, by_class in counts.items()}
-        for warning in notes["warnings"]:
-            context.say(f"warning: {warning}")
+        context.warn(notes["warnings"])
         headline = ", ".join(f"{totals[split]:,} {split}" for split in rows.SPLITS)
         out = len(fate) - sum(totals.values())
         return Output(

@@ -63,8 +63,7 @@ class Search(StepKind[SearchSpec]):
         trials += twins
         columns = trial_columns(spec, trials, manifests)
         warnings = hardly_learnt(columns, len(context.result("ingest", IngestResult).classes))
-        for text in warnings:
-            context.say(f"warning: {text}")
+        context.warn(warnings)
         best = max(chosen, key=lambda name: arms[name].mean)
         return Output(
             [context.table("trials", pa.table(columns), table="trials")], len(trials),
