@@ -55,12 +55,10 @@ class TrialRunner(Protocol):
 
     def find(self, steps: Sequence[Step]) -> dict[str, Manifest]:
         """The manifests of the steps that are done, by step key."""
-        ...
 
     def run(self, steps: Sequence[Step], on_end: Callable[[int], None]) -> dict[str, Manifest]:
         """Compute all steps; returns their manifests by step key. on_end: called with the number of
         trials that just ended."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -109,14 +107,6 @@ class Context:
                 f" ({', '.join(self.inputs)}); add it where the step is planned"
             )
         return model.of(self.inputs[name])
-
-    def results(self, model: type[R]) -> dict[str, R]:
-        """The results of all inputs of a kind, by name of the input."""
-        return {
-            name: model.of(manifest)
-            for name, manifest in self.inputs.items()
-            if manifest.kind == model.kind
-        }
 
     @cached_property
     def _readable(self) -> set[str]:

@@ -26,7 +26,7 @@ from engine.core.progress import Bar
 from engine.core.registry import available, resolve
 from engine.core.step import Step, upstream
 from engine.core.store import Store
-from engine.data.dataset import generated_images
+from engine.data.dataset import by_id, generated_images
 from engine.execute import inspect
 from engine.exporters import FIELDS, Exporter, Item
 from engine.plan import named, plan
@@ -126,8 +126,7 @@ def _by_id(store: Store, keys: list[str], column: str) -> dict[str, Any]:
     """The values of a column by image id."""
     values: dict[str, Any] = {}
     for table in store.tables(keys, [rows.IMAGE_ID, column]):
-        ids = table[rows.IMAGE_ID].to_pylist()
-        values |= dict(zip(ids, table[column].to_pylist(), strict=True))
+        values |= by_id(table, column)
     return values
 
 

@@ -54,7 +54,6 @@ class Classifier(Configured[S]):
 
     def check(self, training: Training) -> None:
         """Check the spec when the study is read. Raises `StudyError` where it cannot work."""
-        return
 
     def features(self, pixels: np.ndarray, device: str) -> np.ndarray:
         """The inputs that training does not change: the pixels, uint8 (n, height, width, channels),
@@ -64,7 +63,6 @@ class Classifier(Configured[S]):
     def learn(self, train: np.ndarray) -> None:
         """Compute statistics that `build` and `prepare` need, from the `features` of the real train
         split; the array is read-only and the same for every arm."""
-        return
 
     def build(self) -> Module:
         """A network from `prepare`d images to logits, float (n, classes). Random weights come from

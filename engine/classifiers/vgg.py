@@ -12,7 +12,7 @@ from pydantic import Field
 
 from engine.classifiers import Classifier, ClassifierSpec, at_size, checkpoint_in_words
 from engine.classifiers._tuning import Trained, freeze, trained_in_words
-from engine.core.errors import StudyError, one_line
+from engine.core.errors import StudyError, brief, one_line
 from engine.nets.images import IMAGENET_MEAN, IMAGENET_STD, normalised
 from engine.nets.pipelines import local_weights
 
@@ -172,7 +172,6 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        text = " ".join(str(error).split())[:200]
         raise StudyError(
-            f"classifier.weights: {path}: cannot be read as safetensors: {text}"
+            f"classifier.weights: {path}: cannot be read as safetensors: {brief(error)}"
         ) from None

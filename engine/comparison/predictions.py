@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from engine.comparison.openings import record_opening
 from engine.comparison.verdict import DeclaredContrast, Predictions, compare, figures_of
 from engine.core import rows
-from engine.core.errors import DataError, StudyError
+from engine.core.errors import DataError, StudyError, brief
 from engine.core.manifest import Manifest
 from engine.core.spec import digest
 from engine.core.store import Store
@@ -107,8 +107,7 @@ def read_table(path: Path) -> pa.Table:
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except (pa.ArrowInvalid, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(f"{path}: is not a readable Parquet or CSV file: {reason}") from None
+        raise DataError(f"{path}: is not a readable Parquet or CSV file: {brief(error)}") from None
 
 
 def uris(store: Store, ingest: Manifest) -> dict[str, str]:

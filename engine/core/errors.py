@@ -42,7 +42,12 @@ class ResumeError(EngineError):
     """Stored data was computed with other settings, code or weights."""
 
 
+def brief(error: BaseException, most: int = 200) -> str:
+    """The text of an error on one line, cut short."""
+    return " ".join(str(error).split())[:most]
+
+
 def one_line(error: BaseException) -> str:
     """The text of an error on one line, with the type's name for foreign errors."""
-    text = " ".join(str(error).split())[:500]
+    text = brief(error, 500)
     return text if isinstance(error, EngineError) else f"{type(error).__name__}: {text}"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from types import TracebackType
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -142,12 +141,7 @@ class Bar:
         threading.Thread(target=self._remind, daemon=True, name="reminder").start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._ended.set()
         if self.live is not None:
             self.live.stop()

@@ -33,7 +33,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine.core.errors import DamageError, StorageError, StudyError
+from engine.core.errors import DamageError, StorageError, StudyError, brief
 from engine.core.names import attempt_name, named_digest, part_name
 from engine.core.storage_faults import guarded
 
@@ -60,10 +60,9 @@ class Store:
         try:
             self._open()
         except Exception as error:  # an unknown protocol or a missing library
-            text = " ".join(str(error).split())[:200]
             raise StudyError(
-                f"profile: storage: cannot open {url!r}: {text}; name a local folder, or a URL with"
-                " an installed fsspec driver"
+                f"profile: storage: cannot open {url!r}: {brief(error)}; name a local folder, or a"
+                " URL with an installed fsspec driver"
             ) from None
 
     def _open(self) -> None:

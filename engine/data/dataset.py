@@ -18,7 +18,7 @@ from engine.core.errors import DataError
 from engine.core.manifest import Manifest
 from engine.core.rng import generator
 from engine.core.store import Store
-from engine.data.leaks import Leak, NearPair, find_leaks, repeated
+from engine.data.leaks import Leak, NearPair, connected, find_leaks, repeated
 from engine.data.splits import stratified_group_split
 
 
@@ -26,6 +26,12 @@ def split_index(store: Store, ingest: Manifest, task: str, split: str) -> pa.Tab
     """Ids, labels and groups of one split, in the order of its images."""
     columns = [rows.IMAGE_ID, rows.label_column(task), rows.GROUP_ID]
     return pa.concat_tables(store.tables(ingest.keys(split=split), columns)).combine_chunks()
+
+
+def by_id(table: pa.Table, column: str) -> dict[str, Any]:
+    """The values of a column by the id of their image."""
+    ids = table[rows.IMAGE_ID].to_pylist()
+    return dict(zip(ids, table[column].to_pylist(), strict=True))
 
 
 def replace_column(table: pa.Table, name: str, values: Any) -> pa.Table:
@@ -126,8 +132,7 @@ def _resolve_once(
 ) -> pa.Table:
     order = {split: number for number, split in enumerate(rows.SPLITS)}
     ids = index[rows.IMAGE_ID].to_pylist()
-    groups = dict(zip(ids, index[rows.GROUP_ID].to_pylist(), strict=True))
-    splits = dict(zip(ids, index[rows.SPLIT].to_pylist(), strict=True))
+    groups, splits = by_id(index, rows.GROUP_ID), by_id(index, rows.SPLIT)
     removed: dict[str, str] = {}
     if how == "drop":
         members: dict[tuple[str, str], list[str]] = {}
@@ -141,23 +146,15 @@ def _resolve_once(
                 removed |= dict.fromkeys(members[groups[earlier], splits[earlier]], "leak")
             removed[earlier] = "leak"
     else:
-        parent: dict[str, str] = {}
-
-        def root(group: str) -> str:
-            while parent.setdefault(group, group) != group:
-                group = parent[group]
-            return group
-
-        for leak in leaks:
-            parent[root(groups[leak.first])] = root(groups[leak.second])
-        latest: dict[str, str] = {}
+        components = connected((groups[leak.first], groups[leak.second]) for leak in leaks)
+        component_of = {group: number for number, members in enumerate(components)
+                        for group in members}  # fmt: skip
+        latest = ["train"] * len(components)
         for image_id in ids:
-            if groups[image_id] in parent:
-                top = root(groups[image_id])
-                latest[top] = max(
-                    latest.get(top, "train"), splits[image_id], key=lambda split: order[split]
-                )
-        new = [latest[root(groups[i])] if groups[i] in parent else splits[i] for i in ids]
+            if (number := component_of.get(groups[image_id])) is not None:
+                latest[number] = max(latest[number], splits[image_id], key=order.__getitem__)
+        new = [latest[component_of[groups[i]]] if groups[i] in component_of else splits[i]
+               for i in ids]  # fmt: skip
         index = replace_column(index, rows.SPLIT, new)
         # Of equal pictures that now share a split, the first is kept.
         seen: set[tuple[str, str]] = set()

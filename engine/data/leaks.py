@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import combinations
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +19,7 @@ from engine.core import rows
 
 # The ids of two pictures, and their agreement.
 NearPair = tuple[str, str, float]
+N = TypeVar("N", int, str)
 
 
 @dataclass(frozen=True)
@@ -82,20 +84,18 @@ def repeated(table: pa.Table, column: str) -> np.ndarray:
     return np.flatnonzero(pc.is_in(table[column], values.combine_chunks()))
 
 
-def connected(pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
+def connected(pairs: Iterable[tuple[N, N]]) -> list[list[N]]:
     """The connected components of a graph with the edges `pairs`, each sorted, ordered by their
     smallest members."""
-    parent: dict[int, int] = {}
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
 
-    def root(row: int) -> int:
-        while parent.setdefault(row, row) != row:
-            row = parent[row]
-        return row
-
-    for a, b in pairs:
-        low, high = sorted((root(a), root(b)))
-        parent[high] = low
-    components: dict[int, list[int]] = {}
-    for row in sorted(parent):
-        components.setdefault(root(row), []).append(row)
+    edges = list(pairs)
+    nodes = sorted({node for edge in edges for node in edge})
+    place = {node: number for number, node in enumerate(nodes)}
+    ends = np.asarray([(place[a], place[b]) for a, b in edges], np.int64).reshape(-1, 2).T
+    graph = coo_array((np.ones(len(edges)), tuple(ends)), shape=(len(nodes), len(nodes)))
+    components: dict[int, list[N]] = {}
+    for node, number in zip(nodes, connected_components(graph, directed=False)[1], strict=True):
+        components.setdefault(int(number), []).append(node)
     return list(components.values())

@@ -15,7 +15,7 @@ from typing import IO, Any, TypeVar, cast
 
 import fsspec
 
-from engine.core.errors import DataError, StorageError
+from engine.core.errors import DataError, StorageError, brief
 from engine.core.storage_faults import with_retries
 from engine.data.images import MAX_BYTES, Rejected
 
@@ -26,7 +26,14 @@ _NO_FILE = (errno.ENXIO, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.E
 R = TypeVar("R")
 
 
-class Source:
+class Reopening:
+    """Pickled without private attributes: each process opens its own files and connections."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
+
+
+class Source(Reopening):
     """Files below `root`, by relative path; picklable."""
 
     def __init__(self, root: str) -> None:
@@ -47,9 +54,6 @@ class Source:
 
     def _open(self) -> None:
         self._fs, self._root = fsspec.core.url_to_fs(self.root, use_listings_cache=False)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"root": self.root, "local": self.local}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -139,7 +143,7 @@ class Source:
         return "path_not_allowed" if error.errno in _NO_FILE else None
 
     def _fault(self, uri: str, error: Exception) -> StorageError:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = brief(error) or type(error).__name__
         return StorageError(
             f"reader.root: {self.root}: {uri[:100]} cannot be read: {reason}; run again when the"
             " storage is available"

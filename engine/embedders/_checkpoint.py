@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 from typing_extensions import TypeVar
 
-from engine.core.errors import StudyError, one_line
+from engine.core.errors import StudyError, brief, one_line
 from engine.embedders import Embedder, EmbedderSpec
 from engine.nets.checkpoints import dtype_of, load_model
 from engine.nets.model_input import ModelInput
@@ -72,7 +72,7 @@ class CheckpointEmbedder(Embedder[C]):
             network, self.vectors = self.network()
         except (OSError, ValueError, KeyError) as error:
             raise StudyError(
-                f"embedder.model: {self.spec.model}: {' '.join(str(error).split())[:200]}"
+                f"embedder.model: {self.spec.model}: {brief(error)}"
             ) from None
         if self.spec.input_size:
             interpolate_positions(network)

@@ -44,17 +44,14 @@ class Clip(CheckpointEmbedder[ClipSpec]):
         return model, _features
 
 
-def _projected(network: Module, images: Tensor) -> Tensor:
-    vectors: Tensor = network(images).image_embeds
-    return vectors
+def _projected(network: Any, images: Tensor) -> Any:
+    return network(images).image_embeds
 
 
-def _pooled(network: Module, images: Tensor) -> Tensor:
-    vectors: Tensor = network(images).pooler_output
-    return vectors
+def _pooled(network: Any, images: Tensor) -> Any:
+    return network(images).pooler_output
 
 
-def _features(network: Any, images: Tensor) -> Tensor:
+def _features(network: Any, images: Tensor) -> Any:
     output = network.get_image_features(pixel_values=images)
-    vectors: Tensor = getattr(output, "pooler_output", output)
-    return vectors
+    return getattr(output, "pooler_output", output)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from engine.core.errors import StudyError
+from engine.core.errors import StudyError, brief
 from engine.embedders import Embedder, EmbedderSpec
 from engine.nets.checkpoints import dtype_of
 
@@ -47,8 +47,9 @@ class Inception(Embedder[InceptionSpec]):
         try:
             network = load_inception(load_file(self.spec.weights))
         except (SafetensorError, ValueError) as error:
-            text = " ".join(str(error).split())[:240]
-            raise StudyError(f"embedder.weights: {self.spec.weights}: {text}") from None
+            raise StudyError(
+                f"embedder.weights: {self.spec.weights}: {brief(error, 240)}"
+            ) from None
         self.device, self.dtype, self.width = device, dtype_of(self.spec.precision), WIDTH
         self.network: Any = network.to(device, self.dtype).eval().requires_grad_(False)
 

@@ -135,7 +135,7 @@ class Training:
         self.noise_scheduler: Any = DDPMScheduler(
             spec.num_train_timesteps, beta_start=1e-4 * scale, beta_end=0.02 * scale,
             beta_schedule=spec.beta_schedule, prediction_type=spec.prediction_type,
-        )  # type: ignore[no-untyped-call]  # fmt: skip
+        )  # fmt: skip
 
     def _encode(self, autoencoder: Any) -> tuple[Tensor, Tensor]:
         """Means and deviations of all latents, scaled for the diffusion."""

@@ -65,13 +65,13 @@ class Ddpm(Generator[DdpmSpec]):
         if weights is None:
             raise StudyError("generators: ddpm has no weights to load; train it first")
         self.device = device
-        unet: Any = UNet2DModel.from_pretrained(  # type: ignore[no-untyped-call]
+        unet: Any = UNet2DModel.from_pretrained(
             weights / "unet", use_safetensors=True
         )
         self.unet = unet.to(device).eval()
         self.autoencoder: Any = None
         if self.spec.latent is not None:
-            self.autoencoder = AutoencoderKL.from_pretrained(  # type: ignore[no-untyped-call]
+            self.autoencoder = AutoencoderKL.from_pretrained(
                 weights / "vae", use_safetensors=True
             )
             self.autoencoder.to(device).eval()

@@ -33,15 +33,11 @@ def roc_auc(
     return _by_class(_roc_area, labels, probabilities, weights)
 
 
-def average_precision(
-    labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray | None = None
-) -> np.ndarray:
-    """Area under the precision-recall curve of each class against all others: float64 (…, classes).
-    It sums steps, because linear interpolation is too optimistic (Davis and Goadrich 2006).
-
-    weights: as in `roc_auc`. NaN if a class has no image.
-    """
-    return _by_class(_steps_of_precision, labels, probabilities, weights)
+def average_precision(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Area under the precision-recall curve of each class against all others: float64 (classes,);
+    NaN if a class has no image. It sums steps, because linear interpolation is too optimistic
+    (Davis and Goadrich 2006)."""
+    return _by_class(_steps_of_precision, labels, probabilities, None)
 
 
 def brier(labels: np.ndarray, probabilities: np.ndarray) -> float:

@@ -85,7 +85,6 @@ class Scores(Protocol):
 
     def __call__(self, weights: np.ndarray) -> np.ndarray:
         """(draws, replicates) of weights (draws, groups)."""
-        ...
 
 
 class ConfusionScores:

@@ -134,8 +134,8 @@ class AdversarialTraining:
         device = self.accelerator.device
         self.generator: Any = generator.to(device)
         self.discriminator: Any = discriminator.to(device)
-        for network in (generator, discriminator):
-            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for network in (self.generator, self.discriminator):
+            network.to(memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.generator).requires_grad_(False).eval()
         betas = (settings.adam_beta1, settings.adam_beta2)
         self.optimizers = {
@@ -200,7 +200,7 @@ class AdversarialTraining:
         optimizer.zero_grad(set_to_none=True)
         for piece in self.slices:
             loss = loss_of(piece) / len(self.slices)
-            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            loss.backward()
             total += float(self.accelerator.reduce(loss.detach(), "mean"))
         average_gradients(self.accelerator, trained)
         optimizer.step()
@@ -301,7 +301,7 @@ class AdversarialTraining:
         """Move the averaged weights towards the generator's, faster in the first steps."""
         decay = min(self.settings.ema_decay, (1 + step) / (10 + step))
         averages, weights = list(self.average.parameters()), list(self.generator.parameters())
-        move: Any = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        move: Any = get_ema_multi_avg_fn(decay)
         move(averages, weights, step)
         with torch.no_grad():
             for mean, buffer in zip(self.average.buffers(), self.generator.buffers(), strict=True):

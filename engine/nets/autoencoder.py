@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import l1_loss
 from torch.nn.utils import clip_grad_norm_
 
-from engine.core.errors import StudyError
+from engine.core.errors import StudyError, brief
 from engine.core.rng import derive_seed
 from engine.data.images import grid
 from engine.nets.images import or_black, to_pixels
@@ -43,12 +43,11 @@ def open_autoencoder(spec: LatentSpec) -> Any:
     # A pipeline keeps it in a subfolder.
     inner = {"subfolder": "vae"} if (folder / "model_index.json").is_file() else {}
     try:
-        return AutoencoderKL.from_pretrained(  # type: ignore[no-untyped-call]
+        return AutoencoderKL.from_pretrained(
             str(folder), revision=spec.revision, use_safetensors=True, **inner
         )
     except (OSError, ValueError, KeyError) as error:
-        text = " ".join(str(error).split())[:200]
-        raise StudyError(f"generators: latent.model: {spec.model}: {text}") from None
+        raise StudyError(f"generators: latent.model: {spec.model}: {brief(error)}") from None
 
 
 def train_autoencoder(
@@ -118,7 +117,7 @@ class _Training:
             up_block_types=("UpDecoderBlock2D",) * levels,
             latent_channels=spec.latent_channels, norm_num_groups=8, layers_per_block=1,
             mid_block_add_attention=False, sample_size=pixels.shape[1],
-        )  # type: ignore[no-untyped-call]  # fmt: skip
+        )  # fmt: skip
         self.accelerator = make_accelerator(context, precision, 1)
         # In fp16 the gradients, which are means over all pixels, would vanish.
         self.autocast = nullcontext if precision == "fp16" else self.accelerator.autocast

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from engine.core.errors import StudyError
+from engine.core.errors import StudyError, brief
 from engine.nets.images import IMAGENET_MEAN, IMAGENET_STD
 
 
@@ -31,8 +31,8 @@ def load_model(
     """
     from transformers.utils import logging
 
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         loaded, info = kind.from_pretrained(
             model, revision=revision, use_safetensors=True, trust_remote_code=False,
@@ -40,7 +40,7 @@ def load_model(
         )  # fmt: skip
     except (OSError, ValueError, KeyError) as error:
         raise StudyError(
-            f"{section}.model: {model}: {' '.join(str(error).split())[:200]}"
+            f"{section}.model: {model}: {brief(error)}"
         ) from None
     missing = sorted(info["missing_keys"])
     if required := [name for name in missing if not fresh(loaded, name)]:
@@ -71,8 +71,7 @@ def preprocessor_config(section: str, model: str, revision: str | None) -> dict[
         path = cached_file(model, "preprocessor_config.json", revision=revision)
         values = json.loads(Path(str(path)).read_text())
     except (OSError, ValueError) as error:
-        text = " ".join(str(error).split())[:200]
-        raise StudyError(f"{section}.model: {model}: {text}") from None
+        raise StudyError(f"{section}.model: {model}: {brief(error)}") from None
     return dict(values)
 
 

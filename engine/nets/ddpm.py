@@ -132,7 +132,7 @@ def build_unet(settings: DdpmSettings, side: int, channels: int, conditions: int
         add_attention=any(attends),
         dropout=settings.dropout,
         resnet_time_scale_shift=settings.resnet_time_scale_shift,
-    )  # type: ignore[no-untyped-call]  # diffusers leaves its constructors untyped
+    )
     return unet.to(memory_format=torch.channels_last)
 
 
@@ -159,14 +159,14 @@ def sampling_scheduler(settings: DdpmSettings, trained: Mapping[str, Any]) -> An
     if settings.scheduler == "ddim":
         scheduler: Any = DDIMScheduler(
             **config, clip_sample=in_pixels, set_alpha_to_one=True, timestep_spacing="trailing"
-        )  # type: ignore[no-untyped-call]  # diffusers leaves its constructors untyped
+        )
         return scheduler
     # Near pure noise the clean image is a small difference divided by almost zero: start a little
     # later on the cosine schedule, and clip, as the authors advise for pixels.
     scheduler = DPMSolverMultistepScheduler(
         **config, algorithm_type="dpmsolver++", final_sigmas_type="zero",
         lambda_min_clipped=-5.1, thresholding=in_pixels,
-    )  # type: ignore[no-untyped-call]  # fmt: skip
+    )  # fmt: skip
     return scheduler
 
 

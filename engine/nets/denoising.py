@@ -42,7 +42,7 @@ class Denoiser(nn.Module):
 
     def __init__(self, pipeline: Any, family: Family, train_text_encoders: bool) -> None:
         super().__init__()
-        self.denoiser: nn.Module = getattr(pipeline, family.denoiser)
+        self.denoiser: Any = getattr(pipeline, family.denoiser)
         names = [name for name, _ in family.text_encoders] if train_text_encoders else []
         self.text_encoders = nn.ModuleList([getattr(pipeline, name) for name in names])
         # In a tuple, so that torch does not register the pipeline's networks as submodules.
@@ -186,7 +186,7 @@ class PipelineTraining:
         # Half-precision weights are too coarse for small steps.
         cast_training_params([denoiser], dtype=torch.float32)
         if settings.gradient_checkpointing:
-            denoiser.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+            denoiser.denoiser.enable_gradient_checkpointing()
         self.trained: dict[str, Tensor] = {
             name: value for name, value in denoiser.named_parameters() if value.requires_grad
         }

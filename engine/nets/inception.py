@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from engine.core.errors import brief
+
 WIDTH = 2048
 _SIDE = 299
 Size = int | tuple[int, int]
@@ -215,5 +217,5 @@ def load_inception(weights: dict[str, Any]) -> Inception:
             {name: value for name, value in weights.items() if not name.startswith("fc.")}
         )
     except RuntimeError as error:
-        raise ValueError(f"holds another network: {' '.join(str(error).split())[:160]}") from None
+        raise ValueError(f"holds another network: {brief(error, 160)}") from None
     return network

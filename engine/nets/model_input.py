@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine.core.errors import StudyError
+from engine.core.errors import StudyError, brief
 from engine.nets.checkpoints import preprocessor_config
 from engine.nets.images import IMAGENET_MEAN, IMAGENET_STD
 
@@ -50,15 +50,14 @@ class ModelInput:
         from transformers import AutoImageProcessor
 
         try:
-            processor = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
+            processor = AutoImageProcessor.from_pretrained(
                 model, revision=revision, backend="pil", trust_remote_code=False
             )
         except (ImportError, ValueError):
             # No processor class for Pillow, or an unknown one: size, mean and deviation suffice.
             processor = _plain_processor(section, model, revision)
         except OSError as error:
-            text = " ".join(str(error).split())[:200]
-            raise StudyError(f"{section}.model: {model}: {text}") from None
+            raise StudyError(f"{section}.model: {model}: {brief(error)}") from None
         return cls(processor, input_size)
 
     def fitted(self, image: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any
 import diffusers
 import transformers
 
-from engine.core.errors import StudyError
+from engine.core.errors import StudyError, brief
 from engine.nets.checkpoints import dtype_of
 
 _PIPELINES: dict[str, Any] = {
@@ -37,8 +37,7 @@ def open_pipeline(spec: Any, folder: Path | None, mode: str) -> Any:
     try:
         pipeline = _PIPELINES[mode].from_pretrained(source, **fields)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        text = " ".join(str(error).split())[:300]
-        raise StudyError(f"generators: model: {spec.model}: {text}") from None
+        raise StudyError(f"generators: model: {spec.model}: {brief(error, 300)}") from None
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from engine.core.errors import StudyError
+from engine.core.errors import StudyError, brief
 from engine.core.spec import Spec, explained
 
 
@@ -224,8 +224,9 @@ def _read(
         try:
             path = try_to_load_from_cache(model, name, revision=revision)
         except HFValidationError as error:
-            text = " ".join(str(error).split())[:160]
-            raise StudyError(f"{model} is neither a folder nor a hub id: {text}") from None
+            raise StudyError(
+                f"{model} is neither a folder nor a hub id: {brief(error, 160)}"
+            ) from None
         if not isinstance(path, str):
             return None
     try:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BeforeValidator, Field, model_validator
 
-from engine.core.errors import StudyError
+from engine.core.errors import StudyError, brief
 from engine.core.spec import Spec, explained
 from engine.nets.checkpoints import dtype_of, load_model
 from engine.nets.model_input import ModelInput
@@ -65,8 +65,7 @@ class TextImage:
                 spec.model, revision=spec.revision, trust_remote_code=False
             )
         except (OSError, ValueError, KeyError) as error:
-            text = " ".join(str(error).split())[:200]
-            raise StudyError(f"{section}.model: {spec.model}: {text}") from None
+            raise StudyError(f"{section}.model: {spec.model}: {brief(error)}") from None
         if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
             kind = model.config.model_type
             raise StudyError(

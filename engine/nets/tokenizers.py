@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.core.errors import StudyError
+from engine.core.errors import StudyError, brief
 from engine.core.notice import Notice
 from engine.nets.pipelines import read_checkpoint
 
@@ -25,7 +25,7 @@ def truncation_warnings(
     try:
         tokenizer, limit = _longest(model, revision)
     except (OSError, ValueError, KeyError, StudyError) as error:
-        return [Notice.of("prompts_unchecked", why=" ".join(str(error).split()))]
+        return [Notice.of("prompts_unchecked", why=brief(error, 120))]
     tokenizer.add_tokens(list(words))
     cut = []
     for prompt in prompts:
@@ -52,7 +52,7 @@ def _longest(model: str, revision: str | None) -> tuple[Any, int]:
     from transformers.utils import logging
 
     # Its own warning about long prompts is less clear.
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()
     checkpoint = read_checkpoint("generators: model", model, revision)
     components = checkpoint.components if checkpoint else frozenset({"tokenizer"})
     source = str(Path(model).expanduser())

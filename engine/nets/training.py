@@ -36,15 +36,12 @@ class Trainable(Protocol):
 
     def update(self, step: int) -> dict[str, float]:
         """Take optimizer step number `step` (from 0) and return figures such as the loss."""
-        ...
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that the next update depends on, as named tensors."""
-        ...
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Restore what `tensors` returned."""
-        ...
 
 
 def run(

@@ -22,7 +22,6 @@ class Bytes(Protocol):
     def read(self, uri: str) -> bytes:
         """The encoded image. Raises `engine.data.images.Rejected` where it must not or cannot be
         read."""
-        ...
 
 
 class ReaderSpec(Spec):

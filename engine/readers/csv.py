@@ -16,7 +16,7 @@ import pyarrow.csv
 from pydantic import Field, model_validator
 
 from engine.core import rows
-from engine.core.errors import DataError
+from engine.core.errors import DataError, brief
 from engine.core.rows import TaskKind
 from engine.core.spec import explained
 from engine.data.images import Rejected
@@ -84,7 +84,7 @@ class Csv(Reader[CsvSpec]):
             )
         except (pa.ArrowInvalid, pa.ArrowKeyError, UnicodeDecodeError, csv.Error) as error:
             raise DataError(
-                f"reader.file: {spec.file}: {' '.join(str(error).split())[:200]}"
+                f"reader.file: {spec.file}: {brief(error)}"
             ) from None
         wanted = {
             "path": spec.path,

@@ -13,10 +13,10 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from engine.core import rows
-from engine.core.errors import DataError
+from engine.core.errors import DataError, brief
 from engine.core.rows import TaskKind
 from engine.data.images import Rejected
-from engine.data.source import Source
+from engine.data.source import Reopening, Source
 from engine.readers import Reader
 from engine.readers._columns import (
     ColumnsSpec,
@@ -39,15 +39,13 @@ class HuggingfaceSpec(ColumnsSpec):
     revision: str | None = None
 
 
-class HuggingfaceBytes:
+class HuggingfaceBytes(Reopening):
     """Images by `split#row`; opened in each worker from the local cache."""
+
+    _splits: dict[str, Any] | None = None
 
     def __init__(self, spec: HuggingfaceSpec) -> None:
         self.spec = spec
-        self._splits: dict[str, Any] | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"spec": self.spec, "_splits": None}
 
     def read(self, uri: str) -> bytes:
         if self._splits is None:
@@ -133,8 +131,7 @@ def load(spec: HuggingfaceSpec) -> dict[str, Any]:
     try:
         loaded = datasets.load_dataset(spec.path, spec.config, revision=spec.revision)
     except Exception as error:  # hubs, archives and scripts each raise their own errors
-        text = " ".join(str(error).split())[:200]
-        raise DataError(f"reader.path: {spec.path}: {text}") from None
+        raise DataError(f"reader.path: {spec.path}: {brief(error)}") from None
     splits = {}
     for name, split in loaded.items():
         if isinstance(split.features.get(spec.image), datasets.Image):

@@ -18,7 +18,7 @@ from engine.core import rows
 from engine.core.errors import DataError, StorageError
 from engine.core.rows import TaskKind
 from engine.data.images import Rejected
-from engine.data.source import Source
+from engine.data.source import Reopening, Source
 from engine.readers import Reader
 from engine.readers._columns import (
     ColumnsSpec,
@@ -60,24 +60,15 @@ def refuse_large_groups(metadata: Any, image: str, name: str, most: int = _GROUP
             )
 
 
-class ParquetBytes:
+class ParquetBytes(Reopening):
     """Images by `file#row`; picklable. Keeps one row group in memory, because shards are
     consecutive rows."""
 
+    _file: tuple[str, Any, list[int]] | None = None
+    _group: tuple[str, int, pa.ChunkedArray] | None = None
+
     def __init__(self, source: Source, image: str) -> None:
         self.source, self.image = source, image
-        self._forget()
-
-    def _forget(self) -> None:
-        self._file: tuple[str, Any, list[int]] | None = None
-        self._group: tuple[str, int, pa.ChunkedArray] | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"source": self.source, "image": self.image}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._forget()
 
     def read(self, uri: str) -> bytes:
         name, _, number = uri.rpartition("#")

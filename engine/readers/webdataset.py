@@ -20,7 +20,7 @@ from engine.core import rows
 from engine.core.errors import DataError
 from engine.core.rows import TaskKind
 from engine.data.images import EXTENSIONS, FOREIGN, MAX_BYTES, Rejected
-from engine.data.source import Source
+from engine.data.source import Reopening, Source
 from engine.readers import Reader, ReaderSpec, image_ids
 from engine.readers._columns import files_of, splits_of_files
 
@@ -42,18 +42,13 @@ class WebdatasetSpec(ReaderSpec):
     group: str | None = None
 
 
-class TarBytes:
+class TarBytes(Reopening):
     """Images by `tar#offset+size#name`; picklable. Keeps one tar open."""
+
+    _open: tuple[str, Any] | None = None
 
     def __init__(self, source: Source) -> None:
         self.source = source
-        self._open: tuple[str, Any] | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"source": self.source}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.source, self._open = state["source"], None
 
     def read(self, uri: str) -> bytes:
         name, place, _ = (*uri.split("#", 2), "", "")[:3]

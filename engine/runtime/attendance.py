@@ -22,7 +22,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from engine.work.attendance import History, Pace, Piece, Register, hang_limit
+from engine.work.attendance import Attendance, History, Pace, Piece, Register, hang_limit
 from engine.work.resources import StageResources
 
 
@@ -61,7 +61,7 @@ def start_registers() -> Any:
 
 
 @dataclass
-class RayAttendance:
+class RayAttendance(Attendance):
     """`engine.work.attendance.Attendance` on Ray. Each process of the pool calls `arrive` first.
 
     registers: a handle of the actor. stream: unique name of the stream. name: of the stage.

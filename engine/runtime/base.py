@@ -53,24 +53,24 @@ class Outcome:
     seconds: float
 
 
-class Runtime(Protocol):
+class Runtime:
     """`stream`, `fit`, `search` and `tune` start what they need; constructing a runtime is free."""
 
     # Whether all work runs in this process, one piece after the other.
-    in_process: ClassVar[bool]
+    in_process: ClassVar[bool] = False
 
     def stream(
         self, worker: Worker, shards: Sequence[Shard], resources: StageResources
     ) -> Iterator[dict[str, Any]]:
         """Compute all shards, in any order; yields the summary of each committed shard."""
-        ...
+        raise NotImplementedError
 
     def fit(
         self, train: Callable[[FitContext], None], context: FitContext, resources: FitResources
     ) -> None:
         """Run `train` on every worker. A worker that dies is replaced and continues from the last
         checkpoint."""
-        ...
+        raise NotImplementedError
 
     def search(
         self,
@@ -82,7 +82,7 @@ class Runtime(Protocol):
         """Run a trial for each name, several at once; calls `on_end` with the name of each that
         ends. A trial whose process dies is retried. If one fails, the others still run, and then
         the first error is raised."""
-        ...
+        raise NotImplementedError
 
     def tune(
         self,
@@ -100,6 +100,7 @@ class Runtime(Protocol):
         leaf: a setting needs only small fits, computed in the trial's process; otherwise it starts
         streams and fits of its own.
         """
-        ...
+        raise NotImplementedError
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Release what was started."""

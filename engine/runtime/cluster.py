@@ -11,18 +11,19 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from engine.core import interrupts
-from engine.core.errors import EngineError, StudyError
+from engine.core.errors import EngineError, StudyError, brief
 from engine.core.shards import Shard
 from engine.runtime import scratch
-from engine.runtime.base import Outcome, Trial, Try, Worker
+from engine.runtime.base import Outcome, Runtime, Trial, Try, Worker
 from engine.runtime.monitor import RECONNECT, Demand, Monitor, RayCluster
 from engine.runtime.scratch import Scratch
 from engine.tuning.proposals import Halving, Proposals
 from engine.work.fit import FitContext, read_progress
 from engine.work.resources import FitResources, StageResources, TrialResources
+from engine.work.share import Share
 
 # Attempts to start a private Ray: on a busy machine its raylet may take longer than the half a
 # minute that Ray waits for it.
@@ -30,7 +31,7 @@ _STARTS = 3
 _SLOW_START = "timed out during startup"
 
 
-class RayRuntime:
+class RayRuntime(Runtime):
     """Ray Data for `stream`, Ray Train for `fit`, Ray Tune for `search` and `tune`. Connects with
     the first work.
 
@@ -39,8 +40,6 @@ class RayRuntime:
     the Ray head has stopped answering. Afterwards Ray's core ends this process with a stack dump,
     or hangs.
     """
-
-    in_process: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -101,18 +100,10 @@ class RayRuntime:
         resources: TrialResources,
         on_end: Callable[[str], None],
     ) -> None:
-        self._connect()
-        self._refuse_too_large(resources)
-        from engine.runtime.search import search
-        from engine.runtime.share import sharing
+        with self._trials(resources) as (folder, share, started):
+            from engine.runtime.search import search
 
-        running = threading.Event()
-        with (
-            self._folder() as folder,
-            sharing(self.warn) as share,
-            self._waiting(resources, resources.workers, running.is_set),
-        ):
-            search(run, names, resources, running.set, on_end, str(folder), share)
+            search(run, names, resources, started, on_end, folder, share)
 
     def tune(
         self,
@@ -123,10 +114,20 @@ class RayRuntime:
         leaf: bool,
         on_end: Callable[[Outcome], None],
     ) -> None:
+        with self._trials(resources) as (folder, share, started):
+            from engine.runtime.tune import tune
+
+            tune(run, proposals, halving, resources, leaf, started, on_end, folder, share)
+
+    @contextmanager
+    def _trials(
+        self, resources: TrialResources
+    ) -> Iterator[tuple[str, Share, Callable[[], None]]]:
+        """A folder for Ray Tune, the arrays that trials share, and a function to call when one has
+        started."""
         self._connect()
         self._refuse_too_large(resources)
         from engine.runtime.share import sharing
-        from engine.runtime.tune import tune
 
         running = threading.Event()
         with (
@@ -134,9 +135,7 @@ class RayRuntime:
             sharing(self.warn) as share,
             self._waiting(resources, resources.workers, running.is_set),
         ):
-            tune(
-                run, proposals, halving, resources, leaf, running.set, on_end, str(folder), share
-            )  # fmt: skip
+            yield str(folder), share, running.set
 
     @contextmanager
     def _waiting(
@@ -174,7 +173,7 @@ class RayRuntime:
         if self.address == "local":
             import ray
 
-            total = ray.cluster_resources()  # type: ignore[no-untyped-call]  # untyped in Ray
+            total = ray.cluster_resources()
             refuse_too_large(resources, total, what)
 
     def _connect(self) -> None:
@@ -215,10 +214,9 @@ class RayRuntime:
         try:
             _init(address=self.address)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            text = " ".join(str(error).split())[:300]
             raise StudyError(
-                f"profile: address: cannot reach Ray at {self.address!r} ({text}); check the"
-                " address and that the Ray cluster runs, or use local"
+                f"profile: address: cannot reach Ray at {self.address!r} ({brief(error, 300)});"
+                " check the address and that the Ray cluster runs, or use local"
             ) from None
 
     def _start_local(self) -> None:
@@ -233,7 +231,7 @@ class RayRuntime:
                 return
             # Ray raises a plain Exception if its raylet is slow.
             except Exception as error:
-                text = " ".join(str(error).split())[:300]
+                text = brief(error, 300)
             # `ray.shutdown` does not clean up a node that failed to start.
             interrupts.end_children(spare=before)
             self._remove_scratch()

@@ -6,25 +6,25 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any
 
 from engine.core.errors import StorageError, one_line
 from engine.core.shards import Shard
-from engine.runtime.base import Outcome, Trial, Try, Worker
+from engine.runtime.base import Outcome, Runtime, Trial, Try, Worker
 from engine.tuning.proposals import Halving, Proposals, Rung
 from engine.work.fit import FitContext
 from engine.work.resources import FitResources, StageResources, TrialResources
 from engine.work.share import Share, within_process
 
 
-class InlineRuntime:
+class InlineRuntime(Runtime):
     """One worker, and no other process except the decoder's sandbox.
 
     threads: CPU threads of a fit; None: the libraries' default. share: source of arrays that
     several fits read.
     """
 
-    in_process: ClassVar[bool] = True
+    in_process = True
 
     def __init__(self, threads: int | None = None, share: Share = within_process) -> None:
         self.threads, self.share = threads, share
@@ -92,9 +92,6 @@ class InlineRuntime:
                 reached, error = None, one_line(failure)
             proposals.tell(number, None if error or reached is None else reached.value)
             on_end(Outcome(number, settings, reached, error, time.monotonic() - started))
-
-    def close(self) -> None:
-        return
 
 
 @contextmanager

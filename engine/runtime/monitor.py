@@ -11,10 +11,9 @@ import errno
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from engine.core import interrupts
 
@@ -54,19 +53,6 @@ class Endpoint:
     lost_after: float
 
 
-class MonitoredCluster(Protocol):
-    """What the monitor needs of a Ray cluster."""
-
-    @property
-    def endpoints(self) -> Sequence[Endpoint]: ...
-
-    def answers(self, endpoint: Endpoint) -> bool:
-        """Whether the endpoint accepts a connection."""
-        ...
-
-    def view(self) -> View: ...
-
-
 def head_lost_after(local: bool, reconnect: str) -> float:
     """Seconds without an answer after which the head counts as lost. A remote head may be restarted
     while Ray's core waits, and then the run continues. reconnect: the value of `RECONNECT`."""
@@ -88,7 +74,7 @@ class RayCluster:
         head = str(here.gcs_address)
         self.endpoints: list[Endpoint] = []
         local = False
-        for node in ray.nodes():  # type: ignore[no-untyped-call]  # Ray has no types here
+        for node in ray.nodes():
             if node["NodeID"] == here.get_node_id():
                 host = node["NodeManagerAddress"]
                 local = head.rpartition(":")[0].strip("[]") in (host, "127.0.0.1", "::1")
@@ -97,6 +83,7 @@ class RayCluster:
         self.endpoints.insert(0, Endpoint("the Ray head", head, head_lost_after(local, reconnect)))
 
     def answers(self, endpoint: Endpoint) -> bool:
+        """Whether the endpoint accepts a connection."""
         host, _, port = endpoint.address.rpartition(":")
         try:
             with socket.create_connection((host.strip("[]"), int(port)), _CONNECT):
@@ -111,8 +98,8 @@ class RayCluster:
     def view(self) -> View:
         import ray
 
-        nodes = ray.nodes()  # type: ignore[no-untyped-call]  # Ray has no types here
-        free = ray.available_resources()  # type: ignore[no-untyped-call]
+        nodes = ray.nodes()
+        free = ray.available_resources()
         return View({node["NodeID"]: node["Resources"] for node in nodes if node["Alive"]}, free)
 
 
@@ -176,7 +163,7 @@ class Monitor:
     say: prints a line. on_lost: called once, with a line, when an endpoint is lost.
     """
 
-    ray_cluster: MonitoredCluster
+    ray_cluster: RayCluster
     say: Callable[[str], None]
     on_lost: Callable[[str], None]
     clock: Callable[[], float] = time.monotonic
@@ -259,9 +246,8 @@ class Monitor:
         if not lack:
             return
         now = self.clock()
-        if now - demand.since < PATIENCE:
-            return
-        if demand.reported is None or now - demand.reported >= REPEAT:
+        repeats = demand.reported is None or now - demand.reported >= REPEAT
+        if repeats and now - demand.since >= PATIENCE:
             demand.reported = now
             self.say(f"waiting for {lack}")
 

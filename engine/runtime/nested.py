@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import ray
 
@@ -16,12 +16,11 @@ from engine.core.errors import EngineError, StorageError, one_line
 from engine.core.shards import Shard
 from engine.runtime import scratch
 from engine.runtime.attendance import start_registers
-from engine.runtime.base import Outcome, Trial, Try, Worker
+from engine.runtime.base import Runtime, Trial, Worker
 from engine.runtime.errors import find_engine_error
 from engine.runtime.fit import fit
 from engine.runtime.inline import InlineRuntime
 from engine.runtime.stream import stream
-from engine.tuning.proposals import Halving, Proposals
 from engine.work.fit import FitContext
 from engine.work.resources import FitResources, StageResources, TrialResources
 from engine.work.share import Share
@@ -32,13 +31,12 @@ from engine.work.share import Share
 DRIVER = {"memory": 1e6}
 
 
-class Nested:
-    """The Ray that runs this process, which neither connects nor disconnects.
+class Nested(Runtime):
+    """The Ray that runs this process, which neither connects nor disconnects. A trial starts no
+    tuning of its own.
 
     threads: CPU threads of each worker of a fit; None: as many as its CPUs.
     """
-
-    in_process: ClassVar[bool] = False
 
     def __init__(self, share: Share, threads: int | None = None) -> None:
         self.share, self.threads = share, threads
@@ -104,17 +102,3 @@ class Nested:
         while running:
             (ended, *_), _ = ray.wait(list(running))
             yield running.pop(ended), partial(ray.get, ended)
-
-    def tune(
-        self,
-        run: Try,
-        proposals: Proposals,
-        halving: Halving | None,
-        resources: TrialResources,
-        leaf: bool,
-        on_end: Callable[[Outcome], None],
-    ) -> None:
-        raise AssertionError("a trial starts no tuning of its own")
-
-    def close(self) -> None:
-        return

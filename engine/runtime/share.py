@@ -209,7 +209,7 @@ def _read(answer: Answer) -> Arrays:
 @contextmanager
 def sharing(warn: Callable[[str], None], lease: float = _LEASE) -> Iterator[ObjectStoreShare]:
     """A share for the trials that are started in the block."""
-    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]  # untyped in Ray
+    nodes: list[dict[str, Any]] = ray.nodes()
     living = [node["Resources"] for node in nodes if node["Alive"]]
     capacity = int(min(resources.get("object_store_memory", 0.0) for resources in living))
     # Half of it, because while arrays are being stored they exist twice.

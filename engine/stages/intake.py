@@ -23,6 +23,7 @@ from engine.core.notice import Notice
 from engine.core.rows import TaskKind
 from engine.core.shards import OK, Shard, ids_digest, image_column, parquet_rows
 from engine.core.spec import Spec
+from engine.data.dataset import by_id
 from engine.data.images import Preprocess, Rejected, extension
 from engine.data.near_duplicates import SIDE, NearLimit, calibrate, match, near_pairs, thumbnail
 from engine.data.sandbox import Sandbox
@@ -244,10 +245,7 @@ def embed_decoded(context: Context, embedder: Spec, intake: Intake, padded: bool
     """
     stages, schema = EmbedImages.stages(embedder, hashes=False)
     stages.insert(1, Thumbnails(padded))
-    digests = dict(
-        zip(*(intake.index[name].to_pylist() for name in (rows.IMAGE_ID, rows.PIXEL_SHA256)),
-            strict=True)
-    )  # fmt: skip
+    digests = by_id(intake.index, rows.PIXEL_SHA256)
     shards = []
     for key in intake.keys:
         with context.store.parquet(key) as file:

@@ -31,7 +31,7 @@ from engine.core.shards import OK, ShardSet
 from engine.core.step import Step
 from engine.core.store import Store
 from engine.data.arrays import aligned
-from engine.data.dataset import assign_splits, replace_column, without
+from engine.data.dataset import assign_splits, by_id, replace_column, without
 from engine.data.near_duplicates import of_one_colour
 from engine.metrics.label_errors import label_errors
 from engine.metrics.outliers import LIMIT, neighbour_outliers, odd_sizes
@@ -177,9 +177,7 @@ class _Work:
             kept, self.carved = assign_splits(
                 without(index, twice), spec.task, fractions, grouped, spec.seed
             )
-            drawn = dict(
-                zip(*(kept[name].to_pylist() for name in (rows.IMAGE_ID, rows.SPLIT)), strict=True)
-            )
+            drawn = by_id(kept, rows.SPLIT)
         except DataError as error:
             self.problems.append(str(error))
         # Duplicates follow the first; a group stays whole.

@@ -20,7 +20,7 @@ from engine.core.rng import derive_seed
 from engine.core.rows import TaskKind
 from engine.core.spec import Spec
 from engine.data.arrays import grouped_vectors, release
-from engine.data.dataset import split_index
+from engine.data.dataset import by_id, split_index
 from engine.results.data import ClusterResult
 from engine.sections import Cluster as ClusterSettings
 from engine.steps import StepKind
@@ -47,9 +47,7 @@ class Cluster(StepKind[ClusterSpec]):
         settings = spec.settings
         column = rows.label_column(spec.task)
         index = split_index(context.store, context.inputs["ingest"], spec.task, "train")
-        label_of = dict(
-            zip(index[rows.IMAGE_ID].to_pylist(), index[column].to_pylist(), strict=True)
-        )
+        label_of = by_id(index, column)
         whole = settings.scope == "whole"
         vectors_of = grouped_vectors(
             context.store, context.inputs["embed"].keys(split="train"),

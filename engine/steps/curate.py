@@ -26,7 +26,7 @@ from engine.core.spec import Spec, digest
 from engine.core.step import Step
 from engine.core.store import Store
 from engine.data.arrays import grouped_vectors, hashes_of, matrix_of
-from engine.data.dataset import generated_images, split_index
+from engine.data.dataset import by_id, generated_images, split_index
 from engine.data.images import Preprocess
 from engine.filters import Judgement, Scores
 from engine.metrics.classification import confusion
@@ -193,20 +193,18 @@ class Sets:
         self, context: Context, spec: CurateSpec, classes: Sequence[str], table: pa.Table,
         keys: list[str],
     ) -> None:  # fmt: skip
-        ids, intended = (table[name].to_pylist() for name in (rows.IMAGE_ID, rows.LABEL_INTENDED))
         pixel_spec = measuring(spec.task, spec.preprocess, spec.labeler, spec.filters)
         names = [field.name for field in figures(pixel_spec, classes)]
         store = context.store
         self.generated = read_scored(
-            store, keys, dict(zip(ids, intended, strict=True)), keys if names else [], names
+            store, keys, by_id(table, rows.LABEL_INTENDED), keys if names else [], names
         )
         of_split = {}
         for split, measured in (("train", False), ("val", bool(names))):
             index = split_index(store, context.inputs["ingest"], spec.task, split)
-            labels = index[rows.label_column(spec.task)].to_pylist()
             of_split[split] = read_scored(
                 store, context.inputs["embed"].keys(split=split),
-                dict(zip(index[rows.IMAGE_ID].to_pylist(), labels, strict=True)),
+                by_id(index, rows.label_column(spec.task)),
                 context.inputs["measure"].keys() if measured else [], names,
             )  # fmt: skip
         self.train, self.val = of_split["train"], of_split["val"]

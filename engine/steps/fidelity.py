@@ -38,7 +38,7 @@ from engine.core.registry import kind_of
 from engine.core.rng import derive_seed
 from engine.core.shards import parquet_rows
 from engine.core.spec import Spec
-from engine.data.dataset import split_index
+from engine.data.dataset import by_id, split_index
 from engine.metrics.diversity import vendi_score
 from engine.metrics.frechet import Reference, frechet_distance
 from engine.metrics.kernel import kernel_distance
@@ -144,8 +144,7 @@ def real_set(context: Context, spec: FidelitySpec, split: str) -> Embedded:
 
 def embedded(context: Context, keys: list[str], table: pa.Table, label: str) -> Embedded:
     """The images of a table that have a vector."""
-    label_of = dict(zip(table[rows.IMAGE_ID].to_pylist(), table[label].to_pylist(), strict=True))
-    return Embedded.of(context.store, keys, label_of)
+    return Embedded.of(context.store, keys, by_id(table, label))
 
 
 @dataclass(frozen=True)
@@ -178,8 +177,7 @@ def plan_scope(
     spec: FidelitySpec, sides: Mapping[str, Embedded], needed: Mapping[str, int],
     labels: Sequence[str],
 ) -> Scope:  # fmt: skip
-    """Choose the images of each set to compare with val. needed: images that every fit keeps, by
-    class."""
+    """Choose the images of each set to compare with val. needed: images of each class to keep."""
     counts = {name: side.counts for name, side in sides.items()}
     val_count = sum(counts["val"][label] for label in labels)
     shares = {label: counts["val"][label] / val_count for label in labels if counts["val"][label]}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 
@@ -16,7 +15,7 @@ from engine.core.spec import Spec
 from engine.core.step import Step
 from engine.core.store import Store
 from engine.data.arrays import read_pixels
-from engine.data.dataset import split_index
+from engine.data.dataset import by_id, split_index
 from engine.data.images import Preprocess
 from engine.generators import TrainingImages
 from engine.results.images import FinetuneResult
@@ -65,12 +64,12 @@ class Finetune(StepKind[FinetuneSpec]):
         spec = context.step.spec_as(FinetuneSpec)
         ingest = context.inputs["ingest"]
         index = split_index(context.store, ingest, spec.task, "train")
-        labels = index[rows.label_column(spec.task)].to_pylist()
+        label_of = by_id(index, rows.label_column(spec.task))
         train = TrainGenerator(
             store=context.store,
             spec=spec,
             images=ingest.keys(split="train"),
-            label_of=dict(zip(index[rows.IMAGE_ID].to_pylist(), labels, strict=True)),
+            label_of=label_of,
             cluster_of=read_clusters(context),
         )
         generator = kind_of("generators", spec.generator)(spec.generator, spec.preprocess)
@@ -86,7 +85,7 @@ class Finetune(StepKind[FinetuneSpec]):
         size = sum(part.bytes for part in parts) / 2**20
         figures = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         return Output(
-            parts, len(labels),
+            parts, len(label_of),
             FinetuneResult(
                 headline=f"{figures}; weights {size:.1f} MiB", **metrics, outside=outside
             ),
@@ -105,5 +104,4 @@ def read_clusters(context: Context) -> dict[str, int]:
     if "cluster" not in context.inputs:
         return {}
     table = pa.concat_tables(context.store.tables(context.inputs["cluster"].keys(table="clusters")))
-    columns: list[list[Any]] = [table[name].to_pylist() for name in (rows.IMAGE_ID, rows.CLUSTER)]
-    return dict(zip(*columns, strict=True))
+    return by_id(table, rows.CLUSTER)

@@ -23,7 +23,6 @@ from engine.context import Context, Output
 from engine.core import rows
 from engine.core.errors import DataError, LeakError
 from engine.core.manifest import Manifest, Part
-from engine.core.names import csv_cell
 from engine.core.notice import Notice
 from engine.core.registry import kind_of
 from engine.core.shards import OK, ShardSet
@@ -32,12 +31,14 @@ from engine.core.store import Store
 from engine.data.arrays import aligned
 from engine.data.dataset import (
     assign_splits,
+    by_id,
     limit_train,
     remove_duplicates,
     replace_column,
     resolve_leaks,
 )  # fmt: skip
 from engine.data.leaks import Leak, NearPair, find_leaks
+from engine.report.download import as_csv
 from engine.results.data import IngestResult
 from engine.stages.intake import (
     DECODED,
@@ -165,18 +166,15 @@ class Ingest(StepKind[IngestSpec]):
 
     def _leak_text(self, context: Context, leaks: Sequence[Leak]) -> str:
         key = context.store.join(context.prefix, "leaks.csv")
-        lines = ["kind,first,first_split,second,second_split,detail"]
-        for leak in leaks:
-            cells = (
-                leak.kind,
-                leak.first_uri,
-                leak.first_split,
-                leak.second_uri,
-                leak.second_split,
-                leak.detail,
-            )
-            lines.append(",".join('"' + csv_cell(cell).replace('"', '""') + '"' for cell in cells))
-        context.store.put(key, "\n".join(lines).encode())
+        entries = [
+            {
+                "kind": leak.kind, "first": leak.first_uri, "first_split": leak.first_split,
+                "second": leak.second_uri, "second_split": leak.second_split,
+                "detail": leak.detail,
+            }
+            for leak in leaks
+        ]  # fmt: skip
+        context.store.put(key, as_csv(entries))
         kinds = ", ".join(
             f"{count} {kind}" for kind, count in Counter(leak.kind for leak in leaks).items()
         )
@@ -213,7 +211,7 @@ def refuse_many_quarantined(fate: Mapping[str, str], records: pa.Table, spec: In
     bad = {image_id: status for image_id, status in fate.items() if status != OK}
     if len(bad) <= spec.audit.max_quarantined * len(fate):
         return
-    uris = dict(zip(records[rows.IMAGE_ID].to_pylist(), records[rows.URI].to_pylist(), strict=True))
+    uris = by_id(records, rows.URI)
     kinds = ", ".join(f"{count} {reason}" for reason, count in Counter(bad.values()).most_common())
     some = "; ".join(
         f"{uris[image_id][:80]}: {reason}" for image_id, reason in list(bad.items())[:3]
@@ -230,15 +228,7 @@ def write_splits(
     """Write the images of each split; one pass over the decoded data, memory bounded by one
     part."""
     schema = rows.images_schema(spec.tasks)
-    fates = {
-        image_id: (split, group)
-        for image_id, split, group in zip(
-            index[rows.IMAGE_ID].to_pylist(),
-            index[rows.SPLIT].to_pylist(),
-            index[rows.GROUP_ID].to_pylist(),
-            strict=True,
-        )
-    }
+    split_of, group_of = by_id(index, rows.SPLIT), by_id(index, rows.GROUP_ID)
     pending: dict[str, list[pa.Table]] = {split: [] for split in rows.SPLITS}
     counts: dict[str, Counter[str]] = {split: Counter() for split in rows.SPLITS}
     parts: list[Part] = []
@@ -251,17 +241,15 @@ def write_splits(
             pending[split] = []
 
     for table in context.store.tables(decoded_keys):
-        destinations = [fates.get(image_id) for image_id in table[rows.IMAGE_ID].to_pylist()]
+        ids = table[rows.IMAGE_ID].to_pylist()
         for split in rows.SPLITS:
-            mask = [entry is not None and entry[0] == split for entry in destinations]
+            mask = [split_of.get(image_id) == split for image_id in ids]
             if not any(mask):
                 continue
             selected = table.filter(pa.array(mask))
             selected = replace_column(selected, rows.SPLIT, [split] * selected.num_rows)
-            selected = replace_column(
-                selected, rows.GROUP_ID,
-                [entry[1] for entry in destinations if entry and entry[0] == split],
-            )  # fmt: skip
+            groups = [group_of[image_id] for image_id in selected[rows.IMAGE_ID].to_pylist()]
+            selected = replace_column(selected, rows.GROUP_ID, groups)
             counts[split].update(selected[rows.label_column(spec.task)].to_pylist())
             pending[split].append(selected.cast(schema))
             if sum(piece.nbytes for piece in pending[split]) > PART_BYTES:
@@ -285,7 +273,7 @@ def refuse_thin_classes(counts: Mapping[str, Mapping[str, int]], spec: IngestSpe
 
 def fates_table(records: pa.Table, fate: Mapping[str, str], index: pa.Table) -> pa.Table:
     """Every record that the reader listed, with its split or the reason why it is not used."""
-    split = dict(zip(index[rows.IMAGE_ID].to_pylist(), index[rows.SPLIT].to_pylist(), strict=True))
+    split = by_id(index, rows.SPLIT)
     ids = records[rows.IMAGE_ID].to_pylist()
     records = replace_column(records, rows.SPLIT, [split.get(image_id) for image_id in ids])
     return records.append_column(

@@ -27,6 +27,7 @@ from engine.report.sheet import Plane, selection_sheet
 from engine.results.data import ReducedClass, ReduceResult
 from engine.sections import Reduce as ReduceSettings
 from engine.steps import StepKind
+from engine.steps.finetune import read_clusters
 from engine.vectors.choose import cover, k_center, stratified
 from engine.vectors.kmeans import assign
 from engine.vectors.plane import place
@@ -60,7 +61,7 @@ class Reduce(StepKind[ReduceSpec]):
             {image_id: label for image_id, label in zip(ids, labels, strict=True)
              if label in wanted},
         )  # fmt: skip
-        strata = self._strata(context)
+        strata = read_clusters(context)
 
         kept = {image_id for image_id, label in zip(ids, labels, strict=True)
                 if label not in wanted}  # fmt: skip
@@ -127,16 +128,6 @@ class Reduce(StepKind[ReduceSpec]):
                 classes=figures,
             ),
         )  # fmt: skip
-
-    def _strata(self, context: Context) -> dict[str, int]:
-        """The cluster of each image; empty if the method uses none."""
-        cluster_of: dict[str, int] = {}
-        if "cluster" in context.inputs:
-            keys = context.inputs["cluster"].keys(table="clusters")
-            for table in context.store.tables(keys, [rows.IMAGE_ID, rows.CLUSTER]):
-                columns = (table[name].to_pylist() for name in (rows.IMAGE_ID, rows.CLUSTER))
-                cluster_of |= dict(zip(*columns, strict=True))
-        return cluster_of
 
 
 def kept_counts(settings: ReduceSettings, counts: Mapping[str, int]) -> dict[str, int]:

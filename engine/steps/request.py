@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
 from typing import Any, ClassVar
 
 import pyarrow as pa
@@ -77,14 +76,12 @@ class Request(StepKind[RequestSpec]):
                 counts, context.result("curate", CurateResult).funnel, generator.available()
             )
         refuse_missing_images(generator, counts)
+        requested = {label: count for label, count in counts.items() if count}
         parts, shards, prompts = [], [], set()
         with context.progress(sum(counts.values()), "requests") as bar:
-            for label, count in counts.items():
-                if not count:
-                    continue
+            for label, count in requested.items():
                 table = request_table(spec, generator, label, count, train[label])
-                name = slug(label)
-                size = spec.request.shard_size
+                name, size = slug(label), spec.request.shard_size
                 part = context.table(
                     f"requests-{name}", table, row_group_size=size, table="requests"
                 )
@@ -111,7 +108,6 @@ class Request(StepKind[RequestSpec]):
         warnings = generator.prompt_warnings(sorted(prompts)) if prompts else []
         context.warn(warnings)
         total = sum(counts.values())
-        requested = {label: count for label, count in counts.items() if count}
         return Output(
             parts, total,
             RequestResult(
@@ -226,15 +222,10 @@ def training_rows(context: Context, task: str, generator: Generator) -> dict[str
 
 
 def request_table(
-    spec: RequestSpec,
-    generator: Generator,
-    label: str,
-    count: int,
-    train: TrainingRows,
-    start: int = 0,
+    spec: RequestSpec, generator: Generator, label: str, count: int, train: TrainingRows
 ) -> pa.Table:
-    """The requests of one class from index `start` up to `count`, with their ids and seeds."""
-    wanted = list(islice(generator.plan(label, count, train, spec.seed), start, count))
+    """The requests of one class, with their ids and seeds."""
+    wanted = list(generator.plan(label, count, train, spec.seed))
     ids = [request_id(spec.generator_key, entry) for entry in wanted]
     columns: dict[str, Any] = {
         rows.IMAGE_ID: ids,

@@ -27,6 +27,7 @@ from engine.core.names import csv_cell
 from engine.core.rng import generator
 from engine.core.spec import Spec
 from engine.data.arrays import grouped_vectors, pictures
+from engine.data.dataset import by_id
 from engine.report.sheet import picture_sheet
 from engine.results.data import SelectResult
 from engine.sections import Select as SelectSettings
@@ -166,8 +167,7 @@ class Select(StepKind[SelectSpec]):
         chosen = representatives[rows.IMAGE_ID].combine_chunks()
         for table in context.store.tables(keys, [rows.IMAGE_ID, rows.URI]):
             table = table.filter(pc.is_in(table[rows.IMAGE_ID], chosen))
-            columns = (table[name].to_pylist() for name in (rows.IMAGE_ID, rows.URI))
-            uri_of |= dict(zip(*columns, strict=True))
+            uri_of |= by_id(table, rows.URI)
         text = io.StringIO()
         writer = csv.writer(text)
         writer.writerow(

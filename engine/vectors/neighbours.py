@@ -28,7 +28,7 @@ class Neighbours:
     ten nearest; for noise ivf may find only half.
     """
 
-    def __init__(self, vectors: Vectors, kind: IndexKind = "auto", *, gpu: bool = False) -> None:
+    def __init__(self, vectors: Vectors, kind: IndexKind = "auto") -> None:
         import faiss
 
         count, width = vectors.shape
@@ -37,14 +37,12 @@ class Neighbours:
         self.kind = kind
         lists = max(1, round(math.sqrt(count)))
         self.count, self.vectors = count, vectors
-        # faiss's types know neither GPU indexes nor the fields that are set below.
+        # faiss's types lack the fields that are set below.
         self.index: Any = None
-        if kind == "flat" and not gpu:
+        if kind == "flat":
             return
         index: Any
-        if kind == "flat":
-            index = faiss.IndexFlatIP(width)
-        elif kind == "ivf":
+        if kind == "ivf":
             quantizer = faiss.IndexFlatIP(width)
             index = faiss.IndexIVFFlat(quantizer, width, lists, faiss.METRIC_INNER_PRODUCT)
             index.cp.min_points_per_centroid, index.cp.seed = 1, 1
@@ -52,8 +50,6 @@ class Neighbours:
         else:
             index = faiss.IndexHNSWFlat(width, _LINKS, faiss.METRIC_INNER_PRODUCT)
             index.hnsw.efConstruction, index.hnsw.efSearch = _BUILD, _SEARCH
-        if gpu and kind != "hnsw":
-            index = faiss.index_cpu_to_all_gpus(index)
         if not index.is_trained:
             step = max(1, count // (_TRAIN_PER_LIST * lists))
             index.train(unit_length(vectors[::step]))

@@ -15,7 +15,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 from engine.work.resources import StageResources
 
@@ -96,70 +95,38 @@ class History:
         return next((piece for piece in self.pieces if piece.pending), None)
 
 
-class Attendance(Protocol):
-    """A worker's side of the register. Picklable."""
+class Attendance:
+    """A worker's side of the register. Picklable. As it is, it belongs to a process that is never
+    restarted: no register, no limit."""
 
-    @property
-    def node(self) -> str:
-        """Id of the Ray node that this process runs on; empty without Ray."""
-        ...
+    # Id of the Ray node that this process runs on; empty without Ray.
+    node: str = ""
 
-    def history(self, shards: Sequence[str]) -> list[History]: ...
+    def history(self, shards: Sequence[str]) -> list[History]:
+        return [History() for _ in shards]
 
     def begin(self, shard: str) -> None:
         """Announce a whole shard; returns when the register has it."""
-        ...
 
     def end(self, shard: str, pace: Pace) -> None:
         """The shard is committed. pace: of its micro-batches."""
-        ...
 
     def next_piece(
         self, shard: str, rows: int, batch_size: int, done: Piece | None, pace: Pace
     ) -> History:
         """Record the result of the piece `done` (with its key), computed at `pace`, and announce
         the next one: `History.next`."""
-        ...
+        raise AssertionError("without a register no shard is computed piece by piece")
 
     def watch(self, batches: int, first: bool = False) -> None:
         """End this process unless `unwatch` or another watch is called within the limit for so many
         micro-batches. first: the next one is the first of this process."""
-        ...
 
     def watch_long(self) -> None:
         """As `watch`, for work that the pace does not bound: loading, reading and storing rows."""
-        ...
-
-    def unwatch(self) -> None: ...
-
-
-class Unattended:
-    """`Attendance` of a process that is never restarted: no register, no limit."""
-
-    node = ""
-
-    def history(self, shards: Sequence[str]) -> list[History]:
-        return [History() for _ in shards]
-
-    def begin(self, shard: str) -> None:
-        return
-
-    def end(self, shard: str, pace: Pace) -> None:
-        return
-
-    def next_piece(
-        self, shard: str, rows: int, batch_size: int, done: Piece | None, pace: Pace
-    ) -> History:
-        raise AssertionError("without a register no shard is computed piece by piece")
-
-    def watch(self, batches: int, first: bool = False) -> None:
-        return
-
-    def watch_long(self) -> None:
-        return
 
     def unwatch(self) -> None:
-        return
+        """End no process."""
 
 
 def hang_limit(resources: StageResources, pace: Pace, batches: int, first: bool = False) -> float:

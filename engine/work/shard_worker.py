@@ -22,7 +22,7 @@ from engine.core.errors import DataError, EngineError, StorageError
 from engine.core.names import attempt_name
 from engine.core.shards import OK, Shard, ShardSet, column, installed_versions
 from engine.core.store import Store
-from engine.work.attendance import HUNG, Attendance, History, Pace, Piece, Unattended
+from engine.work.attendance import HUNG, Attendance, History, Pace, Piece
 from engine.work.memory import keep_freed_memory
 from engine.work.stage import Batch, Place, Stage, pipeline
 
@@ -48,7 +48,7 @@ class ShardWorker:
     schema: pa.Schema | Callable[[], pa.Schema]
     place: Place
     name: str = "shards"
-    attendance: Attendance = field(default_factory=Unattended)
+    attendance: Attendance = field(default_factory=Attendance)
     # Whether this process has finished a micro-batch.
     _warm: bool = field(default=False, init=False)
 
