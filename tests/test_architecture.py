@@ -75,7 +75,7 @@ def strangers(file: str, *allowed: str) -> set[str]:
     }
 
 
-def test_the_walk_sees_what_it_must() -> None:
+def test_import_scan_finds_known_imports() -> None:
     assert "engine.core.rows" in set(imports("steps/ingest.py"))
     assert "torch" in set(imports("embedders/_checkpoint.py"))
     assert "torch" not in set(imports("embedders/_checkpoint.py", at_load=True))
@@ -83,7 +83,7 @@ def test_the_walk_sees_what_it_must() -> None:
 
 
 # 1
-def test_ray_and_mlflow_have_their_files() -> None:
+def test_ray_and_mlflow_are_imported_only_in_their_files() -> None:
     names = ("cluster", "stream", "attendance", "fit", "search", "tune", "nested", "share",
              "monitor")  # fmt: skip
     assert importers("ray") <= {f"runtime/{name}.py" for name in names}
@@ -92,12 +92,12 @@ def test_ray_and_mlflow_have_their_files() -> None:
 
 # 2
 @pytest.mark.parametrize("file", [file for file in FILES if below(file, "core", "data", "work")])
-def test_core_knows_itself_alone_and_data_and_work_know_core(file: str) -> None:
+def test_core_imports_only_itself_and_data_and_work_import_core(file: str) -> None:
     assert not strangers(file, "core", file.split("/")[0])
     assert not [name for name in imports(file, at_load=True) if within(name, *HEAVY)]
 
 
-def test_the_registry_lists_no_plugin() -> None:
+def test_registry_lists_no_plugin() -> None:
     names = {Path(file).stem for file in FILES if below(file, *PLUGINS)} - {"__init__"}
     texts = {node.value for node in ast.walk(tree("core/registry.py"))
              if isinstance(node, ast.Constant) and isinstance(node.value, str)}  # fmt: skip
@@ -107,31 +107,31 @@ def test_the_registry_lists_no_plugin() -> None:
 @pytest.mark.parametrize(
     "file", [file for file in FILES if below(file, "nets", "metrics", "vectors")]
 )
-def test_nets_metrics_and_vectors_know_no_step_plugin_or_runtime(file: str) -> None:
+def test_nets_metrics_and_vectors_import_no_step_plugin_or_runtime(file: str) -> None:
     assert not strangers(file, "core", "data", "work", "vectors", file.split("/")[0])
 
 
 # 3
 @pytest.mark.parametrize("file", [file for file in FILES if below(file, "runtime")])
-def test_a_runtime_knows_what_workers_do_and_no_step(file: str) -> None:
+def test_runtime_imports_worker_code_and_no_step(file: str) -> None:
     assert not strangers(file, "core", "work", "runtime", "tuning.proposals")
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if below(file, "results")])
-def test_results_know_core_alone(file: str) -> None:
+def test_results_import_only_core(file: str) -> None:
     assert not strangers(file, "core", "results")
 
 
 @pytest.mark.parametrize(
     "file", [file for file in FILES if below(file, "report", "comparison", "stages")]
 )
-def test_the_page_the_comparison_and_the_stages_know_no_step(file: str) -> None:
+def test_report_comparison_and_stages_import_no_step(file: str) -> None:
     assert not [name for name in imports(file) if within(name, "engine.steps")]
 
 
 # 4
 @pytest.mark.parametrize("file", [file for file in FILES if below(file, "steps")])
-def test_a_step_knows_no_concrete_plugin_and_no_runtime(file: str) -> None:
+def test_steps_import_no_concrete_plugin_and_no_runtime(file: str) -> None:
     for name in imports(file):
         assert not within(name, "engine.runtime", "engine.execute", "engine.cli", "engine.plan")
         family = name.split(".")[1] if within(name, "engine") and "." in name else ""
@@ -151,7 +151,7 @@ def test_only_the_command_line_chooses_a_runtime() -> None:
 
 # 5
 @pytest.mark.parametrize("file", [file for file in FILES if below(file, *PLUGINS)])
-def test_a_plugin_knows_no_step_no_runtime_and_no_other_family(file: str) -> None:
+def test_plugins_import_no_step_runtime_or_other_family(file: str) -> None:
     rooms = ("core", "data", "work", "nets", "metrics", "vectors", "clients")
     assert not strangers(file, *rooms, file.split("/")[0])
 
@@ -177,7 +177,7 @@ def heavy_modules() -> set[str]:
     return heavy
 
 
-def test_only_networks_and_private_modules_load_heavy_libraries() -> None:
+def test_only_networks_and_private_modules_import_heavy_libraries() -> None:
     # Networks are subclasses of torch's classes; their users import them inside functions.
     modules = heavy_modules() - set(HEAVY)
     assert "engine.nets.dcgan" in modules
@@ -220,12 +220,12 @@ assert plan(load_study(Path("configs/digits.yaml")))
     ["import engine.study", "import engine.plan", HELP, PLAN],
     ids=["study", "plan", "help", "a plan of digits"],
 )
-def test_reading_and_planning_a_study_loads_nothing_heavy(code: str) -> None:
+def test_reading_and_planning_a_study_imports_nothing_heavy(code: str) -> None:
     assert not loaded_by(code) & set(HEAVY)
 
 
 @pytest.mark.parametrize("job", JOBS, ids=lambda path: path.name)
-def test_a_job_s_help_loads_nothing_heavy(job: Path) -> None:
+def test_help_of_a_job_imports_nothing_heavy(job: Path) -> None:
     # The script ends by os._exit, so each module that it imports is told as it comes.
     ran = subprocess.run(
         [sys.executable, "-X", "importtime", str(job), "--help"],
@@ -239,7 +239,7 @@ def test_a_job_s_help_loads_nothing_heavy(job: Path) -> None:
 
 
 # 7
-def test_the_environment_is_read_in_its_files_alone() -> None:
+def test_environment_is_read_only_in_its_files() -> None:
     # data/sandbox.py reads no setting from it: it passes it on to its child, which must find
     # the same Python, libraries and locale as its parent.
     allowed = {"runtime/cluster.py", "cli.py", "tracking/mlflow.py", "core/secrets.py",
@@ -257,7 +257,7 @@ def test_storage_is_opened_in_two_files() -> None:
     assert importers("s3fs") == importers("boto3") == set()
 
 
-def test_keys_of_storage_are_made_in_the_store_alone() -> None:
+def test_storage_keys_are_made_only_in_the_store() -> None:
     layout = ("steps/", "generated/", "work/", "pages/", "commits/", "parts/", "claims/")
     for file in set(FILES) - {"core/store.py", "core/shards.py"}:
         documents = {
@@ -273,14 +273,14 @@ def test_keys_of_storage_are_made_in_the_store_alone() -> None:
                 assert said or not node.value.startswith(layout), f"{file}: {node.value!r}"
 
 
-def test_no_path_is_joined_by_hand_outside_their_two_files() -> None:
+def test_paths_are_joined_only_in_two_files() -> None:
     for file in set(FILES) - {"core/store.py", "data/source.py"}:
         for node in ast.walk(tree(file)):
             if isinstance(node, ast.Call):
                 assert ast.unparse(node.func) not in ("os.path.join", "posixpath.join"), file
 
 
-def test_jobs_are_short_and_hide_no_module_of_python() -> None:
+def test_jobs_are_short_and_shadow_no_standard_module() -> None:
     assert JOBS
     for job in JOBS:
         # Modules that are built into Python are found before any file.
@@ -288,7 +288,7 @@ def test_jobs_are_short_and_hide_no_module_of_python() -> None:
         assert len(job.read_text("utf-8").splitlines()) <= 60
 
 
-def test_benchmarks_import_what_there_is() -> None:
+def test_imports_of_benchmarks_exist() -> None:
     import importlib
 
     missing = []
@@ -304,7 +304,7 @@ def test_benchmarks_import_what_there_is() -> None:
     assert not missing
 
 
-def test_no_module_imports_itself_through_others() -> None:
+def test_there_are_no_import_cycles() -> None:
     modules = {"engine" if file == "__init__.py" else
                f"engine.{file[:-3].removesuffix('/__init__').replace('/', '.')}": file
                for file in FILES}  # fmt: skip

@@ -123,7 +123,7 @@ def parts_read(store: Store) -> dict[str, str]:
     return dict(found.values())
 
 
-def test_a_flipped_bit_in_any_part_stops_the_step_that_reads_it(
+def test_flipped_bit_in_any_part_stops_the_step_that_reads_it(
     study: Study, sound: Store, tmp_path: Path
 ) -> None:
     dice = random.Random(5)
@@ -147,7 +147,7 @@ def test_a_flipped_bit_in_any_part_stops_the_step_that_reads_it(
 
 @pytest.mark.parametrize("writer", ["ingest", "generate.ddpm", "finetune.ddpm", "train.real.0"])
 @pytest.mark.parametrize("damage", ["flip", "delete"])
-def test_the_discard_that_is_named_brings_the_result_back(
+def test_named_discard_restores_the_result(
     study: Study, sound: Store, store: Store, writer: str, damage: str
 ) -> None:
     key = part_of(store, writer)
@@ -220,7 +220,7 @@ def test_fsck_repairs_exactly_what_is_damaged(study: Study, sound: Store, store:
     assert list(differences(sound, store)) == []
 
 
-def test_a_fingerprint_with_a_flipped_bit_costs_no_shard(study: Study, store: Store) -> None:
+def test_fingerprint_with_a_flipped_bit_costs_no_shard(study: Study, store: Store) -> None:
     key = next(key for key in store.listing("generated") if key.endswith("/fingerprint.json"))
     before = store.read(key)
     flip_bit(store, key, random.Random(3))
@@ -232,7 +232,7 @@ def test_a_fingerprint_with_a_flipped_bit_costs_no_shard(study: Study, store: St
     assert len(shards.committed()) == count > 0
 
 
-def test_what_was_made_again_meanwhile_is_not_discarded(store: Store) -> None:
+def test_recomputed_data_is_not_discarded(store: Store) -> None:
     key = part_of(store, "ingest")
     sound = store.read(key)
     flip_bit(store, key, random.Random(3))
@@ -243,7 +243,7 @@ def test_what_was_made_again_meanwhile_is_not_discarded(store: Store) -> None:
     assert store.read(key) == sound
 
 
-def test_a_storage_of_another_version_is_not_thrown_away(store: Store) -> None:
+def test_storage_of_another_version_is_not_discarded(store: Store) -> None:
     keys = [key for key in store.listing("steps") if key.endswith("/manifest.json")]
     for key in keys:
         store.put(key, json.dumps(unseal(store.read(key))).encode())
@@ -254,7 +254,7 @@ def test_a_storage_of_another_version_is_not_thrown_away(store: Store) -> None:
     assert all(store.exists(key) for key in keys)
 
 
-def test_of_rounds_that_share_shards_the_one_that_names_the_part_wrote_it(
+def test_shared_shard_is_attributed_to_the_round_that_names_it(
     study: Study, tmp_path: Path
 ) -> None:
     rounds = study.model_copy(

@@ -17,17 +17,17 @@ BLOCKS = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
 STUDIES = [values for block in BLOCKS if "reader" in (values := yaml.safe_load(block))]
 
 
-def test_the_study_explained_line_by_line_is_the_one_that_runs() -> None:
+def test_explained_study_is_the_one_that_runs() -> None:
     config = yaml.safe_load((ROOT / "configs" / "digits.yaml").read_text())
     assert config in STUDIES
 
 
 @pytest.mark.parametrize("values", STUDIES, ids=lambda values: values["name"])
-def test_every_study_shown_can_be_planned(values: dict) -> None:
+def test_every_study_can_be_planned(values: dict) -> None:
     assert plan(validate(Study, values, "README.md"))
 
 
-def test_every_file_named_is_there() -> None:
+def test_every_named_file_exists() -> None:
     for name in re.findall(r"\]\(([^)#]+)\)", README):
         assert (ROOT / name).exists(), name
     for name in re.findall(r"(?:configs|jobs|docs)/[\w/]+\.(?:yaml|py|md|png)", README):

@@ -35,11 +35,11 @@ def vague_names(tree: ast.AST) -> Iterator[tuple[str, str, int]]:
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_no_vague_name_lives_long(file: str) -> None:
+def test_vague_names_have_a_short_scope(file: str) -> None:
     assert list(vague_names(ast.parse((ENGINE / file).read_text("utf-8")))) == []
 
 
-def test_a_vague_name_is_seen() -> None:
+def test_vague_name_is_detected() -> None:
     text = "def act(x):\n    found = x\n    y = 1\n    z = 2\n    return found\n"
     assert list(vague_names(ast.parse(text))) == [("act", "found", 4)]
     assert list(vague_names(ast.parse(text.replace("    z = 2\n", "")))) == []

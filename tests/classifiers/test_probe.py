@@ -36,7 +36,7 @@ def probe(**fields: object) -> Probe:
     return Probe(spec, PREPROCESS, CLASSES)
 
 
-def test_features_are_the_embedder_s_vectors_of_each_image_alone() -> None:
+def test_features_are_embeddings_independent_of_the_batch() -> None:
     pixels, _ = halves(300, 1)
     found = probe().features(pixels, "cpu")
     assert found.shape == (300, 64)
@@ -55,7 +55,7 @@ class Counting:
         return np.asarray(pixels.mean((1, 2, 3))[:, None], np.float32)
 
 
-def test_images_that_were_seen_lately_are_not_embedded_anew() -> None:
+def test_recently_seen_images_are_not_embedded_again() -> None:
     embedder = Counting()
     vectors = Vectors(embedder)
     (first, _), (second, _) = halves(20, 1), halves(20, 2)
@@ -68,7 +68,7 @@ def test_images_that_were_seen_lately_are_not_embedded_anew() -> None:
     assert embedder.shown == 50
 
 
-def test_vectors_are_standardised_as_the_train_split_is() -> None:
+def test_vectors_are_standardised_by_the_train_split() -> None:
     random = np.random.default_rng(0)
     train_vectors = (random.normal(size=(500, 5)) * [1, 10, 0.1, 3, 0] + 7).astype(np.float32)
     made = probe()
@@ -80,7 +80,7 @@ def test_vectors_are_standardised_as_the_train_split_is() -> None:
 
 
 @pytest.mark.parametrize("hidden", [None, 16])
-def test_a_probe_learns_and_what_is_saved_answers_alike(tmp_path: Path, hidden: int | None) -> None:
+def test_saved_probe_predicts_the_same_after_loading(tmp_path: Path, hidden: int | None) -> None:
     classifier = probe(hidden=hidden)
     (pixels, labels), (val_pixels, val_labels) = halves(300, 1), halves(200, 2)
     vectors, val_vectors = (classifier.features(p, "cpu") for p in (pixels, val_pixels))
@@ -111,14 +111,14 @@ def test_a_probe_learns_and_what_is_saved_answers_alike(tmp_path: Path, hidden: 
     [{"crop_padding": 2}, {"horizontal_flip": True}, {"rotate": 5.0}, {"cutmix_alpha": 1.0},
      {"augment": "rand_augment"}, {"brightness": 0.1}, {"contrast": 0.1}, {"saturation": 0.1}],
 )  # fmt: skip
-def test_augmentation_of_pixels_is_refused(fields: dict[str, object]) -> None:
+def test_pixel_augmentation_is_rejected(fields: dict[str, object]) -> None:
     name = next(iter(fields))
     with pytest.raises(StudyError, match=rf"training\.{name}: changes pixels, but a probe"):
         probe().check(Training.model_validate(fields))
     probe().check(Training(mixup_alpha=0.2, class_weights="balanced"))
 
 
-def test_the_embedder_s_version_belongs_to_the_key_of_what_a_probe_is_trained_in() -> None:
+def test_embedder_version_is_part_of_the_key_of_a_probe() -> None:
     spec = {"settings": {}, "task": "class", "tasks": {}, "seed": 0}
     step = make_step("cluster", spec, plugins=[("classifiers", ProbeSpec())])
     assert step.code["embedders.pixels"] == Pixels.version

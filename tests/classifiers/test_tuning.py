@@ -59,7 +59,7 @@ def built(folder: Path, trained: Any, **fields: Any) -> tuple[Pretrained, torch.
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_last_block_learns_with_what_follows_and_the_rest_stands_still(
+def test_only_the_last_block_and_what_follows_are_trained(
     tmp_path: Path, family: str
 ) -> None:
     _, blocks, last = FAMILIES[family]
@@ -92,7 +92,7 @@ def test_the_last_block_learns_with_what_follows_and_the_rest_stands_still(
         built(folder, blocks + 1)
 
 
-def test_a_network_without_a_list_of_blocks_is_trained_as_a_whole_or_by_its_head() -> None:
+def test_network_without_blocks_trains_all_or_only_its_head() -> None:
     from engine.classifiers._tuning import block_list, freeze
 
     network = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
@@ -114,7 +114,7 @@ def test_a_network_without_a_list_of_blocks_is_trained_as_a_whole_or_by_its_head
         ({"name": "vgg", "depth": 12}, "classifier.depth: must be"),
     ],
 )
-def test_an_invalid_classifier_is_refused_in_one_line(
+def test_invalid_classifier_is_rejected_in_one_line(
     fields: dict[str, Any], message: str
 ) -> None:
     values = {
@@ -126,7 +126,7 @@ def test_an_invalid_classifier_is_refused_in_one_line(
     assert "\n" not in str(refused.value)
 
 
-def test_norms_that_stand_still_do_so_on_several_gpus_too(tmp_path: Path) -> None:
+def test_frozen_norms_stay_frozen_on_several_gpus(tmp_path: Path) -> None:
     checkpoint(tmp_path, "resnet")
 
     def kinds(freeze: bool) -> list[tuple[str, bool]]:

@@ -41,7 +41,7 @@ def test_split(bars_study, run_until: Run, store: Store) -> tuple[Manifest, pa.T
     return ingest, split_index(store, ingest, "class", "test")
 
 
-def test_a_study_s_own_predictions_give_the_same_verdict(
+def test_own_predictions_of_a_study_give_the_same_verdict(
     bars_study, run_until: Run, store: Store, tmp_path: Path
 ) -> None:
     evaluated = run_until(bars_study(), "evaluate")
@@ -62,7 +62,7 @@ def test_a_study_s_own_predictions_give_the_same_verdict(
     assert again.test.opened == found.test.opened
 
 
-def test_the_command_line_scores_a_table_of_uris_and_classes(
+def test_command_line_scores_a_table_of_uris_and_classes(
     bars_study, test_split: tuple[Manifest, pa.Table], store: Store, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -137,7 +137,7 @@ def test_the_command_line_scores_a_table_of_uris_and_classes(
         ),
     ],
 )
-def test_predictions_that_cannot_be_paired_are_refused_in_one_line(
+def test_unpaired_predictions_are_rejected_in_one_line(
     bars_study, test_split: tuple[Manifest, pa.Table], store: Store, tmp_path: Path,
     change: Callable[[dict[str, list[Any]]], dict[str, list[Any]]], message: str,
 ) -> None:  # fmt: skip

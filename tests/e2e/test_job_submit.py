@@ -84,7 +84,7 @@ def submit(environment: dict[str, str], *command: str) -> subprocess.CompletedPr
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_study_runs_as_a_submitted_job(cluster: dict[str, str], tmp_path: Path) -> None:
+def test_study_runs_as_a_submitted_job(cluster: dict[str, str], tmp_path: Path) -> None:
     study = (
         "python", "jobs/run_study.py", "configs/digits.yaml",
         "--profile", "configs/profiles/cluster.yaml",

@@ -165,7 +165,7 @@ def kill_drivers(storage: Path, kills: int, seed: int) -> int:
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [11])
-def test_a_killed_driver_costs_only_what_was_in_flight(storages, undisturbed, seed: int) -> None:
+def test_killed_driver_costs_only_work_in_flight(storages, undisturbed, seed: int) -> None:
     print(f"seed {seed}")
     storage = next(storages)
     assert kill_drivers(storage, 2, seed) >= 1
@@ -180,7 +180,7 @@ def test_a_killed_driver_costs_only_what_was_in_flight(storages, undisturbed, se
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [12])
-def test_a_killed_worker_is_replaced_within_the_run(storages, undisturbed, seed: int) -> None:
+def test_killed_worker_is_replaced_within_the_run(storages, undisturbed, seed: int) -> None:
     print(f"seed {seed}")
     dice = random.Random(seed)
     storage = next(storages)

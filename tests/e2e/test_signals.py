@@ -79,7 +79,7 @@ def folders(temporary: Path) -> list[Path]:
 
 @pytest.mark.parametrize(("number", "code", "times"), SIGNALS)
 @pytest.mark.parametrize("step", STEPS)
-def test_every_step_ends_in_one_line(
+def test_interrupt_in_every_step_ends_in_one_line(
     prepare: Prepare, tmp_path: Path, temporary: Path, step: str, number: int, code: int, times: int
 ) -> None:
     _, sets, process = STEPS[step]
@@ -101,7 +101,7 @@ def test_every_step_ends_in_one_line(
 
 
 @pytest.mark.parametrize(("number", "code", "times"), SIGNALS)
-def test_a_step_after_a_training_of_the_same_run_is_interrupted_too(
+def test_interrupt_in_a_step_after_a_training(
     prepare: Prepare, tmp_path: Path, number: int, code: int, times: int
 ) -> None:
     """Ray Train used to leave a handler behind that ignored two interrupts."""
@@ -117,7 +117,7 @@ def test_a_step_after_a_training_of_the_same_run_is_interrupted_too(
 
 
 @pytest.mark.parametrize(("number", "code", "times"), SIGNALS)
-def test_the_start_of_ray_is_interrupted_too(
+def test_interrupt_while_ray_starts(
     tmp_path: Path, temporary: Path, number: int, code: int, times: int
 ) -> None:
     environment = {**os.environ, "TMPDIR": str(temporary)}
@@ -129,7 +129,7 @@ def test_the_start_of_ray_is_interrupted_too(
     assert folders(temporary) == []
 
 
-def test_what_was_interrupted_continues(prepare: Prepare, tmp_path: Path) -> None:
+def test_interrupted_run_continues(prepare: Prepare, tmp_path: Path) -> None:
     step = "generate.traditional"
     storage = prepare(step, tmp_path)
     with running("run_study", storage, "--until", step, **IMAGES) as job:

@@ -73,7 +73,7 @@ def probable(labels: np.ndarray, right: np.ndarray, sure: np.ndarray) -> np.ndar
     return found
 
 
-def test_what_is_surely_another_class_is_dropped_or_called_so() -> None:
+def test_confident_other_class_is_dropped_or_relabelled() -> None:
     right = np.arange(50) % 5 > 0
     sure = np.where(np.arange(50) < 25, 0.95, 0.6)
     made = replace(MADE, probabilities=probable(MADE.labels, right, sure))
@@ -89,7 +89,7 @@ def test_what_is_surely_another_class_is_dropped_or_called_so() -> None:
     assert ((relabelled.labels == MADE.labels) == right).all()
 
 
-def test_confidence_is_set_by_what_the_labeler_gets_wrong_on_val() -> None:
+def test_confidence_follows_the_labeler_s_errors_on_val() -> None:
     sure = np.linspace(0.5, 0.995, 100).astype(np.float32)
     limit = confidence_of(np.ones(100, bool), sure)
     assert (sure >= limit).sum() == 2
@@ -97,7 +97,7 @@ def test_confidence_is_set_by_what_the_labeler_gets_wrong_on_val() -> None:
     assert confidence_of(np.ones(100, bool), np.ones(100, np.float32)) > 1.0
 
 
-def test_a_class_that_the_labeler_hardly_sees_is_not_what_is_dropped() -> None:
+def test_class_that_the_labeler_rarely_predicts_is_not_dropped() -> None:
     labels = np.asarray(["a"] * 980 + ["b"] * 20, dtype=object)
     wrong = labels == "b"  # every one of them is taken for the other class
     sure = np.full(1000, 0.8, np.float32)
@@ -120,7 +120,7 @@ def test_copies_name_the_training_image_and_strict_stops_export() -> None:
     assert not judge("copies", MADE, strict=True).stops
 
 
-def test_of_repetitions_one_stays_whatever_was_dropped_before() -> None:
+def test_one_of_several_repetitions_is_kept() -> None:
     made = made_of((MADE, [0, 1, 2, 0, 0, 3, 1]))
     found = judge("duplicates", made)
     assert found.drop.tolist() == [False, False, False, True, True, False, True]
@@ -133,7 +133,7 @@ def test_of_repetitions_one_stays_whatever_was_dropped_before() -> None:
     assert again.drop.tolist() == [False, False, False, False, True, False, True]
 
 
-def test_a_pool_larger_than_train_is_not_thinned_by_its_size() -> None:
+def test_pool_larger_than_train_is_not_thinned_by_its_size() -> None:
     def draw(count: int, seed: int) -> Scores:
         random = np.random.default_rng(seed)
         held = images(count, seed)
@@ -149,7 +149,7 @@ def test_a_pool_larger_than_train_is_not_thinned_by_its_size() -> None:
     assert asked.drop.mean() < 0.15
 
 
-def test_copies_are_found_where_val_touches_train() -> None:
+def test_copies_are_found_even_if_val_contains_training_images() -> None:
     val = made_of((VAL, list(range(190))), (TRAIN, [1, 2, 3, 4, 5]))
     made = made_of((MADE, list(range(40))), (TRAIN, list(range(100, 140))))
     # The same pictures, a rounding apart.
@@ -159,7 +159,7 @@ def test_copies_are_found_where_val_touches_train() -> None:
     assert found.drop.tolist() == [False] * 40 + [True] * 40
 
 
-def test_leaders_are_those_of_a_plain_loop() -> None:
+def test_leaders_equal_those_of_a_plain_loop() -> None:
     random = np.random.default_rng(0)
     centres = random.normal(size=(300, 6))
     of = random.integers(0, 300, 2500)
@@ -181,7 +181,7 @@ def test_leaders_are_those_of_a_plain_loop() -> None:
     assert 300 <= len(standing) < 2000
 
 
-def test_a_generator_that_repeats_one_image_keeps_one() -> None:
+def test_generator_that_repeats_one_image_keeps_one() -> None:
     made = made_of((MADE, [5] * 3000))
     assert (~judge("duplicates", made).drop).sum() == 1
 
@@ -189,7 +189,7 @@ def test_a_generator_that_repeats_one_image_keeps_one() -> None:
 # Realism ------------------------------------------------------------------------------------------
 
 
-def test_what_lies_far_from_all_real_images_is_unreal() -> None:
+def test_image_far_from_all_real_images_is_unrealistic() -> None:
     far = replace(images(10, 4), vectors=images(10, 4).vectors + 40)
     made = made_of((MADE, list(range(40))), (far, list(range(10))))
     found = judge("realism", made)
@@ -201,7 +201,7 @@ def test_what_lies_far_from_all_real_images_is_unreal() -> None:
     assert not judge("realism", made, least=0).drop.any()
 
 
-def test_a_rare_class_with_a_look_of_its_own_is_not_what_is_dropped() -> None:
+def test_unusual_rare_class_is_not_dropped() -> None:
     random = np.random.default_rng(6)
     labels = np.asarray(["a"] * 1000 + ["b"] * 8, dtype=object)
     values = np.concatenate([random.normal(10, 1, 1000), random.normal(2, 1, 8)])

@@ -111,7 +111,7 @@ def check_workers(store: Store, context: Context, held: Mapping[str, np.ndarray]
     assert all(key.startswith(f"{scratch}/") for key in parquet)
 
 
-def test_workers_sum_up_pieces_to_what_one_pass_gives(
+def test_worker_sums_equal_one_pass(
     store: Store, held: dict[str, np.ndarray]
 ) -> None:
     runtime = Counting()
@@ -123,7 +123,7 @@ def test_workers_sum_up_pieces_to_what_one_pass_gives(
 
 
 @pytest.mark.ray
-def test_actors_sum_up_pieces_to_what_one_pass_gives(
+def test_actor_sums_equal_one_pass(
     store: Store, held: dict[str, np.ndarray]
 ) -> None:
     runtime = RayRuntime("local", 2, warn=print)
@@ -131,7 +131,7 @@ def test_actors_sum_up_pieces_to_what_one_pass_gives(
     runtime.close()
 
 
-def test_few_are_summed_up_here_to_the_same(store: Store, held: dict[str, np.ndarray]) -> None:
+def test_small_sets_are_summed_in_the_driver(store: Store, held: dict[str, np.ndarray]) -> None:
     runtime = Counting()
     side = embed_parts(store, "made", held)
     taken = draw(side.labels, {"a": 0.5, "b": 0.5}, 200, 3)
@@ -140,7 +140,7 @@ def test_few_are_summed_up_here_to_the_same(store: Store, held: dict[str, np.nda
     assert runtime.streamed == []
 
 
-def test_a_restart_sums_up_what_is_missing(store: Store, held: dict[str, np.ndarray]) -> None:
+def test_restart_sums_only_what_is_missing(store: Store, held: dict[str, np.ndarray]) -> None:
     side = embed_parts(store, "made", held)
     chosen = {"x": (side, np.arange(len(side)))}
     SetSums(context_of(store, InlineRuntime()), chosen, few=0, piece=100)
@@ -168,7 +168,7 @@ def test_rows_are_read_with_their_labels_in_any_order(
 
 
 @pytest.mark.parametrize("n", [1, 7, 20, 100])
-def test_a_mix_of_many_classes_has_as_many_images_as_asked_for(n: int) -> None:
+def test_mix_of_many_classes_has_the_requested_number_of_images(n: int) -> None:
     shares = {"a": 0.5, "b": 0.31, **{f"c{number}": 0.01 for number in range(19)}}
     found = quotas(shares, n)
     assert sum(found.values()) == n

@@ -73,7 +73,7 @@ def test_each_generator_fit_is_a_replicate_with_its_own_images_and_classifiers(
     assert len(each) == predictions.num_rows
 
 
-def test_twins_without_filters_and_generated_images_alone_are_arms(
+def test_unfiltered_twins_and_synthetic_only_are_arms(
     bars_study, run_until: Run, store: Store, tmp_path: Path
 ) -> None:
     write_bars(tmp_path / "lying", {"across": 90, "down": 40}, 7000)
@@ -109,7 +109,7 @@ def test_twins_without_filters_and_generated_images_alone_are_arms(
     assert search["baseline"] not in ("more only", "more unfiltered x1", "real_double")
 
 
-def test_generators_are_added_together_each_by_the_ratio(bars_study, run_until: Run) -> None:
+def test_combined_generators_are_each_added_at_the_ratio(bars_study, run_until: Run) -> None:
     made = bars_study(
         generators={"t": {"name": "traditional"}, "u": {"name": "traditional", "rotate": 5}},
         reduce={"method": "random", "balance_to": "smallest"},
@@ -128,7 +128,7 @@ def test_generators_are_added_together_each_by_the_ratio(bars_study, run_until: 
     assert {arms[name].role for name in ("both x1", "few x1", "t x1")} == {"baseline"}
 
 
-def test_combinations_that_cannot_be_are_refused_when_the_study_is_read(bars_study) -> None:
+def test_impossible_combinations_are_rejected_when_the_study_is_read(bars_study) -> None:
     with pytest.raises(StudyError, match="unknown part 'other'; choose from more"):
         bars_study(search={"combine": {"both": ["more", "other"]}})
     with pytest.raises(StudyError, match="both lists an entry twice"):

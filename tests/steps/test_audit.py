@@ -114,7 +114,7 @@ def tables(text: str) -> dict[str, list[dict[str, str]]]:
     }
 
 
-def test_planted_faults_are_told_by_their_kind_and_clean_images_are_not_accused(
+def test_planted_faults_are_reported_by_kind_and_clean_images_are_not(
     faulty: Path, toy_study: MakeStudy, audit: Audit, store: Store, profile: Profile
 ) -> None:
     study = toy_study(faulty, preprocess={"size": 64})
@@ -154,7 +154,7 @@ def test_planted_faults_are_told_by_their_kind_and_clean_images_are_not_accused(
         execute(until(plan(study), "ingest"), store, InlineRuntime(), profile)
 
 
-def test_a_clean_folder_stops_nothing(
+def test_clean_folder_has_no_problems(
     tmp_path: Path, toy_study: MakeStudy, audit: Audit, store: Store
 ) -> None:
     write(tmp_path / "data", {"train": 20, "val": 4, "test": 4})
@@ -165,7 +165,7 @@ def test_a_clean_folder_stops_nothing(
     assert any("embedder is pixels" in text for text in manifest.metrics["warnings"])
 
 
-def test_hostile_names_are_escaped_in_the_page_and_in_its_tables(
+def test_hostile_names_are_escaped_in_page_and_tables(
     tmp_path: Path, toy_study: MakeStudy, audit: Audit, store: Store
 ) -> None:
     root = tmp_path / "data"
@@ -190,7 +190,7 @@ def test_hostile_names_are_escaped_in_the_page_and_in_its_tables(
     assert not [cell for cell in cells if cell.startswith(("=", "+", "-", "@"))]
 
 
-def test_what_ingest_refuses_at_once_is_told_beside_the_rest(
+def test_problems_that_stop_ingest_are_listed_with_the_rest(
     tmp_path: Path, toy_study: MakeStudy, audit: Audit, store: Store
 ) -> None:
     root = tmp_path / "data"
@@ -208,7 +208,7 @@ def test_what_ingest_refuses_at_once_is_told_beside_the_rest(
     assert "(no label)" in html(store, manifest)
 
 
-def test_a_folder_without_one_image_that_opens_gets_its_page(
+def test_folder_without_a_readable_image_gets_a_page(
     tmp_path: Path, toy_study: MakeStudy, audit: Audit, store: Store
 ) -> None:
     for name in "ab":
@@ -220,7 +220,7 @@ def test_a_folder_without_one_image_that_opens_gets_its_page(
     assert "empty file" in html(store, manifest)
 
 
-def test_groups_that_cross_are_told_and_those_of_one_split_are_not(
+def test_groups_in_two_splits_are_reported(
     tmp_path: Path, toy_study: MakeStudy, audit: Audit, store: Store
 ) -> None:
     root = tmp_path / "data"
@@ -241,7 +241,7 @@ def test_groups_that_cross_are_told_and_those_of_one_split_are_not(
     assert "group is in two splits" in " ".join(manifest.metrics["must"])
 
 
-def test_equal_pictures_and_groups_are_not_torn_apart_by_the_split_that_is_drawn_here(
+def test_drawn_split_keeps_equal_images_and_groups_together(
     tmp_path: Path, toy_study: MakeStudy, audit: Audit, store: Store
 ) -> None:
     root = tmp_path / "data"
@@ -261,7 +261,7 @@ def test_equal_pictures_and_groups_are_not_torn_apart_by_the_split_that_is_drawn
     assert manifest.metrics["must"] == []
 
 
-def test_a_class_of_one_picture_twice_is_thin_as_ingest_finds_it(
+def test_class_of_one_repeated_image_is_too_small_as_in_ingest(
     tmp_path: Path, toy_study: MakeStudy, audit: Audit, store: Store, profile: Profile
 ) -> None:
     root = tmp_path / "data"
@@ -277,7 +277,7 @@ def test_a_class_of_one_picture_twice_is_thin_as_ingest_finds_it(
         execute(until(plan(study), "ingest"), store, InlineRuntime(), profile)
 
 
-def test_an_equal_picture_is_told_against_the_one_that_says_most(
+def test_exact_duplicates_report_the_most_serious_kind(
     tmp_path: Path, toy_study: MakeStudy, audit: Audit, store: Store
 ) -> None:
     root = tmp_path / "data"
@@ -293,7 +293,7 @@ def test_an_equal_picture_is_told_against_the_one_that_says_most(
     }  # fmt: skip
 
 
-def test_pictures_of_one_colour_are_told(
+def test_uniform_images_are_reported(
     tmp_path: Path, toy_study: MakeStudy, audit: Audit, store: Store
 ) -> None:
     root = tmp_path / "data"
@@ -324,7 +324,7 @@ def replace_calls(resources: Any) -> Any:
     return resources.model_copy(update={"shards_per_call": 1})
 
 
-def test_a_killed_audit_goes_on_and_a_second_one_embeds_only_what_changed(
+def test_killed_audit_continues_and_a_second_one_embeds_only_changes(
     tmp_path: Path, toy_study: MakeStudy, profile: Profile, store: Store
 ) -> None:
     root = tmp_path / "data"
@@ -359,7 +359,7 @@ def test_a_killed_audit_goes_on_and_a_second_one_embeds_only_what_changed(
     assert not [key for key in store.listing("steps") if "/decoded/parts/" in key]
 
 
-def test_the_job_writes_the_page_where_a_person_finds_it(
+def test_job_writes_the_page(
     faulty: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = tmp_path / "study.yaml"

@@ -42,7 +42,7 @@ def table(store: Store, manifest: Manifest, name: str) -> pa.Table:
     return pa.concat_tables(store.tables(manifest.keys(table=name)))
 
 
-def test_a_study_goes_to_its_verdict_and_the_same_again_computes_nothing(
+def test_study_reaches_its_verdict_and_a_second_run_computes_nothing(
     bars_study, store: Store, profile: Profile
 ) -> None:
     steps = plan(bars_study())
@@ -97,7 +97,7 @@ def test_no_step_before_evaluate_can_read_test(bars_study, run_until: Run, store
     assert run_until(bars_study(), "evaluate").metrics["verdict"]
 
 
-def test_images_that_show_another_class_are_dropped_with_their_reason(
+def test_images_of_another_class_are_dropped_with_their_reason(
     bars_study, run_until: Run, store: Store, tmp_path: Path
 ) -> None:
     write_bars(tmp_path / "mixed", {"down": 30}, 7000)
@@ -137,7 +137,7 @@ def test_images_that_show_another_class_are_dropped_with_their_reason(
     assert funnel["reasons"] == {"used as across": other.num_rows - funnel["kept"]}
 
 
-def test_a_copy_of_a_training_image_is_found(
+def test_copy_of_a_training_image_is_found(
     bars_study, run_until: Run, store: Store, tmp_path: Path
 ) -> None:
     ingest = run_until(bars_study(), "ingest")
@@ -164,7 +164,7 @@ def test_a_copy_of_a_training_image_is_found(
     assert max(copied["copies.distance"].to_pylist()) < 0.01
 
 
-def test_too_few_images_never_bear_a_larger_ratio_s_name(
+def test_too_few_images_never_get_the_name_of_a_larger_ratio(
     bars_study, run_until: Run, tmp_path: Path
 ) -> None:
     write_bars(tmp_path / "lying", {"down": 60}, 9000, {"down": "across"})
@@ -176,7 +176,7 @@ def test_too_few_images_never_bear_a_larger_ratio_s_name(
         run_until(made, "search")
 
 
-def test_mixes_are_nested_and_hold_the_share_that_they_are_named_for(
+def test_mixes_are_nested_and_have_their_stated_share(
     bars_study, store: Store, profile: Profile
 ) -> None:
     steps = plan(bars_study())
@@ -201,7 +201,7 @@ def test_mixes_are_nested_and_hold_the_share_that_they_are_named_for(
     assert weight["across"] == pytest.approx(weight["down"])
 
 
-def test_what_is_requested_is_an_arm_too(bars_study, run_until: Run, store: Store) -> None:
+def test_requested_amount_is_an_arm(bars_study, run_until: Run, store: Store) -> None:
     balanced = bars_study(
         request={"balance_to": 40, "classes": ["down"], "shard_size": 16},
         search={"ratios": [1], "seeds": 2},
@@ -218,7 +218,7 @@ def test_what_is_requested_is_an_arm_too(bars_study, run_until: Run, store: Stor
     assert names[3:] == ["more x1", "more x1.5", "more x2"]
 
 
-def test_real_images_alone_never_bear_the_name_of_a_ratio(bars_study, run_until: Run) -> None:
+def test_real_images_alone_never_get_the_name_of_a_ratio(bars_study, run_until: Run) -> None:
     with pytest.raises(DataError, match=r"ratio 0.02 adds no image to 'down'.* raise search.ratio"):
         run_until(bars_study(search={"ratios": [0.02, 1], "seeds": 2}), "search")
     many = bars_study(request={"balance_to": 10, "classes": ["down"]})
@@ -226,7 +226,7 @@ def test_real_images_alone_never_bear_the_name_of_a_ratio(bars_study, run_until:
         run_until(many, "search")
 
 
-def test_a_generator_without_filters_makes_up_for_what_cannot_be_used(
+def test_generator_without_filters_replaces_unusable_images(
     bars_study, run_until: Run, tmp_path: Path
 ) -> None:
     made = bars_study(search={"ratios": [1], "seeds": 2}, curate={"filters": [], "max_rounds": 3})
@@ -246,7 +246,7 @@ def test_ratios_round_and_pools_have_their_own_order() -> None:
     assert orders[0] != orders[1]
 
 
-def test_more_is_asked_for_at_the_share_that_was_kept() -> None:
+def test_next_round_requests_more_at_the_kept_share() -> None:
     funnel = {
         name: ClassFunnel(requested=40, generated=40, kept=kept, reasons={})
         for name, kept in (("a", 20), ("b", 40), ("c", 0))
@@ -256,7 +256,7 @@ def test_more_is_asked_for_at_the_share_that_was_kept() -> None:
     assert top_up(needed, funnel, {"a": 50, "b": 40, "c": 0}) == {"a": 50, "b": 40, "c": 40}
 
 
-def test_the_ratio_is_chosen_on_val_and_the_smaller_of_equals_wins() -> None:
+def test_ratio_is_chosen_on_val_and_ties_go_to_the_smaller() -> None:
     arms = [
         Arm(name="real", family="real", mixes=("m",)),
         # More steps are no fair rival.
@@ -271,7 +271,7 @@ def test_the_ratio_is_chosen_on_val_and_the_smaller_of_equals_wins() -> None:
     assert baseline == "oversampled"
 
 
-def test_classifiers_that_have_learnt_nothing_are_told(bars_study, run_until: Run) -> None:
+def test_classifiers_without_skill_give_a_warning(bars_study, run_until: Run) -> None:
     columns = {"arm": ["real", "real", "more x1"], "balanced_accuracy": [0.1, 0.12, 0.9]}
     (warning,) = hardly_learnt(columns, 10)
     assert "balanced accuracy 0.11 on val, chance is 0.10" in warning
@@ -299,7 +299,7 @@ class DiesAfter(InlineRuntime):
             on_end(name)
 
 
-def test_after_a_kill_only_trials_without_a_result_run_again(
+def test_only_unfinished_trials_run_again_after_a_kill(
     bars_study, store: Store, profile: Profile, tmp_path: Path
 ) -> None:
     steps = plan(bars_study())
@@ -316,7 +316,7 @@ def test_after_a_kill_only_trials_without_a_result_run_again(
     assert table(store, manifest, "trials").equals(table(whole, undisturbed, "trials"))
 
 
-def test_a_trial_that_another_attempt_finished_is_left_as_it_is(
+def test_trial_finished_by_another_attempt_is_kept(
     bars_study, store: Store, profile: Profile
 ) -> None:
     steps = plan(bars_study())
@@ -329,7 +329,7 @@ def test_a_trial_that_another_attempt_finished_is_left_as_it_is(
     assert figures["macro_f1"] == before.metrics["val"]["macro_f1"]
 
 
-def test_evaluate_reads_the_trials_that_were_chosen_by_and_no_others(
+def test_evaluate_reads_only_the_trials_that_search_chose_by(
     bars_study, run_until: Run, store: Store
 ) -> None:
     run_until(bars_study(), "search")
@@ -340,7 +340,7 @@ def test_evaluate_reads_the_trials_that_were_chosen_by_and_no_others(
         run_until(bars_study(), "evaluate")
 
 
-def test_a_trial_that_fails_says_which_it_is(bars_study, run_until: Run, store: Store) -> None:
+def test_failed_trial_is_named(bars_study, run_until: Run, store: Store) -> None:
     mixed = run_until(bars_study(), "mix.oversampled")
     (members,) = mixed.keys(table="members")
     store.put(members, b"not what was written here")
@@ -348,12 +348,12 @@ def test_a_trial_that_fails_says_which_it_is(bars_study, run_until: Run, store: 
         run_until(bars_study(), "search")
 
 
-def test_nothing_is_left_of_a_fit_but_its_weights(bars_study, run_until: Run, store: Store) -> None:
+def test_fit_leaves_only_its_weights(bars_study, run_until: Run, store: Store) -> None:
     run_until(bars_study(), "search")
     assert not store.listing("work")
 
 
-def test_a_changed_pool_trains_its_own_arms_anew_and_no_others(
+def test_changed_pool_retrains_only_its_own_arms(
     bars_study, store: Store, profile: Profile, tmp_path: Path
 ) -> None:
     steps = plan(bars_study())
@@ -371,12 +371,12 @@ def test_a_changed_pool_trains_its_own_arms_anew_and_no_others(
     assert again.ran == 4  # two ratios with two seeds
 
 
-def test_a_generator_cannot_take_the_name_of_an_arm(bars_study) -> None:
+def test_generator_cannot_have_the_name_of_an_arm(bars_study) -> None:
     with pytest.raises(StudyError, match="the name is already an arm"):
         bars_study(generators={"oversampled": {"name": "traditional"}})
 
 
-def test_a_budget_that_limits_every_arm_is_said() -> None:
+def test_limiting_budget_is_reported() -> None:
     def arms(real: list[float], double: list[float]) -> dict[str, ArmResult]:
         return {
             "real": arm_result({"macro_f1": arm_figure(*real)}),
@@ -391,7 +391,7 @@ def test_a_budget_that_limits_every_arm_is_said() -> None:
     assert budget_effect({"real": arm_result()}, "macro_f1") is None
 
 
-def test_saturation_looks_at_the_replicates_of_each_family_s_ratios() -> None:
+def test_saturation_uses_the_replicates_of_each_family() -> None:
     def trial(family: str, ratio: float, value: float, role: str = "compared") -> dict[str, Any]:
         return {"family": family, "ratio": ratio, "role": role, "macro_f1": value}
 

@@ -81,7 +81,7 @@ def test_every_filter_and_a_zero_shot_labeler_in_one_study(
     assert set(measured.inputs) == {"ingest"}
 
 
-def test_neighbours_in_the_embedding_label_without_a_look_at_pixels(
+def test_knn_labeler_uses_embeddings_without_reading_pixels(
     bars_study, run_until: Run, store: Store, tmp_path: Path
 ) -> None:
     study = half_lying(bars_study, tmp_path, "agree")
@@ -96,7 +96,7 @@ def test_neighbours_in_the_embedding_label_without_a_look_at_pixels(
     assert metrics["agreement_kept"] == 1.0
 
 
-def test_without_a_labeler_nobody_says_what_is_seen(
+def test_without_a_labeler_no_class_is_predicted(
     bars_study, run_until: Run, store: Store
 ) -> None:
     study = bars_study(curate={"labeler": None, "filters": ["blank"], "max_rounds": 1})
@@ -106,7 +106,7 @@ def test_without_a_labeler_nobody_says_what_is_seen(
     assert table[rows.LABEL_SEEN].null_count == table.num_rows > 0
 
 
-def test_a_changed_limit_measures_nothing_anew(bars_study, run_until: Run, store: Store) -> None:
+def test_changed_limit_measures_nothing_again(bars_study, run_until: Run, store: Store) -> None:
     def shards() -> set[str]:
         return {key for key in store.listing("generated") if "/scores/" in key}
 
@@ -119,7 +119,7 @@ def test_a_changed_limit_measures_nothing_anew(bars_study, run_until: Run, store
     assert shards() == first
 
 
-def test_strict_stops_the_export_of_what_copies(
+def test_strict_stops_the_export_of_copies(
     bars_study, run_until: Run, store: Store, tmp_path: Path
 ) -> None:
     for number, path in enumerate(sorted((tmp_path / "real" / "down").glob("*.png"))):
@@ -136,7 +136,7 @@ def test_strict_stops_the_export_of_what_copies(
     assert export(study, store, Store(str(tmp_path / "real-only")), "real", "csv", ["train"])
 
 
-def test_scores_belong_to_the_pictures_and_classes_that_they_were_taken_of(
+def test_scores_belong_to_their_images_and_classes(
     bars_study, run_until: Run, store: Store, profile: Profile, tmp_path: Path
 ) -> None:
     study = bars_study(curate={"labeler": "knn", "filters": ["blank"], "max_rounds": 1})
@@ -164,7 +164,7 @@ def test_scores_belong_to_the_pictures_and_classes_that_they_were_taken_of(
         assert contrast == pytest.approx(contrast_of[image_id], abs=1e-4)
 
 
-def test_a_filter_that_only_judges_measures_nothing_anew(
+def test_judging_filter_does_not_repeat_measurements(
     bars_study, run_until: Run, store: Store
 ) -> None:
     def shards() -> set[str]:
@@ -176,7 +176,7 @@ def test_a_filter_that_only_judges_measures_nothing_anew(
     assert before == shards()
 
 
-def test_images_used_as_what_is_seen_are_told_as_such(
+def test_relabelled_images_are_reported(
     bars_study, run_until: Run, store: Store, tmp_path: Path
 ) -> None:
     study = half_lying(bars_study, tmp_path, "labeler")
@@ -203,6 +203,6 @@ def test_images_used_as_what_is_seen_are_told_as_such(
         ({"filters": [{"name": "copies", "quantile": 0.9}]}, "quantile: must be less than or"),
     ],
 )
-def test_what_cannot_be_asked_is_refused(bars_study, curate: dict, said: str) -> None:
+def test_impossible_curation_is_rejected(bars_study, curate: dict, said: str) -> None:
     with pytest.raises(StudyError, match=said):
         bars_study(curate=curate)

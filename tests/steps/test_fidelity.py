@@ -73,7 +73,7 @@ def labelled(store: Store, manifest: Manifest, split: str, label: str) -> set[st
     }  # fmt: skip
 
 
-def test_figures_are_those_of_the_metrics_on_the_same_vectors(
+def test_figures_equal_the_metrics_on_the_same_vectors(
     both_study: Callable[..., Study], run_until: Run, store: Store
 ) -> None:
     study = both_study(curate={"filters": [], "max_rounds": 1})
@@ -106,7 +106,7 @@ def test_figures_are_those_of_the_metrics_on_the_same_vectors(
         assert figures["kernel"][1] < 0 < figures["kernel"][2]
 
 
-def test_all_sets_of_a_scope_have_as_many_images_in_the_mix_of_val(
+def test_all_sets_of_a_scope_have_equal_size_and_the_class_mix_of_val(
     both_study: Callable[..., Study], run_until: Run, tmp_path: Path
 ) -> None:
     # Half of "down" lies across, and neighbours see it.
@@ -129,7 +129,7 @@ def test_all_sets_of_a_scope_have_as_many_images_in_the_mix_of_val(
     assert generated["kernel"][0] > kept["kernel"][0]
 
 
-def test_copies_of_train_are_nearer_than_held_out_images(
+def test_copies_of_train_are_closer_than_held_out_images(
     both_study: Callable[..., Study], run_until: Run, tmp_path: Path
 ) -> None:
     for label in ("across", "down"):
@@ -156,7 +156,7 @@ def test_copies_of_train_are_nearer_than_held_out_images(
     assert copied["scopes"][0]["sets"]["real"]["near"] is None
 
 
-def test_too_few_images_get_words_and_no_figures(
+def test_too_few_images_get_a_reason_instead_of_figures(
     bars_study: Callable[..., Study], run_until: Run
 ) -> None:
     study = bars_study(curate={"filters": [], "max_rounds": 1})
@@ -165,7 +165,7 @@ def test_too_few_images_get_words_and_no_figures(
     assert down["sets"] == {}
 
 
-def test_a_small_train_split_gives_no_floor_and_hinders_nothing(
+def test_small_train_split_gives_no_reference_and_stops_nothing(
     both_study: Callable[..., Study], run_until: Run
 ) -> None:
     split = {"group": "none", "train_limit": {"down": 8}}
@@ -177,7 +177,7 @@ def test_a_small_train_split_gives_no_floor_and_hinders_nothing(
     assert whole["floor"] == down["floor"] == {}
 
 
-def test_where_train_has_fewer_generated_images_are_measured_at_its_number_too(
+def test_generated_images_are_also_measured_at_the_size_of_a_smaller_train(
     both_study: Callable[..., Study], run_until: Run, store: Store
 ) -> None:
     split = {"group": "none", "train_limit": {"down": 30}}
@@ -199,7 +199,7 @@ def test_where_train_has_fewer_generated_images_are_measured_at_its_number_too(
     assert any("suffices for only 60" in text for text in metrics["warnings"])
 
 
-def test_the_number_is_that_of_the_study_where_a_fit_keeps_more(
+def test_size_follows_the_study_if_a_fit_keeps_more(
     store: Store, spec: FidelitySpec
 ) -> None:
     def side(name: str, count: int) -> Embedded:
@@ -216,7 +216,7 @@ def test_the_number_is_that_of_the_study_where_a_fit_keeps_more(
     assert plan_scope(spec, sides, {"b": 75}, ["a"]).sets == {"kept": 90, "generated": 90}
 
 
-def test_another_embedder_embeds_real_and_generated_images_for_this_alone(
+def test_another_embedder_embeds_real_and_generated_images_for_this_step(
     both_study: Callable[..., Study], run_until: Run, store: Store
 ) -> None:
     study = both_study(fidelity={"embedder": {"name": "pixels", "side": 4}})
@@ -229,7 +229,7 @@ def test_another_embedder_embeds_real_and_generated_images_for_this_alone(
     assert manifest.metrics["scopes"][0]["sets"]["kept"]["frechet"] > 0
 
 
-def test_the_page_has_the_figures_of_every_set(
+def test_page_has_the_figures_of_every_set(
     both_study: Callable[..., Study], run_until: Run, store: Store
 ) -> None:
     study = both_study(
@@ -256,7 +256,7 @@ def test_the_page_has_the_figures_of_every_set(
     ]  # fmt: skip
 
 
-def test_the_page_says_why_images_without_vectors_are_not_shown(
+def test_page_explains_missing_images_without_vectors(
     bars_study: Callable[..., Study], run_until: Run, store: Store
 ) -> None:
     study = bars_study(
@@ -270,7 +270,7 @@ def test_the_page_says_why_images_without_vectors_are_not_shown(
         assert f"{words}: its images have no vectors" in after[:600]
 
 
-def test_vectors_of_another_space_are_held_against_real_ones_of_that_space(
+def test_vectors_are_compared_with_real_ones_of_the_same_space(
     both_study: Callable[..., Study], run_until: Run, store: Store
 ) -> None:
     study = both_study(
@@ -293,7 +293,7 @@ def test_vectors_of_another_space_are_held_against_real_ones_of_that_space(
     assert f'<td>{share}<br><span class="faint">[{low}, {high}]</span></td>' in page
 
 
-def test_every_fit_is_measured_and_told_of(
+def test_every_fit_is_measured_and_reported(
     both_study: Callable[..., Study], run_until: Run, store: Store
 ) -> None:
     fields: dict[str, Any] = {
@@ -334,7 +334,7 @@ def scope_of(n: int, frechet: float, **fields: Any) -> FidelityScope:
     return FidelityScope.model_validate({**scope, **fields})
 
 
-def test_fits_of_one_number_share_a_row_and_others_have_their_own() -> None:
+def test_fits_of_equal_size_share_a_row() -> None:
     (scope,) = merge_scopes([[scope_of(60, 1.0)], [scope_of(60, 3.0)], [scope_of(50, 9.0)]])
     same, other = scope["rows"]
     assert (same["set"], same["n"]) == ("generated, kept, fits 0, 1", 60)
@@ -347,7 +347,7 @@ def test_fits_of_one_number_share_a_row_and_others_have_their_own() -> None:
     assert other["cells"][-1] == ("", "")
 
 
-def test_what_is_wrong_with_a_later_fit_is_told_with_its_number() -> None:
+def test_warning_of_a_later_fit_names_the_fit() -> None:
     @dataclass
     class Asked:
         generators: tuple[str, ...] = ("more",)
@@ -377,7 +377,7 @@ def test_what_is_wrong_with_a_later_fit_is_told_with_its_number() -> None:
     assert alone.startswith("more: 3 of 60")
 
 
-def test_a_scope_with_too_few_images_says_so_and_of_which_fit() -> None:
+def test_scope_with_too_few_images_names_the_fit() -> None:
     few = FidelityScope(classes=["down"], val=40, few="9 generated", sets={}, floor={})
     (scope,) = merge_scopes([[scope_of(60, 1.0, sets={"kept": {"n": 3}})], [few]])
     assert scope["few"] == "9 generated (fit 1)"

@@ -70,7 +70,7 @@ def test_every_request_becomes_one_marked_image(study, run_until: Run, store: St
     assert "digitalsourcetype/algorithmicallyEnhanced" in image.text["XML:com.adobe.xmp"]
 
 
-def test_parents_are_training_images_alone(study, run_until: Run, store: Store) -> None:
+def test_parents_are_training_images(study, run_until: Run, store: Store) -> None:
     ingest = run_until(study(), "ingest")
     table = made(store, run_until(study(), "generate"))
     keys = ingest.keys(split="train")
@@ -78,7 +78,7 @@ def test_parents_are_training_images_alone(study, run_until: Run, store: Store) 
     assert set(table[rows.PARENT_ID].to_pylist()) <= train
 
 
-def test_a_larger_request_reuses_the_full_shards_of_a_smaller_one(
+def test_larger_request_reuses_the_full_shards_of_a_smaller_one(
     study, run_until: Run, store: Store
 ) -> None:
     small = made(store, run_until(study(request={"per_class": 8, "shard_size": 4}), "generate"))
@@ -89,14 +89,14 @@ def test_a_larger_request_reuses_the_full_shards_of_a_smaller_one(
     assert all(images[row[rows.IMAGE_ID]] == row[rows.IMAGE] for row in small.to_pylist())
 
 
-def test_the_same_command_again_computes_nothing(study, run_until: Run, store: Store) -> None:
+def test_second_run_computes_nothing(study, run_until: Run, store: Store) -> None:
     first = run_until(study(), "generate")
     before = store.listing("")
     assert run_until(study(), "generate").digest == first.digest
     assert store.listing("") == before
 
 
-def test_retrained_weights_are_refused_until_the_shards_are_discarded(
+def test_retrained_weights_are_rejected_until_the_shards_are_discarded(
     study, store: Store, profile: Profile
 ) -> None:
     network = {
@@ -118,7 +118,7 @@ def test_retrained_weights_are_refused_until_the_shards_are_discarded(
     execute(steps, store, InlineRuntime(), profile)
 
 
-def test_images_that_exist_already_keep_their_labels(
+def test_existing_images_keep_their_labels(
     study, image_folder: Callable[..., Path], run_until: Run, store: Store
 ) -> None:
     other = image_folder({"cat": 5, "dog": 5}, below="made-elsewhere")
@@ -134,7 +134,7 @@ def test_images_that_exist_already_keep_their_labels(
         assert uri.startswith(f"{label}/")
 
 
-def test_a_folder_that_grows_doubles_no_image(
+def test_growing_folder_duplicates_no_image(
     study, image_folder: Callable[..., Path], run_until: Run, store: Store
 ) -> None:
     other = image_folder({"cat": 5, "dog": 5}, below="made-elsewhere")
@@ -149,14 +149,14 @@ def test_a_folder_that_grows_doubles_no_image(
     assert "cat/00.png" in uris
 
 
-def test_what_is_wrong_with_a_request_is_told_before_any_training(study, run_until: Run) -> None:
+def test_invalid_request_is_reported_before_any_training(study, run_until: Run) -> None:
     network = {"name": "ddpm", "block_out_channels": [8, 8], "train_steps": 10**6}
     with pytest.raises(StudyError, match="there is no class 'x'"):
         run_until(study(generators={"d": network}, request={"per_class": 2, "classes": ["x"]}),
                   "generate")  # fmt: skip
 
 
-def test_a_folder_with_too_few_images_never_bears_the_name_of_more(
+def test_folder_with_too_few_images_never_gets_the_name_of_more(
     study, image_folder: Callable[..., Path], run_until: Run
 ) -> None:
     other = image_folder({"cat": 5, "dog": 3}, below="made-elsewhere")
@@ -180,7 +180,7 @@ def test_counts_follow_the_real_training_images(
     assert count_per_class(Request(**request_fields), {"a": 100, "b": 5}) == expected
 
 
-def test_an_unknown_class_and_too_many_images_are_refused() -> None:
+def test_unknown_class_and_too_many_images_are_rejected() -> None:
     with pytest.raises(StudyError, match=r"request\.classes: there is no class 'x'; there are a"):
         count_per_class(Request(per_class=1, classes=("x",)), {"a": 5})
     with pytest.raises(StudyError, match="request fewer"):
@@ -245,7 +245,7 @@ def test_batches_are_padded_to_the_planned_shape(sample) -> None:
     assert len(batch["pixels"]) == 3
 
 
-def test_a_broken_image_is_tried_again_with_a_derived_seed(sample) -> None:
+def test_broken_image_is_retried_with_a_derived_seed(sample) -> None:
     Moody.always_black, Moody.once_broken = set(), {2}
     batch = sample([1, 2, 3])
     assert batch[rows.STATUS] == [OK, OK, OK]
@@ -254,14 +254,14 @@ def test_a_broken_image_is_tried_again_with_a_derived_seed(sample) -> None:
     assert Moody.batches == [8, 8]
 
 
-def test_an_image_that_stays_black_is_quarantined_after_two_more_tries(sample) -> None:
+def test_black_image_is_quarantined_after_two_retries(sample) -> None:
     Moody.always_black, Moody.once_broken = {3}, set()
     batch = sample([1, 2, 3])
     assert batch[rows.STATUS] == [OK, OK, "black"]
     assert Moody.batches == [8, 8, 8]
 
 
-def test_codecs_carry_the_mark(study, run_until: Run, store: Store) -> None:
+def test_every_codec_carries_the_mark(study, run_until: Run, store: Store) -> None:
     for codec in ("jpeg", "webp"):
         fields = {"preprocess": {"size": 16, "codec": codec}, "request": {"per_class": 1}}
         row = made(store, run_until(study(**fields), "generate")).to_pylist()[0]

@@ -21,7 +21,7 @@ from engine.study import Study
 from tests.pipelines import save_pipeline
 
 
-def test_a_study_adapts_a_checkpoint_and_makes_images_from_its_own(
+def test_study_adapts_a_checkpoint_and_generates_images(
     image_folder: Callable[..., Path],
     toy_study: Callable[..., Study],
     run_until: Callable[[Study, str], Manifest],
@@ -72,7 +72,7 @@ def test_a_study_adapts_a_checkpoint_and_makes_images_from_its_own(
     assert after.digest != before.digest
 
 
-def test_images_of_another_checkpoint_under_the_same_name_are_not_taken_for_its_own(
+def test_images_of_another_checkpoint_with_the_same_name_are_not_reused(
     image_folder: Callable[..., Path],
     toy_study: Callable[..., Study],
     run_until: Callable[[Study, str], Manifest],

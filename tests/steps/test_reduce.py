@@ -47,7 +47,7 @@ def table(store: Store, manifest: Manifest, name: str) -> list[dict[str, Any]]:
         ({"share": 0.1, "classes": ["b", "c"]}, {"b": 4, "c": 2}),
     ],
 )
-def test_dominant_classes_are_those_with_more_than_is_kept(
+def test_dominant_classes_have_more_images_than_are_kept(
     fields: dict[str, Any], expected: dict[str, int]
 ) -> None:
     assert kept_counts(Reduce(**fields), COUNTS) == expected
@@ -61,13 +61,13 @@ def test_dominant_classes_are_those_with_more_than_is_kept(
         ({"classes": ["d"]}, "reduce.classes: there is no class 'd'; there are a, b, c"),
     ],
 )
-def test_what_reduces_nothing_is_refused(fields: dict[str, Any], says: str) -> None:
+def test_reduction_without_effect_is_rejected(fields: dict[str, Any], says: str) -> None:
     with pytest.raises((DataError, StudyError), match=says):
         kept_counts(Reduce(**fields), COUNTS)
 
 
 @pytest.mark.parametrize("method", ["tsne", "umap", "k_center", "stratified", "random"])
-def test_each_method_keeps_as_many_as_are_asked_for(
+def test_each_method_keeps_the_requested_number(
     image_folder: Callable[..., Path], toy_study: Callable[..., Study], run_until: Run,
     store: Store, method: str,
 ) -> None:  # fmt: skip
@@ -126,7 +126,7 @@ def reduced_study(bars_study: Callable[..., Study], **fields: Any) -> Study:
     return bars_study(reduce={"method": "k_center", "balance_to": "smallest"}, **fields)
 
 
-def test_the_reduced_arm_trains_on_what_is_kept_and_is_a_baseline(
+def test_reduced_arm_trains_on_the_kept_images_and_is_a_baseline(
     bars_study: Callable[..., Study], store: Store, profile: Profile
 ) -> None:
     study = reduced_study(
@@ -159,7 +159,7 @@ def test_the_reduced_arm_trains_on_what_is_kept_and_is_a_baseline(
     assert sum(key.startswith("train/") for key in target.listing("")) == len(members)
 
 
-def test_images_without_embedding_go_first_and_too_few_with_one_stop_the_run(
+def test_images_without_embedding_are_removed_first_and_too_few_others_stop_the_run(
     image_folder: Callable[..., Path], toy_study: Callable[..., Study], run_until: Run, store: Store
 ) -> None:
     root = image_folder({"many": 10, "few": 6})

@@ -49,7 +49,7 @@ def probed(bars_study) -> Callable[..., Study]:
     return make
 
 
-def test_a_study_with_a_probe_goes_to_its_verdict_on_what_was_saved(
+def test_study_with_a_probe_reaches_its_verdict_from_saved_weights(
     probed: Callable[..., Study], store: Store, profile: Profile, tmp_path: Path
 ) -> None:
     study = probed(search={"ratios": [1], "seeds": 2}, curate={"filters": []})
@@ -74,7 +74,7 @@ def test_a_study_with_a_probe_goes_to_its_verdict_on_what_was_saved(
     np.testing.assert_allclose(matrix_of(table, rows.PROBABILITIES), ours, atol=1e-5)
 
 
-def test_the_history_has_loss_accuracy_f1_and_auc_on_val(
+def test_history_has_loss_accuracy_f1_and_auc_on_val(
     probed: Callable[..., Study], run_until: Run, store: Store
 ) -> None:
     trained = run_until(probed(), "train.labeler")
@@ -105,7 +105,7 @@ class Mean(Classifier):
         return np.asarray(self.weight * pixels.mean((1, 2, 3))[:, None], np.float32)
 
 
-def test_features_are_computed_once_for_a_spec_and_one_part_after_the_other(
+def test_features_are_computed_once_per_spec_part_by_part(
     bars_study, run_until: Run, store: Store
 ) -> None:
     ingest = run_until(bars_study(preprocess={"size": 16}), "ingest")
@@ -123,7 +123,7 @@ def test_features_are_computed_once_for_a_spec_and_one_part_after_the_other(
     np.testing.assert_allclose(other, 2 * found, rtol=1e-5)
 
 
-def test_other_weights_in_the_same_folder_are_trained_from_anew(
+def test_other_weights_in_the_same_folder_retrain(
     bars_study, run_until: Run, store: Store, tmp_path: Path
 ) -> None:
     folder = tmp_path / "own"
@@ -180,7 +180,7 @@ def save_embedder(folder: Path, seed: int) -> None:
     _vectors.cache_clear()
 
 
-def test_a_probe_is_not_used_with_other_weights_than_it_was_trained_on(
+def test_probe_is_not_used_with_other_weights_than_it_was_trained_on(
     probed: Callable[..., Study], store: Store, profile: Profile, tmp_path: Path
 ) -> None:
     save_embedder(tmp_path / "own", 1)
@@ -216,7 +216,7 @@ def test_a_probe_is_not_used_with_other_weights_than_it_was_trained_on(
     assert again[evaluate.key].metrics["test"]["opened"] == 1
 
 
-def test_classifiers_tell_of_the_local_weights_that_they_start_from(tmp_path: Path) -> None:
+def test_classifiers_report_their_local_initial_weights(tmp_path: Path) -> None:
     preprocess = Preprocess(size=16, channels="L")
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     held = weights_digest(str(tmp_path))

@@ -79,7 +79,7 @@ class Watched(InlineRuntime):
         super().tune(run, proposals, halving, resources, leaf, ends)
 
 
-def test_the_best_setting_is_written_as_a_study_that_finds_its_classifiers(
+def test_best_setting_is_written_as_a_study_that_reuses_its_classifiers(
     written, tried, store: Store, profile: Profile
 ) -> None:
     # At 1e-8 nothing is learnt.
@@ -101,7 +101,7 @@ def test_the_best_setting_is_written_as_a_study_that_finds_its_classifiers(
     assert searched.provenance["trials"]["found"] >= 2
 
 
-def test_what_settings_share_is_computed_once_and_found_again(
+def test_shared_results_are_computed_once_and_reused(
     written, store: Store, profile: Profile
 ) -> None:
     runtime = Watched()
@@ -117,7 +117,7 @@ def test_what_settings_share_is_computed_once_and_found_again(
     assert [row["scores"] for row in again.tries] == [row["scores"] for row in result.tries]
 
 
-def test_after_a_kill_only_what_is_missing_is_computed(
+def test_only_missing_results_are_computed_after_a_kill(
     written, store: Store, profile: Profile, tmp_path: Path
 ) -> None:
     pytest.importorskip("optuna")
@@ -138,7 +138,7 @@ def test_after_a_kill_only_what_is_missing_is_computed(
     assert [row["scores"] for row in whole.tries] == [row["scores"] for row in result.tries]
 
 
-def test_a_setting_that_fails_ends_none_of_the_others(written, tried, store: Store) -> None:
+def test_failed_setting_does_not_end_the_others(written, tried, store: Store) -> None:
     values = written({"request.ratio_by_class.down": [1, 50]}, arm="more by class")
     values["request"] = {"ratio_by_class": {"down": 0.5}, "classes": ["down"], "shard_size": 16}
     result = tried(values)
@@ -148,7 +148,7 @@ def test_a_setting_that_fails_ends_none_of_the_others(written, tried, store: Sto
     assert result.best["request.ratio_by_class.down"] in (0.5, 1)
 
 
-def test_one_knob_turns_the_ratio_of_a_group_of_classes(written, tried, store: Store) -> None:
+def test_one_knob_changes_the_ratio_of_a_class_group(written, tried, store: Store) -> None:
     values = written({"request.ratio_by_class.rare": [1, 1.5]}, arm="more by class")
     values["request"] = {
         "ratio_by_class": {"rare": 0.5}, "class_groups": {"rare": ["down"]}, "shard_size": 16
@@ -173,7 +173,7 @@ def test_one_knob_turns_the_ratio_of_a_group_of_classes(written, tried, store: S
     assert (tuned["ratio_by_class"], tuned["class_groups"]) == ({"rare": best}, {"rare": ["down"]})
 
 
-def test_a_shared_step_that_fails_is_tried_once(written, tried, capsys) -> None:
+def test_failing_shared_step_is_tried_once(written, tried, capsys) -> None:
     values = written(
         {"request.ratio_by_class.down": [1, 50], RATE: [0.01, 0.02]}, arm="more by class"
     )
@@ -201,7 +201,7 @@ class Full(Store):
 
 
 @pytest.mark.parametrize("rates", [[0.01, 0.02], None], ids=["shared", "tried"])
-def test_storage_that_fails_ends_the_run_and_no_setting(
+def test_storage_failure_ends_the_run_and_fails_no_setting(
     written, profile: Profile, rates: list[float] | None
 ) -> None:
     # What two settings need is computed before any is tried.
@@ -210,7 +210,7 @@ def test_storage_that_fails_ends_the_run_and_no_setting(
         tune(written(knobs), Full(profile.storage), InlineRuntime(), profile)
 
 
-def test_where_all_fail_it_says_why(written, tried) -> None:
+def test_error_gives_a_reason_if_all_settings_fail(written, tried) -> None:
     values = written({"request.ratio_by_class.down": [40, 50]}, arm="more by class")
     values["request"] = {"ratio_by_class": {"down": 30}, "classes": ["down"], "shard_size": 16}
     with pytest.raises(EngineError, match=r"none of 3 settings finished: request: "):
@@ -273,7 +273,7 @@ def test_asha_trains_with_few_steps_first(written, store: Store, profile: Profil
         ({"training": [{}, {"steps": 2}], RATE: [0.1, 0.2]}, {}, "is a part of training"),
     ],
 )
-def test_what_cannot_be_tried_is_refused_before_anything_is_computed(
+def test_impossible_settings_are_rejected_before_anything_is_computed(
     written, tried, store: Store, knobs: Values, fields: Values, why: str
 ) -> None:
     with pytest.raises(StudyError, match=why) as raised:
@@ -282,7 +282,7 @@ def test_what_cannot_be_tried_is_refused_before_anything_is_computed(
     assert not store.listing("")
 
 
-def test_rungs_are_trainings_of_the_arm_alone(written, store: Store, profile: Profile) -> None:
+def test_rungs_are_trainings_of_the_arm(written, store: Store, profile: Profile) -> None:
     study = validate(Study, written({CONFIDENCE: [0.5, 0.8]}), "study")
     variants = StudyVariants(study.model_dump(mode="json"), study.tune, store, profile)
     (few,), (all_steps,) = variants.classifiers({}, 3), variants.classifiers({})
@@ -316,7 +316,7 @@ def test_null_is_a_value_that_is_tried_and_kept(written, store: Store, profile: 
             variants.study({name: None})
 
 
-def test_a_rung_warms_up_over_its_share_of_the_steps(
+def test_rung_warms_up_over_its_share_of_the_steps(
     written, store: Store, profile: Profile
 ) -> None:
     values = written({RATE: [0.01, 0.02]}, scheduler="asha")
@@ -328,7 +328,7 @@ def test_a_rung_warms_up_over_its_share_of_the_steps(
     assert variants.classifiers({}, 12)[0].key == variants.classifiers({})[0].key
 
 
-def test_one_that_is_stopped_gives_its_place_to_the_next() -> None:
+def test_stopped_setting_makes_room_for_the_next() -> None:
     computed: list[int] = []
 
     def run(settings: Settings, runtime: Runtime) -> Iterator[Rung]:
@@ -345,7 +345,7 @@ def test_one_that_is_stopped_gives_its_place_to_the_next() -> None:
     assert [outcome.reached for outcome in outcomes] == [(4, 0.5), (1, 0.1), (4, 0.9)]
 
 
-def test_the_job_leaves_a_study_and_a_table(
+def test_job_writes_a_study_and_a_table(
     written, store: Store, profile: Profile, tmp_path: Path, capsys
 ) -> None:
     path = tmp_path / "study.yaml"
@@ -371,7 +371,7 @@ def test_the_job_leaves_a_study_and_a_table(
 
 
 @pytest.mark.parametrize("objective", ["worst_class_recall", "roc_auc", "balanced_accuracy"])
-def test_settings_are_judged_by_what_the_study_asks_for(
+def test_settings_are_compared_by_the_study_s_objective(
     written, tried, store: Store, objective: str
 ) -> None:
     result = tried(written({RATE: [1e-8, 0.02]}, arm="real", objective=objective))
