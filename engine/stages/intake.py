@@ -347,8 +347,8 @@ def too_small(index: pa.Table, preprocess: Preprocess) -> str:
     if side > _SMALL_SIDE:
         return ""
     return (
-        f"at {side} px near duplicates cannot be told from similar pictures; only exact ones were"
-        " looked for"
+        f"at {side} px near duplicates cannot be distinguished from similar pictures; only"
+        " exact ones were looked for"
     )
 
 
