@@ -1,4 +1,5 @@
-"""Who may know whom: the rules of the design, checked in the source and in `sys.modules`."""
+"""Which module may import which: the rules of the design, checked in the source and in
+`sys.modules`."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ def below(file: str, *families: str) -> bool:
 
 
 def imports(file: str, *, at_load: bool = False) -> Iterator[str]:
-    """Full names of all that a file imports; `at_load`: only what importing the file runs."""
+    """Full names of all imports of a file; `at_load`: only those that run when the file is
+    imported."""
 
     def walk(node: ast.AST) -> Iterator[str]:
         for child in ast.iter_child_nodes(node):
@@ -67,7 +69,7 @@ def importers(package: str, *, at_load: bool = False) -> set[str]:
 
 
 def strangers(file: str, *allowed: str) -> set[str]:
-    """What a file imports of the engine beyond `allowed`."""
+    """Imports of the engine in a file other than `allowed`."""
     return {
         name
         for name in imports(file)
@@ -136,7 +138,7 @@ def test_steps_import_no_concrete_plugin_and_no_runtime(file: str) -> None:
         assert not within(name, "engine.runtime", "engine.execute", "engine.cli", "engine.plan")
         family = name.split(".")[1] if within(name, "engine") and "." in name else ""
         if family in PLUGINS:
-            # Of a family its Protocol alone (`from engine.readers import Bytes`), never a plugin.
+            # Only the Protocol of a family (`from engine.readers import Bytes`), never a plugin.
             assert not (ENGINE / family / f"{name.split('.')[2]}.py").exists(), name
 
 
@@ -159,8 +161,8 @@ def test_plugins_import_no_step_runtime_or_other_family(file: str) -> None:
 # 6
 @cache
 def heavy_modules() -> set[str]:
-    """The heavy libraries, and all modules that import one when they are imported, directly or
-    through other modules. Runtimes are left out: Ray is their own."""
+    """The heavy libraries, and all modules whose import imports one, directly or indirectly.
+    Runtimes are excluded, because Ray is their purpose."""
     loads = {
         f"engine.{file[:-3].replace('/', '.')}".removesuffix(".__init__"): set(
             imports(file, at_load=True)
@@ -226,7 +228,7 @@ def test_reading_and_planning_a_study_imports_nothing_heavy(code: str) -> None:
 
 @pytest.mark.parametrize("job", JOBS, ids=lambda path: path.name)
 def test_help_of_a_job_imports_nothing_heavy(job: Path) -> None:
-    # The script ends by os._exit, so each module that it imports is told as it comes.
+    # The script ends by os._exit, so each import is printed as it happens.
     ran = subprocess.run(
         [sys.executable, "-X", "importtime", str(job), "--help"],
         cwd=ROOT, capture_output=True, text=True, timeout=120,
@@ -283,7 +285,7 @@ def test_paths_are_joined_only_in_two_files() -> None:
 def test_jobs_are_short_and_shadow_no_standard_module() -> None:
     assert JOBS
     for job in JOBS:
-        # Modules that are built into Python are found before any file.
+        # Built-in modules are found before any file.
         assert job.stem not in sys.stdlib_module_names - set(sys.builtin_module_names)
         assert len(job.read_text("utf-8").splitlines()) <= 60
 
@@ -313,7 +315,7 @@ def test_there_are_no_import_cycles() -> None:
         & modules.keys() - {module}
         for module, file in modules.items()
     }
-    # Modules that need none of the rest are taken away, again and again: what is left are circles.
+    # Repeatedly remove modules that import none of the rest; what remains are cycles.
     while free := [module for module, needed in needs.items() if not needed & needs.keys()]:
         for module in free:
             del needs[module]

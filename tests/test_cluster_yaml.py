@@ -1,4 +1,4 @@
-"""cluster.yaml against the schema that Ray brings along, and against what this project promises."""
+"""cluster.yaml is valid under Ray's schema and keeps this project's rules."""
 
 from __future__ import annotations
 
@@ -59,7 +59,8 @@ def test_invalid_file_is_rejected(cluster, schema, spoil):
 
 
 def test_numbers_of_workers_agree(cluster):
-    """Ray's launcher refuses more minimum workers than the maximum, but the schema does not."""
+    """Ray's launcher rejects a minimum number of workers above the maximum, but the schema does
+    not."""
     types = cluster["available_node_types"]
     assert cluster["head_node_type"] in types
     assert sum(node.get("min_workers", 0) for node in types.values()) <= cluster["max_workers"]

@@ -1,4 +1,4 @@
-"""What a step may read: its inputs, and the steps on which these rest."""
+"""What a step may read: its inputs, and the steps that they depend on."""
 
 from __future__ import annotations
 

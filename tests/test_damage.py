@@ -1,5 +1,5 @@
-"""One flipped bit, or a part that is gone: noticed by whoever reads it, named with the remedy, and
-made again with the same result."""
+"""One flipped bit or a missing part: detected by every reader, reported with the remedy, and
+recomputed with the same result."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from engine.study import Study, validate
 from tests.chaos.storages import differences, flip_bit, manifests
 from tests.conftest import write_bars
 
-# For people, or for other studies: no step of this one reads them.
+# For people or other studies: no step of this study reads them.
 FILES_UNREAD = ("sheet.png", "list.csv", "history.json", "looks/")
 TABLES_UNREAD = {
     ("ingest", "records"), ("ingest", "leaks"), ("cluster", "centroids"),
@@ -37,7 +37,7 @@ TABLES_UNREAD = {
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
-    """Small images, a network that is trained on them, and all steps up to the page."""
+    """Small images, a network trained on them, and all steps up to the report."""
     root = tmp_path_factory.mktemp("bars")
     write_bars(root, {"across": 60, "down": 30}, 0)
     values = {
@@ -78,7 +78,7 @@ def run(study: Study, store: Store) -> None:
 
 
 def stop_of(study: Study, store: Store) -> str:
-    """The text of the damage that stopped a run; empty where nothing did."""
+    """The text of the damage that stopped a run; empty if none did."""
     try:
         run(study, store)
     except DamageError as error:
@@ -87,7 +87,7 @@ def stop_of(study: Study, store: Store) -> str:
 
 
 def discard_readers(study: Study, store: Store, part: str) -> None:
-    """Throw away all that was computed from a part, so that the next run reads it."""
+    """Discard everything computed from a part, so that the next run reads it."""
     inventory = take_inventory(store)
     labels = set(inventory.dependents(inventory.named_by[part]))
     for step in every_step(study):
@@ -107,8 +107,8 @@ def part_of(store: Store, label: str) -> str:
 
 
 def parts_read(store: Store) -> dict[str, str]:
-    """A part of each kind that some step reads, with the label of the step that wrote it; of mixes
-    that of an arm, which trials alone read."""
+    """A part of each kind that some step reads, with the label of the step that wrote it; for mixes
+    that of an arm, which only trials read."""
     found: dict[tuple[str, ...], tuple[str, str]] = {}
     for manifest in sorted(manifests(store).values(), key=lambda one: one.label != "mix.ddpm.x1"):
         for part in manifest.parts:
@@ -226,7 +226,7 @@ def test_fingerprint_with_a_flipped_bit_costs_no_shard(study: Study, store: Stor
     flip_bit(store, key, random.Random(3))
     shards = ShardSet(store, key.rpartition("/")[0])
     count = len(shards.committed())
-    shards.claim(unseal(before), discard="")  # its copy is read in its place
+    shards.claim(unseal(before), discard="")  # its copy is read instead
     fsck.repair(store, fsck.verify(store).faults)
     assert store.read(key) == before
     assert len(shards.committed()) == count > 0

@@ -71,9 +71,7 @@ class Workers(InlineRuntime):
         super().fit(train, context, resources)
 
 
-def test_trial_on_workers_reserves_like_a_fit(
-    bars_study, store: Store, profile: Profile
-) -> None:
+def test_trial_on_workers_reserves_like_a_fit(bars_study, store: Store, profile: Profile) -> None:
     steps = plan(bars_study(generators={}))
     execute(until(steps, "mix.real"), store, InlineRuntime(), profile)
     trial = planned_trials(named(steps, "search")[0])[0].step
@@ -137,8 +135,8 @@ def test_reserved_resources_are_in_every_manifest_and_outdate_none(
 
 
 class Beaten(Store):
-    """Storage on which another driver runs the same steps to their end, as soon as this one reads
-    what both have decoded."""
+    """Storage on which another driver runs the same steps to their end, as soon as this driver
+    reads the decoded images of both."""
 
     steps: ClassVar[list[Step]] = []
     beaten = False
@@ -150,9 +148,7 @@ class Beaten(Store):
         return super().parquet(key)
 
 
-def test_driver_continues_with_results_of_another_driver(
-    bars_study, store: Store
-) -> None:
+def test_driver_continues_with_results_of_another_driver(bars_study, store: Store) -> None:
     Beaten.steps = until(plan(bars_study()), "embed")
     mine = Beaten(store.url)
     found = execute(Beaten.steps, mine, InlineRuntime(), Profile(storage=store.url))
@@ -169,7 +165,7 @@ def test_returned_manifest_equals_the_stored_one(bars_study, store: Store) -> No
     steps = until(plan(bars_study()), "ingest")
     (made,) = execute(steps, store, InlineRuntime(), Profile(storage=store.url)).values()
     read = read_manifest(store, steps[0])
-    # The same types and the same order: a page lists classes as they come.
+    # The same types and the same order, because a page lists classes in this order.
     assert repr(made) == repr(read)
 
 

@@ -1,4 +1,5 @@
-"""The keys of the example studies: a change recomputes everybody's work, so it must be meant."""
+"""The keys of the example studies: a change invalidates every user's results, so it must be
+intended."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What README shows is what the repository holds."""
+"""The examples and paths in README are valid."""
 
 from __future__ import annotations
 
@@ -31,5 +31,5 @@ def test_every_named_file_exists() -> None:
     for name in re.findall(r"\]\(([^)#]+)\)", README):
         assert (ROOT / name).exists(), name
     for name in re.findall(r"(?:configs|jobs|docs)/[\w/]+\.(?:yaml|py|md|png)", README):
-        # mine.yaml is the reader's own.
+        # mine.yaml is written by the user.
         assert (ROOT / name).exists() or name.endswith("mine.yaml"), name

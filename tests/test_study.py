@@ -1,4 +1,4 @@
-"""Any study file is read, or refused in one line that names the field."""
+"""Any study file is read, or rejected in one line that names the field."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names say what a value is: words that could mean anything live for three lines at most."""
+"""Names describe a value: vague names have a scope of at most three lines."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ LINES = 3
 
 
 def vague_names(tree: ast.AST) -> Iterator[tuple[str, str, int]]:
-    """Function, name and lines of each vague name that lives longer. The second operand of an
-    operation of two equals is `other` by convention."""
+    """Function, name and lines of each vague name with a longer scope. `other` is the conventional
+    name of the second operand of a binary method."""
     for function in ast.walk(tree):
         if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
             continue

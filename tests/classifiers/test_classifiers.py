@@ -126,7 +126,7 @@ def test_batch_norm_statistics_are_kept_unless_unfrozen(tiny_resnet: Path) -> No
         network(classifier.prepare(images))
         kept = all(torch.equal(before[name], value) for name, value in network.named_buffers())
         assert kept == freeze
-        # What is trained is trained all the same.
+        # The trained part still learns.
         assert all(value.requires_grad for value in network.parameters())
 
 
@@ -151,7 +151,7 @@ SMALL_VIT = {
 
 
 def save_transformer(kind: str, folder: Path) -> Any:
-    """A checkpoint of another number of classes at 32 px; returns the model."""
+    """A checkpoint with another number of classes at 32 px; returns the model."""
     from transformers import (
         CLIPConfig,
         CLIPForImageClassification,
@@ -179,9 +179,7 @@ def save_transformer(kind: str, folder: Path) -> Any:
 
 @pytest.mark.parametrize("kind", ["vit", "dinov2"])
 @pytest.mark.parametrize("side", [48, 24, 44])
-def test_transformer_can_be_tuned_at_another_size(
-    tmp_path: Path, kind: str, side: int
-) -> None:
+def test_transformer_can_be_tuned_at_another_size(tmp_path: Path, kind: str, side: int) -> None:
     from PIL import Image
     from transformers import pipeline
 
@@ -225,7 +223,7 @@ def test_unsupported_input_size_is_rejected_when_the_study_is_read(
         made(**fields).check(Training())
         made(**fields).build()
     why = r"^classifier\.input_size: .* does not accept images of 48 px: .*; remove input_size"
-    # One that is not here yet is refused when it is loaded.
+    # A checkpoint that is not on this machine yet is rejected when it is loaded.
     with pytest.raises(StudyError, match=why) as raised:
         made(input_size=48).build()
     assert "\n" not in str(raised.value)

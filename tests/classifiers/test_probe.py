@@ -1,4 +1,4 @@
-"""A probe on vectors: what it computes once, what it learns, and what it refuses."""
+"""A probe on vectors: what it computes once, what it learns, and what it rejects."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CLASSES = ("up", "down")
 
 
 def halves(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures whose upper or lower half is bright."""
+    """Images with a bright upper or lower half."""
     random = np.random.default_rng(seed)
     labels = random.integers(0, 2, count)
     pixels = random.integers(0, 200, (count, 16, 16, 1), dtype=np.uint8)
@@ -45,7 +45,7 @@ def test_features_are_embeddings_independent_of_the_batch() -> None:
 
 
 class Counting:
-    """An embedder that notes how many images it was shown."""
+    """An embedder that records how many images it embedded."""
 
     def __init__(self) -> None:
         self.shown = 0
@@ -63,7 +63,7 @@ def test_recently_seen_images_are_not_embedded_again() -> None:
     assert embedder.shown == 40
     np.testing.assert_array_equal(found[2], found[0])
     assert not np.array_equal(found[1], found[0])
-    # Equal bytes of another shape are another batch.
+    # Equal bytes with another shape are another batch.
     vectors.of(first.reshape(10, 16, 32, 1))
     assert embedder.shown == 50
 
@@ -75,7 +75,7 @@ def test_vectors_are_standardised_by_the_train_split() -> None:
     made.learn(train_vectors)
     seen = made.prepare(torch.from_numpy(train_vectors)).numpy()
     np.testing.assert_allclose(seen.mean(0), 0, atol=1e-3)
-    # What is the same for all images is not blown up.
+    # A constant feature is not amplified.
     np.testing.assert_allclose(seen.std(0), [1, 1, 1, 1, 0], atol=1e-3)
 
 

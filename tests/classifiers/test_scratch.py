@@ -1,5 +1,4 @@
-"""Architectures from random weights: their published sizes, small pictures, and the folder that is
-saved."""
+"""Architectures from random weights: their published sizes, small images, and the saved folder."""
 
 from __future__ import annotations
 
@@ -43,9 +42,7 @@ def test_architecture_has_its_published_size(architecture: Architecture) -> None
 @pytest.mark.parametrize(
     ("size", "fitting"), [(224, 16), (128, 16), (96, 12), (64, 8), (32, 4), (28, 4)]
 )
-def test_patch_size_is_published_or_fits_a_small_image(
-    size: int, fitting: int
-) -> None:
+def test_patch_size_is_published_or_fits_a_small_image(size: int, fitting: int) -> None:
     assert scratch(size, "vit_tiny").patch_size() == fitting
 
 

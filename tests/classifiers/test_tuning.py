@@ -20,7 +20,7 @@ from engine.study import Study, validate
 CLASSES = ("cat", "dog", "eel")
 _SMALL = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32,
           "num_hidden_layers": 3, "patch_size": 8, "image_size": 32}  # fmt: skip
-# Of each family a tiny network, its number of blocks, and how the last one's weights are called.
+# For each family: a tiny network, its number of blocks, and the prefix of the last block's weights.
 FAMILIES: dict[str, tuple[dict[str, Any], int, str]] = {
     "resnet": (
         {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"},
@@ -140,5 +140,5 @@ def test_frozen_norms_stay_frozen_on_several_gpus(tmp_path: Path) -> None:
 
     still, learning = kinds(True), kinds(False)
     assert set(still) == {("BatchNorm2d", False)}
-    # The last stage alone is trained.
+    # Only the last stage is trained.
     assert set(learning) == {("BatchNorm2d", False), ("SyncBatchNorm", True)}

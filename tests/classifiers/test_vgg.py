@@ -32,13 +32,13 @@ def vgg(size: int = 32, channels: str = "RGB", **fields: Any) -> Vgg:
 
 
 def original(classes: int, batch_norm: bool = False) -> dict[str, Tensor]:
-    """Weights of a narrow VGG11 under torchvision's names."""
+    """Weights of a narrow VGG11 with torchvision's names."""
     torch.manual_seed(5)
     return initialise(VGG(11, classes, batch_norm, hidden=8)).state_dict()
 
 
 def as_timm(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """As timm saves them: linear layers as convolutions, and no counts of batches."""
+    """The same weights as timm saves them: linear layers as convolutions, and no batch counts."""
     found = {}
     for name, value in tensors.items():
         layer, _, kind = name.rpartition(".")
@@ -102,7 +102,7 @@ def test_last_layer_with_the_right_number_of_classes_is_kept(tmp_path: Path) -> 
 
 
 def test_weights_of_a_hub_id_come_from_its_repository(tmp_path: Path) -> None:
-    """The hub's cache as a download leaves it, in a process that has no network."""
+    """The hub's cache after a download, in a process without a network."""
     tensors = original(3)
     commit = "0" * 40
     repository = tmp_path / "models--timm--vgg11.tiny"
@@ -151,7 +151,7 @@ def test_unusable_weights_error_names_what_is_missing(tmp_path: Path) -> None:
 
 
 def test_saved_network_predicts_the_same_after_loading(tmp_path: Path) -> None:
-    # Smaller than five halvings allow: brought to 32 px.
+    # Too small for five halvings: enlarged to 32 px.
     classifier = vgg(size=28, channels="L", batch_norm=True)
     torch.manual_seed(1)
     network = classifier.build().eval()
@@ -170,9 +170,7 @@ def test_saved_network_predicts_the_same_after_loading(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("trained", "first"), [("head", "classifier.6"), (1, "classifier.3"), (3, "features.22")]
 )
-def test_only_the_chosen_part_is_trained(
-    tmp_path: Path, trained: Any, first: str
-) -> None:
+def test_only_the_chosen_part_is_trained(tmp_path: Path, trained: Any, first: str) -> None:
     save_file(original(10, batch_norm=True), tmp_path / "model.safetensors")
     network = vgg(weights=str(tmp_path), trained=trained, batch_norm=True).build().train()
     names = [name for name, _ in network.named_parameters()]

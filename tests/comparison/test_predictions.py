@@ -1,4 +1,4 @@
-"""External predictions are evaluated like the study's own; unpaired ones are refused."""
+"""External predictions are evaluated like the study's own; unpaired ones are rejected."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_own_predictions_of_a_study_give_the_same_verdict(
     assert same.bootstrap.model_dump() == want["bootstrap"]
     want_arm = evaluated.metrics["arms"][baseline]
     assert found.arms[baseline].model_dump()["figures"] == want_arm["figures"]
-    # Another look at the same test images.
+    # Another opening of the same test images.
     assert found.test.opened == evaluated.metrics["test"]["opened"] + 1
     again = score(bars_study(), store, ingest, "class", path, baseline)
     assert again.test.opened == found.test.opened

@@ -1,4 +1,4 @@
-"""Signals of a job, in processes of their own."""
+"""Signals of a job, in separate processes."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def test_cleanup_runs_if_closing_takes_too_long(tmp_path: Path) -> None:
 
 
 def test_grandchildren_of_a_killed_child_are_killed() -> None:
-    """A raylet is killed first, and its workers are no longer below the driver."""
+    """A raylet is killed first, and its workers are no longer children of the driver."""
     process, (grandchild,) = start("""
         child = subprocess.Popen(
             ["sh", "-c", "setsid sleep 1000 & echo $!; wait"], stdout=subprocess.PIPE, text=True

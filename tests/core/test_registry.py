@@ -20,7 +20,7 @@ class Holder(Spec):
 
 @pytest.fixture
 def more_readers(tmp_path: Path) -> Any:
-    """A folder whose modules count as readers, as those of another distribution would."""
+    """A folder whose modules count as readers, like those of another distribution."""
     package = importlib.import_module("engine.readers")
     package.__path__.append(str(tmp_path))
     importlib.invalidate_caches()

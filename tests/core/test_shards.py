@@ -50,7 +50,7 @@ def test_first_commit_wins_and_its_data_stays(store: Store) -> None:
     shards = ShardSet(store, "set")
     assert shards.commit(shard(1), table(1), [OK] * 5, {"attempt": 1})
     (first,) = store.listing("set/parts")
-    # Equal bytes have one name, so that a loser must not take away what the winner committed.
+    # Equal bytes have one name, so a loser must not remove the winner's file.
     assert not shards.commit(shard(1), table(1), [OK] * 5, {"attempt": 2})
     assert store.listing("set/parts") == [first]
     assert not shards.commit(shard(1), table(1, b"other"), [OK] * 5, {"attempt": 3})
@@ -154,7 +154,7 @@ def test_leftover_temporary_file_is_not_a_commit(tmp_path) -> None:
 
 
 class Paint:
-    """A stage that paints every row, and refuses the rows named in `refused`."""
+    """A stage that paints every row, and rejects the rows named in `refused`."""
 
     reads: ClassVar[tuple[str, ...]] = (rows.IMAGE_ID,)
     writes: ClassVar[tuple[str, ...]] = (rows.IMAGE, rows.STATUS)

@@ -18,7 +18,7 @@ from engine.core.store import Store
 
 
 def forget_verified() -> None:
-    """Let this process compare parts again, as another would."""
+    """Let this process verify parts again, as another process would."""
     module._verified.clear()
 
 
@@ -42,7 +42,7 @@ def test_temporary_files_are_not_listed(tmp_path) -> None:
     store.put("looks/1.png", b"picture")
     (tmp_path / "looks" / "2.png.0123456789abcdef.tmp").write_bytes(b"half")
     assert store.listing("looks") == ["looks/1.png"]
-    # Garbage collection needs them.
+    # Needed by garbage collection.
     assert sorted(store.modified_times("looks")) == [
         "looks/1.png", "looks/2.png.0123456789abcdef.tmp"
     ]  # fmt: skip
@@ -162,7 +162,7 @@ def test_part_is_verified_once_per_process(tmp_path) -> None:
     store = Counting(str(tmp_path))
     key = put_parquet(store)
     store.parquet(key).close()
-    # What happens to the file from now on is seen by the next process.
+    # Later changes of the file are detected by the next process.
     store.put(key, store.read(key)[:-1] + b"x")
     store.read(key)
     assert store.hashed == 0
@@ -206,7 +206,7 @@ def test_probe_rejects_storage_that_overwrites(tmp_path) -> None:
 
 
 def test_read_only_folder_is_one_line_with_its_path(tmp_path, monkeypatch) -> None:
-    if os.geteuid() == 0:  # root writes everywhere: let the folder be a file instead
+    if os.geteuid() == 0:  # root can write everywhere, so make the folder a file
         (tmp_path / "root").write_bytes(b"")
     else:
         (tmp_path / "root").mkdir(mode=0o500)
@@ -217,7 +217,7 @@ def test_read_only_folder_is_one_line_with_its_path(tmp_path, monkeypatch) -> No
 
 
 class ReadOnly(Store):
-    """Refuses every change, as a disk does that was mounted so."""
+    """Rejects every change, like a disk mounted read-only."""
 
     def _write_local(self, path: str, view: memoryview) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
@@ -248,7 +248,7 @@ def test_full_disk_stops_cleanly(tmp_path) -> None:
 
 
 class Flaky(Store):
-    """Fails twice as a network does, then works."""
+    """Fails twice like a network, then works."""
 
     failures = 2
 

@@ -1,4 +1,4 @@
-"""Foreign images: which files are refused and why, and what a file is converted to."""
+"""Foreign images: which files are rejected and why, and how a file is converted."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_hostile_file_is_rejected_with_its_reason(name: str) -> None:
 
 @pytest.mark.parametrize("limit_for", ["text_bomb", "profile_bomb"])
 def test_small_text_and_profile_chunks_are_accepted(limit_for: str) -> None:
-    # The files above are refused for their payload, not because the test writes broken ones.
+    # The files above are rejected for their payload, not because the test writes broken ones.
     name = {"text_bomb": b"zTXt", "profile_bomb": b"iCCP"}[limit_for]
     assert decode(png_with(chunk(name, b"name\0\0" + zeros(1000))), "a.png").size == (8, 8)
 

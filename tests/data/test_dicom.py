@@ -16,7 +16,7 @@ pydicom = pytest.importorskip("pydicom")
 
 
 def dicom(values: np.ndarray, **tags: Any) -> bytes:
-    """A file of these values: uint16 or int16 (height, width), or uint8 (height, width, 3)."""
+    """A file with these values: uint16 or int16 (height, width), or uint8 (height, width, 3)."""
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 

@@ -45,7 +45,7 @@ def test_codec_round_trips(codec: Any, channels: Any) -> None:
     spec = Preprocess(size=32, channels=channels, codec=codec)
     pixels = preprocess(Image.radial_gradient("L").convert("RGB"), spec)
     found = decode_own(encode(pixels, spec))
-    if codec == "webp" and channels == "L":  # WebP knows no grey
+    if codec == "webp" and channels == "L":  # WebP has no greyscale
         found = found[..., :1]
     assert found.shape == spec.shape
     tolerance = 0 if codec != "jpeg" else 12

@@ -1,4 +1,4 @@
-"""Planted leaks are found, and pictures that are merely alike are not accused."""
+"""Planted leaks are found, and merely similar images are not reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Copies that were cropped and encoded anew are told from pictures that are merely alike."""
+"""Copies that were cropped and encoded again are distinguished from merely similar images."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def scene(number: int, size: tuple[int, int] = (96, 96)) -> Image.Image:
 
 
 def crop(image: Image.Image, number: int) -> Image.Image:
-    """Another 3% to 10% off each side, and JPEG of quality 60."""
+    """A further crop of 3% to 10% of each side, saved as JPEG of quality 60."""
     left, top, right, bottom = np.random.default_rng(number).uniform(0.03, 0.1, 4)
     width, height = image.size
     box = (left * width, top * height, width - right * width, height - bottom * height)
@@ -57,7 +57,7 @@ def look(pictures: np.ndarray, groups: np.ndarray | None = None) -> tuple[set, N
 
 @pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
 def test_only_planted_crops_are_found(fit: str) -> None:
-    # Twins, a third of the pictures, do not set the limit that they are found by.
+    # Copies, a third of the images, do not influence the limit.
     scenes = [scene(number, (96, 72)) for number in range(20)]
     copies = [crop(scenes[number], number) for number in range(4)]
     found, limit = look(small([*scenes, *copies], fit))

@@ -1,4 +1,4 @@
-"""One bad file costs its own row, whatever it does to the process that decodes it."""
+"""A bad file costs only its own row, whatever it does to the process that decodes it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from engine.data.sandbox import Sandbox, serve
 
 SPEC = Preprocess(size=16)
 
-# A child that speaks the sandbox's protocol and does to itself what a broken decoder would.
+# A child that speaks the sandbox's protocol and fails like a broken decoder.
 FAKE_CHILD = """
 import json, os, signal, struct, sys, time
 def send(header, body=b""):
@@ -52,7 +52,7 @@ while sizes := sys.stdin.buffer.read(8):
 
 
 class FakeSandbox(Sandbox):
-    """The real exchange with a fake child in place of Pillow."""
+    """The real protocol with a fake child instead of Pillow."""
 
     def _exchange(self, header: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
         if self._child is None:
@@ -67,7 +67,7 @@ class FakeSandbox(Sandbox):
 
 @pytest.fixture(scope="module")
 def sandbox() -> Iterator[Sandbox]:
-    """One child for all tests that leave it alive: starting it costs a second."""
+    """One child for all tests that do not kill it, because starting it takes a second."""
     with Sandbox(SPEC) as sandbox:
         yield sandbox
 

@@ -1,4 +1,4 @@
-"""Nothing outside the user's folder is ever read."""
+"""Only files inside the user's folder are ever read."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What a run says of a cluster that loses processes: two nodes on loopback, each of them killed in
-part."""
+"""What a run reports about a Ray cluster that loses processes: two nodes on loopback, of which
+parts are killed."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Kills in the midst of `search` on a real Ray: only trials without a result run again, and the
-table is that of a search that nothing disturbed."""
+"""Kills during `search` on a real Ray: only trials without a result run again, and the table is
+that of an undisturbed search."""
 
 from __future__ import annotations
 

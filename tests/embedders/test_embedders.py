@@ -20,7 +20,7 @@ from engine.embedders.dino import Dino, DinoSpec
 from engine.embedders.pixels import Pixels, PixelsSpec
 
 WEIGHTS = Path("../shared/weights/mobilenet_v2")
-# Of tiny transformers.
+# Sizes of tiny transformers.
 VIT = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
     "image_size": 32, "patch_size": 8,
@@ -116,8 +116,7 @@ def unit(vectors: torch.Tensor) -> torch.Tensor:
 
 
 class Kind:
-    """A checkpoint, the embedder that reads it, and what plain transformers makes of its
-    processor's output."""
+    """A checkpoint, the embedder that reads it, and the output of plain transformers."""
 
     def __init__(
         self, build: Callable[[], Any], embedder: str, processor: str, geometry: dict[str, Any],
@@ -170,7 +169,7 @@ KINDS = {
         {"size": {"shortest_edge": 64}, "crop_pct": 0.8, "resample": 2},
         lambda model, inputs: pooled(model(inputs)),
     ),
-    # Its checkpoint has no pooler: the classifier is given the class token.
+    # Its checkpoint has no pooler: the classifier gets the class token.
     "vit": Kind(
         tiny_vit, "cnn", "ViTImageProcessor", SQUARE,
         lambda model, inputs: class_token(model.vit(inputs)),
@@ -206,16 +205,14 @@ def test_embedder_equals_the_checkpoint_s_processor_and_network(
     plain = KINDS[name].build().from_pretrained(folders[name]).eval()
     with torch.inference_mode():
         expected = KINDS[name].vectors(plain, inputs).numpy()
-    # Random weights of deep networks shrink or swell what passes, and rounding with it.
+    # Random weights of deep networks shrink or amplify activations, and rounding errors too.
     scale = np.abs(expected).max()
     assert np.abs(vectors - expected).max() < 1e-5 * scale
     assert vectors.std(axis=0).max() > 1e-3 * scale
 
 
 @pytest.mark.parametrize("name", ["clip", "siglip", "dinov2"])
-def test_cosine_embedders_give_unit_vectors(
-    folders: dict[str, Path], name: str
-) -> None:
+def test_cosine_embedders_give_unit_vectors(folders: dict[str, Path], name: str) -> None:
     vectors = embedder_of(name, folders[name]).embed(pictures())
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
 
@@ -243,7 +240,7 @@ def test_input_size_resizes_the_whole_image(folders: dict[str, Path], name: str)
     bordered[0] = 255
     prepared = embedder.prepare(bordered)
     assert prepared.shape == (3, 32, 32)
-    assert prepared[:, 0].mean() > 60  # a crop would have cut the white border off
+    assert prepared[:, 0].mean() > 60  # a crop would remove the white border
 
 
 LARGER: dict[str, Callable[[Any, torch.Tensor], torch.Tensor]] = {
@@ -259,9 +256,7 @@ LARGER: dict[str, Callable[[Any, torch.Tensor], torch.Tensor]] = {
 
 
 @pytest.mark.parametrize("name", LARGER)
-def test_positions_are_interpolated_at_another_size(
-    folders: dict[str, Path], name: str
-) -> None:
+def test_positions_are_interpolated_at_another_size(folders: dict[str, Path], name: str) -> None:
     embedder = embedder_of(name, folders[name], input_size=48)
     images = pictures(2)
     prepared = np.stack([embedder.prepare(image) for image in images])
@@ -326,9 +321,7 @@ def test_half_precision_is_close(folders: dict[str, Path]) -> None:
 @pytest.mark.parametrize(
     ("kind", "spec"), [(Cnn, CnnSpec), (Clip, ClipSpec), (Dino, DinoSpec)], ids=lambda item: ""
 )
-def test_missing_model_is_one_line_that_names_it(
-    kind: Any, spec: Any, tmp_path: Path
-) -> None:
+def test_missing_model_is_one_line_that_names_it(kind: Any, spec: Any, tmp_path: Path) -> None:
     with pytest.raises(StudyError, match=r"embedder\.model") as caught:
         kind(spec(model=str(tmp_path / "nowhere"))).load("cpu")
     assert "\n" not in str(caught.value)

@@ -93,7 +93,7 @@ def test_csv_reader_reads_an_export(
     text = (tmp_path / "out" / "labels.csv").read_text()
     table = list(csv.DictReader(io.StringIO(text)))
     assert len(table) == sum(told.values())
-    # A cell that a spreadsheet would compute is marked as text.
+    # A cell that a spreadsheet would evaluate is marked as text.
     assert {row["label"] for row in table} == {"a", "'=b/<i>"}
     for row in table:
         assert Image.open(tmp_path / "out" / row["path"]).size == (16, 16)
@@ -152,9 +152,7 @@ def test_datasets_opens_parquet_with_images_and_class_names(
     assert all(parents)
 
 
-def test_webdataset_reader_reads_an_export(
-    made: Study, store: Store, tmp_path: Path
-) -> None:
+def test_webdataset_reader_reads_an_export(made: Study, store: Store, tmp_path: Path) -> None:
     told = counted(write(made, store, tmp_path / "out", "webdataset"))
     kind = resolve("readers", "webdataset")
     spec = kind.Spec(root=str(tmp_path / "out"), class_names=sorted(CLASSES))
@@ -204,9 +202,7 @@ def test_images_go_to_s3(made: Study, store: Store, s3_endpoint: str) -> None:
         export(made, store, target, "turned", "csv", ["train"])
 
 
-def test_provenance_is_exported_with_the_images(
-    made: Study, store: Store, tmp_path: Path
-) -> None:
+def test_provenance_is_exported_with_the_images(made: Study, store: Store, tmp_path: Path) -> None:
     write(made, store, tmp_path / "out", "csv")
     told = json.loads((tmp_path / "out" / "provenance.json").read_text())
     assert told["licence"] == "CC0-1.0"
@@ -256,9 +252,7 @@ def test_error_names_a_step_that_is_not_computed(
         write(study, store, tmp_path / "out", "csv", "real")
 
 
-def test_outdated_results_are_not_exported(
-    made: Study, store: Store, tmp_path: Path
-) -> None:
+def test_outdated_results_are_not_exported(made: Study, store: Store, tmp_path: Path) -> None:
     """Images generated from an outdated ingest may show images that are in test now."""
     ingest = next(step for step in plan(made) if step.kind == "ingest")
     key = store.manifest("ingest", ingest.key)

@@ -1,4 +1,4 @@
-"""Each filter on images whose right answer is known."""
+"""Each filter on images with a known answer."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TRAIN, VAL, MADE = images(400, 1, "t"), images(200, 2, "v"), images(50, 3, "m")
 
 
 def made_of(*parts: tuple[Scores, list[int]]) -> Scores:
-    """Rows of several sets after each other, with new ids."""
+    """Rows of several sets, concatenated, with new ids."""
     whole = {
         name: np.concatenate([getattr(held, name)[rows] for held, rows in parts])
         for name in ("labels", "vectors", "hashes")
@@ -99,10 +99,10 @@ def test_confidence_follows_the_labeler_s_errors_on_val() -> None:
 
 def test_class_that_the_labeler_rarely_predicts_is_not_dropped() -> None:
     labels = np.asarray(["a"] * 980 + ["b"] * 20, dtype=object)
-    wrong = labels == "b"  # every one of them is taken for the other class
+    wrong = labels == "b"  # the labeler is wrong about every one of them
     sure = np.full(1000, 0.8, np.float32)
     limits = confidences(wrong, sure, labels, CLASSES)
-    assert limits["a"] == 0.0  # of all, one in fifty
+    assert limits["a"] == 0.0  # one in fifty of all images
     assert limits["b"] > 0.8
 
 
@@ -127,7 +127,7 @@ def test_one_of_several_repetitions_is_kept() -> None:
     assert found.columns["duplicate_of"].tolist()[3:] == ["m0000", "m0000", None, "m0001"]
     assert found.columns["distance"][found.drop].max() < 1e-6
     assert np.isnan(found.columns["distance"][~found.drop]).all()
-    # The first of the three was no candidate: the next one stays in its place.
+    # The first of the three was dropped before, so the next one is kept.
     kept = np.asarray([False, True, True, True, True, True, True])
     again = judge("duplicates", made, kept=kept)
     assert again.drop.tolist() == [False, False, False, False, True, False, True]
@@ -152,7 +152,7 @@ def test_pool_larger_than_train_is_not_thinned_by_its_size() -> None:
 def test_copies_are_found_even_if_val_contains_training_images() -> None:
     val = made_of((VAL, list(range(190))), (TRAIN, [1, 2, 3, 4, 5]))
     made = made_of((MADE, list(range(40))), (TRAIN, list(range(100, 140))))
-    # The same pictures, a rounding apart.
+    # The same images up to rounding.
     made = replace(made, vectors=made.vectors * np.float32(1.0000001) * 3)
     found = judge("copies", made, val=val)
     assert found.limits["distance"] < 1e-6
@@ -208,10 +208,10 @@ def test_unusual_rare_class_is_not_dropped() -> None:
     few = class_limits(values, labels, CLASSES, 0.01)
     assert few["a"] == pytest.approx(np.quantile(values[:1000], 0.01))
     assert few["b"] == values[1000:].min()
-    # Figures that do not compare say nothing of one another.
+    # Incomparable values do not influence each other's limits.
     alone = class_limits(values[:1000], labels[:1000], CLASSES, 0.01, comparable=False)
     assert alone == {"a": few["a"], "b": -np.inf}
-    # Where the few lie higher than the rest, the rest say what is too low.
+    # If the few are higher than the rest, the rest set the limit.
     high = class_limits(values + 20 * (labels == "b"), labels, CLASSES, 0.01)
     assert high["b"] == pytest.approx(few["a"], abs=0.5)
 

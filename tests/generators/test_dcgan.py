@@ -30,7 +30,7 @@ def spec(**fields: Any) -> DcganSpec:
 
 
 def images(count: int = 32) -> TrainingImages:
-    """Two classes that differ in their bright half, each picture with a grey of its own."""
+    """Two classes that differ in their bright half; each image has its own grey level."""
     random = np.random.default_rng(0)
     pixels = random.integers(0, 60, (count, 16, 16, 1), dtype=np.uint8)
     bright = random.integers(150, 250, (count, 1, 1, 1), dtype=np.uint8)
@@ -77,7 +77,7 @@ def test_killed_training_continues_to_bitwise_equal_weights(
 
 
 def test_accumulated_slices_equal_the_step_of_the_whole_batch(tmp_path: Path) -> None:
-    """With norms that know no batch."""
+    """With norms that do not depend on the batch."""
     tensors = []
     for parts in (1, 4):
         store = Store(str(tmp_path / str(parts)))
@@ -127,7 +127,7 @@ def test_each_cluster_has_its_own_condition(tmp_path: Path) -> None:
     fit(store, made)
     generator = loaded(store, made, tmp_path / "weights")
     assert len(generator.conditions) == 4
-    # With equal latents, only the cluster can tell these images apart.
+    # With equal latents, only the cluster can make these images differ.
     first, second, again = generator.sample(batch(["top"] * 3, [7, 7, 7], [0, 1, 0]))
     assert not np.array_equal(first, second)
     assert np.array_equal(first, again)
@@ -135,7 +135,7 @@ def test_each_cluster_has_its_own_condition(tmp_path: Path) -> None:
 
 def test_collapse_stops_the_training_with_an_error(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
-    # Without a latent there is nothing that could differ.
+    # Without latents, nothing can differ.
     made = spec(latent_dim=1, train_steps=40, generator_learning_rate=1e-9, collapse_below=0.9)
     with pytest.raises(EngineError, match=r"collapsed at step \d+.* augment: ada"):
         fit(store, made)

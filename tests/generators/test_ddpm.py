@@ -47,7 +47,7 @@ def loaded(store: Store, made: DdpmSpec, folder: Path) -> Ddpm:
 
 
 def opened(kind: str, folder: Path) -> Any:
-    """What plain diffusers opens from a folder."""
+    """Open a part of a folder with plain diffusers."""
     import diffusers
 
     return getattr(diffusers, kind).from_pretrained(folder)
@@ -127,9 +127,7 @@ def test_loss_decreases(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-def test_loss_is_weighted_by_signal_to_noise_ratio(
-    tmp_path: Path, prediction_type: str
-) -> None:
+def test_loss_is_weighted_by_signal_to_noise_ratio(tmp_path: Path, prediction_type: str) -> None:
     import torch
 
     from engine.generators._ddpm_fit import Training
@@ -190,7 +188,7 @@ def test_images_of_each_sampler_show_their_class(tmp_path: Path) -> None:
         generator = loaded(store, sampled, tmp_path / "weights")
         labels = ["top"] * 8 + ["bottom"] * 8
         pixels = np.stack(generator.sample(batch(labels, list(range(16))))).astype(float)
-        # The bright half lies where the class says, by most of the range: no noise, no grey.
+        # The class's half is brighter by most of the range: neither noise nor grey.
         contrast = pixels[:, :4].mean(axis=(1, 2, 3)) - pixels[:, 4:].mean(axis=(1, 2, 3))
         assert (contrast[:8] > 100).sum() >= 7, (scheduler, contrast)
         assert (contrast[8:] < -100).sum() >= 7, (scheduler, contrast)
@@ -257,7 +255,7 @@ def test_diverging_training_stops_with_an_error(tmp_path: Path) -> None:
 
 
 def test_patches_cost_less_and_lose_nothing(tmp_path: Path) -> None:
-    """The network sees 4 x 4 places of 2 x 2 pixels, and answers for each pixel."""
+    """The network sees 4 x 4 positions of 2 x 2 pixels, and predicts each pixel."""
     store = Store(str(tmp_path / "store"))
     made = spec(patch_size=2, attention_resolution=2)
     fit(store, made)
@@ -336,7 +334,7 @@ def test_given_autoencoder_is_used_unchanged(tmp_path: Path, whole: bool) -> Non
         assert torch.equal(value, given[name]), name
     (image,) = generator.sample(batch(["top"], [1]))
     assert isinstance(image, np.ndarray)
-    assert image.shape == (8, 8, 1)  # grey, though the autoencoder knows colours
+    assert image.shape == (8, 8, 1)  # grey, although the autoencoder has colours
 
 
 def test_missing_autoencoder_is_named(tmp_path: Path) -> None:
@@ -368,7 +366,7 @@ def test_training_writes_sample_images(tmp_path: Path) -> None:
 
 
 class Overdriven:
-    """A network that sees black with a condition, and something lighter without."""
+    """A network that predicts black with a condition, and something lighter without."""
 
     def __init__(self, kept: Any) -> None:
         self.config = SimpleNamespace(in_channels=1, sample_size=8)
@@ -385,7 +383,7 @@ class Overdriven:
 
 
 def test_guidance_overshoot_is_clipped() -> None:
-    """Else every step brightens what the next one sees, the more the more steps there are."""
+    """Otherwise every step would brighten the input of the next, more so with more steps."""
     settings = spec(guidance_scale=3.0, num_inference_steps=10)
     trained = {
         "num_train_timesteps": 1000, "beta_schedule": "squaredcos_cap_v2", "beta_start": 1e-4,
@@ -400,7 +398,7 @@ def test_guidance_overshoot_is_clipped() -> None:
     assert not image.any()
     drawn = network.seen[0][1]
     for kept, seen in network.seen[1:]:
-        # Black and the noise that it began with: nothing else has come in.
+        # Only black and the initial noise.
         noise = (seen + kept**0.5) / (1 - kept) ** 0.5
         np.testing.assert_allclose(noise, drawn, atol=0.02)
 

@@ -81,7 +81,7 @@ def test_fading_starts_at_the_previous_level_and_ends_at_its_own() -> None:
 
 
 def test_every_layer_starts_at_the_same_scale() -> None:
-    """The equalised learning rate: activations keep their size through the network."""
+    """The equalised learning rate: activations keep their scale through the network."""
     torch.manual_seed(0)
     discriminator = pggan.Discriminator(2, 16, 64, 3, 1)
     scores, _ = discriminator(torch.randn(64, 1, 16, 16), torch.zeros(64, dtype=torch.long))
@@ -146,7 +146,7 @@ def in_training(folder: Path, made: PgganSpec) -> AdversarialTraining:
 
 
 def test_minibatch_statistics_compare_images_of_one_class(tmp_path: Path) -> None:
-    """Else a generator that makes one image of each class would pass for a various one."""
+    """Otherwise a generator with one image per class would pass as diverse."""
     training = in_training(tmp_path, spec(batch_size=16))
     classes = training.data.classes
     drawn = [training._rows(step) for step in range(20)]

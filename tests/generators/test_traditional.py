@@ -38,7 +38,7 @@ def test_defaults_change_every_image_a_little_and_flip_none() -> None:
     pixels = np.repeat(np.repeat(pixels, 3, 3), 20, 0)
     made = sample(pixels, list(range(20)))
     assert all(not np.array_equal(image, pixels[0]) for image in made)
-    # Bright on the right before and after: nothing was mirrored.
+    # Bright on the right before and after: not mirrored.
     assert (made[:, :, 12:].mean(axis=(1, 2, 3)) > made[:, :, :4].mean(axis=(1, 2, 3))).all()
 
 

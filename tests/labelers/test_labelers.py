@@ -82,6 +82,6 @@ def test_zero_shot_is_a_softmax_of_cosines_to_the_classes(tmp_path: Path) -> Non
     cosines = labeler.model.images(pixels) @ labeler.texts.T
     soft = np.exp(cosines) / np.exp(cosines).sum(1, keepdims=True)
     np.testing.assert_allclose(found[1.0], soft, atol=1e-6)
-    # The checkpoint's own scale is sharper and says the same.
+    # The checkpoint's own scale is sharper and gives the same classes.
     assert (found[None].argmax(1) == found[1.0].argmax(1)).all()
     assert (found[None].max(1) >= found[1.0].max(1)).all()

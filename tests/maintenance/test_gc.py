@@ -1,4 +1,4 @@
-"""What no record names goes, once it is old enough; what any record names stays."""
+"""Old files that no record names are removed; files that a record names are kept."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_old_unnamed_files_are_removed(store: Store) -> None:
     ]
     for key in orphans:
         store.put_new(key, b"left behind")
-    assert gc.find_garbage(store, yesterday()).keys == ()  # they may belong to a run that goes on
+    assert gc.find_garbage(store, yesterday()).keys == ()  # they may belong to a running study
     age(store)
     before = set(store.modified_times(""))
     garbage = gc.remove(store, yesterday())

@@ -99,7 +99,7 @@ def test_kernel_distance_of_blocks_equals_the_formula_in_any_order() -> None:
     expected = sum(pairs) - 2 * kernels[2].mean()
     found = kernel_distance(one, other, 0, 8)
     assert found.estimate == pytest.approx(expected, abs=1e-9)
-    # As shards come from workers in another order.
+    # Shards may arrive in another order.
     again = kernel_distance(np.concatenate([one[900:], one[:900]]), other[::-1], 0, 8)
     assert again.estimate == pytest.approx(expected, abs=1e-9)
 

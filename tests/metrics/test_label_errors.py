@@ -1,4 +1,5 @@
-"""Swapped labels come first, and hard but rightly labelled classes are not accused as a whole."""
+"""Swapped labels come first, and difficult but correctly labelled classes are not suspected as a
+whole."""
 
 from __future__ import annotations
 
@@ -37,7 +38,7 @@ def test_clean_labels_are_rarely_suspected() -> None:
 
 
 def test_images_are_not_judged_by_others_of_their_group() -> None:
-    # Every group is one point with a label of its own drawing: only a leak could predict it.
+    # Every group is one point with a random label: only a leak could predict it.
     random = np.random.default_rng(1)
     groups = np.repeat(np.arange(60), 4)
     vectors = random.normal(0, 1, (60, 30))[groups].astype(np.float32)
@@ -79,5 +80,5 @@ def test_only_clearly_unusual_sizes_are_reported() -> None:
     widths[0], heights[0] = 1000, 1000  # ten times as large
     widths[1] = 400  # a strip
     widths[2] = 110
-    widths[3], heights[4] = 140, 140  # lying and standing
+    widths[3], heights[4] = 140, 140  # landscape and portrait
     assert np.flatnonzero(odd_sizes(widths, heights) > LIMIT).tolist() == [0, 1]

@@ -1,4 +1,4 @@
-"""Figures of probabilities, each against scikit-learn; calibration against the plain formula."""
+"""Metrics of probabilities, each compared with scikit-learn; calibration with the plain formula."""
 
 from __future__ import annotations
 

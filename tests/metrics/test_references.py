@@ -1,5 +1,4 @@
-"""Every figure that a study rests on, against the library that the field takes it from, on the same
-arrays."""
+"""Every metric of a study, compared with the field's reference library on the same arrays."""
 
 from __future__ import annotations
 
@@ -42,7 +41,7 @@ CLASSES = 4
 
 
 class Features(torch.nn.Module):
-    """What torchmetrics takes an embedder to be, of images that are vectors already."""
+    """An embedder for torchmetrics whose images are vectors already."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -62,12 +61,12 @@ def predictions(images: int = 500) -> tuple[np.ndarray, np.ndarray]:
     random = np.random.default_rng(3)
     labels = random.choice(CLASSES, images, p=[0.6, 0.25, 0.1, 0.05])
     logits = random.standard_normal((images, CLASSES)) + 1.5 * np.eye(CLASSES)[labels]
-    # Of single precision, as probabilities are stored.
+    # Single precision, like stored probabilities.
     return labels, torch.from_numpy(logits).softmax(1).float().numpy()
 
 
 def told(metric: Any, labels: np.ndarray, probabilities: np.ndarray) -> Any:
-    """What torchmetrics finds, in double precision."""
+    """The result of torchmetrics, in double precision."""
     return metric(torch.from_numpy(probabilities).double(), torch.from_numpy(labels)).numpy()
 
 
@@ -135,7 +134,7 @@ def test_frechet_distance_equals_torchmetrics(count: int) -> None:
 
 def test_kernel_distance_equals_torchmetrics() -> None:
     one, other = vectors(200, 32, 0), vectors(200, 32, 1, shift=0.2)
-    # One subset of all vectors: no draw is left in it.
+    # One subset of all vectors, so nothing is random.
     metric = KernelInceptionDistance(feature=Features(32), subsets=1, subset_size=200)
     metric.set_dtype(torch.float64)
     metric.update(torch.from_numpy(one), real=True)

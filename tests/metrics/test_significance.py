@@ -1,4 +1,4 @@
-"""Intervals against scipy and by simulation: what is called chance must be chance."""
+"""Intervals compared with scipy and by simulation: chance must be called chance."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_mcnemar_is_the_exact_test_of_the_discordant_pairs() -> None:
 
 
 def matrices(accuracy_of: list[float], groups: int, seed: int, size: int = 3) -> list[Any]:
-    """For classifiers of these accuracies, confusions (groups, 2 * 2) of the same images."""
+    """Confusions (groups, 2 * 2) on the same images, for classifiers with these accuracies."""
     random = np.random.default_rng(seed)
     labels = random.integers(0, 2, groups * size)
     names = np.repeat(np.arange(groups), size)
@@ -159,7 +159,7 @@ def test_arms_of_different_shapes_are_rejected() -> None:
 
 
 def drawn(estimate: float, spread: float, groups: int = 100) -> Resampled:
-    """What a bootstrap finds around an estimate."""
+    """The result of a bootstrap around an estimate."""
     draws = estimate + spread * stats.norm.ppf((np.arange(2000) + 0.5) / 2000)
     return Resampled(estimate, draws, spread, groups)
 
@@ -179,7 +179,7 @@ NOTHING = [0.001, -0.001, 0.0005, 0.0, 0.001]
         (NOTHING, drawn(0.0, 0.003), "equivalent"),
         # All seeds agree, but on a test set that says nothing about so small a difference.
         (NOTHING, drawn(0.0, 0.02), "undecided"),
-        # Too little to judge by, however clear it looks.
+        # Too few to decide, however clear.
         (CLEAR[:4], drawn(0.047, 0.005), "undecided"),
         (CLEAR, drawn(0.047, 0.005, groups=9), "undecided"),
         ([0.02] * 5, drawn(0.02, 0.001), "undecided"),
@@ -224,7 +224,7 @@ def test_unequal_groups_count_by_their_effective_number() -> None:
         return verdicts([(differences, bootstrap(one, other, 400, 0))], 0.01)[0].word
 
     assert word([20] * 30) == "helps"
-    # Half of all images are of one patient.
+    # Half of all images belong to one patient.
     assert word([580] + [20] * 29) == "undecided"
 
 
@@ -256,7 +256,7 @@ def test_draws_without_a_class_are_repeated() -> None:
     assert len(found.draws) == 2000
     assert np.isfinite(found.draws).all()
     assert np.isfinite(found.error_of_test)
-    # Of two groups with a class each, half of all draws have one class alone.
+    # With two groups of one class each, half of all draws have a single class.
     groups = np.r_[np.zeros(56, int), np.ones(4, int)]
     sides = [AreaScores(labels[::-1], part, groups) for part in held]
     with pytest.raises(DataError, match="too few images of a class"):
@@ -272,7 +272,7 @@ def test_nan_p_value_is_rejected() -> None:
 def test_detectable_difference_is_found_among_other_contrasts(contrasts: int) -> None:
     random = np.random.default_rng(1)
     found, studies = 0, 400
-    # Five values of exactly the spread that is drawn from.
+    # Five values with exactly the spread of the distribution.
     exact = np.array([-2.0, -1.0, 0.0, 1.0, 2.0])
     exact *= 0.02 / exact.std(ddof=1)
     nothing = [(random.normal(0, 0.02, 5).tolist(), drawn(0.0, 0.02)) for _ in range(contrasts - 1)]
@@ -321,12 +321,12 @@ def test_draws_of_one_distribution_are_rarely_called_different() -> None:
 
 
 def test_true_difference_is_rarely_called_equivalent() -> None:
-    """Seeds that agree with each other know nothing of how few images test has."""
+    """Agreement between seeds says nothing about the size of the test set."""
     words = []
     labels, names = np.zeros(300, dtype=int), np.arange(300)
     for study in range(60):
         random = np.random.default_rng(study)
-        # How hard each image is for an arm; nearly the same for all of its seeds.
+        # The difficulty of each image for an arm; nearly the same for all of its seeds.
         hard_for_one, hard_for_other = random.random((2, 300))
         one: list[Any] = []
         other: list[Any] = []
@@ -385,7 +385,7 @@ def test_effect_size_is_bias_corrected_cohen_s_d() -> None:
     cohen = np.mean(values) / np.std(values, ddof=1)
     assert standardised(values) == pytest.approx(cohen * (1 - 3 / 15))
     assert standardised([0.02, 0.02]) is None
-    assert standardised([0.02, 0.03]) is None  # the correction would call every effect none
+    assert standardised([0.02, 0.03]) is None  # the correction would make every effect zero
 
 
 def test_signed_rank_test_equals_scipy_and_needs_eight() -> None:

@@ -22,7 +22,7 @@ def test_policy_equals_kornia_on_each_image(name: Policy) -> None:
         alone.append(policy(image[None]).clamp(0, 1))
     together = by_policy(images, range(24), policy)
     torch.testing.assert_close(together, torch.cat(alone).detach())
-    # Each image by operations of its own.
+    # Each image has its own operations.
     assert len({tuple(image.flatten().tolist()) for image in together - images}) > 12
 
 

@@ -30,7 +30,7 @@ PREPROCESS = Preprocess(size=8, channels="L")
 
 
 def halves(count: int, seed: int) -> LabelledImages:
-    """Pictures whose upper or lower half is bright."""
+    """Images with a bright upper or lower half."""
     random = np.random.default_rng(seed)
     labels = random.integers(0, 2, count)
     pixels = random.integers(0, 60, (count, 8, 8, 1), dtype=np.uint8)
@@ -40,7 +40,7 @@ def halves(count: int, seed: int) -> LabelledImages:
 
 
 class Watched(np.ndarray):
-    """Pixels that tell how many of them were copied at once."""
+    """Pixels that record how many of them were copied at once."""
 
     most = 0
 
@@ -141,8 +141,7 @@ def looking_context(store: Store, attempt: str) -> FitContext:
 
 
 def looks(store: Store, losses: list[float], attempt: str = "one") -> Trained:
-    """A training whose looks at val are alike but for their losses, killed where there are no
-    more."""
+    """A training whose evaluations differ only in their losses, killed when there are no more."""
     left = list(losses)
 
     def alike(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
@@ -266,7 +265,7 @@ EVERYTHING: dict[str, Any] = {
 
 
 def test_augmentation_draws_depend_on_the_position_in_the_whole_batch(tmp_path: Path) -> None:
-    # A network whose answer to an image depends on no other image and on no draw.
+    # A network whose output for an image depends on no other image and no random draw.
     def build() -> torch.nn.Module:
         return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 2))
 
@@ -283,7 +282,7 @@ def test_augmentation_draws_depend_on_the_position_in_the_whole_batch(tmp_path: 
         )  # fmt: skip
         return [entry["loss"] for entry in made.history]
 
-    # Cut as for four workers.
+    # Divided as for four workers.
     assert trained(4, **EVERYTHING) == pytest.approx(trained(1, **EVERYTHING), rel=1e-5)
     assert trained(1, **EVERYTHING) != pytest.approx(trained(1, loss="focal"), rel=1e-3)
 
@@ -310,9 +309,7 @@ def test_killed_training_with_augmentation_continues_to_equal_weights(tmp_path: 
         ({"steps": 10, "lr_warmup_steps": 10}, "lr_warmup_steps: 10 is not below steps 10"),
     ],
 )
-def test_impossible_training_is_rejected_when_it_is_read(
-    fields: dict[str, Any], why: str
-) -> None:
+def test_impossible_training_is_rejected_when_it_is_read(fields: dict[str, Any], why: str) -> None:
     with pytest.raises(ValidationError, match=why):
         Training(**fields)
     Training(batch_size=64, gradient_accumulation_steps=4, steps=10, lr_warmup_steps=9)
@@ -336,7 +333,7 @@ def test_shared_array_is_trained_on_without_being_written(
         vectors = np.ones((3, 64), np.float32)
         vectors.flags.writeable = False
         head = torch.nn.Linear(64, 2)
-        # One that writes into what it is given.
+        # A function that writes into its input.
         predict(head, lambda images: images.add_(1), vectors, "cpu")
     assert len(made.probabilities) == 40
     np.testing.assert_array_equal(data.pixels, before)
@@ -375,7 +372,7 @@ def test_learning_rate_drops_at_shares_of_any_number_of_steps() -> None:
 
 @pytest.mark.parametrize(
     ("class_weights", "oversampled", "expected"),
-    # Weights do not come on top of draws that are balanced.
+    # Balanced draws get no additional weights.
     [("none", False, 0.1), ("balanced", False, 0.5), ("none", True, 0.5), ("balanced", True, 0.5)],
 )
 def test_identical_images_get_the_class_weights_as_probabilities(

@@ -27,7 +27,7 @@ def test_balanced_weights_equal_scikit_learn_and_are_one_for_balanced_draws() ->
     assert found[2] == 0
     drawn = balanced_weights([str(label) for label in labels], 1.0)
     np.testing.assert_allclose(balanced_class_weights(labels, drawn)[[0, 1, 3]], 1)
-    # Whatever is drawn, an image that is drawn counts 1 on average.
+    # The mean weight of drawn images is always 1.
     drawn = np.random.default_rng(0).random(10)
     mean = np.average(balanced_class_weights(labels, drawn)[labels], weights=drawn)
     assert mean == pytest.approx(1)

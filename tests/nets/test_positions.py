@@ -15,7 +15,7 @@ def test_vit_positions_match_the_new_size() -> None:
 
 
 def test_network_with_positions_in_each_stage_keeps_its_size() -> None:
-    """PVT: those of its later stages are not of the image's size."""
+    """PVT: the positions of its later stages do not have the image's size."""
     config = PvtConfig(image_size=64, hidden_sizes=[8] * 4, depths=[1] * 4,
                        num_attention_heads=[1] * 4)  # fmt: skip
     model = PvtForImageClassification(config)

@@ -1,4 +1,4 @@
-"""Images and texts in one space: what plain transformers computes, averaged over prompts."""
+"""Images and texts in one space: equal to plain transformers, averaged over prompts."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ def test_prompts_of_a_class_are_averaged_as_unit_vectors(folder: Path) -> None:
     mean = ours.texts(prompts, "x").mean(0)
     found = ours.classes(spec, ("k", "a_cat"), "x")
     np.testing.assert_allclose(found[0], mean / np.linalg.norm(mean), atol=1e-6)
-    # Padding beside longer prompts changes nothing; _ is read as a space.
+    # Padding next to longer prompts changes nothing; _ is read as a space.
     plain = Described(model=str(folder), templates=TEMPLATES, words={"a_cat": "a cat"})
     np.testing.assert_allclose(found[1], ours.classes(plain, ("a_cat",), "x")[0], atol=1e-6)
-    # Whoever names the checkpoint gets the same one.
+    # The same checkpoint is loaded only once.
     assert TextImage.of("curate.filters.similarity", spec, "cpu") is ours
     assert ours.images(pictures(2, 1)).shape == found.shape
 

@@ -25,7 +25,7 @@ def write_series(folder: Path, patients: int, **tags: Any) -> Path:
             for number in range(2):
                 values = np.kron(random.integers(0, 4000, (6, 6)), np.ones((4, 4)))
                 data = dicom(values.astype(np.uint16), PatientID=f"{label}-{patient}", **tags)
-                # A file of a scanner often has no extension.
+                # Files from scanners often have no extension.
                 name = f"{patient}-{number}" + (".dcm" if number else "")
                 (folder / label / name).write_bytes(data)
     return folder
@@ -60,7 +60,7 @@ def test_patient_id_is_not_revealed_by_folder_names(tmp_path: Path) -> None:
     groups = by_folder[rows.GROUP_ID].to_pylist()
     assert len(set(groups)) == 2
     assert not {"kim", "lee"} & set(groups)
-    # The hash is that of the id in the file.
+    # The hash is of the id in the file.
     for patient in ("kim", "lee"):
         held = Dicom(DicomSpec(root=str(tmp_path / patient))).records()[rows.GROUP_ID].to_pylist()
         assert set(held) <= set(groups)

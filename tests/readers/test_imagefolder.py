@@ -70,7 +70,7 @@ def test_groups_come_from_file_names(image_folder: Folder) -> None:
     [
         (["group", "class"], ("p1/0", "p1/1", "p2/1")),
         (["class", "group"], ("0/p1", "1/p1", "1/p2")),
-        # Folders further down are of no account, as without groups.
+        # Deeper folders are ignored, as without groups.
         (["group", "class"], ("p1/0/deep", "p1/1", "p2/1")),
     ],
 )

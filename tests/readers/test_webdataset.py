@@ -128,7 +128,7 @@ def test_tars_are_read_from_s3(tmp_path: Path, s3_endpoint: str) -> None:
 
 
 def test_damaged_or_truncated_tar_is_rejected(tmp_path: Path) -> None:
-    """Reading one ends there as at an end like any other."""
+    """Reading a truncated file ends there as at a normal end."""
     path = write(tmp_path / "a.tar", [member for n in range(6) for member in sample(n, "cat")])
     whole = path.read_bytes()
     place = int(read(tmp_path)[3][rows.URI].split("#")[1].split("+")[0])

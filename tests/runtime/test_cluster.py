@@ -1,4 +1,4 @@
-"""Starting Ray and refusing work, with a fake Ray."""
+"""Starting Ray and rejecting work, with a fake Ray."""
 
 from __future__ import annotations
 

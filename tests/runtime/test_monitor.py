@@ -116,7 +116,7 @@ def test_resources_in_use_are_waited_for_until_they_are_released(watched: Watche
         assert watched.after(PATIENCE) == ["waiting for 1 GPU: all 1 are in use"]
         watched.ray_cluster.free["GPU"] = 1.0
         watched.after(3)
-        # Now by this work.
+        # Now used by this work.
         watched.ray_cluster.free["GPU"] = 0.0
         assert watched.after(REPEAT) == []
 

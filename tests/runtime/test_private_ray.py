@@ -1,4 +1,4 @@
-"""A private Ray: what it refuses, what it waits for, and where its folder lies."""
+"""A private Ray: what it rejects, what it waits for, and where its folder is."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ def test_two_workers_adapt_a_checkpoint_like_one(
 
 @dataclass(frozen=True)
 class NoteWhere:
-    """A fit and a trial that note in which folder they run."""
+    """A fit and a trial that record their working folder."""
 
     store: Store
 
@@ -154,7 +154,7 @@ class NoteWhere:
 def test_fits_and_trials_run_in_the_folder_of_the_driver(
     runtime: RayRuntime, tmp_path: Path
 ) -> None:
-    """Otherwise a relative path, of a checkpoint or of data, would point elsewhere."""
+    """Otherwise a relative path of a checkpoint or of data would point elsewhere."""
     store = Store(str(tmp_path))
     context = FitContext(store, "work/where", "weights/where", "where", "inputs")
     runtime.fit(NoteWhere(store), context, FitResources(cpus=1))
@@ -186,7 +186,7 @@ def test_rejected_trial_gives_its_reason_and_is_not_retried(
 
 @dataclass(frozen=True)
 class FailIn:
-    """A fit whose workers fail, each in a way of its own."""
+    """A fit whose workers fail in different ways."""
 
     errors: tuple[EngineError, ...]
 
@@ -195,9 +195,7 @@ class FailIn:
 
 
 @pytest.mark.ray
-def test_engine_error_in_a_worker_is_raised_unchanged(
-    runtime: RayRuntime, tmp_path: Path
-) -> None:
+def test_engine_error_in_a_worker_is_raised_unchanged(runtime: RayRuntime, tmp_path: Path) -> None:
     context = FitContext(Store(str(tmp_path)), "work/fails", "weights", "one", "inputs")
     fails = FailIn((StorageError("one line that says what to change"),))
     with pytest.raises(StorageError, match=r"^one line that says what to change$"):
@@ -206,7 +204,7 @@ def test_engine_error_in_a_worker_is_raised_unchanged(
 
 def test_one_permanent_error_of_several_workers_is_reported() -> None:
     class Failed(Exception):
-        """As Ray Train tells of its workers."""
+        """An error like Ray Train's report about its workers."""
 
         worker_failures: ClassVar[dict[int, Exception]] = {
             0: StorageError("gone"), 1: RuntimeError("elsewhere"), 2: DataError("no image"),
@@ -218,7 +216,7 @@ def test_one_permanent_error_of_several_workers_is_reported() -> None:
 
 @dataclass
 class Refuse:
-    """A stage that meets data which no run can use, or cannot even be loaded."""
+    """A stage that meets unusable data, or cannot even be loaded."""
 
     in_load: bool
     reads: ClassVar[tuple[str, ...]] = (rows.IMAGE_ID,)

@@ -31,7 +31,7 @@ time.sleep(100)
 
 
 def hold(parent: Path) -> tuple[subprocess.Popen[str], Path]:
-    """Another process that holds a folder."""
+    """Another process that locks a folder."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(parent)], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
@@ -46,7 +46,7 @@ def test_folder_is_kept_while_its_process_lives_and_removed_after_a_kill(tmp_pat
     assert path.is_dir()
     process.kill()
     process.wait()
-    # As every start does.
+    # Like every start.
     Scratch(tmp_path).close()
     assert list(tmp_path.iterdir()) == []
 
@@ -79,9 +79,7 @@ def test_folder_without_a_lock_is_stale_after_an_hour(tmp_path: Path) -> None:
     assert all((path / "session" / "log").exists() for path in foreign)
 
 
-def test_lock_is_removed_last(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lock_is_removed_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scratch = Scratch(tmp_path)
     (scratch.path / "session").mkdir()
     remove = shutil.rmtree

@@ -45,7 +45,7 @@ def started() -> Iterator[dict[str, Runtime]]:
 
 @dataclass(frozen=True)
 class Fails:
-    """Trials of which the named one raises, or ends its process if `dies` is set."""
+    """Trials; the named one raises, or ends its process if `dies` is set."""
 
     store: Store
     name: str
@@ -100,7 +100,7 @@ def test_process_death_between_trials_costs_no_trial(
             os.kill(int(store.read(f"made/{name}")), signal.SIGKILL)
         ended.append(name)
 
-    # One at a time: the process goes on to the next trial when the first has ended.
+    # One at a time: the process takes the next trial when the first has ended.
     resources = TrialResources(cpus=4, max_failures=1)
     names = ["train.real.0", "train.real.1", "train.real.2"]
     started["ray"].search(NotesProcess(store), names, resources, on_end)
@@ -147,8 +147,8 @@ def test_private_ray_rejects_trials_that_do_not_fit(
 
 @dataclass(frozen=True)
 class Climbs:
-    """A setting that reaches `x` at each of three budgets, fails at x = 3, and at x = 4 ends its
-    process the first time where that is not this one."""
+    """A setting that reaches `x` at each of three budgets and fails at x = 3. At x = 4 it ends its
+    process the first time, unless it runs in this one."""
 
     store: Store
     driver: int
@@ -192,7 +192,7 @@ def test_settings_finish_whatever_happens_to_others(
 
 @dataclass(frozen=True)
 class Unreachable:
-    """Settings that need storage which fails at x = 2, so many times."""
+    """Settings that need a storage which fails at x = 2, a given number of times."""
 
     store: Store
     times: int
@@ -316,7 +316,7 @@ def test_search_on_two_workers_equals_one_process(
         if kind == "inline":
             alone = np.stack(probabilities)
     assert len(alone) == len(trials) > 4
-    # Something is learnt, and no two trials learn the same.
+    # The trials learn something, and each something else.
     assert np.ptp(alone, axis=0).max() > 0.01
     np.testing.assert_allclose(np.stack(probabilities), alone, atol=1e-4)
     one, two = found["inline"], found["ray"]

@@ -38,7 +38,7 @@ def test_one_process_computes_and_the_others_wait() -> None:
         waiting = [asyncio.create_task(cache.ask("k")) for _ in range(3)]
         await asyncio.sleep(0.01)
         assert not any(one.done() for one in waiting)
-        # Another key waits for none.
+        # Another key does not wait.
         assert (await cache.ask("other")).kind == "make"
         await cache.keep("k", FOUR, ["a"])
         for answer in await asyncio.gather(*waiting):
@@ -61,7 +61,7 @@ def test_another_process_replaces_a_dead_one(gives_up: bool) -> None:
         done, others = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED, timeout=5)
         (second,) = [one.result() for one in done]
         assert second.kind == "make"
-        # The first says no more of what is not its own.
+        # The first may no longer report on it.
         await cache.give_up("k", first.claim)
         assert cache.claims["k"].name == second.claim
         await cache.keep("k", FOUR, [])
@@ -125,7 +125,7 @@ class Decoding:
     name: str
     fails: bool = False
     dies: bool = False
-    # For another process to ask as well, so that both are there.
+    # Gives the other process time to ask as well.
     waits: bool = False
 
     def __call__(self, context: FitContext) -> None:

@@ -1,4 +1,4 @@
-"""Near duplicates of a whole index: few pictures, large groups, and copies of equal pictures."""
+"""Near duplicates in a whole index: few images, large groups, and copies of equal images."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def index(
     splits: Sequence[str] | None = None,
     digests: Sequence[str] | None = None,
 ) -> pa.Table:
-    """Ids and, where they are not given, groups are 0, 1, …; all of train, none equal."""
+    """Default ids and groups are 0, 1, …; all images are in train, and none are equal."""
     own = [str(number) for number in range(count)]
     return pa.table(
         {
@@ -39,7 +39,7 @@ def index(
 
 
 def arrays(images: Sequence[Image.Image]) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors, of 12 by 12 pixels, and thumbnails."""
+    """Vectors of 12 by 12 pixels, and thumbnails."""
     spec = Preprocess.model_validate({"size": 64, "fit": "pad"})
     pixels = [preprocess(image, spec) for image in images]
     small = [thumbnail(held, *image.size, True).ravel()
@@ -69,7 +69,7 @@ def test_few_clean_photographs_have_no_near_duplicates() -> None:
 
 
 def test_crop_in_another_group_is_found_behind_many_frames_of_its_own() -> None:
-    # Of twelve films 15 frames each, which are far more alike than a crop of one of them is.
+    # 15 frames each of twelve films: frames are far more similar than a crop is to its original.
     random = np.random.default_rng(0)
 
     def frame(film: int) -> Image.Image:

@@ -1,4 +1,5 @@
-"""Vectors that stay in the store: sums of pieces by workers, draws in a mix, some rows read."""
+"""Vectors that stay in the store: partial sums by workers, draws in given proportions, selected
+rows."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ from engine.work.resources import FitResources, StageResources
 def embed_parts(
     store: Store, name: str, vectors: Mapping[str, np.ndarray], per_part: int = 50
 ) -> Embedded:
-    """A set of vectors of each class, in parts in which classes are mixed."""
+    """Vectors of each class, in parts with mixed classes."""
     label_of = {f"{name}-{label}-{number}": label
                 for label, held in vectors.items() for number in range(len(held))}  # fmt: skip
     ids = np.asarray(list(label_of), dtype=object)
@@ -41,7 +42,7 @@ def embed_parts(
             {rows.IMAGE_ID: ids[here].tolist(), rows.EMBEDDING: rows.fixed_lists(whole[here])}
         )
         sink = pa.BufferOutputStream()
-        # Several row groups in a part: a row is counted from the part's first.
+        # Several row groups in a part: rows are numbered from the start of the part.
         pq.write_table(table, sink, row_group_size=20)
         keys.append(f"{name}/{start}.parquet")
         store.put(keys[-1], memoryview(sink.getvalue()))
@@ -49,7 +50,7 @@ def embed_parts(
 
 
 class Counting(InlineRuntime):
-    """The runtime of this process, which notes what it was given to stream."""
+    """The runtime of this process, which records what it streams."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,7 +76,7 @@ def context_of(store: Store, runtime: Runtime, **stage: Any) -> Context:
 
 @pytest.fixture
 def held() -> dict[str, np.ndarray]:
-    # Far from nil, where a sum of squares in place of centred ones would lose its digits.
+    # Far from zero, where uncentred sums of squares would lose precision.
     random = np.random.default_rng(0)
     return {
         "a": random.standard_normal((230, 6)) + 300,
@@ -106,14 +107,12 @@ def check_workers(store: Store, context: Context, held: Mapping[str, np.ndarray]
         same_as_at_once(whole.of(name), vectors)
     scratch = store.join(context.prefix, *Fidelity.scratch)
     parquet = [key for key in store.listing(context.prefix) if key.endswith(".parquet")]
-    # What is thrown away when the step is done.
+    # Removed when the step is done.
     assert parquet
     assert all(key.startswith(f"{scratch}/") for key in parquet)
 
 
-def test_worker_sums_equal_one_pass(
-    store: Store, held: dict[str, np.ndarray]
-) -> None:
+def test_worker_sums_equal_one_pass(store: Store, held: dict[str, np.ndarray]) -> None:
     runtime = Counting()
     check_workers(store, context_of(store, runtime, batch_size=2), held)
     assert runtime.streamed == [
@@ -123,9 +122,7 @@ def test_worker_sums_equal_one_pass(
 
 
 @pytest.mark.ray
-def test_actor_sums_equal_one_pass(
-    store: Store, held: dict[str, np.ndarray]
-) -> None:
+def test_actor_sums_equal_one_pass(store: Store, held: dict[str, np.ndarray]) -> None:
     runtime = RayRuntime("local", 2, warn=print)
     check_workers(store, context_of(store, runtime, actors=2, cpus=0.5), held)
     runtime.close()
@@ -150,7 +147,7 @@ def test_restart_sums_only_what_is_missing(store: Store, held: dict[str, np.ndar
     same_as_at_once(found.of("x"), SampledVectors(store, side, [np.arange(len(side))]).vectors)
     other = {"x": (side, np.arange(len(side) - 1))}
     SetSums(context_of(store, again), other, few=0, piece=100)
-    assert len(again.streamed) == 4  # of other images, nothing of it counts
+    assert len(again.streamed) == 4  # nothing is reused for other images
 
 
 def test_rows_are_read_with_their_labels_in_any_order(

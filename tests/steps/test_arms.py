@@ -1,5 +1,4 @@
-"""The arms of a comparison: generator fits as replicates, twins without filters, generators added
-together."""
+"""The arms of a comparison: generator fits as replicates, unfiltered twins, combined generators."""
 
 from __future__ import annotations
 
@@ -58,7 +57,7 @@ def test_each_generator_fit_is_a_replicate_with_its_own_images_and_classifiers(
     (contrast,) = evaluated.metrics["contrasts"]
     assert len(contrast["differences"]) == contrast["replicates"] == 3
     assert contrast["obstacle"].startswith("too few replicates: 3")
-    # A folder's images are drawn anew, and nothing is trained.
+    # The images of a folder are drawn again, and nothing is trained.
     assert contrast["drawn"]
     assert (
         "3 draws of images with 2 classifier seeds each, conditional on one generator"
@@ -124,7 +123,7 @@ def test_combined_generators_are_each_added_at_the_ratio(bars_study, run_until: 
     assert few["real"] == 2 * min(train.values())
     assert list(few["added"]) == ["t"]
     arms = {arm.name: arm for arm in named(plan(made), "search")[0].spec.arms}
-    # Moves of real images are no synthetic ones, however they are put together.
+    # Augmented real images are not synthetic, however they are combined.
     assert {arms[name].role for name in ("both x1", "few x1", "t x1")} == {"baseline"}
 
 

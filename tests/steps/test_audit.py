@@ -1,4 +1,4 @@
-"""The real audit on toy folders with planted faults: what is told, and who is not accused."""
+"""The real audit on toy folders with planted faults: what is reported, and that nothing else is."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def audit(profile: Profile, store: Store) -> Audit:
 
 
 def picture(number: int, kind: int) -> Image.Image:
-    """What all of a kind share, under something of its own: 80 px."""
+    """An image of 80 px that shares its background with its kind."""
     random = np.random.default_rng([kind, number])
     fine = random.integers(0, 120, (12, 12, 3), dtype=np.uint8)
     coarse = np.random.default_rng(kind).integers(0, 130, (3, 3, 3), dtype=np.uint8)
@@ -52,7 +52,7 @@ def picture(number: int, kind: int) -> Image.Image:
 
 
 def write(root: Path, counts: dict[str, int]) -> None:
-    """Pictures of two kinds: `a` and `b` in every split."""
+    """Images of two kinds: `a` and `b` in every split."""
     for split, count in counts.items():
         for kind, name in enumerate("ab"):
             folder = root / split / name
@@ -104,7 +104,7 @@ def html(store: Store, manifest: Manifest) -> str:
 
 
 def tables(text: str) -> dict[str, list[dict[str, str]]]:
-    """The CSV files that a page holds, by name."""
+    """The CSV files in a page, by name."""
     links = re.findall(
         r'href="data:text/csv;charset=utf-8;base64,([^"]+)" download="([^"]+)"', text
     )
@@ -136,7 +136,7 @@ def test_planted_faults_are_reported_by_kind_and_clean_images_are_not(
     named = [entry["uri"] for entry in suspects]
     assert "train/b/swapped.png" in named[:3]
     assert {e["suggested"] for e in suspects if e["uri"] == "train/b/swapped.png"} == {"a"}
-    # Labels of test are looked at by nobody.
+    # Labels of test are not checked.
     assert not [uri for uri in named if uri.startswith("test")]
     assert len(named) <= 4
 
@@ -149,7 +149,7 @@ def test_planted_faults_are_reported_by_kind_and_clean_images_are_not(
                   "is a crop or a new encoding"):  # fmt: skip
         assert words in musts
     assert len(tables(text)["toy-findings.csv"]) == len(entries)
-    # The study itself does stop where the page says so.
+    # The study stops with the problems that the page lists.
     with pytest.raises(DataError, match="2 of 97 files cannot be used"):
         execute(until(plan(study), "ingest"), store, InlineRuntime(), profile)
 
@@ -229,7 +229,7 @@ def test_groups_in_two_splits_are_reported(
     for path in sorted(root.rglob("*.png")):
         split, label, name = path.relative_to(root).parts
         number = int(name[:3])
-        # Patient p0 of class a stands in train and test.
+        # Patient p0 of class a is in train and test.
         patient = "p0" if (split, label, number) in (("train", "a", 0), ("test", "a", 0)) else (
             f"{split}{label}{number // 2}")  # fmt: skip
         lines.append(f"{split}/{label}/{name},{label},{split},{patient}")
@@ -306,7 +306,7 @@ def test_uniform_images_are_reported(
 
 
 class Killed(InlineRuntime):
-    """Dies after so many shards."""
+    """Dies after a number of shards."""
 
     def __init__(self, after: int) -> None:
         super().__init__()
@@ -337,7 +337,7 @@ def test_killed_audit_continues_and_a_second_one_embeds_only_changes(
     assert first.provenance["shards.decode"] == {"found": 2, "made": 0}
     assert first.provenance["shards.embed"] == {"found": 1, "made": 1}
 
-    # Mended in place: the listing is the same, and yet it is seen.
+    # Repaired in place: the listing is the same, but the change is detected.
     (root / "train/b/100.png").write_bytes(b"")
     assert [status.state for status in inspect([step], store)] == ["out of date"]
     second = execute([step], store, InlineRuntime(), profile)[step.key]
@@ -351,7 +351,7 @@ def test_killed_audit_continues_and_a_second_one_embeds_only_changes(
     assert len([key for key in parts if "/audit/parts/" in key]) == 2
     assert not [key for key in parts if "/decoded/" in key]
 
-    # A killed run whose files are others by then leaves nothing either.
+    # A killed run whose files have changed since leaves nothing either.
     with pytest.raises(KeyboardInterrupt):
         execute([step], store, Killed(after=1), profile)
     (root / "train/b/101.png").unlink()

@@ -1,5 +1,5 @@
-"""From generated images to the verdict: curate, mix, train, search, evaluate, on pictures whose
-right answer is known."""
+"""From generated images to the verdict: curate, mix, train, search, evaluate, on images with a
+known answer."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_study_reaches_its_verdict_and_a_second_run_computes_nothing(
     assert "conditional on one generator" in evaluated.metrics["verdict"]
     predictions = table(store, evaluated, "predictions")
     assert predictions.num_rows == evaluated.metrics["test"]["images"] * 4 * 2
-    # What is reported comes from the table alone.
+    # All reported figures come from the table.
     real = predictions.filter(pa.compute.equal(predictions[rows.ARM], "real"))
     guessed = np.asarray(real[rows.PROBABILITIES].to_pylist()).argmax(1)
     right = np.asarray([["across", "down"][g] for g in guessed]) == real["label.class"].to_pylist()
@@ -77,7 +77,7 @@ def test_only_evaluate_opens_test_and_openings_are_counted(
     assert run_until(bars_study(), "evaluate").metrics["test"]["opened"] == 1
     other = bars_study(evaluate={"bootstrap_draws": 201})
     assert run_until(other, "evaluate").metrics["test"]["opened"] == 2
-    # The same study, by what an image is renamed to for other arms.
+    # Other data of an arm: another evaluation opens test.
     folder = tmp_path / "good" / "down"
     (folder / "0000.png").rename(folder / "00000.png")
     assert run_until(bars_study(), "evaluate").metrics["test"]["opened"] == 3
@@ -131,7 +131,7 @@ def test_images_of_another_class_are_dropped_with_their_reason(
     )  # fmt: skip
     other = table(store, relabelled, "curated")
     assert other[rows.LABEL].to_pylist() == other[rows.LABEL_SEEN].to_pylist()
-    # What is used as another class is not kept of this one: generation has to make up for it.
+    # An image used as another class does not count for this one, so more are generated.
     funnel = relabelled.metrics["funnel"]["down"]
     assert funnel["kept"] == other[rows.LABEL].to_pylist().count("down")
     assert funnel["reasons"] == {"used as across": other.num_rows - funnel["kept"]}
@@ -144,7 +144,7 @@ def test_copy_of_a_training_image_is_found(
     train = pa.concat_tables(store.tables(ingest.keys(split="train")))
     downs = [uri for uri in train[rows.URI].to_pylist() if uri.startswith("down")]
     uris = downs[:6]
-    write_bars(tmp_path / "copied", {"down": len(downs)}, 5000)  # all of them are asked for
+    write_bars(tmp_path / "copied", {"down": len(downs)}, 5000)  # all of them are requested
     for number, uri in enumerate(uris):
         picture = np.asarray(Image.open(tmp_path / "real" / uri)).astype(int) + 1
         Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(
@@ -259,7 +259,7 @@ def test_next_round_requests_more_at_the_kept_share() -> None:
 def test_ratio_is_chosen_on_val_and_ties_go_to_the_smaller() -> None:
     arms = [
         Arm(name="real", family="real", mixes=("m",)),
-        # More steps are no fair rival.
+        # More steps are not a fair baseline.
         Arm(name="real_double", family="real_double", mixes=("m",), budget=2.0, role="shown"),
         Arm(name="oversampled", family="oversampled", mixes=("m",)),
         Arm(name="g x1", family="g", mixes=("m",), ratio=1.0, role="compared"),
@@ -282,7 +282,7 @@ def test_classifiers_without_skill_give_a_warning(bars_study, run_until: Run) ->
 
 
 class DiesAfter(InlineRuntime):
-    """A runtime whose process ends after so many trials."""
+    """A runtime whose process ends after a number of trials."""
 
     def __init__(self, count: int) -> None:
         super().__init__()

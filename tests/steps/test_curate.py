@@ -32,7 +32,7 @@ def table_of(store: Store, manifest: Manifest) -> pa.Table:
 
 
 def half_lying(bars_study: Callable[..., Study], folder: Path, label_from: str) -> Study:
-    """Half of what a generator made of "down" lies across; neighbours say what is seen."""
+    """Half of the generated images of "down" lie across; the labels come from neighbours."""
     write_bars(folder / "mixed", {"down": 30}, 7000)
     write_bars(folder / "mixed", {"down": 15}, 9000, {"down": "across"})
     return bars_study(
@@ -52,7 +52,7 @@ def test_every_filter_and_a_zero_shot_labeler_in_one_study(
     study = bars_study(
         curate={"labeler": {"name": "clip", **words}, "filters": filters, "max_rounds": 1}
     )
-    # A labeler that is not trained needs no training, and both look at val in one step.
+    # An untrained labeler needs no training step, and both are applied to val in one step.
     labels = [step.label for step in plan(study)]
     assert "train.labeler" not in labels
     assert labels.count("measure.val") == 1
@@ -96,9 +96,7 @@ def test_knn_labeler_uses_embeddings_without_reading_pixels(
     assert metrics["agreement_kept"] == 1.0
 
 
-def test_without_a_labeler_no_class_is_predicted(
-    bars_study, run_until: Run, store: Store
-) -> None:
+def test_without_a_labeler_no_class_is_predicted(bars_study, run_until: Run, store: Store) -> None:
     study = bars_study(curate={"labeler": None, "filters": ["blank"], "max_rounds": 1})
     curated = run_until(study, "curate")
     assert "labeler" not in curated.metrics
@@ -141,7 +139,7 @@ def test_scores_belong_to_their_images_and_classes(
 ) -> None:
     study = bars_study(curate={"labeler": "knn", "filters": ["blank"], "max_rounds": 1})
     run_until(study, "curate")
-    # Other pictures under the names that were there.
+    # Other images under the same names.
     for path in (tmp_path / "good" / "down").glob("*.png"):
         Image.fromarray(np.asarray(Image.open(path)) // 2).save(path)
     steps = {step.label: step for step in plan(study)}

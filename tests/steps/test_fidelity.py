@@ -1,4 +1,4 @@
-"""Fidelity through the real steps: bars that are right, bars that lie wrong, copies of train."""
+"""Fidelity through the real steps: correct bars, wrong bars, copies of train."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ BOTH = {"classes": "all", "per_class": 60}
 
 @pytest.fixture
 def both_study(tmp_path: Path, bars_study: Callable[..., Study]) -> Callable[..., Study]:
-    """A study of a generator of both classes, 150 real images of each."""
+    """A study with a generator of both classes, and 150 real images of each."""
     write_bars(tmp_path / "real", {"across": 150, "down": 150}, 0)
     write_bars(tmp_path / "good", {"across": 60, "down": 60}, 5000)
 
@@ -97,11 +97,11 @@ def test_figures_equal_the_metrics_on_the_same_vectors(
     assert kept["vendi"] == pytest.approx(vendi_score(made), rel=1e-6)
     shares = prdc(val, made)
     assert [kept[name] for name in vars(shares)] == pytest.approx(list(vars(shares).values()))
-    # Of length 1 they are, and of 256 numbers.
+    # They have length 1 and 256 components.
     kernel = kernel_distance(16 * val, 16 * made, 0)
     assert kept["kernel"][0] == pytest.approx(kernel.estimate, rel=1e-6)
     assert set(down["sets"]) == {"kept", "real"}  # nothing was dropped
-    # They are of one distribution with the real ones.
+    # They have the distribution of the real images.
     for figures in (*whole["sets"].values(), *across["sets"].values()):
         assert figures["kernel"][1] < 0 < figures["kernel"][2]
 
@@ -109,7 +109,7 @@ def test_figures_equal_the_metrics_on_the_same_vectors(
 def test_all_sets_of_a_scope_have_equal_size_and_the_class_mix_of_val(
     both_study: Callable[..., Study], run_until: Run, tmp_path: Path
 ) -> None:
-    # Half of "down" lies across, and neighbours see it.
+    # Half of "down" lies across, and the labeler sees it.
     write_bars(tmp_path / "mixed", {"across": 60, "down": 60}, 7000)
     write_bars(tmp_path / "mixed", {"down": 30}, 9000, {"down": "across"})
     study = both_study(
@@ -122,7 +122,7 @@ def test_all_sets_of_a_scope_have_equal_size_and_the_class_mix_of_val(
         assert set(scope["sets"]) == {"kept", "generated", "real"}
         assert len(counts) == 1
         assert counts.pop() >= 20
-    # What was dropped is what lay wrong.
+    # The wrong bars were dropped.
     generated, kept, real = (down["sets"][name] for name in ("generated", "kept", "real"))
     assert generated["frechet"] > kept["frechet"] > 0.5 * real["frechet"]
     assert generated["precision"] < kept["precision"]
@@ -143,7 +143,7 @@ def test_copies_of_train_are_closer_than_held_out_images(
     new = run_until(both_study(**fields), "fidelity.more").metrics
     first, other = (held["scopes"][0] for held in (copied, new))
     near = [scope["sets"]["kept"]["near"] for scope in (first, other)]
-    # Those of val and test among the sixty are no copies of train.
+    # Those of val and test among the sixty are not copies of train.
     assert near[0][0] > 0.2
     assert near[1][0] < 0.1
     for share, low, high in near:
@@ -185,12 +185,12 @@ def test_generated_images_are_also_measured_at_the_size_of_a_smaller_train(
     metrics = run_until(study, "fidelity.more").metrics
     whole, across, down = metrics["scopes"]
     assert (whole["sets"]["kept"]["n"], down["sets"]["kept"]["n"]) == (120, 60)
-    assert set(whole["sets"]) == {"kept"}  # what real ones get stands at their own number
+    assert set(whole["sets"]) == {"kept"}  # the real set is listed at its own size
     for scope, n in ((whole, 60), (down, 30)):
         assert {name: held["n"] for name, held in scope["floor"].items()} == {
             "kept": n, "real": n
         }  # fmt: skip
-    # A Fréchet distance falls with the number, so that of half as many is another.
+    # A Fréchet distance depends on the number of images, so half as many give another.
     kept = [scope["kept"]["frechet"] for scope in (down["sets"], down["floor"])]
     assert kept[1] > kept[0]
     assert across["floor"] == {}
@@ -199,9 +199,7 @@ def test_generated_images_are_also_measured_at_the_size_of_a_smaller_train(
     assert any("suffices for only 60" in text for text in metrics["warnings"])
 
 
-def test_size_follows_the_study_if_a_fit_keeps_more(
-    store: Store, spec: FidelitySpec
-) -> None:
+def test_size_follows_the_study_if_a_fit_keeps_more(store: Store, spec: FidelitySpec) -> None:
     def side(name: str, count: int) -> Embedded:
         random = np.random.default_rng(count)
         vectors = {label: random.standard_normal((count, 4)) for label in ("a", "b")}
@@ -225,7 +223,7 @@ def test_another_embedder_embeds_real_and_generated_images_for_this_step(
     assert made.shape == (120, 16)
     embed = run_until(study, "embed.fidelity")
     assert embedded(store, embed.keys(split="val")).shape[1] == 16
-    assert run_until(both_study(), "fidelity.more").parts == ()  # curate has embedded them
+    assert run_until(both_study(), "fidelity.more").parts == ()  # embedded by curate
     assert manifest.metrics["scopes"][0]["sets"]["kept"]["frechet"] > 0
 
 
@@ -248,7 +246,7 @@ def test_page_has_the_figures_of_every_set(
     assert section.count("against 22 of val") == 2
     assert "all: across, down" in section
     assert "strongly on their number" in section
-    # No filter looked at them: fidelity has embedded them.
+    # Without filters, fidelity embeds them.
     assert "<figcaption>PCA</figcaption>" in page
     probe = page[page.index("Can images of more") : page.index("<h2>The models")]
     assert re.findall(r"<td>(across|down)</td><td>[01]\.\d\d</td><td>60</td>", probe) == [
@@ -282,7 +280,7 @@ def test_vectors_are_compared_with_real_ones_of_the_same_space(
     (key,) = run_until(study, "report").keys(file="report.html")
     page = plain_headings(store.read(key).decode())
     assert "<figcaption>PCA</figcaption>" in page
-    # What is sampled is less than all, of the set and of val.
+    # The sample is smaller than the set, and than val.
     whole = run_until(study, "fidelity.more").metrics["scopes"][0]
     kept = whole["sets"]["kept"]
     assert (kept["n"], kept["sampled"], whole["val_sampled"]) == (120, 100, 100)
@@ -317,7 +315,7 @@ def test_every_fit_is_measured_and_reported(
     funnel = page[page.index("<h2>From requested") : page.index("<h2>How like")]
     for fit in (0, 1):
         assert f"<tr><td>{fit}</td><td>120</td><td>120</td><td>100.0%</td>" in funnel
-    # The sheet, the funnel by class and the plane are of the first.
+    # The sheet, the funnel by class and the plane show the first fit.
     assert page.count("from the first of 2 generator fits") == 3
     probe = page[page.index("Can images of more") : page.index("<h2>The models")]
     assert "Mean over 2 generator fits" in probe
@@ -342,7 +340,7 @@ def test_fits_of_equal_size_share_a_row() -> None:
     assert (other["set"], other["n"]) == ("generated, kept, fit 2", 50)
     (close,) = merge_scopes([[scope_of(60, 1.0)], [scope_of(60, 1.0001)]])[0]["rows"]
     assert close["cells"][0] == ("1", "")
-    # Of one fit the interval stands beside what has one.
+    # With one fit, figures with an interval show it.
     assert other["cells"][:3] == [("9", ""), ("9", "[-1, 1]"), ("0.50", "")]
     assert other["cells"][-1] == ("", "")
 
@@ -361,7 +359,7 @@ def test_warning_of_a_later_fit_names_the_fit() -> None:
     told, stops = image_warnings(probed, {"more": [nothing, copied]}, Asked())
     assert told.startswith("images of more, fit 1 are easily distinguished from real ones")
     assert stops.startswith("more, fit 1: 3 of 60 are copies of training images")
-    # What is true of all fits is told once.
+    # Warnings about all fits appear once.
     probed = {"more": {"entries": [{"label": "down", "areas": {0: 0.96, 1: 0.97}}]}}
     seen, more = (
         curated(labeler=labeler_report(agreement_kept=kept, agreement_val=0.95))

@@ -107,7 +107,7 @@ def test_retrained_weights_are_rejected_until_the_shards_are_discarded(
     execute(steps, store, InlineRuntime(), profile)
     (finetune,) = named(steps, "finetune")
     weights = unseal(store.read(store.manifest("finetune", finetune.key)))
-    # As if the training had been run again and had come out otherwise.
+    # As if the training had been repeated with another result.
     store.delete(store.manifest("finetune", finetune.key))
     weights["parts"][0]["sha256"] = "0" * 64
     store.put(store.manifest("finetune", finetune.key), seal(weights))
@@ -141,7 +141,7 @@ def test_growing_folder_duplicates_no_image(
     generators = {"f": {"name": "folder", "reader": {"name": "imagefolder", "root": str(other)}}}
     asked = {"per_class": 4, "shard_size": 2}
     run_until(study(generators=generators, request=asked), "generate")
-    # Sorts before all others, so that every image moves on by one.
+    # Sorts before all others, so every image moves by one.
     (other / "cat" / "00.png").write_bytes((other / "dog" / "004.png").read_bytes())
     table = made(store, run_until(study(generators=generators, request=asked), "generate"))
     uris = table[rows.URI].to_pylist()
@@ -188,7 +188,7 @@ def test_unknown_class_and_too_many_images_are_rejected() -> None:
 
 
 class Moody(Generator):
-    """Fails as told by the seed: planned seeds give black or nothing, a second try succeeds."""
+    """Fails depending on the seed: planned seeds give black or nothing, a retry succeeds."""
 
     version: ClassVar[int] = 1
     Spec: ClassVar[type[GeneratorSpec]] = GeneratorSpec

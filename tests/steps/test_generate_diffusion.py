@@ -53,7 +53,7 @@ def test_study_adapts_a_checkpoint_and_generates_images(
     (told,) = manifest.metrics["warnings"]
     assert "1 of 2 prompts are longer than the 16 tokens" in told
 
-    # Another way of sampling trains nothing anew; another prompt does.
+    # Other sampling settings do not retrain; another prompt does.
     steps = {step.kind: step.key for step in plan(study)}
     for fields, same in (({"strength": 0.9}, True), ({"prompt": "x {label}"}, False)):
         changed = study.model_dump(mode="json")
@@ -62,7 +62,7 @@ def test_study_adapts_a_checkpoint_and_generates_images(
         assert (found["finetune"] == steps["finetune"]) == same
         assert found["generate"] != steps["generate"]
 
-    # A checkpoint that is another one under the same name is noticed.
+    # A different checkpoint under the same name is detected.
     before = run_until(study, "finetune")
     assert run_until(study, "finetune") == before
     shutil.rmtree(model)

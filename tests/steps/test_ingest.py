@@ -1,4 +1,4 @@
-"""The real ingest on toy folders: what gets in, what is set aside and why, what stops the run."""
+"""The real ingest on toy folders: what is accepted, what is set aside and why, what stops the run."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def ingest(run_until: Callable[[Study, str], Manifest]) -> Run:
 
 
 def images(store: Store, manifest: Manifest) -> list[dict[str, Any]]:
-    """All rows that got in, each part holding rows of its own split alone."""
+    """All accepted rows; checks that each part has rows of its own split only."""
     found = []
     for split in rows.SPLITS:
         for table in store.tables(manifest.keys(split=split)):
@@ -72,7 +72,7 @@ def refused(ingest: Run, study: Study, match: str, kind: type[Exception] = DataE
     return str(caught.value)
 
 
-# What gets in -----------------------------------------------------------------------------------
+# Accepted images --------------------------------------------------------------------------------
 
 
 def test_clean_folder_becomes_three_splits_that_datasets_opens(
@@ -119,7 +119,7 @@ def test_same_data_and_study_give_the_same_result_in_another_store(
         store = Store(profile.storage)
         found.append(execute(steps, store, InlineRuntime(), profile)[steps[0].key])
         assert [status.state for status in inspect(steps, store)] == ["done"]
-        # Nothing of the way there is left behind.
+        # No intermediate files are left.
         left = [key for key in store.listing("steps") if "/parts/" in key]
         assert sorted(left) == sorted(part.key for part in found[-1].parts)
     assert found[0].digest == found[1].digest
@@ -133,7 +133,7 @@ def test_data_changed_after_ingest_stops_the_next_run(
     shutil.copy(root / "a" / "000.png", root / "a" / "new.png")
     refused(ingest, toy_study(root), "the data changed since.*--discard ingest")
     shutil.rmtree(root)
-    assert ingest(toy_study(root)).rows == 20  # what was taken in stands without the originals
+    assert ingest(toy_study(root)).rows == 20  # ingested data does not need the originals
 
 
 def test_class_names_that_look_like_code_are_only_names(
@@ -166,11 +166,12 @@ def test_all_label_columns_are_stored(
     refused(ingest, toy_study({**reader, **labels}, task="signs"), "several labels per image")
 
 
-# Files that cannot be used ----------------------------------------------------------------------
+# Unusable files ---------------------------------------------------------------------------------
 
 
 def hostile_files(root: Path, outside: Path) -> dict[str, str]:
-    """Write one of each kind into the class folder `root`; returns what each must get."""
+    """Write one file of each kind into the class folder `root`; returns the expected status of
+    each."""
     good = (root / "000.png").read_bytes()
     (root / "empty.png").write_bytes(b"")
     (root / "truncated.png").write_bytes(good[: len(good) // 2])
@@ -247,7 +248,7 @@ def test_file_repaired_in_place_is_read_again(
 
 
 class Files:
-    """Bytes by name, in place of a folder."""
+    """Bytes by name, instead of a folder."""
 
     def read(self, uri: str) -> bytes:
         target = io.BytesIO()
@@ -256,7 +257,7 @@ class Files:
 
 
 class BrittleSandbox(Sandbox):
-    """The real sandbox, whose child dies or stops at files of certain names."""
+    """The real sandbox, with a child that dies or stops at files with certain names."""
 
     def _exchange(self, header: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
         if self._child is not None and header["uri"] == "crash.png":
@@ -436,7 +437,7 @@ def test_duplicate_is_found_if_one_of_the_two_has_no_split(
     image_folder: Folder, toy_study: MakeStudy, ingest: Run, store: Store
 ) -> None:
     root = image_folder({"x": 40})
-    for number in range(4):  # both of a pair are train in the end
+    for number in range(4):  # both images of a pair end up in train
         shutil.copy(root / "x" / f"{number:03d}.png", root / "x" / f"{number + 20:03d}.png")
     places = ["train"] * 20 + [""] * 10 + ["val"] * 4 + ["test"] * 6
     lines = ["path,label,set"]
@@ -457,7 +458,7 @@ def test_train_limit_keeps_the_same_images_and_other_splits(
     left_out = {u for u, status in fates(store, manifest).items() if status == "train_limit"}
     assert len(left_out) == 21
     kept = sorted(u for u, s in splits_of(store, manifest).items() if (s, u[0]) == ("train", "a"))
-    # Which five is a function of the seed.
+    # The choice of five depends on the seed.
     assert kept == ["a/001.png", "a/021.png", "a/026.png", "a/034.png", "a/035.png"]
 
 
@@ -466,7 +467,7 @@ def test_train_limit_keeps_the_same_images_and_other_splits(
 
 @pytest.fixture
 def leaky(image_folder: Folder) -> Path:
-    """Given splits with one picture of train in test again, and one of val in test."""
+    """Given splits with one image of train repeated in test, and one of val in test."""
     counts = {"train": 8, "val": 4, "test": 4}
     root = image_folder({f"{split}/{c}": n for split, n in counts.items() for c in ("=a", "b")})
     shutil.copy(root / "train/=a/000.png", root / "test/=a/=cmd.png")
@@ -557,7 +558,7 @@ def test_move_joins_groups_that_share_an_image_and_keeps_it_once(
 
 @pytest.fixture
 def folder_with_copies(image_folder: Folder) -> Path:
-    """64 px pictures in given splits; three of test are train's, encoded again."""
+    """64 px images in given splits; three of test are copies of train, encoded again."""
     counts = {"train": 60, "val": 12, "test": 12}
     root = image_folder({f"{s}/{c}": n for s, n in counts.items() for c in "ab"}, side=80)
     for number in range(3):

@@ -1,4 +1,4 @@
-"""Dominant classes with fewer images: what is kept, and the arm that trains on it."""
+"""Reduced dominant classes: which images are kept, and the arm that trains on them."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_each_method_keeps_the_requested_number(
     assert counts["few", False] == 0
     placed = {(entry["label.class"], entry[rows.X] is not None) for entry in found}
     assert placed == {("many", method in ("tsne", "umap")), ("few", False)}
-    # How far those dropped are from those kept is what a plain search finds.
+    # Distances from dropped to kept images equal those of a plain search.
     embed = run_until(study, "embed")
     held = pa.concat_tables(store.tables(embed.keys(split="train")))
     vector = dict(zip(held[rows.IMAGE_ID].to_pylist(), vectors_of(held), strict=True))
@@ -152,7 +152,7 @@ def test_reduced_arm_trains_on_the_kept_images_and_is_a_baseline(
     (page,) = of("report").keys(file="report.html")
     text = store.read(page).decode()
     assert f"across: {counts['across']} of" in text
-    # The arm leaves as a set of files too, without what was dropped.
+    # The arm can also be exported, without the dropped images.
     target = Store(f"{profile.storage}-export")
     told = export(study, store, target, "reduced", "imagefolder", ["train", "val"])
     assert told["images"]["train"] == {name: {"real": count} for name, count in counts.items()}

@@ -193,7 +193,7 @@ def test_list_and_image_sheet_are_written(store: Store) -> None:
     found = selected(store, clusters(ENTRIES), 2)
     assert [entry["image_id"] for entry in listed] == found[rows.IMAGE_ID].to_pylist()
     assert [int(entry["rank"]) for entry in listed] == found[rows.RANK].to_pylist()
-    # No spreadsheet computes what a file is called.
+    # File names are not evaluated by spreadsheets.
     assert {entry["uri"] for entry in listed} == {
         f"'=of/{entry['image_id']}.png" for entry in listed
     }

@@ -1,4 +1,4 @@
-"""Runs in MLflow: on a real SQLite database, with a server that is dead, and again."""
+"""Runs in MLflow: on a real SQLite database, with a dead server, and after its return."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_parent_run_is_the_study_and_each_trial_is_a_child(done, tmp_path: Path)
     assert child.data.metrics["best/brier"] > 0
     assert child.data.metrics["val_loss"] > 0
 
-    # The same again asks nobody and adds nothing.
+    # A repetition contacts no server and adds nothing.
     before = len(said)
     track(*done, "auto", said.append)
     assert len(said) == before

@@ -1,4 +1,4 @@
-"""Which settings are tried, in which order, and which go on."""
+"""Which settings are tried, in which order, and which continue."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_draws_are_in_range_and_follow_the_seed() -> None:
     assert settings != asked(Proposals(SPACE, "random", 300, seed=5))[1:]
     rates = sorted(one["rate"] for one in settings)
     assert 1e-4 <= rates[0] <= rates[-1] <= 1e-1
-    # By equal ratios: as many below the geometric mean as above.
+    # On a logarithmic scale: as many below the geometric mean as above.
     assert 2e-3 < rates[150] < 5e-3
     assert {one["count"] for one in settings} == {2, 3, 4, 5}
     assert {str(one["kind"]) for one in settings} == {"a", "['b', 2]", "None"}

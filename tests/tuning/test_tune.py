@@ -1,4 +1,4 @@
-"""Settings of a study tried on pictures whose right answer is known."""
+"""Settings of a study, tried on images with a known answer."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ RATE = "training.learning_rate"
 
 @pytest.fixture
 def written(bars_study: Callable[..., Study]) -> Callable[..., Values]:
-    """A function that gives the study of bars as it is written, with a section `tune`."""
+    """A function that returns the study of bars as written in YAML, with a section `tune`."""
 
     def make(knobs: Values, arm: str = "more x1", **fields: Any) -> Values:
         values = bars_study().model_dump(mode="json")
-        # What is null or a default is not written.
+        # Null and default values are not written.
         values["request"] = {"ratio": 1, "classes": ["down"], "shard_size": 16}
         return {**values, "tune": {"knobs": knobs, "arm": arm, "seeds": 1, **fields}}
 
@@ -59,7 +59,7 @@ def manifests(store: Store, kind: str) -> dict[str, bytes]:
 
 
 class Watched(InlineRuntime):
-    """Notes what it is asked for, and may end after so many settings."""
+    """Records its proposals, and may end after a number of settings."""
 
     def __init__(self, end_after: int = 99) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class Watched(InlineRuntime):
 def test_best_setting_is_written_as_a_study_that_reuses_its_classifiers(
     written, tried, store: Store, profile: Profile
 ) -> None:
-    # At 1e-8 nothing is learnt.
+    # At 1e-8 the classifier learns nothing.
     result = tried(written({RATE: [1e-8, 0.02]}, arm="real", seeds=2))
     assert [row["state"] for row in result.tries] == ["ok"] * 3
     assert [row[RATE] for row in result.tries] == [0.01, 1e-8, 0.02]
@@ -109,7 +109,7 @@ def test_shared_results_are_computed_once_and_reused(
     result = tune(values, store, runtime, profile)
     assert not runtime.leaf
     assert len(manifests(store, "generate")) == len(manifests(store, "ingest")) == 1
-    # Of the study as it is (0.9) too.
+    # Including the study itself (0.9).
     assert len(manifests(store, "curate")) == 4
     before = {key: store.read(key) for key in store.listing("")}
     again = tune(values, store, Watched(), profile)
@@ -158,7 +158,7 @@ def test_one_knob_changes_the_ratio_of_a_class_group(written, tried, store: Stor
     result = tried(values)
     assert [row["request.ratio_by_class.rare"] for row in result.tries] == [0.5, 1, 1.5]
     assert [row["state"] for row in result.tries] == ["ok"] * 3
-    # Each is the study that names the class itself.
+    # Each equals the study that names the class directly.
     for row in result.tries:
         ratio = row["request.ratio_by_class.rare"]
         request = {"ratio_by_class": {"down": ratio}, "shard_size": 16}
@@ -180,12 +180,12 @@ def test_failing_shared_step_is_tried_once(written, tried, capsys) -> None:
     values["request"] = {"ratio_by_class": {"down": 0.5}, "classes": ["down"], "shard_size": 16}
     result = tried(values)
     assert [row["state"] for row in result.tries] == ["ok", "ok", "ok", "failed", "failed"]
-    # It is begun once for the two settings that need it.
+    # It starts once for the two settings that need it.
     assert capsys.readouterr().err.count("request.more         ") == 3
 
 
 class Full(Store):
-    """Storage that takes nothing that curation makes."""
+    """Storage that rejects everything that curation writes."""
 
     def put_new(self, key: str, data: bytes | memoryview) -> None:
         self._refuse(key)
@@ -204,7 +204,7 @@ class Full(Store):
 def test_storage_failure_ends_the_run_and_fails_no_setting(
     written, profile: Profile, rates: list[float] | None
 ) -> None:
-    # What two settings need is computed before any is tried.
+    # Shared steps are computed before any setting is tried.
     knobs = {CONFIDENCE: [0.5, 0.8], **({RATE: rates} if rates else {})}
     with pytest.raises(StorageError, match="no space is left"):
         tune(written(knobs), Full(profile.storage), InlineRuntime(), profile)
@@ -227,7 +227,7 @@ def test_asha_trains_with_few_steps_first(written, store: Store, profile: Profil
     assert states[1e-8][1] == 3
     assert ("ok", 12) in states.values()
     assert result.best["state"] == "ok"
-    # Each budget is a training of its own, that a restart finds.
+    # Each budget is a separate training, which a restart reuses.
     specs = [unseal(text)["spec"]["training"] for text in manifests(store, "train").values()]
     assert {spec["steps"] for spec in specs} == {3, 6, 12}
 
@@ -303,7 +303,7 @@ def test_null_is_a_value_that_is_tried_and_kept(written, store: Store, profile: 
     text = tuned_study(variants, study, [best], best)
     again = apply_sets(yaml.safe_load(text), ["curate.max_rounds=3"])
     assert validate(Study, again, "tuned.yaml").curate.labeler is None
-    # A plugin of a list is taken away; a field that cannot be null is refused.
+    # A plugin of a list is removed; a field that cannot be null is rejected.
     values["curate"] = {"filters": ["copies", {"name": "agreement", "confidence": 0.5}]}
     variants = StudyVariants(values, study.tune, store, profile)
     (left,) = variants.study({"curate.filters.agreement": None}).curate.filters
@@ -316,9 +316,7 @@ def test_null_is_a_value_that_is_tried_and_kept(written, store: Store, profile: 
             variants.study({name: None})
 
 
-def test_rung_warms_up_over_its_share_of_the_steps(
-    written, store: Store, profile: Profile
-) -> None:
+def test_rung_warms_up_over_its_share_of_the_steps(written, store: Store, profile: Profile) -> None:
     values = written({RATE: [0.01, 0.02]}, scheduler="asha")
     values["training"] = {**values["training"], "steps": 12, "lr_warmup_steps": 11}
     variants = StudyVariants(values, validate(Study, values, "study").tune, store, profile)
@@ -363,7 +361,7 @@ def test_job_writes_a_study_and_a_table(
     assert (pages / "tuned.yaml").read_text().startswith("# toy with the best of 3 settings")
     assert run_tune([str(pages / "tuned.yaml"), *sets]) == 2
     assert "tune.knobs: name the fields to try" in capsys.readouterr().err
-    # What was tried before counts.
+    # Earlier tries count.
     again = ["--set", f"tune.knobs={{{RATE}: [0.03, 0.04]}}", "--set", "tune.arm=real"]
     assert run_tune([str(pages / "tuned.yaml"), *sets, *again, "--set", "tune.seeds=1"]) == 0
     tuned = tmp_path / "runs" / "pages" / "toy-tuned" / "tuned.yaml"
@@ -375,7 +373,7 @@ def test_settings_are_compared_by_the_study_s_objective(
     written, tried, store: Store, objective: str
 ) -> None:
     result = tried(written({RATE: [1e-8, 0.02]}, arm="real", objective=objective))
-    # Read again from what the classifiers say of val.
+    # Recomputed from the classifiers' predictions on val.
     for key, text in manifests(store, "train").items():
         manifest = unseal(text)
         (part,) = [part["key"] for part in manifest["parts"]

@@ -20,7 +20,7 @@ def points(count: int = 60) -> np.ndarray:
 
 
 def radius(vectors: np.ndarray, chosen: np.ndarray) -> float:
-    """How far any row is from the nearest chosen one."""
+    """The largest distance of a row to the nearest chosen one."""
     apart = np.linalg.norm(vectors[:, None] - vectors[list(chosen)][None], axis=2)
     return float(apart.min(1).max())
 
@@ -76,7 +76,7 @@ def test_integer_shares_follow_weights_within_limits(
 
 
 def mean_distance(points_: np.ndarray, chosen: np.ndarray) -> float:
-    """From a row to the nearest chosen one."""
+    """The distance of each row to the nearest chosen one."""
     apart = np.linalg.norm(points_[:, None] - points_[chosen][None], axis=2)
     return float(apart.min(1).mean())
 
@@ -84,7 +84,7 @@ def mean_distance(points_: np.ndarray, chosen: np.ndarray) -> float:
 @pytest.mark.parametrize("count", [1, 7, 40, 120])
 def test_chosen_points_cover_a_plane_better_than_chance(count: int) -> None:
     random = np.random.default_rng(3)
-    # A crowd and some strays, of which chance would forget most.
+    # A crowd and some outliers, most of which a random choice would miss.
     plane = np.concatenate([random.normal(size=(180, 2)), random.uniform(-9, 9, (20, 2))])
     plane = plane.astype(np.float32)
     chosen = cover(plane, count, 0)

@@ -21,7 +21,7 @@ def test_flat_index_equals_scikit_learn() -> None:
 
 @pytest.mark.parametrize("kind", ["ivf", "hnsw"])
 def test_approximate_index_finds_nearly_all(kind: IndexKind) -> None:
-    # Rows that lie in groups, as embeddings do.
+    # Clustered rows, like embeddings.
     middle = vectors(40, seed=2, width=32)
     among, queries = (
         np.repeat(middle, count // 40, axis=0) + 0.7 * vectors(count, seed, width=32)

@@ -43,7 +43,7 @@ def test_selected_rows_are_compared_like_a_whole_array() -> None:
 
 
 def mapped() -> bool:
-    """Whether the system tells what of a process lies in files."""
+    """Whether the system reports file-backed memory."""
     return Path("/proc/self/smaps").exists()
 
 
@@ -62,6 +62,6 @@ def test_released_memory_is_not_resident_and_reads_as_before() -> None:
 
 
 def resident() -> float:
-    """MB of this process that lie in files."""
+    """File-backed memory of this process, in MB."""
     fields = Path("/proc/self/statm").read_text().split()
     return int(fields[2]) * 4096 / 1e6

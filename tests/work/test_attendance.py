@@ -25,11 +25,11 @@ SCHEMA = pa.schema([(rows.IMAGE_ID, pa.string()), (rows.IMAGE, rows.IMAGE_TYPE)]
 
 
 class Death(BaseException):
-    """Stands for the death of a process."""
+    """Represents the death of a process."""
 
 
 class Hang(Death):
-    """Stands for the end of a hanging process by the watchdog."""
+    """Represents the end of a hanging process by the watchdog."""
 
 
 class Lethal:
@@ -42,7 +42,7 @@ class Lethal:
 
     def __init__(self, fates: Mapping[str, type[Death]], refused: Sequence[str] = ()) -> None:
         self.fates, self.refused = dict(fates), refused
-        # Rows that came through, with the copies that fill a batch.
+        # Computed rows, including the copies that fill a batch.
         self.computed: list[str] = []
 
     def load(self, place: Place) -> None:
@@ -138,7 +138,7 @@ def restarted(
 
 
 def lose_shard(register: Register) -> None:
-    """Two processes die on shard 0 as a whole: from now on it is computed piece by piece."""
+    """Two processes die on shard 0 as a whole; from then on it is computed in pieces."""
     for process in ("early-1", "early-2"):
         register.arrive("actor", process, "node-1", False)
         register.loaded("actor", process)
@@ -159,9 +159,7 @@ def by_id(commits: Sequence[Commit]) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("lethal", ["0-0", "0-5", "0-7", "0-16", "0-19"])
-def test_killing_row_is_set_aside_and_its_neighbours_are_unchanged(
-    tmp_path, lethal: str
-) -> None:
+def test_killing_row_is_set_aside_and_its_neighbours_are_unchanged(tmp_path, lethal: str) -> None:
     clean, store, planned = Store(str(tmp_path / "a")), Store(str(tmp_path / "b")), [shard(0, 20)]
     assert restarted(clean, Lethal({}), planned, Register("paint", RESOURCES)) == 0
     stage = Lethal({lethal: Death}, refused=("0-3",))
@@ -210,7 +208,7 @@ def test_finished_pieces_are_not_computed_again(tmp_path) -> None:
     stage = Lethal({"0-63": Death})
     lose_shard(register)
     restarted(store, stage, planned, register)
-    # Every row of the first seven batches once; of the last, halves that came through, padded.
+    # Every row of the first seven batches once, and the padded halves of the last that succeeded.
     early = [name for name in stage.computed if int(name[2:]) < 56]
     assert sorted(early) == sorted(f"0-{row}" for row in range(56))
     assert len(stage.computed) == 56 + 3 * 8
@@ -276,7 +274,7 @@ def test_deaths_outside_rows_end_the_stream(tmp_path) -> None:
 def test_restarted_register_costs_work_and_sets_nothing_aside(tmp_path) -> None:
     store, planned = Store(str(tmp_path)), [shard(0, 16)]
     register = Register("paint", RESOURCES)
-    # The piece is one of a register before: half of a batch.
+    # The piece comes from an earlier register: half of a batch.
     history, _ = register.next_piece("actor", "p", "s0", 16, 8, Piece(0, 4, key="gone"), Pace(1.0))
     assert history.pieces == (Piece(0, 8), Piece(8, 16))
     register.end("actor", "p", "s0", Pace(later=1.0))
@@ -289,7 +287,7 @@ def test_shard_given_to_another_actor_means_the_first_died() -> None:
     register.begin("a", "1", "s0")
     register.begin("b", "1", "s0")
     assert register.history(["s0"]) == [History(deaths=1)]
-    # And its own process goes on.
+    # And its own process continues.
     register.begin("b", "1", "s1")
     assert register.history(["s0", "s1"]) == [History(deaths=1), History()]
 
@@ -361,7 +359,7 @@ def test_stages_are_limited_by_their_pace_and_storage_by_the_long_limit(
 
     def slow_rows(store: Store, task: Mapping[str, Any]) -> pa.Table:
         if task["ids"][0].startswith("1"):
-            # Not before the shard before is committed and its summary taken.
+            # Only after the previous shard is committed and its summary taken.
             assert finished.wait(timeout=60)
             wait_for(lambda: attended.watching)
         reading.append(attended.watched[-1])
@@ -410,7 +408,7 @@ def test_pace_is_that_of_the_slowest_micro_batch(tmp_path) -> None:
     )  # fmt: skip
     worker.load()
     for _ in worker([shard(0, 8), shard(1, 32)]):
-        # The stages run ahead meanwhile.
+        # Meanwhile the stages run ahead.
         assert slow.wait(timeout=60)
     assert register.pace.later >= 0.1
 

@@ -30,7 +30,7 @@ class FailOn(Add):
 
 
 class Meet(Add):
-    """Waits until its partner works on another batch: true only where stages overlap."""
+    """Waits until its partner works on another batch, which is possible only if stages overlap."""
 
     def __init__(self, barrier: threading.Barrier) -> None:
         self.barrier = barrier

@@ -1,4 +1,4 @@
-"""Checkpoints of each family, adapted in each way, saved, and loaded elsewhere."""
+"""Checkpoints of each family, adapted by each method, saved, and loaded elsewhere."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_learned_words_load_by_load_textual_inversion(
 
 
 def test_textual_inversion_changes_only_its_words(folders: dict[str, Path], tmp_path: Path) -> None:
-    """The rest of the embeddings, and all other weights, are the checkpoint's."""
+    """The other embeddings, and all other weights, are unchanged."""
     generator, _ = trained(tmp_path, folders["sd"], {"name": "textual_inversion"})
     before = checkpoint(folders["sd"]).text_encoder.state_dict()
     after = generator.pipeline.text_encoder.state_dict()
@@ -131,7 +131,7 @@ def test_default_learning_rate_of_full_training_is_below_that_of_lora() -> None:
 def test_training_of_another_checkpoint_is_not_continued(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    """Neither its weights nor the images that it made of its own are taken over."""
+    """Neither its weights nor its prior images are reused."""
     store = Store(str(tmp_path))
     adapt = {"name": "dreambooth", "rank": 2, "num_class_images": 1}
     fit(store, made(folders["sd"], adapt))
@@ -141,7 +141,7 @@ def test_training_of_another_checkpoint_is_not_continued(
     assert len([key for key in store.listing("work/x") if "/prior/" in key]) == 2 * 2
 
 
-# One for all, for each class, for each cluster
+# one for all, one per class, one per cluster
 
 
 @pytest.mark.parametrize("name", ["lora", "full"])
@@ -155,7 +155,7 @@ def test_each_class_or_cluster_has_its_own_adaptation(
         count
     )
     assert generator.uses_clusters() == (scope == "cluster")
-    # The same prompt and seed by each adaptation, in one batch and by itself.
+    # The same prompt and seed with each adaptation, in one batch and alone.
     pairs = [("cat", 0), ("dog", 0)] if scope == "class" else [("cat", 0), ("cat", 1)]
     asked = batch(
         generator, [label for label, _ in pairs], clusters=[cluster for _, cluster in pairs],
@@ -183,7 +183,7 @@ def test_killed_training_continues_to_bitwise_equal_weights(
     adapt = {**adapt, "train_steps": 5}
     whole = fit(Store(str(tmp_path / "whole")), made(folders["sd"], adapt), checkpoint_every=2)
     store = Store(str(tmp_path / "killed"))
-    # Of two parts, the second is cut off.
+    # The second of two parts is interrupted.
     last = 8 if adapt.get("scope") == "class" else 3
 
     def die(message: dict[str, Any]) -> None:
@@ -198,7 +198,7 @@ def test_killed_training_continues_to_bitwise_equal_weights(
         on_report=lambda message: reported.append(message["done"]),
     )  # fmt: skip
     assert resumed == whole
-    assert min(reported) > last - 2  # what was trained is not trained again
+    assert min(reported) > last - 2  # finished steps are not repeated
 
 
 @pytest.mark.parametrize("kind", ["sd", "sd3"])
@@ -238,9 +238,7 @@ def test_training_setting_has_an_effect(
     assert one[file] != other[file]
 
 
-def test_cached_latents_equal_recomputed_ones(
-    folders: dict[str, Path], tmp_path: Path
-) -> None:
+def test_cached_latents_equal_recomputed_ones(folders: dict[str, Path], tmp_path: Path) -> None:
     lora = {"name": "lora", "rank": 2, "random_flip": True}
     one, other = (
         fit(Store(str(tmp_path / str(kept))), made(folders["sd"], {**lora, "cache_latents": kept}))
@@ -264,7 +262,7 @@ def test_noise_levels_of_a_flow_are_weighted(
 
 @pytest.fixture
 def _new_accelerate() -> Iterator[None]:
-    """One process has one precision; this test's is another than the others'."""
+    """One process has one precision, and this test needs another than the rest."""
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(True)

@@ -60,7 +60,7 @@ def test_image_belongs_to_the_cluster_of_its_parent() -> None:
 def test_truncated_prompt_gives_a_warning(folders: dict[str, Path]) -> None:
     generator = made(folders["sd"])
     assert generator.prompt_warnings(["a photo of cat"]) == []
-    room = LENGTH - 2  # a start and an end
+    room = LENGTH - 2  # without the start and end tokens
     fits = " ".join(["cat"] * room)
     assert generator.prompt_warnings([fits]) == []
     (warning,) = generator.prompt_warnings(["a photo of cat", f"{fits} dog"])

@@ -1,4 +1,4 @@
-"""What cannot work is refused when the study is read."""
+"""Impossible settings are rejected when the study is read."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_flow_rejects_diffusion_schedulers(folders: dict[str, Path]) -> None:
 def test_folder_without_a_pipeline_is_rejected(tmp_path: Path) -> None:
     refused(tmp_path / "nowhere", "folder .* does not exist")
     refused(tmp_path, "has no model_index.json")
-    made("owner/never-fetched").check()  # what is not here yet cannot be judged
+    made("owner/never-fetched").check()  # cannot be checked before it is downloaded
 
 
 @pytest.mark.parametrize(

@@ -23,9 +23,7 @@ from tests.generators.diffusion.tiny import (
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_unadapted_checkpoint_equals_plain_diffusers(
-    folders: dict[str, Path], kind: str
-) -> None:
+def test_unadapted_checkpoint_equals_plain_diffusers(folders: dict[str, Path], kind: str) -> None:
     generator = made(folders[kind])
     generator.load(None, "cpu")
     found = pixels(generator.sample(batch(generator, ["cat", "dog"])))
@@ -61,7 +59,7 @@ def test_images_start_from_their_parents(folders: dict[str, Path], kind: str, mo
 
     near = sampled(0.3)
     assert (near[0] != near[1]).any()
-    # The more noise there is, the less of the parents is left to tell their images apart.
+    # With more noise, the images of different parents are harder to distinguish.
     far = sampled(1.0)
     assert np.abs(near[0] - near[1]).mean() > np.abs(far[0] - far[1]).mean()
 
@@ -128,7 +126,7 @@ def test_another_scheduler_samples_the_same_checkpoint(
 
 @pytest.mark.parametrize(
     "offload",
-    # accelerate's hooks of single layers need a device of their own.
+    # accelerate's hooks of single layers need an accelerator.
     ["model", pytest.param("sequential", marks=pytest.mark.gpu)],
 )
 def test_offloaded_networks_make_the_same_images(
@@ -154,7 +152,7 @@ def test_non_finite_images_are_reported(folders: dict[str, Path]) -> None:
 
 
 class Prude:
-    """A safety checker's answer: it holds back every second image, and blackens it as that does."""
+    """The answer of a safety checker that withholds every second image and blackens it."""
 
     def __call__(self, images: Any, **_: Any) -> tuple[Any, list[bool]]:
         held = [row % 2 == 1 for row in range(len(images))]
