@@ -227,7 +227,7 @@ class Request(Amount):
             if targets != "all" and label not in targets:
                 of = "" if label == name else f" (of the group {name!r})"
                 raise explained(
-                    "ratio_by_class: {name}{of} is none of classes; add it there",
+                    "ratio_by_class: {name}{of} is not in classes; add it there",
                     name=repr(label), of=of,
                 )  # fmt: skip
         return self

@@ -67,5 +67,5 @@ def test_manifest_is_read_only_by_dependent_steps(store: Store) -> None:
     write_manifest(store, manifest(INGEST, counts={}))
     assert context(CLUSTER, store).manifest(INGEST) == manifest(INGEST, counts={})
     assert context(CLUSTER, store).manifest(EMBED) is None
-    with pytest.raises(EngineError, match=r"^embed reads cluster, on which it does not rest"):
+    with pytest.raises(EngineError, match=r"^embed reads cluster, which it does not depend on"):
         context(EMBED, store).manifest(CLUSTER)

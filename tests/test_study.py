@@ -205,7 +205,7 @@ def test_binary_file_is_rejected(tmp_path: Path) -> None:
         ("seed=4294967296", "seed", "must be less than 4294967296"),
         (f"seed=0x{'F' * 5000}", "seed", "must be less than 4294967296, is a number of thousands"),
         (f"training.evaluate_every=0x{'F' * 5000}", "training.evaluate_every", "below 2**63"),
-        ("reader=nope", "reader", "no reader named 'nope'; there are: csv, dicom, digits"),
+        ("reader=nope", "reader", "no reader named 'nope'; choose from csv, dicom, digits"),
         ("reader={name: imagefolder}", "reader.root", "is missing"),
         ("reader={name: csv, root: a, file: b, delimiter: xx}", "reader.delimiter", "must be "),
         ("reader=[digits]", "reader", "must name its plugin"),

@@ -385,7 +385,7 @@ def warnings(
         if first.floor:
             n = first.floor["real"].n
             texts.append(
-                f"train suffices for only {n:,} real images: their figures are not a floor for"
+                f"train suffices for only {n:,} real images: their figures are not a reference for"
                 f" {of_kept.n:,} generated images, which are also compared at {n:,}"
             )
         if of_kept.near is not None and of_kept.near[0] > _OFTEN_NEAR:

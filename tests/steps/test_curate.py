@@ -196,8 +196,8 @@ def test_relabelled_images_are_reported(
         ),
         ({"filters": ["copies", "copies"]}, "filters names copies twice"),
         ({"labeler": None}, "filters: agreement needs a labeler, but labeler is null"),
-        ({"filters": ["beauty"]}, r"no filter named 'beauty'; there are: agreement, blank"),
-        ({"labeler": "oracle"}, r"no labeler named 'oracle'; there are: classifier, clip, knn"),
+        ({"filters": ["beauty"]}, r"no filter named 'beauty'; choose from agreement, blank"),
+        ({"labeler": "oracle"}, r"no labeler named 'oracle'; choose from classifier, clip, knn"),
         ({"filters": [{"name": "copies", "quantile": 0.9}]}, "quantile: must be less than or"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The real ingest on toy folders: what is accepted, what is set aside and why, what stops the run."""
+"""The real ingest on toy folders: what is accepted, what is set aside, and what stops the run."""
 
 from __future__ import annotations
 

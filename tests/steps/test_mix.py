@@ -91,20 +91,20 @@ def test_unnamed_classes_get_nothing() -> None:
 
 
 def test_impossible_amounts_are_rejected(bars_study, store: Store, profile: Profile) -> None:
-    with pytest.raises(StudyError, match=r"ratio_by_class: there is no class 'dwon'; .* down"):
+    with pytest.raises(StudyError, match=r"ratio_by_class: unknown class 'dwon'; .* down"):
         added(store, profile, by_class(bars_study, dwon=1.0), "mix.moved.by.class")
     with pytest.raises(DataError, match=r"ratio_by_class rounds to no image of any class"):
         added(store, profile, by_class(bars_study, down=0.001), "mix.moved.by.class")
     with pytest.raises(StudyError, match=r"request: ratio_by_class adds to no class"):
         by_class(bars_study, down=0)
-    with pytest.raises(StudyError, match=r"ratio_by_class: 'across' is none of classes"):
+    with pytest.raises(StudyError, match=r"ratio_by_class: 'across' is not in classes"):
         bars_study(request={"ratio_by_class": {"across": 1}, "classes": ["down"]})
 
 
 def test_ratio_for_a_class_that_is_not_a_target_is_rejected(bars_study) -> None:
     with pytest.raises(StudyError, match=r"request: ratio_by_class adds to no class"):
         by_class(bars_study, down=0)
-    with pytest.raises(StudyError, match=r"ratio_by_class: 'across' is none of classes"):
+    with pytest.raises(StudyError, match=r"ratio_by_class: 'across' is not in classes"):
         bars_study(request={"ratio_by_class": {"across": 1}, "classes": ["down"]})
 
 
@@ -149,7 +149,7 @@ def test_each_class_of_a_group_gets_the_ratio_of_its_own_images(
         ({"class_groups": {"a": []}, "ratio": 1}, r"class_groups\.a: "),
         (
             {"class_groups": {"a": ["x", "y"]}, "ratio_by_class": {"a": 1}, "classes": ["x"]},
-            r"ratio_by_class: 'y' \(of the group 'a'\) is none of classes",
+            r"ratio_by_class: 'y' \(of the group 'a'\) is not in classes",
         ),
     ],
 )
@@ -164,7 +164,7 @@ def test_invalid_groups_are_rejected_when_the_study_is_read(
 @pytest.mark.parametrize(
     ("groups", "why"),
     [
-        ({"rare": ["dwon"]}, r"request\.class_groups\.rare: there is no class 'dwon'; .* down"),
+        ({"rare": ["dwon"]}, r"request\.class_groups\.rare: unknown class 'dwon'; .* down"),
         ({"across": ["down"]}, r"request\.class_groups: 'across' is the name of a class"),
     ],
 )

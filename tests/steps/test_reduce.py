@@ -58,7 +58,7 @@ def test_dominant_classes_have_more_images_than_are_kept(
     [
         ({"balance_to": 100}, "no class has more images than are kept .'a' has 100"),
         ({"balance_to": 50, "classes": ["c"]}, "'c' has 10"),
-        ({"classes": ["d"]}, "reduce.classes: there is no class 'd'; there are a, b, c"),
+        ({"classes": ["d"]}, "reduce.classes: unknown class 'd'; choose from a, b, c"),
     ],
 )
 def test_reduction_without_effect_is_rejected(fields: dict[str, Any], says: str) -> None:

@@ -122,7 +122,7 @@ def test_folder_without_a_pipeline_is_rejected(tmp_path: Path) -> None:
         ({"prompt": "a {colour} cat"}, "unknown placeholder {colour}; use {label}"),
         ({"prompt": "a {label"}, "single brace .* write {{ for a brace"),
         ({"prompt": []}, "at least 1 item"),
-        ({"adapt": "lore"}, "no generators adapt named 'lore'; there are: dreambooth, full, lora"),
+        ({"adapt": "lore"}, "no generators adapt named 'lore'; choose from dreambooth, full, lora"),
         ({"adapt": {"name": "dreambooth", "class_prompt": "a {x}"}}, "class_prompt: .*holder {x}"),
         ({"adapt": {"name": "lora", "rank": 0}}, "adapt.rank: must be greater than or equal to 1"),
         ({"mode": "image2image", "num_inference_steps": 2, "strength": 0.3}, "leaves no step"),
