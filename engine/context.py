@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from engine.core.errors import EngineError
 from engine.core.manifest import Manifest, Part, read_manifest, write_part
 from engine.core.names import attempt_name
+from engine.core.notice import Notice
 from engine.core.progress import Bar, say
 from engine.core.registry import resolve
 from engine.core.shards import Commit, Shard, ShardSet
@@ -24,6 +25,7 @@ from engine.core.step import Step, upstream
 from engine.core.store import Store
 from engine.results.base import StepResult
 from engine.runtime.base import Runtime
+from engine.wording import notice_in_words
 from engine.work.attendance import DIED, HUNG
 from engine.work.fit import FitContext, read_progress, read_result
 from engine.work.resources import FitResources, StageResources
@@ -139,6 +141,10 @@ class Context:
     def say(self, text: str) -> None:
         say(f"  {self.step.label}: {text}")
 
+    def warn(self, notices: Sequence[Notice]) -> None:
+        for notice in notices:
+            self.say(f"warning: {notice_in_words(notice)}")
+
     def table(
         self, name: str, rows: pa.Table, /, *, row_group_size: int | None = None, **tags: str
     ) -> Part:
@@ -146,9 +152,7 @@ class Context:
         sink = pa.BufferOutputStream()
         pq.write_table(rows, sink, compression="zstd", row_group_size=row_group_size)
         folder, data = self.store.parts(self.prefix), sink.getvalue()
-        return write_part(
-            self.store, folder, name, "parquet", data, rows=rows.num_rows, tags=tags
-        )
+        return write_part(self.store, folder, name, "parquet", data, rows=rows.num_rows, tags=tags)
 
     def file(
         self, name: str, suffix: str, data: bytes, /, *, timed: bool = False, **tags: str

@@ -35,6 +35,7 @@ from engine.results.data import IngestResult
 from engine.results.images import CurateResult
 from engine.steps.ingest import IngestSpec
 from engine.study import Study
+from engine.wording import notice_in_words
 
 PROVENANCE = "provenance.json"
 
@@ -167,9 +168,9 @@ def refuse_stopped(label: str, curated: Manifest) -> None:
     for report in CurateResult.of(curated).filters:
         if report.stops:
             raise DataError(
-                f"{label} is not exported: {report.stops}, and curate.filters {report.name} has"
-                " strict: true; train the generator on more images or for fewer steps, or accept"
-                " the copies with strict: false"
+                f"{label} is not exported: {notice_in_words(report.stops)}, and curate.filters"
+                f" {report.name} has strict: true; train the generator on more images or for fewer"
+                " steps, or accept the copies with strict: false"
             )
 
 

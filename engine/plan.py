@@ -177,8 +177,8 @@ def _generator_steps(
             "ingest": data.ingest.key, "finetune": finetune.key if finetune else None,
         }
     )  # fmt: skip
-    made = {"generator": spec, "generator_key": generator_key, "preprocess": study.preprocess,
-            "task": data.task, "tasks": data.tasks}  # fmt: skip
+    sampling = {"generator": spec, "generator_key": generator_key, "preprocess": study.preprocess,
+                "task": data.task, "tasks": data.tasks}  # fmt: skip
     trained = {"finetune": finetune} if finetune is not None else {}
     if generator.parents() == "representatives":
         inputs = {**inputs, "select": data.select}
@@ -193,12 +193,12 @@ def _generator_steps(
             {
                 "request": data.request, "class_groups": study.request.class_groups,
                 "least_ratio": largest_ratio(study) if curation is not None else 0.0,
-                **made, "seed": seed,
+                **sampling, "seed": seed,
             },
             {**inputs, **({"curate": curate} if curate else {})}, plugins, of_round,
         )  # fmt: skip
         generate = make_step(
-            "generate", made, {"ingest": data.ingest, "request": request, **trained}, plugins,
+            "generate", sampling, {"ingest": data.ingest, "request": request, **trained}, plugins,
             of_round,
         )  # fmt: skip
         # The request comes first: its errors surface before hours of training.

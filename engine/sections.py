@@ -220,7 +220,9 @@ class Request(Amount):
                     raise explained(
                         "ratio_by_class: class {name} has two ratios, of {one} and of {other};"
                         " remove one, or remove the class from the group",
-                        name=repr(label), one=repr(earlier), other=repr(name),
+                        name=repr(label),
+                        one=repr(earlier),
+                        other=repr(name),
                     )
         targets = self.one_by_one().classes
         for label, name in given.items():

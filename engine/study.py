@@ -98,7 +98,8 @@ class Study(Spec):
                     raise explained(
                         "{section}.{label}: a name is a lowercase letter, then at most 31 lowercase"
                         " letters, digits or _; rename it",
-                        section=section, label=label,
+                        section=section,
+                        label=label,
                     )
         for section, labels, taken in (
             ("generators", self.generators, RESERVED),
@@ -108,7 +109,8 @@ class Study(Spec):
                 if label in taken:
                     raise explained(
                         "{section}.{label}: the name is already an arm or a split; choose another",
-                        section=section, label=label,
+                        section=section,
+                        label=label,
                     )
         for label, parts in self.search.combine.items():
             known = [*self.generators, *(["reduced"] if self.reduce else [])]

@@ -22,6 +22,10 @@ from engine.results.images import CurateResult, LabelerReport
 NOTHING = Estimate(estimate=0.0, low=-0.01, high=0.01, p=1.0)
 
 
+def estimate(value: float) -> Estimate:
+    return NOTHING.model_copy(update={"estimate": value})
+
+
 def interval(mean: float, low: float | None = None, high: float | None = None) -> MeanInterval:
     return MeanInterval(
         mean=mean, low=mean if low is None else low, high=mean if high is None else high
@@ -53,7 +57,7 @@ def contrast(**fields: Any) -> Contrast:
         "arm": "g x1", "against": "real", "ratio": 1.0, "word": "undecided", "differences": [],
         "effect": NOTHING, "bootstrap": NOTHING, "low": -0.01, "high": 0.01, "p_adjusted": 1.0,
         "equivalence_p": 1.0, "margin": 0.01, "detectable": None, "replicates": 5,
-        "replicates_needed": None, "groups": 10, "groups_needed": 10, "obstacle": "",
+        "replicates_needed": None, "groups": 10, "groups_needed": 10, "obstacle": None,
         "effect_size": None, "wilcoxon_p": None, "near_low": 0.0, "near_high": 0.0,
         "grouped": False, "tries": 1, "tries_against": 1, "drawn": False, "mcnemar": [],
         "recall_gain": [], "generator_fits": 1, "seeds": 5,
@@ -63,7 +67,7 @@ def contrast(**fields: Any) -> Contrast:
 
 def evaluate_result(**fields: Any) -> EvaluateResult:
     defaults: dict[str, Any] = {
-        "verdict": "", "objective": "macro_f1", "arms": {}, "baseline": "real", "contrasts": [],
+        "objective": "macro_f1", "arms": {}, "baseline": "real", "contrasts": [],
         "budget": None, "saturation": {}, "test": OpenedTest(images=10, groups=10, opened=1),
     }  # fmt: skip
     return EvaluateResult(**{**defaults, **fields})

@@ -257,9 +257,7 @@ def test_storage_of_another_version_is_not_discarded(store: Store) -> None:
 def test_shared_shard_is_attributed_to_the_round_that_names_it(
     study: Study, tmp_path: Path
 ) -> None:
-    rounds = study.model_copy(
-        update={"curate": study.curate.model_copy(update={"max_rounds": 2})}
-    )
+    rounds = study.model_copy(update={"curate": study.curate.model_copy(update={"max_rounds": 2})})
     steps, store = plan(rounds), Store(str(tmp_path / "empty"))
     first, second = named(steps, "generate")
     prefix = Generate().shard_prefixes(store, first)[0]

@@ -131,9 +131,7 @@ def test_an_audit_sees_with_the_network_that_the_study_names(
 def test_sets_to_match_that_are_not_there_are_refused(
     toy_study: Callable[..., Study], tmp_path: Path, match: Any, says: str
 ) -> None:
-    study = toy_study(
-        tmp_path, match={"x": match}, generators={"turned": {"name": "traditional"}}
-    )
+    study = toy_study(tmp_path, match={"x": match}, generators={"turned": {"name": "traditional"}})
     with pytest.raises(StudyError, match=says):
         plan(study)
 

@@ -25,7 +25,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from engine.comparison.openings import record_opening
-from engine.comparison.verdict import DeclaredContrast, Predictions, compare, figures_of, in_words
+from engine.comparison.verdict import DeclaredContrast, Predictions, compare, figures_of
 from engine.core import rows
 from engine.core.errors import DataError, StudyError
 from engine.core.manifest import Manifest
@@ -37,6 +37,7 @@ from engine.nets.classification import class_numbers
 from engine.results.comparison import OpenedTest, ScoredPredictions
 from engine.results.data import IngestResult
 from engine.study import Study
+from engine.wording import verdict_in_words
 
 PREDICTED = "predicted"
 # Allows for probabilities rounded to a few digits or stored in half precision.
@@ -91,7 +92,7 @@ def score(
             )
             for arm in arms
         },
-        contrasts=contrasts, verdict=in_words(contrasts, objective, baseline),
+        contrasts=contrasts, verdict=verdict_in_words(contrasts, objective, baseline),
     )  # fmt: skip
 
 

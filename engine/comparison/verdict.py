@@ -1,5 +1,5 @@
-"""Results from the predictions of a comparison's classifiers: figures of each arm, the declared
-contrasts, and the verdict in words.
+"""Results from the predictions of a comparison's classifiers: figures of each arm, and the
+verdict of each declared contrast.
 
 `evaluate` uses this for the study's own predictions, `score` for those in a file.
 """
@@ -7,7 +7,7 @@ contrasts, and the verdict in words.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -196,9 +196,9 @@ def compare(
         gain_to_real = []
         if "real" in predictions.probabilities:
             gain_to_real = class_gains(predictions, pair.arm, "real")
-        contrast = Contrast(
-            arm=pair.arm, against=pair.against, ratio=pair.ratio,
-            differences=differences, **asdict(verdict),
+        contrasts.append(Contrast(
+            **dict(verdict), arm=pair.arm, against=pair.against, ratio=pair.ratio,
+            differences=differences,
             grouped=verdict.groups < len(predictions.labels),
             tries=pair.tries[0], tries_against=pair.tries[1], drawn=pair.drawn,
             mcnemar=[
@@ -211,8 +211,7 @@ def compare(
             recall_gain=class_gains(predictions, pair.arm, pair.against),
             recall_gain_to_real=gain_to_real,
             generator_fits=predictions.generator_fits, seeds=predictions.seeds,
-        )  # fmt: skip
-        contrasts.append(contrast.model_copy(update={"settle": what_would_settle(contrast)}))
+        ))  # fmt: skip
     return contrasts
 
 
@@ -253,71 +252,3 @@ def budget_effect(results: Mapping[str, ArmResult], objective: str) -> Effect | 
     twice, once = (results[name].figures[objective] for name in ("real_double", "real"))
     interval = paired_t(np.subtract(twice.replicates, once.replicates).tolist())
     return Effect(estimate=interval.estimate, low=interval.low, high=interval.high)
-
-
-def budget_in_words(budget: Effect, objective: str) -> str:
-    return (
-        f"Warning: with twice the steps, real images alone gain {100 * budget.estimate:.1f} points"
-        f" of {objective}, so the training budget limits every arm; raise training.steps."
-    )
-
-
-def in_words(contrasts: Sequence[Contrast], objective: str, baseline: str) -> str:
-    """The verdict, one sentence per contrast."""
-    if not contrasts:
-        return f"no synthetic arm was compared; the strongest baseline on val is {baseline}"
-    return " ".join(contrast_in_words(contrast, objective) for contrast in contrasts)
-
-
-def contrast_in_words(contrast: Contrast, objective: str) -> str:
-    effect, margin = contrast.effect, contrast.margin
-    name, against = contrast.arm, contrast.against
-    difference = (
-        f"{objective} {100 * effect.estimate:+.1f} points compared with {against}, 95% interval"
-        f" {100 * contrast.low:+.1f} to {100 * contrast.high:+.1f}"
-    )
-    condition = replicates_in_words(contrast)
-    if contrast.word in ("helps", "harms"):
-        small = ", but by less than the study's margin" if abs(effect.estimate) < margin else ""
-        return f"{name} {contrast.word}{small}: {difference} ({condition})."
-    if contrast.word == "equivalent":
-        # Two one-sided tests at 5% correspond to a 90% interval.
-        near = (
-            f"{objective} {100 * effect.estimate:+.1f} points compared with {against}, 90% interval"
-            f" {100 * contrast.near_low:+.1f} to {100 * contrast.near_high:+.1f}"
-        )
-        return f"{name} makes no difference beyond ±{100 * margin:g} points: {near} ({condition})."
-    return f"{name} is undecided: {difference} ({condition}; {contrast.settle})."
-
-
-def replicates_in_words(contrast: Contrast) -> str:
-    """The replicates that the interval covers."""
-    fits, seeds = contrast.generator_fits, contrast.seeds
-    if fits == 1:
-        return f"{seeds} classifier seeds, conditional on one generator"
-    if contrast.drawn:
-        return (
-            f"{fits} draws of images"
-            + (f" with {seeds} classifier seeds each" if seeds > 1 else "")
-            + ", conditional on one generator, which the study did not train"
-        )
-    return f"{fits} generator fits" + (f" with {seeds} classifier seeds each" if seeds > 1 else "")
-
-
-def what_would_settle(contrast: Contrast) -> str:
-    """What an undecided contrast has too little of."""
-    if contrast.obstacle:
-        return contrast.obstacle
-    points = f"{100 * contrast.margin:g}"
-    groups, count = contrast.groups_needed, contrast.replicates_needed
-    needed = []
-    if groups > contrast.groups:
-        unit = "test groups" if contrast.grouped else "test images"
-        needed.append(f"about {groups:,} {unit} (here {contrast.groups:,})")
-    if count is None or count > contrast.replicates:
-        unit = "generator fits" if contrast.generator_fits > 1 else "seeds"
-        number = "more than 1,000" if count is None else f"about {count:,}"
-        needed.append(f"{number} {unit} (here {contrast.replicates})")
-    unit = "point" if points == "1" else "points"
-    what = "at least " + " and ".join(needed) if needed else "no more than this study has"
-    return f"finding a difference of {points} {unit}, the study's margin, would take {what}"

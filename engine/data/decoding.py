@@ -1,12 +1,12 @@
 """Safe decoding of foreign images to 8-bit grey or RGB.
 
-    CMYK, YCbCr, LAB       converted to RGB by Pillow
-    palette, any alpha     composited over white
-    16-bit integers        by the study's `window`, or the upper 8 bits
-    DICOM                  by the study's `window`, or the file's own (`engine.data.dicom`)
-    floats                 0..1 times 255; values outside are refused, as are NaN and infinity
-    EXIF orientation       applied; EXIF, GPS, profiles and text are dropped
-    animations, pages      the first frame
+CMYK, YCbCr, LAB       converted to RGB by Pillow
+palette, any alpha     composited over white
+16-bit integers        by the study's `window`, or the upper 8 bits
+DICOM                  by the study's `window`, or the file's own (`engine.data.dicom`)
+floats                 0..1 times 255; values outside are refused, as are NaN and infinity
+EXIF orientation       applied; EXIF, GPS, profiles and text are dropped
+animations, pages      the first frame
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from engine.core.notice import Notice
 from engine.core.spec import Configured, S, Spec
 
 
@@ -48,14 +49,14 @@ class Judgement:
 
     drop: bool (n,). columns: scores for the table of images, (n,) each. limits: the limits for the
     page, each a number or one per class. labels: labels (n,) that replace the requested ones.
-    stops: why the images of this generator must not be exported; empty if they may be.
+    stops: why the images of this generator must not be exported.
     """
 
     drop: np.ndarray
     columns: Mapping[str, np.ndarray] = field(default_factory=dict)
     limits: Mapping[str, float | Mapping[str, float]] = field(default_factory=dict)
     labels: np.ndarray | None = None
-    stops: str = ""
+    stops: Notice | None = None
 
 
 # With fewer images of a class in val, a quantile of the class is unreliable.

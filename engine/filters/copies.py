@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
+from engine.core.notice import Notice
 from engine.filters import Filter, FilterSpec, Judgement, Scores
 from engine.metrics.memorization import copies, copy_limits, nearest
 
@@ -31,9 +32,9 @@ class Copies(Filter[CopiesSpec]):
         neighbours = nearest(generated.vectors, generated.hashes, *real)
         limits = copy_limits(nearest(val.vectors, val.hashes, *real), self.spec.quantile)
         copied = copies(neighbours, limits)
-        stops = ""
+        stops = None
         if self.spec.strict and copied.any():
-            stops = f"{copied.sum():,} of {len(generated):,} images are copies of training images"
+            stops = Notice.of("copies", copies=int(copied.sum()), images=len(generated))
         return Judgement(
             copied,
             {

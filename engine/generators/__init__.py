@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from engine.core.notice import Notice
 from engine.core.rng import generator as random_generator
 from engine.core.spec import Configured, S, Spec
 from engine.data.images import Preprocess
@@ -185,7 +186,7 @@ class Generator(Configured[S]):
                 parent_id=None if parent is None else train.image_ids[parent],
             )
 
-    def prompt_warnings(self, prompts: Sequence[str]) -> list[str]:
+    def prompt_warnings(self, prompts: Sequence[str]) -> list[Notice]:
         """Warnings about these distinct prompts, such as that they are truncated."""
         return []
 

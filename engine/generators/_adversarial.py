@@ -144,9 +144,7 @@ class AdversarialGenerator(Generator[A]):
         from safetensors.torch import load_file
 
         if weights is None:
-            raise StudyError(
-                f"generators: {self.spec.name} has no weights to load; train it first"
-            )
+            raise StudyError(f"generators: {self.spec.name} has no weights to load; train it first")
         self.device = device
         self.conditions = Conditions.load(weights, self.spec.condition)
         network = self.network(json.loads((weights / "config.json").read_text()))

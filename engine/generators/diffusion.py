@@ -22,6 +22,7 @@ from PIL import Image
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from engine.core.errors import StudyError
+from engine.core.notice import Notice
 from engine.core.registry import PluginField, kind_of
 from engine.core.rng import generator
 from engine.core.spec import Spec, explained
@@ -218,7 +219,7 @@ class Diffusion(Generator[DiffusionSpec]):
         if spec.negative_prompt:
             yield spec.negative_prompt
 
-    def prompt_warnings(self, prompts: Sequence[str]) -> list[str]:
+    def prompt_warnings(self, prompts: Sequence[str]) -> list[Notice]:
         from engine.nets.tokenizers import truncation_warnings
 
         new = self.adaptation.new_words(prompts) if self.adaptation else {}

@@ -17,22 +17,12 @@ from scipy import sparse
 from engine.core.errors import DataError
 from engine.metrics.classification import Metric
 from engine.metrics.probabilities import macro, roc_auc
+from engine.results.comparison import Estimate
 
 # The largest share of draws that a class without images may void.
 _MOST_VOID = 0.5
 # Numbers in memory at once.
 _CELLS = 2**22
-
-
-@dataclass(frozen=True)
-class Interval:
-    """An estimate with its interval at `level`, and the two-sided p-value of "no difference"."""
-
-    estimate: float
-    low: float
-    high: float
-    p: float
-    level: float = 0.95
 
 
 @dataclass(frozen=True)
@@ -52,11 +42,11 @@ class Resampled:
     effective_groups: float | None = None
     rarest: int | None = None
 
-    def interval(self, level: float = 0.95) -> Interval:
+    def interval(self, level: float = 0.95) -> Estimate:
         """Percentile interval. The p-value is at least the smallest that the draws can show."""
         low, high = np.quantile(self.draws, [(1 - level) / 2, (1 + level) / 2])
         p = min(1.0, 2 * min(self._share(self.draws <= 0), self._share(self.draws >= 0)))
-        return Interval(self.estimate, float(low), float(high), p, level)
+        return Estimate(estimate=self.estimate, low=float(low), high=float(high), p=p, level=level)
 
     def beyond(self, margin: float) -> float:
         """p-value of "the difference exceeds ± margin", as `tost` but by the draws."""

@@ -15,15 +15,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from scipy import stats
 
-from engine.metrics.resampling import Interval, Resampled
+from engine.core.notice import Notice
+from engine.metrics.resampling import Resampled
+from engine.results.comparison import Estimate, Verdict, Word
 
-Word = Literal["helps", "harms", "equivalent", "undecided"]
 POWER = 0.8
 LEAST_REPLICATES = 5
 # With few groups a percentile interval is too narrow: if all replicates make the same errors, 9% of
@@ -33,42 +32,7 @@ LEAST_GROUPS = 20
 LEAST_FOR_WILCOXON = 8
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """The result of a comparison.
-
-    effect: mean difference of the metric, by paired t. bootstrap: the same by resampling. low,
-    high: the range of both intervals. p_adjusted: the larger of the two p-values after Holm.
-    equivalence_p: likewise, of two one-sided tests within `margin`. detectable: the difference that
-    this many replicates on this test set find in 80 of 100 studies, at the strictest level of
-    Holm's correction; None with an obstacle. near_low, near_high: the range of both methods' 90%
-    intervals, which match two one-sided tests at 5%. obstacle: why no data could decide; else
-    empty. replicates_needed, groups_needed: the numbers that find a difference of `margin`; None
-    for more than 1,000 replicates. effect_size: see `standardised`. wilcoxon_p: of the signed-rank
-    test, from eight replicates on; the verdict does not use it.
-    """
-
-    word: Word
-    effect: Interval
-    bootstrap: Interval
-    low: float
-    high: float
-    p_adjusted: float
-    equivalence_p: float
-    margin: float
-    detectable: float | None
-    replicates: int
-    replicates_needed: int | None
-    groups: int
-    groups_needed: int
-    obstacle: str = ""
-    effect_size: float | None = None
-    wilcoxon_p: float | None = None
-    near_low: float = math.nan
-    near_high: float = math.nan
-
-
-def paired_t(differences: Sequence[float], level: float = 0.95) -> Interval:
+def paired_t(differences: Sequence[float], level: float = 0.95) -> Estimate:
     """Student's t interval of the mean of paired differences. Raises `ValueError` for fewer than
     two.
 
@@ -79,10 +43,12 @@ def paired_t(differences: Sequence[float], level: float = 0.95) -> Interval:
         raise ValueError(f"too few replicates: {len(differences)} (an interval needs two)")
     mean = float(np.mean(differences))
     if _without_spread(differences):
-        return Interval(mean, mean, mean, 1.0, level)
+        return Estimate(estimate=mean, low=mean, high=mean, p=1.0, level=level)
     test = stats.ttest_1samp(differences, 0)
     low, high = test.confidence_interval(level)
-    return Interval(mean, float(low), float(high), float(test.pvalue), level)
+    return Estimate(
+        estimate=mean, low=float(low), high=float(high), p=float(test.pvalue), level=level
+    )
 
 
 def _without_spread(differences: Sequence[float]) -> bool:
@@ -248,21 +214,19 @@ def verdicts(
     return judged
 
 
-def _obstacle(differences: Sequence[float], resampled: Resampled, strictest: float) -> str:
-    """Why this comparison cannot be decided; else empty."""
-    if len(differences) < LEAST_REPLICATES:
-        return f"too few replicates: {len(differences)} (minimum {LEAST_REPLICATES})"
-    if resampled.groups < LEAST_GROUPS:
-        return f"too few test groups: {resampled.groups} (minimum {LEAST_GROUPS})"
-    effective = resampled.effective_groups or resampled.groups
+def _obstacle(
+    differences: Sequence[float], resampled: Resampled, strictest: float
+) -> Notice | None:
+    """Why this comparison cannot be decided."""
+    replicates, groups = len(differences), resampled.groups
+    if replicates < LEAST_REPLICATES:
+        return Notice.of("few_replicates", replicates=replicates, minimum=LEAST_REPLICATES)
+    if groups < LEAST_GROUPS:
+        return Notice.of("few_groups", groups=groups, minimum=LEAST_GROUPS)
+    effective = float(resampled.effective_groups or groups)
     if effective < LEAST_GROUPS - 1e-9:
-        return (
-            f"too few test groups: {resampled.groups} of unequal size, equivalent to"
-            f" {effective:.0f} (minimum {LEAST_GROUPS})"
-        )
-    least = math.ceil(2 / strictest)
-    if len(resampled.draws) < least:
-        return f"too few bootstrap draws; raise evaluate.bootstrap_draws to {least}"
-    if np.ptp(differences) <= 1e-12:
-        return "all differences are equal, so there is no spread to test against"
-    return ""
+        return Notice.of("unequal_groups", groups=groups, effective=effective, minimum=LEAST_GROUPS)
+    minimum = math.ceil(2 / strictest)
+    if len(resampled.draws) < minimum:
+        return Notice.of("few_draws", minimum=minimum)
+    return Notice.of("no_spread") if np.ptp(differences) <= 1e-12 else None

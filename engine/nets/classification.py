@@ -107,12 +107,14 @@ class Training(Spec):
             raise explained(
                 "batch_size: {size} is not a multiple of gradient_accumulation_steps: {parts};"
                 " change either",
-                size=self.batch_size, parts=self.gradient_accumulation_steps,
+                size=self.batch_size,
+                parts=self.gradient_accumulation_steps,
             )
         if self.lr_warmup_steps >= self.steps:
             raise explained(
                 "lr_warmup_steps: {warmup} is not below steps {steps}; lower it",
-                warmup=self.lr_warmup_steps, steps=self.steps,
+                warmup=self.lr_warmup_steps,
+                steps=self.steps,
             )
         return self
 

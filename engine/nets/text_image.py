@@ -47,7 +47,8 @@ class Described(Spec):
             if rest == template or set("{}") & set(rest):
                 raise explained(
                     "templates: {template} must contain {field} and no other braces",
-                    template=repr(template[:60]), field="{label}",
+                    template=repr(template[:60]),
+                    field="{label}",
                 )
         return self
 

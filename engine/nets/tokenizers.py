@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.core.errors import StudyError
+from engine.core.notice import Notice
 from engine.nets.pipelines import read_checkpoint
 
 # The most tokens that pipelines pass to a T5 encoder.
@@ -15,7 +16,7 @@ _T5 = {"StableDiffusion3": 256, "Flux": 512}
 
 def truncation_warnings(
     model: str, revision: str | None, prompts: Sequence[str], words: Mapping[str, int]
-) -> list[str]:
+) -> list[Notice]:
     """A warning about prompts that are longer than the checkpoint reads; empty if all fit.
 
     words: words that training adds to the tokenizer, and the number of tokens of each. If several
@@ -24,8 +25,7 @@ def truncation_warnings(
     try:
         tokenizer, limit = _longest(model, revision)
     except (OSError, ValueError, KeyError, StudyError) as error:
-        text = " ".join(str(error).split())[:120]
-        return [f"cannot check whether prompts are truncated: {text}"]
+        return [Notice.of("prompts_unchecked", why=" ".join(str(error).split()))]
     tokenizer.add_tokens(list(words))
     cut = []
     for prompt in prompts:
@@ -39,9 +39,11 @@ def truncation_warnings(
         return []
     prompt, rest = cut[0]
     return [
-        f"{len(cut)} of {len(prompts)} prompts are longer than the {limit} tokens that the"
-        f" checkpoint reads: {_short(prompt)} loses {_short(rest)}; shorten them"
-    ]
+        Notice.of(
+            "prompts_truncated", truncated=len(cut), prompts=len(prompts), limit=limit,
+            first=_short(prompt), rest=_short(rest),
+        )
+    ]  # fmt: skip
 
 
 def _longest(model: str, revision: str | None) -> tuple[Any, int]:

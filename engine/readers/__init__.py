@@ -11,6 +11,7 @@ from typing import ClassVar, Protocol
 
 import pyarrow as pa
 
+from engine.core.notice import Notice
 from engine.core.rows import TaskKind
 from engine.core.spec import Configured, S, Spec
 
@@ -49,7 +50,7 @@ class Reader(Configured[S]):
         """The source of the encoded images, by uri."""
         raise NotImplementedError
 
-    def warnings(self) -> list[str]:
+    def warnings(self) -> list[Notice]:
         """Warnings for the user; call after `records`."""
         return []
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from engine.core import rows
 from engine.core.errors import DataError
+from engine.core.notice import Notice
 from engine.data.dataset import replace_column
 from engine.data.dicom import patient_hash, read_header
 from engine.data.images import Rejected
@@ -74,14 +75,11 @@ class Dicom(Imagefolder):
         ]
         return replace_column(records, rows.GROUP_ID, [group or None for group in groups])
 
-    def warnings(self) -> list[str]:
+    def warnings(self) -> list[Notice]:
         unknown, yes = (self.burned_in[word] for word in ("", "YES"))
         warnings = []
         if yes:
-            warnings.append(f"{yes:,} files say that text is burned into their picture")
+            warnings.append(Notice.of("burned_in", files=yes))
         if unknown:
-            warnings.append(
-                f"{unknown:,} files do not say whether text is burned into their picture: names"
-                " and dates may be visible"
-            )
+            warnings.append(Notice.of("burned_in_unknown", files=unknown))
         return warnings

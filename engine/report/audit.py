@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from engine.core.notice import Notice
 from engine.data.images import decode_own
 from engine.report.download import as_csv, data_url
 from engine.report.page import render
@@ -45,7 +46,7 @@ class Look:
     task: str
     findings: list[Finding]
     problems: list[str]
-    warnings: list[str]
+    warnings: list[Notice]
     near_limit: dict[str, Any]
     # Images of each class in each split: all, and without the duplicates that a study removes.
     counts: dict[str, dict[str, int]]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from engine.wording import notice_in_words, what_would_settle
+
 NO_SPREAD = "no spread"
 # Placeholder for the table of contents in a template.
 CONTENTS = "<!-- contents -->"
@@ -87,5 +89,6 @@ def render(template: str, **values: Any) -> str:
     environment.filters |= {
         "duration": duration, "hours": hours, "points": points, "in_points": in_points,
         "interval": interval, "points_interval": points_interval, "p_value": p_value,
+        "in_words": notice_in_words, "what_would_settle": what_would_settle,
     }  # fmt: skip
     return environment.get_template(template).render(**values)

@@ -72,10 +72,7 @@ def comparison(
 def stars(contrast: Contrast) -> str:
     """*, ** and *** for an adjusted p below 0.05, 0.01 and 0.001: the larger of both methods, after
     Holm's correction. No stars if there were too few data for a verdict."""
-    if (
-        contrast.obstacle
-        or contrast.effect.estimate * contrast.bootstrap.estimate <= 0
-    ):
+    if contrast.obstacle or contrast.effect.estimate * contrast.bootstrap.estimate <= 0:
         return ""
     return "*" * sum(contrast.p_adjusted < level for level in STARS)
 

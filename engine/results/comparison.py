@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
+from engine.core.notice import Notice
 from engine.core.spec import Spec
 from engine.results.base import StepResult
+
+Word = Literal["helps", "harms", "equivalent", "undecided"]
 
 
 class MixResult(StepResult):
@@ -76,7 +79,7 @@ class SearchResult(StepResult):
     kind: ClassVar[str] = "search"
 
     objective: str
-    warnings: list[str]
+    warnings: list[Notice]
     # Digest of each trial's manifest, by key of its step.
     trials: dict[str, str]
     outside: dict[str, str] = {}
@@ -136,7 +139,7 @@ class ArmResult(Spec):
 
 
 class Estimate(Spec):
-    """A difference with its interval at `level`, and its p-value."""
+    """A difference with its interval at `level`, and the two-sided p-value of "no difference"."""
 
     estimate: float
     low: float
@@ -145,18 +148,21 @@ class Estimate(Spec):
     level: float = 0.95
 
 
-class Contrast(Spec):
-    """Two arms compared on test; `engine.metrics.significance.Verdict` explains the statistics.
+class Verdict(Spec):
+    """The result of a comparison.
 
-    grouped: whether test images come in groups. tries, tries_against: settings that each family had
-    on val. drawn: the generator fits are draws of generators that the study does not train.
+    effect: mean difference of the metric, by paired t. bootstrap: the same by resampling. low,
+    high: the range of both intervals. p_adjusted: the larger of the two p-values after Holm.
+    equivalence_p: likewise, of two one-sided tests within `margin`. detectable: the difference that
+    this many replicates on this test set find in 80 of 100 studies, at the strictest level of
+    Holm's correction; None with an obstacle. near_low, near_high: the range of both methods' 90%
+    intervals, which match two one-sided tests at 5%. obstacle: why no data could decide.
+    replicates_needed, groups_needed: the numbers that find a difference of `margin`; None for more
+    than 1,000 replicates. effect_size: mean over standard deviation of the differences. wilcoxon_p:
+    of the signed-rank test, from eight replicates on; the verdict does not use it.
     """
 
-    arm: str
-    against: str
-    ratio: float | None = None
-    word: str
-    differences: list[float]
+    word: Word
     effect: Estimate
     bootstrap: Estimate
     low: float
@@ -169,11 +175,24 @@ class Contrast(Spec):
     replicates_needed: int | None
     groups: int
     groups_needed: int
-    obstacle: str
+    obstacle: Notice | None
     effect_size: float | None
     wilcoxon_p: float | None
     near_low: float
     near_high: float
+
+
+class Contrast(Verdict):
+    """Two arms compared on test.
+
+    grouped: whether test images come in groups. tries, tries_against: settings that each family had
+    on val. drawn: the generator fits are draws of generators that the study does not train.
+    """
+
+    arm: str
+    against: str
+    ratio: float | None = None
+    differences: list[float]
     grouped: bool
     tries: int
     tries_against: int
@@ -185,8 +204,6 @@ class Contrast(Spec):
     recall_gain_to_real: list[MeanInterval] = []
     generator_fits: int
     seeds: int
-    # What would decide an undecided contrast.
-    settle: str = ""
 
 
 class Effect(Spec):
@@ -218,8 +235,6 @@ class EvaluateResult(StepResult):
 
     kind: ClassVar[str] = "evaluate"
 
-    # The verdict in sentences.
-    verdict: str
     objective: str
     arms: dict[str, ArmResult]
     baseline: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from engine.core.notice import Notice
 from engine.core.spec import Spec
 from engine.results.base import StepResult
 
@@ -19,7 +20,7 @@ class IngestResult(StepResult):
     set_aside: dict[str, int] = {}
     # The reader's fingerprint of the files, in its own terms.
     data: dict[str, Any] = {}
-    warnings: list[str] = []
+    warnings: list[Notice] = []
     # Splits that the data lacks and that were taken from train.
     carved: list[str] = []
     # Limits used to find near duplicates (`engine.data.near_duplicates.NearLimit`).
@@ -52,7 +53,7 @@ class AuditResult(StepResult):
     found: dict[str, int]
     # Problems to fix before the study can run.
     must: list[str]
-    warnings: list[str]
+    warnings: list[Notice]
     near_limit: dict[str, float | None]
 
 
@@ -73,7 +74,7 @@ class ClusterResult(StepResult):
     # Images of each cluster in descending order, by class.
     sizes: dict[str, list[int]]
     inertia: dict[str, float]
-    warnings: list[str]
+    warnings: list[Notice]
     # Mean silhouette of each number of clusters tried, by class.
     silhouette: dict[str, dict[str, float]] = {}
 

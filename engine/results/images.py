@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from pydantic import ConfigDict
+from pydantic import BeforeValidator, ConfigDict
 
+from engine.core.notice import Notice
 from engine.core.spec import Spec
 from engine.results.base import StepResult
 
@@ -19,7 +20,7 @@ class RequestResult(StepResult):
     counts: dict[str, int]
     # Digests of the generator's external files.
     outside: dict[str, str]
-    warnings: list[str] = []
+    warnings: list[Notice] = []
 
 
 class FinetuneResult(StepResult):
@@ -42,7 +43,7 @@ class GenerateResult(StepResult):
     requested: dict[str, int]
     # By reason.
     quarantined: dict[str, int]
-    warnings: list[str] = []
+    warnings: list[Notice] = []
 
 
 class MeasureResult(StepResult):
@@ -63,12 +64,13 @@ class ClassFunnel(Spec):
 
 class FilterReport(Spec):
     """The effect of one filter. limits: by name, for all classes or by class. stops: the reason
-    that forbids the export, or empty."""
+    that forbids the export."""
 
     name: str
     dropped: int
     limits: dict[str, float | dict[str, float | None] | None]
-    stops: str
+    # Stored as "" by earlier versions.
+    stops: Annotated[Notice | None, BeforeValidator(lambda value: value or None)]
 
 
 class LabelerReport(Spec):
@@ -88,7 +90,7 @@ class CurateResult(StepResult):
     kind: ClassVar[str] = "curate"
 
     funnel: dict[str, ClassFunnel]
-    warnings: list[str] = []
+    warnings: list[Notice] = []
     filters: list[FilterReport] = []
     labeler: LabelerReport | None = None
 
@@ -128,4 +130,4 @@ class FidelityResult(StepResult):
     kind: ClassVar[str] = "fidelity"
 
     scopes: list[FidelityScope]
-    warnings: list[str]
+    warnings: list[Notice]

@@ -19,6 +19,7 @@ from engine.core import rows
 from engine.core.errors import DataError
 from engine.core.manifest import Part
 from engine.core.names import check_class_names
+from engine.core.notice import Notice
 from engine.core.rows import TaskKind
 from engine.core.shards import OK, Shard, ids_digest, image_column, parquet_rows
 from engine.core.spec import Spec
@@ -42,10 +43,6 @@ _SMALL_SIDE = 32
 _LEAST = 20
 _NEIGHBOURS, _WIDEST = 10, 512
 _BLOCK = 16_384
-NEAR_UNTOLD = (
-    "different pictures of this data are as similar as copies, so near duplicates could not be"
-    " detected; only exact ones were looked for"
-)
 
 
 class IntakeSpec(Spec):
@@ -338,17 +335,9 @@ def candidates(vectors: Rows, groups: np.ndarray) -> np.ndarray:
     return np.unique(np.sort(np.concatenate(pairs), axis=1), axis=0)
 
 
-def too_small(index: pa.Table, preprocess: Preprocess) -> str:
+def too_small(index: pa.Table, preprocess: Preprocess) -> Notice | None:
     """The warning that near duplicates are not searched because pictures are too small: the
-    smaller of the study's size and the median original size counts. Empty if they are large
-    enough."""
+    smaller of the study's size and the median original size counts."""
     sides = pc.min_element_wise(index[rows.WIDTH], index[rows.HEIGHT])
     side = min(preprocess.size, int(pc.approximate_median(sides).as_py() or preprocess.size))
-    if side > _SMALL_SIDE:
-        return ""
-    return (
-        f"at {side} px near duplicates cannot be distinguished from similar pictures; only"
-        " exact ones were looked for"
-    )
-
-
+    return Notice.of("small_pictures", side=side) if side <= _SMALL_SIDE else None

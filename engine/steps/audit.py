@@ -25,6 +25,7 @@ from engine.context import Context, Output
 from engine.core import rows
 from engine.core.errors import DataError
 from engine.core.manifest import Manifest, Part
+from engine.core.notice import Notice
 from engine.core.registry import kind_of, name_of
 from engine.core.shards import OK, ShardSet
 from engine.core.step import Step
@@ -40,7 +41,6 @@ from engine.sections import EmbedderField
 from engine.stages.intake import (
     DECODED,
     EMBEDDED,
-    NEAR_UNTOLD,
     Intake,
     IntakeSpec,
     decode_records,
@@ -123,7 +123,7 @@ class _Work:
     context: Context
     spec: AuditSpec
     problems: list[str]
-    warnings: list[str]
+    warnings: list[Notice]
     findings: list[Finding] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     near_limit: dict[str, Any] = field(default_factory=dict)
@@ -239,10 +239,7 @@ class _Work:
         if not intake.keys:
             return None
         if name_of(spec.embedder) == "pixels":
-            self.warnings.append(
-                "the study's embedder is pixels, which detects label errors, outliers and crops far"
-                " worse than a network; set embedder to cnn, clip or dino"
-            )
+            self.warnings.append(Notice.of("pixel_embedder"))
         with self.timed("embed"):
             padded = spec.preprocess.fit == "pad"
             self.embedded_in = embed_decoded(self.context, spec.embedder, intake, padded)
@@ -263,7 +260,7 @@ class _Work:
                 "copies": round(near.limit.copies, 4), "different": round(near.limit.different, 4)
             }  # fmt: skip
             if near.limit.fine is None:
-                self.warnings.append(NEAR_UNTOLD)
+                self.warnings.append(Notice.of("similar_pictures"))
         for place in np.argsort(-near.agreement, kind="stable"):
             a, b = near.pairs[place].tolist()
             self.add(self.pair_kind("near", a, b), a, b, float(near.agreement[place]),
@@ -291,8 +288,7 @@ class _Work:
                     vectors[members], numbers, self.groups[members].astype(str), self.spec.seed
                 )
         if thin:
-            self.warnings.append(f"label errors were not searched in {', '.join(thin)[:200]}: each"
-                                 " has only one group or image")  # fmt: skip
+            self.warnings.append(Notice.of("one_group", classes=", ".join(thin)))
         if errors is None:
             return
         self.agreed = float(errors.agreed)

@@ -15,6 +15,7 @@ import pyarrow as pa
 from engine.context import Context, Output
 from engine.core import rows
 from engine.core.errors import DataError
+from engine.core.notice import Notice
 from engine.core.rng import derive_seed
 from engine.core.rows import TaskKind
 from engine.core.spec import Spec
@@ -105,12 +106,10 @@ class Cluster(StepKind[ClusterSpec]):
             context.table("centroids", pa.concat_tables(centroids), table="centroids"),
         ]
         warnings = what_to_know(clusters_of)
-        for warning in warnings:
-            context.say(f"warning: {warning}")
+        context.warn(warnings)
         number = sum(len(clusters.centroids) for clusters in clusters_of.values())
         scores = {
-            name: {str(k): value for k, value in by_k.items()}
-            for name, by_k in silhouettes.items()
+            name: {str(k): value for k, value in by_k.items()} for name, by_k in silhouettes.items()
         }
         result = ClusterResult(
             headline=f"{number} clusters"
@@ -123,21 +122,22 @@ class Cluster(StepKind[ClusterSpec]):
         return Output(parts, sum(counts.values()), result)
 
 
-def what_to_know(clusters_of: dict[str, Clusters]) -> list[str]:
+def what_to_know(clusters_of: dict[str, Clusters]) -> list[Notice]:
     """A warning for each class with dissolved or tiny clusters."""
     warnings = []
     for name, clusters in clusters_of.items():
         if clusters.dissolved:
+            before = clusters.dissolved + len(clusters.centroids)
             warnings.append(
-                f"{name}: {clusters.dissolved} of {clusters.dissolved + len(clusters.centroids)}"
-                " clusters had too few images and were dissolved"
-            )
+                Notice.of("clusters_dissolved", name=name, dissolved=clusters.dissolved,
+                          clusters=before)
+            )  # fmt: skip
         tiny = int((clusters.sizes < _TINY).sum())
         if tiny and tiny < len(clusters.centroids):
             warnings.append(
-                f"{name}: {tiny} of {len(clusters.centroids)} clusters have fewer than"
-                f" {_TINY} images; raise cluster.min_size or lower cluster.k"
-            )
+                Notice.of("clusters_tiny", name=name, tiny=tiny, clusters=len(clusters.centroids),
+                          images=_TINY)
+            )  # fmt: skip
     return warnings
 
 

@@ -42,8 +42,7 @@ class Embed(StepKind[EmbedSpec]):
         if kept < planned:
             headline += f"; {planned - kept:,} quarantined"
         return Output(
-            parts, kept,
+            parts,
+            kept,
             EmbedResult(headline=headline, width=width, quarantined=planned - kept),
         )
-
-

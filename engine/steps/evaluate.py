@@ -21,10 +21,8 @@ from engine.comparison.verdict import (
     DeclaredContrast,
     Predictions,
     budget_effect,
-    budget_in_words,
     compare,
     figures_of,
-    in_words,
     saturations,
 )
 from engine.context import Context, Output
@@ -51,6 +49,7 @@ from engine.stages.classify import (
 )
 from engine.stages.images import DecodeOwn, image_shards
 from engine.steps import StepKind
+from engine.wording import verdict_in_words
 
 
 class EvaluateSpec(Spec):
@@ -63,7 +62,7 @@ class EvaluateSpec(Spec):
 
 
 class Evaluate(StepKind[EvaluateSpec]):
-    version = 8
+    version = 9
     summary = "open test for the chosen arms and reach the verdict"
 
     def run(self, context: Context) -> Output:
@@ -110,16 +109,13 @@ class Evaluate(StepKind[EvaluateSpec]):
             spec.settings,
             spec.seed,
         )
-        sentence = in_words(contrasts, spec.objective, searched.baseline)
         budget = budget_effect(results, spec.objective)
-        if budget is not None and budget.low > 0:
-            sentence += " " + budget_in_words(budget, spec.objective)
+        verdict = verdict_in_words(contrasts, spec.objective, searched.baseline, budget)
         return Output(
             [context.table("predictions", pa.concat_tables(tables), table="predictions")],
             len(predictions.labels),
             EvaluateResult(
-                headline=sentence.rstrip("."),
-                verdict=sentence,
+                headline=verdict.rstrip("."),
                 objective=spec.objective,
                 arms=results,
                 baseline=searched.baseline,
@@ -169,9 +165,7 @@ def declared(
     ]  # fmt: skip
     # The arm's ratio is the best of several; its twin takes that ratio without a choice.
     return contrasts + [
-        DeclaredContrast(
-            of, twin, (tries[arms[of].family], 1), of in untrained, arms[of].ratio
-        )
+        DeclaredContrast(of, twin, (tries[arms[of].family], 1), of in untrained, arms[of].ratio)
         for twin, of in search.twins.items()
     ]
 

@@ -33,6 +33,7 @@ from pydantic import Field
 from engine.context import Context, Output
 from engine.core import rows
 from engine.core.manifest import Part
+from engine.core.notice import Notice
 from engine.core.registry import kind_of
 from engine.core.rng import derive_seed
 from engine.core.shards import parquet_rows
@@ -259,9 +260,7 @@ def sums_name(number: int, name: str, n: int) -> str:
     return f"{number}-{name}-{n}"
 
 
-def measure(
-    spec: FidelitySpec, inputs: FidelityInputs, scope: Scope, number: int
-) -> FidelityScope:
+def measure(spec: FidelitySpec, inputs: FidelityInputs, scope: Scope, number: int) -> FidelityScope:
     """The figures of one scope: each set compared with the val images of its classes."""
     if scope.few:
         return FidelityScope(classes=list(scope.labels), val=scope.val_count, few=scope.few,
@@ -370,33 +369,25 @@ def headline(scopes: Sequence[FidelityScope]) -> str:
 def warnings(
     scopes: Sequence[FidelityScope], kept: Mapping[str, int], classes: Sequence[str],
     enough: Sequence[str],
-) -> list[str]:  # fmt: skip
+) -> list[Notice]:  # fmt: skip
     """Warnings for readers of the figures."""
-    texts = []
+    notices = []
     first = next((scope for scope in scopes if "kept" in scope.sets), None)
     if first is not None:
         of_kept = first.sets["kept"]
         if of_kept.frechet is not None and of_kept.n < FRECHET_LEAST:
-            texts.append(
-                f"a Fréchet distance of {of_kept.n:,} images (fewer than {FRECHET_LEAST:,})"
-                " depends strongly on their number: compare it only with that of as many real"
-                " images"
-            )
+            notices.append(Notice.of("few_for_frechet", images=of_kept.n, least=FRECHET_LEAST))
         if first.floor:
-            n = first.floor["real"].n
-            texts.append(
-                f"train suffices for only {n:,} real images: their figures are not a reference for"
-                f" {of_kept.n:,} generated images, which are also compared at {n:,}"
-            )
+            real = first.floor["real"].n
+            notices.append(Notice.of("small_train", real=real, generated=of_kept.n))
         if of_kept.near is not None and of_kept.near[0] > _OFTEN_NEAR:
-            share, low, high = (100 * value for value in of_kept.near)
-            texts.append(
-                f"{share:.1f}% of the kept images ({low:.1f} to {high:.1f}) are nearer to a"
-                f" training image than {100 * (1 - NEAR):.0f}% of val images;"
-                f" {100 * NEAR:g}% are expected"
-            )
+            percent, low, high = (100 * value for value in of_kept.near)
+            notices.append(
+                Notice.of("near_train", percent=percent, low=low, high=high,
+                          farther=100 * (1 - NEAR), expected=100 * NEAR)
+            )  # fmt: skip
     left_out = [f"{label} ({kept[label]} kept)" for label in classes if label not in enough]
     if len(enough) > 1 and left_out:
-        texts.append(f"the scope of all classes omits those with fewer than {LEAST} kept images:"
-                     f" {', '.join(left_out)}")  # fmt: skip
-    return texts
+        omitted = ", ".join(left_out)
+        notices.append(Notice.of("classes_omitted", least=LEAST, classes=omitted))
+    return notices

@@ -342,5 +342,3 @@ def draw_sheet(
     return contact_sheet(
         {label: (real.get(label, []), generated[label]) for label in sorted(generated)}
     )
-
-

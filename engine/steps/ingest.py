@@ -24,6 +24,7 @@ from engine.core import rows
 from engine.core.errors import DataError, LeakError
 from engine.core.manifest import Manifest, Part
 from engine.core.names import csv_cell
+from engine.core.notice import Notice
 from engine.core.registry import kind_of
 from engine.core.shards import OK, ShardSet
 from engine.core.step import Step
@@ -41,7 +42,6 @@ from engine.results.data import IngestResult
 from engine.stages.intake import (
     DECODED,
     EMBEDDED,
-    NEAR_UNTOLD,
     Intake,
     IntakeSpec,
     check_records,
@@ -95,8 +95,7 @@ class Ingest(StepKind[IngestSpec]):
 
         quarantined = Counter(status for status in fate.values() if status != OK)
         totals = {split: sum(by_class.values()) for split, by_class in counts.items()}
-        for warning in notes["warnings"]:
-            context.say(f"warning: {warning}")
+        context.warn(notes["warnings"])
         headline = ", ".join(f"{totals[split]:,} {split}" for split in rows.SPLITS)
         out = len(fate) - sum(totals.values())
         return Output(
@@ -124,13 +123,13 @@ class Ingest(StepKind[IngestSpec]):
         near, limits, warnings = self._near(context, spec, intake, index)
         leaks = find_leaks(index, near)
         if spec.split.group == "none":
-            warnings.append("no groups are given: every image counts as independent of the others")
+            warnings.append(Notice.of("no_groups"))
         if leaks and spec.audit.on_leak == "fail":
             raise LeakError(self._leak_text(context, leaks))
         if leaks:
             index, leaks = resolve_leaks(index, leaks, near, spec.audit.on_leak, fate)
             warnings.append(
-                f"{len(leaks)} leaks between splits: on_leak: {spec.audit.on_leak} was applied"
+                Notice.of("leaks_resolved", leaks=len(leaks), on_leak=spec.audit.on_leak)
             )
         index = limit_train(index, spec.task, spec.split.train_limit, spec.seed, fate)
         return index, leaks, {"warnings": warnings, "carved": carved, "near_limit": limits,
@@ -138,7 +137,7 @@ class Ingest(StepKind[IngestSpec]):
 
     def _near(
         self, context: Context, spec: IngestSpec, intake: Intake, index: pa.Table
-    ) -> tuple[list[NearPair], dict[str, Any], list[str]]:
+    ) -> tuple[list[NearPair], dict[str, Any], list[Notice]]:
         """Near duplicates by id, their limits, and warnings."""
         if small := too_small(index, spec.preprocess):
             return [], {}, [small]
@@ -155,18 +154,13 @@ class Ingest(StepKind[IngestSpec]):
         limits = {name: round(value, 6) if value else value
                   for name, value in asdict(near.limit).items()}  # fmt: skip
         if near.limit.fine is None:
-            return [], limits, [NEAR_UNTOLD]
+            return [], limits, [Notice.of("similar_pictures")]
         pairs = [(ids[a], ids[b], float(agreement)) for (a, b), agreement in
                  zip(near.pairs.tolist(), near.agreement, strict=True)]  # fmt: skip
         groups, splits = (index[name].to_pylist() for name in (rows.GROUP_ID, rows.SPLIT))
         twins = [a for a, b in near.pairs.tolist()
                  if groups[a] != groups[b] and splits[a] == splits[b] == "train"]  # fmt: skip
-        warnings = []
-        if twins:
-            warnings.append(
-                f"{len(twins)} pairs of training images of different groups are near duplicates:"
-                " the groups may be wrong, see jobs/audit.py"
-            )
+        warnings = [Notice.of("similar_groups", pairs=len(twins))] if twins else []
         return pairs, limits, warnings
 
     def _leak_text(self, context: Context, leaks: Sequence[Leak]) -> str:

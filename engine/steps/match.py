@@ -130,9 +130,7 @@ class ImageSet:
         label_of = dict(zip(ids.to_pylist(), labels.to_pylist(), strict=True))
         grouped = grouped_vectors(store, keys, dict.fromkeys(label_of, name))
         if name not in grouped:
-            raise DataError(
-                f"{context.step.label}: no image of {name} was kept; loosen curate"
-            )
+            raise DataError(f"{context.step.label}: no image of {name} was kept; loosen curate")
         self.ids, self.vectors = grouped[name]
         self.labels = [label_of[image_id] for image_id in self.ids]
         self.named = pa.array(self.ids, pa.string())

@@ -58,6 +58,7 @@ from engine.results.images import CurateResult
 from engine.sections import Amount
 from engine.steps import StepKind
 from engine.steps.evaluate import EvaluateSpec
+from engine.wording import verdict_in_words
 
 _TILE = 52  # px
 _LINKED = 150_000  # largest table, in bytes, that is embedded in the page
@@ -95,9 +96,7 @@ class Report(StepKind):
         compared = [arm.family for arm in search_spec.arms if arm.role == "compared"]
         families = dict.fromkeys([*spec.generators, *compared, *trials["family"].to_pylist()])
         colours = {name: number % 10 for number, name in enumerate(families)}
-        curated = {
-            name: context.result(f"curate.{name}", CurateResult) for name in spec.generators
-        }
+        curated = {name: context.result(f"curate.{name}", CurateResult) for name in spec.generators}
         # Small images are enlarged by a whole factor, so that their pixels stay visible.
         side = _TILE // spec.preprocess.size * spec.preprocess.size or _TILE
         every_fit = {
@@ -119,9 +118,7 @@ class Report(StepKind):
             comparison_tables(
                 table, trials.to_pylist(), search_spec, evaluate, models, trainings, classes
             )
-            | image_tables(
-                context, wanted, probed, planes, nearest, reduced(context), classes
-            )
+            | image_tables(context, wanted, probed, planes, nearest, reduced(context), classes)
             | record_tables(saved, hours, evaluate.objective, steps)
         )
         page = render(
@@ -188,7 +185,9 @@ class Report(StepKind):
             ReportResult(
                 headline=f"a page and {len(tables) + 1} tables",
                 table=as_text(table, search.objective),
-                verdict=evaluate.verdict,
+                verdict=verdict_in_words(
+                    evaluate.contrasts, evaluate.objective, evaluate.baseline, evaluate.budget
+                ),
             ),
         )  # fmt: skip
 

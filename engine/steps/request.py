@@ -109,8 +109,7 @@ class Request(StepKind[RequestSpec]):
         table = pa.table({"shard": [shard.to_json() for shard in shards]})
         parts.append(context.table("shards", table, table="shards"))
         warnings = generator.prompt_warnings(sorted(prompts)) if prompts else []
-        for text in warnings:
-            context.say(f"warning: {text}")
+        context.warn(warnings)
         total = sum(counts.values())
         requested = {label: count for label, count in counts.items() if count}
         return Output(

@@ -25,6 +25,7 @@ from engine.comparison.arms import (
 from engine.context import Context, Output
 from engine.core import rows
 from engine.core.manifest import Manifest
+from engine.core.notice import Notice
 from engine.core.step import Step
 from engine.results.comparison import SearchResult, TrainResult, ValMean
 from engine.results.data import IngestResult
@@ -63,8 +64,7 @@ class Search(StepKind[SearchSpec]):
         trials += twins
         columns = trial_columns(spec, trials, manifests)
         warnings = hardly_learnt(columns, len(context.result("ingest", IngestResult).classes))
-        for text in warnings:
-            context.say(f"warning: {text}")
+        context.warn(warnings)
         best = max(chosen, key=lambda name: arms[name].mean)
         return Output(
             [context.table("trials", pa.table(columns), table="trials")], len(trials),
@@ -107,7 +107,7 @@ def trial_columns(
     return {name: [entry[name] for entry in entries] for name in entries[0]}
 
 
-def hardly_learnt(columns: Mapping[str, Sequence[Any]], classes: int) -> list[str]:
+def hardly_learnt(columns: Mapping[str, Sequence[Any]], classes: int) -> list[Notice]:
     """A warning if the classifiers on real images are near chance: no arm is informative then."""
     scores = [
         score for arm, score in zip(columns[rows.ARM], columns["balanced_accuracy"], strict=True)
@@ -116,11 +116,7 @@ def hardly_learnt(columns: Mapping[str, Sequence[Any]], classes: int) -> list[st
     mean, chance = float(np.mean(scores)), 1 / classes
     if mean > chance + 0.1 * (1 - chance):
         return []
-    return [
-        f"on real images alone the classifier has hardly learnt anything (balanced accuracy"
-        f" {mean:.2f} on val, chance is {chance:.2f}), so no arm is informative; raise"
-        " training.steps, change training.learning_rate or the classifier"
-    ]
+    return [Notice.of("hardly_learnt", mean=mean, chance=chance)]
 
 
 def mean_and_sd(values: Sequence[float] | np.ndarray) -> ValMean:

@@ -154,11 +154,7 @@ class Train(StepKind[TrainSpec]):
             f"{mix.rows:,} images; val {spec.training.objective} {score:.3f}"
             f" at step {metrics['best_step']:,} of {spec.training.steps:,}"
         )
-        return Output(
-            parts, mix.rows, TrainResult(headline=headline, outside=outside, **metrics)
-        )
+        return Output(parts, mix.rows, TrainResult(headline=headline, outside=outside, **metrics))
 
     def outdated(self, step: Step, manifest: Manifest) -> str | None:
         return changed_weights(step.spec_as(TrainSpec), TrainResult.of(manifest).outside)
-
-

@@ -28,6 +28,7 @@ from engine.core.store import Store
 from engine.report.download import beside
 from engine.results.comparison import Contrast, EvaluateResult, TrainResult
 from engine.study import Study
+from engine.wording import verdict_in_words
 
 _BATCH = 100
 _MAX_TEXT = 500
@@ -208,7 +209,8 @@ def _verdict(client: Any, run: str, evaluate: Manifest) -> None:
     for name, contrast in named_contrasts(result).items():
         figures[f"effect/{name}"] = contrast.effect.estimate
         client.set_tag(run, f"verdict.{_NAME.sub('_', name)}", contrast.word)
-    client.set_tag(run, "mlflow.note.content", result.verdict)
+    verdict = verdict_in_words(result.contrasts, result.objective, result.baseline, result.budget)
+    client.set_tag(run, "mlflow.note.content", verdict)
     _metrics(client, run, figures)
 
 

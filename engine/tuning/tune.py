@@ -262,9 +262,7 @@ def row_of(variants: StudyVariants, outcome: Outcome, halving: Halving | None) -
     """A row of the table of tries."""
     row: dict[str, Any] = {"try": outcome.number}
     for name in variants.tune.knobs:
-        row[name] = (
-            outcome.settings[name] if outcome.number else field_of(variants.study({}), name)
-        )
+        row[name] = outcome.settings[name] if outcome.number else field_of(variants.study({}), name)
     scores: list[float] = []
     if outcome.reached is not None:
         steps = outcome.reached.steps if halving else None

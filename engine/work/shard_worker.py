@@ -1,7 +1,7 @@
 """The worker of a pool: computes shards with stages and commits them.
 
-    <prefix>/pieces/<name>-<attempt>.<digest>.arrow    rows of a shard that is computed piece by
-                                                       piece, until it is committed
+<prefix>/pieces/<name>-<attempt>.<digest>.arrow    rows of a shard that is computed piece by
+                                                   piece, until it is committed
 """
 
 from __future__ import annotations

@@ -114,9 +114,7 @@ def test_network_without_blocks_trains_all_or_only_its_head() -> None:
         ({"name": "vgg", "depth": 12}, "classifier.depth: must be"),
     ],
 )
-def test_invalid_classifier_is_rejected_in_one_line(
-    fields: dict[str, Any], message: str
-) -> None:
+def test_invalid_classifier_is_rejected_in_one_line(fields: dict[str, Any], message: str) -> None:
     values = {
         "name": "toy", "reader": {"name": "digits"}, "preprocess": {"size": 16},
         "classifier": fields,

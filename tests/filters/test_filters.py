@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from engine.core.notice import Notice
 from engine.core.registry import available, resolve
 from engine.filters import Judgement, Scores, class_limits
 from engine.filters.agreement import confidence_of, confidences
@@ -116,7 +117,7 @@ def test_copies_name_the_training_image_and_strict_stops_export() -> None:
     assert found.columns["nearest_id"][40:].tolist() == ["t0007", "t0030", "t0200"]
     assert found.columns["distance"][40:].max() < 1e-6
     assert not found.stops
-    assert "3 of 43 images are copies" in judge("copies", made, strict=True).stops
+    assert judge("copies", made, strict=True).stops == Notice.of("copies", copies=3, images=43)
     assert not judge("copies", MADE, strict=True).stops
 
 

@@ -120,9 +120,7 @@ def test_neighbours_and_order_change_no_pixel(tmp_path: Path) -> None:
 
 def test_each_cluster_has_its_own_condition(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
-    made = spec(
-        condition="cluster", generator_learning_rate=1e-2, discriminator_learning_rate=1e-2
-    )
+    made = spec(condition="cluster", generator_learning_rate=1e-2, discriminator_learning_rate=1e-2)
     assert Dcgan(made, PREPROCESS).uses_clusters()
     fit(store, made)
     generator = loaded(store, made, tmp_path / "weights")

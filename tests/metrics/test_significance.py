@@ -12,6 +12,7 @@ from scipy import sparse, stats
 from sklearn.metrics import roc_auc_score
 
 from engine.core.errors import DataError
+from engine.core.notice import Notice
 from engine.metrics.classification import Metric, accuracy, macro_f1
 from engine.metrics.resampling import (
     AreaScores,
@@ -197,13 +198,13 @@ def test_verdict_follows_from_both_methods(
 
 
 def test_reason_for_undecided_is_given() -> None:
-    def obstacle(differences: list[float], groups: int = 100) -> str:
+    def obstacle(differences: list[float], groups: int = 100) -> Notice | None:
         return verdicts([(differences, drawn(0.047, 0.005, groups))], 0.01)[0].obstacle
 
-    assert obstacle(CLEAR[:4]) == "too few replicates: 4 (minimum 5)"
-    assert obstacle(CLEAR, groups=1) == "too few test groups: 1 (minimum 20)"
-    assert "no spread" in obstacle([0.047] * 5)
-    assert obstacle(CLEAR) == ""
+    assert obstacle(CLEAR[:4]) == Notice.of("few_replicates", replicates=4, minimum=5)
+    assert obstacle(CLEAR, groups=1) == Notice.of("few_groups", groups=1, minimum=20)
+    assert obstacle([0.047] * 5) == Notice.of("no_spread")
+    assert obstacle(CLEAR) is None
 
 
 def test_unequal_groups_count_by_their_effective_number() -> None:
@@ -244,7 +245,7 @@ def test_interval_of_an_equivalent_contrast_is_within_the_margin() -> None:
 
 def test_too_few_draws_are_reported() -> None:
     many = [(CLEAR, drawn(0.047, 0.005))] * 60
-    assert "raise evaluate.bootstrap_draws to 2400" in verdicts(many, 0.01)[0].obstacle
+    assert verdicts(many, 0.01)[0].obstacle == Notice.of("few_draws", minimum=2400)
 
 
 def test_draws_without_a_class_are_repeated() -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from engine.core.notice import Notice
 from engine.report import plots
 from engine.report.table import as_text, comparison, stars
 from tests.results import (
@@ -166,9 +167,7 @@ def test_replicates_that_are_alike_have_no_spread_in_the_table() -> None:
     figures = {"accuracy": arm_figure(0.9, 0.9, low=0.9, high=0.9)}
     opened = {"real": arm_result(figures),
               "g only": arm_result(figures, ratio=None, role="shown")}  # fmt: skip
-    search = search_result(
-        objective="accuracy", arms={name: val_mean(0.9, 0.0) for name in opened}
-    )
+    search = search_result(objective="accuracy", arms={name: val_mean(0.9, 0.0) for name in opened})
     evaluate = evaluate_result(arms=opened)
     table = comparison({"real": 0, "g only": 40}, search, evaluate)
     assert [row.mark for row in table] == ["baseline", "no real images"]
@@ -181,7 +180,7 @@ def test_replicates_that_are_alike_have_no_spread_in_the_table() -> None:
     ("p", "more", "want"),
     [
         (0.06, {}, ""), (0.04, {}, "*"), (0.009, {}, "**"), (0.0005, {}, "***"),
-        (0.0005, {"obstacle": "too few replicates: 2"}, ""),
+        (0.0005, {"obstacle": Notice.of("few_replicates", replicates=2, minimum=5)}, ""),
         (0.0005, {"bootstrap": NOTHING.model_copy(update={"estimate": -0.1})}, ""),
     ],
 )  # fmt: skip

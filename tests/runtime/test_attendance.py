@@ -118,7 +118,5 @@ class DiesInLoad:
 @pytest.mark.slow
 def test_workers_that_die_while_loading_end_the_stream(runtime: RayRuntime, tmp_path: Path) -> None:
     context = make_context(Store(str(tmp_path)), runtime, QUICK)
-    with pytest.raises(
-        EngineError, match=r"^stage generate: its workers died 5 times while load"
-    ):
+    with pytest.raises(EngineError, match=r"^stage generate: its workers died 5 times while load"):
         compute(context, plan(8, 8), DiesInLoad())

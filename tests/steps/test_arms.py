@@ -8,7 +8,6 @@ from pathlib import Path
 import pyarrow.compute as pc
 import pytest
 
-from engine.comparison.verdict import replicates_in_words
 from engine.core import rows
 from engine.core.errors import StudyError
 from engine.core.manifest import Manifest, read_manifest
@@ -19,6 +18,7 @@ from engine.profile import Profile
 from engine.results.comparison import Contrast
 from engine.runtime.inline import InlineRuntime
 from engine.study import Study
+from engine.wording import replicates_in_words
 from tests.conftest import write_bars
 from tests.steps.test_comparison import table
 
@@ -56,12 +56,14 @@ def test_each_generator_fit_is_a_replicate_with_its_own_images_and_classifiers(
     evaluated = manifests[named(steps, "evaluate")[0].key]
     (contrast,) = evaluated.metrics["contrasts"]
     assert len(contrast["differences"]) == contrast["replicates"] == 3
-    assert contrast["obstacle"].startswith("too few replicates: 3")
+    assert contrast["obstacle"] == {
+        "code": "few_replicates", "fields": {"replicates": 3, "minimum": 5}
+    }  # fmt: skip
     # The images of a folder are drawn again, and nothing is trained.
     assert contrast["drawn"]
     assert (
         "3 draws of images with 2 classifier seeds each, conditional on one generator"
-        in evaluated.metrics["verdict"]
+        in evaluated.metrics["headline"]
     )
     assert replicates_in_words(Contrast.model_validate({**contrast, "drawn": False})) == (
         "3 generator fits with 2 classifier seeds each"

@@ -8,6 +8,7 @@ import io
 import re
 import shutil
 from collections.abc import Callable
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +163,8 @@ def test_clean_folder_has_no_problems(
     assert manifest.metrics["must"] == []
     assert not [e for e in found(store, manifest) if e["kind"] not in ("label", "outlier")]
     assert "No problem stops the study" in html(store, manifest)
-    assert any("embedder is pixels" in text for text in manifest.metrics["warnings"])
+    assert "pixel_embedder" in {notice["code"] for notice in manifest.metrics["warnings"]}
+    assert "The study's embedder is pixels" in unescape(html(store, manifest))
 
 
 def test_hostile_names_are_escaped_in_page_and_tables(

@@ -103,9 +103,9 @@ def test_small_clusters_are_dissolved_and_reported(
     study = toy_study(image_folder({"a": 20, "b": 30}), cluster={"k": 8, "min_size": 4})
     metrics = run_until(study, "cluster").metrics
     assert min(min(sizes) for sizes in metrics["sizes"].values()) >= 4
-    assert any("were dissolved" in warning for warning in metrics["warnings"])
+    assert "clusters_dissolved" in {notice["code"] for notice in metrics["warnings"]}
     plainly = run_until(toy_study(image_folder({"a": 20, "b": 30}), cluster={"k": 8}), "cluster")
-    assert any("raise cluster.min_size" in warning for warning in plainly.metrics["warnings"])
+    assert "clusters_tiny" in {notice["code"] for notice in plainly.metrics["warnings"]}
 
 
 def test_few_images_allow_few_clusters() -> None:

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from engine.comparison.arms import Arm, planned_trials
-from engine.comparison.verdict import budget_effect, budget_in_words, saturations
+from engine.comparison.verdict import budget_effect, saturations
 from engine.core import rows
 from engine.core.errors import DataError, EngineError, ResumeError, StorageError, StudyError
 from engine.core.manifest import Manifest, read_manifest
@@ -32,6 +32,7 @@ from engine.steps.mix import pool_order, wanted_images
 from engine.steps.request import top_up
 from engine.steps.search import choose, hardly_learnt
 from engine.study import Study
+from engine.wording import verdict_in_words
 from tests.conftest import write_bars
 from tests.results import arm_figure, arm_result, val_mean
 
@@ -54,7 +55,7 @@ def test_study_reaches_its_verdict_and_a_second_run_computes_nothing(
     }  # fmt: skip
     (contrast,) = evaluated.metrics["contrasts"]
     assert contrast["word"] in ("helps", "harms", "equivalent", "undecided")
-    assert "conditional on one generator" in evaluated.metrics["verdict"]
+    assert "conditional on one generator" in evaluated.metrics["headline"]
     predictions = table(store, evaluated, "predictions")
     assert predictions.num_rows == evaluated.metrics["test"]["images"] * 4 * 2
     # All reported figures come from the table.
@@ -94,7 +95,7 @@ def test_no_step_before_evaluate_can_read_test(bars_study, run_until: Run, store
         run_until(bars_study(), "evaluate")
     for key, data in kept.items():
         store.put(key, data)
-    assert run_until(bars_study(), "evaluate").metrics["verdict"]
+    assert run_until(bars_study(), "evaluate").metrics["headline"]
 
 
 def test_images_of_another_class_are_dropped_with_their_reason(
@@ -274,8 +275,8 @@ def test_ratio_is_chosen_on_val_and_ties_go_to_the_smaller() -> None:
 def test_classifiers_without_skill_give_a_warning(bars_study, run_until: Run) -> None:
     columns = {"arm": ["real", "real", "more x1"], "balanced_accuracy": [0.1, 0.12, 0.9]}
     (warning,) = hardly_learnt(columns, 10)
-    assert "balanced accuracy 0.11 on val, chance is 0.10" in warning
-    assert "raise training.steps" in warning
+    assert warning.code == "hardly_learnt"
+    assert warning.fields == pytest.approx({"mean": 0.11, "chance": 0.1})
     assert hardly_learnt({**columns, "balanced_accuracy": [0.6, 0.5, 0.1]}, 10) == []
     untrained = bars_study(training={"steps": 1, "batch_size": 4, "learning_rate": 1e-9})
     assert run_until(untrained, "search").metrics["warnings"]
@@ -385,9 +386,10 @@ def test_limiting_budget_is_reported() -> None:
 
     short = budget_effect(arms([0.5, 0.52, 0.51], [0.6, 0.61, 0.62]), "macro_f1")
     assert short.low > 0
-    assert "raise training.steps" in budget_in_words(short, "macro_f1")
+    assert "raise training.steps" in verdict_in_words([], "macro_f1", "real", short)
     enough = budget_effect(arms([0.5, 0.52, 0.51], [0.51, 0.5, 0.52]), "macro_f1")
     assert enough.low < 0 < enough.high
+    assert "Warning" not in verdict_in_words([], "macro_f1", "real", enough)
     assert budget_effect({"real": arm_result()}, "macro_f1") is None
 
 

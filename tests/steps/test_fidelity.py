@@ -14,6 +14,7 @@ import pytest
 
 from engine.core import rows
 from engine.core.manifest import Manifest
+from engine.core.notice import Notice
 from engine.core.store import Store
 from engine.data.arrays import vectors_of
 from engine.metrics.diversity import vendi_score
@@ -149,10 +150,11 @@ def test_copies_of_train_are_closer_than_held_out_images(
     for share, low, high in near:
         assert low <= share <= high
     assert first["sets"]["kept"]["nearest"] < first["val_nearest"] == other["val_nearest"]
-    (text,) = (text for text in copied["warnings"] if "nearer to a training image" in text)
-    share, low, high = (f"{100 * value:.1f}" for value in near[0])
-    assert text.startswith(f"{share}% of the kept images ({low} to {high})")
-    assert text.endswith("1% are expected")
+    (fields,) = (
+        notice["fields"] for notice in copied["warnings"] if notice["code"] == "near_train"
+    )
+    assert [fields[name] for name in ("percent", "low", "high")] == [100 * x for x in near[0]]
+    assert fields["expected"] == 1
     assert copied["scopes"][0]["sets"]["real"]["near"] is None
 
 
@@ -196,7 +198,10 @@ def test_generated_images_are_also_measured_at_the_size_of_a_smaller_train(
     assert across["floor"] == {}
     assert set(across["sets"]) == {"kept", "real"}
     assert "60 images of each" in metrics["headline"]
-    assert any("suffices for only 60" in text for text in metrics["warnings"])
+    (fields,) = (
+        notice["fields"] for notice in metrics["warnings"] if notice["code"] == "small_train"
+    )
+    assert fields["real"] == 60
 
 
 def test_size_follows_the_study_if_a_fit_keeps_more(store: Store, spec: FidelitySpec) -> None:
@@ -352,13 +357,13 @@ def test_warning_of_a_later_fit_names_the_fit() -> None:
 
     nothing = curated()
     stopped = FilterReport(
-        name="copies", dropped=3, limits={}, stops="3 of 60 are copies of training images"
+        name="copies", dropped=3, limits={}, stops=Notice.of("copies", copies=3, images=60)
     )
     copied = curated(filters=[stopped])
     probed = {"more": {"entries": [{"label": "down", "areas": {0: 0.6, 1: 0.97}}]}}
     told, stops = image_warnings(probed, {"more": [nothing, copied]}, Asked())
     assert told.startswith("images of more, fit 1 are easily distinguished from real ones")
-    assert stops.startswith("more, fit 1: 3 of 60 are copies of training images")
+    assert stops.startswith("more, fit 1: 3 of 60 images are copies of training images")
     # Warnings about all fits appear once.
     probed = {"more": {"entries": [{"label": "down", "areas": {0: 0.96, 1: 0.97}}]}}
     seen, more = (

@@ -50,8 +50,9 @@ def test_study_adapts_a_checkpoint_and_generates_images(
     first = table.slice(0, 1).to_pylist()[0]
     image = Image.open(io.BytesIO(first[rows.IMAGE]["bytes"]))
     assert json.loads(image.text["synthetic"])["prompt"] == first[rows.PROMPT]
-    (told,) = manifest.metrics["warnings"]
-    assert "1 of 2 prompts are longer than the 16 tokens" in told
+    (notice,) = manifest.metrics["warnings"]
+    assert notice["code"] == "prompts_truncated"
+    assert (notice["fields"]["truncated"], notice["fields"]["limit"]) == (1, 16)
 
     # Other sampling settings do not retrain; another prompt does.
     steps = {step.kind: step.key for step in plan(study)}

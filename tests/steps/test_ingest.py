@@ -513,7 +513,8 @@ def test_drop_removes_the_image_from_the_earlier_split(
     assert found == {"train/=a/000.png": "leak", "val/b/001.png": "leak"}
     assert manifest.metrics["leaks"] == {"exact": 2}
     assert all(uri.startswith(split) for uri, split in splits_of(store, manifest).items())
-    assert any("on_leak: drop" in warning for warning in manifest.metrics["warnings"])
+    resolved = {"code": "leaks_resolved", "fields": {"leaks": 2, "on_leak": "drop"}}
+    assert resolved in manifest.metrics["warnings"]
     listed = pa.concat_tables(store.tables(manifest.keys(table="leaks")))
     assert listed.num_rows == 2
 
@@ -584,7 +585,7 @@ def test_near_duplicates_are_skipped_at_32_pixels_with_a_message(
 ) -> None:
     manifest = ingest(toy_study(folder_with_copies, preprocess={"size": 32}))
     assert manifest.metrics["leaks"] == {}
-    assert any("only exact ones were looked for" in text for text in manifest.metrics["warnings"])
+    assert {"code": "small_pictures", "fields": {"side": 32}} in manifest.metrics["warnings"]
 
 
 def test_enlarged_small_originals_are_treated_as_small(
@@ -594,4 +595,4 @@ def test_enlarged_small_originals_are_treated_as_small(
         Image.open(path).resize((28, 28)).save(path)
     manifest = ingest(toy_study(folder_with_copies, preprocess={"size": 64}))
     assert manifest.metrics["leaks"] == {}
-    assert any(text.startswith("at 28 px near") for text in manifest.metrics["warnings"])
+    assert {"code": "small_pictures", "fields": {"side": 28}} in manifest.metrics["warnings"]

@@ -234,8 +234,7 @@ def test_tables_stand_in_the_page_and_beside_it(bars_study, store, profile) -> N
     assert contrast["verdict"] == metrics["contrasts"][0]["word"]
     assert contrast["objective"] == metrics["objective"] == "roc_auc"
     areas = [
-        metrics["arms"][contrast[name]]["figures"]["roc_auc"]["mean"]
-        for name in ("arm", "against")
+        metrics["arms"][contrast[name]]["figures"]["roc_auc"]["mean"] for name in ("arm", "against")
     ]
     assert float(contrast["difference"]) == pytest.approx(areas[0] - areas[1], abs=1e-5)
     assert len(tables["trials.csv"]) == 10
@@ -359,7 +358,7 @@ def test_an_arm_of_generated_images_alone_is_shown_and_no_baseline(
     assert "more only" in figures_section(page)
     # No verdict is of it, and none against it.
     assert "more only" not in page[: page.index("<h2>All arms")]
-    assert "more only" not in evaluate.metrics["verdict"]
+    assert "more only" not in evaluate.metrics["headline"]
     assert search.metrics["baseline"] != "more only"
     chosen = {name for name in search.metrics["chosen"] if name.startswith("more x")}
     assert len(chosen) == 1

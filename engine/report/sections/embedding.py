@@ -26,6 +26,7 @@ from engine.report.sections.curation import generated
 from engine.report.sections.fidelity import in_words, numbered, of_fits
 from engine.results.images import CurateResult
 from engine.vectors.plane import place
+from engine.wording import notice_in_words
 
 _SCATTER = 450  # of each side
 _PICTURES = 1_500_000  # bytes of small pictures on a page, as they stand in it
@@ -129,8 +130,10 @@ def scatter(context: Context, spec: Any, classes: Sequence[str]) -> list[dict[st
                 "method": method,
                 "points": points.tolist(),
                 "svg": plots.scatter(
-                    [tuple(point) for point in points.tolist()], numbers,
-                    synthetic[chosen].tolist(), titles,
+                    [tuple(point) for point in points.tolist()],
+                    numbers,
+                    synthetic[chosen].tolist(),
+                    titles,
                 ),
             }
             for method, points in planes_of(both[chosen], derive_seed(spec.seed, "plane", name))
@@ -310,11 +313,12 @@ def image_warnings(
         for fit, result in enumerate(fits):
             called = _called(name, [fit], len(fits))
             warnings += [
-                f"{called}: {report.stops}; the study's strict setting stops the export"
+                f"{called}: {notice_in_words(report.stops)}; the study's strict setting stops the"
+                " export"
                 for report in result.filters
                 if report.stops
             ]
-            warnings += [f"{called}: {text}" for text in result.warnings]
+            warnings += [f"{called}: {notice_in_words(notice)}" for notice in result.warnings]
     return warnings
 
 

@@ -140,9 +140,7 @@ def _within(name: str, figure: ArmFigure | None) -> MeanInterval | None:
     if figure is None:
         return None
     most = 2.0 if name == "brier" else 1.0
-    return MeanInterval(
-        mean=figure.mean, low=max(0.0, figure.low), high=min(most, figure.high)
-    )
+    return MeanInterval(mean=figure.mean, low=max(0.0, figure.low), high=min(most, figure.high))
 
 
 def forests(evaluate: EvaluateResult, classes: Sequence[str]) -> list[dict[str, Any]]:
@@ -257,9 +255,7 @@ def confusions(
 
 def val_confusion(trials: Sequence[Trained], arm: str) -> np.ndarray:
     """Counts (classes, classes) of an arm's classifiers on val."""
-    matrices = [
-        trial.result.val.confusion for trial in trials if trial.trial.arm.name == arm
-    ]
+    matrices = [trial.result.val.confusion for trial in trials if trial.trial.arm.name == arm]
     return np.asarray(np.sum(matrices, axis=0))
 
 

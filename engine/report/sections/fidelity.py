@@ -12,6 +12,7 @@ from engine.core.step import Subject
 from engine.metrics.minimums import FRECHET_LEAST, LEAST, NEAR, NEAR_LEAST
 from engine.report.sections.curation import TILES, closest
 from engine.results.images import CurateResult, FidelityResult, FidelityScope, FidelitySet
+from engine.wording import notice_in_words
 
 _NAMES = {
     "kept": "generated, kept", "generated": "generated, before curation",
@@ -68,8 +69,8 @@ def warnings_of(fits: Fits) -> list[str]:
     """The warnings of all fits, with the fits concerned."""
     fits_by_text: dict[str, list[int]] = {}
     for fit, manifest in enumerate(fits):
-        for text in FidelityResult.of(manifest).warnings:
-            fits_by_text.setdefault(text, []).append(fit)
+        for notice in FidelityResult.of(manifest).warnings:
+            fits_by_text.setdefault(notice_in_words(notice), []).append(fit)
     return [text if len(numbers) == len(fits) else f"{numbered(numbers)}: {text}"
             for text, numbers in fits_by_text.items()]  # fmt: skip
 
@@ -173,7 +174,8 @@ def fit_rows(context: Context, generator: str) -> list[dict[str, Any]]:
                 "share": kept / generated if generated else None,
                 "dropped": {report.name: report.dropped for report in result.filters},
                 "near": cell("near", [near]),
-                "stops": "; ".join(report.stops for report in result.filters if report.stops),
+                "stops": "; ".join(notice_in_words(report.stops) for report in result.filters
+                                   if report.stops),
             }
         )  # fmt: skip
     return entries

@@ -165,9 +165,7 @@ def _drawn(study: Mapping[str, Any], fits: int) -> str:
     return f"{draws}; images of {listed(others)}, {which} not trained, were drawn {often}"
 
 
-def _amounts(
-    study: Mapping[str, Any], arms: Sequence[Arm], amounts: Mapping[str, Amount]
-) -> str:
+def _amounts(study: Mapping[str, Any], arms: Sequence[Arm], amounts: Mapping[str, Amount]) -> str:
     """The numbers of images that the arms add."""
     added = [arm for arm in arms if arm.generators and arm.role != "shown"]
     ratios = sorted({arm.ratio for arm in added if arm.ratio})
@@ -229,9 +227,7 @@ def synthetic_only(arm: Arm) -> bool:
     return bool(arm.generators) and arm.role == "shown" and not arm.twin_of
 
 
-def _classifiers(
-    study: Mapping[str, Any], search_spec: SearchSpec, search: SearchResult
-) -> str:
+def _classifiers(study: Mapping[str, Any], search_spec: SearchSpec, search: SearchResult) -> str:
     training, fits = study["training"], search_spec.generator_fits
     seeds = len(search_spec.seeds) // fits
     arms = [arm for arm in search_spec.arms if arm.role == "baseline"]
@@ -286,9 +282,7 @@ def _beyond_defaults(training: Mapping[str, Any]) -> str:
     return f"; {', '.join(settings)}" if settings else "; no online augmentation"
 
 
-def _tests(
-    study: Mapping[str, Any], search_spec: SearchSpec, evaluate: EvaluateResult
-) -> str:
+def _tests(study: Mapping[str, Any], search_spec: SearchSpec, evaluate: EvaluateResult) -> str:
     settings, count = study["evaluate"], len(evaluate.contrasts)
     fits = search_spec.generator_fits
     unit = "generator fits" if fits > 1 else "classifier seeds"
@@ -353,9 +347,7 @@ def not_known(
     if search_spec.generator_fits == 1 and study["generators"]:
         sentences.append(_drawn_once(study))
     if study["split"]["group"] == "none":
-        sentences.append(
-            "Whether images in different splits belong together: no groups are given."
-        )
+        sentences.append("Whether images in different splits belong together: no groups are given.")
     if not ingest.near_duplicates_searched:
         sentences.append(
             "Whether near duplicates cross the splits: only exact duplicates were searched for."

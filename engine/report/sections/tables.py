@@ -158,17 +158,17 @@ def per_class(
             }  # fmt: skip
             if arm in gains:
                 entry["recall_gain_against"] = gains[arm].against
-                for key, of_classes in (("recall_gain", gains[arm].recall_gain),
-                                        ("recall_gain_to_real", gains[arm].recall_gain_to_real)):
+                for key, of_classes in (
+                    ("recall_gain", gains[arm].recall_gain),
+                    ("recall_gain_to_real", gains[arm].recall_gain_to_real),
+                ):
                     gain = of_classes[number]
                     entry |= {key: gain.mean, f"{key}_low": gain.low, f"{key}_high": gain.high}
             entries.append(entry)
     return entries
 
 
-def of_trials(
-    evaluate: EvaluateResult, search: SearchSpec, trials: Sequence[Trained]
-) -> Entries:
+def of_trials(evaluate: EvaluateResult, search: SearchSpec, trials: Sequence[Trained]) -> Entries:
     """A row for each classifier: its identity, scores, cost and weights."""
     entries = []
     for trained in trials:

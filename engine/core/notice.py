@@ -1,0 +1,48 @@
+"""What the user must know of a result: a code and its figures.
+
+The sentence of each code is in `engine/wording.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import model_validator
+
+from engine.core.spec import Spec
+
+Code = Literal[
+    # The sentence itself: of plugins from elsewhere, and of results stored as text.
+    "recorded",
+    # Readers, ingest and audit.
+    "burned_in", "burned_in_unknown", "small_pictures", "similar_pictures", "similar_groups",
+    "no_groups", "leaks_resolved", "pixel_embedder", "one_group",
+    # Cluster.
+    "clusters_dissolved", "clusters_tiny",
+    # Request.
+    "prompts_truncated", "prompts_unchecked",
+    # Curate.
+    "copies",
+    # Fidelity.
+    "few_for_frechet", "small_train", "near_train", "classes_omitted",
+    # Search.
+    "hardly_learnt",
+    # Evaluate: why a contrast cannot be decided.
+    "few_replicates", "few_groups", "unequal_groups", "few_draws", "no_spread",
+]  # fmt: skip
+
+
+class Notice(Spec):
+    """A warning, or an obstacle to a verdict."""
+
+    code: Code
+    fields: dict[str, int | float | str] = {}
+
+    @classmethod
+    def of(cls, code: Code, **fields: int | float | str) -> Notice:
+        return cls(code=code, fields=fields)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _text(cls, value: Any) -> Any:
+        return {"code": "recorded", "fields": {"text": value}} if isinstance(value, str) else value

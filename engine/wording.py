@@ -1,0 +1,143 @@
+"""Results in words: the sentences of notices, and the verdict. Pages, the terminal and errors take
+their text from here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from engine.core.notice import Code, Notice
+from engine.results.comparison import Contrast, Effect
+
+SENTENCES: dict[Code, str] = {
+    "recorded": "{text}",
+    "burned_in": "{files:,} files say that text is burned into their picture",
+    "burned_in_unknown":
+        "{files:,} files do not say whether text is burned into their picture: names and dates may"
+        " be visible",
+    "small_pictures":
+        "at {side} px near duplicates cannot be told from similar pictures; only exact ones were"
+        " looked for",
+    "similar_pictures":
+        "different pictures of this data are as similar as copies, so near duplicates could not be"
+        " detected; only exact ones were looked for",
+    "similar_groups":
+        "{pairs} pairs of training images of different groups are near duplicates: the groups may"
+        " be wrong, see jobs/audit.py",
+    "no_groups": "no groups are given: every image counts as independent of the others",
+    "leaks_resolved": "{leaks} leaks between splits: on_leak: {on_leak} was applied",
+    "pixel_embedder":
+        "the study's embedder is pixels, which detects label errors, outliers and crops far worse"
+        " than a network; set embedder to cnn, clip or dino",
+    "one_group":
+        "label errors were not searched in {classes:.200}: each has only one group or image",
+    "clusters_dissolved":
+        "{name}: {dissolved} of {clusters} clusters had too few images and were dissolved",
+    "clusters_tiny":
+        "{name}: {tiny} of {clusters} clusters have fewer than {images} images; raise"
+        " cluster.min_size or lower cluster.k",
+    "prompts_truncated":
+        "{truncated} of {prompts} prompts are longer than the {limit} tokens that the checkpoint"
+        " reads: {first} loses {rest}; shorten them",
+    "prompts_unchecked": "cannot check whether prompts are truncated: {why:.120}",
+    "copies": "{copies:,} of {images:,} images are copies of training images",
+    "few_for_frechet":
+        "a Fréchet distance of {images:,} images (fewer than {least:,}) depends strongly on their"
+        " number: compare it only with that of as many real images",
+    "small_train":
+        "train suffices for only {real:,} real images: their figures are not a floor for"
+        " {generated:,} generated images, which are also compared at {real:,}",
+    "near_train":
+        "{percent:.1f}% of the kept images ({low:.1f} to {high:.1f}) are nearer to a training image"
+        " than {farther:.0f}% of val images; {expected:g}% are expected",
+    "classes_omitted":
+        "the scope of all classes omits those with fewer than {least} kept images: {classes}",
+    "hardly_learnt":
+        "on real images alone the classifier has hardly learnt anything (balanced accuracy"
+        " {mean:.2f} on val, chance is {chance:.2f}), so no arm is informative; raise"
+        " training.steps, change training.learning_rate or the classifier",
+    "few_replicates": "too few replicates: {replicates} (minimum {minimum})",
+    "few_groups": "too few test groups: {groups} (minimum {minimum})",
+    "unequal_groups":
+        "too few test groups: {groups} of unequal size, equivalent to {effective:.0f} (minimum"
+        " {minimum})",
+    "few_draws": "too few bootstrap draws; raise evaluate.bootstrap_draws to {minimum}",
+    "no_spread": "all differences are equal, so there is no spread to test against",
+}  # fmt: skip
+
+
+def notice_in_words(notice: Notice) -> str:
+    """The sentence of a notice, in lower case and without a full stop."""
+    return SENTENCES[notice.code].format(**notice.fields)
+
+
+def budget_in_words(budget: Effect, objective: str) -> str:
+    return (
+        f"Warning: with twice the steps, real images alone gain {100 * budget.estimate:.1f} points"
+        f" of {objective}, so the training budget limits every arm; raise training.steps."
+    )
+
+
+def verdict_in_words(
+    contrasts: Sequence[Contrast], objective: str, baseline: str, budget: Effect | None = None
+) -> str:
+    """The verdict, one sentence per contrast, and a warning if the budget limits every arm."""
+    sentences = [contrast_in_words(contrast, objective) for contrast in contrasts]
+    if not contrasts:
+        sentences = [f"no synthetic arm was compared; the strongest baseline on val is {baseline}"]
+    if budget is not None and budget.low > 0:
+        sentences.append(budget_in_words(budget, objective))
+    return " ".join(sentences)
+
+
+def contrast_in_words(contrast: Contrast, objective: str) -> str:
+    effect, margin = contrast.effect, contrast.margin
+    name, against = contrast.arm, contrast.against
+    difference = (
+        f"{objective} {100 * effect.estimate:+.1f} points compared with {against}, 95% interval"
+        f" {100 * contrast.low:+.1f} to {100 * contrast.high:+.1f}"
+    )
+    condition = replicates_in_words(contrast)
+    if contrast.word in ("helps", "harms"):
+        small = ", but by less than the study's margin" if abs(effect.estimate) < margin else ""
+        return f"{name} {contrast.word}{small}: {difference} ({condition})."
+    if contrast.word == "equivalent":
+        # Two one-sided tests at 5% correspond to a 90% interval.
+        near = (
+            f"{objective} {100 * effect.estimate:+.1f} points compared with {against}, 90% interval"
+            f" {100 * contrast.near_low:+.1f} to {100 * contrast.near_high:+.1f}"
+        )
+        return f"{name} makes no difference beyond ±{100 * margin:g} points: {near} ({condition})."
+    return f"{name} is undecided: {difference} ({condition}; {what_would_settle(contrast)})."
+
+
+def replicates_in_words(contrast: Contrast) -> str:
+    """The replicates that the interval covers."""
+    fits, seeds = contrast.generator_fits, contrast.seeds
+    if fits == 1:
+        return f"{seeds} classifier seeds, conditional on one generator"
+    if contrast.drawn:
+        return (
+            f"{fits} draws of images"
+            + (f" with {seeds} classifier seeds each" if seeds > 1 else "")
+            + ", conditional on one generator, which the study did not train"
+        )
+    return f"{fits} generator fits" + (f" with {seeds} classifier seeds each" if seeds > 1 else "")
+
+
+def what_would_settle(contrast: Contrast) -> str:
+    """What an undecided contrast has too little of."""
+    if contrast.obstacle:
+        return notice_in_words(contrast.obstacle)
+    points = f"{100 * contrast.margin:g}"
+    groups, count = contrast.groups_needed, contrast.replicates_needed
+    needed = []
+    if groups > contrast.groups:
+        unit = "test groups" if contrast.grouped else "test images"
+        needed.append(f"about {groups:,} {unit} (here {contrast.groups:,})")
+    if count is None or count > contrast.replicates:
+        unit = "generator fits" if contrast.generator_fits > 1 else "seeds"
+        number = "more than 1,000" if count is None else f"about {count:,}"
+        needed.append(f"{number} {unit} (here {contrast.replicates})")
+    unit = "point" if points == "1" else "points"
+    what = "at least " + " and ".join(needed) if needed else "no more than this study has"
+    return f"finding a difference of {points} {unit}, the study's margin, would take {what}"
