@@ -1,14 +1,15 @@
-"""Are copies of training images, and repetitions, found among what a generator made?
+"""Are copies of training images, and repetitions, found among generated images?
 
-Photographs of `../shared/data/clothing`'s test split stand for good generated images: nobody copied
-them. Among them are planted
+Photographs of the test split of `../shared/data/clothing` serve as good generated images. Among
+them are planted
 
-    copies       training photographs, encoded anew (JPEG of quality 60 to 80), every second one
+    copies       training photographs, encoded again (JPEG of quality 60 to 80), every second one
                  also cropped by up to 3% of each side and made brighter or darker by up to 10%
-    repeats      the same done to photographs that stand there already
+    repeats      photographs of the set itself with the same changes
 
-and the study's `curate` step looks at all of them (generator `folder`, filters `copies` and
-`duplicates` with their defaults, `mobilenet_v2`). "falsely" are those in which nothing was planted.
+and the study's `curate` step filters all of them (generator `folder`, filters `copies` and
+`duplicates` with their defaults, `mobilenet_v2`). False positives are images in which nothing was
+planted.
 
 `python -m benchmarks.copies [--seed N] [--quick]`
 """
@@ -40,7 +41,7 @@ GOOD, PLANTED = 40, 5  # of each class
 
 
 def plant(root: Path, seed: int, good_count: int) -> None:
-    """Write the images; what a file is stands in its name."""
+    """Write the images; the kind of each file is in its name."""
     random = generator(seed, "copies")
     for label in CLASSES:
         folder = root / label
@@ -119,7 +120,7 @@ def main() -> None:
         )  # fmt: skip
     print(machine())
     title = f"{table.num_rows} images in {len(CLASSES)} classes, {len(fate['good'])} of them good"
-    print_table(title, ["planted", "number", "found", "missed", "falsely", "limits"], lines)
+    print_table(title, ["planted", "number", "found", "missed", "false positives", "limits"], lines)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""What the engine costs over plain diffusers: sampling a pipeline, and training a LoRA.
+"""The cost of the engine compared with plain diffusers: sampling a pipeline, and training a LoRA.
 
-The true architectures of Stable Diffusion 1.5 and XL with random weights (no checkpoint is needed),
-at their own resolution in bf16, for a GPU; a tiny pipeline of the same shape elsewhere. Engine and
-plain loop take turns in one process, with the same prompts, seeds, steps and batch:
+On a GPU: the architectures of Stable Diffusion 1.5 and XL with random weights (no checkpoint is
+needed), at their own resolution in bf16. Elsewhere: a tiny pipeline with the same structure. Engine
+and plain loop alternate in one process, with the same prompts, seeds, steps and batch:
 
     sampling    `Diffusion.sample` against a call of the pipeline
-    training    `PipelineTraining.update` against forward, backward, clip and step written out
-    of peak     FLOPs of the denoiser and the decoder, as torch counts them, by the seconds that the
-                engine takes, over --peak
+    training    `PipelineTraining.update` against explicit forward, backward, clip and step
+    of peak     FLOPs of the denoiser and the decoder, as counted by torch, divided by the engine's
+                seconds and by --peak
 
 `python -m benchmarks.diffusion [--kind tiny|sd15|sdxl] [--batch N] [--steps N] [--rounds N]
 [--quick]`
@@ -110,7 +110,7 @@ def _sdxl(folder: Path) -> Any:
 def turns(
     engine: Callable[[], Any], plain: Callable[[], Any], rounds: int, device: str
 ) -> tuple[float, float, str]:
-    """Median seconds of both, and their ratio in words, after a round that does not count."""
+    """Median seconds of both, and their ratio as text, after a warm-up round."""
 
     def finished(work: Callable[[], Any]) -> Callable[[], None]:
         def run() -> None:

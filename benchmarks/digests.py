@@ -1,11 +1,11 @@
-"""What comparing parts with their digests costs: the same work with and without, in turn.
+"""The cost of comparing parts with their digests: the same work with and without it, in turn.
 
-    digits     the digits study to its page, in one process each time (CPU seconds of the process)
-    no-op      100,000 images from a generator that does nothing are made and committed, then read
-               as curate reads them: the largest share of reading and the least of computing
+    digits     the digits study up to its report, in a new process each time (CPU seconds)
+    no-op      a generator that does nothing makes 100,000 images, which are committed and then read
+               as curate reads them: much reading and little computing
 
-"hashing" is the time within the comparison itself, measured in the run with it, as a share of that
-run: where it is far below the spread of the ratio, it is the better figure.
+"hashing" is the time spent in the comparison itself, as a share of that run. If it is far below the
+spread of the ratio, it is the better figure.
 
 `python -m benchmarks.digests [--rounds N] [--quick]`
 """
@@ -39,7 +39,7 @@ QUICK = ("generators.ddpm.train_steps=20", "training.steps=40", "search.seeds=2"
 
 
 class Clock:
-    """Seconds spent in comparing parts with their digests."""
+    """Seconds spent on comparing parts with their digests."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -69,7 +69,7 @@ class Clock:
 
 
 def without_digests() -> None:
-    """Let this process take every part as it is."""
+    """Disable the comparison in this process."""
     storage.named_digest = lambda key: None
 
 
@@ -94,7 +94,7 @@ def noop(count: int) -> None:
 
 
 def measure(name: str, digests: bool, quick: bool) -> dict[str, float]:
-    """Child: run one of the two once."""
+    """In a child process: run one of the two once."""
     if not digests:
         without_digests()
     clock = Clock()
@@ -120,7 +120,7 @@ def child(name: str, digests: bool, quick: bool) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
+    parser.add_argument("--quick", action="store_true", help="small sizes, to check that it runs")
     parser.add_argument("--child", choices=("digits", "noop"), help=argparse.SUPPRESS)
     parser.add_argument("--digests", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -1,18 +1,17 @@
-"""Embedding: the engine's worker against DataLoader + transformers (figure 7 of PERFORMANCE).
+"""Embedding: the engine's worker against DataLoader + transformers.
 
 Digits of mnist at 128 px, MobileNetV2 at that size. The engine's side is the `ShardWorker` that a
 Ray actor runs: it reads image parts from Parquet, decodes, hashes, prepares, computes, and commits
-every shard to local disk. `plain` is what a good engineer writes: a `Dataset` that decodes with
-Pillow, a `DataLoader` whose batches pass the checkpoint's own image processor, and transformers'
-model under `inference_mode`; with the batch size and number of loading processes that turn out
-quickest. It neither hashes nor stores. Beside them run the two floors: decoding alone, and the
-forward pass alone over images that lie prepared in memory, as the engine's embedder computes it.
-All have the same bytes, weights and number of PyTorch threads, and run in turn; the vectors are
-compared before anything is timed.
+every shard to local disk. `plain` is a well-written loop: a `Dataset` that decodes with Pillow, a
+`DataLoader` whose batches pass the checkpoint's own image processor, and transformers' model under
+`inference_mode`, with the fastest batch size and number of loading processes. It neither hashes nor
+stores. Two lower bounds also run: decoding alone, and the forward pass alone over prepared images
+in memory, as the engine's embedder computes it. All use the same bytes, weights and number of
+PyTorch threads, and alternate; the vectors are compared before anything is timed.
 
-How to read it. `engine / plain` is images/s over images/s. `engine / floor` is against the slower
-of the two floors: 1 means that decoding, hashing and storing cost nothing beside the network. The
-last table is where a processor's time goes, stage by stage, each run by itself.
+How to read it. `engine / plain` is images/s over images/s. `engine / floor` compares with the
+slower of the two bounds: 1 means that decoding, hashing and storing add nothing to the network. The
+last table shows CPU time stage by stage, each run separately.
 
 `python -m benchmarks.embed [--quick] [--images N] [--rounds N] [--threads N] [--batch N]`
 """
@@ -64,7 +63,7 @@ WAYS = ((16, 0), (64, 0), (16, 1), (16, 2))
 
 @dataclass
 class Images:
-    """Some images as ingest writes them, and the shards that the embed step makes of them."""
+    """Images as ingest writes them, and the shards of the embed step."""
 
     store: Store
     encoded: list[bytes]
@@ -72,7 +71,7 @@ class Images:
 
 
 def make_images(store: Store, count: int) -> Images:
-    """`count` digits, evenly of all classes, preprocessed and encoded by the engine."""
+    """`count` digits, evenly from all classes, preprocessed and encoded by the engine."""
     taken = digits("train", count)
     pictures = [encode(preprocess(decode(data), PREPROCESS), PREPROCESS) for data in taken]
     schema = rows.images_schema({"class": "single"})
@@ -93,7 +92,7 @@ def make_images(store: Store, count: int) -> Images:
 
 
 def digits(name: str, count: int) -> list[bytes]:
-    """Encoded images of a file of mnist, which is ordered by class: evenly from all of it."""
+    """Encoded images, evenly from a file of mnist, which is ordered by class."""
     column = pq.read_table(MNIST / f"{name}.parquet", columns=["image"])["image"]
     chosen = np.linspace(0, len(column) - 1, count).astype(np.int64)
     held = pc.struct_field(column.take(pa.array(chosen)).combine_chunks(), "bytes")
@@ -122,7 +121,7 @@ def engine_vectors(worker: ShardWorker, shards: list[Shard]) -> np.ndarray:
 
 
 class Pictures(torch.utils.data.Dataset[Image.Image]):
-    """Encoded images, decoded to RGB when they are asked for."""
+    """Encoded images, decoded to RGB on access."""
 
     def __init__(self, encoded: list[bytes]) -> None:
         self.encoded = encoded
@@ -135,7 +134,7 @@ class Pictures(torch.utils.data.Dataset[Image.Image]):
 
 
 class Collate:
-    """Pictures to a batch by the checkpoint's own processor."""
+    """Images to a batch by the checkpoint's own processor."""
 
     def __init__(self) -> None:
         from transformers import AutoImageProcessor
@@ -152,7 +151,7 @@ class Collate:
 
 
 def plain(encoded: list[bytes], batch_size: int, loaders: int) -> Callable[[], np.ndarray]:
-    """DataLoader + transformers; `loaders` are its processes, 0 decodes in this one."""
+    """DataLoader + transformers with `loaders` loading processes; 0 decodes in this one."""
     from transformers import AutoModel
 
     model = AutoModel.from_pretrained(WEIGHTS).eval()
@@ -215,7 +214,7 @@ def stage_costs(worker: ShardWorker, images: Images, batch_size: int) -> dict[st
 
 
 def commit_all(worker: ShardWorker, images: Images, batches: list[Any]) -> None:
-    """What the worker does around its stages, with what they made."""
+    """The worker's own work around its stages, on their output."""
     held: Iterator[Any] = iter(batches)
     quick = ShardWorker(
         ShardSet(images.store, "commit"), worker.rows_of, [Replay(held)], worker.schema,
@@ -226,7 +225,7 @@ def commit_all(worker: ShardWorker, images: Images, batches: list[Any]) -> None:
 
 
 class Replay:
-    """Stage: gives what was computed before."""
+    """A stage that returns earlier results."""
 
     reads = ()
     writes = (rows.EMBEDDING, rows.PHASH, rows.STATUS)
@@ -281,7 +280,7 @@ def measure(images: Images, rounds: int, threads: int, batch_size: int) -> None:
         # Processes of the loader are not in this one's clock.
         seen = "" if name == "plain" and loaders else cpu.show()
         lines.append([f"engine / {name}", wall.show(), seen, goal])
-    print_table("Images/s, engine over others", ["", "wall", "CPU", "to reach"], lines)
+    print_table("Images/s, engine over others", ["", "wall", "CPU", "target"], lines)
     spent = stage_costs(worker, images, batch_size)
     total = sum(cost.cpu for cost in spent.values())
     print_table(
@@ -293,7 +292,7 @@ def measure(images: Images, rounds: int, threads: int, batch_size: int) -> None:
 
 
 def quickest(encoded: list[bytes]) -> tuple[int, int]:
-    """The rival's batch size and loading processes that serve it best here."""
+    """The rival's fastest batch size and number of loading processes on this machine."""
     seconds = {}
     for way in WAYS:
         work = plain(encoded, *way)
@@ -309,7 +308,7 @@ def cosines(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def sleep_in_openmp() -> None:
-    """Start again with OpenMP's idle threads asleep: see `gen_overhead.sleep_in_openmp`."""
+    """Restart with OpenMP's idle threads asleep: see `gen_overhead.sleep_in_openmp`."""
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
         os.execv(sys.executable, [sys.executable, "-m", "benchmarks.embed", *sys.argv[1:]])

@@ -1,17 +1,18 @@
-"""Does the audit find what is wrong with a dataset, and what else does it accuse?
+"""Does the audit find the faults in a dataset, and what are its false positives?
 
 Faults are planted in a copy of `../shared/data/clothing`, the audit runs on it as a user runs it
-(`jobs/audit.py`), and its findings are held against what was planted:
+(`jobs/audit.py`), and its findings are compared with what was planted:
 
-    exact      pictures copied into another split, as they are or as PNG
-    near       pictures cropped by 3% to 10% of each side and saved as JPEG of quality 60 to 80, in
+    exact      images copied into another split, unchanged or as PNG
+    near       images cropped by 3% to 10% of each side and saved as JPEG of quality 60 to 80, in
                another split
-    label      training and validation images moved to another class, drawn evenly
-    broken     files emptied, cut off, replaced by HTML or by noise, or under a wrong extension
+    label      training and validation images moved to another class, sampled evenly
+    broken     files emptied, truncated, replaced by HTML or by noise, or with a wrong extension
 
-"falsely" are images that nothing was planted in. The data has faults of its own, so some of them
-may be rightly accused; they are printed by name. No truth is known of labels that nobody moved:
-there the table has the share of planted ones among the first 100 suspects, a lower bound.
+False positives are images in which nothing was planted. The data has faults of its own, so some of
+them may be correct; they are printed by name. The truth about labels that were not moved is
+unknown: for labels the table has the share of planted ones among the first 100 suspects, a lower
+bound.
 
 `python -m benchmarks.faults [--seed N] [--keep FOLDER] [--quick]`
 """
@@ -63,7 +64,7 @@ class Planted:
 
 
 def plant(root: Path, counts: dict[str, int], seed: int) -> Planted:
-    """Plant faults in the image folder `root`, each in files of its own."""
+    """Plant faults in the image folder `root`, each in different files."""
     random = generator(seed, "faults")
     files = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.jpg"))
     order = iter(random.permutation(len(files)).tolist())
@@ -120,7 +121,7 @@ def cropped(path: Path, random: np.random.Generator) -> bytes:
 
 
 def audit(root: Path, storage: Path) -> tuple[pa.Table, dict[str, Any], float]:
-    """Run the job; returns its findings, what it took, and the whole time in seconds."""
+    """Run the job; returns its findings, its timings, and the total time in seconds."""
     sets = [f"reader.root={root}"]
     given = [*sets, f"profile.storage={storage}", "profile.runtime=inline"]
     started = time.monotonic()
@@ -137,7 +138,7 @@ def audit(root: Path, storage: Path) -> tuple[pa.Table, dict[str, Any], float]:
 
 
 def rows(planted: Planted, found: pa.Table, clean: int) -> tuple[list[list[str]], list[str]]:
-    """A line for each kind, and what was accused although nothing was planted there."""
+    """A line for each kind, and the false positives."""
     held = found.to_pylist()
     lines, accused = [], []
     for kind, pairs in planted.pairs.items():
@@ -197,7 +198,7 @@ def main() -> None:
         lines, accused = rows(planted, found, clean)
     print(machine())
     title = f"clothing, {total:,} files, {clean:,} of them clean, seed {arguments.seed}"
-    print_table(title, ["fault", "planted", "found", "missed", "falsely", "of clean"], lines)
+    print_table(title, ["fault", "planted", "found", "missed", "false", "of clean"], lines)
     kinds = Counter(found["kind"].to_pylist())
     print(f"\nall findings: {', '.join(f'{n} {kind}' for kind, n in sorted(kinds.items()))}")
     print("\n".join(["accused, not planted:", *(f"  {text}" for text in accused)]))

@@ -1,21 +1,20 @@
-"""Overhead of the engine around a model that is loaded and warm (figure 1 of PERFORMANCE).
+"""Overhead of the engine around a model that is loaded and warm.
 
-`embed` (MobileNetV2 on photographs of 128 px that lie in the engine's image parts) and `generate`
-(a small class-conditional UNet with random weights, 16 px) run as the very `ShardWorker` that a Ray
-actor runs: it reads requests or images from Parquet, runs the stages, and commits every shard to
-local disk, with fsync. The bare loop has the same encoded bytes or seeds in memory and does what
-anybody would write: decode by Pillow, model, encode; no Parquet read, no pipeline, no commit. For
-`embed`, encoding is a Parquet buffer of ids and vectors; for `generate`, a PNG without the engine's
-marks for each image. Both run the same batches with the same weights and the same number of
-PyTorch threads, in turn, each in a thread of its own; one call of the worker is what an actor is
-called with: a few shards.
+`embed` (MobileNetV2 on photographs of 128 px in the engine's image parts) and `generate` (a small
+class-conditional UNet with random weights, 16 px) run as the `ShardWorker` that a Ray actor runs:
+it reads requests or images from Parquet, runs the stages, and commits every shard to local disk,
+with fsync. The bare loop has the same encoded bytes or seeds in memory and does the minimum: decode
+with Pillow, model, encode; no Parquet read, no pipeline, no commit. For `embed`, encoding is a
+Parquet buffer of ids and vectors; for `generate`, a PNG per image without the engine's marks. Both
+run the same batches with the same weights and number of PyTorch threads, in turn, each in a
+separate thread; one call of the worker has a few shards, like a call of an actor.
 
-How to read it. The ratio is bare time / engine time: 1 means that the engine is free, 0.97 that 3%
-went elsewhere, more than 1 that it hid decoding or encoding behind the model, for it has a thread
-for each stage where the bare loop has one in all. CPU time knows nothing of hiding: its ratio is
-what the engine burns. The lines `actor` are the same worker in a warm Ray actor in another process,
-where CPU time is that of the actor and of the driver together. Before any timing, vectors must be
-close and pixels identical.
+How to read it. The ratio is bare time / engine time: 1 means that the engine is free, 0.97 that it
+costs 3%, more than 1 that it overlapped decoding or encoding with the model, because it has a
+thread for each stage and the bare loop has a single one. The ratio of CPU time excludes this
+overlap. The lines `actor` are the same worker in a warm Ray actor in another process; their CPU
+time is that of the actor and the driver. Before any timing, vectors must be close and pixels
+identical.
 
 `python -m benchmarks.gen_overhead [--quick] [--pairs N] [--threads N] [--only NAME …]`
 """
@@ -108,7 +107,7 @@ class Workload:
 
 
 def compute(worker: ShardWorker, shards: Sequence[Shard]) -> list[dict[str, Any]]:
-    """One call of an actor: compute and commit `shards` under names never used before."""
+    """One call of an actor: compute and commit `shards` under new names."""
     stamp = time.monotonic_ns()
     fresh = [replace(shard, name=f"{shard.name}-{stamp}") for shard in shards]
     summaries = list(worker(fresh))
@@ -118,7 +117,7 @@ def compute(worker: ShardWorker, shards: Sequence[Shard]) -> list[dict[str, Any]
 
 
 def outputs(workload: Workload, summaries: Sequence[dict[str, Any]]) -> np.ndarray:
-    """What the engine committed for these summaries, in order."""
+    """The engine's results for these summaries, in order."""
     found = []
     for summary in summaries:
         commit = workload.worker.shards.read(summary["shard"], 0)
@@ -129,7 +128,7 @@ def outputs(workload: Workload, summaries: Sequence[dict[str, Any]]) -> np.ndarr
 
 
 class Actor:
-    """A worker in a process of its own, as Ray Data's pool holds it."""
+    """A worker in a separate process, as in Ray Data's pool."""
 
     def __init__(self, worker: ShardWorker, threads: int) -> None:
         torch.set_num_threads(threads)
@@ -165,7 +164,7 @@ def make_manifest(
 
 
 def embed_workload(store: Store, shard_count: int, shard_rows: int, batch_size: int) -> Workload:
-    """Photographs in image parts as ingest writes them, MobileNetV2 at their own 128 px."""
+    """Photographs in image parts as ingest writes them, and MobileNetV2 at their 128 px."""
     spec = CnnSpec(model=str(WEIGHTS), input_size=PHOTOGRAPH.size)
     context = make_context(store, {}, spec)
     table = image_table(shard_count * shard_rows)
@@ -187,7 +186,7 @@ def embed_workload(store: Store, shard_count: int, shard_rows: int, batch_size: 
 
 
 def image_table(count: int) -> pa.Table:
-    """The first `count` training photographs, preprocessed and encoded as ingest does it."""
+    """The first `count` training photographs, preprocessed and encoded as by ingest."""
     paths = sorted((PHOTOGRAPHS / "train").rglob("*.jpg"))[:: 3000 // count or 1][:count]
     encoded = [
         encode(preprocess(decode(path.read_bytes()), PHOTOGRAPH), PHOTOGRAPH) for path in paths
@@ -241,7 +240,7 @@ def bare_embed(table: pa.Table, shard_rows: int, batch_size: int) -> Callable[[]
 def generate_workload(
     store: Store, shard_count: int, shard_rows: int, batch_size: int, steps: int
 ) -> Workload:
-    """Requests planned by the request step, and a UNet of 16 px that was never trained."""
+    """Requests planned by the request step, and an untrained UNet of 16 px."""
     generator = DdpmSpec(
         block_out_channels=(32, 64, 64), layers_per_block=1, num_inference_steps=steps,
         guidance_scale=GUIDANCE_SCALE,
@@ -278,7 +277,7 @@ def generate_workload(
 
 
 def ingest_of_labels(store: Store, spec: Spec) -> Manifest:
-    """An ingest step's manifest with a train split of ids and labels: all that requests need."""
+    """The manifest of an ingest step with a train split of ids and labels, as requests need it."""
     index = pa.table(
         {
             rows.IMAGE_ID: [f"real-{row}" for row in range(20)],
@@ -291,7 +290,7 @@ def ingest_of_labels(store: Store, spec: Spec) -> Manifest:
 
 
 def random_weights(context: Context, spec: DdpmSpec) -> list[Part]:
-    """What `Ddpm.fit` publishes, without the fit."""
+    """The files that `Ddpm.fit` publishes, without the fit."""
     from diffusers import DDPMScheduler, UNet2DModel
 
     torch.manual_seed(0)
@@ -421,7 +420,7 @@ def measure_actor(workload: Workload, pairs: int, threads: int) -> dict[str, lis
 
 
 def in_thread(work: Callable[[], Any]) -> Callable[[], None]:
-    """Run in a thread of its own, as the engine's stages do: OpenMP then has the same to do."""
+    """Run in a separate thread like the engine's stages, so that OpenMP works the same way."""
 
     def run() -> None:
         thread = threading.Thread(target=work)
@@ -515,7 +514,7 @@ def make(store: Store, makers: Sequence[Callable[[Store], Workload]]) -> Iterato
 
 def report(where: str, measured: Sequence[tuple[Workload, dict[str, list[Cost]]]]) -> None:
     header = [
-        "bare / engine", "images", "bare image/s", "engine image/s", "wall", "CPU", "to reach",
+        "bare / engine", "images", "bare image/s", "engine image/s", "wall", "CPU", "target",
     ]  # fmt: skip
     lines = [line_of(workload, where, costs) for workload, costs in measured]
     print_table("Warm, pairs in turn (median [quartiles])", header, lines)

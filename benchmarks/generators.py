@@ -1,19 +1,20 @@
-"""What each generator makes of real images, trained from scratch on this machine.
+"""The quality of each generator, trained from scratch on this machine.
 
-Trained on images of `../shared/data`, sampled, and held against real images that no generator saw:
+Generators are trained on images of `../shared/data`, sampled, and compared with held-out real
+images:
 
-    reads      the share of images in which a classifier sees the class that was asked for (it was
-               trained on real images; its accuracy on real test images stands above the table)
+    accuracy   the share of images in which a classifier sees the requested class (it was trained on
+               real images; its accuracy on real test images is printed above the table)
     FD, KID    Fréchet and kernel distance in the space of ../shared/weights/mobilenet_v2
     precision, recall, density, coverage: by nearest neighbours in that space
 
-The line `real` is a second set of real images of the same size: what no generator can be asked to
-beat. Values for different numbers of images or another embedder do not compare.
+The line `real` is a second set of real images of the same size, the best that a generator could
+reach. Values for different numbers of images or another embedder are not comparable.
 
 `python -m benchmarks.generators [--data mnist|clothing] [--only NAME …] [--steps N] [--images N]
 [--sheets FOLDER] [--weights FOLDER] [--quick]`
 
-With `--weights`, what is trained is kept there and found again: another way of sampling costs no
+With `--weights`, trained weights are kept there and reused, so that other sampling settings need no
 training.
 """
 
@@ -108,8 +109,8 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Data:
-    """train: what generators learn from. held_out: what they are compared with; none saw it.
-    second: as many real images again, from train: the floor."""
+    """train: training images of the generators. held_out: real images for comparison. second: the
+    same number of real images from train, as the best possible result."""
 
     preprocess: Preprocess
     train: Pictures
@@ -118,7 +119,7 @@ class Data:
 
 
 def read_mnist(count: int) -> Data:
-    """`count` training digits, padded from 28 to 32 px, and as many as held out as there are."""
+    """`count` training digits, padded from 28 to 32 px, and all held-out ones."""
     shape = Preprocess(size=32, channels="L")
 
     def split(name: str, first: int, wanted: int) -> Pictures:
@@ -136,8 +137,8 @@ def read_mnist(count: int) -> Data:
 
 
 def read_clothing(count: int) -> Data:
-    """The training photographs at 32 px; held out are validation and test. There are no others:
-    the floor is what the training photographs themselves reach."""
+    """The training photographs at 32 px; validation and test are held out. There are no others, so
+    `second` is the training photographs themselves."""
     shape = Preprocess(size=32, channels="RGB", fit="pad")
 
     def split(*names: str) -> Pictures:
@@ -157,7 +158,7 @@ def read_clothing(count: int) -> Data:
 
 
 class Reader:
-    """A classifier of real images, which says what generated ones show."""
+    """A classifier trained on real images, applied to generated ones."""
 
     def __init__(self, data: Data, steps: int) -> None:
         self.classes = tuple(sorted(set(data.train.labels)))
@@ -187,7 +188,7 @@ class Reader:
         return LabelledImages(held.pixels, labels, np.ones(len(labels)))
 
     def reads(self, made: Pictures) -> float:
-        """The share of pictures in which the class is seen that they bear."""
+        """The share of images in which the classifier sees their class."""
         seen = predict(self.network, self.small.prepare, made.pixels, "cpu").argmax(1)
         return float((seen == class_numbers(made.labels, self.classes)).mean())
 
@@ -202,7 +203,7 @@ class Trained:
 def train_and_sample(
     name: str, fields: dict[str, Any], data: Data, labels: Sequence[str], kept: Path | None
 ) -> Trained:
-    """Fit a generator on train, or find it in `kept`, and make an image for each of `labels`."""
+    """Fit a generator on train, or load it from `kept`, and make an image for each of `labels`."""
     kind = resolve("generators", name)
     made = kind(kind.Spec(name=name, **fields), data.preprocess)
     made.check()
@@ -228,7 +229,7 @@ def train_and_sample(
 
 
 def fit(made: Any, store: Store, folder: str, data: Data) -> float:
-    """Train, with weights below `folder`; returns the seconds of processor time it took."""
+    """Train, with weights in `folder`; returns the CPU seconds."""
     name, count = made.spec.name, len(data.train.labels)
     # One process has one precision; each generator may have another.
     AcceleratorState._reset_state(True)
@@ -252,7 +253,7 @@ def fit(made: Any, store: Store, folder: str, data: Data) -> float:
 
 
 def figures(real: np.ndarray, made: np.ndarray) -> list[str]:
-    """Columns of the table: distances and shares, of embeddings."""
+    """Columns of the table: distances and shares, from embeddings."""
     kernel = kernel_distance(real, made, SEED, subsets=30)
     shares = prdc(real, made)
     return [
@@ -278,12 +279,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="generators trained from scratch, compared")
     parser.add_argument("--data", choices=sorted(SETTINGS), default="mnist")
     parser.add_argument("--only", nargs="+", help="names of generators")
-    parser.add_argument("--steps", type=int, help="training steps of each, in place of its own")
-    parser.add_argument("--images", type=int, default=2000, help="images that each makes")
+    parser.add_argument("--steps", type=int, help="training steps of each; default: its own")
+    parser.add_argument("--images", type=int, default=2000, help="images per generator")
     parser.add_argument("--train", type=int, default=20_000, help="real images to learn from")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--sheets", type=Path, help="a folder for pictures of what was made")
-    parser.add_argument("--weights", type=Path, help="a folder where what is trained is kept")
+    parser.add_argument("--sheets", type=Path, help="a folder for image sheets")
+    parser.add_argument("--weights", type=Path, help="a folder that keeps trained weights")
     parser.add_argument("--quick", action="store_true", help="few steps and images")
     arguments = parser.parse_args()
     if not WEIGHTS.is_dir() or not (SHARED / "data" / arguments.data).is_dir():
@@ -327,8 +328,8 @@ def main() -> None:
             )
     print_table(
         f"{count:,} images each, mobilenet_v2 at 96 px",
-        ["generator", "train CPU s", "image/s", "reads", "FD", "KID x1000", "precision", "recall",
-         "density", "coverage"],
+        ["generator", "train CPU s", "image/s", "accuracy", "FD", "KID x1000", "precision",
+         "recall", "density", "coverage"],
         rows,
     )  # fmt: skip
 

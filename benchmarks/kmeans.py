@@ -1,19 +1,20 @@
 """k-means of `engine/vectors/kmeans.py` against scikit-learn's.
 
-    engine         as the step `cluster` calls it
-    engine, sample centroids learnt from a sample (`cluster.sample`), all rows assigned
+    engine         as called by the step `cluster`
+    engine, sample centroids learned from a sample (`cluster.sample`), all rows assigned
     lloyd          scikit-learn's KMeans: k-means++, n_init=1
-    mini batch     scikit-learn's MiniBatchKMeans as it is; it stops where ten batches in a row
-                   gain nothing
-    mini batch, 10 passes   the same without that stop, ten times over the rows
+    mini batch     scikit-learn's MiniBatchKMeans with its defaults; it stops when ten batches in a
+                   row bring no improvement
+    mini batch, 10 passes   the same without early stopping, ten times over the rows
 
-All with the same rows, k, seeds and threads, in turn; the outputs are compared before any time is:
-inertia is the sum of squared distances of all rows to the nearest centroid, computed alike for all.
+All use the same rows, k, seeds and threads, in turn, and outputs are compared before anything is
+timed. Inertia is the sum of squared distances of all rows to the nearest centroid, computed in the
+same way for all.
 
 `python -m benchmarks.kmeans [--vectors FILE.npy …] [--rows N] [--width N] [--k N] [--rounds N]
 [--threads N] [--without NAME …] [--quick]`
 
-Without `--vectors`, two random mixtures: 200,000 x 512 and 70,000 x 1,280.
+Without `--vectors`: two random mixtures of 200,000 x 512 and 70,000 x 1,280.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ _BLOCK = 8_192
 
 
 def mixture(count: int, width: int, seed: int = 0) -> np.ndarray:
-    """Rows float32 around 1,000 centres, of which few have most."""
+    """Rows, float32, around 1,000 centres of very unequal size."""
     random = np.random.default_rng(seed)
     centres = random.standard_normal((_CENTRES, width), dtype=np.float32)
     weights = 1 / np.arange(1, _CENTRES + 1)
@@ -61,7 +62,7 @@ def mixture(count: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 def inertia(vectors: np.ndarray, centroids: np.ndarray) -> float:
-    """In float64, by no code of either side."""
+    """Inertia in float64, independent of either side's code."""
     middle = centroids.astype(np.float64)
     squares, total = np.square(middle).sum(1), 0.0
     for start in range(0, len(vectors), _BLOCK):
@@ -72,7 +73,7 @@ def inertia(vectors: np.ndarray, centroids: np.ndarray) -> float:
 
 
 def works(k: int, passes: int) -> dict[str, Callable[[np.ndarray, int], np.ndarray]]:
-    """What is measured: from rows and a seed to centroids; each assigns all rows too."""
+    """The methods: from rows and a seed to centroids; each also assigns all rows."""
 
     def mini(**fields: Any) -> Callable[[np.ndarray, int], np.ndarray]:
         def fit(vectors: np.ndarray, seed: int) -> np.ndarray:

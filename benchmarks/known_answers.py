@@ -1,19 +1,19 @@
-"""Does the engine get answers right that are known beforehand?
+"""Does the engine give the right verdict for studies with a known answer?
 
-Whole studies of digits (`../shared/data/mnist`, 16 px, a `probe` of one hidden layer on pixels),
-each from ingest to the verdict. What stands for generated images comes through the generator
-`folder`, without filters:
+Whole studies of digits (`../shared/data/mnist`, 16 px, a `probe` with one hidden layer on pixels),
+each from ingest to the verdict. The generator `folder` supplies the "generated" images, without
+filters:
 
     reserve    real images of the rare classes that the study does not have: adding them helps
     noise      images under a wrong class: adding them harms
     copies     each image of the rare classes as often as `oversampled` draws it: equivalent to it
     null       two folders of images from one distribution, each at the ratio that is best on val,
-               compared with each other: in 200 studies at most 15 may be called significant
-    planted    predictions of two arms whose true difference is the one that a study like it said
-               it would find: found in at least 70 of 100
+               compared with each other: at most 15 of 200 studies may be significant
+    planted    predictions of two arms that differ by as much as a similar study calls detectable:
+               found in at least 70 of 100
 
-`null` draws train, val, test and both folders anew for each study. `planted` needs no training:
-images are easy or hard, generator fits and images have effects of their own (see `simulated`).
+`null` draws train, val, test and both folders again for each study. `planted` needs no training:
+images differ in difficulty, and generator fits and images have random effects (see `simulated`).
 
 `python -m benchmarks.known_answers [--only NAME …] [--first N] [--studies N] [--processes N]
 [--quick]`
@@ -69,7 +69,7 @@ def digits(split: str) -> tuple[list[bytes], np.ndarray]:
 
 
 class Draw:
-    """Digits without replacement, class by class, in an order that the seed draws."""
+    """Digits without replacement, class by class, in an order given by the seed."""
 
     def __init__(self, split: str, seed: int) -> None:
         self.images, labels = digits(split)
@@ -126,8 +126,7 @@ def study_of(root: Path, folders: Sequence[str], seed: int, **fields: Any) -> St
 
 
 def judged(study: Study, root: Path, arm: str = "", against: str = "") -> Contrast:
-    """The study's contrast; or that of the arms of two families, each at the ratio chosen on
-    val."""
+    """The study's contrast, or that of two families, each at the ratio chosen on val."""
     steps = plan(study)
     last = steps.index(named(steps, "evaluate")[0])
     store, profile = Store(str(root / "runs")), Profile.model_validate({"runtime": "inline"})
@@ -149,7 +148,7 @@ def judged(study: Study, root: Path, arm: str = "", against: str = "") -> Contra
 
 
 def single(kind: str, seed: int) -> Contrast:
-    """One of the studies whose answer is one word."""
+    """One of the studies with a known verdict."""
     with tempfile.TemporaryDirectory() as name:
         root, draw = Path(name), Draw("train", seed)
         counts = {str(number): FEW if str(number) in RARE else COMMON for number in range(10)}
@@ -197,9 +196,9 @@ def null(seed: int) -> Contrast:
 
 
 def simulated(gain: float, seed: int) -> Predictions:
-    """Predictions of two arms, five fits each, of 372 images in four classes. Each image has a
-    difficulty, each fit an effect of its own, and the second arm's logit of being right is higher
-    by as much as brings `gain` of accuracy on average."""
+    """Predictions of two arms with five fits each, for 372 images in four classes. Each image has a
+    difficulty and each fit a random effect. The second arm's logit of a correct prediction is
+    higher, so that its accuracy rises by `gain` on average."""
     random = np.random.default_rng(seed)
     labels = np.arange(372) % 4
     hard = random.normal(1.5, 2.0, len(labels))
@@ -228,8 +227,8 @@ _MANY = np.random.default_rng(0).normal(1.5, 2.0, 100_000)
 
 
 def planted(seed: int) -> Contrast:
-    """A study without a difference says what it would find; another has a difference of that
-    size."""
+    """One study without a difference gives the detectable difference; another has a difference of
+    that size."""
 
     def contrast(gain: float, seed: int) -> Contrast:
         (found,) = compare(
@@ -285,7 +284,7 @@ def main() -> None:
             want = f"≤ {0.075 * count:g}" if kind == "null" else "≥ 70"
             lines.append([kind, f"{count} studies", told, str(found_ones), want])
     print_table(
-        "Known answers", ["study", "compared", "found", "word or number", "to reach"], lines
+        "Known answers", ["study", "contrast", "result", "verdict or number", "expected"], lines
     )
 
 

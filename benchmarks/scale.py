@@ -1,26 +1,26 @@
-"""Scale: what the engine costs beside the model (figures 2, 3 and 4 of PERFORMANCE).
+"""Scale: the cost of the engine without a model.
 
-A generator that does nothing hands out images of 64 x 64 that were encoded beforehand, through the
-production path: the real request step, `Context.compute`, a pool of one Ray Data actor, a
-`ShardWorker`, commits on local disk. What is left is orchestration: reading requests, digests,
-Arrow, commit records, Ray. Beside it run, in turn,
+A generator that does nothing returns pre-encoded images of 64 x 64 through the production path: the
+real request step, `Context.compute`, a pool of one Ray Data actor, a `ShardWorker`, commits on
+local disk. What remains is orchestration: reading requests, digests, Arrow, commit records, Ray.
+In turn with it run
 
     bare          a loop in this process that reads the same requests and writes the same Parquet
                   files: no digest, no fsync, no commit
-    pixels        Ray Data as most people write it: an actor hands the decoded images (uint8,
-                  64 x 64 x 3) to the object store, and `Dataset.write_parquet` writes them. This
-                  is the rival of figure 2; its floor was measured so
-    encoded       the same for rows whose images are encoded already, an eighth of the bytes: the
-                  best that can be made of the object store and `write_parquet` (no fsync either)
+    pixels        Ray Data in its usual form: an actor puts the decoded images (uint8, 64 x 64 x 3)
+                  into the object store, and `Dataset.write_parquet` writes them. The target refers
+                  to this rival
+    encoded       the same with encoded images, an eighth of the bytes: the best that the object
+                  store and `write_parquet` can reach (also without fsync)
 
 How to read it. The marginal cost is (t100k - t10k) / 90k, so that the start of Ray and of the pool
-drops out, as far as it took equally long both times: it is printed, and one second more moves the
+cancels out if it took equally long both times: it is printed, and one second more raises the
 marginal cost by 11 µs. `in the stream` is the same from the first summary to the last, without any
-start. CPU counts all processes of the private Ray. Every size runs in a process of its own, so that
-the driver's resident memory is that of one run; the requests are planned in yet another. The images
-are small drawings (about 1 kB) because hashing and the disk are no orchestration; `--photo` takes
-pictures of about 7 kB, where SHA-256 and fsync weigh more than all else on a machine without SHA
-instructions: the line `hash floor` says how much.
+start. CPU time covers all processes of the private Ray. Every size runs in a separate process, so
+that the driver's resident memory is that of one run; the requests are planned in yet another. The
+images are small drawings (about 1 kB), as hashing and the disk are not orchestration; `--photo`
+uses images of about 7 kB, where SHA-256 and fsync dominate on a machine without SHA instructions:
+the line `hash floor` says by how much.
 
 `python -m benchmarks.scale [--quick] [--photo] [--rounds N]`
 """
@@ -92,7 +92,7 @@ RESOURCES: StageResources = Profile().stage("generate")
 
 
 def encoded_images(photo: bool, count: int = 64) -> list[bytes]:
-    """A few encoded pictures: a filled ellipse, or something as busy as a photograph."""
+    """A few encoded images: a filled ellipse, or an image as detailed as a photograph."""
     random = np.random.default_rng(0)
     images = []
     for _ in range(count):
@@ -124,12 +124,12 @@ def add_images(table: pa.Table, encoded: Sequence[bytes]) -> pa.Table:
 
 
 def chosen(encoded: Sequence[Any], ids: Sequence[str]) -> list[Any]:
-    """An image for each id, whatever batch it comes in."""
+    """An image for each id, independent of its batch."""
     return [encoded[int(image_id[:2], 16) % len(encoded)] for image_id in ids]
 
 
 class Noop:
-    """Stage: takes the place of `Sample` and `Encode`."""
+    """A stage that replaces `Sample` and `Encode`."""
 
     reads: ClassVar[tuple[str, ...]] = (rows.IMAGE_ID,)
     writes: ClassVar[tuple[str, ...]] = (rows.IMAGE, rows.SOURCE, rows.GENERATOR_KEY)
@@ -171,7 +171,7 @@ class Emit:
 
 
 class Watched:
-    """The runtime, with a note of how many shards it was given and when each was reported."""
+    """The runtime, which records the number of shards and the time of each report."""
 
     def __init__(self, runtime: RayRuntime) -> None:
         self.runtime, self.shards, self.began = runtime, 0, 0.0
@@ -186,7 +186,7 @@ class Watched:
             yield summary
 
     def start(self) -> float:
-        """Seconds until the first summary: the pool starts, and the first shards are made."""
+        """Seconds until the first summary: the pool starts and computes the first shards."""
         return self.times[0][0] - self.began
 
     def in_stream(self) -> float | None:
@@ -232,7 +232,7 @@ def plan_requests(store: Store, count: int) -> Manifest:
 
 
 def run_engine(context: Context, shards: Sequence[Shard], stages: list[Stage], to: str) -> Any:
-    """What `Generate.run` does up to its commits."""
+    """The work of `Generate.run` up to its commits."""
     return context.compute(
         "generate", shards, rows_of=parquet_rows, stages=stages,
         schema=rows.synthetic_schema(TASKS), fingerprint={}, prefix=to,
@@ -242,7 +242,7 @@ def run_engine(context: Context, shards: Sequence[Shard], stages: list[Stage], t
 def run_write_parquet(
     store: Store, shards: Sequence[Shard], encoded: Sequence[bytes], pixels: bool, to: str
 ) -> None:
-    """Image rows from a pool of as many actors through the object store into Parquet files."""
+    """Image rows from a pool of the same size through the object store into Parquet files."""
     import ray
     from ray.data import ActorPoolStrategy
 
@@ -273,7 +273,7 @@ def run_bare(store: Store, shards: Sequence[Shard], encoded: Sequence[bytes], to
 
 
 def measure_requests(store: Store, sizes: Sequence[int], photo: bool, rounds: int) -> Any:
-    """Child: plan the requests of one size."""
+    """In a child process: plan the requests of one size."""
     plan_requests(store, 10)
     forget_peak()
     before = memory_mib()
@@ -290,7 +290,7 @@ def measure_requests(store: Store, sizes: Sequence[int], photo: bool, rounds: in
 def measure_size(
     store: Store, sizes: Sequence[int], photo: bool, rounds: int, manifests: dict[str, str]
 ) -> Any:
-    """Child: all three ways in turn at each of `sizes`, then resume. One Ray for all of it."""
+    """In a child process: all three ways in turn at each of `sizes`, then resume, on one Ray."""
     encoded = encoded_images(photo)
     runtime = RayRuntime("local", 4, warn=print)
     watched = Watched(runtime)
@@ -322,7 +322,7 @@ def measure_size(
 
 
 def compare_outputs(store: Store) -> None:
-    """Every way must have written the same images for the same requests."""
+    """Check that every way wrote the same images for the same requests."""
     tables = {}
     for name in WAYS:
         image = "pixels" if name == "pixels" else rows.IMAGE
@@ -382,7 +382,7 @@ def measure_ways(
 def measure_resume(
     store: Store, shards: list[Shard], engine: Callable[[str], Any], watched: Watched, to: str
 ) -> dict[str, Any]:
-    """The same call when all is committed, and when every tenth commit is gone."""
+    """The same call when everything is committed, and when every tenth commit is missing."""
     watched.shards = 0
     nothing = timed(lambda: engine(to)).wall
     regenerated_for_nothing = watched.shards
@@ -399,7 +399,7 @@ def measure_resume(
 
 
 def child(function: Callable[..., Any], folder: Path, *arguments: Any) -> Any:
-    """Call a function of this module in a process of its own; the result comes back as JSON."""
+    """Call a function of this module in a separate process; the result is returned as JSON."""
     call, answer = folder / "call.json", folder / "answer.json"
     call.write_text(json.dumps([function.__name__, str(folder / "store"), *arguments]))
     command = [sys.executable, "-m", "benchmarks.scale", "--child", str(call), str(answer)]
@@ -499,10 +499,10 @@ def report_marginal(found: dict[int, Any], planned: dict[int, Any], image_bytes:
     lines.append(
         ["request step, wall", f"{(requests[1] - requests[0]) / (large - small) * 1e6:.1f}", ""]
     )
-    header = ["marginal cost", "µs per image", "to reach"]
+    header = ["marginal cost", "µs per image", "target"]
     print_table(f"From {small:,} to {large:,} images", header, lines)
     for label, costs in (("wall", wall), ("CPU", cpu)):
-        for name, goal in (("pixels", " (to reach: ≥ 4)"), ("encoded", "")):
+        for name, goal in (("pixels", " (target: ≥ 4)"), ("encoded", "")):
             shown = costs[name].median / costs["engine"].median
             print(f"write_parquet of {name} / engine, marginal {label}: {shown:.2f}{goal}")
 
@@ -535,7 +535,7 @@ def report_memory(found: dict[int, Any], planned: dict[int, Any]) -> None:
     ]
     print(
         f"{large:,} / {small:,}: after {shown[0]:.3f}, peak {shown[1]:.3f}"
-        " (to reach, 100k / 10k: ≤ 1.1)"
+        " (target, 100k / 10k: ≤ 1.1)"
     )
 
 

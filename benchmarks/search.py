@@ -1,23 +1,23 @@
 """A search of 6 ratios × 5 seeds: the engine on Ray, a plain loop, and Optuna, on two cores.
 
-30 classifiers (`small`, digits at 16 px) train on real images and moved copies of them at six
-ratios, five seeds each. All rivals train by the engine's own function (`nets.classification.train`)
-on the same images; what differs is what is around it.
+30 classifiers (`small`, digits at 16 px) train on real images and augmented copies at six ratios,
+with five seeds each. All rivals train with the engine's own function
+(`nets.classification.train`) on the same images; only the orchestration differs.
 
 engine: the `train` steps of a study as trials of Ray Tune, two processes of one thread. Each reads
-what its arm trains on from the store and commits weights, predictions and a manifest. `warm` has
-its processes already; `cold` starts Ray too.
-loop: one process of two threads, images decoded once and held; nothing is kept but a figure.
+the images of its arm from the store and commits weights, predictions and a manifest. `warm` reuses
+running processes; `cold` includes the start of Ray.
+loop: one process of two threads, images decoded once and kept in memory; only the score is kept.
 loop, one thread: the same; small networks are often no faster on two.
-loop, decoding: as `loop`, decoding the images in every trial.
-optuna: the same grid from its queue, two processes of one thread that share a journal file; images
-held. Its processes are started each time. (Its grid sampler ran trials twice and left others out
-where two processes shared it.)
+loop, decoding: as `loop`, but images are decoded in every trial.
+optuna: the same grid from its queue, two processes of one thread that share a journal file, images
+in memory. Its processes are started each time. (Its grid sampler repeated some trials and skipped
+others when two processes shared it.)
 
-How to read it. Ratios are rival / engine, of wall time: above 1 the engine is faster. Rivals are
-run in turn. Overhead per trial is told twice: of empty trials through Ray (what the framework
-costs), and of trials of one optimizer step in one process, with and without the store (what it
-costs that all is kept). At the end a search is killed in its middle (SIGKILL) and run again.
+How to read it. Ratios are rival / engine, of wall time: above 1 the engine is faster. Rivals run in
+turn. Overhead per trial is given twice: for empty trials through Ray (the cost of the framework),
+and for trials of one optimizer step in one process, with and without the store (the cost of
+storing results). At the end a search is killed half-way (SIGKILL) and run again.
 
 `python -m benchmarks.search [--steps N] [--rounds N] [--only-restart] [--quick]`
 """
@@ -100,8 +100,8 @@ def needed(steps: Sequence[Step]) -> list[Step]:
 
 @dataclass
 class Trainer:
-    """What a script of one's own would do, given the engine's training function: images held in
-    memory, or read anew for every trial."""
+    """A plain script with the engine's training function: images in memory, or read again for every
+    trial."""
 
     storage: str
     steps: list[Step]
@@ -168,7 +168,7 @@ def loop(trainer: Trainer) -> list[float]:
 
 
 def optimize(trainer: Trainer, journal: str) -> None:
-    """One of Optuna's processes: trials until none waits."""
+    """One of Optuna's processes: runs trials until the queue is empty."""
     import optuna
 
     trainer.load()
@@ -195,7 +195,7 @@ def _journal(path: str) -> Any:
 
 
 def by_optuna(trainer: Trainer) -> list[float]:
-    """The grid by two processes; returns what each trial reached."""
+    """The grid on two processes; returns the score of each trial."""
     import optuna
 
     with tempfile.TemporaryDirectory() as folder:
@@ -219,7 +219,7 @@ def by_optuna(trainer: Trainer) -> list[float]:
 
 
 def by_engine(base: Path, steps: list[Step], runtime: Runtime) -> list[float]:
-    """The trials in a storage of their own, which has all that they need."""
+    """The trials in a separate storage that contains their inputs."""
     with tempfile.TemporaryDirectory() as folder:
         shutil.copytree(base, folder, dirs_exist_ok=True)
         store = Store(folder)
@@ -237,7 +237,7 @@ def nothing(name: str, runtime: Runtime) -> dict[str, float]:
 
 
 def overheads(base: Path, runtime: Runtime) -> None:
-    """Seconds per trial that are not training."""
+    """Seconds per trial spent on anything but training."""
     resources = profile_at("runs").trial
 
     def empty(count: int) -> float:
@@ -274,7 +274,7 @@ def manifests(storage: str) -> list[Path]:
 
 
 def restart(base: Path, steps: int) -> None:
-    """Kill a search in its middle, then run it again: which trials are computed twice."""
+    """Kill a search half-way, then run it again: which trials are computed twice."""
     with tempfile.TemporaryDirectory() as folder:
         shutil.copytree(base, folder, dirs_exist_ok=True)
         command = [sys.executable, "-m", "benchmarks.search", "--child", folder]
@@ -305,7 +305,7 @@ def restart(base: Path, steps: int) -> None:
 
 
 def child(storage: str, steps: int) -> None:
-    """A search as a process of its own."""
+    """A search in a separate process."""
     store, wanted = Store(storage), trials_of(study_of(steps))
     runtime = RayRuntime("local", 2, warn=print)
     runner = Trials(store, runtime, profile_at(storage))

@@ -1,20 +1,21 @@
 """70,000 images through ingest, embed, cluster, select and match, as a user runs them.
 
-`jobs/cluster.py STUDY --until match` in a process of its own, over all digits of mnist at 128 px: a
+`jobs/cluster.py STUDY --until match` in a separate process, over all digits of mnist at 128 px: a
 Parquet file, MobileNetV2 at that size, k-means within each class, representatives, and the most
-similar images of train for each of val. Ray starts its pools as the default profile says. The
-60,000 images of one file are train, the 10,000 of the other val, for `embed` looks at no other
-split; test, which a study must have, is the negative of one digit of each class. Near duplicates
-between splits go to the later one (`audit.on_leak: move`), so that all are embedded.
+similar images of train for each of val. Ray starts its pools with the default profile. The 60,000
+images of one file are train and the 10,000 of the other val, because `embed` reads no other split;
+test, which a study needs, is the negative of one digit of each class. Near duplicates between
+splits go to the later one (`audit.on_leak: move`), so that all are embedded.
 
-A thread looks ten times a second at the resident memory of the driver, the process that the user
-started, and of the processes below it. A tenth of the images runs first: what grows in the driver
-with the images shows in the last two columns, which compare the same step at both sizes. Beside
-the resident memory stands the part that is the driver's own: pages of files that are mapped count
-as resident until somebody else needs the memory.
+Ten times a second, a thread reads the resident memory of the driver (the process that the user
+started) and of its child processes. A tenth of the images runs first: the last two columns compare
+the same step at both sizes, and show what grows in the driver with the images. They include the
+driver's unshared memory, because pages of mapped files count as resident until the memory is
+needed elsewhere.
 
-The share of the plain loop is the embed step's images/s, the pool's start included, over those of
-DataLoader + transformers (`benchmarks.embed`) on some of the images before and after the run.
+The share of the plain loop is the embed step's images/s, including the start of the pool, divided
+by those of DataLoader + transformers (`benchmarks.embed`) on some of the images before and after
+the run.
 
 `python -m benchmarks.study [--quick] [--images N] [--save-vectors FILE.npy] [--set A.B=C …]`
 """
@@ -60,8 +61,7 @@ _BEGINS = re.compile(r"^(\S+)\s+[0-9a-f]{16}  ")
 
 @dataclass
 class Memory:
-    """Resident MiB at a moment: of the driver, its own part of that, and of the largest process
-    below it."""
+    """Resident MiB at one time: of the driver, its unshared part, and of the largest child process."""
 
     at: float
     driver: float
@@ -71,7 +71,7 @@ class Memory:
 
 @dataclass
 class Run:
-    """One run of the study: when each step began, and the memory seen."""
+    """One run of the study: the start of each step, and the memory samples."""
 
     images: int
     store: Store
@@ -80,7 +80,7 @@ class Run:
     seen: list[Memory] = field(default_factory=list)
 
     def of_step(self, name: str) -> list[Memory]:
-        """What was seen during a step."""
+        """The memory samples during a step."""
         start, others = self.began[name], [*self.began.values(), self.ended]
         stop = min(at for at in others if at > start)
         return [memory for memory in self.seen if start <= memory.at < stop]
@@ -97,7 +97,7 @@ class Run:
 
 
 def write_images(folder: Path, count: int) -> None:
-    """`count` digits evenly of both files of mnist, named train and val, and a few for test."""
+    """`count` digits, evenly from both files of mnist, as train and val, and a few as test."""
     folder.mkdir(parents=True)
     schema = None
     for name, split, share in (("train", "train", 6 / 7), ("test", "val", 1 / 7)):
@@ -112,7 +112,7 @@ def write_images(folder: Path, count: int) -> None:
 
 
 def negatives(table: pa.Table) -> pa.Table:
-    """The first image of each class with its values turned round, as test."""
+    """The negative of the first image of each class, as test."""
     labels = table["label"].to_pylist()
     first = table.take(pa.array(sorted({label: row for row, label in
                                         reversed(list(enumerate(labels)))}.values())))  # fmt: skip
@@ -139,8 +139,8 @@ def study_of(folder: Path) -> dict[str, Any]:
 
 
 def run_study(folder: Path, count: int, sets: list[str]) -> Run:
-    """Run the study over `count` images below `folder`, watching its memory. Raises `SystemExit`
-    where it fails."""
+    """Run the study over `count` images in `folder`, sampling its memory. Raises `SystemExit` if it
+    fails."""
     write_images(folder / "images", count)
     (folder / "study.yaml").write_text(yaml.safe_dump(study_of(folder / "images")))
     profile = {"storage": str(folder / "runs"), "mlflow": "none"}
@@ -174,7 +174,7 @@ def run_study(folder: Path, count: int, sets: list[str]) -> Run:
 
 
 def watch(pid: int, run: Run, interval: float = 0.1) -> None:
-    """Note the memory of a process and of those below it until it ends."""
+    """Record the memory of a process and of its child processes until it ends."""
     driver = psutil.Process(pid)
     while not run.ended:
         try:
@@ -191,7 +191,7 @@ def watch(pid: int, run: Run, interval: float = 0.1) -> None:
 
 
 def statm(pid: int) -> tuple[float, float]:
-    """Resident MiB of a process, and without pages of files and memory that is shared (Linux)."""
+    """Resident MiB of a process: in total, and without file pages and shared memory (Linux)."""
     pages = Path(f"/proc/{pid}/statm").read_text().split()
     size = os.sysconf("SC_PAGE_SIZE") / _MIB
     return int(pages[1]) * size, (int(pages[1]) - int(pages[2])) * size
@@ -216,7 +216,7 @@ def report_times(small: Run, large: Run, plain_rates: list[float]) -> None:
     rates = " and ".join(f"{rate:,.0f}" for rate in plain_rates)
     print(
         f"embed step / plain loop: {embedded / np.mean(plain_rates):.2f}"
-        f" ({rates} image/s before and after; to reach ≥ 1.3)"
+        f" ({rates} image/s before and after; target ≥ 1.3)"
     )
 
 

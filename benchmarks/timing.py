@@ -1,8 +1,8 @@
-"""What all benchmarks share: things run in turn, ratios with quartiles, tables, the machine.
+"""Shared by all benchmarks: running things in turn, ratios with quartiles, tables, the machine.
 
-Identical work varies by a factor of several on a shared machine, so no absolute time is a claim.
-Two things are run in turn (A B A B …) in one process and the ratio is taken pair by pair: a slow
-minute hits both. CPU time varies less than wall time and is printed beside it.
+The time of identical work varies several-fold on a shared machine, so no absolute time is a claim.
+Two things run in turn (A B A B …) in one process and the ratio is taken pair by pair: a slow minute
+affects both. CPU time varies less than wall time and is printed next to it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import psutil
 
 
 class Cost(NamedTuple):
-    """Seconds: on the clock, and of processors (all threads; `CpuOfTree` for all processes)."""
+    """Seconds of wall time and of CPU time (of all threads; `CpuOfTree`: of all processes)."""
 
     wall: float
     cpu: float
@@ -37,14 +37,14 @@ class Quartiles(NamedTuple):
     high: float
 
     def show(self, digits: int = 3) -> str:
-        """`median [low, high]`; the median alone where there is one value."""
+        """`median [low, high]`; only the median if there is one value."""
         if self.low == self.high:
             return f"{self.median:,.{digits}f}"
         return f"{self.median:,.{digits}f} [{self.low:,.{digits}f}, {self.high:,.{digits}f}]"
 
 
 def quartiles(values: Sequence[float]) -> Quartiles:
-    """First quartile, median and third quartile; of one value, that value three times."""
+    """First quartile, median and third quartile; three times the same for one value."""
     if len(values) == 1:
         return Quartiles(values[0], values[0], values[0])
     low, median, high = statistics.quantiles(values, n=4, method="inclusive")
@@ -72,7 +72,7 @@ def in_turn(
 
 
 def ratios(above: Sequence[Cost], below: Sequence[Cost]) -> tuple[Quartiles, Quartiles]:
-    """Quartiles of `above / below`, pair by pair: of wall time, and of CPU time."""
+    """Quartiles of `above / below`, pair by pair, of wall time and of CPU time."""
     pairs = list(zip(above, below, strict=True))
     return (
         quartiles([first.wall / second.wall for first, second in pairs]),
@@ -81,12 +81,10 @@ def ratios(above: Sequence[Cost], below: Sequence[Cost]) -> tuple[Quartiles, Qua
 
 
 class CpuOfTree:
-    """CPU time of this process and all that descend from it, a private Ray included.
-
-    Processes come and go (each pool of actors has its own), and what a dead one used can no longer
-    be asked for; so a thread looks every `interval` seconds, and at most that much of each is lost.
-    Call it to read the clock.
-    """
+    """CPU time of this process and all its descendants, including a private Ray. Processes come and
+    go (each pool of actors has its own), and the usage of a dead one can no longer be read. So a
+    thread samples every `interval` seconds, and at most that much of each is lost. Call it to read
+    the clock."""
 
     def __init__(self, interval: float = 0.25) -> None:
         self.interval, self.seen = interval, dict[tuple[int, float], float]()
@@ -135,12 +133,12 @@ def memory_mib() -> dict[str, float]:
 
 
 def forget_peak() -> None:
-    """Let the peak of resident memory start from what is resident now (Linux)."""
+    """Reset the peak of resident memory to the present value (Linux)."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def print_table(title: str, header: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
-    """Print a table: the first column flush left, the others flush right."""
+    """Print a table with a left-aligned first column and right-aligned others."""
     table = [list(header), *[list(line) for line in lines]]
     widths = [max(len(line[column]) for line in table) for column in range(len(header))]
     print(f"\n{title}")
@@ -156,7 +154,8 @@ def print_table(title: str, header: Sequence[str], lines: Sequence[Sequence[str]
 
 
 def machine(*packages: str) -> str:
-    """One paragraph on where and when this ran, with what bounds the figures: hashing and disk."""
+    """One paragraph on the machine and date, with the limits of the figures: hashing and disk
+    speed."""
     names = ("ray", "pyarrow", "numpy", "pillow", *packages)
     memory = psutil.virtual_memory().total / 2**30
     return (
@@ -169,14 +168,14 @@ def machine(*packages: str) -> str:
 
 
 def sha256_rate(size: int = 2**20, repeats: int = 8) -> float:
-    """MB/s of SHA-256 in one thread: the median of a few tries."""
+    """MB/s of SHA-256 in one thread, the median of a few runs."""
     data = os.urandom(size)
     seconds = [timed(lambda: hashlib.sha256(data).digest()).wall for _ in range(repeats)]
     return size / statistics.median(seconds) / 1e6
 
 
 def fsync_rate(size: int = 4 * 2**20, repeats: int = 5) -> float:
-    """MB/s of writing a file of `size` bytes and waiting until it is on the disk."""
+    """MB/s of writing a file of `size` bytes, including fsync."""
     data = os.urandom(size)
 
     def write() -> None:

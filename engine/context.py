@@ -120,7 +120,7 @@ class Context:
         None if it is not done. Raises `EngineError` for any other step."""
         if step.key not in self._readable:
             raise EngineError(
-                f"{self.step.label} reads {step.label}, on which it does not rest; plan it as an"
+                f"{self.step.label} reads {step.label}, which it does not depend on; plan it as an"
                 " input"
             )
         return read_manifest(self.store, step)

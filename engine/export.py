@@ -61,7 +61,7 @@ def export(
 ) -> dict[str, Any]:
     """Write the images; returns the contents of `provenance.json`.
 
-    Raises `StudyError` where the arm or the format is unknown, the arm is not computed yet, or the
+    Raises `StudyError` if the arm or the format is unknown, the arm is not computed yet, or the
     target is not empty.
     """
     if form not in (formats := available("exporters")):
@@ -163,7 +163,7 @@ def _all_kept(steps: list[Step], store: Store, label: str, chosen: Selection) ->
 
 
 def refuse_stopped(label: str, curated: Manifest) -> None:
-    """Raises `DataError` where a filter forbids the export of a generator's images."""
+    """Raises `DataError` if a filter forbids the export of a generator's images."""
     for report in CurateResult.of(curated).filters:
         if report.stops:
             raise DataError(
@@ -174,7 +174,7 @@ def refuse_stopped(label: str, curated: Manifest) -> None:
 
 
 def done(store: Store, step: Step) -> Manifest:
-    """The manifest of a step. Raises `StudyError` where the step is not computed or is out of
+    """The manifest of a step. Raises `StudyError` if the step is not computed or is out of
     date."""
     status = inspect(upstream([step]), store)[-1]
     if status.manifest is None or status.state != "done":

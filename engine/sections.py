@@ -229,7 +229,7 @@ class Request(Amount):
             if targets != "all" and label not in targets:
                 of = "" if label == name else f" (of the group {name!r})"
                 raise explained(
-                    "ratio_by_class: {name}{of} is none of classes; add it there",
+                    "ratio_by_class: {name}{of} is not in classes; add it there",
                     name=repr(label), of=of,
                 )  # fmt: skip
         return self
@@ -261,7 +261,7 @@ class Curate(Spec):
     filters: tuple[FilterField, ...] = Field(
         default=({"name": "agreement"}, {"name": "copies"}), validate_default=True
     )
-    # Maximum rounds of generation; a further round runs where too few images were kept.
+    # Maximum rounds of generation; a further round runs if too few images were kept.
     max_rounds: Annotated[int, Field(ge=1, le=10)] = 3
 
     @model_validator(mode="after")
@@ -302,7 +302,7 @@ ArmName = Literal[
 
 class Search(Spec):
     """The arms of the comparison, each with the same seeds: real, real at double steps, reduced
-    where the study has `reduce`, those of `arms` and `combine`, and every generator at every ratio
+    if the study has `reduce`, those of `arms` and `combine`, and every generator at every ratio
     and at the requested amount. The ratio is chosen on val."""
 
     ratios: Annotated[tuple[Annotated[float, Field(gt=0, le=1000)], ...], Field(min_length=1)] = (

@@ -15,8 +15,8 @@ SENTENCES: dict[Code, str] = {
         "{files:,} files do not say whether text is burned into their picture: names and dates may"
         " be visible",
     "small_pictures":
-        "at {side} px near duplicates cannot be told from similar pictures; only exact ones were"
-        " looked for",
+        "at {side} px near duplicates cannot be distinguished from similar pictures; only exact"
+        " ones were looked for",
     "similar_pictures":
         "different pictures of this data are as similar as copies, so near duplicates could not be"
         " detected; only exact ones were looked for",
@@ -44,7 +44,7 @@ SENTENCES: dict[Code, str] = {
         "a Fréchet distance of {images:,} images (fewer than {least:,}) depends strongly on their"
         " number: compare it only with that of as many real images",
     "small_train":
-        "train suffices for only {real:,} real images: their figures are not a floor for"
+        "train suffices for only {real:,} real images: their figures are not a reference for"
         " {generated:,} generated images, which are also compared at {real:,}",
     "near_train":
         "{percent:.1f}% of the kept images ({low:.1f} to {high:.1f}) are nearer to a training image"

@@ -1,4 +1,4 @@
-"""What tests of every folder share: toy images, a profile without Ray, the walk over a study."""
+"""Shared by all tests: toy images, a profile without Ray, running a study."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from engine.study import Study, validate
 
 Classes = Mapping[str, int]
 
-# A busy machine draws examples slowly, which says nothing of the code.
+# Slow examples on a busy machine are not a fault of the code.
 hypothesis.settings.register_profile(
     "busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
@@ -31,20 +31,20 @@ hypothesis.settings.load_profile("busy")
 
 
 def toy_picture(number: int, side: int = 24) -> Image.Image:
-    """A smooth picture that is like no other: coarse noise, enlarged."""
+    """A smooth image unlike any other: coarse noise, enlarged."""
     coarse = np.random.default_rng(number).integers(0, 256, (6, 6, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _interruptible() -> None:
-    """What a shell starts in the background ignores SIGINT, and so would the jobs of tests."""
+    """A shell's background processes ignore SIGINT, and so would the jobs of tests."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
 def image_folder(tmp_path: Path) -> Callable[..., Path]:
-    """A function that writes `count` pictures of each class; returns the folder of the classes."""
+    """A function that writes `count` images of each class; returns the folder of the classes."""
     written = 0
 
     def write(classes: Classes, below: str = "data", side: int = 24) -> Path:
@@ -72,7 +72,7 @@ def store(profile: Profile) -> Store:
 
 @pytest.fixture
 def toy_study() -> Callable[..., Study]:
-    """A function that makes a study of small images; fields given are laid over its own."""
+    """A function that makes a study of small images; the given fields override its own."""
 
     def make(reader: Mapping[str, Any] | Path, **fields: Any) -> Study:
         if isinstance(reader, Path):
@@ -88,7 +88,7 @@ def toy_study() -> Callable[..., Study]:
 
 @pytest.fixture
 def run_until(profile: Profile, store: Store) -> Callable[[Study, str], Manifest]:
-    """A function that really runs a study up to a step, in this process; returns its manifest."""
+    """A function that runs a study up to a step, in this process; returns its manifest."""
 
     def run(study: Study, last: str) -> Manifest:
         steps = until(plan(study), last)
@@ -101,7 +101,7 @@ BARS = {"across": 0, "down": 1}
 
 
 def bar(kind: str, seed: int, contrast: int = 120) -> Image.Image:
-    """A bright bar on noise, lying or standing, somewhere in 16 px."""
+    """A bright horizontal or vertical bar on noise, somewhere in 16 px."""
     random = np.random.default_rng([seed, BARS[kind]])
     pixels = random.integers(0, 100, (16, 16), dtype=np.uint8)
     place = int(random.integers(1, 13))
@@ -112,7 +112,7 @@ def bar(kind: str, seed: int, contrast: int = 120) -> Image.Image:
 def write_bars(
     folder: Path, counts: dict[str, int], first: int, shown: dict[str, str] | None = None
 ) -> None:
-    """`counts` pictures of each class; `shown` says what is drawn where it is not the class."""
+    """`counts` images of each class; `shown` maps a class to what is drawn instead."""
     for name, count in counts.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
         for number in range(count):
@@ -125,7 +125,7 @@ def bars_study(tmp_path: Path, toy_study: Callable[..., Study]) -> Callable[...,
     write_bars(tmp_path / "real", {"across": 100, "down": 30}, 0)
     write_bars(tmp_path / "good", {"down": 60}, 5000)
 
-    # The right answer is easy to see: where the bar lies.
+    # The right answer is the direction of the bar.
     def make(folder: str = "good", **fields: Any) -> Study:
         reader = {"name": "imagefolder", "root": str(tmp_path / folder)}
         values = {

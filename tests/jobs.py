@@ -1,4 +1,4 @@
-"""Jobs of `jobs/` that tests interrupt: processes with a storage of their own."""
+"""Jobs of `jobs/` for tests that interrupt them: processes with their own storage."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Job:
             time.sleep(0.05)
 
     def interrupt(self, number: int, times: int, group: bool = False) -> tuple[int, str]:
-        """Its exit code and the rest of its lines; no process of its own is left."""
+        """Its exit code and its remaining lines; checks that none of its processes is left."""
         family = psutil.Process(self.process.pid).children(recursive=True)
         for _ in range(times):
             if group:
@@ -60,7 +60,7 @@ class Job:
 
 
 def _command_line(process: psutil.Process) -> str:
-    """Of a process that runs; empty where it has ended."""
+    """The child processes of a running process; empty if it has ended."""
     with suppress(psutil.Error):
         if process.status() != psutil.STATUS_ZOMBIE:
             return " ".join(process.cmdline()) or process.name()
@@ -68,7 +68,7 @@ def _command_line(process: psutil.Process) -> str:
 
 
 def command(job: str, storage: Path, *more: str, **sets: str) -> list[str]:
-    """A job on the digits, with settings laid over."""
+    """A job on the digits study, with settings overridden."""
     values = {"profile.storage": str(storage), "profile.mlflow": "none", **sets}
     pairs = [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
     return [sys.executable, f"jobs/{job}.py", "configs/digits.yaml", *pairs, *more]
@@ -78,8 +78,7 @@ def command(job: str, storage: Path, *more: str, **sets: str) -> list[str]:
 def running(
     job: str, storage: Path, *more: str, environment: dict[str, str] | None = None, **sets: str
 ) -> Iterator[Job]:
-    """A started job, whose lines are those of both streams; it is killed where the test leaves it
-    running."""
+    """A started job with the lines of both streams; killed if the test leaves it running."""
     process = subprocess.Popen(
         command(job, storage, *more, **sets), cwd=ROOT, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, env=environment,

@@ -46,7 +46,7 @@ class Cluster:
         assert done.returncode == 0, done.stderr
 
     def processes(self, name: str) -> list[psutil.Process]:
-        """Those of all nodes with `name` in their command line, the oldest first."""
+        """Processes of all nodes with `name` in their command line, the oldest first."""
         found = []
         for process in psutil.process_iter():
             with suppress(psutil.Error):
@@ -82,7 +82,7 @@ class Cluster:
 @contextmanager
 def loopback_cluster(nodes: int) -> Iterator[Cluster]:
     """A cluster of so many nodes, the first of them the head."""
-    # Short: Ray puts sockets below it.
+    # Short, because Ray creates sockets in it.
     made = Cluster(Path(tempfile.mkdtemp(prefix="rl-", dir="/tmp")))
     token = made.folder / "token"
     token.write_text(secrets.token_hex(32))

@@ -1,4 +1,4 @@
-"""Pages as tests read them."""
+"""Pages in the form that tests compare."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import re
 
 
 def plain_headings(page: str) -> str:
-    """The page without the ids of its headings, which are for links alone."""
+    """The page without the ids of its headings, which serve only links."""
     return re.sub(r'<h2 id="section-\d+">', "<h2>", page)

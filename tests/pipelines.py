@@ -1,5 +1,5 @@
-"""Tiny pipelines in the shape of Stable Diffusion 1, XL, 3 and FLUX: random weights, a few thousand
-parameters, saved as the folders that a hub would give."""
+"""Tiny pipelines with the structure of Stable Diffusion 1, XL, 3 and FLUX: random weights, a few
+thousand parameters, saved as folders like those of a hub."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 _WORDS = ["a", "photo", "of", "cat", "dog", "blurry"]
-# Positions that the text encoders have, and so tokens that they read.
+# Number of positions, and so of tokens, of the text encoders.
 LENGTH = 16
 
 
@@ -23,7 +23,7 @@ def save_pipeline(kind: str, folder: Path, **fields: Any) -> Path:
 
 
 def clip_tokenizer(folder: Path, length: int = LENGTH) -> Any:
-    """Letters, and the words of the prompts in use; every other word is spelt."""
+    """A tokenizer with letters and the words of the prompts; it spells every other word."""
     from transformers import CLIPTokenizer
 
     letters = [chr(code) for code in range(33, 127)]

@@ -1,4 +1,4 @@
-"""Results made by hand, with what a test does not care about filled in."""
+"""Hand-written results, with default values for fields that a test does not need."""
 
 from __future__ import annotations
 

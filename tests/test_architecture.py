@@ -1,4 +1,5 @@
-"""Who may know whom: the rules of the design, checked in the source and in `sys.modules`."""
+"""Which module may import which: the rules of the design, checked in the source and in
+`sys.modules`."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ def below(file: str, *families: str) -> bool:
 
 
 def imports(file: str, *, at_load: bool = False) -> Iterator[str]:
-    """Full names of all that a file imports; `at_load`: only what importing the file runs."""
+    """Full names of all imports of a file; `at_load`: only those that run when the file is
+    imported."""
 
     def walk(node: ast.AST) -> Iterator[str]:
         for child in ast.iter_child_nodes(node):
@@ -67,7 +69,7 @@ def importers(package: str, *, at_load: bool = False) -> set[str]:
 
 
 def strangers(file: str, *allowed: str) -> set[str]:
-    """What a file imports of the engine beyond `allowed`."""
+    """Imports of the engine in a file other than `allowed`."""
     return {
         name
         for name in imports(file)
@@ -75,7 +77,7 @@ def strangers(file: str, *allowed: str) -> set[str]:
     }
 
 
-def test_the_walk_sees_what_it_must() -> None:
+def test_import_scan_finds_known_imports() -> None:
     assert "engine.core.rows" in set(imports("steps/ingest.py"))
     assert "torch" in set(imports("embedders/_checkpoint.py"))
     assert "torch" not in set(imports("embedders/_checkpoint.py", at_load=True))
@@ -83,7 +85,7 @@ def test_the_walk_sees_what_it_must() -> None:
 
 
 # 1
-def test_ray_and_mlflow_have_their_files() -> None:
+def test_ray_and_mlflow_are_imported_only_in_their_files() -> None:
     names = ("cluster", "stream", "attendance", "fit", "search", "tune", "nested", "share",
              "monitor")  # fmt: skip
     assert importers("ray") <= {f"runtime/{name}.py" for name in names}
@@ -92,12 +94,12 @@ def test_ray_and_mlflow_have_their_files() -> None:
 
 # 2
 @pytest.mark.parametrize("file", [file for file in FILES if below(file, "core", "data", "work")])
-def test_core_knows_itself_alone_and_data_and_work_know_core(file: str) -> None:
+def test_core_imports_only_itself_and_data_and_work_import_core(file: str) -> None:
     assert not strangers(file, "core", file.split("/")[0])
     assert not [name for name in imports(file, at_load=True) if within(name, *HEAVY)]
 
 
-def test_the_registry_lists_no_plugin() -> None:
+def test_registry_lists_no_plugin() -> None:
     names = {Path(file).stem for file in FILES if below(file, *PLUGINS)} - {"__init__"}
     texts = {node.value for node in ast.walk(tree("core/registry.py"))
              if isinstance(node, ast.Constant) and isinstance(node.value, str)}  # fmt: skip
@@ -107,7 +109,7 @@ def test_the_registry_lists_no_plugin() -> None:
 @pytest.mark.parametrize(
     "file", [file for file in FILES if below(file, "nets", "metrics", "vectors")]
 )
-def test_nets_metrics_and_vectors_know_no_step_plugin_or_runtime(file: str) -> None:
+def test_nets_metrics_and_vectors_import_no_step_plugin_or_runtime(file: str) -> None:
     # A metric may give its result the form in which a step stores it.
     own = [file.split("/")[0], *(["results"] if below(file, "metrics") else [])]
     assert not strangers(file, "core", "data", "work", "vectors", *own)
@@ -115,30 +117,30 @@ def test_nets_metrics_and_vectors_know_no_step_plugin_or_runtime(file: str) -> N
 
 # 3
 @pytest.mark.parametrize("file", [file for file in FILES if below(file, "runtime")])
-def test_a_runtime_knows_what_workers_do_and_no_step(file: str) -> None:
+def test_runtime_imports_worker_code_and_no_step(file: str) -> None:
     assert not strangers(file, "core", "work", "runtime", "tuning.proposals")
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if below(file, "results")])
-def test_results_know_core_alone(file: str) -> None:
+def test_results_import_only_core(file: str) -> None:
     assert not strangers(file, "core", "results")
 
 
 @pytest.mark.parametrize(
     "file", [file for file in FILES if below(file, "report", "comparison", "stages")]
 )
-def test_the_page_the_comparison_and_the_stages_know_no_step(file: str) -> None:
+def test_report_comparison_and_stages_import_no_step(file: str) -> None:
     assert not [name for name in imports(file) if within(name, "engine.steps")]
 
 
 # 4
 @pytest.mark.parametrize("file", [file for file in FILES if below(file, "steps")])
-def test_a_step_knows_no_concrete_plugin_and_no_runtime(file: str) -> None:
+def test_steps_import_no_concrete_plugin_and_no_runtime(file: str) -> None:
     for name in imports(file):
         assert not within(name, "engine.runtime", "engine.execute", "engine.cli", "engine.plan")
         family = name.split(".")[1] if within(name, "engine") and "." in name else ""
         if family in PLUGINS:
-            # Of a family its Protocol alone (`from engine.readers import Bytes`), never a plugin.
+            # Only the Protocol of a family (`from engine.readers import Bytes`), never a plugin.
             assert not (ENGINE / family / f"{name.split('.')[2]}.py").exists(), name
 
 
@@ -153,7 +155,7 @@ def test_only_the_command_line_chooses_a_runtime() -> None:
 
 # 5
 @pytest.mark.parametrize("file", [file for file in FILES if below(file, *PLUGINS)])
-def test_a_plugin_knows_no_step_no_runtime_and_no_other_family(file: str) -> None:
+def test_plugins_import_no_step_runtime_or_other_family(file: str) -> None:
     rooms = ("core", "data", "work", "nets", "metrics", "vectors", "clients")
     assert not strangers(file, *rooms, file.split("/")[0])
 
@@ -161,8 +163,8 @@ def test_a_plugin_knows_no_step_no_runtime_and_no_other_family(file: str) -> Non
 # 6
 @cache
 def heavy_modules() -> set[str]:
-    """The heavy libraries, and all modules that import one when they are imported, directly or
-    through other modules. Runtimes are left out: Ray is their own."""
+    """The heavy libraries, and all modules whose import imports one, directly or indirectly.
+    Runtimes are excluded, because Ray is their purpose."""
     loads = {
         f"engine.{file[:-3].replace('/', '.')}".removesuffix(".__init__"): set(
             imports(file, at_load=True)
@@ -179,7 +181,7 @@ def heavy_modules() -> set[str]:
     return heavy
 
 
-def test_only_networks_and_private_modules_load_heavy_libraries() -> None:
+def test_only_networks_and_private_modules_import_heavy_libraries() -> None:
     # Networks are subclasses of torch's classes; their users import them inside functions.
     modules = heavy_modules() - set(HEAVY)
     assert "engine.nets.dcgan" in modules
@@ -222,13 +224,13 @@ assert plan(load_study(Path("configs/digits.yaml")))
     ["import engine.study", "import engine.plan", HELP, PLAN],
     ids=["study", "plan", "help", "a plan of digits"],
 )
-def test_reading_and_planning_a_study_loads_nothing_heavy(code: str) -> None:
+def test_reading_and_planning_a_study_imports_nothing_heavy(code: str) -> None:
     assert not loaded_by(code) & set(HEAVY)
 
 
 @pytest.mark.parametrize("job", JOBS, ids=lambda path: path.name)
-def test_a_job_s_help_loads_nothing_heavy(job: Path) -> None:
-    # The script ends by os._exit, so each module that it imports is told as it comes.
+def test_help_of_a_job_imports_nothing_heavy(job: Path) -> None:
+    # The script ends by os._exit, so each import is printed as it happens.
     ran = subprocess.run(
         [sys.executable, "-X", "importtime", str(job), "--help"],
         cwd=ROOT, capture_output=True, text=True, timeout=120,
@@ -241,7 +243,7 @@ def test_a_job_s_help_loads_nothing_heavy(job: Path) -> None:
 
 
 # 7
-def test_the_environment_is_read_in_its_files_alone() -> None:
+def test_environment_is_read_only_in_its_files() -> None:
     # data/sandbox.py reads no setting from it: it passes it on to its child, which must find
     # the same Python, libraries and locale as its parent.
     allowed = {"runtime/cluster.py", "cli.py", "tracking/mlflow.py", "core/secrets.py",
@@ -259,7 +261,7 @@ def test_storage_is_opened_in_two_files() -> None:
     assert importers("s3fs") == importers("boto3") == set()
 
 
-def test_keys_of_storage_are_made_in_the_store_alone() -> None:
+def test_storage_keys_are_made_only_in_the_store() -> None:
     layout = ("steps/", "generated/", "work/", "pages/", "commits/", "parts/", "claims/")
     for file in set(FILES) - {"core/store.py", "core/shards.py"}:
         documents = {
@@ -275,22 +277,22 @@ def test_keys_of_storage_are_made_in_the_store_alone() -> None:
                 assert said or not node.value.startswith(layout), f"{file}: {node.value!r}"
 
 
-def test_no_path_is_joined_by_hand_outside_their_two_files() -> None:
+def test_paths_are_joined_only_in_two_files() -> None:
     for file in set(FILES) - {"core/store.py", "data/source.py"}:
         for node in ast.walk(tree(file)):
             if isinstance(node, ast.Call):
                 assert ast.unparse(node.func) not in ("os.path.join", "posixpath.join"), file
 
 
-def test_jobs_are_short_and_hide_no_module_of_python() -> None:
+def test_jobs_are_short_and_shadow_no_standard_module() -> None:
     assert JOBS
     for job in JOBS:
-        # Modules that are built into Python are found before any file.
+        # Built-in modules are found before any file.
         assert job.stem not in sys.stdlib_module_names - set(sys.builtin_module_names)
         assert len(job.read_text("utf-8").splitlines()) <= 60
 
 
-def test_benchmarks_import_what_there_is() -> None:
+def test_imports_of_benchmarks_exist() -> None:
     import importlib
 
     missing = []
@@ -306,7 +308,7 @@ def test_benchmarks_import_what_there_is() -> None:
     assert not missing
 
 
-def test_no_module_imports_itself_through_others() -> None:
+def test_there_are_no_import_cycles() -> None:
     modules = {"engine" if file == "__init__.py" else
                f"engine.{file[:-3].removesuffix('/__init__').replace('/', '.')}": file
                for file in FILES}  # fmt: skip
@@ -315,7 +317,7 @@ def test_no_module_imports_itself_through_others() -> None:
         & modules.keys() - {module}
         for module, file in modules.items()
     }
-    # Modules that need none of the rest are taken away, again and again: what is left are circles.
+    # Repeatedly remove modules that import none of the rest; what remains are cycles.
     while free := [module for module, needed in needs.items() if not needed & needs.keys()]:
         for module in free:
             del needs[module]

@@ -27,7 +27,7 @@ def command(image_folder: Callable[..., Path], tmp_path: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def test_a_whole_run_says_where_the_sheet_lies(command, tmp_path, capsys) -> None:
+def test_whole_run_prints_the_path_of_the_sheet(command, tmp_path, capsys) -> None:
     assert run_study(command) == 0
     sheet = tmp_path / "runs" / "pages" / "toy" / "generate.t.png"
     assert str(sheet) in capsys.readouterr().err
@@ -36,7 +36,7 @@ def test_a_whole_run_says_where_the_sheet_lies(command, tmp_path, capsys) -> Non
     assert capsys.readouterr().err.count("done:") == 6
 
 
-def test_a_dry_run_says_what_is_there_and_why_not(command, capsys, tmp_path) -> None:
+def test_dry_run_prints_what_is_done_and_why_not(command, capsys, tmp_path) -> None:
     assert run_study([*command, "--dry-run"]) == 0
     output = capsys.readouterr().out
     assert "ingest" in output
@@ -51,7 +51,7 @@ def test_a_dry_run_says_what_is_there_and_why_not(command, capsys, tmp_path) -> 
     assert "needs request.t" in output
 
 
-def test_until_stops_and_discard_throws_away(command, capsys) -> None:
+def test_until_stops_and_discard_discards(command, capsys) -> None:
     assert run_study([*command, "--until", "select"]) == 0
     assert "request" not in capsys.readouterr().err
     assert run_study(command) == 0
@@ -83,7 +83,7 @@ def test_errors_are_one_line_with_their_exit_code(command, capsys, more, code, s
     assert says in error[0]
 
 
-def test_changed_data_is_refused_by_name(command, capsys, tmp_path) -> None:
+def test_changed_data_is_rejected_by_name(command, capsys, tmp_path) -> None:
     assert run_study([*command, "--until", "ingest"]) == 0
     (tmp_path / "pictures" / "cat" / "000.png").rename(tmp_path / "pictures" / "dog" / "new.png")
     assert run_study([*command, "--until", "ingest"]) == 1
@@ -117,7 +117,7 @@ def test_preview_escapes_class_names(tmp_path, image_folder, capsys) -> None:
     assert "<i>" not in text
 
 
-def test_the_script_exits_with_two_before_anything_starts(tmp_path) -> None:
+def test_script_exits_with_2_before_anything_starts(tmp_path) -> None:
     done = subprocess.run(
         [sys.executable, "jobs/run_study.py", "configs/digits.yaml", "--set", "seed=-1"],
         cwd=ROOT, capture_output=True, text=True, timeout=60,
@@ -127,7 +127,7 @@ def test_the_script_exits_with_two_before_anything_starts(tmp_path) -> None:
     assert "seed" in done.stderr
 
 
-def test_an_export_says_what_it_wrote_and_errors_are_one_line(command, tmp_path, capsys) -> None:
+def test_export_prints_its_counts_and_errors_are_one_line(command, tmp_path, capsys) -> None:
     asked = [*command, "--to", f"{tmp_path}/out", "--format", "csv", "--arm"]
     assert run_export([*asked, "t"]) == 2
     assert "ingest is not done (not computed yet)" in capsys.readouterr().err
@@ -140,7 +140,7 @@ def test_an_export_says_what_it_wrote_and_errors_are_one_line(command, tmp_path,
     assert "is not empty" in capsys.readouterr().err
 
 
-def test_batches_that_workers_cannot_share_are_refused_at_once(bars_study) -> None:
+def test_batches_that_workers_cannot_share_are_rejected_early(bars_study) -> None:
     study = bars_study(training={"steps": 4, "batch_size": 12, "gradient_accumulation_steps": 2})
     check_batches(study, Profile(trial={"workers": 3}))
     with pytest.raises(StudyError, match=r"^profile: trial\.workers: 4 workers .* multiple of 8$"):
@@ -148,7 +148,7 @@ def test_batches_that_workers_cannot_share_are_refused_at_once(bars_study) -> No
     check_batches(study, Profile(trial={"workers": 4}, runtime="inline"))
 
 
-def test_a_pipe_that_closes_before_the_work_is_done_is_no_success() -> None:
+def test_pipe_that_closes_early_is_not_a_success() -> None:
     script = (
         "import engine.cli as cli, sys\n"
         "def act():\n"

@@ -1,4 +1,4 @@
-"""cluster.yaml against the schema that Ray brings along, and against what this project promises."""
+"""cluster.yaml is valid under Ray's schema and keeps this project's rules."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _node(cluster: dict[str, Any]) -> dict[str, Any]:
     return cluster["available_node_types"]["gpu_worker"]
 
 
-def test_it_is_valid(cluster, schema):
+def test_file_is_valid(cluster, schema):
     jsonschema.validate(cluster, schema)
 
 
@@ -51,7 +51,7 @@ def test_it_is_valid(cluster, schema):
         lambda cluster: cluster["head_start_ray_commands"].append(7),
     ],
 )
-def test_what_is_wrong_is_refused(cluster, schema, spoil):
+def test_invalid_file_is_rejected(cluster, schema, spoil):
     spoiled = copy.deepcopy(cluster)
     spoil(spoiled)
     with pytest.raises(jsonschema.ValidationError):
@@ -59,7 +59,8 @@ def test_what_is_wrong_is_refused(cluster, schema, spoil):
 
 
 def test_numbers_of_workers_agree(cluster):
-    """Ray's launcher refuses more minimum workers than the maximum, but the schema does not."""
+    """Ray's launcher rejects a minimum number of workers above the maximum, but the schema does
+    not."""
     types = cluster["available_node_types"]
     assert cluster["head_node_type"] in types
     assert sum(node.get("min_workers", 0) for node in types.values()) <= cluster["max_workers"]
@@ -67,7 +68,7 @@ def test_numbers_of_workers_agree(cluster):
         assert node.get("min_workers", 0) <= node.get("max_workers", cluster["max_workers"])
 
 
-def test_every_start_of_ray_demands_the_token(cluster):
+def test_every_start_of_ray_requires_the_token(cluster):
     for kind in ("head_start_ray_commands", "worker_start_ray_commands"):
         starts = [command for command in cluster[kind] if "ray start" in command]
         assert starts
@@ -87,14 +88,14 @@ def test_head_is_on_demand_and_workers_are_spot(cluster):
     assert all("IamInstanceProfile" in node["node_config"] for node in types.values())
 
 
-def test_versions_are_those_of_the_constraints(cluster):
+def test_versions_equal_the_constraints(cluster):
     pinned = re.search(r"^ray==(\S+)$", (ROOT / "constraints.txt").read_text("utf-8"), re.M)
     assert pinned is not None
     images = [cluster["docker"]["image"], cluster["docker"]["head_image"]]
     assert all(f"rayproject/ray:{pinned[1]}-" in image for image in images)
 
 
-def test_what_is_copied_to_the_nodes_exists(cluster):
+def test_files_copied_to_the_nodes_exist(cluster):
     mounted = [path for path in cluster["file_mounts"].values() if not path.startswith("~")]
     assert mounted
     assert all((ROOT / path).is_file() for path in mounted)

@@ -1,4 +1,4 @@
-"""What a step may read: its inputs, and the steps on which these rest."""
+"""What a step may read: its inputs, and the steps that they depend on."""
 
 from __future__ import annotations
 
@@ -40,32 +40,32 @@ def store(tmp_path: Path) -> Store:
     return Store(str(tmp_path))
 
 
-def test_a_result_is_read_by_the_name_of_the_input(store: Store) -> None:
+def test_result_is_read_by_the_name_of_the_input(store: Store) -> None:
     step = context(CLUSTER, store, embed=manifest(EMBED, width=64, quarantined=0))
     assert step.result("embed", EmbedResult).width == 64
 
 
-def test_an_input_that_was_not_declared_cannot_be_read(store: Store) -> None:
+def test_undeclared_input_cannot_be_read(store: Store) -> None:
     step = context(CLUSTER, store, embed=manifest(EMBED, width=64, quarantined=0))
     with pytest.raises(EngineError, match=r"^cluster reads ingest, .* inputs \(embed\); add it"):
         step.result("ingest", IngestResult)
 
 
-def test_a_result_is_that_of_its_kind(store: Store) -> None:
+def test_result_has_the_model_of_its_kind(store: Store) -> None:
     step = context(CLUSTER, store, embed=manifest(EMBED, width=64, quarantined=0))
     with pytest.raises(StorageError, match="embed is of kind embed, not ingest"):
         step.result("embed", IngestResult)
 
 
-def test_a_result_of_another_version_names_the_remedy(store: Store) -> None:
+def test_result_of_another_version_names_the_remedy(store: Store) -> None:
     step = context(CLUSTER, store, embed=manifest(EMBED, height=1))
     with pytest.raises(StorageError, match=r"another version of the engine; .* --discard embed"):
         step.result("embed", EmbedResult)
 
 
-def test_a_manifest_is_read_where_the_step_rests_on_it(store: Store) -> None:
+def test_manifest_is_read_only_by_dependent_steps(store: Store) -> None:
     write_manifest(store, manifest(INGEST, counts={}))
     assert context(CLUSTER, store).manifest(INGEST) == manifest(INGEST, counts={})
     assert context(CLUSTER, store).manifest(EMBED) is None
-    with pytest.raises(EngineError, match=r"^embed reads cluster, on which it does not rest"):
+    with pytest.raises(EngineError, match=r"^embed reads cluster, which it does not depend on"):
         context(EMBED, store).manifest(CLUSTER)

@@ -1,5 +1,5 @@
-"""One flipped bit, or a part that is gone: noticed by whoever reads it, named with the remedy, and
-made again with the same result."""
+"""One flipped bit or a missing part: detected by every reader, reported with the remedy, and
+recomputed with the same result."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from engine.study import Study, validate
 from tests.chaos.storages import differences, flip_bit, manifests
 from tests.conftest import write_bars
 
-# For people, or for other studies: no step of this one reads them.
+# For people or other studies: no step of this study reads them.
 FILES_UNREAD = ("sheet.png", "list.csv", "history.json", "looks/")
 TABLES_UNREAD = {
     ("ingest", "records"), ("ingest", "leaks"), ("cluster", "centroids"),
@@ -37,7 +37,7 @@ TABLES_UNREAD = {
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
-    """Small images, a network that is trained on them, and all steps up to the page."""
+    """Small images, a network trained on them, and all steps up to the report."""
     root = tmp_path_factory.mktemp("bars")
     write_bars(root, {"across": 60, "down": 30}, 0)
     values = {
@@ -78,7 +78,7 @@ def run(study: Study, store: Store) -> None:
 
 
 def stop_of(study: Study, store: Store) -> str:
-    """The text of the damage that stopped a run; empty where nothing did."""
+    """The text of the damage that stopped a run; empty if none did."""
     try:
         run(study, store)
     except DamageError as error:
@@ -87,7 +87,7 @@ def stop_of(study: Study, store: Store) -> str:
 
 
 def discard_readers(study: Study, store: Store, part: str) -> None:
-    """Throw away all that was computed from a part, so that the next run reads it."""
+    """Discard everything computed from a part, so that the next run reads it."""
     inventory = take_inventory(store)
     labels = set(inventory.dependents(inventory.named_by[part]))
     for step in every_step(study):
@@ -107,8 +107,8 @@ def part_of(store: Store, label: str) -> str:
 
 
 def parts_read(store: Store) -> dict[str, str]:
-    """A part of each kind that some step reads, with the label of the step that wrote it; of mixes
-    that of an arm, which trials alone read."""
+    """A part of each kind that some step reads, with the label of the step that wrote it; for mixes
+    that of an arm, which only trials read."""
     found: dict[tuple[str, ...], tuple[str, str]] = {}
     for manifest in sorted(manifests(store).values(), key=lambda one: one.label != "mix.ddpm.x1"):
         for part in manifest.parts:
@@ -123,7 +123,7 @@ def parts_read(store: Store) -> dict[str, str]:
     return dict(found.values())
 
 
-def test_a_flipped_bit_in_any_part_stops_the_step_that_reads_it(
+def test_flipped_bit_in_any_part_stops_the_step_that_reads_it(
     study: Study, sound: Store, tmp_path: Path
 ) -> None:
     dice = random.Random(5)
@@ -147,7 +147,7 @@ def test_a_flipped_bit_in_any_part_stops_the_step_that_reads_it(
 
 @pytest.mark.parametrize("writer", ["ingest", "generate.ddpm", "finetune.ddpm", "train.real.0"])
 @pytest.mark.parametrize("damage", ["flip", "delete"])
-def test_the_discard_that_is_named_brings_the_result_back(
+def test_named_discard_restores_the_result(
     study: Study, sound: Store, store: Store, writer: str, damage: str
 ) -> None:
     key = part_of(store, writer)
@@ -220,19 +220,19 @@ def test_fsck_repairs_exactly_what_is_damaged(study: Study, sound: Store, store:
     assert list(differences(sound, store)) == []
 
 
-def test_a_fingerprint_with_a_flipped_bit_costs_no_shard(study: Study, store: Store) -> None:
+def test_fingerprint_with_a_flipped_bit_costs_no_shard(study: Study, store: Store) -> None:
     key = next(key for key in store.listing("generated") if key.endswith("/fingerprint.json"))
     before = store.read(key)
     flip_bit(store, key, random.Random(3))
     shards = ShardSet(store, key.rpartition("/")[0])
     count = len(shards.committed())
-    shards.claim(unseal(before), discard="")  # its copy is read in its place
+    shards.claim(unseal(before), discard="")  # its copy is read instead
     fsck.repair(store, fsck.verify(store).faults)
     assert store.read(key) == before
     assert len(shards.committed()) == count > 0
 
 
-def test_what_was_made_again_meanwhile_is_not_discarded(store: Store) -> None:
+def test_recomputed_data_is_not_discarded(store: Store) -> None:
     key = part_of(store, "ingest")
     sound = store.read(key)
     flip_bit(store, key, random.Random(3))
@@ -243,7 +243,7 @@ def test_what_was_made_again_meanwhile_is_not_discarded(store: Store) -> None:
     assert store.read(key) == sound
 
 
-def test_a_storage_of_another_version_is_not_thrown_away(store: Store) -> None:
+def test_storage_of_another_version_is_not_discarded(store: Store) -> None:
     keys = [key for key in store.listing("steps") if key.endswith("/manifest.json")]
     for key in keys:
         store.put(key, json.dumps(unseal(store.read(key))).encode())
@@ -254,7 +254,7 @@ def test_a_storage_of_another_version_is_not_thrown_away(store: Store) -> None:
     assert all(store.exists(key) for key in keys)
 
 
-def test_of_rounds_that_share_shards_the_one_that_names_the_part_wrote_it(
+def test_shared_shard_is_attributed_to_the_round_that_names_it(
     study: Study, tmp_path: Path
 ) -> None:
     rounds = study.model_copy(update={"curate": study.curate.model_copy(update={"max_rounds": 2})})

@@ -37,7 +37,7 @@ RAY = RayRuntime("local", None, warn=print)
 WORK = [Work("embed", 3, 100.0), Work("decode", 9, 10.0), Work("fit", 1, 50.0)]
 
 
-def test_pools_hold_what_their_workers_do_and_this_process_the_rest() -> None:
+def test_reserved_resources_are_those_of_pools_and_this_process() -> None:
     by_name = {entry.pop("what"): entry for entry in resource_use(WORK, 170.0, RAY, RAY_CLUSTER)}
     assert by_name == {
         # No more actors than shards.
@@ -48,7 +48,7 @@ def test_pools_hold_what_their_workers_do_and_this_process_the_rest() -> None:
     }
 
 
-def test_a_trial_holds_its_share_whatever_it_computes() -> None:
+def test_trial_reserves_its_share_whatever_it_computes() -> None:
     (share,) = resource_use(WORK, 170.0, InlineRuntime(threads=1), RAY_CLUSTER)
     assert share == {"what": "trial", "workers": 1, "cpus": 2.0, "gpus": 0.25, "seconds": 170.0}
 
@@ -71,9 +71,7 @@ class Workers(InlineRuntime):
         super().fit(train, context, resources)
 
 
-def test_a_trial_on_workers_is_a_fit_with_what_a_trial_is_granted(
-    bars_study, store: Store, profile: Profile
-) -> None:
+def test_trial_on_workers_reserves_like_a_fit(bars_study, store: Store, profile: Profile) -> None:
     steps = plan(bars_study(generators={}))
     execute(until(steps, "mix.real"), store, InlineRuntime(), profile)
     trial = planned_trials(named(steps, "search")[0])[0].step
@@ -88,7 +86,7 @@ def test_a_trial_on_workers_is_a_fit_with_what_a_trial_is_granted(
     assert driver["what"] == "driver"
 
 
-def test_a_fit_that_is_stuck_before_its_first_step_says_so(
+def test_fit_stuck_before_its_first_step_is_reported(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = Lines()
@@ -108,14 +106,14 @@ def test_a_fit_that_is_stuck_before_its_first_step_says_so(
     assert log.getvalue().startswith("  finetune: no progress for 0 s; not started yet")
 
 
-def test_one_process_alone_has_the_gpu_to_itself_while_it_computes_there() -> None:
+def test_inline_run_reserves_the_whole_gpu() -> None:
     inline = RAY_CLUSTER.model_copy(update={"runtime": "inline"})
     by_name = {entry["what"]: entry for entry in resource_use(WORK, 170.0, InlineRuntime(), inline)}
     assert [by_name[name]["workers"] for name in ("embed", "fit")] == [1, 1]
     assert [by_name[name]["gpus"] for name in ("embed", "decode", "fit")] == [1.0, 0.0, 1.0]
 
 
-def test_what_was_held_stands_in_every_manifest_and_puts_none_out_of_date(
+def test_reserved_resources_are_in_every_manifest_and_outdate_none(
     bars_study, store: Store, profile: Profile
 ) -> None:
     study = bars_study()
@@ -137,8 +135,8 @@ def test_what_was_held_stands_in_every_manifest_and_puts_none_out_of_date(
 
 
 class Beaten(Store):
-    """Storage on which another driver runs the same steps to their end, as soon as this one reads
-    what both have decoded."""
+    """Storage on which another driver runs the same steps to their end, as soon as this driver
+    reads the decoded images of both."""
 
     steps: ClassVar[list[Step]] = []
     beaten = False
@@ -150,9 +148,7 @@ class Beaten(Store):
         return super().parquet(key)
 
 
-def test_who_finds_its_work_cleared_away_goes_on_with_what_another_driver_made(
-    bars_study, store: Store
-) -> None:
+def test_driver_continues_with_results_of_another_driver(bars_study, store: Store) -> None:
     Beaten.steps = until(plan(bars_study()), "embed")
     mine = Beaten(store.url)
     found = execute(Beaten.steps, mine, InlineRuntime(), Profile(storage=store.url))
@@ -165,15 +161,15 @@ def test_who_finds_its_work_cleared_away_goes_on_with_what_another_driver_made(
     assert decoded == []
 
 
-def test_what_is_stored_is_what_the_run_goes_on_with(bars_study, store: Store) -> None:
+def test_returned_manifest_equals_the_stored_one(bars_study, store: Store) -> None:
     steps = until(plan(bars_study()), "ingest")
     (made,) = execute(steps, store, InlineRuntime(), Profile(storage=store.url)).values()
     read = read_manifest(store, steps[0])
-    # The same types and the same order: a page lists classes as they come.
+    # The same types and the same order, because a page lists classes in this order.
     assert repr(made) == repr(read)
 
 
-def test_times_are_no_part_of_a_results_identity(store: Store, bars_study) -> None:
+def test_times_are_not_part_of_the_identity_of_a_result(store: Store, bars_study) -> None:
     steps = until(plan(bars_study()), "ingest")
     (made,) = execute(steps, store, InlineRuntime(), Profile(storage=store.url)).values()
 

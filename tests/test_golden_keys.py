@@ -1,4 +1,5 @@
-"""The keys of the example studies: a change recomputes everybody's work, so it must be meant."""
+"""The keys of the example studies: a change invalidates every user's results, so it must be
+intended."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ HINT = (
 )
 
 
-def test_the_keys_of_every_example_study_are_the_recorded_ones() -> None:
+def test_keys_of_every_example_study_are_the_recorded_ones() -> None:
     recorded, found = json.loads(FILE.read_text()), keys()
     changed = [
         f"{study}: {label} was {recorded.get(study, {}).get(label)}, is {steps.get(label)}"
@@ -23,5 +24,5 @@ def test_the_keys_of_every_example_study_are_the_recorded_ones() -> None:
     assert not changed, "\n".join([HINT, *changed])
 
 
-def test_every_example_study_is_pinned() -> None:
+def test_every_example_study_is_recorded() -> None:
     assert set(json.loads(FILE.read_text())) == {path.name for path in CONFIGS.glob("*.yaml")}, HINT

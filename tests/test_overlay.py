@@ -30,17 +30,17 @@ FILTERS: dict[str, Any] = {
         ("curate.filters={}", ["agreement", {"name": "realism", "quantile": 0.1}]),
     ],
 )
-def test_one_of_a_list_is_changed_by_its_name(setting: str, expected: list[Any]) -> None:
+def test_list_entry_is_changed_by_its_name(setting: str, expected: list[Any]) -> None:
     made = apply_sets(FILTERS, [setting])
     assert made["curate"]["filters"] == [*expected, "copies"]
     assert FILTERS["curate"]["filters"][0] == "agreement"
 
 
-def test_a_list_takes_the_place_of_a_list() -> None:
+def test_list_replaces_a_list() -> None:
     assert apply_sets(FILTERS, ["curate.filters=[copies]"]) == {"curate": {"filters": ["copies"]}}
 
 
-def test_a_name_that_is_not_there_is_refused_by_the_field(tmp_path: Path) -> None:
+def test_unknown_name_is_rejected_with_the_field(tmp_path: Path) -> None:
     below = tmp_path / "below.yaml"
     below.write_text(
         "name: toy\nreader: digits\npreprocess: {size: 16}\nsplit: {group: none}\n"

@@ -28,7 +28,7 @@ INLINE = {
 
 
 @pytest.mark.parametrize(("number", "code", "times"), SIGNALS)
-def test_a_job_without_ray_ends_in_one_line(
+def test_job_without_ray_ends_in_one_line(
     tmp_path: Path, number: int, code: int, times: int
 ) -> None:
     # SIGINT while files are decoded in a child process, SIGTERM in the next step.
@@ -43,10 +43,10 @@ def test_a_job_without_ray_ends_in_one_line(
     assert not list(tmp_path.glob("steps/generate/*/manifest.json"))
 
 
-def test_a_signal_while_modules_are_imported_is_one_line_too(tmp_path: Path) -> None:
+def test_signal_during_imports_is_one_line(tmp_path: Path) -> None:
     with running("run_study", tmp_path, **INLINE) as job:
         python = psutil.Process(job.process.pid)
-        # The job's first import of weight is loaded once its handlers are there.
+        # The job's first heavy import comes after its handlers are installed.
         while not any("pyarrow" in found.path for found in python.memory_maps()):
             time.sleep(0.01)
         assert job.interrupt(signal.SIGINT, 1) == (130, f"{INTERRUPTED}\n")

@@ -1,4 +1,4 @@
-"""Any study file is read, or refused in one line that names the field."""
+"""Any study file is read, or rejected in one line that names the field."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_equivalent_yaml_has_the_same_keys(write: Write) -> None:
 # base: and --set --------------------------------------------------------------------------------
 
 
-def test_a_study_overrides_its_base(write: Write) -> None:
+def test_study_overrides_its_base(write: Write) -> None:
     write(DIGITS, "below.yaml")
     write("base: below.yaml\nseed: 1\nsplit: {val: 0.2}\n", "middle.yaml")
     study = load_study(write("base: middle.yaml\nname: child\nseed: 2\n"), ["seed=3"])
@@ -71,7 +71,7 @@ def test_a_study_overrides_its_base(write: Write) -> None:
     assert study.generators == load_study(CONFIGS / "digits.yaml").generators
 
 
-def test_another_plugin_takes_no_fields_from_the_one_below(write: Write) -> None:
+def test_another_plugin_takes_no_fields_from_the_base(write: Write) -> None:
     write(DIGITS, "below.yaml")
     study = load_study(write("base: below.yaml\ngenerators: {ddpm: {name: traditional}}\n"))
     assert study.generators["ddpm"].name == "traditional"  # type: ignore[attr-defined]
@@ -80,7 +80,7 @@ def test_another_plugin_takes_no_fields_from_the_one_below(write: Write) -> None
     assert same.generators["ddpm"].guidance_scale == 1.5  # type: ignore[attr-defined]
 
 
-def test_a_setting_is_read_as_yaml() -> None:
+def test_setting_is_read_as_yaml() -> None:
     assert apply_sets({"a": {"b": 1, "c": 2}}, ["a.b=[1, x]", "d.e=2", "g=a=b"]) == {
         "a": {"b": [1, "x"], "c": 2}, "d": {"e": 2}, "g": "a=b"
     }  # fmt: skip
@@ -95,7 +95,7 @@ def test_null_removes_a_field_of_the_base(write: Write) -> None:
     assert "3" not in load_study(path, ["split.train_limit.3=null"]).split.train_limit
 
 
-def test_bases_that_lead_in_a_circle_are_refused(write: Write) -> None:
+def test_circular_bases_are_rejected(write: Write) -> None:
     write("base: b.yaml\n", "a.yaml")
     write("base: study.yaml\n", "b.yaml")
     assert "base: the files form a circle" in refusal(write("base: a.yaml\n"))
@@ -113,7 +113,7 @@ def test_bases_that_lead_in_a_circle_are_refused(write: Write) -> None:
         ("x" * 300, "cannot be read"),
     ],
 )
-def test_a_base_that_cannot_be_read_is_named(write: Write, base: str, text: str) -> None:
+def test_unreadable_base_is_named(write: Write, base: str, text: str) -> None:
     assert text in refusal(write(f"base: {base}\n"))
 
 
@@ -134,7 +134,7 @@ def test_a_base_that_cannot_be_read_is_named(write: Write, base: str, text: str)
         ("split=&a {b: *a}", "split.b: no such field"),
     ],
 )
-def test_a_setting_that_cannot_be_used_is_named(write: Write, setting: str, text: str) -> None:
+def test_invalid_setting_is_named(write: Write, setting: str, text: str) -> None:
     assert text in refusal(write(DIGITS), setting)
 
 
@@ -174,22 +174,22 @@ BOMB = "\n".join(
     ],
     ids=range(19),
 )
-def test_a_file_that_is_not_a_study_is_refused(write: Write, text: str, message: str) -> None:
+def test_file_that_is_not_a_study_is_rejected(write: Write, text: str, message: str) -> None:
     assert message in refusal(write(text))
 
 
-def test_values_that_grow_when_printed_are_refused_in_a_short_line(write: Write) -> None:
+def test_exponential_values_are_rejected_in_a_short_line(write: Write) -> None:
     below = {name: value for name, value in VALUES.items() if name != "name"}
     path = write(f"{yaml.safe_dump(below)}\n{BOMB}\nname: *h\n")
     assert "name: must be a valid string, is [[[" in refusal(path)
 
 
-def test_a_study_that_contains_itself_is_refused(write: Write) -> None:
+def test_study_that_contains_itself_is_rejected(write: Write) -> None:
     write("x: &a {y: *a}\n", "below.yaml")
     assert "nested too deeply" in refusal(write("base: below.yaml\nx: &a {y: *a}\n"))
 
 
-def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
+def test_binary_file_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_bytes(b"\xff\xfe\x00name")
     assert "cannot be read" in refusal(tmp_path / "study.yaml")
     assert "no such file" in refusal(tmp_path / "nothing.yaml")
@@ -205,7 +205,7 @@ def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
         ("seed=4294967296", "seed", "must be less than 4294967296"),
         (f"seed=0x{'F' * 5000}", "seed", "must be less than 4294967296, is a number of thousands"),
         (f"training.evaluate_every=0x{'F' * 5000}", "training.evaluate_every", "below 2**63"),
-        ("reader=nope", "reader", "no reader named 'nope'; there are: csv, dicom, digits"),
+        ("reader=nope", "reader", "no reader named 'nope'; choose from csv, dicom, digits"),
         ("reader={name: imagefolder}", "reader.root", "is missing"),
         ("reader={name: csv, root: a, file: b, delimiter: xx}", "reader.delimiter", "must be "),
         ("reader=[digits]", "reader", "must name its plugin"),
@@ -242,7 +242,7 @@ def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
         ("embedder={name: clip, trust_remote_code: true}", "embedder.trust_remote_code", "no such"),
     ],
 )
-def test_a_wrong_field_is_named_with_what_it_must_be(
+def test_wrong_field_is_named_with_what_it_must_be(
     write: Write, setting: str, field: str, reason: str
 ) -> None:
     text = refusal(write(DIGITS), setting)
@@ -250,14 +250,14 @@ def test_a_wrong_field_is_named_with_what_it_must_be(
     assert reason in text
 
 
-def test_a_wrong_number_of_clusters_is_named(write: Write) -> None:
+def test_wrong_number_of_clusters_is_named(write: Write) -> None:
     text = refusal(write(DIGITS), "cluster.k=0")
     assert "cluster.k" in text
     assert "must be greater than or equal to 1, is 0" in text
 
 
 @pytest.mark.parametrize("value", ["-1", "0", ".nan", ".inf", "1000000000000"])
-def test_a_ratio_that_is_not_positive_is_refused(write: Write, value: str) -> None:
+def test_non_positive_ratio_is_rejected(write: Write, value: str) -> None:
     path = write(DIGITS.replace("ratio: 4", f"ratio: {value}"))
     assert "request.ratio: must be " in refusal(path)
 
@@ -273,13 +273,13 @@ def test_a_ratio_that_is_not_positive_is_refused(write: Write, value: str) -> No
         ([], "must be a mapping"),
     ],
 )
-def test_a_wrong_profile_is_refused_like_a_study(values: Any, text: str) -> None:
+def test_wrong_profile_is_rejected_like_a_study(values: Any, text: str) -> None:
     with pytest.raises(StudyError, match=r"^profile: ") as caught:
         validate(Profile, values, "profile")
     assert text in str(caught.value)
 
 
-def test_the_command_line_prints_one_line_and_exits_with_two(
+def test_command_line_prints_one_line_and_exits_with_2(
     write: Write, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     storage = f"profile.storage={tmp_path / 'runs'}"
@@ -363,7 +363,7 @@ def mutated(values: Any, data: st.DataObject) -> Any:
 
 @settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data())
-def test_a_mutated_study_is_planned_or_refused_in_one_line(data: st.DataObject) -> None:
+def test_mutated_study_is_planned_or_rejected_in_one_line(data: st.DataObject) -> None:
     values = copy.deepcopy(VALUES)
     for _ in range(data.draw(st.integers(1, 3))):
         values = mutated(values, data)
@@ -372,7 +372,7 @@ def test_a_mutated_study_is_planned_or_refused_in_one_line(data: st.DataObject) 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
-def test_a_study_file_with_any_change_of_its_text_is_planned_or_refused_in_one_line(
+def test_mutated_study_text_is_planned_or_rejected_in_one_line(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "fuzzed.yaml"

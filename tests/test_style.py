@@ -1,4 +1,4 @@
-"""Names say what a value is: words that could mean anything live for three lines at most."""
+"""Names describe a value: vague names have a scope of at most three lines."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ LINES = 3
 
 
 def vague_names(tree: ast.AST) -> Iterator[tuple[str, str, int]]:
-    """Function, name and lines of each vague name that lives longer. The second operand of an
-    operation of two equals is `other` by convention."""
+    """Function, name and lines of each vague name with a longer scope. `other` is the conventional
+    name of the second operand of a binary method."""
     for function in ast.walk(tree):
         if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
             continue
@@ -35,11 +35,11 @@ def vague_names(tree: ast.AST) -> Iterator[tuple[str, str, int]]:
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_no_vague_name_lives_long(file: str) -> None:
+def test_vague_names_have_a_short_scope(file: str) -> None:
     assert list(vague_names(ast.parse((ENGINE / file).read_text("utf-8")))) == []
 
 
-def test_a_vague_name_is_seen() -> None:
+def test_vague_name_is_detected() -> None:
     text = "def act(x):\n    found = x\n    y = 1\n    z = 2\n    return found\n"
     assert list(vague_names(ast.parse(text))) == [("act", "found", 4)]
     assert list(vague_names(ast.parse(text.replace("    z = 2\n", "")))) == []

@@ -36,7 +36,7 @@ def test_every_code_has_a_sentence_and_is_in_use() -> None:
 
 
 @pytest.mark.parametrize(("code", "fields"), list(given()))
-def test_a_notice_has_the_fields_of_its_sentence(code: Code, fields: set[str]) -> None:
+def test_notice_has_the_fields_of_its_sentence(code: Code, fields: set[str]) -> None:
     assert {name for _, name, _, _ in Formatter().parse(SENTENCES[code]) if name} == fields
 
 
@@ -52,7 +52,7 @@ def test_figures_are_rounded_in_the_sentence() -> None:
     assert notice_in_words(long).count("x") == 200
 
 
-def test_an_obstacle_says_what_would_settle() -> None:
+def test_obstacle_says_what_would_settle_it() -> None:
     stopped = contrast(obstacle=Notice.of("few_replicates", replicates=3, minimum=5))
     assert what_would_settle(stopped) == "too few replicates: 3 (minimum 5)"
     undecided = contrast(groups=100, groups_needed=1200, replicates=5, replicates_needed=None)
@@ -64,7 +64,7 @@ def test_an_obstacle_says_what_would_settle() -> None:
     assert what_would_settle(enough).endswith("would take no more than this study has")
 
 
-def test_the_verdict_has_a_sentence_for_each_contrast() -> None:
+def test_verdict_has_a_sentence_for_each_contrast() -> None:
     helps = contrast(word="helps", effect=estimate(0.031), low=0.02, high=0.04)
     small = contrast(word="harms", effect=estimate(-0.004), low=-0.006, high=-0.001)
     text = verdict_in_words([helps, small], "macro_f1", "real")

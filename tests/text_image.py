@@ -1,4 +1,5 @@
-"""A tiny CLIP that a hub would give as a folder: random weights, images of 32 px, words spelt."""
+"""A tiny CLIP, saved as a folder like those of a hub: random weights, images of 32 px, spelled
+words."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class Classifier(Configured[S]):
         return {}
 
     def check(self, training: Training) -> None:
-        """Check the spec when the study is read. Raises `StudyError` where it cannot work."""
+        """Check the spec when the study is read. Raises `StudyError` if it cannot work."""
 
     def features(self, pixels: np.ndarray, device: str) -> np.ndarray:
         """The inputs that training does not change: the pixels, uint8 (n, height, width, channels),

@@ -100,7 +100,7 @@ class Scratch(TransformersClassifier[ScratchSpec]):
 
     def patch_size(self) -> int:
         """Side of a patch: that of the spec, else the largest size up to the published one with at
-        least 7 patches along a side. Raises `StudyError` where it does not divide the picture."""
+        least 7 patches along a side. Raises `StudyError` if it does not divide the picture."""
         side, requested = self.side, self.spec.patch_size
         divisors = [size for size in range(1, side + 1) if side % size == 0]
         if requested and requested not in divisors:

@@ -53,7 +53,7 @@ class Arm(Spec):
     role: Role = "baseline"
     # Generators whose images it trains on.
     generators: tuple[str, ...] = ()
-    # The filtered arm of which this is the unfiltered twin.
+    # The filtered arm, if this is its unfiltered twin.
     twin_of: str | None = None
 
 

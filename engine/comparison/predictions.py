@@ -123,8 +123,8 @@ def to_predictions(
 ) -> Predictions:  # fmt: skip
     """The probabilities of each classifier in the order of the test images.
 
-    test: the index of the test split. id_of: ids by uri. Raises `DataError` where an image is
-    missing, unknown or repeated, and where the arms cannot be paired.
+    test: the index of the test split. id_of: ids by uri. Raises `DataError` if an image is
+    missing, unknown or repeated, and if the arms cannot be paired.
     """
     if rows.SPLIT in table.column_names:
         table = table.filter(pc.equal(table[rows.SPLIT], "test"))
@@ -225,7 +225,7 @@ def probabilities_of(table: pa.Table, path: Path, classes: Sequence[str]) -> np.
 
 
 def _numbers(table: pa.Table, name: str) -> list[int]:
-    """A column of integers; 0 where the column or a value is missing."""
+    """A column of integers; 0 if the column or a value is missing."""
     if name not in table.column_names:
         return [0] * table.num_rows
     return [int(value or 0) for value in table[name].to_pylist()]

@@ -38,7 +38,7 @@ def resolve(family: str, name: str) -> Any:
         for point in entry_points(group=f"engine.{family}", name=name):
             return point.load()
     raise StudyError(
-        f"no {family.removesuffix('s').replace('.', ' ')} named {name!r}; there are:"
+        f"no {family.removesuffix('s').replace('.', ' ')} named {name!r}; choose from"
         f" {', '.join(available(family))}"
     )
 

@@ -299,7 +299,7 @@ class ShardSet:
 
 
 def _row_digests(table: pa.Table) -> list[str]:
-    """SHA-256 of the encoded bytes of each image; empty where there is no image."""
+    """SHA-256 of the encoded bytes of each image; empty if there is no image."""
     if rows.IMAGE not in table.column_names:
         return [""] * table.num_rows
     encoded = pc.struct_field(table[rows.IMAGE], "bytes").to_pylist()

@@ -22,7 +22,7 @@ S = TypeVar("S", bound=Spec)
 class Subject:
     """What distinguishes a step from others of its kind.
 
-    name: a generator, an arm, a classifier; empty where a plan has one step of the kind. fit: the
+    name: a generator, an arm, a classifier; empty if a plan has one step of the kind. fit: the
     fit of the generator, from 0. round: of requesting more images, from 1. number: of a classifier
     among those of its arm. filtered: whether filters looked at the images.
     """

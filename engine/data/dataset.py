@@ -49,7 +49,7 @@ def without(table: pa.Table, removed: Mapping[str, str]) -> pa.Table:
 
 
 def remove_duplicates(index: pa.Table, tasks: Iterable[str], fate: dict[str, str]) -> pa.Table:
-    """Keep the first of equal pictures within a split. Raises `DataError` where equal pictures have
+    """Keep the first of equal pictures within a split. Raises `DataError` if equal pictures have
     different labels."""
     alike = index.take(repeated(index, rows.PIXEL_SHA256))
     ids, uris = alike[rows.IMAGE_ID].to_pylist(), alike[rows.URI].to_pylist()

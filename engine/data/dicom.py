@@ -89,7 +89,7 @@ def _by_file_window(dataset: Any, values: np.ndarray) -> np.ndarray:
 def read_header(head: bytes) -> dict[str, str]:
     """Header fields from the first bytes of a file.
 
-    patient: a hash of the patient id; empty where it is missing or the header is compressed.
+    patient: a hash of the patient id; empty if it is missing or the header is compressed.
     burned_in: what the file says about text in the picture: YES, NO or empty. The hash keeps ids
     out of tables and pages, but anyone who knows an id can compute its hash. Raises `Rejected`.
     """

@@ -74,7 +74,7 @@ class Sandbox:
     def decode(self, data: bytes, uri: str) -> Decoded:
         """Decode one image.
 
-        Raises `Rejected`, also where the decoder crashes or twice exceeds `timeout` seconds: on an
+        Raises `Rejected`, also if the decoder crashes or twice exceeds `timeout` seconds: on an
         overloaded machine any file may be slow once.
         """
         try:

@@ -98,7 +98,7 @@ class Source(Reopening):
     def read(self, uri: str) -> bytes:
         """The bytes of one file.
 
-        Raises `Rejected` where the file must not or cannot be read, and `StorageError` where the
+        Raises `Rejected` if the file must not or cannot be read, and `StorageError` if the
         storage fails, so that the run stops and can continue later.
         """
         return self._patiently(uri, self._read)
@@ -175,5 +175,5 @@ class Source(Reopening):
             os.close(handle)
             if stat.S_ISDIR(status.st_mode):
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-            raise Rejected("path_not_allowed", f"{uri} is no regular file")
+            raise Rejected("path_not_allowed", f"{uri} is not a regular file")
         return os.fdopen(handle, "rb")

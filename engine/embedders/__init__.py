@@ -37,7 +37,7 @@ class Embedder(Configured[S]):
         return image
 
     def load(self, device: str) -> None:
-        """Load weights and set `width`. Raises `StudyError` where the checkpoint is unusable."""
+        """Load weights and set `width`. Raises `StudyError` if the checkpoint is unusable."""
         raise NotImplementedError
 
     def encode(self, prepared: np.ndarray) -> np.ndarray:

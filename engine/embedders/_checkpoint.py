@@ -71,9 +71,7 @@ class CheckpointEmbedder(Embedder[C]):
         try:
             network, self.vectors = self.network()
         except (OSError, ValueError, KeyError) as error:
-            raise StudyError(
-                f"embedder.model: {self.spec.model}: {brief(error)}"
-            ) from None
+            raise StudyError(f"embedder.model: {self.spec.model}: {brief(error)}") from None
         if self.spec.input_size:
             interpolate_positions(network)
         self.device, self.dtype = device, dtype_of(self.spec.precision)

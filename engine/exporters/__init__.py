@@ -29,7 +29,7 @@ class Item:
     extension: str
     image_id: str
     label: str
-    # A value for each of `FIELDS`; None where it does not apply.
+    # A value for each of `FIELDS`; None if it does not apply.
     fields: dict[str, Any]
 
     @property

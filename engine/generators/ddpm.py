@@ -65,15 +65,11 @@ class Ddpm(Generator[DdpmSpec]):
         if weights is None:
             raise StudyError("generators: ddpm has no weights to load; train it first")
         self.device = device
-        unet: Any = UNet2DModel.from_pretrained(
-            weights / "unet", use_safetensors=True
-        )
+        unet: Any = UNet2DModel.from_pretrained(weights / "unet", use_safetensors=True)
         self.unet = unet.to(device).eval()
         self.autoencoder: Any = None
         if self.spec.latent is not None:
-            self.autoencoder = AutoencoderKL.from_pretrained(
-                weights / "vae", use_safetensors=True
-            )
+            self.autoencoder = AutoencoderKL.from_pretrained(weights / "vae", use_safetensors=True)
             self.autoencoder.to(device).eval()
         if device == "cuda":
             self.unet.to(memory_format=torch.channels_last)

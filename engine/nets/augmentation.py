@@ -81,8 +81,8 @@ def cropped(
     images: Tensor, random: np.random.Generator, count: int, piece: slice, border: int, flip: bool
 ) -> Tensor:
     """Images (n, channels, height, width), padded by `border` and cropped back; with `flip` half of
-    them are mirrored. They are the slice `piece` of a batch of `count`, for all of which `random`
-    draws."""
+    them are mirrored. They are the slice `piece` of a batch of `count`; `random` draws for the
+    whole batch."""
     from torch.nn.functional import pad
 
     height, width = images.shape[2:]

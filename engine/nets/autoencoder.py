@@ -37,7 +37,7 @@ _SAMPLES = 12  # images in a sample grid
 
 
 def open_autoencoder(spec: LatentSpec) -> Any:
-    """The `AutoencoderKL` that the study names. Raises `StudyError` where it cannot be read."""
+    """The `AutoencoderKL` that the study names. Raises `StudyError` if it cannot be read."""
     assert spec.model is not None
     folder = Path(spec.model).expanduser()
     # A pipeline keeps it in a subfolder.

@@ -39,9 +39,7 @@ def load_model(
             output_loading_info=True, **options,
         )  # fmt: skip
     except (OSError, ValueError, KeyError) as error:
-        raise StudyError(
-            f"{section}.model: {model}: {brief(error)}"
-        ) from None
+        raise StudyError(f"{section}.model: {model}: {brief(error)}") from None
     missing = sorted(info["missing_keys"])
     if required := [name for name in missing if not fresh(loaded, name)]:
         raise StudyError(

@@ -153,7 +153,7 @@ class LabelledImages:
         return self.pixels[images if self.rows is None else self.rows[images]]
 
     def all_pixels(self) -> np.ndarray:
-        """Pixels of all images in order, without a copy where `pixels` holds exactly these."""
+        """Pixels of all images in order, without a copy if `pixels` holds exactly these."""
         if self.rows is None and isinstance(self.pixels, np.ndarray):
             return self.pixels
         return self.pixels_of(np.arange(len(self.labels)))

@@ -99,7 +99,7 @@ class DdpmSettings(Spec):
 
 
 def check_halvings(settings: DdpmSettings, size: int) -> None:
-    """Raise `StudyError` where the network cannot halve images, or latents, of this side."""
+    """Raise `StudyError` if the network cannot halve images, or latents, of this side."""
     halvings, patch = len(settings.block_out_channels) - 1, settings.patch_size
     if size % (2**halvings * patch):
         squares = f" in squares of {patch} px" if patch > 1 else ""

@@ -139,8 +139,8 @@ class PipelineTraining:
     """One training of a pipeline in progress, for `engine.nets.training.run`.
 
     Trains those parameters of the pipeline's networks that require gradients. precision: of the
-    pipeline. side: of the images, in pixels. prior: other images, of which each step learns as
-    many, and the weight of their loss (DreamBooth, Ruiz et al. 2023).
+    pipeline. side: of the images, in pixels. prior: other images, as many in each
+    step, and the weight of their loss (DreamBooth, Ruiz et al. 2023).
     """
 
     def __init__(

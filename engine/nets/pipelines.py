@@ -77,7 +77,7 @@ class Checkpoint:
 
     @property
     def family(self) -> Family | None:
-        """The family of its pipeline, or None where only sampling is supported."""
+        """The family of its pipeline, or None if only sampling is supported."""
         return family_of(self.pipeline)
 
     @property
@@ -98,7 +98,7 @@ class Checkpoint:
 
     @property
     def resolution(self) -> int | None:
-        """Side in pixels that it was trained at, or None where its configurations do not say."""
+        """Side in pixels that it was trained at, or None if its configurations do not say."""
         side = self.configs.get("unet", self.configs.get("transformer", {})).get("sample_size")
         levels = self.configs.get("vae", {}).get("block_out_channels")
         return int(side) * 2 ** (len(levels) - 1) if side and levels else None
@@ -123,7 +123,7 @@ def read_checkpoint(section: str, model: str, revision: str | None) -> Checkpoin
     """The description of a local folder, or of a hub's checkpoint in the cache; None for one that
     is not downloaded yet. Errors name `section` of the study.
 
-    Raises `StudyError` where the folder does not exist or holds no pipeline.
+    Raises `StudyError` if the folder does not exist or holds no pipeline.
     """
     folder = Path(model).expanduser()
     local = folder.is_dir()

@@ -20,7 +20,7 @@ class Bytes(Protocol):
     """The source of encoded images; picklable, opened in each worker."""
 
     def read(self, uri: str) -> bytes:
-        """The encoded image. Raises `engine.data.images.Rejected` where it must not or cannot be
+        """The encoded image. Raises `engine.data.images.Rejected` if it must not or cannot be
         read."""
 
 
@@ -41,7 +41,7 @@ class Reader(Configured[S]):
         raise NotImplementedError
 
     def records(self) -> pa.Table:
-        """All images in a fixed order, in `rows.records_schema`. Raises `DataError` where the data
+        """All images in a fixed order, in `rows.records_schema`. Raises `DataError` if the data
         cannot be used."""
         raise NotImplementedError
 

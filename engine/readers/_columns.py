@@ -50,7 +50,7 @@ class ColumnsSpec(ReaderSpec):
 
 
 def check_columns(spec: ColumnsSpec, schema: pa.Schema, where: str) -> None:
-    """Raises `DataError` where a column is missing, or contains lists but its task is not in
+    """Raises `DataError` if a column is missing, or contains lists but its task is not in
     `multi`, or the reverse."""
     columns = schema.names
     for field, name in {"image": spec.image, **spec.columns()}.items():
@@ -174,7 +174,7 @@ def files_of(source: Source, wanted: str | None, extension: str) -> list[str]:
 def splits_of_files(files: list[str]) -> dict[str, str | None]:
     """The split of each file by its name or folder (`train-00000-of-00002.parquet`, `test/0.tar`).
 
-    Raises `DataError` where only some files name a split.
+    Raises `DataError` if only some files name a split.
     """
     split_of: dict[str, str | None] = {}
     for file in files:
@@ -192,7 +192,7 @@ def splits_of_files(files: list[str]) -> dict[str, str | None]:
 
 
 def bytes_of(value: Any, place: str) -> bytes:
-    """The encoded image in a cell. Raises `Rejected` where the cell has none."""
+    """The encoded image in a cell. Raises `Rejected` if the cell has none."""
     data = value.get("bytes") if isinstance(value, dict) else value
     if not isinstance(data, bytes):
         raise Rejected("missing", f"{place[:100]} holds no bytes")

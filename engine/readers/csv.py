@@ -83,9 +83,7 @@ class Csv(Reader[CsvSpec]):
                 ),
             )
         except (pa.ArrowInvalid, pa.ArrowKeyError, UnicodeDecodeError, csv.Error) as error:
-            raise DataError(
-                f"reader.file: {spec.file}: {brief(error)}"
-            ) from None
+            raise DataError(f"reader.file: {spec.file}: {brief(error)}") from None
         wanted = {
             "path": spec.path,
             **{f"labels.{task}": name for task, name in spec.labels.items()},

@@ -44,7 +44,7 @@ _GROUP_BYTES = 2 * 2**30
 
 
 def refuse_large_groups(metadata: Any, image: str, name: str, most: int = _GROUP_BYTES) -> None:
-    """Raises `DataError` where a row group has more than `most` bytes of images: it is read at
+    """Raises `DataError` if a row group has more than `most` bytes of images: it is read at
     once."""
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)

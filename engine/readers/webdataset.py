@@ -36,7 +36,7 @@ class WebdatasetSpec(ReaderSpec):
     # Task name: extension of the member with its label (`cls`, `label.txt`), or a field of a JSON
     # member (`json:label`).
     labels: dict[str, str] = Field(default={"class": "cls"}, min_length=1)
-    # Class names, where members contain class numbers.
+    # Class names, if members contain class numbers.
     class_names: tuple[str, ...] = ()
     # Member or field of the group, written as for labels.
     group: str | None = None
@@ -145,7 +145,7 @@ def samples(source: Source, name: str, wanted: set[str]) -> Iterator[tuple[str, 
                 if not member.isreg():
                     continue
                 path = PurePosixPath(member.name)
-                path.name.encode()  # raises where the name is not valid UTF-8
+                path.name.encode()  # raises if the name is not valid UTF-8
                 stem, _, extension = path.name.partition(".")
                 member_key = f"{path.parent}/{stem}"
                 if member_key != key:

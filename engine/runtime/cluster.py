@@ -120,9 +120,7 @@ class RayRuntime(Runtime):
             tune(run, proposals, halving, resources, leaf, started, on_end, folder, share)
 
     @contextmanager
-    def _trials(
-        self, resources: TrialResources
-    ) -> Iterator[tuple[str, Share, Callable[[], None]]]:
+    def _trials(self, resources: TrialResources) -> Iterator[tuple[str, Share, Callable[[], None]]]:
         """A folder for Ray Tune, the arrays that trials share, and a function to call when one has
         started."""
         self._connect()

@@ -2,7 +2,7 @@
 
 An object lives no longer than the process that put it there, and trials come and go. So an actor
 puts the arrays into the store and keeps them. A process asks the actor for a key, and either reads
-the arrays without a copy or is told to make them.
+the arrays without a copy or is asked to compute them.
 """
 
 from __future__ import annotations

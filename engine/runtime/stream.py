@@ -90,7 +90,7 @@ def stream(
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     # Every yield becomes a block at once. Collected into larger blocks, summaries would arrive only
-    # at the end of a call, and the progress of slow shards would stand still.
+    # at the end of a call, and slow shards would show no progress.
     context.target_max_block_size = 1
     # An exception means a fault of the program or of storage, never bad data: stop and report it.
     context.max_errored_blocks = 0

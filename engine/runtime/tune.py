@@ -40,7 +40,7 @@ class _ProposalSearcher(Searcher):
         super().__init__(metric=_VALUE, mode="max")
         self.proposals, self.on_end = proposals, on_end
         self.asked: dict[str, tuple[int, Settings]] = {}
-        # An error that ends the run and is no setting's fault. Running trials continue: their
+        # An error that ends the run without failing a setting. Running trials continue: their
         # results are there for the next run.
         self.failed: Exception | None = None
 

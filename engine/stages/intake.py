@@ -173,7 +173,7 @@ def record_problems(records: pa.Table, spec: IntakeSpec) -> Iterator[str]:
     unknown = sorted(set(spec.split.train_limit) - set(counts))
     if unknown:
         yield (
-            f"split.train_limit: there is no class {unknown[0]!r}; there are"
+            f"split.train_limit: unknown class {unknown[0]!r}; choose from"
             f" {', '.join(sorted(counts))[:200]}"
         )
 

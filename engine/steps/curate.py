@@ -158,7 +158,7 @@ def judge(
 
 
 def finite(limit: float | Mapping[str, float]) -> Any:
-    """A limit for the manifest; None where it is infinite."""
+    """A limit for the manifest; None if it is infinite."""
     if isinstance(limit, Mapping):
         return {label: finite(value) for label, value in limit.items()}
     return float(limit) if np.isfinite(limit) else None

@@ -143,7 +143,7 @@ def kept_counts(settings: ReduceSettings, counts: Mapping[str, int]) -> dict[str
         names = list(settings.classes)
         if unknown := [name for name in names if name not in counts]:
             raise StudyError(
-                f"reduce.classes: there is no class {unknown[0]!r}; there are"
+                f"reduce.classes: unknown class {unknown[0]!r}; choose from"
                 f" {', '.join(sorted(counts))[:200]}"
             )
     wanted = {

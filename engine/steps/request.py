@@ -166,7 +166,7 @@ def target_classes(
     unknown = [name for name in classes if name not in train]
     if unknown:
         raise StudyError(
-            f"{where}: there is no class {unknown[0]!r}; there are {', '.join(sorted(train))[:200]}"
+            f"{where}: unknown class {unknown[0]!r}; choose from {', '.join(sorted(train))[:200]}"
         )
     return list(classes)
 

@@ -69,7 +69,7 @@ def driver(study: Study, url: str, delay: float, failures: multiprocessing.Queue
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
-def test_two_drivers_on_an_empty_storage_both_end_well(tmp_path: Path) -> None:
+def test_two_drivers_on_an_empty_storage_both_finish(tmp_path: Path) -> None:
     seed = random.SystemRandom().randrange(10**6)
     print(f"seed {seed}, {ROUNDS} rounds")
     dice = random.Random(seed)

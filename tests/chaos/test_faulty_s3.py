@@ -18,7 +18,7 @@ SHARE = 0.12
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_a_study_gets_through_faults_in_an_eighth_of_requests(
+def test_study_survives_faults_in_an_eighth_of_requests(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import boto3

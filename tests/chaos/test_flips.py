@@ -22,7 +22,7 @@ FLIPS = int(os.environ.get("CHAOS_FLIPS", "200"))
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_a_flipped_bit_in_any_part_is_noticed_by_reader_and_fsck(tmp_path: Path) -> None:
+def test_flipped_bit_in_any_part_is_detected_by_reader_and_fsck(tmp_path: Path) -> None:
     seed = random.SystemRandom().randrange(10**6)
     print(f"seed {seed}")
     dice = random.Random(seed)

@@ -40,7 +40,7 @@ def resize(place: Path, kilobytes: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_a_full_disk_stops_a_run_that_goes_on_when_there_is_room(
+def test_run_stops_on_a_full_disk_and_continues_when_there_is_space(
     disk: Path, tmp_path: Path
 ) -> None:
     seed = random.SystemRandom().randrange(10**6)

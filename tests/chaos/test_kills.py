@@ -57,7 +57,7 @@ def test_kills_of_the_driver_in_any_step(undisturbed: Store, tmp_path: Path) -> 
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(4 * 3600)
-def test_kills_of_a_driver_with_a_ray_of_its_own(undisturbed: Store, tmp_path: Path) -> None:
+def test_kills_of_a_driver_with_a_private_ray(undisturbed: Store, tmp_path: Path) -> None:
     seed = random.SystemRandom().randrange(10**6)
     print(f"seed {seed}")
     store = Store(str(tmp_path / "runs"))

@@ -54,7 +54,7 @@ class Counted(Lethal):
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize("seed", [31])
-def test_poison_and_hangs_among_many_rows_end_with_their_names(
+def test_poisonous_and_hanging_rows_are_set_aside_with_their_reasons(
     runtime: RayRuntime, tmp_path: Path, seed: int
 ) -> None:
     print(f"seed {seed}")

@@ -50,7 +50,7 @@ def test_every_classifier_keeps_the_contract(name: str) -> None:
 
 
 @pytest.mark.parametrize("channels", ["L", "RGB"])
-def test_what_is_saved_answers_alike_when_it_is_loaded(
+def test_saved_network_predicts_the_same_after_loading(
     tmp_path: Path, tiny_resnet: Path, channels: str
 ) -> None:
     preprocess = Preprocess(size=16, channels=channels)
@@ -73,7 +73,7 @@ def test_what_is_saved_answers_alike_when_it_is_loaded(
         np.testing.assert_allclose(before.sum(1), 1, atol=1e-5)
 
 
-def test_a_fine_tuned_checkpoint_opens_with_plain_transformers(
+def test_fine_tuned_checkpoint_opens_with_plain_transformers(
     tmp_path: Path, tiny_resnet: Path
 ) -> None:
     from PIL import Image
@@ -93,7 +93,7 @@ def test_a_fine_tuned_checkpoint_opens_with_plain_transformers(
         np.testing.assert_allclose([theirs[name] for name in CLASSES], probabilities, atol=1e-4)
 
 
-def test_of_a_frozen_backbone_only_the_head_learns(tiny_resnet: Path) -> None:
+def test_frozen_backbone_trains_only_the_head(tiny_resnet: Path) -> None:
     spec = PretrainedSpec(model=str(tiny_resnet), trained="head")
     network = Pretrained(spec, Preprocess(size=32), CLASSES).build()
     learning = [name for name, value in network.named_parameters() if value.requires_grad]
@@ -105,17 +105,17 @@ def test_of_a_frozen_backbone_only_the_head_learns(tiny_resnet: Path) -> None:
     assert not any(norm.training for norm in norms)
 
 
-def test_a_checkpoint_that_is_not_there_names_the_field(tmp_path: Path) -> None:
+def test_missing_checkpoint_error_names_the_field(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match=r"classifier\.model"):
         Pretrained(PretrainedSpec(model=str(tmp_path)), Preprocess(size=32), CLASSES).build()
 
 
-def test_more_halvings_than_the_picture_allows_are_refused() -> None:
+def test_more_halvings_than_the_image_allows_are_rejected() -> None:
     with pytest.raises(StudyError, match="shorten channels"):
         Small(SmallSpec(channels=(8, 8, 8, 8)), Preprocess(size=8), CLASSES).check(Training())
 
 
-def test_the_statistics_of_batch_normalisation_stay_unless_asked(tiny_resnet: Path) -> None:
+def test_batch_norm_statistics_are_kept_unless_unfrozen(tiny_resnet: Path) -> None:
     preprocess = Preprocess(size=16)
     images = torch.from_numpy(pictures(8, preprocess)).permute(0, 3, 1, 2)
     for freeze in (True, False):
@@ -126,11 +126,11 @@ def test_the_statistics_of_batch_normalisation_stay_unless_asked(tiny_resnet: Pa
         network(classifier.prepare(images))
         kept = all(torch.equal(before[name], value) for name, value in network.named_buffers())
         assert kept == freeze
-        # What is trained is trained all the same.
+        # The trained part still learns.
         assert all(value.requires_grad for value in network.parameters())
 
 
-def test_the_dropout_before_the_head_can_be_set(tmp_path: Path) -> None:
+def test_dropout_before_the_head_can_be_set(tmp_path: Path) -> None:
     from transformers import MobileNetV2Config, MobileNetV2ForImageClassification
 
     config = MobileNetV2Config(depth_multiplier=0.25, image_size=32, num_labels=4)
@@ -151,7 +151,7 @@ SMALL_VIT = {
 
 
 def save_transformer(kind: str, folder: Path) -> Any:
-    """A checkpoint of another number of classes at 32 px; returns the model."""
+    """A checkpoint with another number of classes at 32 px; returns the model."""
     from transformers import (
         CLIPConfig,
         CLIPForImageClassification,
@@ -179,9 +179,7 @@ def save_transformer(kind: str, folder: Path) -> Any:
 
 @pytest.mark.parametrize("kind", ["vit", "dinov2"])
 @pytest.mark.parametrize("side", [48, 24, 44])
-def test_a_transformer_is_tuned_at_another_size_than_its_checkpoint_s(
-    tmp_path: Path, kind: str, side: int
-) -> None:
+def test_transformer_can_be_tuned_at_another_size(tmp_path: Path, kind: str, side: int) -> None:
     from PIL import Image
     from transformers import pipeline
 
@@ -212,7 +210,7 @@ def test_a_transformer_is_tuned_at_another_size_than_its_checkpoint_s(
     np.testing.assert_allclose(predict(loaded, again.prepare, images, "cpu"), ours, atol=1e-6)
 
 
-def test_a_size_that_a_checkpoint_cannot_take_is_refused_when_the_study_is_read(
+def test_unsupported_input_size_is_rejected_when_the_study_is_read(
     tmp_path: Path,
 ) -> None:
     save_transformer("clip", tmp_path)
@@ -225,7 +223,7 @@ def test_a_size_that_a_checkpoint_cannot_take_is_refused_when_the_study_is_read(
         made(**fields).check(Training())
         made(**fields).build()
     why = r"^classifier\.input_size: .* does not accept images of 48 px: .*; remove input_size"
-    # One that is not here yet is refused when it is loaded.
+    # A checkpoint that is not on this machine yet is rejected when it is loaded.
     with pytest.raises(StudyError, match=why) as raised:
         made(input_size=48).build()
     assert "\n" not in str(raised.value)
@@ -234,7 +232,7 @@ def test_a_size_that_a_checkpoint_cannot_take_is_refused_when_the_study_is_read(
         made(input_size=48).check(Training())
 
 
-def test_pictures_smaller_than_a_patch_are_refused(tmp_path: Path) -> None:
+def test_images_smaller_than_a_patch_are_rejected(tmp_path: Path) -> None:
     from transformers import ViTConfig, ViTForImageClassification
 
     config = ViTConfig(**SMALL_VIT, image_size=64, patch_size=32)
@@ -244,7 +242,7 @@ def test_pictures_smaller_than_a_patch_are_refused(tmp_path: Path) -> None:
         Pretrained(spec, Preprocess(size=16), CLASSES).check(Training())
 
 
-def test_a_convolutional_checkpoint_takes_any_size(tiny_resnet: Path) -> None:
+def test_convolutional_checkpoint_accepts_any_size(tiny_resnet: Path) -> None:
     spec = PretrainedSpec(model=str(tiny_resnet), input_size=48)
     classifier = Pretrained(spec, Preprocess(size=16), CLASSES)
     classifier.check(Training())

@@ -1,4 +1,4 @@
-"""A probe on vectors: what it computes once, what it learns, and what it refuses."""
+"""A probe on vectors: what it computes once, what it learns, and what it rejects."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CLASSES = ("up", "down")
 
 
 def halves(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures whose upper or lower half is bright."""
+    """Images with a bright upper or lower half."""
     random = np.random.default_rng(seed)
     labels = random.integers(0, 2, count)
     pixels = random.integers(0, 200, (count, 16, 16, 1), dtype=np.uint8)
@@ -36,7 +36,7 @@ def probe(**fields: object) -> Probe:
     return Probe(spec, PREPROCESS, CLASSES)
 
 
-def test_features_are_the_embedder_s_vectors_of_each_image_alone() -> None:
+def test_features_are_embeddings_independent_of_the_batch() -> None:
     pixels, _ = halves(300, 1)
     found = probe().features(pixels, "cpu")
     assert found.shape == (300, 64)
@@ -45,7 +45,7 @@ def test_features_are_the_embedder_s_vectors_of_each_image_alone() -> None:
 
 
 class Counting:
-    """An embedder that notes how many images it was shown."""
+    """An embedder that records how many images it embedded."""
 
     def __init__(self) -> None:
         self.shown = 0
@@ -55,7 +55,7 @@ class Counting:
         return np.asarray(pixels.mean((1, 2, 3))[:, None], np.float32)
 
 
-def test_images_that_were_seen_lately_are_not_embedded_anew() -> None:
+def test_recently_seen_images_are_not_embedded_again() -> None:
     embedder = Counting()
     vectors = Vectors(embedder)
     (first, _), (second, _) = halves(20, 1), halves(20, 2)
@@ -63,24 +63,24 @@ def test_images_that_were_seen_lately_are_not_embedded_anew() -> None:
     assert embedder.shown == 40
     np.testing.assert_array_equal(found[2], found[0])
     assert not np.array_equal(found[1], found[0])
-    # Equal bytes of another shape are another batch.
+    # Equal bytes with another shape are another batch.
     vectors.of(first.reshape(10, 16, 32, 1))
     assert embedder.shown == 50
 
 
-def test_vectors_are_standardised_as_the_train_split_is() -> None:
+def test_vectors_are_standardised_by_the_train_split() -> None:
     random = np.random.default_rng(0)
     train_vectors = (random.normal(size=(500, 5)) * [1, 10, 0.1, 3, 0] + 7).astype(np.float32)
     made = probe()
     made.learn(train_vectors)
     seen = made.prepare(torch.from_numpy(train_vectors)).numpy()
     np.testing.assert_allclose(seen.mean(0), 0, atol=1e-3)
-    # What is the same for all images is not blown up.
+    # A constant feature is not amplified.
     np.testing.assert_allclose(seen.std(0), [1, 1, 1, 1, 0], atol=1e-3)
 
 
 @pytest.mark.parametrize("hidden", [None, 16])
-def test_a_probe_learns_and_what_is_saved_answers_alike(tmp_path: Path, hidden: int | None) -> None:
+def test_saved_probe_predicts_the_same_after_loading(tmp_path: Path, hidden: int | None) -> None:
     classifier = probe(hidden=hidden)
     (pixels, labels), (val_pixels, val_labels) = halves(300, 1), halves(200, 2)
     vectors, val_vectors = (classifier.features(p, "cpu") for p in (pixels, val_pixels))
@@ -111,14 +111,14 @@ def test_a_probe_learns_and_what_is_saved_answers_alike(tmp_path: Path, hidden: 
     [{"crop_padding": 2}, {"horizontal_flip": True}, {"rotate": 5.0}, {"cutmix_alpha": 1.0},
      {"augment": "rand_augment"}, {"brightness": 0.1}, {"contrast": 0.1}, {"saturation": 0.1}],
 )  # fmt: skip
-def test_augmentation_of_pixels_is_refused(fields: dict[str, object]) -> None:
+def test_pixel_augmentation_is_rejected(fields: dict[str, object]) -> None:
     name = next(iter(fields))
     with pytest.raises(StudyError, match=rf"training\.{name}: changes pixels, but a probe"):
         probe().check(Training.model_validate(fields))
     probe().check(Training(mixup_alpha=0.2, class_weights="balanced"))
 
 
-def test_the_embedder_s_version_belongs_to_the_key_of_what_a_probe_is_trained_in() -> None:
+def test_embedder_version_is_part_of_the_key_of_a_probe() -> None:
     spec = {"settings": {}, "task": "class", "tasks": {}, "seed": 0}
     step = make_step("cluster", spec, plugins=[("classifiers", ProbeSpec())])
     assert step.code["embedders.pixels"] == Pixels.version

@@ -1,5 +1,4 @@
-"""Architectures from random weights: their published sizes, small pictures, and the folder that is
-saved."""
+"""Architectures from random weights: their published sizes, small images, and the saved folder."""
 
 from __future__ import annotations
 
@@ -32,7 +31,7 @@ def scratch(size: int, architecture: Architecture, **fields: int) -> Scratch:
 
 
 @pytest.mark.parametrize("architecture", PUBLISHED)
-def test_an_architecture_has_its_published_size(architecture: Architecture) -> None:
+def test_architecture_has_its_published_size(architecture: Architecture) -> None:
     names = [str(number) for number in range(1000)]
     classifier = Scratch(ScratchSpec(architecture=architecture), Preprocess(size=224), names)
     with torch.device("meta"):
@@ -43,13 +42,11 @@ def test_an_architecture_has_its_published_size(architecture: Architecture) -> N
 @pytest.mark.parametrize(
     ("size", "fitting"), [(224, 16), (128, 16), (96, 12), (64, 8), (32, 4), (28, 4)]
 )
-def test_patches_are_as_published_or_small_enough_for_a_small_picture(
-    size: int, fitting: int
-) -> None:
+def test_patch_size_is_published_or_fits_a_small_image(size: int, fitting: int) -> None:
     assert scratch(size, "vit_tiny").patch_size() == fitting
 
 
-def test_what_cannot_work_is_refused_when_the_study_is_read() -> None:
+def test_impossible_settings_are_rejected_when_the_study_is_read() -> None:
     for classifier, message in (
         (scratch(32, "vit_tiny", patch_size=5), r"5 px does not divide 32 px; choose 2, 4, 8, 16$"),
         (scratch(97, "dinov2_small"), r"97 px cannot be divided into patches of 2 to 14"),
@@ -66,7 +63,7 @@ def test_what_cannot_work_is_refused_when_the_study_is_read() -> None:
 
 
 @pytest.mark.parametrize("architecture", ["mobilenet_v2", "efficientnet_b0"])
-def test_statistics_of_batch_normalisation_follow_slowly(architecture: Architecture) -> None:
+def test_batch_norm_statistics_change_slowly(architecture: Architecture) -> None:
     # transformers' MobileNetV2 and EfficientNet would keep nothing but the last batch.
     with torch.device("meta"):
         network = scratch(32, architecture).build()
@@ -76,7 +73,7 @@ def test_statistics_of_batch_normalisation_follow_slowly(architecture: Architect
 
 
 @pytest.mark.parametrize("architecture", ["mobilenet_v2", "vit_tiny"])
-def test_a_pipeline_opens_what_is_saved_and_answers_alike(
+def test_pipeline_opens_the_saved_network_and_predicts_the_same(
     tmp_path: Path, architecture: Architecture
 ) -> None:
     from transformers import pipeline

@@ -20,7 +20,7 @@ from engine.study import Study, validate
 CLASSES = ("cat", "dog", "eel")
 _SMALL = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32,
           "num_hidden_layers": 3, "patch_size": 8, "image_size": 32}  # fmt: skip
-# Of each family a tiny network, its number of blocks, and how the last one's weights are called.
+# For each family: a tiny network, its number of blocks, and the prefix of the last block's weights.
 FAMILIES: dict[str, tuple[dict[str, Any], int, str]] = {
     "resnet": (
         {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"},
@@ -59,9 +59,7 @@ def built(folder: Path, trained: Any, **fields: Any) -> tuple[Pretrained, torch.
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_last_block_learns_with_what_follows_and_the_rest_stands_still(
-    tmp_path: Path, family: str
-) -> None:
+def test_only_the_last_block_and_what_follows_are_trained(tmp_path: Path, family: str) -> None:
     _, blocks, last = FAMILIES[family]
     folder = checkpoint(tmp_path, family)
     classifier, network = built(folder, 1, freeze_batch_norm=False)
@@ -92,7 +90,7 @@ def test_the_last_block_learns_with_what_follows_and_the_rest_stands_still(
         built(folder, blocks + 1)
 
 
-def test_a_network_without_a_list_of_blocks_is_trained_as_a_whole_or_by_its_head() -> None:
+def test_network_without_blocks_trains_all_or_only_its_head() -> None:
     from engine.classifiers._tuning import block_list, freeze
 
     network = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
@@ -114,7 +112,7 @@ def test_a_network_without_a_list_of_blocks_is_trained_as_a_whole_or_by_its_head
         ({"name": "vgg", "depth": 12}, "classifier.depth: must be"),
     ],
 )
-def test_an_invalid_classifier_is_refused_in_one_line(fields: dict[str, Any], message: str) -> None:
+def test_invalid_classifier_is_rejected_in_one_line(fields: dict[str, Any], message: str) -> None:
     values = {
         "name": "toy", "reader": {"name": "digits"}, "preprocess": {"size": 16},
         "classifier": fields,
@@ -124,7 +122,7 @@ def test_an_invalid_classifier_is_refused_in_one_line(fields: dict[str, Any], me
     assert "\n" not in str(refused.value)
 
 
-def test_norms_that_stand_still_do_so_on_several_gpus_too(tmp_path: Path) -> None:
+def test_frozen_norms_stay_frozen_on_several_gpus(tmp_path: Path) -> None:
     checkpoint(tmp_path, "resnet")
 
     def kinds(freeze: bool) -> list[tuple[str, bool]]:
@@ -138,5 +136,5 @@ def test_norms_that_stand_still_do_so_on_several_gpus_too(tmp_path: Path) -> Non
 
     still, learning = kinds(True), kinds(False)
     assert set(still) == {("BatchNorm2d", False)}
-    # The last stage alone is trained.
+    # Only the last stage is trained.
     assert set(learning) == {("BatchNorm2d", False), ("SyncBatchNorm", True)}

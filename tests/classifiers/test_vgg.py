@@ -32,13 +32,13 @@ def vgg(size: int = 32, channels: str = "RGB", **fields: Any) -> Vgg:
 
 
 def original(classes: int, batch_norm: bool = False) -> dict[str, Tensor]:
-    """Weights of a narrow VGG11 under torchvision's names."""
+    """Weights of a narrow VGG11 with torchvision's names."""
     torch.manual_seed(5)
     return initialise(VGG(11, classes, batch_norm, hidden=8)).state_dict()
 
 
 def as_timm(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """As timm saves them: linear layers as convolutions, and no counts of batches."""
+    """The same weights as timm saves them: linear layers as convolutions, and no batch counts."""
     found = {}
     for name, value in tensors.items():
         layer, _, kind = name.rpartition(".")
@@ -78,7 +78,7 @@ def test_other_depths_have_their_published_size(
 
 @pytest.mark.parametrize("names", ["torchvision", "timm"])
 @pytest.mark.parametrize("batch_norm", [False, True])
-def test_weights_are_taken_over_under_either_names_and_the_last_layer_is_new(
+def test_weights_with_either_names_load_and_the_last_layer_is_new(
     tmp_path: Path, names: str, batch_norm: bool
 ) -> None:
     tensors = original(10, batch_norm)
@@ -94,15 +94,15 @@ def test_weights_are_taken_over_under_either_names_and_the_last_layer_is_new(
             assert torch.equal(value, tensors[name]), name
 
 
-def test_a_last_layer_for_as_many_classes_is_kept(tmp_path: Path) -> None:
+def test_last_layer_with_the_right_number_of_classes_is_kept(tmp_path: Path) -> None:
     tensors = original(3)
     save_file(as_timm(tensors), tmp_path / "model.safetensors")
     found = vgg(weights=str(tmp_path)).build().state_dict()
     assert torch.equal(found["classifier.6.weight"], tensors["classifier.6.weight"])
 
 
-def test_weights_of_a_hub_id_are_those_of_its_repository(tmp_path: Path) -> None:
-    """The hub's cache as a download leaves it, in a process that has no network."""
+def test_weights_of_a_hub_id_come_from_its_repository(tmp_path: Path) -> None:
+    """The hub's cache after a download, in a process without a network."""
     tensors = original(3)
     commit = "0" * 40
     repository = tmp_path / "models--timm--vgg11.tiny"
@@ -128,7 +128,7 @@ def test_weights_of_a_hub_id_are_those_of_its_repository(tmp_path: Path) -> None
     assert "StudyError: classifier.weights: timm/vgg11.none: no such file or folder, and" in told
 
 
-def test_weights_that_cannot_be_used_say_what_is_missing(tmp_path: Path) -> None:
+def test_unusable_weights_error_names_what_is_missing(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "vgg19.pth").write_bytes(b"a pickle")
     (tmp_path / "damaged.safetensors").write_bytes(b"no header")
@@ -150,8 +150,8 @@ def test_weights_that_cannot_be_used_say_what_is_missing(tmp_path: Path) -> None
             vgg(weights=str(tmp_path / name), **fields).build()
 
 
-def test_what_is_saved_answers_alike_when_it_is_loaded(tmp_path: Path) -> None:
-    # Smaller than five halvings allow: brought to 32 px.
+def test_saved_network_predicts_the_same_after_loading(tmp_path: Path) -> None:
+    # Too small for five halvings: enlarged to 32 px.
     classifier = vgg(size=28, channels="L", batch_norm=True)
     torch.manual_seed(1)
     network = classifier.build().eval()
@@ -170,9 +170,7 @@ def test_what_is_saved_answers_alike_when_it_is_loaded(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("trained", "first"), [("head", "classifier.6"), (1, "classifier.3"), (3, "features.22")]
 )
-def test_a_part_is_trained_and_the_rest_stands_still(
-    tmp_path: Path, trained: Any, first: str
-) -> None:
+def test_only_the_chosen_part_is_trained(tmp_path: Path, trained: Any, first: str) -> None:
     save_file(original(10, batch_norm=True), tmp_path / "model.safetensors")
     network = vgg(weights=str(tmp_path), trained=trained, batch_norm=True).build().train()
     names = [name for name, _ in network.named_parameters()]
@@ -183,7 +181,7 @@ def test_a_part_is_trained_and_the_rest_stands_still(
             assert layer.training == (f"{name}.weight" in learning), name
 
 
-def test_random_weights_are_not_left_as_they_are() -> None:
+def test_freezing_random_weights_is_rejected() -> None:
     with pytest.raises(StudyError, match=r"classifier\.trained: head would freeze random weights"):
         vgg(trained="head").check(Training())
     with pytest.raises(StudyError, match="8 exceeds the 7 blocks"):

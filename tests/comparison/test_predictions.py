@@ -1,4 +1,4 @@
-"""External predictions are evaluated like the study's own; unpaired ones are refused."""
+"""External predictions are evaluated like the study's own; unpaired ones are rejected."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_split(bars_study, run_until: Run, store: Store) -> tuple[Manifest, pa.T
     return ingest, split_index(store, ingest, "class", "test")
 
 
-def test_a_study_s_own_predictions_give_the_same_verdict(
+def test_own_predictions_of_a_study_give_the_same_verdict(
     bars_study, run_until: Run, store: Store, tmp_path: Path
 ) -> None:
     evaluated = run_until(bars_study(), "evaluate")
@@ -56,13 +56,13 @@ def test_a_study_s_own_predictions_give_the_same_verdict(
     assert same.bootstrap.model_dump() == want["bootstrap"]
     want_arm = evaluated.metrics["arms"][baseline]
     assert found.arms[baseline].model_dump()["figures"] == want_arm["figures"]
-    # Another look at the same test images.
+    # Another opening of the same test images.
     assert found.test.opened == evaluated.metrics["test"]["opened"] + 1
     again = score(bars_study(), store, ingest, "class", path, baseline)
     assert again.test.opened == found.test.opened
 
 
-def test_the_command_line_scores_a_table_of_uris_and_classes(
+def test_command_line_scores_a_table_of_uris_and_classes(
     bars_study, test_split: tuple[Manifest, pa.Table], store: Store, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -137,7 +137,7 @@ def test_the_command_line_scores_a_table_of_uris_and_classes(
         ),
     ],
 )
-def test_predictions_that_cannot_be_paired_are_refused_in_one_line(
+def test_unpaired_predictions_are_rejected_in_one_line(
     bars_study, test_split: tuple[Manifest, pa.Table], store: Store, tmp_path: Path,
     change: Callable[[dict[str, list[Any]]], dict[str, list[Any]]], message: str,
 ) -> None:  # fmt: skip

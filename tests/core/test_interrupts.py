@@ -1,4 +1,4 @@
-"""Signals of a job, in processes of their own."""
+"""Signals of a job, in separate processes."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ SCRIPTS = {
     ("number", "code", "times"), [(signal.SIGINT, 130, 1), (signal.SIGTERM, 143, 2)]
 )
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_an_interrupted_job_ends_in_one_line_whatever_a_library_does(
+def test_interrupted_job_ends_in_one_line_whatever_a_library_does(
     script: str, number: int, code: int, times: int
 ) -> None:
     process, _ = start(SCRIPTS[script])
@@ -121,7 +121,7 @@ def test_an_interrupted_job_ends_in_one_line_whatever_a_library_does(
     assert ends(process) == (code, f"{INTERRUPTED}\n")
 
 
-def test_the_first_signal_decides_the_code() -> None:
+def test_first_signal_decides_the_exit_code() -> None:
     process, _ = start(SWALLOWS)
     process.send_signal(signal.SIGTERM)
     # The thread that reads signals is woken by each.
@@ -147,7 +147,7 @@ def test_the_first_signal_decides_the_code() -> None:
             time.sleep(0.1)
     """,
 ])  # fmt: skip
-def test_no_child_is_left(script: str) -> None:
+def test_no_child_process_is_left(script: str) -> None:
     process, (child,) = start(script)
     running = psutil.Process(int(child))
     process.send_signal(signal.SIGTERM)
@@ -155,7 +155,7 @@ def test_no_child_is_left(script: str) -> None:
     assert not running.is_running() or running.status() == psutil.STATUS_ZOMBIE
 
 
-def test_what_remains_is_cleaned_up_where_closing_takes_too_long(tmp_path: Path) -> None:
+def test_cleanup_runs_if_closing_takes_too_long(tmp_path: Path) -> None:
     remains = tmp_path / "remains"
     remains.touch()
     process, _ = start(f"""
@@ -171,8 +171,8 @@ def test_what_remains_is_cleaned_up_where_closing_takes_too_long(tmp_path: Path)
     assert not remains.exists()
 
 
-def test_what_a_killed_child_leaves_behind_goes_too() -> None:
-    """A raylet is killed first, and its workers are no longer below the driver."""
+def test_grandchildren_of_a_killed_child_are_killed() -> None:
+    """A raylet is killed first, and its workers are no longer children of the driver."""
     process, (grandchild,) = start("""
         child = subprocess.Popen(
             ["sh", "-c", "setsid sleep 1000 & echo $!; wait"], stdout=subprocess.PIPE, text=True
@@ -188,7 +188,7 @@ def test_what_a_killed_child_leaves_behind_goes_too() -> None:
     assert not running.is_running() or running.status() == psutil.STATUS_ZOMBIE
 
 
-def test_a_forked_child_s_signals_are_its_own() -> None:
+def test_forked_child_handles_its_own_signals() -> None:
     process, _ = start("""
         with Job(grace=short) as job:
             child = os.fork()
@@ -203,7 +203,7 @@ def test_a_forked_child_s_signals_are_its_own() -> None:
     assert ends(process) == (signal.SIGTERM, "")
 
 
-def test_an_ignored_signal_stays_ignored() -> None:
+def test_ignored_signal_stays_ignored() -> None:
     process, _ = start("""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         with Job() as job:
@@ -226,7 +226,7 @@ def test_any_thread_can_end_a_job() -> None:
     assert ends(process) == (1, "gone\n")
 
 
-def test_an_interrupted_job_that_another_thread_ends_has_its_own_code() -> None:
+def test_job_ended_by_another_thread_keeps_its_exit_code() -> None:
     process, _ = start("""
         with Job() as job:
             try:
@@ -239,31 +239,31 @@ def test_an_interrupted_job_that_another_thread_ends_has_its_own_code() -> None:
     assert ends(process) == (130, "gone\n")
 
 
-def test_outside_of_a_job_a_line_is_all(capsys: pytest.CaptureFixture[str]) -> None:
+def test_outside_a_job_a_signal_only_prints_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     end_now("gone", 1)
     assert capsys.readouterr().err == "gone\n"
     assert not received()
 
 
-def test_codes_are_those_of_a_shell() -> None:
+def test_exit_codes_follow_the_shell() -> None:
     assert exit_code(KeyboardInterrupt()) == 130
     assert exit_code(Terminated()) == 143
 
 
-def test_handlers_are_given_back() -> None:
+def test_handlers_are_restored() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with preserved_handlers():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_off_the_main_thread_no_handler_can_be_installed() -> None:
+def test_handlers_cannot_be_installed_off_the_main_thread() -> None:
     with pytest.raises(ValueError, match="main thread"):
         off_main_thread(lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
     assert off_main_thread(lambda: threading.current_thread() is threading.main_thread()) is False
 
 
-def test_items_come_from_another_thread_and_so_does_their_error() -> None:
+def test_items_and_errors_come_from_another_thread() -> None:
     def items() -> Iterator[bool]:
         yield threading.current_thread() is threading.main_thread()
         yield True
@@ -276,7 +276,7 @@ def test_items_come_from_another_thread_and_so_does_their_error() -> None:
     assert list(iterate_off_main_thread([1, 2, 3])) == [1, 2, 3]
 
 
-def test_items_that_nobody_waits_for_are_not_made() -> None:
+def test_unconsumed_items_are_not_produced() -> None:
     go_on, ended = threading.Event(), threading.Event()
 
     def items() -> Iterator[int]:

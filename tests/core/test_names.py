@@ -11,7 +11,7 @@ from engine.core.names import check_class_names, csv_cell, slug
 
 
 @given(st.text(st.characters(codec="utf-8")))
-def test_a_slug_is_a_safe_name_for_a_file(text: str) -> None:
+def test_slug_is_a_safe_file_name(text: str) -> None:
     assert re.fullmatch(r"[a-z0-9][a-z0-9-]{0,48}", slug(text))
 
 
@@ -26,7 +26,7 @@ def test_a_slug_is_a_safe_name_for_a_file(text: str) -> None:
         ("", "x"),
     ],
 )
-def test_a_slug_keeps_the_words_that_it_can(text: str, words: str) -> None:
+def test_slug_keeps_words(text: str, words: str) -> None:
     assert slug(text).rpartition("-")[0] == words
 
 
@@ -47,7 +47,7 @@ def test_different_texts_have_different_slugs() -> None:
         ("\ufb01n", "fin"),  # ligature
     ],
 )
-def test_class_names_that_look_alike_are_refused_and_both_named(one: str, other: str) -> None:
+def test_similar_class_names_are_rejected_and_both_named(one: str, other: str) -> None:
     with pytest.raises(DataError) as caught:
         check_class_names([one, other, "third"], "class")
     assert repr(one) in str(caught.value)
@@ -58,23 +58,23 @@ def test_class_names_that_look_alike_are_refused_and_both_named(one: str, other:
 @pytest.mark.parametrize(
     "name", ["", "  ", "a" * 201, "a\nb", "a\0b", "\u202egpj.cat", "a\u200bb", "\ud800"]
 )
-def test_class_names_that_cannot_be_shown_are_refused(name: str) -> None:
+def test_undisplayable_class_names_are_rejected(name: str) -> None:
     with pytest.raises(DataError, match="rename it") as caught:
         check_class_names(["cat", name], "class")
     assert str(caught.value).isprintable()
 
 
-def test_strange_class_names_that_can_be_escaped_are_taken() -> None:
+def test_unusual_class_names_are_accepted() -> None:
     check_class_names(
         ["<script>", "=CMD()", "糖尿病", "مرض", "../x", "a" * 200, "O'Neill; --"], "c"
     )
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\tx", "\rx"])
-def test_a_cell_that_a_spreadsheet_would_run_is_quoted(text: str) -> None:
+def test_spreadsheet_formula_is_quoted(text: str) -> None:
     assert csv_cell(text) == "'" + text
 
 
 @pytest.mark.parametrize("text", ["", "a=1", "cat", "1"])
-def test_other_cells_stay_as_they_are(text: str) -> None:
+def test_other_cells_are_unchanged(text: str) -> None:
     assert csv_cell(text) == text

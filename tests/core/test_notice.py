@@ -11,14 +11,14 @@ from engine.results.images import CurateResult, FilterReport
 from engine.wording import notice_in_words
 
 
-def test_a_stored_notice_is_read_back_with_its_types() -> None:
+def test_stored_notice_is_read_with_its_types() -> None:
     notice = Notice.of("near_train", percent=3.0, low=1.5, high=4.5, farther=99.0, expected=1)
     stored = notice.model_dump_json()
     assert Notice.model_validate_json(stored) == notice
     assert notice_in_words(Notice.model_validate_json(stored)) == notice_in_words(notice)
 
 
-def test_an_unknown_code_is_refused() -> None:
+def test_unknown_code_is_rejected() -> None:
     with pytest.raises(ValidationError):
         Notice.model_validate({"code": "nothing"})
 

@@ -20,7 +20,7 @@ class Lines(io.StringIO):
         return count
 
 
-def test_a_line_says_how_much_is_done() -> None:
+def test_line_shows_progress() -> None:
     log = Lines()
     with Bar("embed", 40, "images", done=10, stream=log, interval=0) as bar:
         bar.advance(20, "quarantined: 1 blank")
@@ -29,7 +29,7 @@ def test_a_line_says_how_much_is_done() -> None:
     assert line.endswith(" left · quarantined: 1 blank")
 
 
-def test_work_that_stands_still_says_so_again_and_again() -> None:
+def test_stalled_work_is_reported_repeatedly() -> None:
     log = Lines()
     with Bar("embed", 40, "images", done=10, stream=log, interval=1e9, quiet=0.05) as bar:
         for _ in range(2):
@@ -40,7 +40,7 @@ def test_work_that_stands_still_says_so_again_and_again() -> None:
     assert second.startswith("  embed: no progress for ")
 
 
-def test_news_begins_the_silence_anew() -> None:
+def test_new_progress_resets_the_stall_timer() -> None:
     bar = Bar("embed", 40, "images", stream=io.StringIO(), interval=1e9, quiet=5.0)
     bar.silence = 20.0
     bar.advance(0, "")
@@ -55,7 +55,7 @@ def test_news_begins_the_silence_anew() -> None:
     assert bar.silence == 5.0
 
 
-def test_what_has_not_started_says_so_and_begins_with_what_was_found() -> None:
+def test_bar_reports_work_that_has_not_started_and_earlier_progress() -> None:
     log = Lines()
     with Bar("fit", None, "steps", stream=log, interval=1e9, quiet=0.05) as bar:
         assert log.written.acquire(timeout=60)
@@ -65,7 +65,7 @@ def test_what_has_not_started_says_so_and_begins_with_what_was_found() -> None:
     assert bar.line() == "fit: 10 of 40 steps"
 
 
-def test_a_finished_bar_says_nothing_more() -> None:
+def test_finished_bar_is_silent() -> None:
     log = Lines()
     with Bar("embed", 40, "images", stream=log, interval=1e9, quiet=0.2):
         pass

@@ -20,7 +20,7 @@ class Holder(Spec):
 
 @pytest.fixture
 def more_readers(tmp_path: Path) -> Any:
-    """A folder whose modules count as readers, as those of another distribution would."""
+    """A folder whose modules count as readers, like those of another distribution."""
     package = importlib.import_module("engine.readers")
     package.__path__.append(str(tmp_path))
     importlib.invalidate_caches()
@@ -30,30 +30,30 @@ def more_readers(tmp_path: Path) -> Any:
         del sys.modules[name]
 
 
-def test_a_plugin_is_found_by_its_name_alone() -> None:
+def test_plugin_is_found_by_name() -> None:
     assert resolve("readers", "digits") is Digits
     assert {"csv", "digits", "imagefolder"} <= set(available("readers"))
 
 
-def test_a_new_file_is_a_new_plugin(more_readers: Path) -> None:
+def test_new_file_is_a_new_plugin(more_readers: Path) -> None:
     (more_readers / "toy_reader.py").write_text("class ToyReader:\n    version = 5\n")
     assert resolve("readers", "toy_reader").version == 5
     assert "toy_reader" in available("readers")
 
 
-def test_a_plugin_whose_import_fails_is_not_called_unknown(more_readers: Path) -> None:
+def test_failing_import_is_not_reported_as_unknown_plugin(more_readers: Path) -> None:
     (more_readers / "toy_broken.py").write_text("import there_is_no_such_library\n")
     with pytest.raises(ModuleNotFoundError, match="there_is_no_such_library"):
         resolve("readers", "toy_broken")
 
 
 @pytest.mark.parametrize("name", ["nope", "", "../csv", "csv.Csv", "__init__", "Digits", "a\nb"])
-def test_an_unknown_name_lists_what_there_is(name: str) -> None:
+def test_unknown_name_lists_available_names(name: str) -> None:
     with pytest.raises(StudyError, match=r"no reader named .*csv, dicom, digits"):
         resolve("readers", name)
 
 
-def test_every_plugin_of_every_family_has_a_version_and_a_spec_with_its_name() -> None:
+def test_every_plugin_has_a_version_and_a_spec_with_its_name() -> None:
     for family in ("readers", "embedders", "generators"):
         for name in available(family):
             plugin = resolve(family, name)
@@ -61,7 +61,7 @@ def test_every_plugin_of_every_family_has_a_version_and_a_spec_with_its_name() -
             assert plugin.Spec.model_fields["name"].default == name
 
 
-def test_a_field_takes_a_name_a_mapping_or_a_spec() -> None:
+def test_field_accepts_a_name_a_mapping_or_a_spec() -> None:
     spec = DigitsSpec()
     assert Holder(reader="digits").reader == spec  # type: ignore[arg-type]
     assert Holder.model_validate({"reader": {"name": "digits"}}).reader == spec
@@ -79,7 +79,7 @@ def test_a_field_takes_a_name_a_mapping_or_a_spec() -> None:
         ({"name": "imagefolder", "root": 3}, "root", "must be a valid string, is 3"),
     ],
 )
-def test_an_error_inside_a_plugin_keeps_its_place(value: Any, place: Any, text: str) -> None:
+def test_error_inside_a_plugin_keeps_its_path(value: Any, place: Any, text: str) -> None:
     with pytest.raises(ValidationError) as caught:
         Holder.model_validate({"reader": value})
     error = caught.value.errors()[0]
@@ -96,7 +96,7 @@ def test_an_error_inside_a_plugin_keeps_its_place(value: Any, place: Any, text: 
         pytest.param("is [['a'], ", [["a"]] * 10_000, id="list"),
     ],
 )
-def test_an_explanation_shows_a_bounded_value(shown: str, value: Any) -> None:
+def test_explanation_shortens_the_value(shown: str, value: Any) -> None:
     text = explain({"type": "x", "msg": "Input should be small", "input": value})
     assert text.startswith(f"must be small, {shown}")
     assert len(text) < 100

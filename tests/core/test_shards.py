@@ -32,7 +32,7 @@ def table(number: int, content: bytes = b"pixels") -> pa.Table:
     return pa.table([pa.array(names), image_column(encoded, names, ".png")], schema=SCHEMA)
 
 
-def test_a_commit_is_found_and_holds_every_row(store: Store) -> None:
+def test_commit_lists_every_row(store: Store) -> None:
     shards = ShardSet(store, "set")
     status = [OK, OK, "black", OK, OK]
     assert shards.commit(shard(1), table(1), status, {"device": "cpu"})
@@ -46,11 +46,11 @@ def test_a_commit_is_found_and_holds_every_row(store: Store) -> None:
     assert commit.data.tags == {"label": "a"}
 
 
-def test_the_first_commit_counts_and_its_data_stays(store: Store) -> None:
+def test_first_commit_wins_and_its_data_stays(store: Store) -> None:
     shards = ShardSet(store, "set")
     assert shards.commit(shard(1), table(1), [OK] * 5, {"attempt": 1})
     (first,) = store.listing("set/parts")
-    # Equal bytes have one name, so that a loser must not take away what the winner committed.
+    # Equal bytes have one name, so a loser must not remove the winner's file.
     assert not shards.commit(shard(1), table(1), [OK] * 5, {"attempt": 2})
     assert store.listing("set/parts") == [first]
     assert not shards.commit(shard(1), table(1, b"other"), [OK] * 5, {"attempt": 3})
@@ -58,7 +58,7 @@ def test_the_first_commit_counts_and_its_data_stays(store: Store) -> None:
     assert [stored.num_rows for stored in store.tables([first])] == [5]
 
 
-def test_a_shard_without_usable_rows_commits_their_reasons(store: Store) -> None:
+def test_shard_without_usable_rows_commits_their_reasons(store: Store) -> None:
     shards = ShardSet(store, "set")
     assert shards.commit(shard(1), table(1), ["black"] * 5, {})
     commit = shards.read("s1", 0)
@@ -67,7 +67,7 @@ def test_a_shard_without_usable_rows_commits_their_reasons(store: Store) -> None
     assert shards.collect([shard(1)]) == [commit]
 
 
-def test_data_without_a_commit_is_nothing(store: Store) -> None:
+def test_data_without_a_commit_is_ignored(store: Store) -> None:
     shards = ShardSet(store, "set")
     store.put_new("set/parts/s1-dead.parquet", b"half")
     assert shards.committed() == {}
@@ -89,7 +89,7 @@ def test_discard_voids_a_commit_and_the_next_generation_counts(store: Store) -> 
     assert commit.sha256[0] == hashlib.sha256(first).hexdigest()[:32]
 
 
-def test_another_fingerprint_is_refused_and_the_difference_named(store: Store) -> None:
+def test_other_fingerprint_is_rejected_with_the_difference(store: Store) -> None:
     shards = ShardSet(store, "set")
     shards.claim({"weights": "aaa", "steps": 20}, "--discard generate")
     shards.claim({"weights": "aaa", "steps": 20}, "--discard generate")
@@ -100,7 +100,7 @@ def test_another_fingerprint_is_refused_and_the_difference_named(store: Store) -
     assert "steps" not in str(caught.value)
 
 
-def test_after_a_discard_another_fingerprint_is_welcome(store: Store) -> None:
+def test_other_fingerprint_is_accepted_after_a_discard(store: Store) -> None:
     shards = ShardSet(store, "set")
     shards.claim({"weights": "aaa"}, "")
     shards.discard()
@@ -118,14 +118,14 @@ def test_after_a_discard_another_fingerprint_is_welcome(store: Store) -> None:
         b'{"sha256":"' + b"0" * 64 + b'","record":{"format": 1, "shard": "s1"}}',
     ],
 )
-def test_a_foreign_commit_record_stops_with_its_place(store: Store, record: bytes) -> None:
+def test_foreign_commit_record_stops_with_its_path(store: Store, record: bytes) -> None:
     shards = ShardSet(store, "set")
     store.put_new("set/commits/s1.0.json", record)
     with pytest.raises(StorageError, match=r"s1\.0\.json"):
         shards.collect([shard(1)])
 
 
-def test_a_flipped_bit_in_a_commit_record_is_noticed(tmp_path) -> None:
+def test_flipped_bit_in_a_commit_record_is_detected(tmp_path) -> None:
     store = Store(str(tmp_path))
     shards = ShardSet(store, "set")
     shards.commit(shard(1), table(1), [OK] * 5, {})
@@ -139,7 +139,7 @@ def test_a_flipped_bit_in_a_commit_record_is_noticed(tmp_path) -> None:
     assert shards.read("s1", 0).kept == 5
 
 
-def test_a_commit_of_other_rows_than_planned_is_refused(store: Store) -> None:
+def test_commit_of_unplanned_rows_is_rejected(store: Store) -> None:
     shards = ShardSet(store, "set")
     shards.commit(shard(1), table(1), [OK] * 5, {})
     other = Shard("s1", 5, {"ids_digest": ids_digest(ids(2))}, {})
@@ -147,14 +147,14 @@ def test_a_commit_of_other_rows_than_planned_is_refused(store: Store) -> None:
         shards.collect([other])
 
 
-def test_a_leftover_temporary_file_is_no_commit(tmp_path) -> None:
+def test_leftover_temporary_file_is_not_a_commit(tmp_path) -> None:
     store = Store(str(tmp_path))
     store.put_new("set/commits/s1.0.json.0123456789abcdef.tmp", b"half")
     assert ShardSet(store, "set").committed() == {}
 
 
 class Paint:
-    """A stage that paints every row, and refuses the rows named in `refused`."""
+    """A stage that paints every row, and rejects the rows named in `refused`."""
 
     reads: ClassVar[tuple[str, ...]] = (rows.IMAGE_ID,)
     writes: ClassVar[tuple[str, ...]] = (rows.IMAGE, rows.STATUS)
@@ -187,7 +187,7 @@ def run(store: Store, stage: Any, shards: list[Shard], batch_size: int = 2) -> l
     return list(worker(shards))
 
 
-def test_the_worker_commits_each_shard_in_batches_that_never_span_shards(store: Store) -> None:
+def test_worker_commits_each_shard_and_batches_never_span_shards(store: Store) -> None:
     stage = Paint(refused=("1-3",))
     summaries = run(store, stage, [shard(0), shard(1)])
     assert [summary["shard"] for summary in summaries] == ["s0", "s1"]
@@ -198,7 +198,7 @@ def test_the_worker_commits_each_shard_in_batches_that_never_span_shards(store: 
     assert [commit.kept for commit in commits] == [5, 4]
 
 
-def test_a_repeated_call_tells_what_stands_and_computes_the_rest(store: Store) -> None:
+def test_repeated_call_reports_committed_shards_and_computes_the_rest(store: Store) -> None:
     run(store, Paint(refused=("0-1",)), [shard(0)])
     again = Paint()
     summaries = run(store, again, [shard(0), shard(1)])
@@ -208,7 +208,7 @@ def test_a_repeated_call_tells_what_stands_and_computes_the_rest(store: Store) -
     assert again.sizes == [2, 2, 1]
 
 
-def test_the_batch_size_changes_no_byte(tmp_path) -> None:
+def test_batch_size_does_not_change_bytes(tmp_path) -> None:
     digests = []
     for batch_size in (1, 2, 5, 64):
         store = Store(str(tmp_path / str(batch_size)))
@@ -224,7 +224,7 @@ class Broken(Paint):
         return super().__call__(batch)
 
 
-def test_an_exception_leaves_earlier_shards_committed_and_the_broken_one_not(store: Store) -> None:
+def test_exception_keeps_earlier_shards_committed(store: Store) -> None:
     worker = ShardWorker(ShardSet(store, "set"), rows_of, [Broken()], SCHEMA, Place("cpu", 1, 2))
     worker.load()
     summaries: Iterator[dict[str, Any]] = worker([shard(0), shard(1), shard(2)])
@@ -233,6 +233,6 @@ def test_an_exception_leaves_earlier_shards_committed_and_the_broken_one_not(sto
     assert set(ShardSet(store, "set").committed()) == {"s0"}
 
 
-def test_a_plan_whose_rows_changed_is_refused(store: Store) -> None:
+def test_plan_with_changed_rows_is_rejected(store: Store) -> None:
     with pytest.raises(StorageError, match="has 5 rows, planned were 7"):
         run(store, Paint(), [shard(0, 7)])

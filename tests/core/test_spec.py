@@ -39,7 +39,7 @@ json_values = st.recursive(
 )
 
 
-def test_a_known_value_has_a_known_digest() -> None:
+def test_known_value_has_a_known_digest() -> None:
     # A change here changes every key of every study.
     value = {"b": [1, 2.5, None, True], "a": Outer(name="é", counts={"z": 1, "a": 2})}
     assert canonical_json(value) == (
@@ -48,7 +48,7 @@ def test_a_known_value_has_a_known_digest() -> None:
     assert digest(value) == "699d68388484a15d"
 
 
-def test_a_field_for_errors_alone_is_no_part_of_the_identity() -> None:
+def test_error_only_field_is_not_part_of_the_identity() -> None:
     class Told(Inner):
         unkeyed_fields: ClassVar[tuple[str, ...]] = ("words",)
         words: str = ""
@@ -57,7 +57,7 @@ def test_a_field_for_errors_alone_is_no_part_of_the_identity() -> None:
     assert digest(Told(rate=1.0)) != digest(Told())
 
 
-def test_order_of_keys_does_not_count() -> None:
+def test_key_order_is_irrelevant() -> None:
     assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
 
 
@@ -65,7 +65,7 @@ def test_order_of_keys_does_not_count() -> None:
     ("one", "other"),
     [({"a": 1}, {"a": 1.0}), ({"a": 1}, {"a": True}), ({"a": 1}, {"a": "1"}), ([1, 2], [2, 1])],
 )
-def test_types_and_order_of_lists_count(one: Any, other: Any) -> None:
+def test_types_and_list_order_matter(one: Any, other: Any) -> None:
     assert digest(one) != digest(other)
 
 
@@ -91,7 +91,7 @@ def test_equal_text_means_equal_values(one: Any, other: Any) -> None:
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_values_without_one_encoding_are_refused(value: Any) -> None:
+def test_values_without_a_unique_encoding_are_rejected(value: Any) -> None:
     with pytest.raises(TypeError, match="no canonical encoding"):
         digest({"field": [value]})
 
@@ -99,12 +99,12 @@ def test_values_without_one_encoding_are_refused(value: Any) -> None:
 @pytest.mark.parametrize(
     "values", [{"name": "a", "other": 1}, {"name": "a", "inner": {"rate": float("nan")}}, {}]
 )
-def test_a_spec_refuses_unknown_missing_and_not_finite_fields(values: dict[str, Any]) -> None:
+def test_spec_rejects_unknown_missing_and_non_finite_fields(values: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         Outer.model_validate(values)
 
 
-def test_a_spec_is_frozen() -> None:
+def test_spec_is_frozen() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         Inner().rate = 1.0  # type: ignore[misc]
 
@@ -113,27 +113,27 @@ def step(kind: str = "one", version: int = 1, name: str = "x", **inputs: Step) -
     return Step(kind, Subject(name), Inner(), {kind: version}, inputs)
 
 
-def test_a_step_is_what_it_computes_and_not_its_subject() -> None:
+def test_step_key_does_not_depend_on_its_subject() -> None:
     assert step(name="x") == step(name="y")
     assert hash(step(name="x")) == hash(step(name="y"))
     assert len({step(), step(kind="two"), step(version=2), step(needed=step())}) == 4
 
 
-def test_a_change_far_upstream_reaches_every_key() -> None:
+def test_upstream_change_reaches_every_key() -> None:
     def last(version: int) -> Step:
         return step("c", input=step("b", input=step("a", version)))
 
     assert last(1).key != last(2).key
 
 
-def test_upstream_lists_inputs_first_and_each_once() -> None:
+def test_upstream_lists_inputs_first_and_once() -> None:
     first = step("a")
     left, right = step("b", input=first), step("c", input=first)
     end = step("d", left=left, right=right)
     assert [entry.kind for entry in upstream([end, right])] == ["a", "b", "c", "d"]
 
 
-def test_seeds_are_functions_of_names_and_their_types() -> None:
+def test_seeds_depend_on_names_and_their_types() -> None:
     assert derive_seed(1, "a") == derive_seed(1, "a") == 9068971922568923937
     assert len({derive_seed(1, "a"), derive_seed("1", "a"), derive_seed(1, "a", ""),
                 derive_seed("a", 1)}) == 4  # fmt: skip
@@ -150,5 +150,5 @@ def test_seeds_are_functions_of_names_and_their_types() -> None:
         (Subject("ddpm unfiltered x1", number=0), "one.ddpm.unfiltered.x1.0"),
     ],
 )
-def test_a_label_names_the_subject(subject: Subject, label: str) -> None:
+def test_label_names_the_subject(subject: Subject, label: str) -> None:
     assert Step("one", subject, Inner(), {}).label == label

@@ -18,11 +18,11 @@ from engine.core.store import Store
 
 
 def forget_verified() -> None:
-    """Let this process compare parts again, as another would."""
+    """Let this process verify parts again, as another process would."""
     module._verified.clear()
 
 
-def test_what_is_put_is_read_back(store: Store) -> None:
+def test_read_returns_what_was_put(store: Store) -> None:
     store.put_new("a/b", b"data")
     assert store.read("a/b") == b"data"
     assert store.exists("a/b")
@@ -30,19 +30,19 @@ def test_what_is_put_is_read_back(store: Store) -> None:
     assert store.listing("a") == ["a/b"]
 
 
-def test_a_missing_key_is_told_from_a_failure(store: Store) -> None:
+def test_missing_key_differs_from_a_failure(store: Store) -> None:
     with pytest.raises(FileNotFoundError):
         store.read("nothing/here")
     assert not store.exists("nothing/here")
     assert store.listing("nothing") == []
 
 
-def test_temporary_files_of_other_writers_are_not_listed(tmp_path) -> None:
+def test_temporary_files_are_not_listed(tmp_path) -> None:
     store = Store(str(tmp_path))
     store.put("looks/1.png", b"picture")
     (tmp_path / "looks" / "2.png.0123456789abcdef.tmp").write_bytes(b"half")
     assert store.listing("looks") == ["looks/1.png"]
-    # Garbage collection needs them.
+    # Needed by garbage collection.
     assert sorted(store.modified_times("looks")) == [
         "looks/1.png", "looks/2.png.0123456789abcdef.tmp"
     ]  # fmt: skip
@@ -54,12 +54,12 @@ def test_put_if_absent_keeps_the_first(store: Store) -> None:
     assert store.read("record") == b"first"
 
 
-def test_put_if_absent_recognises_its_own_earlier_try(store: Store) -> None:
+def test_put_if_absent_recognises_its_own_earlier_attempt(store: Store) -> None:
     assert store.put_if_absent("record", b"mine")
     assert store.put_if_absent("record", b"mine")
 
 
-def test_of_sixteen_racers_one_wins(store: Store) -> None:
+def test_one_of_sixteen_concurrent_writers_wins(store: Store) -> None:
     wins: list[int] = []
     start = threading.Barrier(16)
 
@@ -78,7 +78,7 @@ def test_of_sixteen_racers_one_wins(store: Store) -> None:
     assert store.read("race") == str(wins[0]).encode()
 
 
-def test_put_replaces_as_a_whole(store: Store) -> None:
+def test_put_replaces_atomically(store: Store) -> None:
     store.put("pages/x", b"old and long")
     store.put("pages/x", b"new")
     assert store.read("pages/x") == b"new"
@@ -86,7 +86,7 @@ def test_put_replaces_as_a_whole(store: Store) -> None:
     assert list(store.modified_times("pages")) == ["pages/x"]
 
 
-def test_delete_is_quiet_about_what_is_not_there(store: Store) -> None:
+def test_delete_ignores_missing_keys(store: Store) -> None:
     store.put_new("x", b"1")
     store.delete("x")
     store.delete("x")
@@ -112,7 +112,7 @@ def put_parquet(store: Store) -> str:
     return key
 
 
-def test_a_part_is_read_back_by_its_key(store: Store) -> None:
+def test_part_is_read_by_its_key(store: Store) -> None:
     key = put_parquet(store)
     with store.parquet(key) as file:
         assert file.metadata.num_rows == 1000
@@ -121,7 +121,7 @@ def test_a_part_is_read_back_by_its_key(store: Store) -> None:
 
 
 @pytest.mark.parametrize("how", ["read", "parquet", "tables"])
-def test_one_flipped_bit_of_a_part_is_noticed(store: Store, how: str) -> None:
+def test_flipped_bit_in_a_part_is_detected(store: Store, how: str) -> None:
     key = put_parquet(store)
     data = bytearray(store.read(key))
     data[len(data) // 2] ^= 1
@@ -134,7 +134,7 @@ def test_one_flipped_bit_of_a_part_is_noticed(store: Store, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["read", "parquet"])
-def test_a_part_that_is_gone_is_damage(store: Store, how: str) -> None:
+def test_missing_part_is_damage(store: Store, how: str) -> None:
     key = put_parquet(store)
     store.delete(key)
     with pytest.raises(DamageError, match="is missing") as caught:
@@ -142,7 +142,7 @@ def test_a_part_that_is_gone_is_damage(store: Store, how: str) -> None:
     assert caught.value.key == key
 
 
-def test_a_part_is_compared_again_after_it_was_written_again(store: Store) -> None:
+def test_rewritten_part_is_verified_again(store: Store) -> None:
     key = put_parquet(store)
     store.read(key)
     assert put_parquet(store) == key
@@ -151,7 +151,7 @@ def test_a_part_is_compared_again_after_it_was_written_again(store: Store) -> No
         store.read(key)
 
 
-def test_a_part_is_compared_once_in_a_process(tmp_path) -> None:
+def test_part_is_verified_once_per_process(tmp_path) -> None:
     class Counting(Store):
         hashed = 0
 
@@ -162,19 +162,19 @@ def test_a_part_is_compared_once_in_a_process(tmp_path) -> None:
     store = Counting(str(tmp_path))
     key = put_parquet(store)
     store.parquet(key).close()
-    # What happens to the file from now on is seen by the next process.
+    # Later changes of the file are detected by the next process.
     store.put(key, store.read(key)[:-1] + b"x")
     store.read(key)
     assert store.hashed == 0
 
 
-def test_damage_keeps_its_key_when_it_comes_from_another_process() -> None:
+def test_damage_error_from_another_process_keeps_its_key() -> None:
     error = pickle.loads(pickle.dumps(DamageError("it is damaged", "steps/x")))
     assert (str(error), error.key, error.named) == ("it is damaged", "steps/x", False)
 
 
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview, pa.py_buffer])
-def test_whatever_is_a_buffer_can_be_stored(store: Store, kind: Callable[[bytes], Any]) -> None:
+def test_any_buffer_can_be_stored(store: Store, kind: Callable[[bytes], Any]) -> None:
     store.put("a", kind(b"data"))
     store.put_new("b", kind(b"data"))
     assert store.put_if_absent("c", kind(b"data"))
@@ -182,7 +182,7 @@ def test_whatever_is_a_buffer_can_be_stored(store: Store, kind: Callable[[bytes]
     assert [store.read(name) for name in ("a", "b", "c", key)] == [b"data"] * 4
 
 
-def test_a_pickled_store_opens_the_same_place(store: Store) -> None:
+def test_pickled_store_opens_the_same_place(store: Store) -> None:
     store.put_new("k", b"v")
     assert pickle.loads(pickle.dumps(store)).read("k") == b"v"
 
@@ -200,13 +200,13 @@ class Overwriting(Store):
         return True
 
 
-def test_probe_refuses_storage_that_overwrites(tmp_path) -> None:
+def test_probe_rejects_storage_that_overwrites(tmp_path) -> None:
     with pytest.raises(StorageError, match="put-if-absent"):
         Overwriting(str(tmp_path)).probe()
 
 
-def test_a_read_only_folder_is_one_line_that_names_the_place(tmp_path, monkeypatch) -> None:
-    if os.geteuid() == 0:  # root writes everywhere: let the folder be a file instead
+def test_read_only_folder_is_one_line_with_its_path(tmp_path, monkeypatch) -> None:
+    if os.geteuid() == 0:  # root can write everywhere, so make the folder a file
         (tmp_path / "root").write_bytes(b"")
     else:
         (tmp_path / "root").mkdir(mode=0o500)
@@ -217,7 +217,7 @@ def test_a_read_only_folder_is_one_line_that_names_the_place(tmp_path, monkeypat
 
 
 class ReadOnly(Store):
-    """Refuses every change, as a disk does that was mounted so."""
+    """Rejects every change, like a disk mounted read-only."""
 
     def _write_local(self, path: str, view: memoryview) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
@@ -226,7 +226,7 @@ class ReadOnly(Store):
         raise StorageError("cannot delete")
 
 
-def test_the_error_of_read_only_storage_is_that_of_the_write(tmp_path) -> None:
+def test_read_only_storage_reports_the_write_error(tmp_path) -> None:
     with pytest.raises(StorageError, match=r"cannot put if absent .*Read-only file system"):
         ReadOnly(str(tmp_path)).probe()
 
@@ -240,7 +240,7 @@ class Full(Store):
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_a_full_disk_stops_cleanly(tmp_path) -> None:
+def test_full_disk_stops_cleanly(tmp_path) -> None:
     full = Full(str(tmp_path))
     with pytest.raises(StorageError, match="No space left on device"):
         full.put_if_absent("record", b"long data")
@@ -248,7 +248,7 @@ def test_a_full_disk_stops_cleanly(tmp_path) -> None:
 
 
 class Flaky(Store):
-    """Fails twice as a network does, then works."""
+    """Fails twice like a network, then works."""
 
     failures = 2
 
@@ -259,13 +259,13 @@ class Flaky(Store):
         super()._write_local(path, view)
 
 
-def test_a_time_out_is_tried_again(tmp_path) -> None:
+def test_timeout_is_retried(tmp_path) -> None:
     flaky = Flaky(str(tmp_path))
     flaky.put_new("k", b"v")
     assert flaky.read("k") == b"v"
 
 
-def test_refused_credentials_are_one_line(s3_endpoint: str) -> None:
+def test_rejected_credentials_are_one_line(s3_endpoint: str) -> None:
     with pytest.raises(StorageError) as caught:
         Store("s3://no-such-bucket-of-ours/x").probe()
     assert "no-such-bucket-of-ours" in str(caught.value)
@@ -273,6 +273,6 @@ def test_refused_credentials_are_one_line(s3_endpoint: str) -> None:
 
 
 @pytest.mark.parametrize("url", ["nosuch://bucket/runs", "gs://bucket/runs"])
-def test_storage_that_cannot_be_opened_is_one_line_that_names_the_field(url: str) -> None:
+def test_unusable_storage_is_one_line_that_names_the_field(url: str) -> None:
     with pytest.raises(StudyError, match="profile: storage"):
         Store(url)

@@ -9,7 +9,7 @@ from engine.core.store import Store
 from engine.data.arrays import Stack, grouped_vectors
 
 
-def test_a_stack_gives_the_rows_of_its_arrays_in_the_order_asked_for():
+def test_stack_returns_rows_in_the_requested_order():
     arrays = [
         np.arange(6).reshape(3, 2),
         np.empty((0, 2), dtype=int),
@@ -21,7 +21,7 @@ def test_a_stack_gives_the_rows_of_its_arrays_in_the_order_asked_for():
     assert stack[wanted].dtype == arrays[0].dtype
 
 
-def test_vectors_are_gathered_by_group_and_others_are_left_out(tmp_path: Path) -> None:
+def test_vectors_are_gathered_by_group(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     random = np.random.default_rng(0)
     vectors = {f"i{number}": random.normal(size=3).astype(np.float32) for number in range(9)}

@@ -1,4 +1,4 @@
-"""Foreign images: which files are refused and why, and what a file is converted to."""
+"""Foreign images: which files are rejected and why, and how a file is converted."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_file_is_refused_with_its_reason(name: str) -> None:
+def test_hostile_file_is_rejected_with_its_reason(name: str) -> None:
     data, uri, reason = HOSTILE[name]
     with pytest.raises(Rejected) as caught:
         decode(data, uri)
@@ -116,13 +116,13 @@ def test_a_hostile_file_is_refused_with_its_reason(name: str) -> None:
 
 
 @pytest.mark.parametrize("limit_for", ["text_bomb", "profile_bomb"])
-def test_a_bomb_without_its_payload_is_a_fine_picture(limit_for: str) -> None:
-    # The files above are refused for their payload, not because the test writes broken ones.
+def test_small_text_and_profile_chunks_are_accepted(limit_for: str) -> None:
+    # The files above are rejected for their payload, not because the test writes broken ones.
     name = {"text_bomb": b"zTXt", "profile_bomb": b"iCCP"}[limit_for]
     assert decode(png_with(chunk(name, b"name\0\0" + zeros(1000))), "a.png").size == (8, 8)
 
 
-def test_a_wrong_extension_is_taken_where_the_study_says_so() -> None:
+def test_wrong_extension_is_accepted_if_the_study_says_so() -> None:
     assert decode(saved(PICTURE), "a.jpg", check_extension=False).size == PICTURE.size
     assert decode(saved(PICTURE), "no_extension").size == PICTURE.size
 
@@ -135,7 +135,7 @@ def outcome(data: bytes) -> str:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of broken TIFF tags
-def test_any_mutation_of_a_file_is_decoded_or_refused() -> None:
+def test_mutated_file_is_decoded_or_rejected() -> None:
     known = {"L", "RGB", "not_decodable", "too_large", "range", "not_finite", "format_not_allowed"}
     random = np.random.default_rng(1)
     for kind in ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF"):
@@ -157,7 +157,7 @@ def test_cmyk_becomes_rgb() -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-def test_sixteen_bits_keep_the_upper_eight(kind: str) -> None:
+def test_16_bit_images_keep_the_upper_eight_bits(kind: str) -> None:
     values = np.array([[0, 255, 256, 0x7FFF, 0xFFFF]], np.uint16)
     image = decode(saved(Image.fromarray(values), kind))
     assert np.asarray(image).tolist() == [[0, 0, 1, 127, 255]]
@@ -201,13 +201,13 @@ def test_transparent_pixels_become_white(data: bytes) -> None:
     assert image.getpixel((3, 3)) == (255, 255, 255)
 
 
-def test_half_transparent_is_mixed_with_white() -> None:
+def test_half_transparent_pixels_are_blended_with_white() -> None:
     image = decode(saved(Image.new("RGBA", (4, 4), (0, 0, 0, 128))))
     assert image.getpixel((0, 0)) == (127, 127, 127)
 
 
 @pytest.mark.parametrize(("orientation", "corner"), [(1, "red"), (3, "blue"), (6, "lime")])
-def test_the_exif_orientation_is_applied(orientation: int, corner: str) -> None:
+def test_exif_orientation_is_applied(orientation: int, corner: str) -> None:
     picture = Image.new("RGB", (30, 20), "white")
     picture.paste("red", (0, 0, 10, 10))
     picture.paste("lime", (0, 10, 10, 20))
@@ -219,12 +219,12 @@ def test_the_exif_orientation_is_applied(orientation: int, corner: str) -> None:
     assert image.getpixel((2, 2)) == Image.new("RGB", (1, 1), corner).getpixel((0, 0))
 
 
-def test_a_camera_s_jpeg_with_a_second_picture_is_a_jpeg() -> None:
+def test_camera_jpeg_with_a_second_image_is_a_jpeg() -> None:
     data = saved(PICTURE, "MPO", save_all=True, append_images=[PICTURE.rotate(180)])
     assert decode(data, "a.jpg").size == PICTURE.size
 
 
-def test_the_first_frame_of_an_animation_is_taken() -> None:
+def test_first_frame_of_an_animation_is_used() -> None:
     data = saved(Image.new("RGB", (9, 9), "red"), "GIF", save_all=True, duration=9,
                  append_images=[Image.new("RGB", (9, 9), "blue")])  # fmt: skip
     assert decode(data, "a.gif").convert("RGB").getpixel((0, 0)) == (255, 0, 0)

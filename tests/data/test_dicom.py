@@ -16,7 +16,7 @@ pydicom = pytest.importorskip("pydicom")
 
 
 def dicom(values: np.ndarray, **tags: Any) -> bytes:
-    """A file of these values: uint16 or int16 (height, width), or uint8 (height, width, 3)."""
+    """A file with these values: uint16 or int16 (height, width), or uint8 (height, width, 3)."""
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
@@ -49,7 +49,7 @@ def shown(data: bytes, **fields: Any) -> np.ndarray:
     return np.asarray(decode_dicom(data, **fields))
 
 
-def test_the_file_s_own_window_is_applied() -> None:
+def test_window_of_the_file_is_applied() -> None:
     found = shown(dicom(RAMP, WindowCenter=2000, WindowWidth=1000))
     assert (found[RAMP < 1490] == 0).all()
     assert (found[RAMP > 2510] == 255).all()
@@ -57,7 +57,7 @@ def test_the_file_s_own_window_is_applied() -> None:
     assert ((middle > 95) & (middle < 160)).all()
 
 
-def test_a_window_of_the_study_s_takes_its_place_in_rescaled_units() -> None:
+def test_window_of_the_study_replaces_it_in_rescaled_units() -> None:
     hounsfield = (RAMP.astype(np.int16) - 1000) // 2
     data = dicom(hounsfield, RescaleSlope=2, RescaleIntercept=0, WindowCenter=5, WindowWidth=1)
     found = shown(data, window=(0.0, 1000.0))
@@ -65,13 +65,13 @@ def test_a_window_of_the_study_s_takes_its_place_in_rescaled_units() -> None:
     assert np.abs(found - expected).max() <= 1
 
 
-def test_without_a_window_all_values_are_shown() -> None:
+def test_without_a_window_the_full_range_is_used() -> None:
     found = shown(dicom(RAMP + 100))
     assert (found.min(), found.max()) == (0, 255)
     assert (np.diff(found.ravel().astype(int)) >= 0).all()
 
 
-def test_monochrome1_is_turned_round() -> None:
+def test_monochrome1_is_inverted() -> None:
     plain = shown(dicom(RAMP))
     turned = shown(dicom(RAMP, PhotometricInterpretation="MONOCHROME1"))
     assert (turned == 255 - plain).all()
@@ -88,7 +88,7 @@ def test_colour_and_the_first_frame_are_read() -> None:
 
 
 @pytest.mark.parametrize("cut", [140, 300, -40])
-def test_torn_files_are_set_aside_in_the_sandbox(cut: int) -> None:
+def test_truncated_files_are_set_aside_in_the_sandbox(cut: int) -> None:
     data = dicom(RAMP)
     with Sandbox(Preprocess(size=16)) as sandbox:
         with pytest.raises(Rejected, match="not_decodable"):
@@ -96,7 +96,7 @@ def test_torn_files_are_set_aside_in_the_sandbox(cut: int) -> None:
         assert sandbox.decode(data, "a.dcm").width == 8
 
 
-def test_names_and_sizes_that_lie_are_refused() -> None:
+def test_wrong_names_and_sizes_are_rejected() -> None:
     with pytest.raises(Rejected, match="wrong_extension"):
         decode(dicom(RAMP), "a.png")
     with pytest.raises(Rejected, match="format_not_allowed"):
@@ -105,7 +105,7 @@ def test_names_and_sizes_that_lie_are_refused() -> None:
         decode(dicom(RAMP, NumberOfFrames=2_000_000), "a.dcm")
 
 
-def test_sixteen_bits_are_shown_through_the_study_s_window() -> None:
+def test_16_bit_images_use_the_window_of_the_study() -> None:
     target = io.BytesIO()
     Image.fromarray(RAMP).save(target, "PNG")
     found = np.asarray(decode(target.getvalue(), "a.png", window=(1000, 3000)))
@@ -115,12 +115,12 @@ def test_sixteen_bits_are_shown_through_the_study_s_window() -> None:
     assert (plain == RAMP >> 8).all()
 
 
-def test_a_window_has_two_ends() -> None:
+def test_window_has_two_ends() -> None:
     with pytest.raises(ValueError, match="the second value must be the greater"):
         Preprocess(size=16, window=(5, 5))
 
 
-def test_the_patient_s_id_is_hashed() -> None:
+def test_patient_id_is_hashed() -> None:
     first, same, other = (
         read_header(dicom(RAMP, PatientID=name, BurnedInAnnotation="NO"))
         for name in ("Doe^1", "Doe^1 ", "Doe^2")
@@ -140,7 +140,7 @@ def test_the_patient_s_id_is_hashed() -> None:
         {"VOILUTFunction": "SIGMOID"},
     ],
 )
-def test_windows_are_of_rescaled_values(tags: dict[str, Any]) -> None:
+def test_windows_apply_to_rescaled_values(tags: dict[str, Any]) -> None:
     slope, intercept = tags.get("RescaleSlope", 1), tags.get("RescaleIntercept", 0)
     values = RAMP * float(slope) + intercept
     found = shown(dicom(RAMP, WindowCenter=2000, WindowWidth=1000, **tags)).astype(int)
@@ -150,6 +150,6 @@ def test_windows_are_of_rescaled_values(tags: dict[str, Any]) -> None:
     assert abs(int(np.interp(2000, np.sort(values.ravel()), np.sort(found.ravel()))) - 127) < 25
 
 
-def test_a_packed_header_is_not_unpacked() -> None:
+def test_compressed_header_is_not_decompressed() -> None:
     head = dicom(RAMP, PatientID="p").replace(b"1.2.840.10008.1.2.1\x00", b"1.2.840.10008.1.2.1.99")
     assert read_header(head) == {"patient": "", "burned_in": ""}

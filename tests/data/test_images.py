@@ -14,7 +14,7 @@ from engine.data.images import Preprocess, decode_own, encode, pixel_sha256, pre
 from tests.data.test_decoding import PICTURE, saved
 
 
-def test_equal_pixels_have_equal_digests_whatever_the_file() -> None:
+def test_equal_pixels_have_equal_digests_in_any_file_format() -> None:
     info = PngInfo()
     info.add_text("Comment", "somewhere else")
     files = [saved(PICTURE), saved(PICTURE, pnginfo=info, compress_level=0), saved(PICTURE, "BMP")]
@@ -27,7 +27,7 @@ def test_equal_pixels_have_equal_digests_whatever_the_file() -> None:
 
 
 @pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
-def test_fit_says_what_becomes_of_a_wide_picture(fit: Any) -> None:
+def test_fit_crops_pads_or_stretches_a_wide_image(fit: Any) -> None:
     wide = Image.new("RGB", (60, 20), "white")
     wide.paste("red", (0, 0, 20, 20))
     found = preprocess(wide, Preprocess(size=12, fit=fit, resampling="nearest"))
@@ -41,11 +41,11 @@ def test_fit_says_what_becomes_of_a_wide_picture(fit: Any) -> None:
 
 @pytest.mark.parametrize("channels", ["L", "RGB"])
 @pytest.mark.parametrize("codec", ["png", "jpeg", "webp"])
-def test_the_codec_gives_back_what_it_was_given(codec: Any, channels: Any) -> None:
+def test_codec_round_trips(codec: Any, channels: Any) -> None:
     spec = Preprocess(size=32, channels=channels, codec=codec)
     pixels = preprocess(Image.radial_gradient("L").convert("RGB"), spec)
     found = decode_own(encode(pixels, spec))
-    if codec == "webp" and channels == "L":  # WebP knows no grey
+    if codec == "webp" and channels == "L":  # WebP has no greyscale
         found = found[..., :1]
     assert found.shape == spec.shape
     tolerance = 0 if codec != "jpeg" else 12
@@ -59,7 +59,7 @@ def test_generated_files_are_marked_in_every_codec() -> None:
         assert b"<x>made</x>" in data
 
 
-def test_nothing_of_the_original_s_metadata_is_kept() -> None:
+def test_original_metadata_is_dropped() -> None:
     exif = Image.Exif()
     exif[0x010F] = "Secret Camera"
     info = PngInfo()

@@ -1,4 +1,4 @@
-"""Planted leaks are found, and pictures that are merely alike are not accused."""
+"""Planted leaks are found, and merely similar images are not reported."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def test_pixels_in_all_three_splits_are_three_leaks() -> None:
     ]  # fmt: skip
 
 
-def test_a_group_in_two_splits_is_told_once_with_its_name() -> None:
+def test_group_in_two_splits_is_reported_once_by_name() -> None:
     entries = [("train", "patient 7", f"t{n}") for n in range(5)]
     entries += [("val", "patient 7", f"v{n}") for n in range(5)] + [("val", "patient 8", "z")]
     leaks = find_leaks(index(entries))
     assert [(leak.kind, leak.detail) for leak in leaks] == [("group", "patient 7")]
 
 
-def test_a_clean_dataset_has_no_leak() -> None:
+def test_clean_dataset_has_no_leaks() -> None:
     entries = [(("train", "val", "test")[n % 3], f"g{n}", f"x{n}") for n in range(60)]
     assert find_leaks(index(entries)) == []
 
@@ -59,23 +59,23 @@ def told(near: list[NearPair], table: pa.Table = CLEAN) -> set[tuple[str, str, s
     return {(leak.kind, leak.first, leak.second) for leak in find_leaks(table, near)}
 
 
-def test_near_duplicates_are_leaks_where_they_stand_in_two_splits() -> None:
+def test_near_duplicates_in_two_splits_are_leaks() -> None:
     near = [("a6", "a0", 0.97), ("a1", "a2", 0.99), ("a4", "a7", 0.95)]
     assert told(near) == {("near", "a0", "a6"), ("near", "a4", "a7")}
     assert find_leaks(CLEAN, near)[0].detail == "agree to 0.970"
 
 
-def test_a_copy_of_a_copy_is_a_leak_too() -> None:
+def test_copy_of_a_copy_is_a_leak() -> None:
     near = [("a0", "a1", 0.99), ("a1", "a6", 0.99), ("a2", "a3", 0.99)]
     assert told(near) == {("near", "a1", "a6"), ("near", "a0", "a6")}
 
 
-def test_a_pair_that_is_exact_is_not_told_again_as_near() -> None:
+def test_exact_pair_is_not_reported_again_as_near() -> None:
     table = index([("train", "g", "x"), ("test", "h", "x")])
     assert told([("a0", "a1", 1.0)], table) == {("exact", "a0", "a1")}
 
 
-def test_pairs_with_an_image_that_is_gone_are_left_out() -> None:
+def test_pairs_with_a_removed_image_are_skipped() -> None:
     assert told([("a0", "gone", 0.99)]) == set()
 
 
@@ -97,6 +97,6 @@ def test_leaks_are_resolved_until_none_is_left(how: str) -> None:
         assert splits["a3"] == "train"
 
 
-def test_what_pairs_join_is_told_once() -> None:
+def test_connected_pairs_are_reported_once() -> None:
     assert connected([(5, 2), (7, 8), (2, 9)]) == [[2, 5, 9], [7, 8]]
     assert connected([]) == []

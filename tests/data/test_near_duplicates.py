@@ -1,4 +1,4 @@
-"""Copies that were cropped and encoded anew are told from pictures that are merely alike."""
+"""Copies that were cropped and encoded again are distinguished from merely similar images."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def scene(number: int, size: tuple[int, int] = (96, 96)) -> Image.Image:
 
 
 def crop(image: Image.Image, number: int) -> Image.Image:
-    """Another 3% to 10% off each side, and JPEG of quality 60."""
+    """A further crop of 3% to 10% of each side, saved as JPEG of quality 60."""
     left, top, right, bottom = np.random.default_rng(number).uniform(0.03, 0.1, 4)
     width, height = image.size
     box = (left * width, top * height, width - right * width, height - bottom * height)
@@ -56,8 +56,8 @@ def look(pictures: np.ndarray, groups: np.ndarray | None = None) -> tuple[set, N
 
 
 @pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
-def test_planted_crops_are_found_and_nothing_else(fit: str) -> None:
-    # Twins, a third of the pictures, do not set the limit that they are found by.
+def test_only_planted_crops_are_found(fit: str) -> None:
+    # Copies, a third of the images, do not influence the limit.
     scenes = [scene(number, (96, 72)) for number in range(20)]
     copies = [crop(scenes[number], number) for number in range(4)]
     found, limit = look(small([*scenes, *copies], fit))
@@ -66,7 +66,7 @@ def test_planted_crops_are_found_and_nothing_else(fit: str) -> None:
 
 
 @pytest.mark.parametrize("count", [10, 15, 30])
-def test_copies_of_a_third_of_half_and_of_all_pictures_are_found(count: int) -> None:
+def test_copies_are_found_at_any_share_of_copied_images(count: int) -> None:
     scenes = [scene(number) for number in range(30)]
     copies = [crop(scenes[number], number) for number in range(count)]
     found, limit = look(small([*scenes, *copies]))
@@ -74,7 +74,7 @@ def test_copies_of_a_third_of_half_and_of_all_pictures_are_found(count: int) -> 
     assert limit.different < limit.copies
 
 
-def test_several_copies_of_each_picture_are_found() -> None:
+def test_several_copies_of_each_image_are_found() -> None:
     scenes = [scene(number) for number in range(12)]
     copies = [crop(image, 3 * number + n) for n in range(3) for number, image in enumerate(scenes)]
     found, _ = look(small([*scenes, *copies]))
@@ -82,7 +82,7 @@ def test_several_copies_of_each_picture_are_found() -> None:
     assert all(first % 12 == second % 12 for first, second in found)
 
 
-def test_alike_pictures_of_one_group_do_not_set_the_limit() -> None:
+def test_similar_images_of_one_group_do_not_set_the_limit() -> None:
     scenes = [scene(number // 2) for number in range(30)]
     bursts = [image if number % 2 else crop(image, number) for number, image in enumerate(scenes)]
     groups = np.arange(30) // 2
@@ -91,7 +91,7 @@ def test_alike_pictures_of_one_group_do_not_set_the_limit() -> None:
     assert {(number, number + 1) for number in range(0, 30, 2)} <= found
 
 
-def test_where_all_pictures_are_alike_no_copy_is_named() -> None:
+def test_uniformly_similar_images_have_no_copies() -> None:
     same, random = np.asarray(scene(1)).astype(float), np.random.default_rng(0)
     noisy = [
         Image.fromarray((same + random.normal(0, 4, same.shape)).clip(0, 255).astype(np.uint8))
@@ -102,7 +102,7 @@ def test_where_all_pictures_are_alike_no_copy_is_named() -> None:
     assert found == set()
 
 
-def test_a_copy_agrees_whichever_of_the_two_is_the_crop() -> None:
+def test_agreement_is_independent_of_which_image_is_the_crop() -> None:
     pictures = small([scene(3), crop(scene(3), 1), scene(4)])
     pairs = np.array([[0, 1], [1, 0], [0, 2]])
     agreement = match_finely(pictures, match(pictures, pairs))
@@ -110,19 +110,19 @@ def test_a_copy_agrees_whichever_of_the_two_is_the_crop() -> None:
     assert agreement[0] > 0.9 > agreement[2]
 
 
-def test_a_thumbnail_leaves_the_bars_of_padding_out() -> None:
+def test_thumbnail_excludes_padding() -> None:
     white = Image.new("RGB", (100, 37), "white")
     for image in (white, white.rotate(90, expand=True)):
         assert small([image], "pad").min() == 255
     assert small([white], "pad").shape == (1, SIDE, SIDE)
 
 
-def test_pictures_of_one_colour_agree_with_nothing() -> None:
+def test_uniform_images_match_nothing() -> None:
     pictures = small([Image.new("RGB", (64, 64), "red"), Image.new("RGB", (64, 64), "blue")])
     assert match_finely(pictures, match(pictures, np.array([[0, 1]])))[0] < 0.5
 
 
-def test_pairs_of_one_group_alone_say_nothing_of_different_pictures() -> None:
+def test_pairs_of_a_single_group_give_no_limit() -> None:
     pictures = small([scene(number) for number in range(4)])
     found, limit = look(pictures, np.zeros(4, int))
     assert found == set()

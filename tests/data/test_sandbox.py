@@ -1,4 +1,4 @@
-"""One bad file costs its own row, whatever it does to the process that decodes it."""
+"""A bad file costs only its own row, whatever it does to the process that decodes it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from engine.data.sandbox import Sandbox, serve
 
 SPEC = Preprocess(size=16)
 
-# A child that speaks the sandbox's protocol and does to itself what a broken decoder would.
+# A child that speaks the sandbox's protocol and fails like a broken decoder.
 FAKE_CHILD = """
 import json, os, signal, struct, sys, time
 def send(header, body=b""):
@@ -52,7 +52,7 @@ while sizes := sys.stdin.buffer.read(8):
 
 
 class FakeSandbox(Sandbox):
-    """The real exchange with a fake child in place of Pillow."""
+    """The real protocol with a fake child instead of Pillow."""
 
     def _exchange(self, header: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
         if self._child is None:
@@ -67,7 +67,7 @@ class FakeSandbox(Sandbox):
 
 @pytest.fixture(scope="module")
 def sandbox() -> Iterator[Sandbox]:
-    """One child for all tests that leave it alive: starting it costs a second."""
+    """One child for all tests that do not kill it, because starting it takes a second."""
     with Sandbox(SPEC) as sandbox:
         yield sandbox
 
@@ -84,7 +84,7 @@ def rejection(sandbox: Sandbox, data: bytes, uri: str = "a.png") -> Rejected:
     return caught.value
 
 
-def test_an_image_comes_back_preprocessed_with_what_it_was(sandbox: Sandbox) -> None:
+def test_image_is_returned_preprocessed_with_its_properties(sandbox: Sandbox) -> None:
     picture = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
     target = io.BytesIO()
     Image.fromarray(picture).save(target, "PNG")
@@ -97,7 +97,7 @@ def test_an_image_comes_back_preprocessed_with_what_it_was(sandbox: Sandbox) -> 
     assert again == decoded
 
 
-def test_bad_files_cost_their_own_row_and_no_child(sandbox: Sandbox) -> None:
+def test_bad_files_cost_only_their_row_and_no_child_process(sandbox: Sandbox) -> None:
     target = io.BytesIO()
     Image.new("1", (8000, 8000)).save(target, "PNG")
     sandbox.decode(png(), "first.png")
@@ -110,7 +110,7 @@ def test_bad_files_cost_their_own_row_and_no_child(sandbox: Sandbox) -> None:
     assert sandbox._child is child
 
 
-def test_names_of_every_kind_reach_the_child(sandbox: Sandbox) -> None:
+def test_any_file_name_reaches_the_child(sandbox: Sandbox) -> None:
     for uri in ("Bild ü\n.png", "\udcff.png", "x" * 5000 + ".png", '"{}.png'):
         assert sandbox.decode(png(), uri).height == 20
 
@@ -124,7 +124,7 @@ def test_names_of_every_kind_reach_the_child(sandbox: Sandbox) -> None:
         (b"half", "decoder_crash", "exit 0"),
     ],
 )
-def test_a_decoder_that_dies_or_hangs_costs_one_row(order: bytes, reason: str, detail: str) -> None:
+def test_dying_or_hanging_decoder_costs_one_row(order: bytes, reason: str, detail: str) -> None:
     with FakeSandbox(SPEC, timeout=0.5) as sandbox:
         before = sandbox.decode(b"fine", "a.png")
         child = sandbox._child
@@ -137,12 +137,12 @@ def test_a_decoder_that_dies_or_hangs_costs_one_row(order: bytes, reason: str, d
         assert after.pixel_sha256 != before.pixel_sha256  # another process answered
 
 
-def test_a_file_that_took_long_once_is_tried_again(tmp_path: Path) -> None:
+def test_slow_file_is_tried_again(tmp_path: Path) -> None:
     with FakeSandbox(SPEC, timeout=0.5) as sandbox:
         assert sandbox.decode(f"once {tmp_path / 'seen'}".encode(), "a.png").height == 2
 
 
-def test_a_real_child_that_was_killed_is_replaced_and_closing_ends_it() -> None:
+def test_killed_child_is_replaced_and_closing_ends_it() -> None:
     sandbox = Sandbox(SPEC, check_extension=False)
     sandbox.decode(png(), "a.png")
     assert sandbox._child is not None
@@ -157,7 +157,7 @@ def test_a_real_child_that_was_killed_is_replaced_and_closing_ends_it() -> None:
     assert child.poll() is not None
 
 
-def test_the_child_ends_by_itself_when_its_parent_is_gone(tmp_path: Path) -> None:
+def test_child_exits_when_its_parent_is_gone(tmp_path: Path) -> None:
     settings = {"preprocess": SPEC.model_dump(), "check_extension": True}
     child = subprocess.Popen(
         [sys.executable, "-m", "engine.data.sandbox", json.dumps(settings)],
@@ -171,7 +171,7 @@ def test_the_child_ends_by_itself_when_its_parent_is_gone(tmp_path: Path) -> Non
     assert child.wait(timeout=60) == 0
 
 
-def test_the_sandbox_hands_no_secret_to_the_process_that_reads_hostile_files(monkeypatch) -> None:
+def test_child_that_reads_hostile_files_gets_no_secrets(monkeypatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary")
     with Sandbox(Preprocess(size=8)) as box:
         with pytest.raises(Rejected):

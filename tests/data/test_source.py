@@ -1,4 +1,4 @@
-"""Nothing outside the user's folder is ever read."""
+"""Only files inside the user's folder are ever read."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def reason(root: Path, uri: str) -> str:
     return caught.value.reason
 
 
-def test_a_file_is_read_by_its_relative_path(root: Path) -> None:
+def test_file_is_read_by_its_relative_path(root: Path) -> None:
     assert Source(str(root)).read("cat/a.png") == b"inside"
     assert Source(f"file://{root}").read("cat/a.png") == b"inside"
     assert pickle.loads(pickle.dumps(Source(str(root)))).read("cat/a.png") == b"inside"
@@ -44,11 +44,11 @@ def test_a_file_is_read_by_its_relative_path(root: Path) -> None:
         "..\\secret.png", "x" * 300 + ".png", "/".join(["x" * 200] * 30), "/dev/zero", "~/../x/..",
     ],
 )  # fmt: skip
-def test_a_path_that_is_no_path_below_the_root_is_refused(root: Path, uri: str) -> None:
+def test_path_outside_the_root_is_rejected(root: Path, uri: str) -> None:
     assert reason(root, uri) == "path_not_allowed"
 
 
-def test_a_link_that_leads_out_is_refused(root: Path, tmp_path: Path) -> None:
+def test_link_out_of_the_root_is_rejected(root: Path, tmp_path: Path) -> None:
     (root / "out.png").symlink_to(tmp_path / "secret.png")
     (root / "up").symlink_to(tmp_path)
     (root / "device.png").symlink_to("/dev/zero")
@@ -57,7 +57,7 @@ def test_a_link_that_leads_out_is_refused(root: Path, tmp_path: Path) -> None:
         assert reason(root, uri) == "path_not_allowed"
 
 
-def test_a_sibling_whose_name_begins_like_the_root_s_is_outside(root: Path) -> None:
+def test_sibling_folder_with_the_same_prefix_is_outside(root: Path) -> None:
     sibling = root.with_name("data-private")
     sibling.mkdir()
     (sibling / "a.png").write_bytes(b"outside")
@@ -65,18 +65,18 @@ def test_a_sibling_whose_name_begins_like_the_root_s_is_outside(root: Path) -> N
     assert reason(root, "link.png") == "path_not_allowed"
 
 
-def test_a_link_within_the_root_is_followed(root: Path) -> None:
+def test_link_inside_the_root_is_followed(root: Path) -> None:
     (root / "same.png").symlink_to(root / "cat" / "a.png")
     assert Source(str(root)).read("same.png") == b"inside"
 
 
-def test_a_root_that_is_a_link_is_fine(root: Path, tmp_path: Path) -> None:
+def test_root_may_be_a_link(root: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(root)
     assert Source(str(tmp_path / "link")).read("cat/a.png") == b"inside"
 
 
 @pytest.mark.timeout(20)
-def test_pipes_and_sockets_are_refused_without_waiting(
+def test_pipes_and_sockets_are_rejected_without_waiting(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     os.mkfifo(root / "pipe.png")
@@ -87,7 +87,7 @@ def test_pipes_and_sockets_are_refused_without_waiting(
         assert reason(root, "socket.png") == "path_not_allowed"
 
 
-def test_what_is_missing_or_a_folder_or_too_large_has_its_own_reason(root: Path) -> None:
+def test_missing_file_folder_and_large_file_have_different_reasons(root: Path) -> None:
     with open(root / "large.png", "wb") as file:
         file.truncate(MAX_BYTES + 1)
     assert reason(root, "cat/b.png") == "missing"
@@ -96,7 +96,7 @@ def test_what_is_missing_or_a_folder_or_too_large_has_its_own_reason(root: Path)
     assert reason(root, "large.png") == "too_large"
 
 
-def test_files_are_listed_by_extension_and_in_order(root: Path) -> None:
+def test_files_are_listed_by_extension_in_order(root: Path) -> None:
     for name in ("Z.JPG", "b.txt", ".hidden", "cat/sub.png"):
         (root / name).parent.mkdir(exist_ok=True)
         (root / name).write_bytes(b"")
@@ -118,12 +118,12 @@ def test_folders_behind_links_are_not_walked(root: Path, tmp_path: Path) -> None
         ("nothing://bucket/x", "cannot be opened"),
     ],
 )
-def test_a_root_that_is_not_there_is_an_error_that_names_the_field(root: str, text: str) -> None:
+def test_missing_root_error_names_the_field(root: str, text: str) -> None:
     with pytest.raises(DataError, match=rf"^reader\.root: .*{text}"):
         Source(root)
 
 
-def test_a_folder_in_memory_obeys_the_same_rules() -> None:
+def test_in_memory_folder_obeys_the_same_rules() -> None:
     import fsspec
 
     files = fsspec.filesystem("memory")
@@ -163,18 +163,18 @@ def remote(error: Exception, times: int) -> Source:
 
 
 @pytest.mark.parametrize("error", [TimeoutError("slow"), OSError(errno.EIO, "input/output error")])
-def test_a_passing_fault_of_the_storage_is_tried_again(error: Exception) -> None:
+def test_transient_storage_fault_is_retried(error: Exception) -> None:
     assert remote(error, times=2).read("a.png") == b"inside"
 
 
 @pytest.mark.parametrize(
     "error", [PermissionError("the token has expired"), RuntimeError("no credentials")]
 )
-def test_a_lasting_fault_stops_the_run_and_sets_no_image_aside(error: Exception) -> None:
+def test_permanent_storage_fault_stops_the_run_and_sets_no_image_aside(error: Exception) -> None:
     with pytest.raises(StorageError, match=str(error)):
         remote(error, times=99).read("a.png")
 
 
-def test_a_missing_remote_file_is_the_file_s_own_fault() -> None:
+def test_missing_remote_file_is_rejected_as_missing() -> None:
     with pytest.raises(Rejected, match="missing"):
         remote(FileNotFoundError(errno.ENOENT, "no such key"), times=99).read("a.png")

@@ -31,14 +31,14 @@ def test_without_groups_every_class_is_split_exactly() -> None:
     st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 12)), min_size=1, max_size=80),
     st.integers(0, 5),
 )
-def test_a_group_never_crosses(images: list[tuple[str, int]], seed: int) -> None:
+def test_group_stays_in_one_split(images: list[tuple[str, int]], seed: int) -> None:
     labels, groups = [label for label, _ in images], [str(group) for _, group in images]
     splits = stratified_group_split(labels, groups, FRACTIONS, seed)
     assert len(set(zip(groups, splits.tolist(), strict=True))) == len(set(groups))
     assert set(splits) <= set(FRACTIONS)
 
 
-def test_groups_of_several_images_come_close_to_the_fractions() -> None:
+def test_large_groups_come_close_to_the_fractions() -> None:
     random = np.random.default_rng(0)
     groups = [str(group) for group in random.integers(0, 120, 1000)]
     labels = [("a", "b")[int(group) % 4 == 0] for group in groups]
@@ -48,7 +48,7 @@ def test_groups_of_several_images_come_close_to_the_fractions() -> None:
             assert abs(found[name, split] / count - share) < 0.05
 
 
-def test_the_split_is_a_function_of_the_seed_and_not_of_the_order_of_rows() -> None:
+def test_split_depends_on_the_seed_and_not_on_row_order() -> None:
     labels, groups = ["a", "b"] * 50, [str(number) for number in range(100)]
     first = stratified_group_split(labels, groups, FRACTIONS, 4)
     again = stratified_group_split(labels[::-1], groups[::-1], FRACTIONS, 4)[::-1]
@@ -56,13 +56,13 @@ def test_the_split_is_a_function_of_the_seed_and_not_of_the_order_of_rows() -> N
     assert (first != stratified_group_split(labels, groups, FRACTIONS, 5)).any()
 
 
-def test_a_small_class_reaches_every_split_and_train_keeps_two() -> None:
+def test_small_class_reaches_every_split_and_train_keeps_two() -> None:
     labels = ["big"] * 100 + ["small"] * 4
     splits = stratified_group_split(labels, list(map(str, range(104))), FRACTIONS, 0)
     assert sorted(splits[100:]) == ["test", "train", "train", "val"]
 
 
-def test_a_class_in_one_group_lies_in_one_split() -> None:
+def test_class_of_one_group_is_in_one_split() -> None:
     labels, groups = ["a"] * 20 + ["b"] * 20, ["one"] * 20 + [str(n) for n in range(20)]
     splits = stratified_group_split(labels, groups, FRACTIONS, 0)
     assert set(splits[:20]) == {"train"}
@@ -80,7 +80,7 @@ def suffices(counts: np.ndarray, assigned: np.ndarray) -> bool:
     return bool((images_of(counts, assigned, 3) >= least[:, None]).all())
 
 
-def test_a_split_with_every_class_is_found_where_one_exists() -> None:
+def test_split_with_every_class_is_found_if_one_exists() -> None:
     random = np.random.default_rng(0)
     outcomes: Counter[bool] = Counter()
     for seed in range(150):
@@ -101,7 +101,7 @@ def test_a_split_with_every_class_is_found_where_one_exists() -> None:
     assert min(outcomes.values()) > 30
 
 
-def test_small_classes_in_groups_are_split_with_every_seed() -> None:
+def test_small_grouped_classes_are_split_for_every_seed() -> None:
     random = np.random.default_rng(0)
     common = np.eye(10, dtype=np.int64)[random.integers(4, 10, 200)] * 3
     rare = np.zeros((17, 10), dtype=np.int64)

@@ -1,5 +1,4 @@
-"""`ray start --head`, then `ray job submit`, exactly as README says, with token authentication
-on."""
+"""`ray start --head`, then `ray job submit`, exactly as in README, with token authentication."""
 
 from __future__ import annotations
 
@@ -31,7 +30,7 @@ def free_port() -> int:
 @pytest.fixture
 def cluster() -> Iterator[dict[str, str]]:
     """A head on loopback with a token; yields the submitter's environment."""
-    # Short: Ray puts sockets below it.
+    # Short, because Ray creates sockets in it.
     folder = Path(tempfile.mkdtemp(prefix="rj-"))
     token = folder / "token"
     token.write_text(secrets.token_hex(32))
@@ -84,7 +83,7 @@ def submit(environment: dict[str, str], *command: str) -> subprocess.CompletedPr
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_study_runs_as_a_submitted_job(cluster: dict[str, str], tmp_path: Path) -> None:
+def test_study_runs_as_a_submitted_job(cluster: dict[str, str], tmp_path: Path) -> None:
     study = (
         "python", "jobs/run_study.py", "configs/digits.yaml",
         "--profile", "configs/profiles/cluster.yaml",

@@ -1,5 +1,4 @@
-"""Kills in the midst of `generate`: nothing lost, nothing twice, nothing made again, equal
-bytes."""
+"""Kills during `generate`: nothing is lost, duplicated or recomputed, and bytes are equal."""
 
 from __future__ import annotations
 
@@ -57,7 +56,7 @@ def commits(storage: Path) -> set[str]:
 
 
 def result(storage: Path) -> dict[str, str]:
-    """Id and digest of the bytes of every image that the finished step names."""
+    """Id and digest of the bytes of every image in the finished step."""
     manifest = read_manifest(storage)
     keys = [part["key"] for part in manifest["parts"] if part["key"].endswith(".parquet")]
     table = pa.concat_tables(Store(str(storage)).tables(keys))
@@ -74,7 +73,7 @@ def read_manifest(storage: Path) -> dict:
 
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory) -> Path:
-    """A storage where all is done but `generate`: keys do not depend on the runtime."""
+    """A storage with every step but `generate` done: keys do not depend on the runtime."""
     storage = tmp_path_factory.mktemp("planned") / "storage"
     finish(storage, "--set", "profile.runtime=inline", "--until", "request")
     return storage
@@ -102,7 +101,7 @@ def storages(planned: Path, tmp_path: Path) -> Iterator[Path]:
 
 
 def start_and_wait(storage: Path, dice: random.Random) -> tuple[subprocess.Popen[bytes], int]:
-    """Start a run and come back at a random moment of its `generate`."""
+    """Start a run and return at a random moment of its `generate`."""
     before = len(commits(storage))
     driver = subprocess.Popen(
         command(storage),
@@ -110,7 +109,7 @@ def start_and_wait(storage: Path, dice: random.Random) -> tuple[subprocess.Popen
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    # Most often early, so that many kills fit into one run.
+    # Mostly early, so that many kills fit into one run.
     wanted = before + dice.randint(1, max(1, (SHARDS - before) // 4))
     deadline = time.monotonic() + 200
     while len(commits(storage)) < min(wanted, SHARDS) and driver.poll() is None:
@@ -121,7 +120,7 @@ def start_and_wait(storage: Path, dice: random.Random) -> tuple[subprocess.Popen
 
 
 def kill_driver(driver: subprocess.Popen[bytes]) -> None:
-    """SIGKILL the driver, and see its private Ray go with it."""
+    """SIGKILL the driver, and wait until its private Ray is gone."""
     family = psutil.Process(driver.pid).children(recursive=True)
     ray = [process for process in family if "raylet/raylet" in " ".join(process.cmdline())]
     assert ray
@@ -129,7 +128,7 @@ def kill_driver(driver: subprocess.Popen[bytes]) -> None:
     driver.wait()
     _, alive = psutil.wait_procs(ray, timeout=60)
     assert not alive, "the private Ray outlived its driver"
-    # Ray's agents take a minute to notice; a user would not care, the next run here does.
+    # Ray's agents take a minute to notice, too late for the next run.
     for process in family:
         if process.is_running():
             process.kill()
@@ -137,7 +136,7 @@ def kill_driver(driver: subprocess.Popen[bytes]) -> None:
 
 
 def kill_worker(driver: subprocess.Popen[bytes], dice: random.Random) -> bool:
-    """SIGKILL one actor of the pool; False where the run had ended."""
+    """SIGKILL one actor of the pool; False if the run has ended."""
     try:
         family = psutil.Process(driver.pid).children(recursive=True)
         actors = [p for p in family if "MapWorker" in " ".join(p.cmdline())]
@@ -165,7 +164,7 @@ def kill_drivers(storage: Path, kills: int, seed: int) -> int:
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [11])
-def test_a_killed_driver_costs_only_what_was_in_flight(storages, undisturbed, seed: int) -> None:
+def test_killed_driver_costs_only_work_in_flight(storages, undisturbed, seed: int) -> None:
     print(f"seed {seed}")
     storage = next(storages)
     assert kill_drivers(storage, 2, seed) >= 1
@@ -180,7 +179,7 @@ def test_a_killed_driver_costs_only_what_was_in_flight(storages, undisturbed, se
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [12])
-def test_a_killed_worker_is_replaced_within_the_run(storages, undisturbed, seed: int) -> None:
+def test_killed_worker_is_replaced_within_the_run(storages, undisturbed, seed: int) -> None:
     print(f"seed {seed}")
     dice = random.Random(seed)
     storage = next(storages)

@@ -1,5 +1,5 @@
-"""What a run says of a cluster that loses processes: two nodes on loopback, each of them killed in
-part."""
+"""What a run reports about a Ray cluster that loses processes: two nodes on loopback, of which
+parts are killed."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def wait_for_commits(job: Job, storage: Path) -> None:
         time.sleep(0.1)
 
 
-def test_a_killed_worker_is_replaced_and_ray_says_nothing(
+def test_killed_worker_is_replaced_without_ray_messages(
     cluster: Cluster, requested: Path, tmp_path: Path
 ) -> None:
     storage = shutil.copytree(requested, tmp_path / "storage")
@@ -70,7 +70,7 @@ def test_a_killed_worker_is_replaced_and_ray_says_nothing(
         assert "retries" not in line
 
 
-def test_a_lost_node_is_a_line_and_the_run_ends_well(
+def test_lost_node_is_reported_and_the_run_finishes(
     cluster: Cluster, requested: Path, tmp_path: Path
 ) -> None:
     storage = shutil.copytree(requested, tmp_path / "storage")
@@ -90,7 +90,7 @@ def test_a_lost_node_is_a_line_and_the_run_ends_well(
     ("process", "name"),
     [("gcs/gcs_server", "the Ray head"), ("raylet/raylet", "this machine's raylet")],
 )
-def test_a_lost_head_or_raylet_is_one_line_and_exit_one(
+def test_lost_head_or_raylet_is_one_line_and_exit_code_1(
     cluster: Cluster, requested: Path, tmp_path: Path, process: str, name: str
 ) -> None:
     storage = shutil.copytree(requested, tmp_path / "storage")

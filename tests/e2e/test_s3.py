@@ -1,4 +1,4 @@
-"""The digits study on S3 (moto), from the audit to the page, and killed on Ray."""
+"""The digits study on S3 (moto), from the audit to the report, and killed on Ray."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def url(s3_endpoint: str) -> str:
 
 
 @pytest.mark.timeout(900)
-def test_a_study_runs_on_s3_from_audit_to_export(url: str, tmp_path: Path) -> None:
+def test_study_runs_on_s3_from_audit_to_export(url: str, tmp_path: Path) -> None:
     store = Store(url)
-    # Storage is what is tried: few images of one class suffice.
+    # This tests storage: few images of one class suffice.
     few = {"request": "{ratio: 1, classes: [8], shard_size: 32}"}
     logged = {**few, "profile.mlflow": f"sqlite:///{tmp_path}/mlflow.db"}
     run_here(url, job="audit")
@@ -60,7 +60,7 @@ def test_a_study_runs_on_s3_from_audit_to_export(url: str, tmp_path: Path) -> No
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_a_driver_that_is_killed_on_s3_loses_nothing(url: str) -> None:
+def test_killed_driver_on_s3_loses_nothing(url: str) -> None:
     seed = random.SystemRandom().randrange(10**6)
     print(f"seed {seed}")
     run(f"{url}-undisturbed")

@@ -1,5 +1,5 @@
-"""Kills in the midst of `search` on a real Ray: only trials without a result run again, and the
-table is that of a search that nothing disturbed."""
+"""Kills during `search` on a real Ray: only trials without a result run again, and the table is
+that of an undisturbed search."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict:
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_killed_driver_and_a_killed_trial_cost_what_was_in_flight(
+def test_killed_driver_and_killed_trial_cost_only_work_in_flight(
     tmp_path: Path, undisturbed: dict
 ) -> None:
     driver = subprocess.Popen(command(tmp_path), stderr=subprocess.DEVNULL)

@@ -1,5 +1,5 @@
-"""SIGINT and SIGTERM to a job with a private Ray, in each of its steps: one line, 130 or 143, no
-process and no folder left; the same command then continues."""
+"""SIGINT and SIGTERM to a job with a private Ray, in each of its steps: one line, exit code 130 or
+143, and no process or folder is left; the same command then continues."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from tests.test_signals import SIGNALS
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
-# Images alone.
+# Only images.
 IMAGES = {
     "generators": "{ddpm: {train_steps: 400, batch_size: 8}, traditional: {name: traditional}}",
     "request": "{ratio: 1, classes: all, shard_size: 8}",
     "classifier": "null",
 }
-# The comparison, of the second generator.
+# The comparison, with the second generator.
 COMPARISON = {
     "generators": "{ddpm: null, traditional: {name: traditional}}",
     "request": "{ratio: 1, shard_size: 16}",
@@ -33,7 +33,7 @@ COMPARISON = {
     "curate": "{filters: []}",
     "training.steps": "40",
 }
-# What a step needs, its study, and the process whose start shows that it is at work on Ray.
+# The prerequisites of a step, its study, and the process that shows it is running on Ray.
 STEPS = {
     "ingest": ((), IMAGES, "MapWorker"),
     "embed": (("ingest",), IMAGES, "MapWorker"),
@@ -47,7 +47,7 @@ STEPS = {
 
 @pytest.fixture(scope="module")
 def prepare(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Path], Path]:
-    """A function that makes a storage below a folder where all is done but a step."""
+    """A function that makes a storage in a folder, with every step but one done."""
     root = tmp_path_factory.mktemp("prepared")
 
     def make(step: str, folder: Path) -> Path:
@@ -67,8 +67,8 @@ Prepare = Callable[[str, Path], Path]
 
 @pytest.fixture
 def temporary() -> Iterator[Path]:
-    """A temporary folder of the job's own: other runs of this machine have theirs."""
-    # Short: Ray puts sockets below it.
+    """A separate temporary folder for the job, because other runs on this machine have theirs."""
+    # Short, because Ray creates sockets in it.
     with tempfile.TemporaryDirectory(prefix="rs-", dir="/tmp") as folder:
         yield Path(folder)
 
@@ -79,7 +79,7 @@ def folders(temporary: Path) -> list[Path]:
 
 @pytest.mark.parametrize(("number", "code", "times"), SIGNALS)
 @pytest.mark.parametrize("step", STEPS)
-def test_every_step_ends_in_one_line(
+def test_interrupt_in_every_step_ends_in_one_line(
     prepare: Prepare, tmp_path: Path, temporary: Path, step: str, number: int, code: int, times: int
 ) -> None:
     _, sets, process = STEPS[step]
@@ -88,7 +88,7 @@ def test_every_step_ends_in_one_line(
     with running("run_study", storage, "--until", step, environment=environment, **sets) as job:
         job.wait_for(f"{step} ")
         job.wait_for_process(process)
-        # To the job alone, or as Ctrl-C does it.
+        # To the job only, or to its group like Ctrl-C.
         group = times == 2 and number == signal.SIGINT
         returned, rest = job.interrupt(number, times, group=group)
     assert returned == code, rest
@@ -101,7 +101,7 @@ def test_every_step_ends_in_one_line(
 
 
 @pytest.mark.parametrize(("number", "code", "times"), SIGNALS)
-def test_a_step_after_a_training_of_the_same_run_is_interrupted_too(
+def test_interrupt_in_a_step_after_a_training(
     prepare: Prepare, tmp_path: Path, number: int, code: int, times: int
 ) -> None:
     """Ray Train used to leave a handler behind that ignored two interrupts."""
@@ -117,7 +117,7 @@ def test_a_step_after_a_training_of_the_same_run_is_interrupted_too(
 
 
 @pytest.mark.parametrize(("number", "code", "times"), SIGNALS)
-def test_the_start_of_ray_is_interrupted_too(
+def test_interrupt_while_ray_starts(
     tmp_path: Path, temporary: Path, number: int, code: int, times: int
 ) -> None:
     environment = {**os.environ, "TMPDIR": str(temporary)}
@@ -129,7 +129,7 @@ def test_the_start_of_ray_is_interrupted_too(
     assert folders(temporary) == []
 
 
-def test_what_was_interrupted_continues(prepare: Prepare, tmp_path: Path) -> None:
+def test_interrupted_run_continues(prepare: Prepare, tmp_path: Path) -> None:
     step = "generate.traditional"
     storage = prepare(step, tmp_path)
     with running("run_study", storage, "--until", step, **IMAGES) as job:

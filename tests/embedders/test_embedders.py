@@ -20,7 +20,7 @@ from engine.embedders.dino import Dino, DinoSpec
 from engine.embedders.pixels import Pixels, PixelsSpec
 
 WEIGHTS = Path("../shared/weights/mobilenet_v2")
-# Of tiny transformers.
+# Sizes of tiny transformers.
 VIT = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
     "image_size": 32, "patch_size": 8,
@@ -116,8 +116,7 @@ def unit(vectors: torch.Tensor) -> torch.Tensor:
 
 
 class Kind:
-    """A checkpoint, the embedder that reads it, and what plain transformers makes of its
-    processor's output."""
+    """A checkpoint, the embedder that reads it, and the output of plain transformers."""
 
     def __init__(
         self, build: Callable[[], Any], embedder: str, processor: str, geometry: dict[str, Any],
@@ -170,7 +169,7 @@ KINDS = {
         {"size": {"shortest_edge": 64}, "crop_pct": 0.8, "resample": 2},
         lambda model, inputs: pooled(model(inputs)),
     ),
-    # Its checkpoint has no pooler: the classifier is given the class token.
+    # Its checkpoint has no pooler: the classifier gets the class token.
     "vit": Kind(
         tiny_vit, "cnn", "ViTImageProcessor", SQUARE,
         lambda model, inputs: class_token(model.vit(inputs)),
@@ -192,7 +191,7 @@ def embedder_of(name: str, folder: Path, **fields: Any) -> Embedder:
 
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("side", [24, 48])
-def test_it_is_the_checkpoint_s_own_processor_and_network(
+def test_embedder_equals_the_checkpoint_s_processor_and_network(
     folders: dict[str, Path], name: str, side: int
 ) -> None:
     from transformers import AutoImageProcessor
@@ -206,16 +205,14 @@ def test_it_is_the_checkpoint_s_own_processor_and_network(
     plain = KINDS[name].build().from_pretrained(folders[name]).eval()
     with torch.inference_mode():
         expected = KINDS[name].vectors(plain, inputs).numpy()
-    # Random weights of deep networks shrink or swell what passes, and rounding with it.
+    # Random weights of deep networks shrink or amplify activations, and rounding errors too.
     scale = np.abs(expected).max()
     assert np.abs(vectors - expected).max() < 1e-5 * scale
     assert vectors.std(axis=0).max() > 1e-3 * scale
 
 
 @pytest.mark.parametrize("name", ["clip", "siglip", "dinov2"])
-def test_vectors_whose_authors_compare_angles_have_length_one(
-    folders: dict[str, Path], name: str
-) -> None:
+def test_cosine_embedders_give_unit_vectors(folders: dict[str, Path], name: str) -> None:
     vectors = embedder_of(name, folders[name]).embed(pictures())
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
 
@@ -237,13 +234,13 @@ def test_dinov3_gives_its_class_token(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_size_of_one_s_own_shows_the_whole_picture(folders: dict[str, Path], name: str) -> None:
+def test_input_size_resizes_the_whole_image(folders: dict[str, Path], name: str) -> None:
     embedder = embedder_of(name, folders[name], input_size=32)
     bordered = np.zeros((64, 64, 3), np.uint8)
     bordered[0] = 255
     prepared = embedder.prepare(bordered)
     assert prepared.shape == (3, 32, 32)
-    assert prepared[:, 0].mean() > 60  # a crop would have cut the white border off
+    assert prepared[:, 0].mean() > 60  # a crop would remove the white border
 
 
 LARGER: dict[str, Callable[[Any, torch.Tensor], torch.Tensor]] = {
@@ -259,9 +256,7 @@ LARGER: dict[str, Callable[[Any, torch.Tensor], torch.Tensor]] = {
 
 
 @pytest.mark.parametrize("name", LARGER)
-def test_positions_are_interpolated_at_another_size_than_the_checkpoint_s(
-    folders: dict[str, Path], name: str
-) -> None:
+def test_positions_are_interpolated_at_another_size(folders: dict[str, Path], name: str) -> None:
     embedder = embedder_of(name, folders[name], input_size=48)
     images = pictures(2)
     prepared = np.stack([embedder.prepare(image) for image in images])
@@ -272,7 +267,7 @@ def test_positions_are_interpolated_at_another_size_than_the_checkpoint_s(
     assert np.abs(embedder.embed(images) - expected).max() < 1e-5 * np.abs(expected).max()
 
 
-def test_a_size_that_a_checkpoint_cannot_take_is_refused(tmp_path: Path) -> None:
+def test_unsupported_input_size_is_rejected(tmp_path: Path) -> None:
     from transformers import ViTConfig, ViTForImageClassification
 
     config = ViTConfig(**{**VIT, "patch_size": 32})
@@ -282,21 +277,21 @@ def test_a_size_that_a_checkpoint_cannot_take_is_refused(tmp_path: Path) -> None
         Cnn(CnnSpec(model=str(tmp_path), input_size=16)).load("cpu")
 
 
-def test_grey_images_are_seen_as_colour(folders: dict[str, Path]) -> None:
+def test_grey_images_are_embedded_as_colour(folders: dict[str, Path]) -> None:
     embedder = embedder_of("resnet", folders["resnet"])
     grey = pictures(2, side=20, channels=1)
     as_rgb = np.repeat(grey, 3, axis=-1)
     assert np.allclose(embedder.embed(grey), embedder.embed(as_rgb), atol=1e-6)
 
 
-def test_a_batch_embeds_as_its_rows_do(folders: dict[str, Path]) -> None:
+def test_batch_embeds_like_its_rows(folders: dict[str, Path]) -> None:
     embedder = embedder_of("resnet", folders["resnet"])
     together = embedder.embed(pictures())
     alone = np.concatenate([embedder.embed(pictures()[row : row + 1]) for row in range(4)])
     assert np.allclose(together, alone, atol=1e-5)
 
 
-def test_more_images_than_pass_at_once_embed_as_they_do_alone(folders: dict[str, Path]) -> None:
+def test_large_batch_embeds_like_small_ones(folders: dict[str, Path]) -> None:
     embedder = embedder_of("resnet", folders["resnet"], input_size=160)
     images = pictures(23, side=20)
     together = embedder.embed(images)
@@ -305,7 +300,7 @@ def test_more_images_than_pass_at_once_embed_as_they_do_alone(folders: dict[str,
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_an_image_of_the_network_s_size_is_what_the_processor_makes_of_it(
+def test_image_of_the_network_s_size_equals_the_processor_output(
     folders: dict[str, Path], channels: int
 ) -> None:
     embedder = embedder_of("efficientnet", folders["efficientnet"], input_size=48)
@@ -326,15 +321,13 @@ def test_half_precision_is_close(folders: dict[str, Path]) -> None:
 @pytest.mark.parametrize(
     ("kind", "spec"), [(Cnn, CnnSpec), (Clip, ClipSpec), (Dino, DinoSpec)], ids=lambda item: ""
 )
-def test_a_model_that_is_not_there_is_one_line_that_names_it(
-    kind: Any, spec: Any, tmp_path: Path
-) -> None:
+def test_missing_model_is_one_line_that_names_it(kind: Any, spec: Any, tmp_path: Path) -> None:
     with pytest.raises(StudyError, match=r"embedder\.model") as caught:
         kind(spec(model=str(tmp_path / "nowhere"))).load("cpu")
     assert "\n" not in str(caught.value)
 
 
-def test_weights_as_pickle_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_pickled_weights_are_rejected(folders: dict[str, Path], tmp_path: Path) -> None:
     from transformers import ResNetModel
 
     model = ResNetModel.from_pretrained(folders["resnet"])
@@ -345,13 +338,13 @@ def test_weights_as_pickle_are_refused(folders: dict[str, Path], tmp_path: Path)
         Cnn(CnnSpec(model=str(tmp_path))).load("cpu")
 
 
-def test_a_network_without_text_is_no_clip(folders: dict[str, Path]) -> None:
+def test_network_without_text_is_not_clip(folders: dict[str, Path]) -> None:
     with pytest.raises(StudyError, match="resnet has no joint space with text"):
         Clip(ClipSpec(model=str(folders["resnet"]))).load("cpu")
 
 
 @pytest.mark.skipif(not WEIGHTS.exists(), reason="../shared/weights/mobilenet_v2 is not here")
-def test_a_real_network_tells_alike_pictures_from_others() -> None:
+def test_real_network_separates_similar_images_from_others() -> None:
     embedder = Cnn(CnnSpec(model=str(WEIGHTS), input_size=96))
     embedder.load("cpu")
     assert embedder.width == 1280
@@ -368,7 +361,7 @@ def test_a_real_network_tells_alike_pictures_from_others() -> None:
     assert (similarity.argmax(axis=1) == np.arange(3)).all()
 
 
-def test_pixels_know_shape_and_not_light() -> None:
+def test_pixels_ignore_brightness_and_contrast() -> None:
     embedder = Pixels(PixelsSpec(side=8))
     embedder.load("cpu")
     image = pictures(1, side=16)
@@ -378,13 +371,13 @@ def test_pixels_know_shape_and_not_light() -> None:
     assert np.isclose(np.linalg.norm(first), 1, atol=1e-5)
 
 
-def test_a_picture_of_one_colour_is_the_zero_vector() -> None:
+def test_uniform_image_is_the_zero_vector() -> None:
     embedder = Pixels(PixelsSpec())
     embedder.load("cpu")
     assert not embedder.embed(np.full((1, 16, 16, 1), 90, dtype=np.uint8)).any()
 
 
-def test_a_checkpoint_without_all_of_its_weights_is_refused(
+def test_checkpoint_with_missing_weights_is_rejected(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
     from safetensors.torch import load_file, save_file

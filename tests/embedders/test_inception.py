@@ -1,5 +1,5 @@
-"""Inception on weights drawn at random: the figures here are those of torch-fidelity 0.4.0 (its
-`FeatureExtractorInceptionV3`, the port that torchmetrics uses too) for the same weights."""
+"""Inception with random weights: the reference values are those of torch-fidelity 0.4.0 (its
+`FeatureExtractorInceptionV3`, the port that torchmetrics also uses) for the same weights."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from engine.nets.inception import resized
 
 
 def drawn() -> dict[str, torch.Tensor]:
-    """Weights that keep maps at about one size, the same on every machine."""
+    """Weights that keep feature maps at about the same scale; equal on every machine."""
     random, found = np.random.default_rng(0), {}
     for name, value in sorted(Network().state_dict().items()):
         if name.endswith("num_batches_tracked"):
-            continue  # as in files of 2015, which have none
+            continue  # the files of 2015 have none
         noise = random.standard_normal(value.shape).astype(np.float32)
         if name.endswith("conv.weight"):
             noise *= np.sqrt(2 / np.prod(value.shape[1:]))
@@ -42,7 +42,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_features_are_those_of_torch_fidelity(weights: Path) -> None:
+def test_features_equal_those_of_torch_fidelity(weights: Path) -> None:
     kind = resolve("embedders", "inception")
     embedder = kind(kind.Spec(weights=str(weights)))
     embedder.load("cpu")
@@ -60,14 +60,14 @@ def test_features_are_those_of_torch_fidelity(weights: Path) -> None:
     )
 
 
-def test_images_are_resized_as_by_tensorflow_1() -> None:
+def test_images_are_resized_like_tensorflow_1() -> None:
     row = torch.tensor([0.0, 10.0, 20.0, 30.0]).view(1, 1, 1, 4).expand(1, 1, 4, 4)
     # Twice as large: every other pixel is a given one, and the last is repeated.
     assert resized(row, 8)[0, 0, 5].tolist() == [0, 5, 10, 15, 20, 25, 30, 30]
-    assert resized(row, 2)[0, 0, 0].tolist() == [0, 20]  # no look at those between
+    assert resized(row, 2)[0, 0, 0].tolist() == [0, 20]  # pixels in between are ignored
 
 
-def test_weights_of_other_networks_are_refused(tmp_path: Path) -> None:
+def test_weights_of_other_networks_are_rejected(tmp_path: Path) -> None:
     def refusal(tensors: dict[str, torch.Tensor] | None) -> str:
         path = tmp_path / "w.safetensors"
         if tensors is None:

@@ -85,7 +85,7 @@ def test_every_format_has_the_same_images(made: Study, store: Store, tmp_path: P
         assert synthetic["train", label, "turned"] == round(0.5 * first["train", label, "real"])
 
 
-def test_the_reader_csv_reads_an_export_back(
+def test_csv_reader_reads_an_export(
     made: Study, store: Store, tmp_path: Path, toy_study: Callable[..., Study],
     run_until: Callable[[Study, str], Manifest],
 ) -> None:  # fmt: skip
@@ -93,7 +93,7 @@ def test_the_reader_csv_reads_an_export_back(
     text = (tmp_path / "out" / "labels.csv").read_text()
     table = list(csv.DictReader(io.StringIO(text)))
     assert len(table) == sum(told.values())
-    # A cell that a spreadsheet would compute is marked as text.
+    # A cell that a spreadsheet would evaluate is marked as text.
     assert {row["label"] for row in table} == {"a", "'=b/<i>"}
     for row in table:
         assert Image.open(tmp_path / "out" / row["path"]).size == (16, 16)
@@ -129,7 +129,7 @@ def test_unsafe_folder_names_become_a_slug(name: str) -> None:
     assert folder_of("t-shirt") == "t-shirt"
 
 
-def test_datasets_opens_parquet_with_pictures_and_class_names(
+def test_datasets_opens_parquet_with_images_and_class_names(
     made: Study, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import datasets
@@ -152,9 +152,7 @@ def test_datasets_opens_parquet_with_pictures_and_class_names(
     assert all(parents)
 
 
-def test_the_reader_webdataset_reads_an_export_back(
-    made: Study, store: Store, tmp_path: Path
-) -> None:
+def test_webdataset_reader_reads_an_export(made: Study, store: Store, tmp_path: Path) -> None:
     told = counted(write(made, store, tmp_path / "out", "webdataset"))
     kind = resolve("readers", "webdataset")
     spec = kind.Spec(root=str(tmp_path / "out"), class_names=sorted(CLASSES))
@@ -185,7 +183,7 @@ class SmallFiles(Parquet):
         (SmallFiles, ["test-00000.parquet", "train-00000.parquet", "train-00001.parquet"]),
     ],
 )
-def test_long_exports_are_cut_into_files(
+def test_long_exports_are_split_into_files(
     tmp_path: Path, kind: type[Exporter], names: list[str]
 ) -> None:
     exporter = kind(Store(str(tmp_path)), ("a",))
@@ -204,9 +202,7 @@ def test_images_go_to_s3(made: Study, store: Store, s3_endpoint: str) -> None:
         export(made, store, target, "turned", "csv", ["train"])
 
 
-def test_the_provenance_is_exported_with_the_images(
-    made: Study, store: Store, tmp_path: Path
-) -> None:
+def test_provenance_is_exported_with_the_images(made: Study, store: Store, tmp_path: Path) -> None:
     write(made, store, tmp_path / "out", "csv")
     told = json.loads((tmp_path / "out" / "provenance.json").read_text())
     assert told["licence"] == "CC0-1.0"
@@ -218,7 +214,7 @@ def test_the_provenance_is_exported_with_the_images(
     assert "<i>" not in card
 
 
-def test_an_export_of_real_images_in_some_splits(made: Study, store: Store, tmp_path: Path) -> None:
+def test_export_of_real_images_in_some_splits(made: Study, store: Store, tmp_path: Path) -> None:
     told = counted(write(made, store, tmp_path / "out", "csv", "real", ("val", "test")))
     assert {split for split, _, _ in told} == {"val", "test"}
     assert {source for _, _, source in told} == {"real"}
@@ -232,21 +228,21 @@ def test_an_export_of_real_images_in_some_splits(made: Study, store: Store, tmp_
         ({"splits": ("train", "dev")}, "--splits: unknown split 'dev'; choose from train, val"),
     ],
 )
-def test_an_unknown_format_arm_or_split_is_refused(
+def test_unknown_format_arm_or_split_is_rejected(
     made: Study, store: Store, tmp_path: Path, fields: Any, match: str
 ) -> None:
     with pytest.raises(StudyError, match=match):
         write(made, store, tmp_path / "out", **{"form": "csv", **fields})
 
 
-def test_a_folder_with_files_is_refused(made: Study, store: Store, tmp_path: Path) -> None:
+def test_folder_with_files_is_rejected(made: Study, store: Store, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("x")
     with pytest.raises(StudyError, match="is not empty; name an empty folder"):
         write(made, store, tmp_path / "out", "csv")
 
 
-def test_the_error_names_a_step_that_is_not_computed(
+def test_error_names_a_step_that_is_not_computed(
     image_folder: Callable[..., Path], toy_study: Callable[..., Study], store: Store, tmp_path: Path
 ) -> None:
     study = toy_study(image_folder({"a": 6, "b": 6}))
@@ -256,9 +252,7 @@ def test_the_error_names_a_step_that_is_not_computed(
         write(study, store, tmp_path / "out", "csv", "real")
 
 
-def test_results_that_are_out_of_date_are_not_exported(
-    made: Study, store: Store, tmp_path: Path
-) -> None:
+def test_outdated_results_are_not_exported(made: Study, store: Store, tmp_path: Path) -> None:
     """Images generated from an outdated ingest may show images that are in test now."""
     ingest = next(step for step in plan(made) if step.kind == "ingest")
     key = store.manifest("ingest", ingest.key)

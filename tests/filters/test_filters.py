@@ -1,4 +1,4 @@
-"""Each filter on images whose right answer is known."""
+"""Each filter on images with a known answer."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TRAIN, VAL, MADE = images(400, 1, "t"), images(200, 2, "v"), images(50, 3, "m")
 
 
 def made_of(*parts: tuple[Scores, list[int]]) -> Scores:
-    """Rows of several sets after each other, with new ids."""
+    """Rows of several sets, concatenated, with new ids."""
     whole = {
         name: np.concatenate([getattr(held, name)[rows] for held, rows in parts])
         for name in ("labels", "vectors", "hashes")
@@ -74,7 +74,7 @@ def probable(labels: np.ndarray, right: np.ndarray, sure: np.ndarray) -> np.ndar
     return found
 
 
-def test_what_is_surely_another_class_is_dropped_or_called_so() -> None:
+def test_confident_other_class_is_dropped_or_relabelled() -> None:
     right = np.arange(50) % 5 > 0
     sure = np.where(np.arange(50) < 25, 0.95, 0.6)
     made = replace(MADE, probabilities=probable(MADE.labels, right, sure))
@@ -90,7 +90,7 @@ def test_what_is_surely_another_class_is_dropped_or_called_so() -> None:
     assert ((relabelled.labels == MADE.labels) == right).all()
 
 
-def test_confidence_is_set_by_what_the_labeler_gets_wrong_on_val() -> None:
+def test_confidence_follows_the_labeler_s_errors_on_val() -> None:
     sure = np.linspace(0.5, 0.995, 100).astype(np.float32)
     limit = confidence_of(np.ones(100, bool), sure)
     assert (sure >= limit).sum() == 2
@@ -98,12 +98,12 @@ def test_confidence_is_set_by_what_the_labeler_gets_wrong_on_val() -> None:
     assert confidence_of(np.ones(100, bool), np.ones(100, np.float32)) > 1.0
 
 
-def test_a_class_that_the_labeler_hardly_sees_is_not_what_is_dropped() -> None:
+def test_class_that_the_labeler_rarely_predicts_is_not_dropped() -> None:
     labels = np.asarray(["a"] * 980 + ["b"] * 20, dtype=object)
-    wrong = labels == "b"  # every one of them is taken for the other class
+    wrong = labels == "b"  # the labeler is wrong about every one of them
     sure = np.full(1000, 0.8, np.float32)
     limits = confidences(wrong, sure, labels, CLASSES)
-    assert limits["a"] == 0.0  # of all, one in fifty
+    assert limits["a"] == 0.0  # one in fifty of all images
     assert limits["b"] > 0.8
 
 
@@ -121,20 +121,20 @@ def test_copies_name_the_training_image_and_strict_stops_export() -> None:
     assert not judge("copies", MADE, strict=True).stops
 
 
-def test_of_repetitions_one_stays_whatever_was_dropped_before() -> None:
+def test_one_of_several_repetitions_is_kept() -> None:
     made = made_of((MADE, [0, 1, 2, 0, 0, 3, 1]))
     found = judge("duplicates", made)
     assert found.drop.tolist() == [False, False, False, True, True, False, True]
     assert found.columns["duplicate_of"].tolist()[3:] == ["m0000", "m0000", None, "m0001"]
     assert found.columns["distance"][found.drop].max() < 1e-6
     assert np.isnan(found.columns["distance"][~found.drop]).all()
-    # The first of the three was no candidate: the next one stays in its place.
+    # The first of the three was dropped before, so the next one is kept.
     kept = np.asarray([False, True, True, True, True, True, True])
     again = judge("duplicates", made, kept=kept)
     assert again.drop.tolist() == [False, False, False, False, True, False, True]
 
 
-def test_a_pool_larger_than_train_is_not_thinned_by_its_size() -> None:
+def test_pool_larger_than_train_is_not_thinned_by_its_size() -> None:
     def draw(count: int, seed: int) -> Scores:
         random = np.random.default_rng(seed)
         held = images(count, seed)
@@ -150,17 +150,17 @@ def test_a_pool_larger_than_train_is_not_thinned_by_its_size() -> None:
     assert asked.drop.mean() < 0.15
 
 
-def test_copies_are_found_where_val_touches_train() -> None:
+def test_copies_are_found_even_if_val_contains_training_images() -> None:
     val = made_of((VAL, list(range(190))), (TRAIN, [1, 2, 3, 4, 5]))
     made = made_of((MADE, list(range(40))), (TRAIN, list(range(100, 140))))
-    # The same pictures, a rounding apart.
+    # The same images up to rounding.
     made = replace(made, vectors=made.vectors * np.float32(1.0000001) * 3)
     found = judge("copies", made, val=val)
     assert found.limits["distance"] < 1e-6
     assert found.drop.tolist() == [False] * 40 + [True] * 40
 
 
-def test_leaders_are_those_of_a_plain_loop() -> None:
+def test_leaders_equal_those_of_a_plain_loop() -> None:
     random = np.random.default_rng(0)
     centres = random.normal(size=(300, 6))
     of = random.integers(0, 300, 2500)
@@ -182,7 +182,7 @@ def test_leaders_are_those_of_a_plain_loop() -> None:
     assert 300 <= len(standing) < 2000
 
 
-def test_a_generator_that_repeats_one_image_keeps_one() -> None:
+def test_generator_that_repeats_one_image_keeps_one() -> None:
     made = made_of((MADE, [5] * 3000))
     assert (~judge("duplicates", made).drop).sum() == 1
 
@@ -190,7 +190,7 @@ def test_a_generator_that_repeats_one_image_keeps_one() -> None:
 # Realism ------------------------------------------------------------------------------------------
 
 
-def test_what_lies_far_from_all_real_images_is_unreal() -> None:
+def test_image_far_from_all_real_images_is_unrealistic() -> None:
     far = replace(images(10, 4), vectors=images(10, 4).vectors + 40)
     made = made_of((MADE, list(range(40))), (far, list(range(10))))
     found = judge("realism", made)
@@ -202,17 +202,17 @@ def test_what_lies_far_from_all_real_images_is_unreal() -> None:
     assert not judge("realism", made, least=0).drop.any()
 
 
-def test_a_rare_class_with_a_look_of_its_own_is_not_what_is_dropped() -> None:
+def test_unusual_rare_class_is_not_dropped() -> None:
     random = np.random.default_rng(6)
     labels = np.asarray(["a"] * 1000 + ["b"] * 8, dtype=object)
     values = np.concatenate([random.normal(10, 1, 1000), random.normal(2, 1, 8)])
     few = class_limits(values, labels, CLASSES, 0.01)
     assert few["a"] == pytest.approx(np.quantile(values[:1000], 0.01))
     assert few["b"] == values[1000:].min()
-    # Figures that do not compare say nothing of one another.
+    # Incomparable values do not influence each other's limits.
     alone = class_limits(values[:1000], labels[:1000], CLASSES, 0.01, comparable=False)
     assert alone == {"a": few["a"], "b": -np.inf}
-    # Where the few lie higher than the rest, the rest say what is too low.
+    # If the few are higher than the rest, the rest set the limit.
     high = class_limits(values + 20 * (labels == "b"), labels, CLASSES, 0.01)
     assert high["b"] == pytest.approx(few["a"], abs=0.5)
 

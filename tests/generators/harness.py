@@ -16,7 +16,7 @@ from engine.work.fit import FitContext, read_result
 
 
 class Killed(Exception):
-    """Raised out of a fit's report, as a kill would end it."""
+    """Raised from a fit's report, to end it like a kill."""
 
 
 def context(store: Store, attempt: str = "one", **fields: Any) -> FitContext:

@@ -31,7 +31,7 @@ def test_every_prefix_of_proportional_follows_the_sizes() -> None:
             assert abs(drawn[:length].count(name) - length * count / 100) <= 1
 
 
-def test_requests_of_clusters_keep_their_prefix() -> None:
+def test_cluster_requests_keep_their_prefix() -> None:
     class Clustered(Generator):
         def uses_clusters(self) -> bool:
             return True

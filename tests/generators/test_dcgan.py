@@ -30,7 +30,7 @@ def spec(**fields: Any) -> DcganSpec:
 
 
 def images(count: int = 32) -> TrainingImages:
-    """Two classes that differ in their bright half, each picture with a grey of its own."""
+    """Two classes that differ in their bright half; each image has its own grey level."""
     random = np.random.default_rng(0)
     pixels = random.integers(0, 60, (count, 16, 16, 1), dtype=np.uint8)
     bright = random.integers(150, 250, (count, 1, 1, 1), dtype=np.uint8)
@@ -60,7 +60,7 @@ def loaded(store: Store, made: DcganSpec, folder: Path) -> Dcgan:
     ],
     ids=["default", "ada and r1", "diffaugment, accumulated"],
 )  # fmt: skip
-def test_a_killed_training_goes_on_to_bitwise_equal_weights(
+def test_killed_training_continues_to_bitwise_equal_weights(
     tmp_path: Path, fields: dict[str, Any]
 ) -> None:
     made = spec(**fields)
@@ -76,8 +76,8 @@ def test_a_killed_training_goes_on_to_bitwise_equal_weights(
     assert fit(store, made, "two", checkpoint_every=2) == whole
 
 
-def test_accumulated_slices_make_the_step_of_the_whole_batch(tmp_path: Path) -> None:
-    """With norms that know no batch."""
+def test_accumulated_slices_equal_the_step_of_the_whole_batch(tmp_path: Path) -> None:
+    """With norms that do not depend on the batch."""
     tensors = []
     for parts in (1, 4):
         store = Store(str(tmp_path / str(parts)))
@@ -90,7 +90,7 @@ def test_accumulated_slices_make_the_step_of_the_whole_batch(tmp_path: Path) -> 
         torch.testing.assert_close(tensors[1][name], value, atol=1e-4, rtol=1e-3)
 
 
-def test_the_class_is_seen_in_what_it_makes(tmp_path: Path) -> None:
+def test_images_show_their_class(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     made = spec(
         train_steps=300, batch_size=16, generator_learning_rate=1e-3,
@@ -118,34 +118,34 @@ def test_neighbours_and_order_change_no_pixel(tmp_path: Path) -> None:
     assert together[0].shape == PREPROCESS.shape
 
 
-def test_each_cluster_has_a_condition_of_its_own(tmp_path: Path) -> None:
+def test_each_cluster_has_its_own_condition(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     made = spec(condition="cluster", generator_learning_rate=1e-2, discriminator_learning_rate=1e-2)
     assert Dcgan(made, PREPROCESS).uses_clusters()
     fit(store, made)
     generator = loaded(store, made, tmp_path / "weights")
     assert len(generator.conditions) == 4
-    # With equal latents, only the cluster can tell these images apart.
+    # With equal latents, only the cluster can make these images differ.
     first, second, again = generator.sample(batch(["top"] * 3, [7, 7, 7], [0, 1, 0]))
     assert not np.array_equal(first, second)
     assert np.array_equal(first, again)
 
 
-def test_a_collapse_stops_the_training_and_says_so(tmp_path: Path) -> None:
+def test_collapse_stops_the_training_with_an_error(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
-    # Without a latent there is nothing that could differ.
+    # Without latents, nothing can differ.
     made = spec(latent_dim=1, train_steps=40, generator_learning_rate=1e-9, collapse_below=0.9)
     with pytest.raises(EngineError, match=r"collapsed at step \d+.* augment: ada"):
         fit(store, made)
 
 
-def test_sizes_that_are_no_power_of_two_are_refused() -> None:
+def test_sizes_other_than_powers_of_two_are_rejected() -> None:
     with pytest.raises(StudyError, match="8, 16, 32, 64 or 128 px, not 28"):
         Dcgan(spec(), Preprocess(size=28)).check()
     Dcgan(spec(), Preprocess(size=128)).check()
 
 
-def test_truncation_trains_nothing_anew_and_makes_images_alike(tmp_path: Path) -> None:
+def test_truncation_does_not_retrain_and_makes_images_more_similar(tmp_path: Path) -> None:
     assert Dcgan.sampling_fields == ("truncation",)
     store = Store(str(tmp_path))
     fit(store, spec())
@@ -161,7 +161,7 @@ def draws(count: int) -> np.ndarray:
     return np.random.default_rng(0).random((count, DRAWS))
 
 
-def test_diffaugment_leaves_what_is_not_chosen_and_passes_gradients() -> None:
+def test_diffaugment_leaves_unchosen_images_unchanged_and_passes_gradients() -> None:
     pictures = torch.rand(64, 3, 16, 16) * 2 - 1
     held = draws(64)
     assert torch.equal(diffaugment(pictures, held, 0.0), pictures)
@@ -173,7 +173,7 @@ def test_diffaugment_leaves_what_is_not_chosen_and_passes_gradients() -> None:
     assert (gradient != 0).any()
 
 
-def test_diffaugment_moves_by_whole_pixels_and_cuts_a_square() -> None:
+def test_diffaugment_shifts_by_whole_pixels_and_cuts_a_square() -> None:
     still = np.full((1, DRAWS), 0.5)
     still[0, 0] = 0.0
     picture = torch.rand(1, 1, 16, 16) + 0.5

@@ -47,13 +47,13 @@ def loaded(store: Store, made: DdpmSpec, folder: Path) -> Ddpm:
 
 
 def opened(kind: str, folder: Path) -> Any:
-    """What plain diffusers opens from a folder."""
+    """Open a part of a folder with plain diffusers."""
     import diffusers
 
     return getattr(diffusers, kind).from_pretrained(folder)
 
 
-def test_a_killed_training_goes_on_to_bitwise_equal_weights(tmp_path: Path) -> None:
+def test_killed_training_continues_to_bitwise_equal_weights(tmp_path: Path) -> None:
     whole = fit(Store(str(tmp_path / "whole")), spec(), checkpoint_every=2)
     store = Store(str(tmp_path / "killed"))
 
@@ -68,7 +68,7 @@ def test_a_killed_training_goes_on_to_bitwise_equal_weights(tmp_path: Path) -> N
     assert resumed == whole  # the history of the loss too
 
 
-def test_dropout_too_is_drawn_alike_after_a_kill(tmp_path: Path) -> None:
+def test_dropout_is_reproduced_after_a_kill(tmp_path: Path) -> None:
     whole = fit(Store(str(tmp_path / "whole")), spec(dropout=0.3), checkpoint_every=2)
     store = Store(str(tmp_path / "killed"))
 
@@ -81,7 +81,7 @@ def test_dropout_too_is_drawn_alike_after_a_kill(tmp_path: Path) -> None:
     assert fit(store, spec(dropout=0.3), "two", checkpoint_every=2) == whole
 
 
-def test_checkpoints_of_other_inputs_neither_count_nor_go(tmp_path: Path) -> None:
+def test_checkpoints_of_other_inputs_are_ignored_and_kept(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     fit(store, spec(), "one", checkpoint_every=2)
     other = context(store, "two")
@@ -96,7 +96,7 @@ def test_checkpoints_of_other_inputs_neither_count_nor_go(tmp_path: Path) -> Non
     assert own[0] == 4
 
 
-def test_a_checkpoint_of_other_inputs_is_not_adopted(tmp_path: Path) -> None:
+def test_checkpoint_of_other_inputs_is_not_adopted(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     fit(store, spec(), "one", checkpoint_every=2)
     assert context(store).latest_checkpoint() is not None
@@ -105,7 +105,7 @@ def test_a_checkpoint_of_other_inputs_is_not_adopted(tmp_path: Path) -> None:
     assert other.latest_checkpoint() is None
 
 
-def test_the_newest_torn_checkpoint_gives_way_to_the_one_before(tmp_path: Path) -> None:
+def test_truncated_newest_checkpoint_falls_back_to_the_previous_one(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     fit(store, spec(), "one", checkpoint_every=2)
     (newest,) = [key for key in store.listing("work/x") if key.endswith("00000004.safetensors")]
@@ -115,7 +115,7 @@ def test_the_newest_torn_checkpoint_gives_way_to_the_one_before(tmp_path: Path) 
     assert found[0] == 2
 
 
-def test_the_loss_falls(tmp_path: Path) -> None:
+def test_loss_decreases(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     made = spec(train_steps=60)
     Ddpm(made, PREPROCESS).fit(context(store), images(), seed=5)
@@ -127,9 +127,7 @@ def test_the_loss_falls(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-def test_the_loss_of_noise_levels_is_weighed_by_their_signal(
-    tmp_path: Path, prediction_type: str
-) -> None:
+def test_loss_is_weighted_by_signal_to_noise_ratio(tmp_path: Path, prediction_type: str) -> None:
     import torch
 
     from engine.generators._ddpm_fit import Training
@@ -169,7 +167,7 @@ def test_velocity_is_sampled_as_it_was_trained(tmp_path: Path) -> None:
             assert (found[:4].mean() > found[4:].mean()) == (label == "top")
 
 
-def test_neighbours_order_and_place_in_the_batch_change_no_pixel(tmp_path: Path) -> None:
+def test_neighbours_order_and_batch_position_change_no_pixel(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     fit(store, spec())
     generator = loaded(store, spec(), tmp_path / "weights")
@@ -181,7 +179,7 @@ def test_neighbours_order_and_place_in_the_batch_change_no_pixel(tmp_path: Path)
     assert not np.array_equal(together[0], together[2])
 
 
-def test_the_class_is_seen_in_what_each_sampler_makes(tmp_path: Path) -> None:
+def test_images_of_each_sampler_show_their_class(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     made = spec(train_steps=250, num_inference_steps=10, block_out_channels=(16, 32))
     fit(store, made)
@@ -190,7 +188,7 @@ def test_the_class_is_seen_in_what_each_sampler_makes(tmp_path: Path) -> None:
         generator = loaded(store, sampled, tmp_path / "weights")
         labels = ["top"] * 8 + ["bottom"] * 8
         pixels = np.stack(generator.sample(batch(labels, list(range(16))))).astype(float)
-        # The bright half lies where the class says, by most of the range: no noise, no grey.
+        # The class's half is brighter by most of the range: neither noise nor grey.
         contrast = pixels[:, :4].mean(axis=(1, 2, 3)) - pixels[:, 4:].mean(axis=(1, 2, 3))
         assert (contrast[:8] > 100).sum() >= 7, (scheduler, contrast)
         assert (contrast[8:] < -100).sum() >= 7, (scheduler, contrast)
@@ -198,7 +196,7 @@ def test_the_class_is_seen_in_what_each_sampler_makes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("scheduler", ["ddim", "dpmsolver++"])
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
-def test_samplers_give_pixels_of_the_study_s_shape(
+def test_samplers_return_the_shape_of_the_study(
     tmp_path: Path, scheduler: Any, guidance_scale: float
 ) -> None:
     store = Store(str(tmp_path))
@@ -209,7 +207,7 @@ def test_samplers_give_pixels_of_the_study_s_shape(
     assert found[0].dtype == np.uint8
 
 
-def test_broken_weights_give_reasons_not_pictures(tmp_path: Path) -> None:
+def test_broken_weights_give_reasons_instead_of_images(tmp_path: Path) -> None:
     import torch
 
     store = Store(str(tmp_path))
@@ -220,7 +218,7 @@ def test_broken_weights_give_reasons_not_pictures(tmp_path: Path) -> None:
     assert generator.sample(batch(["top", "bottom"], [1, 2])) == ["not_finite", "not_finite"]
 
 
-def test_each_cluster_of_a_class_has_a_condition_of_its_own(tmp_path: Path) -> None:
+def test_each_cluster_of_a_class_has_its_own_condition(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     made = spec(condition="cluster", train_steps=2)
     fit(store, made)
@@ -239,17 +237,17 @@ def test_plain_diffusers_opens_the_weights(tmp_path: Path) -> None:
     assert opened("DDPMScheduler", folder / "scheduler").config.num_train_timesteps == 1000
 
 
-def test_a_size_that_cannot_be_halved_is_refused_when_the_study_is_read() -> None:
+def test_indivisible_size_is_rejected_when_the_study_is_read() -> None:
     with pytest.raises(StudyError, match="halves the image 2 times, which 10 px"):
         Ddpm(spec(block_out_channels=(8, 8, 8)), Preprocess(size=10)).check()
 
 
-def test_a_batch_that_cannot_be_shared_names_the_multiple(tmp_path: Path) -> None:
+def test_indivisible_batch_error_names_the_multiple(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="make it a multiple of 3"):
         fit(Store(str(tmp_path)), spec(), world_size=3)
 
 
-def test_a_diverging_training_says_so(tmp_path: Path) -> None:
+def test_diverging_training_stops_with_an_error(tmp_path: Path) -> None:
     from engine.core.errors import EngineError
 
     with pytest.raises(EngineError, match="lower the learning rate"):
@@ -257,7 +255,7 @@ def test_a_diverging_training_says_so(tmp_path: Path) -> None:
 
 
 def test_patches_cost_less_and_lose_nothing(tmp_path: Path) -> None:
-    """The network sees 4 x 4 places of 2 x 2 pixels, and answers for each pixel."""
+    """The network sees 4 x 4 positions of 2 x 2 pixels, and predicts each pixel."""
     store = Store(str(tmp_path / "store"))
     made = spec(patch_size=2, attention_resolution=2)
     fit(store, made)
@@ -269,7 +267,7 @@ def test_patches_cost_less_and_lose_nothing(tmp_path: Path) -> None:
     assert image.shape == (8, 8, 1)
 
 
-def test_patches_that_do_not_fit_are_refused() -> None:
+def test_invalid_patch_size_is_rejected() -> None:
     with pytest.raises(StudyError, match="in squares of 4 px 2 times"):
         Ddpm(spec(patch_size=4, block_out_channels=(8, 8, 8)), PREPROCESS).check()
 
@@ -294,7 +292,7 @@ def test_latents_of_a_trained_autoencoder_are_diffused_and_decoded(tmp_path: Pat
 
 
 @pytest.mark.parametrize("last", [3, 8], ids=["in the autoencoder", "in the diffusion"])
-def test_a_killed_latent_training_goes_on_to_bitwise_equal_weights(
+def test_killed_latent_training_continues_to_bitwise_equal_weights(
     tmp_path: Path, last: int
 ) -> None:
     made = spec(latent=LATENT, prediction_type="v_prediction")
@@ -317,7 +315,7 @@ def test_a_killed_latent_training_goes_on_to_bitwise_equal_weights(
 
 
 @pytest.mark.parametrize("whole", [True, False], ids=["a pipeline's", "by itself"])
-def test_a_given_autoencoder_is_used_as_it_is(tmp_path: Path, whole: bool) -> None:
+def test_given_autoencoder_is_used_unchanged(tmp_path: Path, whole: bool) -> None:
     import torch
 
     from tests.pipelines import save_pipeline
@@ -336,16 +334,16 @@ def test_a_given_autoencoder_is_used_as_it_is(tmp_path: Path, whole: bool) -> No
         assert torch.equal(value, given[name]), name
     (image,) = generator.sample(batch(["top"], [1]))
     assert isinstance(image, np.ndarray)
-    assert image.shape == (8, 8, 1)  # grey, though the autoencoder knows colours
+    assert image.shape == (8, 8, 1)  # grey, although the autoencoder has colours
 
 
-def test_an_autoencoder_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_missing_autoencoder_is_named(tmp_path: Path) -> None:
     made = spec(latent={"model": str(tmp_path / "nowhere")}, prediction_type="v_prediction")
     with pytest.raises(StudyError, match=r"latent\.model: .*nowhere"):
         fit(Store(str(tmp_path / "store")), made)
 
 
-def test_latents_that_cannot_be_halved_so_often_are_refused() -> None:
+def test_latents_with_too_many_halvings_are_rejected() -> None:
     made = spec(
         latent={"block_out_channels": (8, 8)},
         block_out_channels=(8, 8, 8, 8),
@@ -355,7 +353,7 @@ def test_latents_that_cannot_be_halved_so_often_are_refused() -> None:
         Ddpm(made, PREPROCESS).check()
 
 
-def test_a_training_shows_what_it_can_make(tmp_path: Path) -> None:
+def test_training_writes_sample_images(tmp_path: Path) -> None:
     import io
 
     from PIL import Image
@@ -368,7 +366,7 @@ def test_a_training_shows_what_it_can_make(tmp_path: Path) -> None:
 
 
 class Overdriven:
-    """A network that sees black with a condition, and something lighter without."""
+    """A network that predicts black with a condition, and something lighter without."""
 
     def __init__(self, kept: Any) -> None:
         self.config = SimpleNamespace(in_channels=1, sample_size=8)
@@ -384,8 +382,8 @@ class Overdriven:
         return SimpleNamespace(sample=(images - kept.sqrt() * clean) / (1 - kept).sqrt())
 
 
-def test_what_guidance_drives_beyond_black_does_not_come_back_as_light() -> None:
-    """Else every step brightens what the next one sees, the more the more steps there are."""
+def test_guidance_overshoot_is_clipped() -> None:
+    """Otherwise every step would brighten the input of the next, more so with more steps."""
     settings = spec(guidance_scale=3.0, num_inference_steps=10)
     trained = {
         "num_train_timesteps": 1000, "beta_schedule": "squaredcos_cap_v2", "beta_start": 1e-4,
@@ -400,12 +398,12 @@ def test_what_guidance_drives_beyond_black_does_not_come_back_as_light() -> None
     assert not image.any()
     drawn = network.seen[0][1]
     for kept, seen in network.seen[1:]:
-        # Black and the noise that it began with: nothing else has come in.
+        # Only black and the initial noise.
         noise = (seen + kept**0.5) / (1 - kept) ** 0.5
         np.testing.assert_allclose(noise, drawn, atol=0.02)
 
 
-def test_where_nothing_is_clipped_guidance_is_as_published() -> None:
+def test_guidance_without_clipping_is_as_published() -> None:
     import torch
 
     trained = {
@@ -435,12 +433,12 @@ def test_where_nothing_is_clipped_guidance_is_as_published() -> None:
         ),
     ],
 )
-def test_settings_that_make_no_image_are_refused(fields: dict[str, Any], match: str) -> None:
+def test_invalid_settings_are_rejected(fields: dict[str, Any], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         spec(**fields)
 
 
-def test_fewer_timesteps_of_a_linear_schedule_end_in_noise_too(tmp_path: Path) -> None:
+def test_short_linear_schedule_also_ends_in_noise(tmp_path: Path) -> None:
     made = spec(beta_schedule="linear", num_train_timesteps=100)
     store = Store(str(tmp_path))
     fit(store, made)
@@ -449,7 +447,7 @@ def test_fewer_timesteps_of_a_linear_schedule_end_in_noise_too(tmp_path: Path) -
     assert float(scheduler.alphas_cumprod[-1]) < 1e-3
 
 
-def test_a_given_autoencoder_must_divide_the_image(tmp_path: Path) -> None:
+def test_given_autoencoder_must_divide_the_image(tmp_path: Path) -> None:
     import diffusers
 
     kind: Any = diffusers.AutoencoderKL

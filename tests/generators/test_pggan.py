@@ -38,7 +38,7 @@ def loaded(store: Store, made: PgganSpec, folder: Path) -> Pggan:
     return found
 
 
-def test_it_grows_and_fades_each_new_level_in() -> None:
+def test_network_grows_and_fades_in_each_level() -> None:
     at = pggan.growth(100, levels=3, last_share=0.5)
     levels = [at(step)[0] for step in range(100)]
     assert levels == [0] * 25 + [1] * 25 + [2] * 50
@@ -68,7 +68,7 @@ def test_both_networks_work_at_every_level(level: int) -> None:
             assert resized.shape == made.shape
 
 
-def test_fading_in_begins_with_the_level_before_and_ends_with_its_own() -> None:
+def test_fading_starts_at_the_previous_level_and_ends_at_its_own() -> None:
     generator = pggan.Generator(8, 2, 8, 16, 3, 1)
     latents, classes = torch.randn(4, 8), torch.tensor([0, 1, 0, 1])
     generator.level = 1
@@ -80,8 +80,8 @@ def test_fading_in_begins_with_the_level_before_and_ends_with_its_own() -> None:
     )  # fmt: skip
 
 
-def test_every_layer_starts_at_one_scale() -> None:
-    """The equalised learning rate: activations keep their size through the network."""
+def test_every_layer_starts_at_the_same_scale() -> None:
+    """The equalised learning rate: activations keep their scale through the network."""
     torch.manual_seed(0)
     discriminator = pggan.Discriminator(2, 16, 64, 3, 1)
     scores, _ = discriminator(torch.randn(64, 1, 16, 16), torch.zeros(64, dtype=torch.long))
@@ -90,7 +90,7 @@ def test_every_layer_starts_at_one_scale() -> None:
     assert float(weight.detach().std()) == pytest.approx(1, abs=0.2)
 
 
-def test_a_killed_training_goes_on_to_bitwise_equal_weights(tmp_path: Path) -> None:
+def test_killed_training_continues_to_bitwise_equal_weights(tmp_path: Path) -> None:
     whole = fit(Store(str(tmp_path / "whole")), spec(), checkpoint_every=3)
     store = Store(str(tmp_path / "killed"))
 
@@ -103,7 +103,7 @@ def test_a_killed_training_goes_on_to_bitwise_equal_weights(tmp_path: Path) -> N
     assert fit(store, spec(), "two", checkpoint_every=3) == whole
 
 
-def test_the_class_is_seen_in_what_it_makes(tmp_path: Path) -> None:
+def test_images_show_their_class(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     made = spec(train_steps=400, batch_size=16, ema_decay=0.9, generator_learning_rate=3e-3,
                 discriminator_learning_rate=3e-3)  # fmt: skip
@@ -130,7 +130,7 @@ def test_neighbours_and_order_change_no_pixel(tmp_path: Path) -> None:
     assert not np.array_equal(together[0], together[2])
 
 
-def test_sizes_that_are_no_power_of_two_are_refused() -> None:
+def test_sizes_other_than_powers_of_two_are_rejected() -> None:
     with pytest.raises(StudyError, match="64, 128 or 256 px, not 48"):
         Pggan(spec(), Preprocess(size=48)).check()
 
@@ -145,8 +145,8 @@ def in_training(folder: Path, made: PgganSpec) -> AdversarialTraining:
     )  # fmt: skip
 
 
-def test_what_is_compared_is_of_one_class(tmp_path: Path) -> None:
-    """Else a generator that makes one image of each class would pass for a various one."""
+def test_minibatch_statistics_compare_images_of_one_class(tmp_path: Path) -> None:
+    """Otherwise a generator with one image per class would pass as diverse."""
     training = in_training(tmp_path, spec(batch_size=16))
     classes = training.data.classes
     drawn = [training._rows(step) for step in range(20)]
@@ -157,7 +157,7 @@ def test_what_is_compared_is_of_one_class(tmp_path: Path) -> None:
     assert 0.3 < classes[np.concatenate(drawn)].mean() < 0.7
 
 
-def test_the_discriminator_may_step_more_often(tmp_path: Path) -> None:
+def test_discriminator_may_take_more_steps(tmp_path: Path) -> None:
     training = in_training(tmp_path, spec(discriminator_steps=3))
     for step in range(2):
         training.update(step)
@@ -168,7 +168,7 @@ def test_the_discriminator_may_step_more_often(tmp_path: Path) -> None:
     assert taken == {"generator": {2}, "discriminator": {6}}
 
 
-def test_both_networks_lower_the_loss_of_reading_the_class(tmp_path: Path) -> None:
+def test_both_networks_reduce_the_classification_loss(tmp_path: Path) -> None:
     training = in_training(
         tmp_path,
         spec(
@@ -191,13 +191,13 @@ def test_both_networks_lower_the_loss_of_reading_the_class(tmp_path: Path) -> No
     assert misread() < 0.5 * before
 
 
-def test_batches_that_cannot_be_compared_by_class_are_refused(tmp_path: Path) -> None:
+def test_batches_that_mix_classes_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="batch_size: 10 is not a multiple of 4"):
         in_training(tmp_path, spec(batch_size=10))
     with pytest.raises(StudyError, match="1 workers x 4 accumulation steps"):
         in_training(tmp_path, spec(batch_size=8, gradient_accumulation_steps=4))
 
 
-def test_ada_is_refused() -> None:
+def test_ada_is_rejected() -> None:
     with pytest.raises(ValueError, match="pggan does not support augment: ada; set diffaugment"):
         spec(augment="ada")

@@ -28,35 +28,35 @@ def sample(pixels: np.ndarray, seeds: list[int], **fields: Any) -> np.ndarray:
     return np.stack(generator.sample(made))
 
 
-def test_with_all_switched_off_the_parent_comes_back() -> None:
+def test_parent_is_returned_if_everything_is_off() -> None:
     pixels = parents(3)
     assert np.abs(sample(pixels, [1, 2, 3], **STILL).astype(int) - pixels).max() <= 1
 
 
-def test_the_defaults_change_every_image_a_little_and_flip_none() -> None:
+def test_defaults_change_every_image_a_little_and_flip_none() -> None:
     pixels = np.repeat(np.linspace(40, 200, 16, dtype=np.uint8)[None, None, :, None], 16, 1)
     pixels = np.repeat(np.repeat(pixels, 3, 3), 20, 0)
     made = sample(pixels, list(range(20)))
     assert all(not np.array_equal(image, pixels[0]) for image in made)
-    # Bright on the right before and after: nothing was mirrored.
+    # Bright on the right before and after: not mirrored.
     assert (made[:, :, 12:].mean(axis=(1, 2, 3)) > made[:, :, :4].mean(axis=(1, 2, 3))).all()
 
 
-def test_flips_happen_about_half_the_time_where_they_are_allowed() -> None:
+def test_allowed_flips_affect_about_half_of_the_images() -> None:
     pixels = np.repeat(parents(1), 60, axis=0)
     made = sample(pixels, list(range(60)), horizontal_flip=True, **STILL)
     mirrored = [np.abs(image.astype(int) - pixels[0][:, ::-1]).max() <= 1 for image in made]
     assert 15 <= sum(mirrored) <= 45
 
 
-def test_a_row_is_a_function_of_its_seed_and_parent() -> None:
+def test_row_depends_only_on_its_seed_and_parent() -> None:
     pixels = parents(4)
     together = sample(pixels, [5, 6, 7, 8], rotate=20)
     alone = sample(pixels[2:3], [7], rotate=20)
     assert np.array_equal(together[2], alone[0])
 
 
-def test_brightness_changes_no_place() -> None:
+def test_brightness_does_not_move_pixels() -> None:
     pixels = parents(2)
     plain = sample(pixels, [1, 2], **{**STILL, "translate": 0.2})
     bright = sample(pixels, [1, 2], **{**STILL, "translate": 0.2, "brightness": 0.3})
@@ -64,7 +64,7 @@ def test_brightness_changes_no_place() -> None:
     assert min(same) > 0.99
 
 
-def test_a_larger_plan_extends_a_smaller_one_and_uses_each_parent_alike() -> None:
+def test_larger_plan_extends_a_smaller_one_and_uses_parents_equally() -> None:
     generator = Traditional(TraditionalSpec(), PREPROCESS)
     train = TrainingRows([f"p{n}" for n in range(7)], [0] * 7)
     small = list(generator.plan("a", 5, train, seed=1))
@@ -76,7 +76,7 @@ def test_a_larger_plan_extends_a_smaller_one_and_uses_each_parent_alike() -> Non
 
 @pytest.mark.parametrize("policy", ["randaugment", "trivialaugment", "augmix"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_policy_s_row_is_a_function_of_its_seed_and_parent(policy: str, channels: int) -> None:
+def test_policy_row_depends_only_on_its_seed_and_parent(policy: str, channels: int) -> None:
     pixels = parents(12)[..., :channels]
     seeds = list(range(12))
     together = sample(pixels, seeds, policy=policy)
@@ -89,7 +89,7 @@ def test_a_policy_s_row_is_a_function_of_its_seed_and_parent(policy: str, channe
     assert not np.array_equal(together, other)
 
 
-def test_a_policy_draws_nothing_from_the_process() -> None:
+def test_policy_does_not_use_global_random_state() -> None:
     torch.manual_seed(3)
     first = torch.rand(1)
     torch.manual_seed(3)
@@ -97,7 +97,7 @@ def test_a_policy_draws_nothing_from_the_process() -> None:
     assert torch.equal(torch.rand(1), first)
 
 
-def test_contrast_moves_values_from_their_mean_and_not_the_mean() -> None:
+def test_contrast_keeps_the_mean() -> None:
     pixels = np.repeat(parents(1), 20, axis=0)
     made = sample(pixels, list(range(20)), **{**STILL, "contrast": 0.4}).astype(float)
     means, spreads = made.mean(axis=(1, 2, 3)), made.std(axis=(1, 2, 3))

@@ -1,8 +1,6 @@
-"""Write the keys of every example study anew: `python -m tests.golden.regenerate`.
-
-A changed key throws away what everybody has computed under the old one, so look at the difference
-before you commit it.
-"""
+"""Write the keys of every example study: `python -m tests.golden.regenerate`. A changed key
+invalidates everything that was computed under the old one, so review the difference before you
+commit it."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def test_every_labeler_keeps_the_contract(name: str) -> None:
     assert not kind.trained or {"classifier", "training"} <= set(kind.Spec.model_fields)
 
 
-def test_a_probe_labels_by_the_vectors_that_it_was_trained_on(tmp_path: Path) -> None:
+def test_probe_labels_by_the_vectors_that_it_was_trained_on(tmp_path: Path) -> None:
     preprocess = Preprocess(size=16, channels="L")
     pixels = np.random.default_rng(0).integers(0, 256, (9, 16, 16, 1), dtype=np.uint8)
     probe = Probe(ProbeSpec(), preprocess, CLASSES)
@@ -50,7 +50,7 @@ def test_a_probe_labels_by_the_vectors_that_it_was_trained_on(tmp_path: Path) ->
     np.testing.assert_allclose(labeler.label(pixels), expected, atol=1e-6)
 
 
-def test_neighbours_vote_as_scikit_learn_lets_them() -> None:
+def test_neighbour_vote_equals_scikit_learn() -> None:
     from sklearn.neighbors import KNeighborsClassifier
 
     (train, labels), (images, _) = clouds(200, 1), clouds(40, 2)
@@ -62,7 +62,7 @@ def test_neighbours_vote_as_scikit_learn_lets_them() -> None:
     np.testing.assert_allclose(ours.label(images), theirs.predict_proba(images), atol=1e-4)
 
 
-def test_neighbours_of_a_tiny_set_vote_too() -> None:
+def test_neighbours_of_a_tiny_set_vote() -> None:
     ours = Knn(KnnSpec(k=50, temperature=0.001), PREPROCESS, CLASSES)
     ours.learn(np.eye(3, dtype=np.float32), np.asarray([2, 0, 0]))
     found = ours.label(np.asarray([[1, 0.1, 0], [0, 0, -1]], np.float32))
@@ -82,6 +82,6 @@ def test_zero_shot_is_a_softmax_of_cosines_to_the_classes(tmp_path: Path) -> Non
     cosines = labeler.model.images(pixels) @ labeler.texts.T
     soft = np.exp(cosines) / np.exp(cosines).sum(1, keepdims=True)
     np.testing.assert_allclose(found[1.0], soft, atol=1e-6)
-    # The checkpoint's own scale is sharper and says the same.
+    # The checkpoint's own scale is sharper and gives the same classes.
     assert (found[None].argmax(1) == found[1.0].argmax(1)).all()
     assert (found[None].max(1) >= found[1.0].max(1)).all()

@@ -1,4 +1,4 @@
-"""What no record names goes, once it is old enough; what any record names stays."""
+"""Old files that no record names are removed; files that a record names are kept."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ def age(store: Store) -> None:
 
 
 @pytest.mark.usefixtures("steps")
-def test_nothing_of_a_finished_study_is_garbage(store: Store) -> None:
+def test_finished_study_has_no_garbage(store: Store) -> None:
     assert gc.find_garbage(store, yesterday()).keys == ()
 
 
 @pytest.mark.usefixtures("steps")
-def test_old_files_that_no_record_names_go(store: Store) -> None:
+def test_old_unnamed_files_are_removed(store: Store) -> None:
     orphans = [
         "steps/embed/0123456789abcdef/parts/000.00000000000000000000000000000000.parquet",
         "generated/0123456789abcdef/parts/x-000.00000000000000000000000000000000.parquet",
@@ -67,7 +67,7 @@ def test_old_files_that_no_record_names_go(store: Store) -> None:
     ]
     for key in orphans:
         store.put_new(key, b"left behind")
-    assert gc.find_garbage(store, yesterday()).keys == ()  # they may belong to a run that goes on
+    assert gc.find_garbage(store, yesterday()).keys == ()  # they may belong to a running study
     age(store)
     before = set(store.modified_times(""))
     garbage = gc.remove(store, yesterday())
@@ -75,7 +75,7 @@ def test_old_files_that_no_record_names_go(store: Store) -> None:
     assert garbage.bytes == len(orphans) * len(b"left behind")
 
 
-def test_data_of_discarded_shards_goes_and_is_made_again(
+def test_data_of_discarded_shards_is_removed_and_recomputed(
     steps: list[Step], store: Store, profile: Profile
 ) -> None:
     (generate,) = named(steps, "generate")
@@ -87,14 +87,14 @@ def test_data_of_discarded_shards_goes_and_is_made_again(
     assert fsck.verify(store).faults == ()
 
 
-def test_checkpoints_of_a_fit_that_has_not_ended_stay(store: Store) -> None:
+def test_checkpoints_of_an_unfinished_fit_are_kept(store: Store) -> None:
     store.put("work/0123456789abcdef/one/checkpoint-00000005.json", b"{}")
     age(store)
     assert gc.find_garbage(store, yesterday()).keys == ()
 
 
 @pytest.mark.usefixtures("steps")
-def test_nothing_goes_while_a_record_is_damaged(store: Store) -> None:
+def test_nothing_is_removed_while_a_record_is_damaged(store: Store) -> None:
     (key,) = (k for k in store.listing("steps/generate") if k.endswith("/manifest.json"))
     flip_bit(store, key, random.Random(3))
     with pytest.raises(StorageError, match=r"fsck\.py --repair"):

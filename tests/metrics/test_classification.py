@@ -24,7 +24,7 @@ def some(classes: int = 4, images: int = 300, seed: int = 0) -> tuple[np.ndarray
     return labels, np.where(wrong, random.integers(0, classes, images), labels)
 
 
-def test_all_figures_equal_those_of_scikit_learn() -> None:
+def test_all_metrics_equal_scikit_learn() -> None:
     labels, predicted = some()
     matrix = confusion(labels, predicted, 4)
     assert matrix.tolist() == reference.confusion_matrix(labels, predicted).tolist()
@@ -46,7 +46,7 @@ def test_all_figures_equal_those_of_scikit_learn() -> None:
     )
 
 
-def test_a_class_without_images_scores_nil_and_is_no_part_of_balanced_accuracy() -> None:
+def test_class_without_images_scores_zero_and_is_not_part_of_balanced_accuracy() -> None:
     matrix = np.array([[3, 1, 0], [1, 3, 0], [0, 0, 0]])
     assert worst_class_recall(matrix) == pytest.approx(0.75)
     assert worst_class_recall(np.zeros((2, 2))) == 0
@@ -63,7 +63,7 @@ def test_many_matrices_are_scored_at_once() -> None:
         assert found[1, 2] == pytest.approx(metric(matrices[1, 2]))
 
 
-def test_a_summary_is_plain_numbers_for_each_class() -> None:
+def test_summary_has_plain_numbers_for_each_class() -> None:
     labels, predicted = some()
     found = summary(confusion(labels, predicted, 4), ["a", "b", "c", "d"])
     assert found["per_class"]["a"]["images"] == int((labels == 0).sum())

@@ -23,19 +23,19 @@ def plain_vendi(held: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize(("count", "width"), [(60, 12), (12, 60), (40, 40)])
-def test_the_score_is_the_formula_s_from_either_side(count: int, width: int) -> None:
+def test_score_equals_the_formula(count: int, width: int) -> None:
     held = vectors(count, width)
     assert vendi_score(held) == pytest.approx(plain_vendi(held), abs=1e-6)
     assert Directions.of(held).vendi == pytest.approx(plain_vendi(held), abs=1e-6)
 
 
-def test_it_counts_the_images_that_have_nothing_in_common() -> None:
+def test_score_counts_unrelated_images() -> None:
     assert vendi_score(np.eye(7)) == pytest.approx(7)
     assert vendi_score(np.repeat(np.eye(7), 5, axis=0)) == pytest.approx(7)
     assert vendi_score(np.full((9, 4), 0.5)) == pytest.approx(1)
 
 
-def test_pieces_of_workers_add_up_to_the_score_of_all() -> None:
+def test_partial_sums_of_workers_give_the_score_of_all() -> None:
     held = vectors(9000, 16)
     whole = Directions.of(held)
     pieces = [Directions.of(held[start:stop]) for start, stop in ((0, 1), (1, 5000), (5000, 9000))]

@@ -28,7 +28,7 @@ def plain_frechet(one: np.ndarray, other: np.ndarray) -> float:
     return float(shift @ shift + np.trace(first + second - 2 * root))
 
 
-def test_moments_of_pieces_are_those_of_the_whole() -> None:
+def test_moments_of_pieces_equal_those_of_the_whole() -> None:
     held = vectors(9000, 12, 0, shift=1000.0)
     whole = Moments.of(held)
     pieces = merged(Moments.of(held[start:stop]) for start, stop in
@@ -44,13 +44,13 @@ def test_moments_of_pieces_are_those_of_the_whole() -> None:
         Moments.of(held[:0])
 
 
-def test_the_frechet_distance_is_the_formula_s() -> None:
+def test_frechet_distance_equals_the_formula() -> None:
     one, other = vectors(400, 24, 0), vectors(300, 24, 1, shift=0.3)
     assert frechet_distance(one, other) == pytest.approx(plain_frechet(one, other), rel=1e-6)
     assert frechet_distance(one, one) == pytest.approx(0, abs=1e-6)
 
 
-def test_merged_moments_give_the_distance_of_all_vectors_at_once() -> None:
+def test_merged_moments_give_the_distance_of_all_vectors() -> None:
     one, other = vectors(500, 24, 0), vectors(450, 24, 1, shift=0.1)
     halves = Moments.of(other[:200]) + Moments.of(other[200:])
     reference = Reference(Moments.of(one))
@@ -59,18 +59,18 @@ def test_merged_moments_give_the_distance_of_all_vectors_at_once() -> None:
     )
 
 
-def test_with_fewer_vectors_than_their_width_the_short_way_is_the_long_one() -> None:
+def test_short_computation_equals_the_long_one_for_few_vectors() -> None:
     one, other = vectors(20, 64, 0), vectors(30, 64, 1, shift=0.2)
     long = Reference(Moments.of(one)).distance(Moments.of(other))
     assert frechet_distance(one, other) == pytest.approx(long, rel=1e-6)
 
 
-def test_the_floor_of_real_images_lies_below_any_other_distribution() -> None:
+def test_real_images_are_closer_than_any_other_distribution() -> None:
     real = vectors(600, 16, 0)
     assert floor(real, 0) < frechet_distance(real[:300], vectors(300, 16, 1, shift=0.5)) / 3
 
 
-def test_the_kernel_distance_is_the_unbiased_formula() -> None:
+def test_kernel_distance_is_the_unbiased_formula() -> None:
     one, other = vectors(60, 10, 0).astype(np.float64), vectors(50, 10, 1).astype(np.float64)
 
     def kernel(a: np.ndarray, b: np.ndarray) -> float:
@@ -87,7 +87,7 @@ def test_the_kernel_distance_is_the_unbiased_formula() -> None:
         kernel_distance(one[:3], other, 0)
 
 
-def test_the_kernel_distance_of_many_blocks_is_the_formula_s_in_any_order() -> None:
+def test_kernel_distance_of_blocks_equals_the_formula_in_any_order() -> None:
     one, other = (
         held.astype(np.float64) for held in (vectors(2500, 8, 0), vectors(1100, 8, 1, shift=0.2))
     )
@@ -99,12 +99,12 @@ def test_the_kernel_distance_of_many_blocks_is_the_formula_s_in_any_order() -> N
     expected = sum(pairs) - 2 * kernels[2].mean()
     found = kernel_distance(one, other, 0, 8)
     assert found.estimate == pytest.approx(expected, abs=1e-9)
-    # As shards come from workers in another order.
+    # Shards may arrive in another order.
     again = kernel_distance(np.concatenate([one[900:], one[:900]]), other[::-1], 0, 8)
     assert again.estimate == pytest.approx(expected, abs=1e-9)
 
 
-def test_the_kernel_interval_is_that_of_random_halves() -> None:
+def test_kernel_interval_equals_that_of_random_halves() -> None:
     one, other = vectors(40, 6, 0), vectors(30, 6, 1, shift=0.2)
     random = np.random.default_rng(7)
     halves = [
@@ -120,7 +120,7 @@ def test_the_kernel_interval_is_that_of_random_halves() -> None:
     )
 
 
-def test_the_kernel_interval_holds_nil_for_one_distribution_and_not_for_two() -> None:
+def test_kernel_interval_contains_zero_only_for_equal_distributions() -> None:
     held_nil = [
         (found.low <= 0 <= found.high)
         for seed in range(40)
@@ -142,7 +142,7 @@ def plain_prdc(real: np.ndarray, fake: np.ndarray, k: int) -> tuple[float, float
     )
 
 
-def test_prdc_is_the_formulas_over_many_blocks() -> None:
+def test_prdc_equals_the_formulas_over_many_blocks() -> None:
     real, fake = vectors(1500, 6, 0), vectors(1300, 6, 1, shift=0.4)
     found = prdc(real, fake, 5)
     expected = plain_prdc(real.astype(np.float64), fake.astype(np.float64), 5)
@@ -158,7 +158,7 @@ def test_prdc_does_not_depend_on_the_order_of_shards() -> None:
     assert vars(mixed) == pytest.approx(vars(found), abs=1e-12)
 
 
-def test_one_picture_many_times_is_precise_and_covers_nothing() -> None:
+def test_one_repeated_image_is_precise_and_covers_nothing() -> None:
     real = vectors(300, 6, 0)
     same = np.repeat(real[:1], 300, axis=0) + 1e-3 * vectors(300, 6, 1)
     found = prdc(real, same, 5)

@@ -1,4 +1,5 @@
-"""Swapped labels come first, and hard but rightly labelled classes are not accused as a whole."""
+"""Swapped labels come first, and difficult but correctly labelled classes are not suspected as a
+whole."""
 
 from __future__ import annotations
 
@@ -29,15 +30,15 @@ def test_swapped_labels_are_the_first_suspects_with_the_right_suggestion() -> No
     assert (np.diff(found.confidence[found.order]) >= 0).all()
 
 
-def test_clean_labels_are_hardly_accused() -> None:
+def test_clean_labels_are_rarely_suspected() -> None:
     vectors, labels = clouds()
     found = label_errors(vectors, labels, np.arange(180), 0)
     assert found is not None
     assert found.flagged.mean() <= 0.01
 
 
-def test_no_image_is_judged_by_others_of_its_group() -> None:
-    # Every group is one point with a label of its own drawing: only a leak could predict it.
+def test_images_are_not_judged_by_others_of_their_group() -> None:
+    # Every group is one point with a random label: only a leak could predict it.
     random = np.random.default_rng(1)
     groups = np.repeat(np.arange(60), 4)
     vectors = random.normal(0, 1, (60, 30))[groups].astype(np.float32)
@@ -50,7 +51,7 @@ def test_no_image_is_judged_by_others_of_its_group() -> None:
     assert (apart.argmax(1) == labels).mean() < 0.6
 
 
-def test_the_same_seed_gives_the_same_probabilities() -> None:
+def test_same_seed_gives_the_same_probabilities() -> None:
     vectors, labels = clouds()
     first, second = (out_of_fold(vectors, labels, np.arange(180), 5) for _ in range(2))
     assert first is not None
@@ -59,13 +60,13 @@ def test_the_same_seed_gives_the_same_probabilities() -> None:
     assert np.allclose(first.sum(1), 1)
 
 
-def test_a_class_of_one_group_is_not_judged() -> None:
+def test_class_of_one_group_is_not_judged() -> None:
     vectors, labels = clouds()
     assert label_errors(vectors, labels, np.where(labels == 2, 999, np.arange(180)), 0) is None
     assert label_errors(vectors[:0], labels[:0], labels[:0], 0) is None
 
 
-def test_what_lies_far_from_its_neighbours_is_an_outlier() -> None:
+def test_point_far_from_its_neighbours_is_an_outlier() -> None:
     distance = np.r_[np.random.default_rng(0).lognormal(-2, 0.2, 200), 1.0]
     score = neighbour_outliers(distance)
     assert score.argmax() == 200
@@ -74,10 +75,10 @@ def test_what_lies_far_from_its_neighbours_is_an_outlier() -> None:
     assert not len(modified_z(np.zeros(0)))
 
 
-def test_sizes_far_from_the_rest_are_odd_and_small_differences_are_not() -> None:
+def test_only_clearly_unusual_sizes_are_reported() -> None:
     widths, heights = np.full(50, 100.0), np.full(50, 100.0)
     widths[0], heights[0] = 1000, 1000  # ten times as large
     widths[1] = 400  # a strip
     widths[2] = 110
-    widths[3], heights[4] = 140, 140  # lying and standing
+    widths[3], heights[4] = 140, 140  # landscape and portrait
     assert np.flatnonzero(odd_sizes(widths, heights) > LIMIT).tolist() == [0, 1]

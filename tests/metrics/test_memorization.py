@@ -14,7 +14,7 @@ def cloud(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return vectors, random.integers(0, 2**63, count, dtype=np.uint64)
 
 
-def test_the_nearest_is_that_of_scikit_learn_and_of_imagehash() -> None:
+def test_nearest_equals_scikit_learn_and_imagehash() -> None:
     (vectors, hashes), (train, train_hashes) = cloud(40, 1), cloud(300, 2)
     found = nearest(vectors, hashes, train, train_hashes)
     search = NearestNeighbors(n_neighbors=1, metric="cosine", algorithm="brute").fit(train)
@@ -28,7 +28,7 @@ def test_the_nearest_is_that_of_scikit_learn_and_of_imagehash() -> None:
     assert found.bits.tolist() == [min(one - other for other in others) for one in queries]
 
 
-def test_copies_are_found_and_new_pictures_are_not() -> None:
+def test_copies_are_found_and_new_images_are_not() -> None:
     train, train_hashes = cloud(500, 1)
     limits = copy_limits(nearest(*cloud(200, 2), train, train_hashes), 0.01)
     new, new_hashes = cloud(50, 3)
@@ -41,7 +41,7 @@ def test_copies_are_found_and_new_pictures_are_not() -> None:
     assert copies(found, limits)[:50].sum() <= 1
 
 
-def test_one_signal_alone_makes_no_copy() -> None:
+def test_copy_needs_both_signals() -> None:
     train, train_hashes = cloud(500, 1)
     limits = copy_limits(nearest(*cloud(200, 2), train, train_hashes), 0.01)
     same_vectors = nearest(train[:5], cloud(5, 9)[1], train, train_hashes)
@@ -50,7 +50,7 @@ def test_one_signal_alone_makes_no_copy() -> None:
     assert not copies(same_hashes, limits).any()
 
 
-def test_the_nearest_other_one_is_never_the_image_itself() -> None:
+def test_nearest_other_image_is_never_the_image_itself() -> None:
     vectors, hashes = cloud(300, 4)
     vectors, hashes = np.concatenate([vectors, vectors[:3]]), np.concatenate([hashes, hashes[:3]])
     found = nearest_other(vectors, hashes)
@@ -65,7 +65,7 @@ def test_the_nearest_other_one_is_never_the_image_itself() -> None:
     )
 
 
-def test_the_share_nearer_than_a_limit_has_wilson_s_interval() -> None:
+def test_share_below_a_limit_has_wilson_s_interval() -> None:
     share, low, high = share_nearer(np.repeat([0.1, 0.3], [4, 96]), 0.2)
     z = 1.959963984540054
     middle, spread = (

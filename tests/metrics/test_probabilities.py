@@ -1,4 +1,4 @@
-"""Figures of probabilities, each against scikit-learn; calibration against the plain formula."""
+"""Metrics of probabilities, each compared with scikit-learn; calibration with the plain formula."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def some(images: int = 400, seed: int = 0, digits: int = 2) -> tuple[np.ndarray,
     return labels, likely / likely.sum(1, keepdims=True)
 
 
-def test_areas_are_those_of_scikit_learn_with_ties() -> None:
+def test_areas_equal_scikit_learn_with_ties() -> None:
     labels, probabilities = some(digits=0)
     assert len(np.unique(probabilities[:, 0])) < 300
     for number in range(4):
@@ -57,7 +57,7 @@ def test_resamples_are_scored_at_once_by_their_weights() -> None:
             )
 
 
-def test_an_area_that_is_not_defined_is_no_number_and_no_part_of_the_mean() -> None:
+def test_undefined_area_is_nan_and_not_part_of_the_mean() -> None:
     labels, probabilities = some()
     wider = np.concatenate([probabilities, np.zeros((len(labels), 1))], axis=1)
     found = roc_auc(labels, wider)
@@ -69,7 +69,7 @@ def test_an_area_that_is_not_defined_is_no_number_and_no_part_of_the_mean() -> N
     assert np.isnan(macro(alone))
 
 
-def test_the_brier_score_is_that_of_1950() -> None:
+def test_brier_score_is_that_of_1950() -> None:
     labels, probabilities = some()
     assert brier(labels, probabilities) == pytest.approx(
         reference.brier_score_loss(labels, probabilities, labels=range(4), scale_by_half=False)
@@ -91,14 +91,14 @@ def plain_calibration_error(labels: np.ndarray, probabilities: np.ndarray, bins:
 
 
 @pytest.mark.parametrize("bins", [1, 10, 15])
-def test_the_calibration_error_is_the_formula_s(bins: int) -> None:
+def test_calibration_error_equals_the_formula(bins: int) -> None:
     labels, probabilities = some()
     assert expected_calibration_error(labels, probabilities, bins) == pytest.approx(
         plain_calibration_error(labels, probabilities, bins), abs=1e-12
     )
 
 
-def test_a_reliability_diagram_has_every_image_in_its_bin() -> None:
+def test_reliability_diagram_has_every_image_in_its_bin() -> None:
     confidence = np.array([0.55, 0.6, 0.61, 1.0])
     probabilities = np.stack([confidence, 1 - confidence], axis=1)
     found = reliability(np.array([0, 1, 0, 0]), probabilities, bins=5)
@@ -108,7 +108,7 @@ def test_a_reliability_diagram_has_every_image_in_its_bin() -> None:
     assert np.isnan(found.accuracy[:2]).all()
 
 
-def test_probabilities_as_they_are_stored_give_the_same_figures() -> None:
+def test_stored_probabilities_give_the_same_figures() -> None:
     labels, probabilities = some()
     stored = probability_metrics(labels, probabilities.astype(np.float32))
     assert stored.keys() == PROBABILITY_METRICS.keys()

@@ -1,5 +1,4 @@
-"""Every figure that a study rests on, against the library that the field takes it from, on the same
-arrays."""
+"""Every metric of a study, compared with the field's reference library on the same arrays."""
 
 from __future__ import annotations
 
@@ -42,7 +41,7 @@ CLASSES = 4
 
 
 class Features(torch.nn.Module):
-    """What torchmetrics takes an embedder to be, of images that are vectors already."""
+    """An embedder for torchmetrics whose images are vectors already."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -62,12 +61,12 @@ def predictions(images: int = 500) -> tuple[np.ndarray, np.ndarray]:
     random = np.random.default_rng(3)
     labels = random.choice(CLASSES, images, p=[0.6, 0.25, 0.1, 0.05])
     logits = random.standard_normal((images, CLASSES)) + 1.5 * np.eye(CLASSES)[labels]
-    # Of single precision, as probabilities are stored.
+    # Single precision, like stored probabilities.
     return labels, torch.from_numpy(logits).softmax(1).float().numpy()
 
 
 def told(metric: Any, labels: np.ndarray, probabilities: np.ndarray) -> Any:
-    """What torchmetrics finds, in double precision."""
+    """The result of torchmetrics, in double precision."""
     return metric(torch.from_numpy(probabilities).double(), torch.from_numpy(labels)).numpy()
 
 
@@ -83,7 +82,7 @@ def told(metric: Any, labels: np.ndarray, probabilities: np.ndarray) -> Any:
         ("weighted_f1", MulticlassF1Score, "weighted"),
     ],
 )
-def test_figures_of_decisions_are_those_of_torchmetrics(own: str, kind: Any, average: str) -> None:
+def test_decision_metrics_equal_torchmetrics(own: str, kind: Any, average: str) -> None:
     labels, probabilities = predictions()
     matrix = confusion(labels, probabilities.argmax(1), CLASSES)
     # torchmetrics divides numbers of images in single precision.
@@ -92,7 +91,7 @@ def test_figures_of_decisions_are_those_of_torchmetrics(own: str, kind: Any, ave
     )
 
 
-def test_figures_of_classes_and_the_confusion_are_those_of_torchmetrics() -> None:
+def test_class_metrics_and_confusion_equal_torchmetrics() -> None:
     labels, probabilities = predictions()
     matrix = confusion(labels, probabilities.argmax(1), CLASSES)
     assert (
@@ -103,7 +102,7 @@ def test_figures_of_classes_and_the_confusion_are_those_of_torchmetrics() -> Non
     )
 
 
-def test_areas_and_calibration_are_those_of_torchmetrics() -> None:
+def test_areas_and_calibration_equal_torchmetrics() -> None:
     labels, probabilities = predictions()
     for own, kind in ((roc_auc, MulticlassAUROC), (average_precision, MulticlassAveragePrecision)):
         np.testing.assert_allclose(
@@ -119,7 +118,7 @@ def test_areas_and_calibration_are_those_of_torchmetrics() -> None:
 
 
 @pytest.mark.parametrize("count", [400, 90])
-def test_the_frechet_distance_is_that_of_torchmetrics(count: int) -> None:
+def test_frechet_distance_equals_torchmetrics(count: int) -> None:
     one, other = vectors(count, 64, 0), vectors(count + 20, 64, 1, shift=0.3)
     metric = FrechetInceptionDistance(feature=Features(64), input_img_size=(1, 8, 8))
     metric.set_dtype(torch.float64)
@@ -133,9 +132,9 @@ def test_the_frechet_distance_is_that_of_torchmetrics(count: int) -> None:
     assert Reference(Moments.of(one)).distance(pieces) == pytest.approx(found, rel=1e-6)
 
 
-def test_the_kernel_distance_is_that_of_torchmetrics() -> None:
+def test_kernel_distance_equals_torchmetrics() -> None:
     one, other = vectors(200, 32, 0), vectors(200, 32, 1, shift=0.2)
-    # One subset of all vectors: no draw is left in it.
+    # One subset of all vectors, so nothing is random.
     metric = KernelInceptionDistance(feature=Features(32), subsets=1, subset_size=200)
     metric.set_dtype(torch.float64)
     metric.update(torch.from_numpy(one), real=True)
@@ -146,7 +145,7 @@ def test_the_kernel_distance_is_that_of_torchmetrics() -> None:
 
 
 @pytest.mark.parametrize("k", [3, 5])
-def test_the_four_shares_are_those_of_prdc(k: int) -> None:
+def test_prdc_equals_the_prdc_package(k: int) -> None:
     real, synthetic = vectors(300, 16, 0), vectors(250, 16, 0, shift=0.2) * 1.1
     found, want = prdc(real, synthetic, k), compute_prdc(real, synthetic, nearest_k=k)
     for name, value in want.items():
@@ -155,7 +154,7 @@ def test_the_four_shares_are_those_of_prdc(k: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_holm_and_mcnemar_are_those_of_statsmodels(seed: int) -> None:
+def test_holm_and_mcnemar_equal_statsmodels(seed: int) -> None:
     random = np.random.default_rng(seed)
     values = random.random(7) ** 3
     assert holm(values.tolist()) == pytest.approx(
@@ -171,7 +170,7 @@ def test_holm_and_mcnemar_are_those_of_statsmodels(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_the_paired_tests_are_those_of_statsmodels(seed: int) -> None:
+def test_paired_tests_equal_statsmodels(seed: int) -> None:
     differences = np.random.default_rng(seed).normal(0.004, 0.006, 5).tolist()
     found, plain = paired_t(differences), DescrStatsW(differences)
     assert (found.low, found.high) == pytest.approx(plain.tconfint_mean(0.05), abs=1e-9)

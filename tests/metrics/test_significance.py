@@ -1,4 +1,4 @@
-"""Intervals against scipy and by simulation: what is called chance must be chance."""
+"""Intervals compared with scipy and by simulation: chance must be called chance."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def resample(
     return bootstrap(ConfusionScores(one, metric), ConfusionScores(other, metric), draws, seed)
 
 
-def test_the_t_interval_is_scipy_s() -> None:
+def test_t_interval_equals_scipy() -> None:
     values = [0.01, 0.03, 0.02, 0.05, -0.01]
     found, want = paired_t(values), stats.ttest_1samp(values, 0)
     assert found.p == pytest.approx(want.pvalue)
@@ -59,12 +59,12 @@ def test_differences_without_spread_give_a_point() -> None:
         paired_t([0.1])
 
 
-def test_holm_is_the_textbook_s_example() -> None:
+def test_holm_equals_the_textbook_example() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
 
 
-def test_equivalence_is_shown_by_a_small_spread_alone() -> None:
+def test_equivalence_needs_a_small_spread() -> None:
     assert tost([0.001, -0.001, 0.0005, 0.0, 0.001], 0.01) < 0.05
     assert tost([0.02, -0.02, 0.01, -0.01, 0.0], 0.01) > 0.05
     assert tost([0.02, 0.021, 0.019], 0.01) > 0.95
@@ -79,7 +79,7 @@ def test_mcnemar_is_the_exact_test_of_the_discordant_pairs() -> None:
 
 
 def matrices(accuracy_of: list[float], groups: int, seed: int, size: int = 3) -> list[Any]:
-    """For classifiers of these accuracies, confusions (groups, 2 * 2) of the same images."""
+    """Confusions (groups, 2 * 2) on the same images, for classifiers with these accuracies."""
     random = np.random.default_rng(seed)
     labels = random.integers(0, 2, groups * size)
     names = np.repeat(np.arange(groups), size)
@@ -103,7 +103,7 @@ def test_confusions_by_group_add_up_to_the_whole() -> None:
     assert found[0].tolist() == [1, 0, 0, 1]  # a
 
 
-def test_the_bootstrap_finds_a_planted_difference_and_its_size() -> None:
+def test_bootstrap_finds_a_planted_difference_and_its_size() -> None:
     one, other = matrices([0.9] * 5, 200, 1), matrices([0.8] * 5, 200, 2)
     found = resample(one, other, accuracy, 1000, seed=0)
     interval = found.interval()
@@ -114,7 +114,7 @@ def test_the_bootstrap_finds_a_planted_difference_and_its_size() -> None:
     assert resample(one, other, accuracy, 1000, seed=0).interval() == interval
 
 
-def test_the_error_of_test_is_that_of_its_images_and_halves_with_four_times_as_many() -> None:
+def test_test_set_error_halves_with_four_times_the_images() -> None:
     few = resample(
         matrices([0.9], 100, 1, 1),
         matrices([0.8], 100, 2, 1),
@@ -136,7 +136,7 @@ def test_the_error_of_test_is_that_of_its_images_and_halves_with_four_times_as_m
     assert needed == pytest.approx(100 * (2.8 * few.error_of_test / 0.05) ** 2, rel=0.01)
 
 
-def test_the_bootstrap_s_p_value_is_never_nil() -> None:
+def test_bootstrap_p_value_is_never_zero() -> None:
     found = resample(
         matrices([1.0] * 3, 50, 1),
         matrices([0.0] * 3, 50, 1),
@@ -148,7 +148,7 @@ def test_the_bootstrap_s_p_value_is_never_nil() -> None:
     assert found.beyond(2.0) == pytest.approx(1 / 401)
 
 
-def test_arms_of_other_shapes_are_refused() -> None:
+def test_arms_of_different_shapes_are_rejected() -> None:
     with pytest.raises(ValueError, match="5 and 6 groups"):
         resample(
             matrices([1.0], 5, 1),
@@ -160,7 +160,7 @@ def test_arms_of_other_shapes_are_refused() -> None:
 
 
 def drawn(estimate: float, spread: float, groups: int = 100) -> Resampled:
-    """What a bootstrap finds around an estimate."""
+    """The result of a bootstrap around an estimate."""
     draws = estimate + spread * stats.norm.ppf((np.arange(2000) + 0.5) / 2000)
     return Resampled(estimate, draws, spread, groups)
 
@@ -180,14 +180,14 @@ NOTHING = [0.001, -0.001, 0.0005, 0.0, 0.001]
         (NOTHING, drawn(0.0, 0.003), "equivalent"),
         # All seeds agree, but on a test set that says nothing about so small a difference.
         (NOTHING, drawn(0.0, 0.02), "undecided"),
-        # Too little to judge by, however clear it looks.
+        # Too few to decide, however clear.
         (CLEAR[:4], drawn(0.047, 0.005), "undecided"),
         (CLEAR, drawn(0.047, 0.005, groups=9), "undecided"),
         ([0.02] * 5, drawn(0.02, 0.001), "undecided"),
         ([0.0] * 5, drawn(0.0, 0.001), "undecided"),
     ],
 )
-def test_the_word_follows_from_both_methods(
+def test_verdict_follows_from_both_methods(
     differences: list[float], resampled: Resampled, word: str
 ) -> None:
     (found,) = verdicts([(differences, resampled)], margin=0.01)
@@ -197,7 +197,7 @@ def test_the_word_follows_from_both_methods(
     assert found.high >= max(found.effect.high, found.bootstrap.high)
 
 
-def test_what_decides_nothing_is_said() -> None:
+def test_reason_for_undecided_is_given() -> None:
     def obstacle(differences: list[float], groups: int = 100) -> Notice | None:
         return verdicts([(differences, drawn(0.047, 0.005, groups))], 0.01)[0].obstacle
 
@@ -207,7 +207,7 @@ def test_what_decides_nothing_is_said() -> None:
     assert obstacle(CLEAR) is None
 
 
-def test_groups_of_unequal_size_count_for_what_they_are_worth() -> None:
+def test_unequal_groups_count_by_their_effective_number() -> None:
     def word(sizes: list[int]) -> str:
         groups = np.repeat(np.arange(len(sizes)), sizes)
         labels = np.arange(len(groups)) % 2
@@ -225,30 +225,30 @@ def test_groups_of_unequal_size_count_for_what_they_are_worth() -> None:
         return verdicts([(differences, bootstrap(one, other, 400, 0))], 0.01)[0].word
 
     assert word([20] * 30) == "helps"
-    # Half of all images are of one patient.
+    # Half of all images belong to one patient.
     assert word([580] + [20] * 29) == "undecided"
 
 
-def test_equivalence_rests_on_images_of_every_class() -> None:
+def test_equivalence_needs_images_of_every_class() -> None:
     few = drawn(0.0, 0.003)
     assert verdicts([(NOTHING, replace(few, rarest=30))], 0.01)[0].word == "equivalent"
     assert verdicts([(NOTHING, replace(few, rarest=1))], 0.01)[0].word == "undecided"
     assert verdicts([(CLEAR, replace(drawn(0.047, 0.005), rarest=1))], 0.01)[0].word == "helps"
 
 
-def test_the_interval_of_what_is_equivalent_lies_within_the_margin() -> None:
+def test_interval_of_an_equivalent_contrast_is_within_the_margin() -> None:
     (found,) = verdicts([(NOTHING, drawn(0.0, 0.0058))], 0.01)
     assert found.word == "equivalent"
     assert found.low < -0.01  # of 95%
     assert -0.01 < found.near_low < found.near_high < 0.01
 
 
-def test_too_few_draws_are_said_to_be() -> None:
+def test_too_few_draws_are_reported() -> None:
     many = [(CLEAR, drawn(0.047, 0.005))] * 60
     assert verdicts(many, 0.01)[0].obstacle == Notice.of("few_draws", minimum=2400)
 
 
-def test_draws_without_a_class_are_made_anew() -> None:
+def test_draws_without_a_class_are_repeated() -> None:
     labels = np.r_[np.ones(4, int), np.zeros(56, int)]
     random = np.random.default_rng(0)
     held = [random.random((5, 60, 2)) for _ in range(2)]
@@ -257,23 +257,23 @@ def test_draws_without_a_class_are_made_anew() -> None:
     assert len(found.draws) == 2000
     assert np.isfinite(found.draws).all()
     assert np.isfinite(found.error_of_test)
-    # Of two groups with a class each, half of all draws have one class alone.
+    # With two groups of one class each, half of all draws have a single class.
     groups = np.r_[np.zeros(56, int), np.ones(4, int)]
     sides = [AreaScores(labels[::-1], part, groups) for part in held]
     with pytest.raises(DataError, match="too few images of a class"):
         bootstrap(sides[0], sides[1], 2001, 3)
 
 
-def test_a_p_value_that_is_no_number_is_refused() -> None:
+def test_nan_p_value_is_rejected() -> None:
     with pytest.raises(ValueError, match="not a number"):
         holm([float("nan"), 0.01])
 
 
 @pytest.mark.parametrize("contrasts", [1, 6])
-def test_what_is_said_to_be_detectable_is_found_among_other_contrasts(contrasts: int) -> None:
+def test_detectable_difference_is_found_among_other_contrasts(contrasts: int) -> None:
     random = np.random.default_rng(1)
     found, studies = 0, 400
-    # Five values of exactly the spread that is drawn from.
+    # Five values with exactly the spread of the distribution.
     exact = np.array([-2.0, -1.0, 0.0, 1.0, 2.0])
     exact *= 0.02 / exact.std(ddof=1)
     nothing = [(random.normal(0, 0.02, 5).tolist(), drawn(0.0, 0.02)) for _ in range(contrasts - 1)]
@@ -287,14 +287,14 @@ def test_what_is_said_to_be_detectable_is_found_among_other_contrasts(contrasts:
     assert found / studies > 0.7
 
 
-def test_more_contrasts_ask_for_more() -> None:
+def test_more_contrasts_need_larger_differences() -> None:
     clear = ([0.01, 0.03, 0.02, 0.025, 0.004], drawn(0.018, 0.007))
     nothing = ([0.01, -0.01, 0.02, -0.02, 0.0], drawn(0.0, 0.02))
     assert verdicts([clear], 0.001)[0].word == "helps"
     assert verdicts([clear, nothing, nothing], 0.001)[0].word == "undecided"
 
 
-def test_a_detectable_difference_is_found_in_about_80_of_100_studies() -> None:
+def test_detectable_difference_is_found_in_about_80_of_100_studies() -> None:
     random = np.random.default_rng(0)
     spread, count = 0.02, 5
     seen = spread * stats.norm.ppf(np.linspace(0.1, 0.9, count))
@@ -304,11 +304,11 @@ def test_a_detectable_difference_is_found_in_about_80_of_100_studies() -> None:
     assert 0.75 < found < 0.88
 
 
-def test_a_small_test_set_bounds_what_any_number_of_seeds_detects() -> None:
+def test_small_test_set_limits_what_any_number_of_seeds_detects() -> None:
     assert detectable_difference(NOTHING, drawn(0.0, 0.02)) == pytest.approx(2.8 * 0.02, rel=0.01)
 
 
-def test_of_two_draws_of_one_distribution_few_are_called_different() -> None:
+def test_draws_of_one_distribution_are_rarely_called_different() -> None:
     words = []
     for study in range(60):
         random = np.random.default_rng(study)
@@ -321,13 +321,13 @@ def test_of_two_draws_of_one_distribution_few_are_called_different() -> None:
     assert sum(word in ("helps", "harms") for word in words) <= 6
 
 
-def test_a_true_difference_is_seldom_called_none() -> None:
-    """Seeds that agree with each other know nothing of how few images test has."""
+def test_true_difference_is_rarely_called_equivalent() -> None:
+    """Agreement between seeds says nothing about the size of the test set."""
     words = []
     labels, names = np.zeros(300, dtype=int), np.arange(300)
     for study in range(60):
         random = np.random.default_rng(study)
-        # How hard each image is for an arm; nearly the same for all of its seeds.
+        # The difficulty of each image for an arm; nearly the same for all of its seeds.
         hard_for_one, hard_for_other = random.random((2, 300))
         one: list[Any] = []
         other: list[Any] = []
@@ -341,7 +341,7 @@ def test_a_true_difference_is_seldom_called_none() -> None:
     assert sum(word == "equivalent" for word in words) <= 3
 
 
-def test_the_number_of_replicates_needed_falls_with_the_effect() -> None:
+def test_replicates_needed_decrease_with_the_effect() -> None:
     differences = [0.02, -0.01, 0.03, 0.0, 0.01]
     large, small = replicates_needed(differences, 0.05), replicates_needed(differences, 0.01)
     assert large is not None
@@ -358,7 +358,7 @@ def test_seeds_of_a_fit_are_averaged_before_fits_are_compared() -> None:
     assert of_fits == pytest.approx(np.stack([each[:, :2].mean(1), each[:, 2:].mean(1)], 1))
 
 
-def test_areas_of_drawn_groups_are_scikit_learn_s_with_weights() -> None:
+def test_areas_of_drawn_groups_equal_scikit_learn_with_weights() -> None:
     random = np.random.default_rng(3)
     labels, groups = random.integers(0, 3, 90), random.integers(0, 30, 90).astype(str)
     # Rounded, so that ties count.
@@ -381,22 +381,22 @@ def test_areas_of_drawn_groups_are_scikit_learn_s_with_weights() -> None:
     assert scores(weights.astype(float)) == pytest.approx(np.asarray(want), abs=1e-9)
 
 
-def test_the_effect_size_is_cohen_s_less_its_bias() -> None:
+def test_effect_size_is_bias_corrected_cohen_s_d() -> None:
     values = [0.01, 0.03, 0.02, 0.05, -0.01]
     cohen = np.mean(values) / np.std(values, ddof=1)
     assert standardised(values) == pytest.approx(cohen * (1 - 3 / 15))
     assert standardised([0.02, 0.02]) is None
-    assert standardised([0.02, 0.03]) is None  # the correction would call every effect none
+    assert standardised([0.02, 0.03]) is None  # the correction would make every effect zero
 
 
-def test_the_signed_rank_test_is_scipy_s_and_needs_eight() -> None:
+def test_signed_rank_test_equals_scipy_and_needs_eight() -> None:
     values = [0.01, 0.03, 0.02, 0.05, -0.011, 0.04, 0.06, 0.07]
     assert wilcoxon(values) == pytest.approx(stats.wilcoxon(values).pvalue)
     assert wilcoxon(values[:7]) is None
     assert wilcoxon([0.0] * 9) is None
 
 
-def test_saturation_is_where_more_images_add_no_more_than_the_margin() -> None:
+def test_saturation_is_where_more_images_add_at_most_the_margin() -> None:
     rising = np.asarray([0.5, 0.6, 0.698, 0.7]) + np.random.default_rng(1).normal(0, 0.001, (6, 1))
     assert saturation([0, 0.5, 1, 2], rising, 0.01) == (1.0, 1.0, 1.0)
     flat = np.asarray([0.7, 0.7, 0.69]) + np.zeros((5, 1))

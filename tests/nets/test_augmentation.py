@@ -14,7 +14,7 @@ def pictures(count: int, channels: int = 3) -> Tensor:
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_a_policy_gives_what_kornia_gives_of_each_image_alone(name: Policy) -> None:
+def test_policy_equals_kornia_on_each_image(name: Policy) -> None:
     images, policy = pictures(24), policy_of(name, 2, 9)
     alone = []
     for seed, image in enumerate(images):
@@ -22,12 +22,12 @@ def test_a_policy_gives_what_kornia_gives_of_each_image_alone(name: Policy) -> N
         alone.append(policy(image[None]).clamp(0, 1))
     together = by_policy(images, range(24), policy)
     torch.testing.assert_close(together, torch.cat(alone).detach())
-    # Each image by operations of its own.
+    # Each image has its own operations.
     assert len({tuple(image.flatten().tolist()) for image in together - images}) > 12
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_policy_leaves_images_generator_and_range_alone(channels: int) -> None:
+def test_policy_leaves_images_generator_and_range_unchanged(channels: int) -> None:
     images = pictures(16, channels)
     before = images.clone()
     torch.manual_seed(4)
@@ -40,7 +40,7 @@ def test_a_policy_leaves_images_generator_and_range_alone(channels: int) -> None
     assert 0 <= float(made.min()) <= float(made.max()) <= 1
 
 
-def test_moves_that_are_off_change_nothing_and_those_that_are_on_themselves_alone() -> None:
+def test_augmentations_that_are_off_change_nothing() -> None:
     images, draws = pictures(6), torch.rand(6, MOVES)
     assert torch.equal(moved(images, draws), images)
     bright = moved(images, draws, brightness=0.3)

@@ -30,7 +30,7 @@ PREPROCESS = Preprocess(size=8, channels="L")
 
 
 def halves(count: int, seed: int) -> LabelledImages:
-    """Pictures whose upper or lower half is bright."""
+    """Images with a bright upper or lower half."""
     random = np.random.default_rng(seed)
     labels = random.integers(0, 2, count)
     pixels = random.integers(0, 60, (count, 8, 8, 1), dtype=np.uint8)
@@ -40,7 +40,7 @@ def halves(count: int, seed: int) -> LabelledImages:
 
 
 class Watched(np.ndarray):
-    """Pixels that tell how many of them were copied at once."""
+    """Pixels that record how many of them were copied at once."""
 
     most = 0
 
@@ -68,13 +68,13 @@ def fit(store: Store, attempt: str = "one", on_report: Any = None, **settings: A
     )  # fmt: skip
 
 
-def test_what_can_be_learned_is_learned(tmp_path: Path) -> None:
+def test_learnable_data_is_learned(tmp_path: Path) -> None:
     made = fit(Store(str(tmp_path)), steps=60, evaluate_every=10)
     assert score(halves(30, 2).labels, made.probabilities)["accuracy"] > 0.95
     assert made.history[-1]["loss"] < made.history[0]["loss"]
 
 
-def test_an_evaluation_on_val_copies_none_of_its_pixels(tmp_path: Path) -> None:
+def test_evaluation_on_val_copies_no_pixels(tmp_path: Path) -> None:
     val = halves(300, 2)
     val = LabelledImages(val.all_pixels().view(Watched), val.labels, val.weights)
     small = Small(SmallSpec(channels=(4, 4)), PREPROCESS, ("up", "down"))
@@ -89,7 +89,7 @@ def test_an_evaluation_on_val_copies_none_of_its_pixels(tmp_path: Path) -> None:
     np.testing.assert_array_equal(part.all_pixels(), val.pixels[np.asarray([5, 1])])
 
 
-def test_the_weights_are_those_that_scored_best_on_val(tmp_path: Path) -> None:
+def test_weights_are_those_with_the_best_score_on_val(tmp_path: Path) -> None:
     # A rate that ruins the network late: the last weights are not the best.
     made = fit(
         Store(str(tmp_path)), steps=30, learning_rate=0.3, lr_scheduler="constant_with_warmup"
@@ -111,7 +111,7 @@ def test_fits_of_different_precisions_follow_one_another(tmp_path: Path) -> None
     assert half.history[-1]["loss"] == pytest.approx(first.history[-1]["loss"], abs=0.05)
 
 
-def test_val_is_scored_as_test_is(tmp_path: Path) -> None:
+def test_val_is_scored_like_test(tmp_path: Path) -> None:
     shown: list[np.ndarray] = []
 
     def note(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
@@ -141,8 +141,7 @@ def looking_context(store: Store, attempt: str) -> FitContext:
 
 
 def looks(store: Store, losses: list[float], attempt: str = "one") -> Trained:
-    """A training whose looks at val are alike but for their losses, killed where there are no
-    more."""
+    """A training whose evaluations differ only in their losses, killed when there are no more."""
     left = list(losses)
 
     def alike(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
@@ -161,14 +160,14 @@ def looks(store: Store, losses: list[float], attempt: str = "one") -> Trained:
 @pytest.mark.parametrize(
     ("losses", "best"), [([3, 1, 2, 1], 4), ([1, 1, 1, 1], 2), ([4, 3, 2, 1], 8)]
 )
-def test_of_evaluations_that_score_alike_the_one_of_the_lowest_loss_is_kept(
+def test_tied_scores_keep_the_evaluation_with_the_lowest_loss(
     tmp_path: Path, losses: list[float], best: int
 ) -> None:
     assert looks(Store(str(tmp_path)), losses).best_step == best
 
 
 @pytest.mark.parametrize(("noted", "loss", "best"), [(True, 2, 4), (True, 0.5, 8), (False, 0.5, 4)])
-def test_the_lowest_loss_outlasts_a_kill_and_checkpoints_that_hold_none_are_adopted(
+def test_lowest_loss_survives_a_kill_and_old_checkpoints_are_adopted(
     tmp_path: Path, noted: bool, loss: float, best: int
 ) -> None:
     store = Store(str(tmp_path))
@@ -185,7 +184,7 @@ def test_the_lowest_loss_outlasts_a_kill_and_checkpoints_that_hold_none_are_adop
     assert [entry["val_loss"] for entry in resumed.history] == [3, 1, 2, loss]
 
 
-def test_a_killed_training_goes_on_to_equal_weights(tmp_path: Path) -> None:
+def test_killed_training_continues_to_equal_weights(tmp_path: Path) -> None:
     whole = fit(Store(str(tmp_path / "whole")), crop_padding=1, horizontal_flip=True)
 
     def die(message: dict[str, Any]) -> None:
@@ -203,7 +202,7 @@ def test_a_killed_training_goes_on_to_equal_weights(tmp_path: Path) -> None:
         assert torch.equal(value, resumed.network.state_dict()[name]), name
 
 
-def test_augmentation_changes_what_is_seen_and_not_whether_it_repeats(tmp_path: Path) -> None:
+def test_augmentation_changes_inputs_and_is_reproducible(tmp_path: Path) -> None:
     plain, moved, again = (
         fit(Store(str(tmp_path / str(number))), crop_padding=border).history
         for number, border in enumerate((0, 2, 2))
@@ -216,7 +215,7 @@ def test_class_numbers_follow_the_order_of_names() -> None:
     assert class_numbers(["b", "a", "b"], ["a", "b"]).tolist() == [1, 0, 1]
 
 
-def test_mixup_and_cutmix_give_the_share_that_they_say() -> None:
+def test_mixup_and_cutmix_mix_by_the_returned_share() -> None:
     first, second = torch.full((3, 1, 10, 10), 200.0), torch.zeros(3, 1, 10, 10)
     made, share = Mixing(0.7, None).mix(first, second)
     assert share == 0.7
@@ -229,7 +228,7 @@ def test_mixup_and_cutmix_give_the_share_that_they_say() -> None:
     assert (made[:, :, :5] == 200).all()
 
 
-def test_mixing_is_drawn_by_step_and_only_where_it_is_asked_for() -> None:
+def test_mixing_is_drawn_per_step_only_if_requested() -> None:
     def drawn(count: int, mixup: float = 0.0, cutmix: float = 0.0) -> list[Mixing]:
         mixings = [draw_mixing(mixup, cutmix, np.random.default_rng(n)) for n in range(count)]
         return [mixing for mixing in mixings if mixing is not None]
@@ -242,7 +241,7 @@ def test_mixing_is_drawn_by_step_and_only_where_it_is_asked_for() -> None:
     assert 8 <= sum(found.corner is None for found in both) <= 32
 
 
-def test_a_training_that_mixes_learns_and_goes_on_after_a_kill(tmp_path: Path) -> None:
+def test_training_with_mixing_learns_and_continues_after_a_kill(tmp_path: Path) -> None:
     mixing: dict[str, Any] = {"mixup_alpha": 0.4, "cutmix_alpha": 1.0}
     made = fit(Store(str(tmp_path / "long")), steps=90, evaluate_every=10, **mixing)
     assert score(halves(30, 2).labels, made.probabilities)["accuracy"] > 0.9
@@ -265,8 +264,8 @@ EVERYTHING: dict[str, Any] = {
 }  # fmt: skip
 
 
-def test_draws_of_augmentation_belong_to_the_place_in_the_whole_batch(tmp_path: Path) -> None:
-    # A network whose answer to an image depends on no other image and on no draw.
+def test_augmentation_draws_depend_on_the_position_in_the_whole_batch(tmp_path: Path) -> None:
+    # A network whose output for an image depends on no other image and no random draw.
     def build() -> torch.nn.Module:
         return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 2))
 
@@ -283,12 +282,12 @@ def test_draws_of_augmentation_belong_to_the_place_in_the_whole_batch(tmp_path: 
         )  # fmt: skip
         return [entry["loss"] for entry in made.history]
 
-    # Cut as for four workers.
+    # Divided as for four workers.
     assert trained(4, **EVERYTHING) == pytest.approx(trained(1, **EVERYTHING), rel=1e-5)
     assert trained(1, **EVERYTHING) != pytest.approx(trained(1, loss="focal"), rel=1e-3)
 
 
-def test_a_killed_training_with_augmentation_goes_on_to_equal_weights(tmp_path: Path) -> None:
+def test_killed_training_with_augmentation_continues_to_equal_weights(tmp_path: Path) -> None:
     whole = fit(Store(str(tmp_path / "whole")), lr_scheduler="step", **EVERYTHING)
 
     def die(message: dict[str, Any]) -> None:
@@ -310,15 +309,13 @@ def test_a_killed_training_with_augmentation_goes_on_to_equal_weights(tmp_path: 
         ({"steps": 10, "lr_warmup_steps": 10}, "lr_warmup_steps: 10 is not below steps 10"),
     ],
 )
-def test_a_training_that_cannot_be_is_refused_when_it_is_read(
-    fields: dict[str, Any], why: str
-) -> None:
+def test_impossible_training_is_rejected_when_it_is_read(fields: dict[str, Any], why: str) -> None:
     with pytest.raises(ValidationError, match=why):
         Training(**fields)
     Training(batch_size=64, gradient_accumulation_steps=4, steps=10, lr_warmup_steps=9)
 
 
-def test_an_array_that_others_read_is_trained_on_and_shown_without_being_written(
+def test_shared_array_is_trained_on_without_being_written(
     tmp_path: Path,
 ) -> None:
     data = halves(40, 1)
@@ -336,14 +333,14 @@ def test_an_array_that_others_read_is_trained_on_and_shown_without_being_written
         vectors = np.ones((3, 64), np.float32)
         vectors.flags.writeable = False
         head = torch.nn.Linear(64, 2)
-        # One that writes into what it is given.
+        # A function that writes into its input.
         predict(head, lambda images: images.add_(1), vectors, "cpu")
     assert len(made.probabilities) == 40
     np.testing.assert_array_equal(data.pixels, before)
     np.testing.assert_array_equal(vectors, 1)
 
 
-def test_norms_that_learn_are_synchronised_and_what_is_saved_loads_as_before(
+def test_trained_norms_are_synchronised_and_saved_as_before(
     tmp_path: Path,
 ) -> None:
     small = Small(SmallSpec(channels=(4, 4)), PREPROCESS, ("up", "down"))
@@ -356,7 +353,7 @@ def test_norms_that_learn_are_synchronised_and_what_is_saved_loads_as_before(
     torch.testing.assert_close(loaded(images), network.eval()(images))
 
 
-def test_the_rate_drops_at_shares_of_the_steps_whatever_the_budget() -> None:
+def test_learning_rate_drops_at_shares_of_any_number_of_steps() -> None:
     for steps in (20, 40):
         optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
         settings = Training(
@@ -375,10 +372,10 @@ def test_the_rate_drops_at_shares_of_the_steps_whatever_the_budget() -> None:
 
 @pytest.mark.parametrize(
     ("class_weights", "oversampled", "expected"),
-    # Weights do not come on top of draws that are balanced.
+    # Balanced draws get no additional weights.
     [("none", False, 0.1), ("balanced", False, 0.5), ("none", True, 0.5), ("balanced", True, 0.5)],
 )
-def test_who_sees_nothing_says_how_often_a_class_counts(
+def test_identical_images_get_the_class_weights_as_probabilities(
     tmp_path: Path, class_weights: str, oversampled: bool, expected: float
 ) -> None:
     labels = np.asarray([0] * 36 + [1] * 4)

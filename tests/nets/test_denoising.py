@@ -10,7 +10,7 @@ from engine.nets.pipelines import family_of
 from tests.pipelines import save_pipeline
 
 
-def test_latents_of_flux_become_the_tokens_and_positions_of_its_pipeline(tmp_path: Path) -> None:
+def test_flux_latents_become_the_tokens_and_positions_of_its_pipeline(tmp_path: Path) -> None:
     import diffusers
 
     kind: Any = diffusers.FluxPipeline

@@ -19,7 +19,7 @@ def loss(label_smoothing: float = 0.0, focal_gamma: float | None = None) -> torc
     return loss_of(LOGITS, LABELS, label_smoothing=label_smoothing, focal_gamma=focal_gamma)
 
 
-def test_balanced_weights_are_scikit_learn_s_and_one_where_draws_are_balanced() -> None:
+def test_balanced_weights_equal_scikit_learn_and_are_one_for_balanced_draws() -> None:
     labels = np.asarray([0] * 6 + [1] * 3 + [3])
     expected = compute_class_weight("balanced", classes=np.unique(labels), y=labels)
     found = balanced_class_weights(labels, np.ones(10))
@@ -27,19 +27,19 @@ def test_balanced_weights_are_scikit_learn_s_and_one_where_draws_are_balanced() 
     assert found[2] == 0
     drawn = balanced_weights([str(label) for label in labels], 1.0)
     np.testing.assert_allclose(balanced_class_weights(labels, drawn)[[0, 1, 3]], 1)
-    # Whatever is drawn, an image that is drawn counts 1 on average.
+    # The mean weight of drawn images is always 1.
     drawn = np.random.default_rng(0).random(10)
     mean = np.average(balanced_class_weights(labels, drawn)[labels], weights=drawn)
     assert mean == pytest.approx(1)
 
 
-def test_the_loss_is_torch_s_without_other_settings() -> None:
+def test_default_loss_equals_torch() -> None:
     torch.testing.assert_close(loss(), cross_entropy(LOGITS, LABELS))
     smooth = cross_entropy(LOGITS, LABELS, label_smoothing=0.2)
     torch.testing.assert_close(loss(label_smoothing=0.2), smooth)
 
 
-def test_a_weighted_loss_does_not_depend_on_how_a_batch_is_cut() -> None:
+def test_weighted_loss_does_not_depend_on_how_a_batch_is_divided() -> None:
     weights = torch.tensor([0.5, 1.0, 4.0])
     # Classes of unequal number in each half.
     labels = torch.tensor([0, 0, 0, 0, 1, 0, 2, 2, 1, 2, 2, 1])
@@ -64,7 +64,7 @@ def test_focal_loss_of_a_certain_answer_has_a_finite_slope() -> None:
     assert torch.isfinite(slope).all()
 
 
-def test_settings_that_contradict_each_other_are_refused() -> None:
+def test_contradicting_settings_are_rejected() -> None:
     with pytest.raises(ValidationError, match="label_smoothing belongs to cross_entropy"):
         Training(loss="focal", label_smoothing=0.1)
     with pytest.raises(ValidationError, match="lr_milestones must rise"):

@@ -6,7 +6,7 @@ from transformers import PvtConfig, PvtForImageClassification, ViTConfig, ViTFor
 from engine.nets.positions import with_image_size
 
 
-def test_positions_of_a_vit_are_those_of_the_new_size() -> None:
+def test_vit_positions_match_the_new_size() -> None:
     config = ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
                        intermediate_size=16, image_size=32, patch_size=8)  # fmt: skip
     found = with_image_size(ViTForImageClassification(config), (16, 16))
@@ -14,8 +14,8 @@ def test_positions_of_a_vit_are_those_of_the_new_size() -> None:
     assert found.config.image_size == 16
 
 
-def test_a_network_with_positions_in_each_stage_keeps_its_own_size() -> None:
-    """PVT: those of its later stages are not of the image's size."""
+def test_network_with_positions_in_each_stage_keeps_its_size() -> None:
+    """PVT: the positions of its later stages do not have the image's size."""
     config = PvtConfig(image_size=64, hidden_sizes=[8] * 4, depths=[1] * 4,
                        num_attention_heads=[1] * 4)  # fmt: skip
     model = PvtForImageClassification(config)

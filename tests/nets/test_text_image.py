@@ -1,4 +1,4 @@
-"""Images and texts in one space: what plain transformers computes, averaged over prompts."""
+"""Images and texts in one space: equal to plain transformers, averaged over prompts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def pictures(count: int, channels: int = 3) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, 40, 40, channels), dtype=np.uint8)
 
 
-def test_probabilities_are_those_of_plain_transformers(folder: Path) -> None:
+def test_probabilities_equal_plain_transformers(folder: Path) -> None:
     from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
     spec = Described(model=str(folder), templates=("a photo of a {label}",))
@@ -46,22 +46,22 @@ def test_probabilities_are_those_of_plain_transformers(folder: Path) -> None:
     np.testing.assert_allclose(found, logits, atol=1e-3)
 
 
-def test_prompts_of_a_class_are_averaged_at_length_one(folder: Path) -> None:
+def test_prompts_of_a_class_are_averaged_as_unit_vectors(folder: Path) -> None:
     spec = Described(model=str(folder), templates=TEMPLATES, words={"k": ("cat", "dog")})
     ours = TextImage.of("curate.labeler", spec, "cpu")
     prompts = [template.format(label=word) for template in TEMPLATES for word in ("cat", "dog")]
     mean = ours.texts(prompts, "x").mean(0)
     found = ours.classes(spec, ("k", "a_cat"), "x")
     np.testing.assert_allclose(found[0], mean / np.linalg.norm(mean), atol=1e-6)
-    # Padding beside longer prompts changes nothing; _ is read as a space.
+    # Padding next to longer prompts changes nothing; _ is read as a space.
     plain = Described(model=str(folder), templates=TEMPLATES, words={"a_cat": "a cat"})
     np.testing.assert_allclose(found[1], ours.classes(plain, ("a_cat",), "x")[0], atol=1e-6)
-    # Whoever names the checkpoint gets the same one.
+    # The same checkpoint is loaded only once.
     assert TextImage.of("curate.filters.similarity", spec, "cpu") is ours
     assert ours.images(pictures(2, 1)).shape == found.shape
 
 
-def test_what_cannot_be_said_is_refused_in_a_line(folder: Path, tmp_path: Path) -> None:
+def test_impossible_settings_are_rejected_in_one_line(folder: Path, tmp_path: Path) -> None:
     spec = Described(model=str(folder), words={"bird": "crow"})
     ours = TextImage.of("curate.labeler", spec, "cpu")
     with pytest.raises(StudyError, match=r"curate.labeler.words: unknown class 'bird'; .* cat"):

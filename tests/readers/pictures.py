@@ -1,4 +1,4 @@
-"""Encoded pictures for tests of readers."""
+"""Encoded images for tests of readers."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def test_paths_and_labels_are_read_as_text(read: Read) -> None:
     assert len({row[rows.IMAGE_ID] for row in found}) == 5
 
 
-def test_columns_of_any_name_serve(read: Read) -> None:
+def test_columns_may_have_any_name(read: Read) -> None:
     found = read(
         "file\tgrade\tpatient\tset\tkey\na.png\t2\tp1\tVALID\tk1\nb.png\t3\tp2\t\tk2\n",
         "t.tsv", path="file", labels={"grade": "grade"}, group="patient", split="set", id="key",
@@ -58,7 +58,7 @@ def test_several_label_columns_are_several_tasks(read: Read) -> None:
     assert found[1]["label.signs"] is None
 
 
-def test_quoted_cells_a_byte_order_mark_and_line_ends_of_windows_are_understood(
+def test_quotes_byte_order_mark_and_windows_line_ends_are_understood(
     read: Read,
 ) -> None:
     found = read('\ufeffpath,label\r\n"a,b.png"," cat "\r\n"two\nlines.png",dog\r\n')
@@ -66,17 +66,17 @@ def test_quoted_cells_a_byte_order_mark_and_line_ends_of_windows_are_understood(
     assert [row["label.class"] for row in found] == ["cat", "dog"]
 
 
-def test_the_delimiter_may_be_named(read: Read) -> None:
+def test_delimiter_can_be_set(read: Read) -> None:
     assert read("path;label\na.png;x\n", delimiter=";")[0]["label.class"] == "x"
 
 
 @pytest.mark.parametrize("delimiter", ["", ";;", "\n", "é", "\0"])
-def test_a_delimiter_that_is_none_is_refused_with_the_study(delimiter: str) -> None:
+def test_invalid_delimiter_is_rejected_with_the_study(delimiter: str) -> None:
     with pytest.raises(ValidationError, match="delimiter"):
         CsvSpec(root="x", file="y", delimiter=delimiter)
 
 
-def test_a_task_of_multi_must_be_one_of_labels() -> None:
+def test_multi_task_must_be_in_labels() -> None:
     with pytest.raises(ValidationError, match="multi names signs, which is not a task"):
         CsvSpec(root="x", file="y", multi={"signs": "|"})
 
@@ -97,7 +97,7 @@ def test_a_task_of_multi_must_be_one_of_labels() -> None:
         ("path,label,s\na,b,holdout\n", {"split": "s"}, r"reader\.split: 'holdout' in column 's'"),
     ],
 )
-def test_a_table_that_cannot_be_used_is_one_line_that_names_the_field(
+def test_unusable_table_is_one_line_that_names_the_field(
     read: Read, text: str | bytes, fields: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(DataError, match=message) as caught:
@@ -106,14 +106,14 @@ def test_a_table_that_cannot_be_used_is_one_line_that_names_the_field(
 
 
 @pytest.mark.parametrize("file", ["no.csv", "../t.csv", "/etc/passwd", "folder"])
-def test_a_table_outside_the_root_or_missing_is_refused(tmp_path: Path, file: str) -> None:
+def test_table_outside_the_root_or_missing_is_rejected(tmp_path: Path, file: str) -> None:
     (tmp_path / "t.csv").write_text("path,label\na,b\n")
     (tmp_path / "root" / "folder").mkdir(parents=True)
     with pytest.raises(DataError, match=r"reader\.file: (missing|path_not_allowed|not_readable)"):
         Csv(CsvSpec(root=str(tmp_path / "root"), file=file)).records()
 
 
-def test_the_fingerprint_is_that_of_the_table(read: Read, tmp_path: Path) -> None:
+def test_fingerprint_is_that_of_the_table(read: Read, tmp_path: Path) -> None:
     reader = Csv(CsvSpec(root=str(tmp_path), file="t.csv"))
     read("path,label\na.png,x\n")
     before = reader.fingerprint()

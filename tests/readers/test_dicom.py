@@ -25,13 +25,13 @@ def write_series(folder: Path, patients: int, **tags: Any) -> Path:
             for number in range(2):
                 values = np.kron(random.integers(0, 4000, (6, 6)), np.ones((4, 4)))
                 data = dicom(values.astype(np.uint16), PatientID=f"{label}-{patient}", **tags)
-                # A file of a scanner often has no extension.
+                # Files from scanners often have no extension.
                 name = f"{patient}-{number}" + (".dcm" if number else "")
                 (folder / label / name).write_bytes(data)
     return folder
 
 
-def test_no_patient_is_in_two_splits_and_burned_in_text_is_warned_of(
+def test_no_patient_is_in_two_splits_and_burned_in_text_gives_a_warning(
     tmp_path: Path, toy_study: Callable[..., Study], run_until: Callable[[Study, str], Manifest],
     store: Store,
 ) -> None:  # fmt: skip
@@ -49,7 +49,7 @@ def test_no_patient_is_in_two_splits_and_burned_in_text_is_warned_of(
     assert {"code": "burned_in_unknown", "fields": {"files": 48}} in manifest.metrics["warnings"]
 
 
-def test_no_id_of_a_patient_comes_out_of_a_folder_s_name(tmp_path: Path) -> None:
+def test_patient_id_is_not_revealed_by_folder_names(tmp_path: Path) -> None:
     for patient in ("kim", "lee"):
         for label in ("ill", "well"):
             (tmp_path / patient / label).mkdir(parents=True)
@@ -59,13 +59,13 @@ def test_no_id_of_a_patient_comes_out_of_a_folder_s_name(tmp_path: Path) -> None
     groups = by_folder[rows.GROUP_ID].to_pylist()
     assert len(set(groups)) == 2
     assert not {"kim", "lee"} & set(groups)
-    # The hash is that of the id in the file.
+    # The hash is of the id in the file.
     for patient in ("kim", "lee"):
         held = Dicom(DicomSpec(root=str(tmp_path / patient))).records()[rows.GROUP_ID].to_pylist()
         assert set(held) <= set(groups)
 
 
-def test_a_series_without_patients_needs_another_group(
+def test_series_without_patients_need_another_group(
     tmp_path: Path, toy_study: Callable[..., Study], run_until: Callable[[Study, str], Manifest]
 ) -> None:
     folder = write_series(tmp_path / "in", 4)
@@ -77,7 +77,7 @@ def test_a_series_without_patients_needs_another_group(
         run_until(study, "ingest")
 
 
-def test_files_are_known_by_their_look_and_not_by_a_name(tmp_path: Path) -> None:
+def test_dicom_files_are_recognised_by_content(tmp_path: Path) -> None:
     (tmp_path / "in" / "ill").mkdir(parents=True)
     names = ("IM0001", "a.DCM", "1.2.840.113619.2.5.1762583153", ".DS_Store", "DICOMDIR", "x.txt")
     for name in names:

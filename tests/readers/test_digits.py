@@ -22,7 +22,7 @@ def test_every_scan_is_listed_once_with_its_digit() -> None:
     assert records[rows.SPLIT].null_count == records[rows.GROUP_ID].null_count == 1797
 
 
-def test_a_scan_is_a_png_with_the_greys_of_the_original() -> None:
+def test_scan_is_a_png_with_the_original_grey_levels() -> None:
     from sklearn.datasets import load_digits
 
     source = pickle.loads(pickle.dumps(Digits(DigitsSpec()).bytes()))
@@ -34,6 +34,6 @@ def test_a_scan_is_a_png_with_the_greys_of_the_original() -> None:
 
 
 @pytest.mark.parametrize("uri", ["digits/1797.png", "digits/-001.png", "digits/9999.png"])
-def test_a_scan_that_does_not_exist_is_refused(uri: str) -> None:
+def test_unknown_scan_is_rejected(uri: str) -> None:
     with pytest.raises(Rejected, match="missing"):
         Digits(DigitsSpec()).bytes().read(uri)

@@ -31,7 +31,7 @@ def reader(folder: Path, **fields: Any) -> Huggingface:
     return Huggingface(HuggingfaceSpec(path=str(folder), **fields))
 
 
-def test_a_folder_s_splits_and_class_names_are_kept(tmp_path: Path) -> None:
+def test_splits_and_class_names_of_a_folder_are_kept(tmp_path: Path) -> None:
     write(tmp_path / "d" / "train-0.parquet", [0, 1, 0], features=None)
     write(tmp_path / "d" / "test-0.parquet", [1], first=5, features=None)
     found = reader(tmp_path / "d").records()
@@ -39,12 +39,12 @@ def test_a_folder_s_splits_and_class_names_are_kept(tmp_path: Path) -> None:
     assert found["label.class"].to_pylist() == ["0", "1", "0", "1"]
 
 
-def test_a_dataset_of_one_split_has_not_been_split(tmp_path: Path) -> None:
+def test_dataset_with_one_split_counts_as_unsplit(tmp_path: Path) -> None:
     write(tmp_path / "d" / "a.parquet", [0, 1], features=None)
     assert reader(tmp_path / "d").records()[rows.SPLIT].to_pylist() == [None, None]
 
 
-def test_images_of_files_and_names_of_folders_are_read(tmp_path: Path) -> None:
+def test_image_files_and_folder_names_are_read(tmp_path: Path) -> None:
     for number, name in enumerate(("cat", "dog")):
         (tmp_path / "d" / "train" / name).mkdir(parents=True)
         toy_picture(number).save(tmp_path / "d" / "train" / name / "x.png")
@@ -58,7 +58,7 @@ def test_images_of_files_and_names_of_folders_are_read(tmp_path: Path) -> None:
         source.read("train#9")
 
 
-def test_what_cannot_be_loaded_is_one_line(tmp_path: Path) -> None:
+def test_unloadable_dataset_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"reader\.path: ") as caught:
         reader(tmp_path / "nowhere").records()
     assert "\n" not in str(caught.value)
@@ -67,7 +67,7 @@ def test_what_cannot_be_loaded_is_one_line(tmp_path: Path) -> None:
         reader(tmp_path / "d", labels={"class": "kind"}).records()
 
 
-def test_a_study_takes_its_images_from_a_dataset(
+def test_study_reads_images_from_a_dataset(
     tmp_path: Path, toy_study: Callable[..., Study], run_until: Callable[..., Manifest]
 ) -> None:
     write(tmp_path / "in" / "a.parquet", [0, 1] * 10, features=None)
@@ -75,7 +75,7 @@ def test_a_study_takes_its_images_from_a_dataset(
     assert sum(sum(held.values()) for held in manifest.metrics["counts"].values()) == 20
 
 
-def test_a_row_that_names_a_file_elsewhere_is_refused(tmp_path: Path) -> None:
+def test_row_with_a_path_elsewhere_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "secret.png").write_bytes(png(0))
     images = [{"bytes": None, "path": name}
               for name in (str(tmp_path / "secret.png"), "../secret.png", "/dev/zero")]  # fmt: skip

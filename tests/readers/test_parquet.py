@@ -49,7 +49,7 @@ def read(root: Path, **fields: Any) -> list[dict[str, Any]]:
     return list(found.to_pylist())
 
 
-def test_class_numbers_have_their_names_and_files_their_splits(tmp_path: Path) -> None:
+def test_class_numbers_have_names_and_files_have_splits(tmp_path: Path) -> None:
     write(tmp_path / "data" / "train-00000-of-00001.parquet", [0, 1, 0, 1])
     write(tmp_path / "data" / "test-00000-of-00001.parquet", [1, -1], first=10)
     found = read(tmp_path)
@@ -60,7 +60,7 @@ def test_class_numbers_have_their_names_and_files_their_splits(tmp_path: Path) -
     assert len({row[rows.IMAGE_ID] for row in found}) == 6
 
 
-def test_each_row_gives_its_own_bytes_in_any_order_and_process(tmp_path: Path) -> None:
+def test_each_row_gives_its_bytes_in_any_order_and_process(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", [0] * 8)
     write(tmp_path / "b.parquet", [1] * 5, first=8)
     reader = Parquet(ParquetSpec(root=str(tmp_path)))
@@ -74,7 +74,7 @@ def test_each_row_gives_its_own_bytes_in_any_order_and_process(tmp_path: Path) -
 @pytest.mark.parametrize(
     "uri", ["a.parquet#99", "a.parquet#x", "a.parquet", "b.parquet#0", "../a#0"]
 )
-def test_what_is_not_there_is_refused_and_costs_no_other(tmp_path: Path, uri: str) -> None:
+def test_missing_row_is_rejected_and_costs_no_other(tmp_path: Path, uri: str) -> None:
     write(tmp_path / "a.parquet", [0, 1])
     source = Parquet(ParquetSpec(root=str(tmp_path))).bytes()
     with pytest.raises(Rejected):
@@ -82,7 +82,7 @@ def test_what_is_not_there_is_refused_and_costs_no_other(tmp_path: Path, uri: st
     assert source.read("a.parquet#1") == png(1)
 
 
-def test_a_row_without_bytes_is_set_aside(tmp_path: Path) -> None:
+def test_row_without_bytes_is_set_aside(tmp_path: Path) -> None:
     images = pa.array([{"bytes": None, "path": "/etc/passwd"}, None], rows.IMAGE_TYPE)
     pq.write_table(pa.table({"image": images, "label": ["a", "b"]}), tmp_path / "a.parquet")
     source = Parquet(ParquetSpec(root=str(tmp_path))).bytes()
@@ -91,7 +91,7 @@ def test_a_row_without_bytes_is_set_aside(tmp_path: Path) -> None:
             source.read(f"a.parquet#{row}")
 
 
-def test_columns_of_any_name_and_lists_serve(tmp_path: Path) -> None:
+def test_columns_may_have_any_name_and_contain_lists(tmp_path: Path) -> None:
     write(
         tmp_path / "a.parquet", ["x", "y"], features=None, key=["k1", "k2"], patient=["p", None],
         part=["VALID", ""], signs=pa.array([["a", "b"], None]),
@@ -108,7 +108,7 @@ def test_columns_of_any_name_and_lists_serve(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_some_files_may_be_chosen(tmp_path: Path) -> None:
+def test_files_can_be_selected(tmp_path: Path) -> None:
     write(tmp_path / "train-0.parquet", [0, 1])
     write(tmp_path / "extra.parquet", [0, 1], first=5)
     with pytest.raises(DataError, match=r"train-0\.parquet names a split, but extra"):
@@ -128,13 +128,13 @@ def test_some_files_may_be_chosen(tmp_path: Path) -> None:
         ({"multi": ["class"]}, "contains no lists; remove the task 'class'"),
     ],
 )
-def test_what_the_file_has_not_is_named(tmp_path: Path, fields: Any, match: str) -> None:
+def test_missing_columns_are_named(tmp_path: Path, fields: Any, match: str) -> None:
     write(tmp_path / "a.parquet", [0, 1])
     with pytest.raises(DataError, match=match):
         read(tmp_path, **fields)
 
 
-def test_files_that_are_none_and_numbers_that_are_no_class_are_named(tmp_path: Path) -> None:
+def test_invalid_files_and_class_numbers_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"PAR1 nothing")
     with pytest.raises(DataError, match=r"a\.parquet is not a readable Parquet file"):
         read(tmp_path)
@@ -143,7 +143,7 @@ def test_files_that_are_none_and_numbers_that_are_no_class_are_named(tmp_path: P
         read(tmp_path)
 
 
-def test_the_fingerprint_follows_pictures_and_labels(tmp_path: Path) -> None:
+def test_fingerprint_follows_images_and_labels(tmp_path: Path) -> None:
     def fingerprint() -> dict[str, str]:
         return dict(Parquet(ParquetSpec(root=str(tmp_path))).fingerprint())
 
@@ -156,7 +156,7 @@ def test_the_fingerprint_follows_pictures_and_labels(tmp_path: Path) -> None:
     assert len({before["files"], relabelled["files"], fingerprint()["files"]}) == 3
 
 
-def test_a_study_takes_its_images_from_parquet(
+def test_study_reads_images_from_parquet(
     tmp_path: Path, toy_study: Callable[..., Study], run_until: Callable[..., Manifest],
     store: Store,
 ) -> None:  # fmt: skip
@@ -181,7 +181,7 @@ def test_parquet_is_read_from_s3(tmp_path: Path, s3_endpoint: str) -> None:
 
 
 @pytest.mark.skipif(not MNIST.is_dir(), reason="../shared/data/mnist is not here")
-def test_seventy_thousand_digits_are_listed_with_their_splits() -> None:
+def test_70_000_digits_are_listed_with_their_splits() -> None:
     reader = Parquet(ParquetSpec(root=str(MNIST)))
     records = reader.records()
     splits = records[rows.SPLIT].to_pylist()
@@ -190,7 +190,7 @@ def test_seventy_thousand_digits_are_listed_with_their_splits() -> None:
     assert reader.bytes().read("train.parquet#59999").startswith(b"\x89PNG")
 
 
-def test_a_damaged_page_costs_its_rows_and_no_more(tmp_path: Path) -> None:
+def test_damaged_page_costs_only_its_rows(tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet", [0, 1] * 6)
     whole = path.read_bytes()
     start = pq.ParquetFile(path).metadata.row_group(0).column(0).data_page_offset
@@ -201,7 +201,7 @@ def test_a_damaged_page_costs_its_rows_and_no_more(tmp_path: Path) -> None:
     assert source.read("a.parquet#11") == png(11)
 
 
-def test_rows_that_are_read_at_once_are_bounded(tmp_path: Path) -> None:
+def test_rows_read_at_once_are_bounded(tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet", [0, 1] * 6)
     metadata = pq.ParquetFile(path).metadata
     refuse_large_groups(metadata, "image", "a")

@@ -43,7 +43,7 @@ def read(root: Path, **fields: Any) -> list[dict[str, Any]]:
     return list(found.to_pylist())
 
 
-def test_members_of_one_key_are_one_image(tmp_path: Path) -> None:
+def test_members_with_one_key_are_one_image(tmp_path: Path) -> None:
     write(tmp_path / "train-0000.tar", [*sample(0, "cat"), *sample(1, "dog", "q")])
     write(tmp_path / "val-0000.tar", sample(2, "cat"))
     found = read(tmp_path, group="json:of.patient")
@@ -61,7 +61,7 @@ def test_labels_come_from_fields_and_numbers_get_names(tmp_path: Path) -> None:
         read(tmp_path, class_names=["cat"])
 
 
-def test_each_image_is_read_where_it_lies(tmp_path: Path) -> None:
+def test_images_are_read_in_place(tmp_path: Path) -> None:
     write(tmp_path / "a.tar", [member for n in range(4) for member in sample(n, "cat")])
     write(tmp_path / "b.tar", sample(4, "dog"))
     reader = Webdataset(WebdatasetSpec(root=str(tmp_path)))
@@ -73,13 +73,13 @@ def test_each_image_is_read_where_it_lies(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("uri", ["a.tar#0+99999999#x.png", "a.tar#x+1#", "a.tar", "../a.tar#0+5#x"])
-def test_places_that_are_none_are_refused(tmp_path: Path, uri: str) -> None:
+def test_invalid_positions_are_rejected(tmp_path: Path, uri: str) -> None:
     write(tmp_path / "a.tar", sample(0, "cat"))
     with pytest.raises(Rejected):
         Webdataset(WebdatasetSpec(root=str(tmp_path))).bytes().read(uri)
 
 
-def test_links_in_a_tar_are_passed_over(tmp_path: Path) -> None:
+def test_links_in_a_tar_are_skipped(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tar", sample(0, "cat"))
     with tarfile.open(path, "a") as tar:
         link = tarfile.TarInfo("0001.png")
@@ -88,7 +88,7 @@ def test_links_in_a_tar_are_passed_over(tmp_path: Path) -> None:
     assert len(read(tmp_path)) == 1
 
 
-def test_what_is_wrong_with_a_tar_is_named(tmp_path: Path) -> None:
+def test_tar_errors_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(b"nothing of the kind" * 100)
     with pytest.raises(DataError, match=r"a\.tar is not a complete tar"):
         read(tmp_path)
@@ -106,7 +106,7 @@ def test_what_is_wrong_with_a_tar_is_named(tmp_path: Path) -> None:
         read(tmp_path)
 
 
-def test_a_study_takes_its_images_from_tars(
+def test_study_reads_images_from_tars(
     tmp_path: Path, toy_study: Callable[..., Study], run_until: Callable[..., Manifest]
 ) -> None:
     members = [m for n in range(20) for m in sample(n, "cat" if n % 2 else "dog", f"p{n}")]
@@ -127,8 +127,8 @@ def test_tars_are_read_from_s3(tmp_path: Path, s3_endpoint: str) -> None:
     assert reader.bytes().read(records[rows.URI][1].as_py()) == png(1)
 
 
-def test_a_tar_that_is_damaged_or_cut_off_is_none(tmp_path: Path) -> None:
-    """Reading one ends there as at an end like any other."""
+def test_damaged_or_truncated_tar_is_rejected(tmp_path: Path) -> None:
+    """Reading a truncated file ends there as at a normal end."""
     path = write(tmp_path / "a.tar", [member for n in range(6) for member in sample(n, "cat")])
     whole = path.read_bytes()
     place = int(read(tmp_path)[3][rows.URI].split("#")[1].split("+")[0])
@@ -142,7 +142,7 @@ def test_a_tar_that_is_damaged_or_cut_off_is_none(tmp_path: Path) -> None:
             read(tmp_path)
 
 
-def test_names_that_cannot_be_told_apart_later_are_refused(tmp_path: Path) -> None:
+def test_tar_names_with_special_characters_are_rejected(tmp_path: Path) -> None:
     write(tmp_path / "a#1.tar", sample(0, "cat"))
     with pytest.raises(DataError, match="contains # or unprintable characters; rename it"):
         read(tmp_path)

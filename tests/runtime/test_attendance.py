@@ -36,7 +36,7 @@ def runtime() -> Iterator[RayRuntime]:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_row_that_kills_and_one_that_hangs_are_set_aside_and_no_other(
+def test_only_killing_and_hanging_rows_are_set_aside(
     runtime: RayRuntime, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shards = plan(64, 8)
@@ -85,7 +85,7 @@ class FakeRay:
         return ""
 
 
-def test_the_watch_s_file_lies_in_the_session_folder_of_ray(
+def test_watch_file_is_in_the_session_folder_of_ray(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake = FakeRay(tmp_path)

@@ -1,4 +1,4 @@
-"""Starting Ray and refusing work, with a fake Ray."""
+"""Starting Ray and rejecting work, with a fake Ray."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Starts:
     return make
 
 
-def test_a_raylet_that_starts_slowly_is_started_again(starts: Starts, tmp_path: Path) -> None:
+def test_slow_raylet_is_started_again(starts: Starts, tmp_path: Path) -> None:
     init, runtime, lines = starts(Exception(SLOW), Exception(SLOW))
     before = signal.getsignal(signal.SIGTERM)
     runtime._start_local()
@@ -77,7 +77,7 @@ def test_a_raylet_that_starts_slowly_is_started_again(starts: Starts, tmp_path: 
 @pytest.mark.parametrize(
     ("errors", "tries"), [([Exception(SLOW)] * 3, 3), ([OSError("no space left on device")], 1)]
 )
-def test_a_ray_that_does_not_start_is_one_line(
+def test_ray_start_failure_is_one_line(
     starts: Starts, tmp_path: Path, errors: list[Exception], tries: int
 ) -> None:
     init, runtime, _ = starts(*errors)
@@ -97,10 +97,10 @@ def test_a_ray_that_does_not_start_is_one_line(
         (TrialResources(gpus=0.5), "trial", r"trial\.gpus: 0\.5 requested, this Ray has 0"),
     ],
 )
-def test_what_can_never_be_placed_is_refused(resources: Any, what: str, text: str) -> None:
+def test_unplaceable_actors_are_rejected(resources: Any, what: str, text: str) -> None:
     with pytest.raises(StudyError, match=f"^profile: {text}"):
         refuse_too_large(resources, {"CPU": 2.0}, what)
 
 
-def test_actors_of_which_one_fits_are_not_refused() -> None:
+def test_actors_are_accepted_if_one_fits() -> None:
     refuse_too_large(StageResources(cpus=2, actors=9), {"CPU": 2.0}, "stages")

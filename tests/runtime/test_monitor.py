@@ -71,7 +71,7 @@ def watched() -> Watched:
     return Watched()
 
 
-def test_nodes_that_go_and_come_are_reported_once(watched: Watched) -> None:
+def test_lost_and_joined_nodes_are_reported_once(watched: Watched) -> None:
     assert watched.after(0) == []
     gone = watched.ray_cluster.nodes.pop("b")
     assert watched.after(3) == [
@@ -82,7 +82,7 @@ def test_nodes_that_go_and_come_are_reported_once(watched: Watched) -> None:
     assert watched.after(3) == ["2 nodes joined the Ray cluster: 3 now"]
 
 
-def test_what_the_cluster_does_not_have_is_waited_for(watched: Watched) -> None:
+def test_missing_resources_are_waited_for(watched: Watched) -> None:
     with watched.monitor.waiting(Demand({"CPU": 5.0, "GPU": 0.0})):
         assert watched.after(0) == []
         assert watched.after(PATIENCE) == ["waiting for 5 CPUs; the Ray cluster has 4"]
@@ -105,23 +105,23 @@ def test_what_the_cluster_does_not_have_is_waited_for(watched: Watched) -> None:
         (Demand({"CPU": 1.0, "GPU": 0.25}, workers=4), ""),
     ],
 )
-def test_a_shortage_is_what_can_never_be_placed_here(demand: Demand, lack: str) -> None:
+def test_shortage_is_what_can_never_be_placed(demand: Demand, lack: str) -> None:
     assert shortage(demand, FakeCluster().view()) == lack
 
 
-def test_what_others_use_is_waited_for_until_it_changes_hands(watched: Watched) -> None:
+def test_resources_in_use_are_waited_for_until_they_are_released(watched: Watched) -> None:
     watched.ray_cluster.free["GPU"] = 0.0
     with watched.monitor.waiting(Demand({"CPU": 1.0, "GPU": 1.0})):
         watched.after(0)
         assert watched.after(PATIENCE) == ["waiting for 1 GPU: all 1 are in use"]
         watched.ray_cluster.free["GPU"] = 1.0
         watched.after(3)
-        # Now by this work.
+        # Now used by this work.
         watched.ray_cluster.free["GPU"] = 0.0
         assert watched.after(REPEAT) == []
 
 
-def test_work_that_reports_is_not_said_to_wait(watched: Watched) -> None:
+def test_work_that_reports_is_not_waiting(watched: Watched) -> None:
     watched.ray_cluster.free["CPU"] = 1.0
     with watched.monitor.waiting(Demand({"CPU": 2.0}, started=lambda: watched.now > 20)):
         watched.after(0)
@@ -130,7 +130,7 @@ def test_work_that_reports_is_not_said_to_wait(watched: Watched) -> None:
 
 
 @pytest.mark.parametrize("endpoint", [HEAD, RAYLET])
-def test_an_endpoint_that_stays_silent_is_lost_once(watched: Watched, endpoint: Endpoint) -> None:
+def test_silent_endpoint_is_lost_once(watched: Watched, endpoint: Endpoint) -> None:
     watched.ray_cluster.silent = {endpoint}
     watched.after(0)
     watched.after(endpoint.lost_after - 0.1)
@@ -149,14 +149,14 @@ def test_an_endpoint_that_stays_silent_is_lost_once(watched: Watched, endpoint: 
     ]
 
 
-def test_a_head_that_goes_away_loses_no_nodes(watched: Watched) -> None:
+def test_lost_head_does_not_report_lost_nodes(watched: Watched) -> None:
     watched.after(0)
     watched.ray_cluster.silent = {HEAD}
     watched.ray_cluster.nodes.clear()
     assert watched.after(3) == []
 
 
-def test_an_endpoint_answers_while_something_listens() -> None:
+def test_endpoint_answers_while_something_listens() -> None:
     ray_cluster = object.__new__(RayCluster)
     with socket.create_server(("127.0.0.1", 0)) as server:
         there = Endpoint("the Ray head", f"127.0.0.1:{server.getsockname()[1]}", 1.0)
@@ -174,7 +174,7 @@ def test_an_endpoint_answers_while_something_listens() -> None:
         (socket.gaierror("temporary failure in name resolution"), True),
     ],
 )
-def test_a_fault_of_this_machine_is_no_silence_of_the_head(
+def test_local_fault_is_not_a_silent_head(
     error: OSError, answers: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
@@ -184,14 +184,14 @@ def test_a_fault_of_this_machine_is_no_silence_of_the_head(
     assert object.__new__(RayCluster).answers(HEAD) is answers
 
 
-def test_a_remote_head_may_be_restarted_as_long_as_ray_waits() -> None:
+def test_remote_head_may_restart_as_long_as_ray_waits() -> None:
     assert head_lost_after(True, "600") == HEAD_LOST
     assert head_lost_after(False, "") == 48.0
     assert head_lost_after(False, "600") == 588.0
     assert head_lost_after(False, "5") == HEAD_LOST
 
 
-def test_a_closed_monitor_asks_nothing_any_more() -> None:
+def test_closed_monitor_stops_polling() -> None:
     asked, go_on = threading.Event(), threading.Event()
 
     class Slow(FakeCluster):

@@ -1,4 +1,4 @@
-"""A private Ray: what it refuses, what it waits for, and where its folder lies."""
+"""A private Ray: what it rejects, what it waits for, and where its folder is."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def ray_with(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], tuple[Ray
     runtime.close()
 
 
-def test_an_absent_gpu_is_refused_and_taken_cpus_are_waited_for(ray_with, worker) -> None:
+def test_missing_gpu_is_rejected_and_busy_cpus_are_waited_for(ray_with, worker) -> None:
     import ray
 
     runtime, lines = ray_with()
@@ -77,7 +77,7 @@ def test_an_absent_gpu_is_refused_and_taken_cpus_are_waited_for(ray_with, worker
     assert len(lines) == 1
 
 
-def test_a_long_temporary_folder_is_no_obstacle(image_folder: Any, tmp_path: Path) -> None:
+def test_long_temporary_folder_works(image_folder: Any, tmp_path: Path) -> None:
     root = image_folder({"cat": 8, "dog": 8})
     study = tmp_path / "study.yaml"
     study.write_text(

@@ -106,7 +106,7 @@ def losses(runtime: RayRuntime, store: Store, spec: GeneratorSpec, workers: int)
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.parametrize("spec", [pytest.param(spec, id=spec.name) for spec in SMALL])
-def test_two_workers_train_as_one_does(
+def test_two_workers_train_like_one(
     runtime: RayRuntime, tmp_path: Path, spec: GeneratorSpec
 ) -> None:
     store = Store(str(tmp_path))
@@ -121,7 +121,7 @@ def test_two_workers_train_as_one_does(
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sdxl", "sd", "sd3", "flux"])
-def test_two_workers_adapt_a_checkpoint_as_one_does(
+def test_two_workers_adapt_a_checkpoint_like_one(
     runtime: RayRuntime, tmp_path: Path, kind: str
 ) -> None:
     spec = DiffusionSpec(
@@ -137,7 +137,7 @@ def test_two_workers_adapt_a_checkpoint_as_one_does(
 
 @dataclass(frozen=True)
 class NoteWhere:
-    """A fit and a trial that note in which folder they run."""
+    """A fit and a trial that record their working folder."""
 
     store: Store
 
@@ -151,10 +151,10 @@ class NoteWhere:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_fits_and_trials_run_where_the_study_was_started(
+def test_fits_and_trials_run_in_the_folder_of_the_driver(
     runtime: RayRuntime, tmp_path: Path
 ) -> None:
-    """Otherwise a relative path, of a checkpoint or of data, would point elsewhere."""
+    """Otherwise a relative path of a checkpoint or of data would point elsewhere."""
     store = Store(str(tmp_path))
     context = FitContext(store, "work/where", "weights/where", "where", "inputs")
     runtime.fit(NoteWhere(store), context, FitResources(cpus=1))
@@ -175,7 +175,7 @@ class RefuseData:
 
 
 @pytest.mark.ray
-def test_a_trial_that_is_refused_says_why_and_is_not_tried_again(
+def test_rejected_trial_gives_its_reason_and_is_not_retried(
     runtime: RayRuntime, tmp_path: Path
 ) -> None:
     store = Store(str(tmp_path))
@@ -186,7 +186,7 @@ def test_a_trial_that_is_refused_says_why_and_is_not_tried_again(
 
 @dataclass(frozen=True)
 class FailIn:
-    """A fit whose workers fail, each in a way of its own."""
+    """A fit whose workers fail in different ways."""
 
     errors: tuple[EngineError, ...]
 
@@ -195,18 +195,16 @@ class FailIn:
 
 
 @pytest.mark.ray
-def test_an_error_of_ours_comes_back_from_a_worker_as_itself(
-    runtime: RayRuntime, tmp_path: Path
-) -> None:
+def test_engine_error_in_a_worker_is_raised_unchanged(runtime: RayRuntime, tmp_path: Path) -> None:
     context = FitContext(Store(str(tmp_path)), "work/fails", "weights", "one", "inputs")
     fails = FailIn((StorageError("one line that says what to change"),))
     with pytest.raises(StorageError, match=r"^one line that says what to change$"):
         runtime.fit(fails, context, FitResources(cpus=0.5, max_failures=0))
 
 
-def test_of_workers_that_fail_one_is_told_of_that_would_fail_again() -> None:
+def test_one_permanent_error_of_several_workers_is_reported() -> None:
     class Failed(Exception):
-        """As Ray Train tells of its workers."""
+        """An error like Ray Train's report about its workers."""
 
         worker_failures: ClassVar[dict[int, Exception]] = {
             0: StorageError("gone"), 1: RuntimeError("elsewhere"), 2: DataError("no image"),
@@ -218,7 +216,7 @@ def test_of_workers_that_fail_one_is_told_of_that_would_fail_again() -> None:
 
 @dataclass
 class Refuse:
-    """A stage that meets data which no run can use, or cannot even be loaded."""
+    """A stage that meets unusable data, or cannot even be loaded."""
 
     in_load: bool
     reads: ClassVar[tuple[str, ...]] = (rows.IMAGE_ID,)
@@ -239,7 +237,7 @@ def rows_of(store: Store, task: Mapping[str, Any]) -> pa.Table:
 
 @pytest.mark.ray
 @pytest.mark.parametrize("in_load", [False, True])
-def test_an_error_of_ours_comes_back_from_an_actor_as_itself(
+def test_engine_error_in_an_actor_is_raised_unchanged(
     runtime: RayRuntime, tmp_path: Path, in_load: bool
 ) -> None:
     shards = ShardSet(Store(str(tmp_path)), "set")
@@ -250,7 +248,7 @@ def test_an_error_of_ours_comes_back_from_an_actor_as_itself(
     assert shards.committed() == {}
 
 
-def test_ray_is_not_even_imported_where_nothing_is_to_do(image_folder: Any, tmp_path: Path) -> None:
+def test_ray_is_not_imported_if_there_is_nothing_to_do(image_folder: Any, tmp_path: Path) -> None:
     root = image_folder({"cat": 8, "dog": 8})
     study = tmp_path / "study.yaml"
     study.write_text(

@@ -31,7 +31,7 @@ time.sleep(100)
 
 
 def hold(parent: Path) -> tuple[subprocess.Popen[str], Path]:
-    """Another process that holds a folder."""
+    """Another process that locks a folder."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(parent)], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
@@ -39,19 +39,19 @@ def hold(parent: Path) -> tuple[subprocess.Popen[str], Path]:
     return process, Path(process.stdout.readline().strip())
 
 
-def test_a_folder_stays_while_its_process_lives_and_goes_after_its_kill(tmp_path: Path) -> None:
+def test_folder_is_kept_while_its_process_lives_and_removed_after_a_kill(tmp_path: Path) -> None:
     process, path = hold(tmp_path)
     (path / "session" / "logs").mkdir(parents=True)
     remove_stale(tmp_path)
     assert path.is_dir()
     process.kill()
     process.wait()
-    # As every start does.
+    # Like every start.
     Scratch(tmp_path).close()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_folder_of_this_process_is_its_own_until_closed(tmp_path: Path) -> None:
+def test_folder_of_this_process_is_kept_until_closed(tmp_path: Path) -> None:
     with folder(tmp_path) as mine, folder(tmp_path) as other:
         assert mine != other
         assert mine.is_dir()
@@ -63,7 +63,7 @@ def age(path: Path) -> None:
     os.utime(path, (0, 0))
 
 
-def test_a_folder_without_a_lock_is_live_for_an_hour_and_then_stale(tmp_path: Path) -> None:
+def test_folder_without_a_lock_is_stale_after_an_hour(tmp_path: Path) -> None:
     fresh, empty, written = (tmp_path / f"{PREFIX}{letter * 8}" for letter in "abc")
     foreign = [tmp_path / name for name in (f"{PREFIX}d", f"{PREFIX}backup-2026", "ste-abcdefgh")]
     for path in (fresh, empty, written, *foreign):
@@ -79,9 +79,7 @@ def test_a_folder_without_a_lock_is_live_for_an_hour_and_then_stale(tmp_path: Pa
     assert all((path / "session" / "log").exists() for path in foreign)
 
 
-def test_the_lock_goes_last_and_stays_while_others_still_write(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lock_is_removed_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scratch = Scratch(tmp_path)
     (scratch.path / "session").mkdir()
     remove = shutil.rmtree
@@ -110,7 +108,7 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
     assert (target / LOCK).exists()
 
 
-def test_a_file_system_without_locks_keeps_its_folders(
+def test_file_system_without_locks_keeps_its_folders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
@@ -132,12 +130,12 @@ def long_folder(parent: Path, length: int) -> Path:
     return path / ("y" * max(1, length - len(str(path)) - 1))
 
 
-def test_the_length_is_that_of_the_longest_socket_of_ray() -> None:
+def test_length_limit_follows_the_longest_socket_of_ray() -> None:
     path = Path("/t") / f"{PREFIX}abcdefgh" / f"session_2026-11-29_22-33-42_889123_{os.getpid()}"
     assert socket_path_length(Path("/t")) == len(str(path / "sockets" / "plasma_store"))
 
 
-def test_where_the_temporary_folder_is_too_long_a_short_one_is_used(tmp_path: Path) -> None:
+def test_short_folder_is_used_if_the_temporary_folder_is_too_long(tmp_path: Path) -> None:
     lines: list[str] = []
     assert parent_for_sockets(Path("/tmp"), lines.append) == Path("/tmp")
     assert not lines
@@ -148,7 +146,7 @@ def test_where_the_temporary_folder_is_too_long_a_short_one_is_used(tmp_path: Pa
     assert line.endswith("using /tmp for Ray")
 
 
-def test_where_there_is_no_short_one_the_line_names_the_variable(tmp_path: Path) -> None:
+def test_error_names_the_variable_if_no_folder_is_short_enough(tmp_path: Path) -> None:
     long = long_folder(tmp_path, 250)
     with pytest.raises(StudyError, match=rf"^TMPDIR .* of {SOCKET_PATH} bytes; set it to a shor"):
         parent_for_sockets(long, print, ["/nowhere", str(long)])

@@ -45,7 +45,7 @@ def started() -> Iterator[dict[str, Runtime]]:
 
 @dataclass(frozen=True)
 class Fails:
-    """Trials of which the named one raises, or ends its process if `dies` is set."""
+    """Trials; the named one raises, or ends its process if `dies` is set."""
 
     store: Store
     name: str
@@ -61,7 +61,7 @@ class Fails:
 
 
 @pytest.mark.parametrize("kind", RUNTIMES)
-def test_the_others_of_a_trial_that_fails_are_made_and_it_is_named(
+def test_other_trials_finish_if_one_fails_and_it_is_named(
     started: dict[str, Runtime], tmp_path: Path, kind: str
 ) -> None:
     store, ended = Store(str(tmp_path)), list[str]()
@@ -90,7 +90,7 @@ class NotesProcess:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_process_that_dies_as_it_takes_the_next_trial_costs_no_trial(
+def test_process_death_between_trials_costs_no_trial(
     started: dict[str, Runtime], tmp_path: Path
 ) -> None:
     store, ended = Store(str(tmp_path)), list[str]()
@@ -100,7 +100,7 @@ def test_a_process_that_dies_as_it_takes_the_next_trial_costs_no_trial(
             os.kill(int(store.read(f"made/{name}")), signal.SIGKILL)
         ended.append(name)
 
-    # One at a time: the process goes on to the next trial when the first has ended.
+    # One at a time: the process takes the next trial when the first has ended.
     resources = TrialResources(cpus=4, max_failures=1)
     names = ["train.real.0", "train.real.1", "train.real.2"]
     started["ray"].search(NotesProcess(store), names, resources, on_end)
@@ -120,7 +120,7 @@ def test_a_process_that_dies_as_it_takes_the_next_trial_costs_no_trial(
         ),
     ],
 )
-def test_trials_that_nothing_could_hold_are_refused(asked: dict[str, float], why: str) -> None:
+def test_unplaceable_trials_are_rejected(asked: dict[str, float], why: str) -> None:
     refuse_too_large(TrialResources(cpus=4), {"CPU": 4.0})
     refuse_too_large(TrialResources(cpus=1, gpus=0.5), {"CPU": 4.0, "GPU": 1.0})
     refuse_too_large(TrialResources(cpus=2, workers=2), {"CPU": 4.0})
@@ -132,7 +132,7 @@ def test_trials_that_nothing_could_hold_are_refused(asked: dict[str, float], why
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_private_ray_refuses_trials_that_it_cannot_hold(
+def test_private_ray_rejects_trials_that_do_not_fit(
     started: dict[str, Runtime], tmp_path: Path
 ) -> None:
     ray, large = started["ray"], TrialResources(cpus=8)
@@ -147,8 +147,8 @@ def test_a_private_ray_refuses_trials_that_it_cannot_hold(
 
 @dataclass(frozen=True)
 class Climbs:
-    """A setting that reaches `x` at each of three budgets, fails at x = 3, and at x = 4 ends its
-    process the first time where that is not this one."""
+    """A setting that reaches `x` at each of three budgets and fails at x = 3. At x = 4 it ends its
+    process the first time, unless it runs in this one."""
 
     store: Store
     driver: int
@@ -167,7 +167,7 @@ class Climbs:
 
 @pytest.mark.parametrize("kind", RUNTIMES)
 @pytest.mark.parametrize("halving", [None, Halving(2, 2, 8)], ids=["all", "asha"])
-def test_settings_are_tried_to_their_end_whatever_becomes_of_others(
+def test_settings_finish_whatever_happens_to_others(
     started: dict[str, Runtime], tmp_path: Path, kind: str, halving: Halving | None
 ) -> None:
     outcomes: dict[int, Outcome] = {}
@@ -192,7 +192,7 @@ def test_settings_are_tried_to_their_end_whatever_becomes_of_others(
 
 @dataclass(frozen=True)
 class Unreachable:
-    """Settings that need storage which fails at x = 2, so many times."""
+    """Settings that need a storage which fails at x = 2, a given number of times."""
 
     store: Store
     times: int
@@ -206,7 +206,7 @@ class Unreachable:
 
 
 @pytest.mark.parametrize("kind", RUNTIMES)
-def test_storage_that_fails_is_tried_again_and_makes_no_setting_a_bad_one(
+def test_storage_failure_is_retried_and_fails_no_setting(
     started: dict[str, Runtime], tmp_path: Path, kind: str
 ) -> None:
     def tries(times: int) -> tuple[dict[int, Outcome], int, str]:
@@ -237,7 +237,7 @@ def test_storage_that_fails_is_tried_again_and_makes_no_setting_a_bad_one(
 
 
 @pytest.mark.parametrize("kind", RUNTIMES)
-def test_an_outcome_that_cannot_be_noted_ends_the_run(
+def test_unrecordable_outcome_ends_the_run(
     started: dict[str, Runtime], tmp_path: Path, kind: str
 ) -> None:
     numbers: list[int] = []
@@ -271,7 +271,7 @@ def test_an_outcome_that_cannot_be_noted_ends_the_run(
     ids=["leaf", "driver", "workers"],
 )  # fmt: skip
 @pytest.mark.timeout(600)
-def test_settings_reach_the_same_on_ray_and_in_one_process(
+def test_settings_give_equal_results_on_ray_and_inline(
     started: dict[str, Runtime], bars_study: Any, tmp_path: Path, knobs: dict[str, Any], arm: str,
     trial: TrialResources,
 ) -> None:  # fmt: skip
@@ -292,7 +292,7 @@ def test_settings_reach_the_same_on_ray_and_in_one_process(
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_search_on_two_workers_comes_to_what_one_process_comes_to(
+def test_search_on_two_workers_equals_one_process(
     started: dict[str, Runtime], bars_study: Any, tmp_path: Path
 ) -> None:
     training = {"steps": 12, "batch_size": 16, "learning_rate": 0.01, "evaluate_every": 4}
@@ -316,7 +316,7 @@ def test_a_search_on_two_workers_comes_to_what_one_process_comes_to(
         if kind == "inline":
             alone = np.stack(probabilities)
     assert len(alone) == len(trials) > 4
-    # Something is learnt, and no two trials learn the same.
+    # The trials learn something, and each something else.
     assert np.ptp(alone, axis=0).max() > 0.01
     np.testing.assert_allclose(np.stack(probabilities), alone, atol=1e-4)
     one, two = found["inline"], found["ray"]

@@ -30,7 +30,7 @@ def array_cache(limit: int = 100, lease: float = 9.0) -> ArrayCache:
     return ArrayCache(limit, lease, put=lambda arrays: arrays)
 
 
-def test_one_makes_and_the_others_wait_for_it() -> None:
+def test_one_process_computes_and_the_others_wait() -> None:
     async def run() -> None:
         cache = array_cache()
         first = await cache.ask("k")
@@ -38,7 +38,7 @@ def test_one_makes_and_the_others_wait_for_it() -> None:
         waiting = [asyncio.create_task(cache.ask("k")) for _ in range(3)]
         await asyncio.sleep(0.01)
         assert not any(one.done() for one in waiting)
-        # Another key waits for none.
+        # Another key does not wait.
         assert (await cache.ask("other")).kind == "make"
         await cache.keep("k", FOUR, ["a"])
         for answer in await asyncio.gather(*waiting):
@@ -50,7 +50,7 @@ def test_one_makes_and_the_others_wait_for_it() -> None:
 
 
 @pytest.mark.parametrize("gives_up", [True, False], ids=["fails", "dies"])
-def test_another_takes_the_place_of_a_maker_that_is_no_more(gives_up: bool) -> None:
+def test_another_process_replaces_a_dead_one(gives_up: bool) -> None:
     async def run() -> None:
         cache = array_cache(lease=9.0 if gives_up else 0.1)
         first = await cache.ask("k")
@@ -61,7 +61,7 @@ def test_another_takes_the_place_of_a_maker_that_is_no_more(gives_up: bool) -> N
         done, others = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED, timeout=5)
         (second,) = [one.result() for one in done]
         assert second.kind == "make"
-        # The first says no more of what is not its own.
+        # The first may no longer report on it.
         await cache.give_up("k", first.claim)
         assert cache.claims["k"].name == second.claim
         await cache.keep("k", FOUR, [])
@@ -70,7 +70,7 @@ def test_another_takes_the_place_of_a_maker_that_is_no_more(gives_up: bool) -> N
     asyncio.run(run())
 
 
-def test_a_maker_that_is_heard_of_keeps_its_place() -> None:
+def test_process_that_reports_keeps_its_place() -> None:
     async def run() -> None:
         cache = array_cache(lease=0.2)
         first = await cache.ask("k")
@@ -85,7 +85,7 @@ def test_a_maker_that_is_heard_of_keeps_its_place() -> None:
     asyncio.run(run())
 
 
-def test_what_there_is_no_room_for_goes_or_is_everyone_s_own() -> None:
+def test_oversized_arrays_are_evicted_or_private() -> None:
     async def run() -> None:
         cache = array_cache(limit=8)
         for key in ("a", "b"):
@@ -125,7 +125,7 @@ class Decoding:
     name: str
     fails: bool = False
     dies: bool = False
-    # For another process to ask as well, so that both are there.
+    # Gives the other process time to ask as well.
     waits: bool = False
 
     def __call__(self, context: FitContext) -> None:
@@ -172,7 +172,7 @@ def seen(store: Store) -> list[list[str]]:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_two_processes_of_a_search_have_an_array_made_once(
+def test_array_of_two_search_processes_is_computed_once(
     started: RayRuntime, tmp_path: Path
 ) -> None:
     store = Store(str(tmp_path))
@@ -187,7 +187,7 @@ def test_two_processes_of_a_search_have_an_array_made_once(
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_what_one_could_not_make_another_does(started: RayRuntime, tmp_path: Path) -> None:
+def test_failed_computation_is_taken_over(started: RayRuntime, tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     with pytest.raises(EngineError, match=r"torn$"):
         started.search(Fits(store, fails=True), ["one", "two"], TrialResources(cpus=1), print)
@@ -200,7 +200,7 @@ def fit_alone(fit: Decoding, share: Share) -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_what_a_process_died_of_another_makes_and_it_outlives_its_maker(
+def test_array_outlives_its_process_and_a_fatal_one_is_taken_over(
     started: RayRuntime, tmp_path: Path
 ) -> None:
     store = Store(str(tmp_path))
@@ -217,7 +217,7 @@ def test_what_a_process_died_of_another_makes_and_it_outlives_its_maker(
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_where_the_object_store_is_too_small_each_has_its_own_and_a_line_says_so(
+def test_small_object_store_gives_private_arrays_and_a_warning(
     started: RayRuntime, tmp_path: Path
 ) -> None:
     store, lines = Store(str(tmp_path)), list[str]()

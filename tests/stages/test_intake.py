@@ -1,4 +1,4 @@
-"""Near duplicates of a whole index: few pictures, large groups, and copies of equal pictures."""
+"""Near duplicates in a whole index: few images, large groups, and copies of equal images."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def index(
     splits: Sequence[str] | None = None,
     digests: Sequence[str] | None = None,
 ) -> pa.Table:
-    """Ids and, where they are not given, groups are 0, 1, …; all of train, none equal."""
+    """Default ids and groups are 0, 1, …; all images are in train, and none are equal."""
     own = [str(number) for number in range(count)]
     return pa.table(
         {
@@ -39,7 +39,7 @@ def index(
 
 
 def arrays(images: Sequence[Image.Image]) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors, of 12 by 12 pixels, and thumbnails."""
+    """Vectors of 12 by 12 pixels, and thumbnails."""
     spec = Preprocess.model_validate({"size": 64, "fit": "pad"})
     pixels = [preprocess(image, spec) for image in images]
     small = [thumbnail(held, *image.size, True).ravel()
@@ -57,7 +57,7 @@ def pairs(found: Near) -> set[tuple[int, ...]]:
 
 
 @pytest.mark.skipif(not CLOTHING.is_dir(), reason=f"no photographs in {CLOTHING}")
-def test_of_a_few_clean_photographs_none_is_accused() -> None:
+def test_few_clean_photographs_have_no_near_duplicates() -> None:
     files = sorted(CLOTHING.rglob("*.jpg"))
     chosen = np.random.default_rng(0).permutation(len(files))[:300]
     vectors, small = arrays([Image.open(files[number]).convert("RGB") for number in chosen])
@@ -68,8 +68,8 @@ def test_of_a_few_clean_photographs_none_is_accused() -> None:
             assert pairs(found) == set(), (count, draw)
 
 
-def test_a_crop_in_another_group_is_found_behind_many_frames_of_its_own() -> None:
-    # Of twelve films 15 frames each, which are far more alike than a crop of one of them is.
+def test_crop_in_another_group_is_found_behind_many_frames_of_its_own() -> None:
+    # 15 frames each of twelve films: frames are far more similar than a crop is to its original.
     random = np.random.default_rng(0)
 
     def frame(film: int) -> Image.Image:
@@ -85,7 +85,7 @@ def test_a_crop_in_another_group_is_found_behind_many_frames_of_its_own() -> Non
     assert all(groups[a] == groups[b] for a, b in found if b < 180)
 
 
-def test_what_is_found_of_a_picture_holds_for_its_equals_in_other_splits() -> None:
+def test_finding_applies_to_equal_images_in_other_splits() -> None:
     scenes = [scene(number) for number in range(24)]
     # 24 is 0 in val; 25 is a crop of it in train.
     table = index(

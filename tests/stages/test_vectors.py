@@ -1,4 +1,5 @@
-"""Vectors that stay in the store: sums of pieces by workers, draws in a mix, some rows read."""
+"""Vectors that stay in the store: partial sums by workers, draws in given proportions, selected
+rows."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ from engine.work.resources import FitResources, StageResources
 def embed_parts(
     store: Store, name: str, vectors: Mapping[str, np.ndarray], per_part: int = 50
 ) -> Embedded:
-    """A set of vectors of each class, in parts in which classes are mixed."""
+    """Vectors of each class, in parts with mixed classes."""
     label_of = {f"{name}-{label}-{number}": label
                 for label, held in vectors.items() for number in range(len(held))}  # fmt: skip
     ids = np.asarray(list(label_of), dtype=object)
@@ -41,7 +42,7 @@ def embed_parts(
             {rows.IMAGE_ID: ids[here].tolist(), rows.EMBEDDING: rows.fixed_lists(whole[here])}
         )
         sink = pa.BufferOutputStream()
-        # Several row groups in a part: a row is counted from the part's first.
+        # Several row groups in a part: rows are numbered from the start of the part.
         pq.write_table(table, sink, row_group_size=20)
         keys.append(f"{name}/{start}.parquet")
         store.put(keys[-1], memoryview(sink.getvalue()))
@@ -49,7 +50,7 @@ def embed_parts(
 
 
 class Counting(InlineRuntime):
-    """The runtime of this process, which notes what it was given to stream."""
+    """The runtime of this process, which records what it streams."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,7 +76,7 @@ def context_of(store: Store, runtime: Runtime, **stage: Any) -> Context:
 
 @pytest.fixture
 def held() -> dict[str, np.ndarray]:
-    # Far from nil, where a sum of squares in place of centred ones would lose its digits.
+    # Far from zero, where uncentred sums of squares would lose precision.
     random = np.random.default_rng(0)
     return {
         "a": random.standard_normal((230, 6)) + 300,
@@ -106,14 +107,12 @@ def check_workers(store: Store, context: Context, held: Mapping[str, np.ndarray]
         same_as_at_once(whole.of(name), vectors)
     scratch = store.join(context.prefix, *Fidelity.scratch)
     parquet = [key for key in store.listing(context.prefix) if key.endswith(".parquet")]
-    # What is thrown away when the step is done.
+    # Removed when the step is done.
     assert parquet
     assert all(key.startswith(f"{scratch}/") for key in parquet)
 
 
-def test_workers_sum_up_pieces_to_what_one_pass_gives(
-    store: Store, held: dict[str, np.ndarray]
-) -> None:
+def test_worker_sums_equal_one_pass(store: Store, held: dict[str, np.ndarray]) -> None:
     runtime = Counting()
     check_workers(store, context_of(store, runtime, batch_size=2), held)
     assert runtime.streamed == [
@@ -123,15 +122,13 @@ def test_workers_sum_up_pieces_to_what_one_pass_gives(
 
 
 @pytest.mark.ray
-def test_actors_sum_up_pieces_to_what_one_pass_gives(
-    store: Store, held: dict[str, np.ndarray]
-) -> None:
+def test_actor_sums_equal_one_pass(store: Store, held: dict[str, np.ndarray]) -> None:
     runtime = RayRuntime("local", 2, warn=print)
     check_workers(store, context_of(store, runtime, actors=2, cpus=0.5), held)
     runtime.close()
 
 
-def test_few_are_summed_up_here_to_the_same(store: Store, held: dict[str, np.ndarray]) -> None:
+def test_small_sets_are_summed_in_the_driver(store: Store, held: dict[str, np.ndarray]) -> None:
     runtime = Counting()
     side = embed_parts(store, "made", held)
     taken = draw(side.labels, {"a": 0.5, "b": 0.5}, 200, 3)
@@ -140,7 +137,7 @@ def test_few_are_summed_up_here_to_the_same(store: Store, held: dict[str, np.nda
     assert runtime.streamed == []
 
 
-def test_a_restart_sums_up_what_is_missing(store: Store, held: dict[str, np.ndarray]) -> None:
+def test_restart_sums_only_what_is_missing(store: Store, held: dict[str, np.ndarray]) -> None:
     side = embed_parts(store, "made", held)
     chosen = {"x": (side, np.arange(len(side)))}
     SetSums(context_of(store, InlineRuntime()), chosen, few=0, piece=100)
@@ -150,7 +147,7 @@ def test_a_restart_sums_up_what_is_missing(store: Store, held: dict[str, np.ndar
     same_as_at_once(found.of("x"), SampledVectors(store, side, [np.arange(len(side))]).vectors)
     other = {"x": (side, np.arange(len(side) - 1))}
     SetSums(context_of(store, again), other, few=0, piece=100)
-    assert len(again.streamed) == 4  # of other images, nothing of it counts
+    assert len(again.streamed) == 4  # nothing is reused for other images
 
 
 def test_rows_are_read_with_their_labels_in_any_order(
@@ -168,7 +165,7 @@ def test_rows_are_read_with_their_labels_in_any_order(
 
 
 @pytest.mark.parametrize("n", [1, 7, 20, 100])
-def test_a_mix_of_many_classes_has_as_many_images_as_asked_for(n: int) -> None:
+def test_mix_of_many_classes_has_the_requested_number_of_images(n: int) -> None:
     shares = {"a": 0.5, "b": 0.31, **{f"c{number}": 0.01 for number in range(19)}}
     found = quotas(shares, n)
     assert sum(found.values()) == n

@@ -1,5 +1,4 @@
-"""The arms of a comparison: generator fits as replicates, twins without filters, generators added
-together."""
+"""The arms of a comparison: generator fits as replicates, unfiltered twins, combined generators."""
 
 from __future__ import annotations
 
@@ -60,7 +59,7 @@ def test_each_generator_fit_is_a_replicate_with_its_own_images_and_classifiers(
     assert contrast["obstacle"] == {
         "code": "few_replicates", "fields": {"replicates": 3, "minimum": 5}
     }  # fmt: skip
-    # A folder's images are drawn anew, and nothing is trained.
+    # The images of a folder are drawn again, and nothing is trained.
     assert contrast["drawn"]
     assert (
         "3 draws of images with 2 classifier seeds each, conditional on one generator"
@@ -75,7 +74,7 @@ def test_each_generator_fit_is_a_replicate_with_its_own_images_and_classifiers(
     assert len(each) == predictions.num_rows
 
 
-def test_twins_without_filters_and_generated_images_alone_are_arms(
+def test_unfiltered_twins_and_synthetic_only_are_arms(
     bars_study, run_until: Run, store: Store, tmp_path: Path
 ) -> None:
     write_bars(tmp_path / "lying", {"across": 90, "down": 40}, 7000)
@@ -111,7 +110,7 @@ def test_twins_without_filters_and_generated_images_alone_are_arms(
     assert search["baseline"] not in ("more only", "more unfiltered x1", "real_double")
 
 
-def test_generators_are_added_together_each_by_the_ratio(bars_study, run_until: Run) -> None:
+def test_combined_generators_are_each_added_at_the_ratio(bars_study, run_until: Run) -> None:
     made = bars_study(
         generators={"t": {"name": "traditional"}, "u": {"name": "traditional", "rotate": 5}},
         reduce={"method": "random", "balance_to": "smallest"},
@@ -126,11 +125,11 @@ def test_generators_are_added_together_each_by_the_ratio(bars_study, run_until: 
     assert few["real"] == 2 * min(train.values())
     assert list(few["added"]) == ["t"]
     arms = {arm.name: arm for arm in named(plan(made), "search")[0].spec.arms}
-    # Moves of real images are no synthetic ones, however they are put together.
+    # Augmented real images are not synthetic, however they are combined.
     assert {arms[name].role for name in ("both x1", "few x1", "t x1")} == {"baseline"}
 
 
-def test_combinations_that_cannot_be_are_refused_when_the_study_is_read(bars_study) -> None:
+def test_impossible_combinations_are_rejected_when_the_study_is_read(bars_study) -> None:
     with pytest.raises(StudyError, match="unknown part 'other'; choose from more"):
         bars_study(search={"combine": {"both": ["more", "other"]}})
     with pytest.raises(StudyError, match="both lists an entry twice"):

@@ -1,4 +1,4 @@
-"""The real audit on toy folders with planted faults: what is told, and who is not accused."""
+"""The real audit on toy folders with planted faults: what is reported, and that nothing else is."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def audit(profile: Profile, store: Store) -> Audit:
 
 
 def picture(number: int, kind: int) -> Image.Image:
-    """What all of a kind share, under something of its own: 80 px."""
+    """An image of 80 px that shares its background with its kind."""
     random = np.random.default_rng([kind, number])
     fine = random.integers(0, 120, (12, 12, 3), dtype=np.uint8)
     coarse = np.random.default_rng(kind).integers(0, 130, (3, 3, 3), dtype=np.uint8)
@@ -53,7 +53,7 @@ def picture(number: int, kind: int) -> Image.Image:
 
 
 def write(root: Path, counts: dict[str, int]) -> None:
-    """Pictures of two kinds: `a` and `b` in every split."""
+    """Images of two kinds: `a` and `b` in every split."""
     for split, count in counts.items():
         for kind, name in enumerate("ab"):
             folder = root / split / name
@@ -105,7 +105,7 @@ def html(store: Store, manifest: Manifest) -> str:
 
 
 def tables(text: str) -> dict[str, list[dict[str, str]]]:
-    """The CSV files that a page holds, by name."""
+    """The CSV files in a page, by name."""
     links = re.findall(
         r'href="data:text/csv;charset=utf-8;base64,([^"]+)" download="([^"]+)"', text
     )
@@ -115,7 +115,7 @@ def tables(text: str) -> dict[str, list[dict[str, str]]]:
     }
 
 
-def test_planted_faults_are_told_by_their_kind_and_clean_images_are_not_accused(
+def test_planted_faults_are_reported_by_kind_and_clean_images_are_not(
     faulty: Path, toy_study: MakeStudy, audit: Audit, store: Store, profile: Profile
 ) -> None:
     study = toy_study(faulty, preprocess={"size": 64})
@@ -137,7 +137,7 @@ def test_planted_faults_are_told_by_their_kind_and_clean_images_are_not_accused(
     named = [entry["uri"] for entry in suspects]
     assert "train/b/swapped.png" in named[:3]
     assert {e["suggested"] for e in suspects if e["uri"] == "train/b/swapped.png"} == {"a"}
-    # Labels of test are looked at by nobody.
+    # Labels of test are not checked.
     assert not [uri for uri in named if uri.startswith("test")]
     assert len(named) <= 4
 
@@ -150,12 +150,12 @@ def test_planted_faults_are_told_by_their_kind_and_clean_images_are_not_accused(
                   "is a crop or a new encoding"):  # fmt: skip
         assert words in musts
     assert len(tables(text)["toy-findings.csv"]) == len(entries)
-    # The study itself does stop where the page says so.
+    # The study stops with the problems that the page lists.
     with pytest.raises(DataError, match="2 of 97 files cannot be used"):
         execute(until(plan(study), "ingest"), store, InlineRuntime(), profile)
 
 
-def test_a_clean_folder_stops_nothing(
+def test_clean_folder_has_no_problems(
     tmp_path: Path, toy_study: MakeStudy, audit: Audit, store: Store
 ) -> None:
     write(tmp_path / "data", {"train": 20, "val": 4, "test": 4})
@@ -167,7 +167,7 @@ def test_a_clean_folder_stops_nothing(
     assert "The study's embedder is pixels" in unescape(html(store, manifest))
 
 
-def test_hostile_names_are_escaped_in_the_page_and_in_its_tables(
+def test_hostile_names_are_escaped_in_page_and_tables(
     tmp_path: Path, toy_study: MakeStudy, audit: Audit, store: Store
 ) -> None:
     root = tmp_path / "data"
@@ -192,7 +192,7 @@ def test_hostile_names_are_escaped_in_the_page_and_in_its_tables(
     assert not [cell for cell in cells if cell.startswith(("=", "+", "-", "@"))]
 
 
-def test_what_ingest_refuses_at_once_is_told_beside_the_rest(
+def test_problems_that_stop_ingest_are_listed_with_the_rest(
     tmp_path: Path, toy_study: MakeStudy, audit: Audit, store: Store
 ) -> None:
     root = tmp_path / "data"
@@ -210,7 +210,7 @@ def test_what_ingest_refuses_at_once_is_told_beside_the_rest(
     assert "(no label)" in html(store, manifest)
 
 
-def test_a_folder_without_one_image_that_opens_gets_its_page(
+def test_folder_without_a_readable_image_gets_a_page(
     tmp_path: Path, toy_study: MakeStudy, audit: Audit, store: Store
 ) -> None:
     for name in "ab":
@@ -222,7 +222,7 @@ def test_a_folder_without_one_image_that_opens_gets_its_page(
     assert "empty file" in html(store, manifest)
 
 
-def test_groups_that_cross_are_told_and_those_of_one_split_are_not(
+def test_groups_in_two_splits_are_reported(
     tmp_path: Path, toy_study: MakeStudy, audit: Audit, store: Store
 ) -> None:
     root = tmp_path / "data"
@@ -231,7 +231,7 @@ def test_groups_that_cross_are_told_and_those_of_one_split_are_not(
     for path in sorted(root.rglob("*.png")):
         split, label, name = path.relative_to(root).parts
         number = int(name[:3])
-        # Patient p0 of class a stands in train and test.
+        # Patient p0 of class a is in train and test.
         patient = "p0" if (split, label, number) in (("train", "a", 0), ("test", "a", 0)) else (
             f"{split}{label}{number // 2}")  # fmt: skip
         lines.append(f"{split}/{label}/{name},{label},{split},{patient}")
@@ -243,7 +243,7 @@ def test_groups_that_cross_are_told_and_those_of_one_split_are_not(
     assert "group is in two splits" in " ".join(manifest.metrics["must"])
 
 
-def test_equal_pictures_and_groups_are_not_torn_apart_by_the_split_that_is_drawn_here(
+def test_drawn_split_keeps_equal_images_and_groups_together(
     tmp_path: Path, toy_study: MakeStudy, audit: Audit, store: Store
 ) -> None:
     root = tmp_path / "data"
@@ -263,7 +263,7 @@ def test_equal_pictures_and_groups_are_not_torn_apart_by_the_split_that_is_drawn
     assert manifest.metrics["must"] == []
 
 
-def test_a_class_of_one_picture_twice_is_thin_as_ingest_finds_it(
+def test_class_of_one_repeated_image_is_too_small_as_in_ingest(
     tmp_path: Path, toy_study: MakeStudy, audit: Audit, store: Store, profile: Profile
 ) -> None:
     root = tmp_path / "data"
@@ -279,7 +279,7 @@ def test_a_class_of_one_picture_twice_is_thin_as_ingest_finds_it(
         execute(until(plan(study), "ingest"), store, InlineRuntime(), profile)
 
 
-def test_an_equal_picture_is_told_against_the_one_that_says_most(
+def test_exact_duplicates_report_the_most_serious_kind(
     tmp_path: Path, toy_study: MakeStudy, audit: Audit, store: Store
 ) -> None:
     root = tmp_path / "data"
@@ -295,7 +295,7 @@ def test_an_equal_picture_is_told_against_the_one_that_says_most(
     }  # fmt: skip
 
 
-def test_pictures_of_one_colour_are_told(
+def test_uniform_images_are_reported(
     tmp_path: Path, toy_study: MakeStudy, audit: Audit, store: Store
 ) -> None:
     root = tmp_path / "data"
@@ -308,7 +308,7 @@ def test_pictures_of_one_colour_are_told(
 
 
 class Killed(InlineRuntime):
-    """Dies after so many shards."""
+    """Dies after a number of shards."""
 
     def __init__(self, after: int) -> None:
         super().__init__()
@@ -326,7 +326,7 @@ def replace_calls(resources: Any) -> Any:
     return resources.model_copy(update={"shards_per_call": 1})
 
 
-def test_a_killed_audit_goes_on_and_a_second_one_embeds_only_what_changed(
+def test_killed_audit_continues_and_a_second_one_embeds_only_changes(
     tmp_path: Path, toy_study: MakeStudy, profile: Profile, store: Store
 ) -> None:
     root = tmp_path / "data"
@@ -339,7 +339,7 @@ def test_a_killed_audit_goes_on_and_a_second_one_embeds_only_what_changed(
     assert first.provenance["shards.decode"] == {"found": 2, "made": 0}
     assert first.provenance["shards.embed"] == {"found": 1, "made": 1}
 
-    # Mended in place: the listing is the same, and yet it is seen.
+    # Repaired in place: the listing is the same, but the change is detected.
     (root / "train/b/100.png").write_bytes(b"")
     assert [status.state for status in inspect([step], store)] == ["out of date"]
     second = execute([step], store, InlineRuntime(), profile)[step.key]
@@ -353,7 +353,7 @@ def test_a_killed_audit_goes_on_and_a_second_one_embeds_only_what_changed(
     assert len([key for key in parts if "/audit/parts/" in key]) == 2
     assert not [key for key in parts if "/decoded/" in key]
 
-    # A killed run whose files are others by then leaves nothing either.
+    # A killed run whose files have changed since leaves nothing either.
     with pytest.raises(KeyboardInterrupt):
         execute([step], store, Killed(after=1), profile)
     (root / "train/b/101.png").unlink()
@@ -361,7 +361,7 @@ def test_a_killed_audit_goes_on_and_a_second_one_embeds_only_what_changed(
     assert not [key for key in store.listing("steps") if "/decoded/parts/" in key]
 
 
-def test_the_job_writes_the_page_where_a_person_finds_it(
+def test_job_writes_the_page(
     faulty: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = tmp_path / "study.yaml"

@@ -18,11 +18,11 @@ from engine.study import Study
 
 
 @pytest.mark.parametrize(("images", "k"), [(2, 1), (8, 2), (200, 10), (5000, 50)])
-def test_auto_is_the_root_of_half_the_images(images: int, k: int) -> None:
+def test_auto_is_the_square_root_of_half_the_images(images: int, k: int) -> None:
     assert number_of_clusters("auto", {"a": images}, "a") == k
 
 
-def test_more_clusters_than_images_names_the_largest_k_that_fits_all() -> None:
+def test_too_many_clusters_error_names_the_largest_k() -> None:
     sizes = {"a": 100, "rare": 4}
     assert number_of_clusters(4, sizes, "a") == 4
     for name in sizes:
@@ -38,7 +38,7 @@ def clustered(
     return study, run_until(study, "cluster")
 
 
-def test_every_training_image_has_a_cluster_of_its_class_and_no_other_image_has(
+def test_only_training_images_have_a_cluster_of_their_class(
     clustered: tuple[Study, Manifest], store: Store, run_until: Any
 ) -> None:
     study, manifest = clustered
@@ -67,7 +67,7 @@ def test_k_beyond_the_smallest_class_stops_the_step(
     assert not store.exists(store.manifest("cluster", step.key))
 
 
-def test_clusters_over_all_classes_bear_one_set_of_numbers(
+def test_clusters_over_all_classes_share_numbers(
     image_folder: Callable[..., Path], toy_study: Callable[..., Study], run_until: Any, store: Store
 ) -> None:
     study = toy_study(
@@ -87,7 +87,7 @@ def test_clusters_over_all_classes_bear_one_set_of_numbers(
     assert {label for label, _ in cells} == {"a", "b"}
 
 
-def test_the_number_of_clusters_may_be_found_by_silhouette(
+def test_number_of_clusters_can_be_chosen_by_silhouette(
     image_folder: Callable[..., Path], toy_study: Callable[..., Study], run_until: Any
 ) -> None:
     study = toy_study(image_folder({"a": 60, "b": 30}), cluster={"k": "silhouette", "k_max": 5})
@@ -97,7 +97,7 @@ def test_the_number_of_clusters_may_be_found_by_silhouette(
         assert len(metrics["sizes"][name]) == int(max(scores, key=scores.__getitem__))
 
 
-def test_clusters_that_are_too_small_are_dissolved_and_told(
+def test_small_clusters_are_dissolved_and_reported(
     image_folder: Callable[..., Path], toy_study: Callable[..., Study], run_until: Any
 ) -> None:
     study = toy_study(image_folder({"a": 20, "b": 30}), cluster={"k": 8, "min_size": 4})

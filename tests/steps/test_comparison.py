@@ -1,5 +1,5 @@
-"""From generated images to the verdict: curate, mix, train, search, evaluate, on pictures whose
-right answer is known."""
+"""From generated images to the verdict: curate, mix, train, search, evaluate, on images with a
+known answer."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def table(store: Store, manifest: Manifest, name: str) -> pa.Table:
     return pa.concat_tables(store.tables(manifest.keys(table=name)))
 
 
-def test_a_study_goes_to_its_verdict_and_the_same_again_computes_nothing(
+def test_study_reaches_its_verdict_and_a_second_run_computes_nothing(
     bars_study, store: Store, profile: Profile
 ) -> None:
     steps = plan(bars_study())
@@ -54,7 +54,7 @@ def test_a_study_goes_to_its_verdict_and_the_same_again_computes_nothing(
     assert "conditional on one generator" in evaluated.metrics["headline"]
     predictions = table(store, evaluated, "predictions")
     assert predictions.num_rows == evaluated.metrics["test"]["images"] * 4 * 2
-    # What is reported comes from the table alone.
+    # All reported figures come from the table.
     real = predictions.filter(pa.compute.equal(predictions[rows.ARM], "real"))
     guessed = np.asarray(real[rows.PROBABILITIES].to_pylist()).argmax(1)
     right = np.asarray([["across", "down"][g] for g in guessed]) == real["label.class"].to_pylist()
@@ -65,7 +65,7 @@ def test_a_study_goes_to_its_verdict_and_the_same_again_computes_nothing(
     assert store.listing("") == before
 
 
-def test_images_that_show_another_class_are_dropped_with_their_reason(
+def test_images_of_another_class_are_dropped_with_their_reason(
     bars_study, run_until: Run, store: Store, tmp_path: Path
 ) -> None:
     write_bars(tmp_path / "mixed", {"down": 30}, 7000)
@@ -99,20 +99,20 @@ def test_images_that_show_another_class_are_dropped_with_their_reason(
     )  # fmt: skip
     other = table(store, relabelled, "curated")
     assert other[rows.LABEL].to_pylist() == other[rows.LABEL_SEEN].to_pylist()
-    # What is used as another class is not kept of this one: generation has to make up for it.
+    # An image used as another class does not count for this one, so more are generated.
     funnel = relabelled.metrics["funnel"]["down"]
     assert funnel["kept"] == other[rows.LABEL].to_pylist().count("down")
     assert funnel["reasons"] == {"used as across": other.num_rows - funnel["kept"]}
 
 
-def test_a_copy_of_a_training_image_is_found(
+def test_copy_of_a_training_image_is_found(
     bars_study, run_until: Run, store: Store, tmp_path: Path
 ) -> None:
     ingest = run_until(bars_study(), "ingest")
     train = pa.concat_tables(store.tables(ingest.keys(split="train")))
     downs = [uri for uri in train[rows.URI].to_pylist() if uri.startswith("down")]
     uris = downs[:6]
-    write_bars(tmp_path / "copied", {"down": len(downs)}, 5000)  # all of them are asked for
+    write_bars(tmp_path / "copied", {"down": len(downs)}, 5000)  # all of them are requested
     for number, uri in enumerate(uris):
         picture = np.asarray(Image.open(tmp_path / "real" / uri)).astype(int) + 1
         Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(
@@ -132,7 +132,7 @@ def test_a_copy_of_a_training_image_is_found(
     assert max(copied["copies.distance"].to_pylist()) < 0.01
 
 
-def test_too_few_images_never_bear_a_larger_ratio_s_name(
+def test_too_few_images_never_get_the_name_of_a_larger_ratio(
     bars_study, run_until: Run, tmp_path: Path
 ) -> None:
     write_bars(tmp_path / "lying", {"down": 60}, 9000, {"down": "across"})
@@ -144,7 +144,7 @@ def test_too_few_images_never_bear_a_larger_ratio_s_name(
         run_until(made, "search")
 
 
-def test_mixes_are_nested_and_hold_the_share_that_they_are_named_for(
+def test_mixes_are_nested_and_have_their_stated_share(
     bars_study, store: Store, profile: Profile
 ) -> None:
     steps = plan(bars_study())
@@ -169,7 +169,7 @@ def test_mixes_are_nested_and_hold_the_share_that_they_are_named_for(
     assert weight["across"] == pytest.approx(weight["down"])
 
 
-def test_what_is_requested_is_an_arm_too(bars_study, run_until: Run, store: Store) -> None:
+def test_requested_amount_is_an_arm(bars_study, run_until: Run, store: Store) -> None:
     balanced = bars_study(
         request={"balance_to": 40, "classes": ["down"], "shard_size": 16},
         search={"ratios": [1], "seeds": 2},
@@ -186,7 +186,7 @@ def test_what_is_requested_is_an_arm_too(bars_study, run_until: Run, store: Stor
     assert names[3:] == ["more x1", "more x1.5", "more x2"]
 
 
-def test_real_images_alone_never_bear_the_name_of_a_ratio(bars_study, run_until: Run) -> None:
+def test_real_images_alone_never_get_the_name_of_a_ratio(bars_study, run_until: Run) -> None:
     with pytest.raises(DataError, match=r"ratio 0.02 adds no image to 'down'.* raise search.ratio"):
         run_until(bars_study(search={"ratios": [0.02, 1], "seeds": 2}), "search")
     many = bars_study(request={"balance_to": 10, "classes": ["down"]})
@@ -194,7 +194,7 @@ def test_real_images_alone_never_bear_the_name_of_a_ratio(bars_study, run_until:
         run_until(many, "search")
 
 
-def test_a_generator_without_filters_makes_up_for_what_cannot_be_used(
+def test_generator_without_filters_replaces_unusable_images(
     bars_study, run_until: Run, tmp_path: Path
 ) -> None:
     made = bars_study(search={"ratios": [1], "seeds": 2}, curate={"filters": [], "max_rounds": 3})
@@ -214,10 +214,10 @@ def test_ratios_round_and_pools_have_their_own_order() -> None:
     assert orders[0] != orders[1]
 
 
-def test_the_ratio_is_chosen_on_val_and_the_smaller_of_equals_wins() -> None:
+def test_ratio_is_chosen_on_val_and_ties_go_to_the_smaller() -> None:
     arms = [
         Arm(name="real", family="real", mixes=("m",)),
-        # More steps are no fair rival.
+        # More steps are not a fair baseline.
         Arm(name="real_double", family="real_double", mixes=("m",), budget=2.0, role="shown"),
         Arm(name="oversampled", family="oversampled", mixes=("m",)),
         Arm(name="g x1", family="g", mixes=("m",), ratio=1.0, role="compared"),
@@ -229,7 +229,7 @@ def test_the_ratio_is_chosen_on_val_and_the_smaller_of_equals_wins() -> None:
     assert baseline == "oversampled"
 
 
-def test_classifiers_that_have_learnt_nothing_are_told(bars_study, run_until: Run) -> None:
+def test_classifiers_without_skill_give_a_warning(bars_study, run_until: Run) -> None:
     columns = {"arm": ["real", "real", "more x1"], "balanced_accuracy": [0.1, 0.12, 0.9]}
     (warning,) = hardly_learnt(columns, 10)
     assert warning.code == "hardly_learnt"
@@ -240,7 +240,7 @@ def test_classifiers_that_have_learnt_nothing_are_told(bars_study, run_until: Ru
 
 
 class DiesAfter(InlineRuntime):
-    """A runtime whose process ends after so many trials."""
+    """A runtime whose process ends after a number of trials."""
 
     def __init__(self, count: int) -> None:
         super().__init__()
@@ -257,7 +257,7 @@ class DiesAfter(InlineRuntime):
             on_end(name)
 
 
-def test_after_a_kill_only_trials_without_a_result_run_again(
+def test_only_unfinished_trials_run_again_after_a_kill(
     bars_study, store: Store, profile: Profile, tmp_path: Path
 ) -> None:
     steps = plan(bars_study())
@@ -274,7 +274,7 @@ def test_after_a_kill_only_trials_without_a_result_run_again(
     assert table(store, manifest, "trials").equals(table(whole, undisturbed, "trials"))
 
 
-def test_a_trial_that_another_attempt_finished_is_left_as_it_is(
+def test_trial_finished_by_another_attempt_is_kept(
     bars_study, store: Store, profile: Profile
 ) -> None:
     steps = plan(bars_study())
@@ -287,7 +287,7 @@ def test_a_trial_that_another_attempt_finished_is_left_as_it_is(
     assert figures["macro_f1"] == before.metrics["val"]["macro_f1"]
 
 
-def test_a_trial_that_fails_says_which_it_is(bars_study, run_until: Run, store: Store) -> None:
+def test_failed_trial_is_named(bars_study, run_until: Run, store: Store) -> None:
     mixed = run_until(bars_study(), "mix.oversampled")
     (members,) = mixed.keys(table="members")
     store.put(members, b"not what was written here")
@@ -295,12 +295,12 @@ def test_a_trial_that_fails_says_which_it_is(bars_study, run_until: Run, store: 
         run_until(bars_study(), "search")
 
 
-def test_nothing_is_left_of_a_fit_but_its_weights(bars_study, run_until: Run, store: Store) -> None:
+def test_fit_leaves_only_its_weights(bars_study, run_until: Run, store: Store) -> None:
     run_until(bars_study(), "search")
     assert not store.listing("work")
 
 
-def test_a_changed_pool_trains_its_own_arms_anew_and_no_others(
+def test_changed_pool_retrains_only_its_own_arms(
     bars_study, store: Store, profile: Profile, tmp_path: Path
 ) -> None:
     steps = plan(bars_study())
@@ -318,6 +318,6 @@ def test_a_changed_pool_trains_its_own_arms_anew_and_no_others(
     assert again.ran == 4  # two ratios with two seeds
 
 
-def test_a_generator_cannot_take_the_name_of_an_arm(bars_study) -> None:
+def test_generator_cannot_have_the_name_of_an_arm(bars_study) -> None:
     with pytest.raises(StudyError, match="the name is already an arm"):
         bars_study(generators={"oversampled": {"name": "traditional"}})

@@ -32,7 +32,7 @@ def table_of(store: Store, manifest: Manifest) -> pa.Table:
 
 
 def half_lying(bars_study: Callable[..., Study], folder: Path, label_from: str) -> Study:
-    """Half of what a generator made of "down" lies across; neighbours say what is seen."""
+    """Half of the generated images of "down" lie across; the labels come from neighbours."""
     write_bars(folder / "mixed", {"down": 30}, 7000)
     write_bars(folder / "mixed", {"down": 15}, 9000, {"down": "across"})
     return bars_study(
@@ -52,7 +52,7 @@ def test_every_filter_and_a_zero_shot_labeler_in_one_study(
     study = bars_study(
         curate={"labeler": {"name": "clip", **words}, "filters": filters, "max_rounds": 1}
     )
-    # A labeler that is not trained needs no training, and both look at val in one step.
+    # An untrained labeler needs no training step, and both are applied to val in one step.
     labels = [step.label for step in plan(study)]
     assert "train.labeler" not in labels
     assert labels.count("measure.val") == 1
@@ -81,7 +81,7 @@ def test_every_filter_and_a_zero_shot_labeler_in_one_study(
     assert set(measured.inputs) == {"ingest"}
 
 
-def test_neighbours_in_the_embedding_label_without_a_look_at_pixels(
+def test_knn_labeler_uses_embeddings_without_reading_pixels(
     bars_study, run_until: Run, store: Store, tmp_path: Path
 ) -> None:
     study = half_lying(bars_study, tmp_path, "agree")
@@ -96,9 +96,7 @@ def test_neighbours_in_the_embedding_label_without_a_look_at_pixels(
     assert metrics["agreement_kept"] == 1.0
 
 
-def test_without_a_labeler_nobody_says_what_is_seen(
-    bars_study, run_until: Run, store: Store
-) -> None:
+def test_without_a_labeler_no_class_is_predicted(bars_study, run_until: Run, store: Store) -> None:
     study = bars_study(curate={"labeler": None, "filters": ["blank"], "max_rounds": 1})
     curated = run_until(study, "curate")
     assert "labeler" not in curated.metrics
@@ -106,7 +104,7 @@ def test_without_a_labeler_nobody_says_what_is_seen(
     assert table[rows.LABEL_SEEN].null_count == table.num_rows > 0
 
 
-def test_a_changed_limit_measures_nothing_anew(bars_study, run_until: Run, store: Store) -> None:
+def test_changed_limit_measures_nothing_again(bars_study, run_until: Run, store: Store) -> None:
     def shards() -> set[str]:
         return {key for key in store.listing("generated") if "/scores/" in key}
 
@@ -119,7 +117,7 @@ def test_a_changed_limit_measures_nothing_anew(bars_study, run_until: Run, store
     assert shards() == first
 
 
-def test_strict_stops_the_export_of_what_copies(
+def test_strict_stops_the_export_of_copies(
     bars_study, run_until: Run, store: Store, tmp_path: Path
 ) -> None:
     for number, path in enumerate(sorted((tmp_path / "real" / "down").glob("*.png"))):
@@ -136,12 +134,12 @@ def test_strict_stops_the_export_of_what_copies(
     assert export(study, store, Store(str(tmp_path / "real-only")), "real", "csv", ["train"])
 
 
-def test_scores_belong_to_the_pictures_and_classes_that_they_were_taken_of(
+def test_scores_belong_to_their_images_and_classes(
     bars_study, run_until: Run, store: Store, profile: Profile, tmp_path: Path
 ) -> None:
     study = bars_study(curate={"labeler": "knn", "filters": ["blank"], "max_rounds": 1})
     run_until(study, "curate")
-    # Other pictures under the names that were there.
+    # Other images under the same names.
     for path in (tmp_path / "good" / "down").glob("*.png"):
         Image.fromarray(np.asarray(Image.open(path)) // 2).save(path)
     steps = {step.label: step for step in plan(study)}
@@ -164,7 +162,7 @@ def test_scores_belong_to_the_pictures_and_classes_that_they_were_taken_of(
         assert contrast == pytest.approx(contrast_of[image_id], abs=1e-4)
 
 
-def test_a_filter_that_only_judges_measures_nothing_anew(
+def test_judging_filter_does_not_repeat_measurements(
     bars_study, run_until: Run, store: Store
 ) -> None:
     def shards() -> set[str]:
@@ -176,7 +174,7 @@ def test_a_filter_that_only_judges_measures_nothing_anew(
     assert before == shards()
 
 
-def test_images_used_as_what_is_seen_are_told_as_such(
+def test_relabelled_images_are_reported(
     bars_study, run_until: Run, store: Store, tmp_path: Path
 ) -> None:
     study = half_lying(bars_study, tmp_path, "labeler")
@@ -198,11 +196,11 @@ def test_images_used_as_what_is_seen_are_told_as_such(
         ),
         ({"filters": ["copies", "copies"]}, "filters names copies twice"),
         ({"labeler": None}, "filters: agreement needs a labeler, but labeler is null"),
-        ({"filters": ["beauty"]}, r"no filter named 'beauty'; there are: agreement, blank"),
-        ({"labeler": "oracle"}, r"no labeler named 'oracle'; there are: classifier, clip, knn"),
+        ({"filters": ["beauty"]}, r"no filter named 'beauty'; choose from agreement, blank"),
+        ({"labeler": "oracle"}, r"no labeler named 'oracle'; choose from classifier, clip, knn"),
         ({"filters": [{"name": "copies", "quantile": 0.9}]}, "quantile: must be less than or"),
     ],
 )
-def test_what_cannot_be_asked_is_refused(bars_study, curate: dict, said: str) -> None:
+def test_impossible_curation_is_rejected(bars_study, curate: dict, said: str) -> None:
     with pytest.raises(StudyError, match=said):
         bars_study(curate=curate)

@@ -1,4 +1,4 @@
-"""Fidelity through the real steps: bars that are right, bars that lie wrong, copies of train."""
+"""Fidelity through the real steps: correct bars, wrong bars, copies of train."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ BOTH = {"classes": "all", "per_class": 60}
 
 @pytest.fixture
 def both_study(tmp_path: Path, bars_study: Callable[..., Study]) -> Callable[..., Study]:
-    """A study of a generator of both classes, 150 real images of each."""
+    """A study with a generator of both classes, and 150 real images of each."""
     write_bars(tmp_path / "real", {"across": 150, "down": 150}, 0)
     write_bars(tmp_path / "good", {"across": 60, "down": 60}, 5000)
 
@@ -74,7 +74,7 @@ def labelled(store: Store, manifest: Manifest, split: str, label: str) -> set[st
     }  # fmt: skip
 
 
-def test_figures_are_those_of_the_metrics_on_the_same_vectors(
+def test_figures_equal_the_metrics_on_the_same_vectors(
     both_study: Callable[..., Study], run_until: Run, store: Store
 ) -> None:
     study = both_study(curate={"filters": [], "max_rounds": 1})
@@ -98,19 +98,19 @@ def test_figures_are_those_of_the_metrics_on_the_same_vectors(
     assert kept["vendi"] == pytest.approx(vendi_score(made), rel=1e-6)
     shares = prdc(val, made)
     assert [kept[name] for name in vars(shares)] == pytest.approx(list(vars(shares).values()))
-    # Of length 1 they are, and of 256 numbers.
+    # They have length 1 and 256 components.
     kernel = kernel_distance(16 * val, 16 * made, 0)
     assert kept["kernel"][0] == pytest.approx(kernel.estimate, rel=1e-6)
     assert set(down["sets"]) == {"kept", "real"}  # nothing was dropped
-    # They are of one distribution with the real ones.
+    # They have the distribution of the real images.
     for figures in (*whole["sets"].values(), *across["sets"].values()):
         assert figures["kernel"][1] < 0 < figures["kernel"][2]
 
 
-def test_all_sets_of_a_scope_have_as_many_images_in_the_mix_of_val(
+def test_all_sets_of_a_scope_have_equal_size_and_the_class_mix_of_val(
     both_study: Callable[..., Study], run_until: Run, tmp_path: Path
 ) -> None:
-    # Half of "down" lies across, and neighbours see it.
+    # Half of "down" lies across, and the labeler sees it.
     write_bars(tmp_path / "mixed", {"across": 60, "down": 60}, 7000)
     write_bars(tmp_path / "mixed", {"down": 30}, 9000, {"down": "across"})
     study = both_study(
@@ -123,14 +123,14 @@ def test_all_sets_of_a_scope_have_as_many_images_in_the_mix_of_val(
         assert set(scope["sets"]) == {"kept", "generated", "real"}
         assert len(counts) == 1
         assert counts.pop() >= 20
-    # What was dropped is what lay wrong.
+    # The wrong bars were dropped.
     generated, kept, real = (down["sets"][name] for name in ("generated", "kept", "real"))
     assert generated["frechet"] > kept["frechet"] > 0.5 * real["frechet"]
     assert generated["precision"] < kept["precision"]
     assert generated["kernel"][0] > kept["kernel"][0]
 
 
-def test_copies_of_train_are_nearer_than_held_out_images(
+def test_copies_of_train_are_closer_than_held_out_images(
     both_study: Callable[..., Study], run_until: Run, tmp_path: Path
 ) -> None:
     for label in ("across", "down"):
@@ -144,7 +144,7 @@ def test_copies_of_train_are_nearer_than_held_out_images(
     new = run_until(both_study(**fields), "fidelity.more").metrics
     first, other = (held["scopes"][0] for held in (copied, new))
     near = [scope["sets"]["kept"]["near"] for scope in (first, other)]
-    # Those of val and test among the sixty are no copies of train.
+    # Those of val and test among the sixty are not copies of train.
     assert near[0][0] > 0.2
     assert near[1][0] < 0.1
     for share, low, high in near:
@@ -158,7 +158,7 @@ def test_copies_of_train_are_nearer_than_held_out_images(
     assert copied["scopes"][0]["sets"]["real"]["near"] is None
 
 
-def test_too_few_images_get_words_and_no_figures(
+def test_too_few_images_get_a_reason_instead_of_figures(
     bars_study: Callable[..., Study], run_until: Run
 ) -> None:
     study = bars_study(curate={"filters": [], "max_rounds": 1})
@@ -167,7 +167,7 @@ def test_too_few_images_get_words_and_no_figures(
     assert down["sets"] == {}
 
 
-def test_a_small_train_split_gives_no_floor_and_hinders_nothing(
+def test_small_train_split_gives_no_reference_and_stops_nothing(
     both_study: Callable[..., Study], run_until: Run
 ) -> None:
     split = {"group": "none", "train_limit": {"down": 8}}
@@ -179,7 +179,7 @@ def test_a_small_train_split_gives_no_floor_and_hinders_nothing(
     assert whole["floor"] == down["floor"] == {}
 
 
-def test_where_train_has_fewer_generated_images_are_measured_at_its_number_too(
+def test_generated_images_are_also_measured_at_the_size_of_a_smaller_train(
     both_study: Callable[..., Study], run_until: Run, store: Store
 ) -> None:
     split = {"group": "none", "train_limit": {"down": 30}}
@@ -187,12 +187,12 @@ def test_where_train_has_fewer_generated_images_are_measured_at_its_number_too(
     metrics = run_until(study, "fidelity.more").metrics
     whole, across, down = metrics["scopes"]
     assert (whole["sets"]["kept"]["n"], down["sets"]["kept"]["n"]) == (120, 60)
-    assert set(whole["sets"]) == {"kept"}  # what real ones get stands at their own number
+    assert set(whole["sets"]) == {"kept"}  # the real set is listed at its own size
     for scope, n in ((whole, 60), (down, 30)):
         assert {name: held["n"] for name, held in scope["floor"].items()} == {
             "kept": n, "real": n
         }  # fmt: skip
-    # A Fréchet distance falls with the number, so that of half as many is another.
+    # A Fréchet distance depends on the number of images, so half as many give another.
     kept = [scope["kept"]["frechet"] for scope in (down["sets"], down["floor"])]
     assert kept[1] > kept[0]
     assert across["floor"] == {}
@@ -204,9 +204,7 @@ def test_where_train_has_fewer_generated_images_are_measured_at_its_number_too(
     assert fields["real"] == 60
 
 
-def test_the_number_is_that_of_the_study_where_a_fit_keeps_more(
-    store: Store, spec: FidelitySpec
-) -> None:
+def test_size_follows_the_study_if_a_fit_keeps_more(store: Store, spec: FidelitySpec) -> None:
     def side(name: str, count: int) -> Embedded:
         random = np.random.default_rng(count)
         vectors = {label: random.standard_normal((count, 4)) for label in ("a", "b")}
@@ -221,7 +219,7 @@ def test_the_number_is_that_of_the_study_where_a_fit_keeps_more(
     assert plan_scope(spec, sides, {"b": 75}, ["a"]).sets == {"kept": 90, "generated": 90}
 
 
-def test_another_embedder_embeds_real_and_generated_images_for_this_alone(
+def test_another_embedder_embeds_real_and_generated_images_for_this_step(
     both_study: Callable[..., Study], run_until: Run, store: Store
 ) -> None:
     study = both_study(fidelity={"embedder": {"name": "pixels", "side": 4}})
@@ -230,11 +228,11 @@ def test_another_embedder_embeds_real_and_generated_images_for_this_alone(
     assert made.shape == (120, 16)
     embed = run_until(study, "embed.fidelity")
     assert embedded(store, embed.keys(split="val")).shape[1] == 16
-    assert run_until(both_study(), "fidelity.more").parts == ()  # curate has embedded them
+    assert run_until(both_study(), "fidelity.more").parts == ()  # embedded by curate
     assert manifest.metrics["scopes"][0]["sets"]["kept"]["frechet"] > 0
 
 
-def test_the_page_has_the_figures_of_every_set(
+def test_page_has_the_figures_of_every_set(
     both_study: Callable[..., Study], run_until: Run, store: Store
 ) -> None:
     study = both_study(
@@ -253,7 +251,7 @@ def test_the_page_has_the_figures_of_every_set(
     assert section.count("against 22 of val") == 2
     assert "all: across, down" in section
     assert "strongly on their number" in section
-    # No filter looked at them: fidelity has embedded them.
+    # Without filters, fidelity embeds them.
     assert "<figcaption>PCA</figcaption>" in page
     probe = page[page.index("Can images of more") : page.index("<h2>The models")]
     assert re.findall(r"<td>(across|down)</td><td>[01]\.\d\d</td><td>60</td>", probe) == [
@@ -261,7 +259,7 @@ def test_the_page_has_the_figures_of_every_set(
     ]  # fmt: skip
 
 
-def test_the_page_says_why_images_without_vectors_are_not_shown(
+def test_page_explains_missing_images_without_vectors(
     bars_study: Callable[..., Study], run_until: Run, store: Store
 ) -> None:
     study = bars_study(
@@ -275,7 +273,7 @@ def test_the_page_says_why_images_without_vectors_are_not_shown(
         assert f"{words}: its images have no vectors" in after[:600]
 
 
-def test_vectors_of_another_space_are_held_against_real_ones_of_that_space(
+def test_vectors_are_compared_with_real_ones_of_the_same_space(
     both_study: Callable[..., Study], run_until: Run, store: Store
 ) -> None:
     study = both_study(
@@ -287,7 +285,7 @@ def test_vectors_of_another_space_are_held_against_real_ones_of_that_space(
     (key,) = run_until(study, "report").keys(file="report.html")
     page = plain_headings(store.read(key).decode())
     assert "<figcaption>PCA</figcaption>" in page
-    # What is sampled is less than all, of the set and of val.
+    # The sample is smaller than the set, and than val.
     whole = run_until(study, "fidelity.more").metrics["scopes"][0]
     kept = whole["sets"]["kept"]
     assert (kept["n"], kept["sampled"], whole["val_sampled"]) == (120, 100, 100)
@@ -298,7 +296,7 @@ def test_vectors_of_another_space_are_held_against_real_ones_of_that_space(
     assert f'<td>{share}<br><span class="faint">[{low}, {high}]</span></td>' in page
 
 
-def test_every_fit_is_measured_and_told_of(
+def test_every_fit_is_measured_and_reported(
     both_study: Callable[..., Study], run_until: Run, store: Store
 ) -> None:
     fields: dict[str, Any] = {
@@ -322,7 +320,7 @@ def test_every_fit_is_measured_and_told_of(
     funnel = page[page.index("<h2>From requested") : page.index("<h2>How like")]
     for fit in (0, 1):
         assert f"<tr><td>{fit}</td><td>120</td><td>120</td><td>100.0%</td>" in funnel
-    # The sheet, the funnel by class and the plane are of the first.
+    # The sheet, the funnel by class and the plane show the first fit.
     assert page.count("from the first of 2 generator fits") == 3
     probe = page[page.index("Can images of more") : page.index("<h2>The models")]
     assert "Mean over 2 generator fits" in probe
@@ -339,7 +337,7 @@ def scope_of(n: int, frechet: float, **fields: Any) -> FidelityScope:
     return FidelityScope.model_validate({**scope, **fields})
 
 
-def test_fits_of_one_number_share_a_row_and_others_have_their_own() -> None:
+def test_fits_of_equal_size_share_a_row() -> None:
     (scope,) = merge_scopes([[scope_of(60, 1.0)], [scope_of(60, 3.0)], [scope_of(50, 9.0)]])
     same, other = scope["rows"]
     assert (same["set"], same["n"]) == ("generated, kept, fits 0, 1", 60)
@@ -347,12 +345,12 @@ def test_fits_of_one_number_share_a_row_and_others_have_their_own() -> None:
     assert (other["set"], other["n"]) == ("generated, kept, fit 2", 50)
     (close,) = merge_scopes([[scope_of(60, 1.0)], [scope_of(60, 1.0001)]])[0]["rows"]
     assert close["cells"][0] == ("1", "")
-    # Of one fit the interval stands beside what has one.
+    # With one fit, figures with an interval show it.
     assert other["cells"][:3] == [("9", ""), ("9", "[-1, 1]"), ("0.50", "")]
     assert other["cells"][-1] == ("", "")
 
 
-def test_what_is_wrong_with_a_later_fit_is_told_with_its_number() -> None:
+def test_warning_of_a_later_fit_names_the_fit() -> None:
     @dataclass
     class Asked:
         generators: tuple[str, ...] = ("more",)
@@ -366,7 +364,7 @@ def test_what_is_wrong_with_a_later_fit_is_told_with_its_number() -> None:
     told, stops = image_warnings(probed, {"more": [nothing, copied]}, Asked())
     assert told.startswith("images of more, fit 1 are easily distinguished from real ones")
     assert stops.startswith("more, fit 1: 3 of 60 images are copies of training images")
-    # What is true of all fits is told once.
+    # Warnings about all fits appear once.
     probed = {"more": {"entries": [{"label": "down", "areas": {0: 0.96, 1: 0.97}}]}}
     seen, more = (
         curated(labeler=labeler_report(agreement_kept=kept, agreement_val=0.95))
@@ -382,7 +380,7 @@ def test_what_is_wrong_with_a_later_fit_is_told_with_its_number() -> None:
     assert alone.startswith("more: 3 of 60")
 
 
-def test_a_scope_with_too_few_images_says_so_and_of_which_fit() -> None:
+def test_scope_with_too_few_images_names_the_fit() -> None:
     reason = Notice.of("few_generated", images=9)
     few = FidelityScope(classes=["down"], val=40, few=reason, sets={}, floor={})
     (scope,) = merge_scopes([[scope_of(60, 1.0, sets={"kept": {"n": 3}})], [few]])

@@ -68,7 +68,7 @@ def test_every_request_becomes_one_marked_image(study, run_until: Run, store: St
     assert "digitalsourcetype/algorithmicallyEnhanced" in image.text["XML:com.adobe.xmp"]
 
 
-def test_parents_are_training_images_alone(study, run_until: Run, store: Store) -> None:
+def test_parents_are_training_images(study, run_until: Run, store: Store) -> None:
     ingest = run_until(study(), "ingest")
     table = made(store, run_until(study(), "generate"))
     keys = ingest.keys(split="train")
@@ -76,7 +76,7 @@ def test_parents_are_training_images_alone(study, run_until: Run, store: Store) 
     assert set(table[rows.PARENT_ID].to_pylist()) <= train
 
 
-def test_a_larger_request_reuses_the_full_shards_of_a_smaller_one(
+def test_larger_request_reuses_the_full_shards_of_a_smaller_one(
     study, run_until: Run, store: Store
 ) -> None:
     small = made(store, run_until(study(request={"per_class": 8, "shard_size": 4}), "generate"))
@@ -87,14 +87,14 @@ def test_a_larger_request_reuses_the_full_shards_of_a_smaller_one(
     assert all(images[row[rows.IMAGE_ID]] == row[rows.IMAGE] for row in small.to_pylist())
 
 
-def test_the_same_command_again_computes_nothing(study, run_until: Run, store: Store) -> None:
+def test_second_run_computes_nothing(study, run_until: Run, store: Store) -> None:
     first = run_until(study(), "generate")
     before = store.listing("")
     assert run_until(study(), "generate").digest == first.digest
     assert store.listing("") == before
 
 
-def test_retrained_weights_are_refused_until_the_shards_are_discarded(
+def test_retrained_weights_are_rejected_until_the_shards_are_discarded(
     study, store: Store, profile: Profile
 ) -> None:
     network = {
@@ -105,7 +105,7 @@ def test_retrained_weights_are_refused_until_the_shards_are_discarded(
     execute(steps, store, InlineRuntime(), profile)
     (finetune,) = named(steps, "finetune")
     weights = unseal(store.read(store.manifest("finetune", finetune.key)))
-    # As if the training had been run again and had come out otherwise.
+    # As if the training had been repeated with another result.
     store.delete(store.manifest("finetune", finetune.key))
     weights["parts"][0]["sha256"] = "0" * 64
     store.put(store.manifest("finetune", finetune.key), seal(weights))
@@ -116,7 +116,7 @@ def test_retrained_weights_are_refused_until_the_shards_are_discarded(
     execute(steps, store, InlineRuntime(), profile)
 
 
-def test_images_that_exist_already_keep_their_labels(
+def test_existing_images_keep_their_labels(
     study, image_folder: Callable[..., Path], run_until: Run, store: Store
 ) -> None:
     other = image_folder({"cat": 5, "dog": 5}, below="made-elsewhere")
@@ -132,14 +132,14 @@ def test_images_that_exist_already_keep_their_labels(
         assert uri.startswith(f"{label}/")
 
 
-def test_a_folder_that_grows_doubles_no_image(
+def test_growing_folder_duplicates_no_image(
     study, image_folder: Callable[..., Path], run_until: Run, store: Store
 ) -> None:
     other = image_folder({"cat": 5, "dog": 5}, below="made-elsewhere")
     generators = {"f": {"name": "folder", "reader": {"name": "imagefolder", "root": str(other)}}}
     asked = {"per_class": 4, "shard_size": 2}
     run_until(study(generators=generators, request=asked), "generate")
-    # Sorts before all others, so that every image moves on by one.
+    # Sorts before all others, so every image moves by one.
     (other / "cat" / "00.png").write_bytes((other / "dog" / "004.png").read_bytes())
     table = made(store, run_until(study(generators=generators, request=asked), "generate"))
     uris = table[rows.URI].to_pylist()
@@ -148,7 +148,7 @@ def test_a_folder_that_grows_doubles_no_image(
 
 
 class Moody(Generator):
-    """Fails as told by the seed: planned seeds give black or nothing, a second try succeeds."""
+    """Fails depending on the seed: planned seeds give black or nothing, a retry succeeds."""
 
     version: ClassVar[int] = 1
     Spec: ClassVar[type[GeneratorSpec]] = GeneratorSpec
@@ -205,7 +205,7 @@ def test_batches_are_padded_to_the_planned_shape(sample) -> None:
     assert len(batch["pixels"]) == 3
 
 
-def test_a_broken_image_is_tried_again_with_a_derived_seed(sample) -> None:
+def test_broken_image_is_retried_with_a_derived_seed(sample) -> None:
     Moody.always_black, Moody.once_broken = set(), {2}
     batch = sample([1, 2, 3])
     assert batch[rows.STATUS] == [OK, OK, OK]
@@ -214,14 +214,14 @@ def test_a_broken_image_is_tried_again_with_a_derived_seed(sample) -> None:
     assert Moody.batches == [8, 8]
 
 
-def test_an_image_that_stays_black_is_quarantined_after_two_more_tries(sample) -> None:
+def test_black_image_is_quarantined_after_two_retries(sample) -> None:
     Moody.always_black, Moody.once_broken = {3}, set()
     batch = sample([1, 2, 3])
     assert batch[rows.STATUS] == [OK, OK, "black"]
     assert Moody.batches == [8, 8, 8]
 
 
-def test_codecs_carry_the_mark(study, run_until: Run, store: Store) -> None:
+def test_every_codec_carries_the_mark(study, run_until: Run, store: Store) -> None:
     for codec in ("jpeg", "webp"):
         fields = {"preprocess": {"size": 16, "codec": codec}, "request": {"per_class": 1}}
         row = made(store, run_until(study(**fields), "generate")).to_pylist()[0]

@@ -21,7 +21,7 @@ from engine.study import Study
 from tests.pipelines import save_pipeline
 
 
-def test_a_study_adapts_a_checkpoint_and_makes_images_from_its_own(
+def test_study_adapts_a_checkpoint_and_generates_images(
     image_folder: Callable[..., Path],
     toy_study: Callable[..., Study],
     run_until: Callable[[Study, str], Manifest],
@@ -54,7 +54,7 @@ def test_a_study_adapts_a_checkpoint_and_makes_images_from_its_own(
     assert notice["code"] == "prompts_truncated"
     assert (notice["fields"]["truncated"], notice["fields"]["limit"]) == (1, 16)
 
-    # Another way of sampling trains nothing anew; another prompt does.
+    # Other sampling settings do not retrain; another prompt does.
     steps = {step.kind: step.key for step in plan(study)}
     for fields, same in (({"strength": 0.9}, True), ({"prompt": "x {label}"}, False)):
         changed = study.model_dump(mode="json")
@@ -63,7 +63,7 @@ def test_a_study_adapts_a_checkpoint_and_makes_images_from_its_own(
         assert (found["finetune"] == steps["finetune"]) == same
         assert found["generate"] != steps["generate"]
 
-    # A checkpoint that is another one under the same name is noticed.
+    # A different checkpoint under the same name is detected.
     before = run_until(study, "finetune")
     assert run_until(study, "finetune") == before
     shutil.rmtree(model)
@@ -73,7 +73,7 @@ def test_a_study_adapts_a_checkpoint_and_makes_images_from_its_own(
     assert after.digest != before.digest
 
 
-def test_images_of_another_checkpoint_under_the_same_name_are_not_taken_for_its_own(
+def test_images_of_another_checkpoint_with_the_same_name_are_not_reused(
     image_folder: Callable[..., Path],
     toy_study: Callable[..., Study],
     run_until: Callable[[Study, str], Manifest],

@@ -1,4 +1,4 @@
-"""The real ingest on toy folders: what gets in, what is set aside and why, what stops the run."""
+"""The real ingest on toy folders: what is accepted, what is set aside, and what stops the run."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def ingest(run_until: Callable[[Study, str], Manifest]) -> Run:
 
 
 def images(store: Store, manifest: Manifest) -> list[dict[str, Any]]:
-    """All rows that got in, each part holding rows of its own split alone."""
+    """All accepted rows; checks that each part has rows of its own split only."""
     found = []
     for split in rows.SPLITS:
         for table in store.tables(manifest.keys(split=split)):
@@ -72,10 +72,10 @@ def refused(ingest: Run, study: Study, match: str, kind: type[Exception] = DataE
     return str(caught.value)
 
 
-# What gets in -----------------------------------------------------------------------------------
+# Accepted images --------------------------------------------------------------------------------
 
 
-def test_a_clean_folder_becomes_three_splits_that_datasets_shows_as_pictures(
+def test_clean_folder_becomes_three_splits_that_datasets_opens(
     image_folder: Folder, toy_study: MakeStudy, ingest: Run, store: Store, tmp_path: Path
 ) -> None:
     root = image_folder({"cat": 20, "dog": 20})
@@ -104,7 +104,7 @@ def test_a_clean_folder_becomes_three_splits_that_datasets_shows_as_pictures(
     assert len(loaded) == 26
 
 
-def test_the_same_data_and_study_give_the_same_result_in_another_store(
+def test_same_data_and_study_give_the_same_result_in_another_store(
     image_folder: Folder, toy_study: MakeStudy, tmp_path: Path
 ) -> None:
     study = toy_study(image_folder({"a": 10, "b": 10}))
@@ -119,13 +119,13 @@ def test_the_same_data_and_study_give_the_same_result_in_another_store(
         store = Store(profile.storage)
         found.append(execute(steps, store, InlineRuntime(), profile)[steps[0].key])
         assert [status.state for status in inspect(steps, store)] == ["done"]
-        # Nothing of the way there is left behind.
+        # No intermediate files are left.
         left = [key for key in store.listing("steps") if "/parts/" in key]
         assert sorted(left) == sorted(part.key for part in found[-1].parts)
     assert found[0].digest == found[1].digest
 
 
-def test_data_that_changes_after_it_was_taken_in_stops_the_next_run(
+def test_data_changed_after_ingest_stops_the_next_run(
     image_folder: Folder, toy_study: MakeStudy, ingest: Run
 ) -> None:
     root = image_folder({"a": 10, "b": 10})
@@ -133,7 +133,7 @@ def test_data_that_changes_after_it_was_taken_in_stops_the_next_run(
     shutil.copy(root / "a" / "000.png", root / "a" / "new.png")
     refused(ingest, toy_study(root), "the data changed since.*--discard ingest")
     shutil.rmtree(root)
-    assert ingest(toy_study(root)).rows == 20  # what was taken in stands without the originals
+    assert ingest(toy_study(root)).rows == 20  # ingested data does not need the originals
 
 
 def test_class_names_that_look_like_code_are_only_names(
@@ -150,7 +150,7 @@ def test_class_names_that_look_like_code_are_only_names(
         assert not set("<>=() ") & set(part.key)
 
 
-def test_several_label_columns_travel_together(
+def test_all_label_columns_are_stored(
     image_folder: Folder, toy_study: MakeStudy, ingest: Run, store: Store
 ) -> None:
     root = image_folder({"x": 24})
@@ -166,11 +166,12 @@ def test_several_label_columns_travel_together(
     refused(ingest, toy_study({**reader, **labels}, task="signs"), "several labels per image")
 
 
-# Files that cannot be used ----------------------------------------------------------------------
+# Unusable files ---------------------------------------------------------------------------------
 
 
 def hostile_files(root: Path, outside: Path) -> dict[str, str]:
-    """Write one of each kind into the class folder `root`; returns what each must get."""
+    """Write one file of each kind into the class folder `root`; returns the expected status of
+    each."""
     good = (root / "000.png").read_bytes()
     (root / "empty.png").write_bytes(b"")
     (root / "truncated.png").write_bytes(good[: len(good) // 2])
@@ -194,7 +195,7 @@ def hostile_files(root: Path, outside: Path) -> dict[str, str]:
     }  # fmt: skip
 
 
-def test_every_bad_file_is_set_aside_with_its_reason_and_no_other_row_is_lost(
+def test_every_bad_file_is_set_aside_with_its_reason_and_no_other_row(
     image_folder: Folder, toy_study: MakeStudy, ingest: Run, store: Store, tmp_path: Path
 ) -> None:
     root = image_folder({"a": 20, "b": 20})
@@ -223,7 +224,7 @@ def test_hostile_paths_in_a_table_are_set_aside(
     assert Counter(found.values())["ok"] == 30
 
 
-def test_more_bad_files_than_the_setting_allows_stop_the_run(
+def test_too_many_bad_files_stop_the_run(
     image_folder: Folder, toy_study: MakeStudy, ingest: Run, store: Store
 ) -> None:
     root = image_folder({"a": 30, "b": 30})
@@ -234,7 +235,7 @@ def test_more_bad_files_than_the_setting_allows_stop_the_run(
     assert not [key for key in store.listing("steps") if key.endswith("manifest.json")]
 
 
-def test_a_file_mended_in_place_is_read_again(
+def test_file_repaired_in_place_is_read_again(
     image_folder: Folder, toy_study: MakeStudy, ingest: Run
 ) -> None:
     root = image_folder({"a": 30, "b": 30})
@@ -247,7 +248,7 @@ def test_a_file_mended_in_place_is_read_again(
 
 
 class Files:
-    """Bytes by name, in place of a folder."""
+    """Bytes by name, instead of a folder."""
 
     def read(self, uri: str) -> bytes:
         target = io.BytesIO()
@@ -256,7 +257,7 @@ class Files:
 
 
 class BrittleSandbox(Sandbox):
-    """The real sandbox, whose child dies or stops at files of certain names."""
+    """The real sandbox, with a child that dies or stops at files with certain names."""
 
     def _exchange(self, header: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
         if self._child is not None and header["uri"] == "crash.png":
@@ -274,7 +275,7 @@ class BrittleSandbox(Sandbox):
             self.timeout = 20.0
 
 
-def test_a_crash_and_a_hang_cost_their_own_rows_of_a_batch() -> None:
+def test_crash_and_hang_cost_only_their_rows() -> None:
     stage = Decode(Files(), Preprocess(size=16), 20.0, True)
     stage.load(Place("cpu", 1, 8))
     stage.sandbox = BrittleSandbox(Preprocess(size=16))
@@ -310,14 +311,14 @@ def test_labels_and_ids_are_checked_before_any_image_is_opened(
     assert store.listing("steps") == []
 
 
-def test_a_limit_on_a_class_that_does_not_exist_names_those_that_do(
+def test_limit_for_an_unknown_class_names_the_known_ones(
     image_folder: Folder, toy_study: MakeStudy, ingest: Run
 ) -> None:
     split = {"group": "none", "train_limit": {"c": 5}}
     refused(ingest, toy_study(image_folder({"a": 5, "b": 5}), split=split), "no class 'c'.*a, b")
 
 
-def test_an_empty_class_folder_stops_the_run(
+def test_empty_class_folder_stops_the_run(
     image_folder: Folder, toy_study: MakeStudy, ingest: Run
 ) -> None:
     root = image_folder({"a": 5, "b": 5})
@@ -325,21 +326,21 @@ def test_an_empty_class_folder_stops_the_run(
     refused(ingest, toy_study(root), "the class 'c' has no images")
 
 
-def test_images_without_a_group_must_be_called_independent(
+def test_images_without_a_group_must_be_declared_independent(
     image_folder: Folder, toy_study: MakeStudy, ingest: Run
 ) -> None:
     study = toy_study(image_folder({"a": 5, "b": 5}), split={"group": "column"})
     refused(ingest, study, r"split\.group: 10 images have no group.*set split\.group to none")
 
 
-def test_a_class_that_does_not_reach_every_split_stops_the_run(
+def test_class_missing_from_a_split_stops_the_run(
     image_folder: Folder, toy_study: MakeStudy, ingest: Run
 ) -> None:
     study = toy_study(image_folder({"a": 20, "b": 2}))
     refused(ingest, study, "the class 'b' has 0 images in val, it needs 1")
 
 
-def test_one_picture_twice_is_kept_once_and_reported(
+def test_duplicate_image_is_kept_once_and_reported(
     image_folder: Folder, toy_study: MakeStudy, ingest: Run, store: Store
 ) -> None:
     root = image_folder({"a": 20, "b": 20})
@@ -351,7 +352,7 @@ def test_one_picture_twice_is_kept_once_and_reported(
     assert manifest.metrics["headline"].endswith("1 of 41 set aside")
 
 
-def test_one_picture_under_two_labels_stops_the_run_and_both_are_named(
+def test_image_under_two_labels_stops_the_run_and_both_are_named(
     image_folder: Folder, toy_study: MakeStudy, ingest: Run
 ) -> None:
     root = image_folder({"a": 10, "b": 10})
@@ -360,7 +361,7 @@ def test_one_picture_under_two_labels_stops_the_run_and_both_are_named(
     assert "a/003.png is 'a' and b/same.png is 'b'" in text
 
 
-def test_a_grey_picture_stored_as_colour_is_the_same_picture(
+def test_grey_image_stored_as_colour_is_the_same_image(
     image_folder: Folder, toy_study: MakeStudy, ingest: Run
 ) -> None:
     root = image_folder({f"{split}/{c}": 6 for split in ("train", "val", "test") for c in "ab"})
@@ -370,7 +371,7 @@ def test_a_grey_picture_stored_as_colour_is_the_same_picture(
     refused(ingest, toy_study(root), r"leaks between splits \(1 exact\)", LeakError)
 
 
-def test_a_contradiction_in_a_second_task_names_the_labels_that_differ(
+def test_contradiction_in_a_second_task_names_the_labels(
     image_folder: Folder, toy_study: MakeStudy, ingest: Run
 ) -> None:
     root = image_folder({"x": 10})
@@ -394,7 +395,7 @@ def grouped(root: Path, count: int, extra: str = "", cells: Any = None) -> dict[
     return {**reader, "group": "patient"} | ({"split": extra[1:]} if extra else {})
 
 
-def test_a_group_lies_in_one_split(
+def test_group_is_in_one_split(
     image_folder: Folder, toy_study: MakeStudy, ingest: Run, store: Store
 ) -> None:
     root = image_folder({"x": 80})
@@ -421,7 +422,7 @@ def test_given_splits_are_kept_and_a_missing_val_is_carved_out_of_train_by_group
     assert manifest.metrics["carved"] == ["val"]
 
 
-def test_three_given_splits_stay_as_they_are(
+def test_three_given_splits_are_unchanged(
     image_folder: Folder, toy_study: MakeStudy, ingest: Run, store: Store
 ) -> None:
     counts = {"train": 6, "val": 3, "test": 2}
@@ -432,11 +433,11 @@ def test_three_given_splits_stay_as_they_are(
     assert manifest.metrics["carved"] == []
 
 
-def test_a_picture_twice_is_found_where_one_of_the_two_has_no_split(
+def test_duplicate_is_found_if_one_of_the_two_has_no_split(
     image_folder: Folder, toy_study: MakeStudy, ingest: Run, store: Store
 ) -> None:
     root = image_folder({"x": 40})
-    for number in range(4):  # both of a pair are train in the end
+    for number in range(4):  # both images of a pair end up in train
         shutil.copy(root / "x" / f"{number:03d}.png", root / "x" / f"{number + 20:03d}.png")
     places = ["train"] * 20 + [""] * 10 + ["val"] * 4 + ["test"] * 6
     lines = ["path,label,set"]
@@ -445,7 +446,7 @@ def test_a_picture_twice_is_found_where_one_of_the_two_has_no_split(
     assert Counter(fates(store, manifest).values()) == {"ok": 36, "duplicate": 4}
 
 
-def test_a_limit_keeps_the_same_few_training_images_and_leaves_the_other_splits_alone(
+def test_train_limit_keeps_the_same_images_and_other_splits(
     image_folder: Folder, toy_study: MakeStudy, ingest: Run, store: Store
 ) -> None:
     study = toy_study(
@@ -457,7 +458,7 @@ def test_a_limit_keeps_the_same_few_training_images_and_leaves_the_other_splits_
     left_out = {u for u, status in fates(store, manifest).items() if status == "train_limit"}
     assert len(left_out) == 21
     kept = sorted(u for u, s in splits_of(store, manifest).items() if (s, u[0]) == ("train", "a"))
-    # Which five is a function of the seed.
+    # The choice of five depends on the seed.
     assert kept == ["a/001.png", "a/021.png", "a/026.png", "a/034.png", "a/035.png"]
 
 
@@ -466,7 +467,7 @@ def test_a_limit_keeps_the_same_few_training_images_and_leaves_the_other_splits_
 
 @pytest.fixture
 def leaky(image_folder: Folder) -> Path:
-    """Given splits with one picture of train in test again, and one of val in test."""
+    """Given splits with one image of train repeated in test, and one of val in test."""
     counts = {"train": 8, "val": 4, "test": 4}
     root = image_folder({f"{split}/{c}": n for split, n in counts.items() for c in ("=a", "b")})
     shutil.copy(root / "train/=a/000.png", root / "test/=a/=cmd.png")
@@ -474,7 +475,7 @@ def leaky(image_folder: Folder) -> Path:
     return root
 
 
-def test_leaks_stop_the_run_with_a_list_that_a_spreadsheet_cannot_run(
+def test_leaks_stop_the_run_with_a_list_that_is_safe_in_spreadsheets(
     leaky: Path, toy_study: MakeStudy, ingest: Run, store: Store
 ) -> None:
     study = toy_study({"name": "imagefolder", "root": str(leaky)})
@@ -488,7 +489,7 @@ def test_leaks_stop_the_run_with_a_list_that_a_spreadsheet_cannot_run(
     }
 
 
-def test_a_name_like_a_formula_is_quoted_in_the_list_of_leaks(
+def test_name_like_a_formula_is_quoted_in_the_list_of_leaks(
     image_folder: Folder, toy_study: MakeStudy, ingest: Run, store: Store
 ) -> None:
     root = image_folder({"=x": 20})
@@ -504,7 +505,7 @@ def test_a_name_like_a_formula_is_quoted_in_the_list_of_leaks(
     assert not [cell for row in found for cell in row if cell[:1] in tuple("=+-@")]
 
 
-def test_drop_takes_the_image_out_of_the_earlier_split(
+def test_drop_removes_the_image_from_the_earlier_split(
     leaky: Path, toy_study: MakeStudy, ingest: Run, store: Store
 ) -> None:
     manifest = ingest(toy_study(leaky, audit={"on_leak": "drop"}))
@@ -519,7 +520,7 @@ def test_drop_takes_the_image_out_of_the_earlier_split(
 
 
 @pytest.mark.parametrize("how", ["drop", "move"])
-def test_a_group_that_crosses_is_mended_as_a_whole(
+def test_group_in_two_splits_is_resolved_as_a_whole(
     image_folder: Folder, toy_study: MakeStudy, ingest: Run, store: Store, how: str
 ) -> None:
     root = image_folder({"x": 60})
@@ -546,7 +547,7 @@ def test_a_group_that_crosses_is_mended_as_a_whole(
         assert len(found) == 60
 
 
-def test_move_brings_groups_that_share_a_picture_together_and_keeps_it_once(
+def test_move_joins_groups_that_share_an_image_and_keeps_it_once(
     leaky: Path, toy_study: MakeStudy, ingest: Run, store: Store
 ) -> None:
     manifest = ingest(toy_study(leaky, audit={"on_leak": "move"}))
@@ -558,7 +559,7 @@ def test_move_brings_groups_that_share_a_picture_together_and_keeps_it_once(
 
 @pytest.fixture
 def folder_with_copies(image_folder: Folder) -> Path:
-    """64 px pictures in given splits; three of test are train's, encoded again."""
+    """64 px images in given splits; three of test are copies of train, encoded again."""
     counts = {"train": 60, "val": 12, "test": 12}
     root = image_folder({f"{s}/{c}": n for s, n in counts.items() for c in "ab"}, side=80)
     for number in range(3):
@@ -567,7 +568,7 @@ def folder_with_copies(image_folder: Folder) -> Path:
     return root
 
 
-def test_planted_near_duplicates_stop_the_run_and_no_clean_image_is_accused(
+def test_planted_near_duplicates_stop_the_run_without_false_positives(
     folder_with_copies: Path, toy_study: MakeStudy, ingest: Run, store: Store
 ) -> None:
     study = toy_study(folder_with_copies, preprocess={"size": 64})
@@ -579,7 +580,7 @@ def test_planted_near_duplicates_stop_the_run_and_no_clean_image_is_accused(
     assert manifest.metrics["leaks"] == {"near": 3}
 
 
-def test_at_32_pixels_near_duplicates_are_not_looked_for_and_that_is_said(
+def test_near_duplicates_are_skipped_at_32_pixels_with_a_message(
     folder_with_copies: Path, toy_study: MakeStudy, ingest: Run
 ) -> None:
     manifest = ingest(toy_study(folder_with_copies, preprocess={"size": 32}))
@@ -587,7 +588,7 @@ def test_at_32_pixels_near_duplicates_are_not_looked_for_and_that_is_said(
     assert {"code": "small_pictures", "fields": {"side": 32}} in manifest.metrics["warnings"]
 
 
-def test_small_originals_hold_no_more_for_being_enlarged(
+def test_enlarged_small_originals_are_treated_as_small(
     folder_with_copies: Path, toy_study: MakeStudy, ingest: Run
 ) -> None:
     for path in folder_with_copies.rglob("*.png"):

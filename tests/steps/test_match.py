@@ -27,7 +27,7 @@ def embedded(store: Store, manifest: Manifest, split: str) -> tuple[list[str], n
     return held[rows.IMAGE_ID].to_pylist(), vectors_of(held)
 
 
-def test_matches_are_those_of_scikit_learn(
+def test_matches_equal_scikit_learn(
     image_folder: Callable[..., Path], toy_study: Callable[..., Study], run_until: Run, store: Store
 ) -> None:
     study = toy_study(image_folder({"a": 20, "b": 30}), match={"held": {"queries": "val", "n": 4}})
@@ -46,7 +46,7 @@ def test_matches_are_those_of_scikit_learn(
         assert np.allclose([pair["distance"] for pair in pairs], distance[row], atol=1e-5)
 
 
-def test_within_a_set_no_image_matches_itself(
+def test_no_image_of_a_set_matches_itself(
     image_folder: Callable[..., Path], toy_study: Callable[..., Study], run_until: Run, store: Store
 ) -> None:
     study = toy_study(image_folder({"a": 20, "b": 30}), match={"own": {"n": 3}})

@@ -42,7 +42,7 @@ def added(store: Store, profile: Profile, study: Any, name: str) -> dict[str, se
     return found
 
 
-def test_each_class_gets_its_ratio_and_smaller_ones_are_part_of_larger(
+def test_each_class_gets_its_ratio_and_smaller_mixes_are_part_of_larger_ones(
     bars_study, store: Store, profile: Profile
 ) -> None:
     label = "mix.moved.by.class"
@@ -65,7 +65,7 @@ def test_each_class_gets_its_ratio_and_smaller_ones_are_part_of_larger(
         ({"balance_to": 80}, "to.80", lambda real: 80 - real),
     ],
 )
-def test_amounts_are_of_all_real_images_though_an_arm_trains_on_fewer(
+def test_amounts_follow_all_real_images_even_if_an_arm_trains_on_fewer(
     bars_study, store: Store, profile: Profile, asked: Any, name: str, share: Any
 ) -> None:
     study = bars_study(
@@ -85,30 +85,30 @@ def test_amounts_are_of_all_real_images_though_an_arm_trains_on_fewer(
     }
 
 
-def test_classes_that_are_not_named_get_nothing() -> None:
+def test_unnamed_classes_get_nothing() -> None:
     amount = Amount(ratio_by_class={"a": 0.5, "c": 0.0})
     assert wanted_images({"a": 5, "b": 100, "c": 3}, amount, "all") == {"a": 2, "b": 0, "c": 0}
 
 
-def test_what_cannot_be_added_is_refused(bars_study, store: Store, profile: Profile) -> None:
-    with pytest.raises(StudyError, match=r"ratio_by_class: there is no class 'dwon'; .* down"):
+def test_impossible_amounts_are_rejected(bars_study, store: Store, profile: Profile) -> None:
+    with pytest.raises(StudyError, match=r"ratio_by_class: unknown class 'dwon'; .* down"):
         added(store, profile, by_class(bars_study, dwon=1.0), "mix.moved.by.class")
     with pytest.raises(DataError, match=r"ratio_by_class rounds to no image of any class"):
         added(store, profile, by_class(bars_study, down=0.001), "mix.moved.by.class")
     with pytest.raises(StudyError, match=r"request: ratio_by_class adds to no class"):
         by_class(bars_study, down=0)
-    with pytest.raises(StudyError, match=r"ratio_by_class: 'across' is none of classes"):
+    with pytest.raises(StudyError, match=r"ratio_by_class: 'across' is not in classes"):
         bars_study(request={"ratio_by_class": {"across": 1}, "classes": ["down"]})
 
 
-def test_a_ratio_for_no_target_class_is_refused(bars_study) -> None:
+def test_ratio_for_a_class_that_is_not_a_target_is_rejected(bars_study) -> None:
     with pytest.raises(StudyError, match=r"request: ratio_by_class adds to no class"):
         by_class(bars_study, down=0)
-    with pytest.raises(StudyError, match=r"ratio_by_class: 'across' is none of classes"):
+    with pytest.raises(StudyError, match=r"ratio_by_class: 'across' is not in classes"):
         bars_study(request={"ratio_by_class": {"across": 1}, "classes": ["down"]})
 
 
-def test_a_field_that_a_spec_gained_later_changes_no_key_until_it_is_used(bars_study) -> None:
+def test_later_field_changes_no_key_until_it_is_used(bars_study) -> None:
     (before,) = named(plan(bars_study(request={"ratio": 1})), "request")
     (after,) = named(plan(bars_study(request={"ratio_by_class": {"down": 1}})), "request")
     assert "ratio_by_class" not in canonical(before.spec)["request"]
@@ -149,11 +149,11 @@ def test_each_class_of_a_group_gets_the_ratio_of_its_own_images(
         ({"class_groups": {"a": []}, "ratio": 1}, r"class_groups\.a: "),
         (
             {"class_groups": {"a": ["x", "y"]}, "ratio_by_class": {"a": 1}, "classes": ["x"]},
-            r"ratio_by_class: 'y' \(of the group 'a'\) is none of classes",
+            r"ratio_by_class: 'y' \(of the group 'a'\) is not in classes",
         ),
     ],
 )
-def test_groups_that_cannot_be_are_refused_when_the_study_is_read(
+def test_invalid_groups_are_rejected_when_the_study_is_read(
     bars_study, asked: Any, why: str
 ) -> None:
     with pytest.raises(StudyError, match=why) as raised:

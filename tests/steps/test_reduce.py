@@ -1,4 +1,4 @@
-"""Dominant classes with fewer images: what is kept, and the arm that trains on it."""
+"""Reduced dominant classes: which images are kept, and the arm that trains on them."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def table(store: Store, manifest: Manifest, name: str) -> list[dict[str, Any]]:
         ({"share": 0.1, "classes": ["b", "c"]}, {"b": 4, "c": 2}),
     ],
 )
-def test_dominant_classes_are_those_with_more_than_is_kept(
+def test_dominant_classes_have_more_images_than_are_kept(
     fields: dict[str, Any], expected: dict[str, int]
 ) -> None:
     assert kept_counts(Reduce(**fields), COUNTS) == expected
@@ -58,16 +58,16 @@ def test_dominant_classes_are_those_with_more_than_is_kept(
     [
         ({"balance_to": 100}, "no class has more images than are kept .'a' has 100"),
         ({"balance_to": 50, "classes": ["c"]}, "'c' has 10"),
-        ({"classes": ["d"]}, "reduce.classes: there is no class 'd'; there are a, b, c"),
+        ({"classes": ["d"]}, "reduce.classes: unknown class 'd'; choose from a, b, c"),
     ],
 )
-def test_what_reduces_nothing_is_refused(fields: dict[str, Any], says: str) -> None:
+def test_reduction_without_effect_is_rejected(fields: dict[str, Any], says: str) -> None:
     with pytest.raises((DataError, StudyError), match=says):
         kept_counts(Reduce(**fields), COUNTS)
 
 
 @pytest.mark.parametrize("method", ["tsne", "umap", "k_center", "stratified", "random"])
-def test_each_method_keeps_as_many_as_are_asked_for(
+def test_each_method_keeps_the_requested_number(
     image_folder: Callable[..., Path], toy_study: Callable[..., Study], run_until: Run,
     store: Store, method: str,
 ) -> None:  # fmt: skip
@@ -86,7 +86,7 @@ def test_each_method_keeps_as_many_as_are_asked_for(
     assert counts["few", False] == 0
     placed = {(entry["label.class"], entry[rows.X] is not None) for entry in found}
     assert placed == {("many", method in ("tsne", "umap")), ("few", False)}
-    # How far those dropped are from those kept is what a plain search finds.
+    # Distances from dropped to kept images equal those of a plain search.
     embed = run_until(study, "embed")
     held = pa.concat_tables(store.tables(embed.keys(split="train")))
     vector = dict(zip(held[rows.IMAGE_ID].to_pylist(), vectors_of(held), strict=True))
@@ -126,7 +126,7 @@ def reduced_study(bars_study: Callable[..., Study], **fields: Any) -> Study:
     return bars_study(reduce={"method": "k_center", "balance_to": "smallest"}, **fields)
 
 
-def test_the_reduced_arm_trains_on_what_is_kept_and_is_a_baseline(
+def test_reduced_arm_trains_on_the_kept_images_and_is_a_baseline(
     bars_study: Callable[..., Study], store: Store, profile: Profile
 ) -> None:
     study = reduced_study(
@@ -152,14 +152,14 @@ def test_the_reduced_arm_trains_on_what_is_kept_and_is_a_baseline(
     (page,) = of("report").keys(file="report.html")
     text = store.read(page).decode()
     assert f"across: {counts['across']} of" in text
-    # The arm leaves as a set of files too, without what was dropped.
+    # The arm can also be exported, without the dropped images.
     target = Store(f"{profile.storage}-export")
     told = export(study, store, target, "reduced", "imagefolder", ["train", "val"])
     assert told["images"]["train"] == {name: {"real": count} for name, count in counts.items()}
     assert sum(key.startswith("train/") for key in target.listing("")) == len(members)
 
 
-def test_images_without_embedding_go_first_and_too_few_with_one_stop_the_run(
+def test_images_without_embedding_are_removed_first_and_too_few_others_stop_the_run(
     image_folder: Callable[..., Path], toy_study: Callable[..., Study], run_until: Run, store: Store
 ) -> None:
     root = image_folder({"many": 10, "few": 6})

@@ -102,7 +102,7 @@ ENTRIES = [
 ]
 
 
-def test_the_nearest_of_each_cluster_of_each_class_are_chosen_and_ties_fall_by_id(
+def test_nearest_of_each_cluster_are_chosen_and_ties_fall_by_id(
     store: Store,
 ) -> None:
     found = selected(store, clusters(ENTRIES), 2).to_pylist()
@@ -111,12 +111,12 @@ def test_the_nearest_of_each_cluster_of_each_class_are_chosen_and_ties_fall_by_i
     ]  # fmt: skip
 
 
-def test_the_choice_does_not_depend_on_the_order_of_rows(store: Store) -> None:
+def test_choice_does_not_depend_on_the_order_of_rows(store: Store) -> None:
     assert selected(store, clusters(ENTRIES[::-1]), 2).equals(selected(store, clusters(ENTRIES), 2))
 
 
 @pytest.mark.parametrize(("per_cluster", "count"), [(1, 3), (2, 5), (3, 6), (100, 6)])
-def test_a_small_cluster_gives_what_it_has(store: Store, per_cluster: int, count: int) -> None:
+def test_small_cluster_gives_all_its_images(store: Store, per_cluster: int, count: int) -> None:
     assert selected(store, clusters(ENTRIES), per_cluster).num_rows == count
 
 
@@ -159,7 +159,7 @@ def test_each_method_chooses_its_own(
     assert {row[rows.METHOD] for row in found} == set(method)
 
 
-def test_a_random_choice_hangs_on_the_seed(store: Store) -> None:
+def test_random_choice_depends_on_the_seed(store: Store) -> None:
     found = [
         selected(store, **on_a_line(method=("random",), seed=seed))[rows.IMAGE_ID].to_pylist()
         for seed in (1, 1, 2, 3)
@@ -168,14 +168,14 @@ def test_a_random_choice_hangs_on_the_seed(store: Store) -> None:
     assert len({tuple(chosen) for chosen in found}) > 1
 
 
-def test_methods_that_agree_choose_no_image_twice(store: Store) -> None:
+def test_agreeing_methods_choose_no_image_twice(store: Store) -> None:
     found = selected(
         store, **on_a_line(method=("nearest", "density", "spread", "random"), per_cluster=6)
     )
     assert sorted(found[rows.IMAGE_ID].to_pylist()) == list("abcdef")
 
 
-def test_a_class_s_places_go_to_its_clusters_by_their_size(store: Store) -> None:
+def test_places_of_a_class_go_to_its_clusters_by_size(store: Store) -> None:
     entries = [(f"{label}{number}{row}", label, number, 0.1 * row)
                for label, number, size in (("a", 0, 8), ("a", 1, 4), ("a", 2, 1), ("b", 0, 2))
                for row in range(size)]  # fmt: skip
@@ -185,7 +185,7 @@ def test_a_class_s_places_go_to_its_clusters_by_their_size(store: Store) -> None
     assert counts == {("a", 0): 4, ("a", 1): 2, ("a", 2): 1, ("b", 0): 2}
 
 
-def test_people_find_a_list_and_a_row_of_pictures_for_each_cluster(store: Store) -> None:
+def test_list_and_image_sheet_are_written(store: Store) -> None:
     result = run_select(store, clusters(ENTRIES), 2)
     of_kind = {part.tags["file"]: part.key for part in result.parts if "file" in part.tags}
     with io.StringIO(store.read(of_kind["list.csv"]).decode(), newline="") as text:
@@ -193,7 +193,7 @@ def test_people_find_a_list_and_a_row_of_pictures_for_each_cluster(store: Store)
     found = selected(store, clusters(ENTRIES), 2)
     assert [entry["image_id"] for entry in listed] == found[rows.IMAGE_ID].to_pylist()
     assert [int(entry["rank"]) for entry in listed] == found[rows.RANK].to_pylist()
-    # No spreadsheet computes what a file is called.
+    # File names are not evaluated by spreadsheets.
     assert {entry["uri"] for entry in listed} == {
         f"'=of/{entry['image_id']}.png" for entry in listed
     }

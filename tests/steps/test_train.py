@@ -1,4 +1,4 @@
-"""One training: what it is classifier_inputs, computed once, and what it leaves behind."""
+"""One training: its inputs, computed once, and its outputs."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def probed(bars_study) -> Callable[..., Study]:
     return make
 
 
-def test_a_study_with_a_probe_goes_to_its_verdict_on_what_was_saved(
+def test_study_with_a_probe_reaches_its_verdict_from_saved_weights(
     probed: Callable[..., Study], store: Store, profile: Profile, tmp_path: Path
 ) -> None:
     study = probed(search={"ratios": [1], "seeds": 2}, curate={"filters": []})
@@ -74,7 +74,7 @@ def test_a_study_with_a_probe_goes_to_its_verdict_on_what_was_saved(
     np.testing.assert_allclose(matrix_of(table, rows.PROBABILITIES), ours, atol=1e-5)
 
 
-def test_the_history_has_loss_accuracy_f1_and_auc_on_val(
+def test_history_has_loss_accuracy_f1_and_auc_on_val(
     probed: Callable[..., Study], run_until: Run, store: Store
 ) -> None:
     trained = run_until(probed(), "train.labeler")
@@ -92,7 +92,7 @@ def test_the_history_has_loss_accuracy_f1_and_auc_on_val(
 
 
 class Mean(Classifier):
-    """A classifier of mean grey levels, which notes how many images it was shown."""
+    """A classifier of mean grey levels, which records how many images it was given."""
 
     on_features = True
 
@@ -105,14 +105,14 @@ class Mean(Classifier):
         return np.asarray(self.weight * pixels.mean((1, 2, 3))[:, None], np.float32)
 
 
-def test_features_are_computed_once_for_a_spec_and_one_part_after_the_other(
+def test_features_are_computed_once_per_spec_part_by_part(
     bars_study, run_until: Run, store: Store
 ) -> None:
     ingest = run_until(bars_study(preprocess={"size": 16}), "ingest")
     parts = tuple(key for split in ("train", "val") for key in ingest.keys(split=split))
     shown: list[int] = []
     found, ids = classifier_inputs(store, parts, Mean(1.0, shown), "cpu")
-    # A second trial, with an object of its own.
+    # A second trial with its own object.
     again, _ = classifier_inputs(store, parts, Mean(1.0, shown), "cpu")
     assert again is found
     assert len(shown) == len(parts) > 1
@@ -123,7 +123,7 @@ def test_features_are_computed_once_for_a_spec_and_one_part_after_the_other(
     np.testing.assert_allclose(other, 2 * found, rtol=1e-5)
 
 
-def test_other_weights_in_the_same_folder_are_trained_from_anew(
+def test_other_weights_in_the_same_folder_retrain(
     bars_study, run_until: Run, store: Store, tmp_path: Path
 ) -> None:
     folder = tmp_path / "own"
@@ -160,7 +160,7 @@ def test_other_weights_in_the_same_folder_are_trained_from_anew(
         assert old is not None
         assert new is not None
         assert new.metrics["outside"] == second.metrics["outside"] != old.metrics["outside"]
-    # What was trained before digests were noted stands.
+    # Trainings from before digests were recorded remain valid.
     unrecorded = {name: value for name, value in first.metrics.items() if name != "outside"}
     bare = first.model_copy(update={"metrics": unrecorded})
     assert changed_weights(search.spec, SearchResult.of(bare).outside) is None
@@ -168,7 +168,7 @@ def test_other_weights_in_the_same_folder_are_trained_from_anew(
 
 
 def save_embedder(folder: Path, seed: int) -> None:
-    """A checkpoint that a probe's images are embedded by, as another process finds it."""
+    """A checkpoint of the embedder of a probe, as another process finds it."""
     from transformers import ResNetConfig, ResNetModel
 
     torch.manual_seed(seed)
@@ -180,7 +180,7 @@ def save_embedder(folder: Path, seed: int) -> None:
     _vectors.cache_clear()
 
 
-def test_a_probe_is_not_used_with_other_weights_than_it_was_trained_on(
+def test_probe_is_not_used_with_other_weights_than_it_was_trained_on(
     probed: Callable[..., Study], store: Store, profile: Profile, tmp_path: Path
 ) -> None:
     save_embedder(tmp_path / "own", 1)
@@ -201,7 +201,7 @@ def test_a_probe_is_not_used_with_other_weights_than_it_was_trained_on(
     ]
     for stage in kinds:
         stage.load(place)
-    # While this run goes on: what was computed before counts as done.
+    # During this run, earlier results count as done.
     save_embedder(tmp_path / "own", 2)
     for stage in kinds:
         with pytest.raises(ResumeError, match=r"^classifier probe: .* changed since"):
@@ -210,13 +210,13 @@ def test_a_probe_is_not_used_with_other_weights_than_it_was_trained_on(
     with pytest.raises(ResumeError, match=r"evaluate: train\..*: the weights .* --discard search"):
         run_step(evaluate, inputs, store, InlineRuntime(), profile)
     assert not store.listing("openings")
-    # The next run trains anew, and evaluates that.
+    # The next run retrains and evaluates the new network.
     again = execute(steps, store, InlineRuntime(), profile)
     assert again[search.key].metrics["outside"] != made[search.key].metrics["outside"]
     assert again[evaluate.key].metrics["test"]["opened"] == 1
 
 
-def test_classifiers_tell_of_the_local_weights_that_they_start_from(tmp_path: Path) -> None:
+def test_classifiers_report_their_local_initial_weights(tmp_path: Path) -> None:
     preprocess = Preprocess(size=16, channels="L")
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     held = weights_digest(str(tmp_path))
@@ -229,6 +229,6 @@ def test_classifiers_tell_of_the_local_weights_that_they_start_from(tmp_path: Pa
     file = str(tmp_path / "model.safetensors")
     inception = ProbeSpec(embedder={"name": "inception", "weights": file})
     assert Probe(inception, preprocess, ()).external_digests() == {"weights": weights_digest(file)}
-    # A hub's weights are told by their revision.
+    # Weights from a hub are identified by their revision.
     assert Pretrained(PretrainedSpec(model="timm/none"), preprocess, ()).external_digests() == {}
     assert Probe(ProbeSpec(), preprocess, ()).external_digests() == {}

@@ -1,4 +1,4 @@
-"""Runs in MLflow: on a real SQLite database, with a server that is dead, and again."""
+"""Runs in MLflow: on a real SQLite database, with a dead server, and after its return."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def done(bars_study, store: Store, profile: Profile):
     return study, steps, store, execute(steps, store, InlineRuntime(), profile)
 
 
-def test_a_parent_bears_the_study_and_each_trial_is_a_child(done, tmp_path: Path) -> None:
+def test_parent_run_is_the_study_and_each_trial_is_a_child(done, tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
     said: list[str] = []
@@ -55,14 +55,14 @@ def test_a_parent_bears_the_study_and_each_trial_is_a_child(done, tmp_path: Path
     assert child.data.metrics["best/brier"] > 0
     assert child.data.metrics["val_loss"] > 0
 
-    # The same again asks nobody and adds nothing.
+    # A repetition contacts no server and adds nothing.
     before = len(said)
     track(*done, "auto", said.append)
     assert len(said) == before
     assert len(client.search_runs([experiment.experiment_id], max_results=100)) == len(runs)
 
 
-def test_a_dead_server_stops_nothing_and_is_told_later(done) -> None:
+def test_dead_server_stops_nothing_and_is_updated_later(done) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
@@ -77,7 +77,7 @@ def test_a_dead_server_stops_nothing_and_is_told_later(done) -> None:
     assert done[2].listing("tracking")
 
 
-def test_a_logging_that_broke_off_is_completed_and_doubles_nothing(done, monkeypatch) -> None:
+def test_interrupted_logging_is_completed_without_duplicates(done, monkeypatch) -> None:
     from mlflow import MlflowClient
 
     class Breaks(MlflowClient):
@@ -100,7 +100,7 @@ def test_a_logging_that_broke_off_is_completed_and_doubles_nothing(done, monkeyp
     assert len(client.search_runs([experiment.experiment_id], max_results=100)) == 11
 
 
-def test_a_search_that_was_logged_before_its_verdict_is_not_doubled(done) -> None:
+def test_search_logged_before_its_verdict_is_not_duplicated(done) -> None:
     from mlflow import MlflowClient
 
     study, steps, store, manifests = done
@@ -131,7 +131,7 @@ def test_two_contrasts_of_an_arm_have_two_names() -> None:
     assert found == {"g x1": baseline, "g x1 against g unfiltered x1": twin}
 
 
-def test_where_runs_are_logged(tmp_path: Path) -> None:
+def test_tracking_uri_by_profile(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     assert tracking_uri("none", store) is None
     assert tracking_uri("auto", store) == f"sqlite:///{tmp_path}/mlflow/mlflow.db"

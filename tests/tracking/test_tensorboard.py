@@ -1,4 +1,4 @@
-"""Logs for TensorBoard, read back by itself where it is installed."""
+"""TensorBoard logs, read back by TensorBoard if it is installed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which settings are tried, in which order, and which go on."""
+"""Which settings are tried, in which order, and which continue."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def optimum(settings: Settings) -> float:
     return -abs(settings["rate"] - 0.01) - (settings["kind"] != "a")
 
 
-def test_a_grid_is_every_combination_after_the_study_as_it_is() -> None:
+def test_grid_has_every_combination_after_the_study_itself() -> None:
     space: Space = {"a": (1, 2), "b": Range(low=0.1, high=0.3, step=0.1)}
     settings = grid(space)
     assert [(one["a"], one["b"]) for one in settings] == [
@@ -35,19 +35,19 @@ def test_a_grid_is_every_combination_after_the_study_as_it_is() -> None:
     assert asked(Proposals(space, "grid", len(settings), seed=1)) == [{}, *settings]
 
 
-def test_a_range_without_steps_has_no_grid() -> None:
+def test_range_without_steps_has_no_grid() -> None:
     with pytest.raises(ValueError, match="rate"):
         grid(SPACE)
     assert Range(low=2, high=5, integer=True).all() == (2, 3, 4, 5)
 
 
-def test_what_is_drawn_lies_in_its_range_and_follows_from_the_seed() -> None:
+def test_draws_are_in_range_and_follow_the_seed() -> None:
     settings = asked(Proposals(SPACE, "random", 300, seed=4))[1:]
     assert settings == asked(Proposals(SPACE, "random", 300, seed=4))[1:]
     assert settings != asked(Proposals(SPACE, "random", 300, seed=5))[1:]
     rates = sorted(one["rate"] for one in settings)
     assert 1e-4 <= rates[0] <= rates[-1] <= 1e-1
-    # By equal ratios: as many below the geometric mean as above.
+    # On a logarithmic scale: as many below the geometric mean as above.
     assert 2e-3 < rates[150] < 5e-3
     assert {one["count"] for one in settings} == {2, 3, 4, 5}
     assert {str(one["kind"]) for one in settings} == {"a", "['b', 2]", "None"}
@@ -63,7 +63,7 @@ def test_what_is_drawn_lies_in_its_range_and_follows_from_the_seed() -> None:
         ({"low": 1, "high": 3, "log": True, "integer": True}, {1, 2, 3}),
     ],
 )
-def test_steps_and_whole_numbers(fields: dict[str, Any], numbers: set[float]) -> None:
+def test_steps_and_integers(fields: dict[str, Any], numbers: set[float]) -> None:
     knob = Range(**fields)
     drawn = {knob.at(share / 100) for share in range(100)}
     assert drawn == numbers
@@ -83,12 +83,12 @@ def test_steps_and_whole_numbers(fields: dict[str, Any], numbers: set[float]) ->
         (3, "at least two choices"),
     ],
 )
-def test_a_knob_that_cannot_be_is_refused(knob: Any, why: str) -> None:
+def test_invalid_knob_is_rejected(knob: Any, why: str) -> None:
     with pytest.raises(ValidationError, match=why):
         Tune(knobs={"x": knob})
 
 
-def test_optuna_learns_and_goes_on_after_a_kill_as_if_there_had_been_none() -> None:
+def test_optuna_continues_after_a_kill_as_without_one() -> None:
     pytest.importorskip("optuna")
 
     def search(count: int, known: dict[int, Settings]) -> list[Settings]:
@@ -109,7 +109,7 @@ def test_optuna_learns_and_goes_on_after_a_kill_as_if_there_had_been_none() -> N
     assert search(40, known) == whole
 
 
-def test_a_setting_that_failed_is_no_guide_to_optuna() -> None:
+def test_failed_setting_does_not_guide_optuna() -> None:
     pytest.importorskip("optuna")
     proposals = Proposals(SPACE, "optuna", 3, seed=2)
     for _ in range(4):
@@ -118,13 +118,13 @@ def test_a_setting_that_failed_is_no_guide_to_optuna() -> None:
     assert proposals.ask() is None
 
 
-def test_nothing_is_asked_after_the_end() -> None:
+def test_nothing_is_proposed_after_the_end() -> None:
     left = [False, False, True]
     proposals = Proposals(SPACE, "random", 9, seed=1, ended=lambda: left.pop(0))
     assert len(asked(proposals)) == 2
 
 
-def test_halving_multiplies_steps_and_lets_the_best_go_on() -> None:
+def test_halving_multiplies_steps_and_continues_the_best() -> None:
     halving = Halving(grace=10, reduction_factor=3, most=100)
     assert halving.rungs() == [10, 30, 90, 100]
     assert Halving(100, 3, 100).rungs() == [100]

@@ -1,4 +1,4 @@
-"""Settings of a study tried on pictures whose right answer is known."""
+"""Settings of a study, tried on images with a known answer."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ RATE = "training.learning_rate"
 
 @pytest.fixture
 def written(bars_study: Callable[..., Study]) -> Callable[..., Values]:
-    """A function that gives the study of bars as it is written, with a section `tune`."""
+    """A function that returns the study of bars as written in YAML, with a section `tune`."""
 
     def make(knobs: Values, arm: str = "more x1", **fields: Any) -> Values:
         values = bars_study().model_dump(mode="json")
-        # What is null or a default is not written.
+        # Null and default values are not written.
         values["request"] = {"ratio": 1, "classes": ["down"], "shard_size": 16}
         return {**values, "tune": {"knobs": knobs, "arm": arm, "seeds": 1, **fields}}
 
@@ -59,7 +59,7 @@ def manifests(store: Store, kind: str) -> dict[str, bytes]:
 
 
 class Watched(InlineRuntime):
-    """Notes what it is asked for, and may end after so many settings."""
+    """Records its proposals, and may end after a number of settings."""
 
     def __init__(self, end_after: int = 99) -> None:
         super().__init__()
@@ -79,10 +79,10 @@ class Watched(InlineRuntime):
         super().tune(run, proposals, halving, resources, leaf, ends)
 
 
-def test_the_best_setting_is_written_as_a_study_that_finds_its_classifiers(
+def test_best_setting_is_written_as_a_study_that_reuses_its_classifiers(
     written, tried, store: Store, profile: Profile
 ) -> None:
-    # At 1e-8 nothing is learnt.
+    # At 1e-8 the classifier learns nothing.
     result = tried(written({RATE: [1e-8, 0.02]}, arm="real", seeds=2))
     assert [row["state"] for row in result.tries] == ["ok"] * 3
     assert [row[RATE] for row in result.tries] == [0.01, 1e-8, 0.02]
@@ -101,7 +101,7 @@ def test_the_best_setting_is_written_as_a_study_that_finds_its_classifiers(
     assert searched.provenance["trials"]["found"] >= 2
 
 
-def test_what_settings_share_is_computed_once_and_found_again(
+def test_shared_results_are_computed_once_and_reused(
     written, store: Store, profile: Profile
 ) -> None:
     runtime = Watched()
@@ -109,7 +109,7 @@ def test_what_settings_share_is_computed_once_and_found_again(
     result = tune(values, store, runtime, profile)
     assert not runtime.leaf
     assert len(manifests(store, "generate")) == len(manifests(store, "ingest")) == 1
-    # Of the study as it is (0.9) too.
+    # Including the study itself (0.9).
     assert len(manifests(store, "curate")) == 4
     before = {key: store.read(key) for key in store.listing("")}
     again = tune(values, store, Watched(), profile)
@@ -117,7 +117,7 @@ def test_what_settings_share_is_computed_once_and_found_again(
     assert [row["scores"] for row in again.tries] == [row["scores"] for row in result.tries]
 
 
-def test_after_a_kill_only_what_is_missing_is_computed(
+def test_only_missing_results_are_computed_after_a_kill(
     written, store: Store, profile: Profile, tmp_path: Path
 ) -> None:
     pytest.importorskip("optuna")
@@ -138,7 +138,7 @@ def test_after_a_kill_only_what_is_missing_is_computed(
     assert [row["scores"] for row in whole.tries] == [row["scores"] for row in result.tries]
 
 
-def test_a_setting_that_fails_ends_none_of_the_others(written, tried, store: Store) -> None:
+def test_failed_setting_does_not_end_the_others(written, tried, store: Store) -> None:
     values = written({"request.ratio_by_class.down": [1, 50]}, arm="more by class")
     values["request"] = {"ratio_by_class": {"down": 0.5}, "classes": ["down"], "shard_size": 16}
     result = tried(values)
@@ -148,7 +148,7 @@ def test_a_setting_that_fails_ends_none_of_the_others(written, tried, store: Sto
     assert result.best["request.ratio_by_class.down"] in (0.5, 1)
 
 
-def test_one_knob_turns_the_ratio_of_a_group_of_classes(written, tried, store: Store) -> None:
+def test_one_knob_changes_the_ratio_of_a_class_group(written, tried, store: Store) -> None:
     values = written({"request.ratio_by_class.rare": [1, 1.5]}, arm="more by class")
     values["request"] = {
         "ratio_by_class": {"rare": 0.5}, "class_groups": {"rare": ["down"]}, "shard_size": 16
@@ -158,7 +158,7 @@ def test_one_knob_turns_the_ratio_of_a_group_of_classes(written, tried, store: S
     result = tried(values)
     assert [row["request.ratio_by_class.rare"] for row in result.tries] == [0.5, 1, 1.5]
     assert [row["state"] for row in result.tries] == ["ok"] * 3
-    # Each is the study that names the class itself.
+    # Each equals the study that names the class directly.
     for row in result.tries:
         ratio = row["request.ratio_by_class.rare"]
         request = {"ratio_by_class": {"down": ratio}, "shard_size": 16}
@@ -173,19 +173,19 @@ def test_one_knob_turns_the_ratio_of_a_group_of_classes(written, tried, store: S
     assert (tuned["ratio_by_class"], tuned["class_groups"]) == ({"rare": best}, {"rare": ["down"]})
 
 
-def test_a_shared_step_that_fails_is_tried_once(written, tried, capsys) -> None:
+def test_failing_shared_step_is_tried_once(written, tried, capsys) -> None:
     values = written(
         {"request.ratio_by_class.down": [1, 50], RATE: [0.01, 0.02]}, arm="more by class"
     )
     values["request"] = {"ratio_by_class": {"down": 0.5}, "classes": ["down"], "shard_size": 16}
     result = tried(values)
     assert [row["state"] for row in result.tries] == ["ok", "ok", "ok", "failed", "failed"]
-    # It is begun once for the two settings that need it.
+    # It starts once for the two settings that need it.
     assert capsys.readouterr().err.count("request.more         ") == 3
 
 
 class Full(Store):
-    """Storage that takes nothing that curation makes."""
+    """Storage that rejects everything that curation writes."""
 
     def put_new(self, key: str, data: bytes | memoryview) -> None:
         self._refuse(key)
@@ -201,16 +201,16 @@ class Full(Store):
 
 
 @pytest.mark.parametrize("rates", [[0.01, 0.02], None], ids=["shared", "tried"])
-def test_storage_that_fails_ends_the_run_and_no_setting(
+def test_storage_failure_ends_the_run_and_fails_no_setting(
     written, profile: Profile, rates: list[float] | None
 ) -> None:
-    # What two settings need is computed before any is tried.
+    # Shared steps are computed before any setting is tried.
     knobs = {CONFIDENCE: [0.5, 0.8], **({RATE: rates} if rates else {})}
     with pytest.raises(StorageError, match="no space is left"):
         tune(written(knobs), Full(profile.storage), InlineRuntime(), profile)
 
 
-def test_where_all_fail_it_says_why(written, tried) -> None:
+def test_error_gives_a_reason_if_all_settings_fail(written, tried) -> None:
     values = written({"request.ratio_by_class.down": [40, 50]}, arm="more by class")
     values["request"] = {"ratio_by_class": {"down": 30}, "classes": ["down"], "shard_size": 16}
     with pytest.raises(EngineError, match=r"none of 3 settings finished: request: "):
@@ -227,7 +227,7 @@ def test_asha_trains_with_few_steps_first(written, store: Store, profile: Profil
     assert states[1e-8][1] == 3
     assert ("ok", 12) in states.values()
     assert result.best["state"] == "ok"
-    # Each budget is a training of its own, that a restart finds.
+    # Each budget is a separate training, which a restart reuses.
     specs = [unseal(text)["spec"]["training"] for text in manifests(store, "train").values()]
     assert {spec["steps"] for spec in specs} == {3, 6, 12}
 
@@ -273,7 +273,7 @@ def test_asha_trains_with_few_steps_first(written, store: Store, profile: Profil
         ({"training": [{}, {"steps": 2}], RATE: [0.1, 0.2]}, {}, "is a part of training"),
     ],
 )
-def test_what_cannot_be_tried_is_refused_before_anything_is_computed(
+def test_impossible_settings_are_rejected_before_anything_is_computed(
     written, tried, store: Store, knobs: Values, fields: Values, why: str
 ) -> None:
     with pytest.raises(StudyError, match=why) as raised:
@@ -282,7 +282,7 @@ def test_what_cannot_be_tried_is_refused_before_anything_is_computed(
     assert not store.listing("")
 
 
-def test_rungs_are_trainings_of_the_arm_alone(written, store: Store, profile: Profile) -> None:
+def test_rungs_are_trainings_of_the_arm(written, store: Store, profile: Profile) -> None:
     study = validate(Study, written({CONFIDENCE: [0.5, 0.8]}), "study")
     variants = StudyVariants(study.model_dump(mode="json"), study.tune, store, profile)
     (few,), (all_steps,) = variants.classifiers({}, 3), variants.classifiers({})
@@ -303,7 +303,7 @@ def test_null_is_a_value_that_is_tried_and_kept(written, store: Store, profile: 
     text = tuned_study(variants, study, [best], best)
     again = apply_sets(yaml.safe_load(text), ["curate.max_rounds=3"])
     assert validate(Study, again, "tuned.yaml").curate.labeler is None
-    # A plugin of a list is taken away; a field that cannot be null is refused.
+    # A plugin of a list is removed; a field that cannot be null is rejected.
     values["curate"] = {"filters": ["copies", {"name": "agreement", "confidence": 0.5}]}
     variants = StudyVariants(values, study.tune, store, profile)
     (left,) = variants.study({"curate.filters.agreement": None}).curate.filters
@@ -316,9 +316,7 @@ def test_null_is_a_value_that_is_tried_and_kept(written, store: Store, profile: 
             variants.study({name: None})
 
 
-def test_a_rung_warms_up_over_its_share_of_the_steps(
-    written, store: Store, profile: Profile
-) -> None:
+def test_rung_warms_up_over_its_share_of_the_steps(written, store: Store, profile: Profile) -> None:
     values = written({RATE: [0.01, 0.02]}, scheduler="asha")
     values["training"] = {**values["training"], "steps": 12, "lr_warmup_steps": 11}
     variants = StudyVariants(values, validate(Study, values, "study").tune, store, profile)
@@ -328,7 +326,7 @@ def test_a_rung_warms_up_over_its_share_of_the_steps(
     assert variants.classifiers({}, 12)[0].key == variants.classifiers({})[0].key
 
 
-def test_one_that_is_stopped_gives_its_place_to_the_next() -> None:
+def test_stopped_setting_makes_room_for_the_next() -> None:
     computed: list[int] = []
 
     def run(settings: Settings, runtime: Runtime) -> Iterator[Rung]:
@@ -345,7 +343,7 @@ def test_one_that_is_stopped_gives_its_place_to_the_next() -> None:
     assert [outcome.reached for outcome in outcomes] == [(4, 0.5), (1, 0.1), (4, 0.9)]
 
 
-def test_the_job_leaves_a_study_and_a_table(
+def test_job_writes_a_study_and_a_table(
     written, store: Store, profile: Profile, tmp_path: Path, capsys
 ) -> None:
     path = tmp_path / "study.yaml"
@@ -363,7 +361,7 @@ def test_the_job_leaves_a_study_and_a_table(
     assert (pages / "tuned.yaml").read_text().startswith("# toy with the best of 3 settings")
     assert run_tune([str(pages / "tuned.yaml"), *sets]) == 2
     assert "tune.knobs: name the fields to try" in capsys.readouterr().err
-    # What was tried before counts.
+    # Earlier tries count.
     again = ["--set", f"tune.knobs={{{RATE}: [0.03, 0.04]}}", "--set", "tune.arm=real"]
     assert run_tune([str(pages / "tuned.yaml"), *sets, *again, "--set", "tune.seeds=1"]) == 0
     tuned = tmp_path / "runs" / "pages" / "toy-tuned" / "tuned.yaml"
@@ -371,11 +369,11 @@ def test_the_job_leaves_a_study_and_a_table(
 
 
 @pytest.mark.parametrize("objective", ["worst_class_recall", "roc_auc", "balanced_accuracy"])
-def test_settings_are_judged_by_what_the_study_asks_for(
+def test_settings_are_compared_by_the_study_s_objective(
     written, tried, store: Store, objective: str
 ) -> None:
     result = tried(written({RATE: [1e-8, 0.02]}, arm="real", objective=objective))
-    # Read again from what the classifiers say of val.
+    # Recomputed from the classifiers' predictions on val.
     for key, text in manifests(store, "train").items():
         manifest = unseal(text)
         (part,) = [part["key"] for part in manifest["parts"]

@@ -20,12 +20,12 @@ def points(count: int = 60) -> np.ndarray:
 
 
 def radius(vectors: np.ndarray, chosen: np.ndarray) -> float:
-    """How far any row is from the nearest chosen one."""
+    """The largest distance of a row to the nearest chosen one."""
     apart = np.linalg.norm(vectors[:, None] - vectors[list(chosen)][None], axis=2)
     return float(apart.min(1).max())
 
 
-def test_each_is_the_farthest_from_those_before_it() -> None:
+def test_each_choice_is_the_farthest_from_those_before_it() -> None:
     vectors = points()
     chosen = farthest_first(vectors, 6, first=4)
     assert chosen[0] == 4
@@ -34,20 +34,20 @@ def test_each_is_the_farthest_from_those_before_it() -> None:
         assert apart[chosen[number]] == pytest.approx(apart.max())
 
 
-def test_none_is_more_than_twice_as_far_as_it_could_be() -> None:
+def test_farthest_first_is_within_twice_the_optimum() -> None:
     vectors = points(14)
     best = min(radius(vectors, np.asarray(some)) for some in combinations(range(14), 3))
     assert radius(vectors, farthest_first(vectors, 3, first=0)) <= 2 * best
 
 
-def test_twins_come_last_and_none_comes_twice() -> None:
+def test_duplicates_come_last_and_none_comes_twice() -> None:
     vectors = np.repeat(points(5), 2, axis=0)
     chosen = farthest_first(vectors, 20, first=0)
     assert sorted(chosen) == list(range(10))
     assert len({row // 2 for row in chosen[:5]}) == 5
 
 
-def test_the_densest_lie_in_the_crowd() -> None:
+def test_densest_points_are_in_the_crowd() -> None:
     vectors = points()
     vectors[:20] *= 0.05
     densest = np.argsort(-local_density(vectors))[:15]
@@ -68,7 +68,7 @@ def test_the_densest_lie_in_the_crowd() -> None:
         (0, [5, 3], [5, 3], [0, 0]),
     ],
 )
-def test_whole_shares_go_by_weight_and_none_beyond_its_limit(
+def test_integer_shares_follow_weights_within_limits(
     total: int, weights: list[float], limits: list[int], expected: list[int]
 ) -> None:
     found = shares(total, np.asarray(weights, float), np.asarray(limits))
@@ -76,7 +76,7 @@ def test_whole_shares_go_by_weight_and_none_beyond_its_limit(
 
 
 def mean_distance(points_: np.ndarray, chosen: np.ndarray) -> float:
-    """From a row to the nearest chosen one."""
+    """The distance of each row to the nearest chosen one."""
     apart = np.linalg.norm(points_[:, None] - points_[chosen][None], axis=2)
     return float(apart.min(1).mean())
 
@@ -84,7 +84,7 @@ def mean_distance(points_: np.ndarray, chosen: np.ndarray) -> float:
 @pytest.mark.parametrize("count", [1, 7, 40, 120])
 def test_chosen_points_cover_a_plane_better_than_chance(count: int) -> None:
     random = np.random.default_rng(3)
-    # A crowd and some strays, of which chance would forget most.
+    # A crowd and some outliers, most of which a random choice would miss.
     plane = np.concatenate([random.normal(size=(180, 2)), random.uniform(-9, 9, (20, 2))])
     plane = plane.astype(np.float32)
     chosen = cover(plane, count, 0)
@@ -95,7 +95,7 @@ def test_chosen_points_cover_a_plane_better_than_chance(count: int) -> None:
     assert np.array_equal(chosen, cover(plane, count, 0))
 
 
-def test_where_more_are_chosen_than_there_are_cells_each_cell_gives_its_share() -> None:
+def test_cells_give_their_share_if_more_are_chosen_than_cells() -> None:
     plane = np.random.default_rng(0).uniform(size=(4000, 2)).astype(np.float32)
     chosen = cover(plane, 1500, 0)
     assert len(set(chosen)) == 1500
@@ -104,11 +104,11 @@ def test_where_more_are_chosen_than_there_are_cells_each_cell_gives_its_share() 
     assert np.abs(left / whole - 1500 / 4000).max() < 0.1
 
 
-def test_twins_in_a_plane_are_still_as_many_as_are_asked_for() -> None:
+def test_duplicates_in_a_plane_still_give_the_requested_number() -> None:
     assert len(set(cover(np.zeros((6, 2), np.float32), 4, 0))) == 4
 
 
-def test_centres_leave_no_row_far_away() -> None:
+def test_k_center_leaves_no_row_far_away() -> None:
     vectors = points(200)
     chosen = k_center(vectors, 12)
     middle = np.linalg.norm(vectors - vectors.mean(0), axis=1).argmin()

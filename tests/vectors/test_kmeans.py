@@ -15,14 +15,14 @@ def mixture(count: int, width: int, centres: int, seed: int = 0, spread: float =
 
 
 @pytest.mark.parametrize("k", [5, 40])
-def test_inertia_is_within_a_hundredth_of_scikit_learn_s(k: int) -> None:
+def test_inertia_is_within_1_percent_of_scikit_learn(k: int) -> None:
     vectors = mixture(3000, 24, 30)
     ours = [k_means(vectors, k, seed).inertia for seed in range(3)]
     theirs = [KMeans(k, n_init=1, random_state=seed).fit(vectors).inertia_ for seed in range(3)]
     assert np.mean(ours) <= 1.01 * np.mean(theirs)
 
 
-def test_assignments_and_distances_are_those_to_the_nearest_centroid() -> None:
+def test_assignments_and_distances_are_to_the_nearest_centroid() -> None:
     vectors = mixture(500, 8, 5)
     found = k_means(vectors, 7, 1)
     all_of_them = np.linalg.norm(vectors[:, None] - found.centroids[None], axis=2)
@@ -32,7 +32,7 @@ def test_assignments_and_distances_are_those_to_the_nearest_centroid() -> None:
     assert found.sizes.sum() == 500
 
 
-def test_a_seed_makes_the_same_clusters_and_another_others() -> None:
+def test_clusters_follow_the_seed() -> None:
     vectors = mixture(2000, 8, 12)
     first, again, other = (k_means(vectors, 9, seed) for seed in (3, 3, 4))
     assert np.array_equal(first.centroids, again.centroids)
@@ -40,7 +40,7 @@ def test_a_seed_makes_the_same_clusters_and_another_others() -> None:
     assert not np.array_equal(first.centroids, other.centroids)
 
 
-def test_centroids_may_be_learnt_from_a_sample() -> None:
+def test_centroids_can_be_learned_from_a_sample() -> None:
     vectors = mixture(4000, 8, 6)
     whole, some = k_means(vectors, 6, 0), k_means(vectors, 6, 0, sample=800)
     assert len(some.assigned) == 4000
@@ -48,7 +48,7 @@ def test_centroids_may_be_learnt_from_a_sample() -> None:
     assert some.inertia < 1.05 * whole.inertia
 
 
-def test_spherical_clusters_know_no_length() -> None:
+def test_spherical_clusters_ignore_length() -> None:
     vectors = mixture(600, 8, 4)
     stretched = vectors * np.random.default_rng(5).uniform(0.1, 10, (600, 1)).astype(np.float32)
     first, other = (k_means(held, 4, 2, spherical=True) for held in (vectors, stretched))
@@ -57,7 +57,7 @@ def test_spherical_clusters_know_no_length() -> None:
     assert first.distance.max() <= 2
 
 
-def test_clusters_without_rows_are_dropped_and_told() -> None:
+def test_empty_clusters_are_dropped_and_reported() -> None:
     few = np.repeat(mixture(3, 6, 3), 20, axis=0)
     found = k_means(few, 8, 0)
     assert len(found.centroids) == 3
@@ -66,7 +66,7 @@ def test_clusters_without_rows_are_dropped_and_told() -> None:
     assert found.distance.max() < 1e-2
 
 
-def test_tiny_clusters_go_where_they_are_nearest() -> None:
+def test_small_clusters_join_the_nearest() -> None:
     crowd = mixture(200, 4, 1, spread=0.1)
     strays = crowd[:2] + 50
     vectors = np.concatenate([crowd, strays])
@@ -94,14 +94,14 @@ def test_blocks_change_no_assignment() -> None:
 
 
 @pytest.mark.parametrize("count", [3, 6])
-def test_the_number_of_clusters_is_found_by_silhouette(count: int) -> None:
+def test_number_of_clusters_is_chosen_by_silhouette(count: int) -> None:
     vectors = mixture(1500, 8, count, seed=count, spread=0.3)
     best, scores = choose_k(vectors, range(2, 10), 0)
     assert best == count
     assert scores[count] == max(scores.values()) > 0.5
 
 
-def test_where_no_number_fits_there_is_one_cluster() -> None:
+def test_one_cluster_if_no_number_fits() -> None:
     assert choose_k(mixture(2, 4, 2), [2, 3], 0) == (1, {})
     same = np.ones((50, 4), np.float32)
     assert choose_k(same, [2, 3], 0)[0] == 1

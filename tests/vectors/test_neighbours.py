@@ -11,7 +11,7 @@ def vectors(count: int, seed: int = 0, width: int = 16) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(count, width)).astype(np.float32)
 
 
-def test_all_of_them_are_those_of_scikit_learn() -> None:
+def test_flat_index_equals_scikit_learn() -> None:
     among, queries = vectors(800), vectors(90, seed=1)
     found, distance = Neighbours(among).nearest(queries, 7)
     expected = NearestNeighbors(n_neighbors=7, metric="cosine").fit(among).kneighbors(queries)
@@ -20,8 +20,8 @@ def test_all_of_them_are_those_of_scikit_learn() -> None:
 
 
 @pytest.mark.parametrize("kind", ["ivf", "hnsw"])
-def test_an_index_finds_nearly_all_of_them(kind: IndexKind) -> None:
-    # Rows that lie in groups, as embeddings do.
+def test_approximate_index_finds_nearly_all(kind: IndexKind) -> None:
+    # Clustered rows, like embeddings.
     middle = vectors(40, seed=2, width=32)
     among, queries = (
         np.repeat(middle, count // 40, axis=0) + 0.7 * vectors(count, seed, width=32)
@@ -36,7 +36,7 @@ def test_an_index_finds_nearly_all_of_them(kind: IndexKind) -> None:
     assert (np.diff(distance, axis=1) >= 0).all()
 
 
-def test_lengths_do_not_count() -> None:
+def test_vector_length_is_ignored() -> None:
     among = vectors(50)
     stretched = among * np.random.default_rng(2).uniform(0.1, 9, (50, 1)).astype(np.float32)
     first, _ = Neighbours(among).nearest(among[:9], 4)
@@ -45,12 +45,12 @@ def test_lengths_do_not_count() -> None:
     assert np.allclose(distance[:, 0], 0, atol=1e-5)
 
 
-def test_equal_distances_stand_in_the_order_of_rows() -> None:
+def test_equal_distances_keep_the_order_of_rows() -> None:
     among = np.repeat(vectors(2), 3, axis=0)
     found, _ = Neighbours(among).nearest(among[:1], 3)
     assert found.tolist() == [[0, 1, 2]]
 
 
-def test_more_than_there_are_gives_what_there_is() -> None:
+def test_more_neighbours_than_rows_returns_all_rows() -> None:
     found, _ = Neighbours(vectors(3)).nearest(vectors(2, seed=1), 10)
     assert found.shape == (2, 3)

@@ -18,7 +18,7 @@ def mixture(count: int, width: int = 60, centres: int = 4) -> np.ndarray:
     return (middle + random.normal(size=(count, width))).astype(np.float32)
 
 
-def test_the_places_are_those_of_scikit_learn_called_plainly() -> None:
+def test_positions_equal_plain_scikit_learn() -> None:
     vectors = mixture(150)
     held = principal_components(vectors, np.arange(150), 5)
     plain = PCA(50, random_state=0).fit_transform(vectors)
@@ -31,13 +31,13 @@ def test_the_places_are_those_of_scikit_learn_called_plainly() -> None:
         assert np.array_equal(place(vectors, "tsne", 5, perplexity=20), expected)
 
 
-def test_narrow_vectors_are_placed_as_they_are() -> None:
+def test_narrow_vectors_skip_the_reduction() -> None:
     vectors = mixture(40, width=16)
     assert np.array_equal(principal_components(vectors, np.arange(40), 0), vectors)
 
 
 @pytest.mark.parametrize("method", ["tsne", "umap"])
-def test_near_rows_lie_near_and_a_seed_makes_the_same_plane(method: PlaneMethod) -> None:
+def test_similar_rows_are_close_and_the_plane_follows_the_seed(method: PlaneMethod) -> None:
     if method == "umap":
         pytest.importorskip("umap", reason="umap-learn is not installed")
     vectors = mixture(120)
@@ -49,7 +49,7 @@ def test_near_rows_lie_near_and_a_seed_makes_the_same_plane(method: PlaneMethod)
     assert np.array_equal(points, place(vectors, method, 1))
 
 
-def test_rows_beyond_the_sample_lie_where_their_nearest_of_it_does() -> None:
+def test_rows_beyond_the_sample_take_the_position_of_their_nearest() -> None:
     vectors = mixture(300)
     points = place(vectors, "tsne", 2, sample=100)
     assert len(np.unique(points, axis=0)) == 100
@@ -58,12 +58,12 @@ def test_rows_beyond_the_sample_lie_where_their_nearest_of_it_does() -> None:
 
 
 @pytest.mark.parametrize("count", [3, 5])
-def test_few_rows_and_equal_ones_have_a_place(count: int) -> None:
+def test_few_and_equal_rows_have_a_position(count: int) -> None:
     assert np.isfinite(place(mixture(count), "tsne", 0)).all()
     assert np.isfinite(place(np.ones((count, 60), np.float32), "tsne", 0)).all()
 
 
-def test_the_number_of_threads_changes_no_place() -> None:
+def test_number_of_threads_changes_no_position() -> None:
     vectors = mixture(200, width=200)
     planes = []
     for threads in (1, 2):

@@ -15,7 +15,7 @@ def vectors(count: int, seed: int, width: int = 8) -> np.ndarray:
 
 
 @pytest.mark.parametrize("count", [3, 2048, 5001])  # less than asked for, a block, some blocks
-def test_they_are_those_of_scikit_learn(count: int) -> None:
+def test_similarities_equal_scikit_learn(count: int) -> None:
     among, queries = vectors(count, 0), vectors(5, 1)
     similarity, found = most_similar(queries, among, 6)
     exact = NearestNeighbors(n_neighbors=min(6, count), metric="cosine").fit(among)
@@ -24,13 +24,13 @@ def test_they_are_those_of_scikit_learn(count: int) -> None:
     assert np.allclose(1 - similarity, distance, atol=1e-5)
 
 
-def test_queries_are_taken_in_blocks_too() -> None:
+def test_queries_are_processed_in_blocks() -> None:
     among = vectors(40, 0)
     _, found = most_similar(np.repeat(among, 130, axis=0), among, 1)
     assert (found[:, 0] == np.repeat(np.arange(40), 130)).all()
 
 
-def test_some_rows_of_an_array_are_compared_as_if_they_were_all() -> None:
+def test_selected_rows_are_compared_like_a_whole_array() -> None:
     held = vectors(60, 0)
     asked, among = np.array([5, 59, 0]), np.arange(1, 60, 2)
     assert all(
@@ -43,12 +43,12 @@ def test_some_rows_of_an_array_are_compared_as_if_they_were_all() -> None:
 
 
 def mapped() -> bool:
-    """Whether the system tells what of a process lies in files."""
+    """Whether the system reports file-backed memory."""
     return Path("/proc/self/smaps").exists()
 
 
 @pytest.mark.skipif(not mapped(), reason="Linux tells what is resident")
-def test_what_is_released_is_resident_no_more_and_reads_as_before() -> None:
+def test_released_memory_is_not_resident_and_reads_as_before() -> None:
     held = large_zeros(6000, 1000)
     held[:] = np.arange(6000)[:, None]
     before = resident()
@@ -62,6 +62,6 @@ def test_what_is_released_is_resident_no_more_and_reads_as_before() -> None:
 
 
 def resident() -> float:
-    """MB of this process that lie in files."""
+    """File-backed memory of this process, in MB."""
     fields = Path("/proc/self/statm").read_text().split()
     return int(fields[2]) * 4096 / 1e6

@@ -25,11 +25,11 @@ SCHEMA = pa.schema([(rows.IMAGE_ID, pa.string()), (rows.IMAGE, rows.IMAGE_TYPE)]
 
 
 class Death(BaseException):
-    """Stands for the death of a process."""
+    """Represents the death of a process."""
 
 
 class Hang(Death):
-    """Stands for the end of a hanging process by the watchdog."""
+    """Represents the end of a hanging process by the watchdog."""
 
 
 class Lethal:
@@ -42,7 +42,7 @@ class Lethal:
 
     def __init__(self, fates: Mapping[str, type[Death]], refused: Sequence[str] = ()) -> None:
         self.fates, self.refused = dict(fates), refused
-        # Rows that came through, with the copies that fill a batch.
+        # Computed rows, including the copies that fill a batch.
         self.computed: list[str] = []
 
     def load(self, place: Place) -> None:
@@ -138,7 +138,7 @@ def restarted(
 
 
 def lose_shard(register: Register) -> None:
-    """Two processes die on shard 0 as a whole: from now on it is computed piece by piece."""
+    """Two processes die on shard 0 as a whole; from then on it is computed in pieces."""
     for process in ("early-1", "early-2"):
         register.arrive("actor", process, "node-1", False)
         register.loaded("actor", process)
@@ -159,9 +159,7 @@ def by_id(commits: Sequence[Commit]) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("lethal", ["0-0", "0-5", "0-7", "0-16", "0-19"])
-def test_the_row_that_kills_is_set_aside_and_its_neighbours_are_as_undisturbed(
-    tmp_path, lethal: str
-) -> None:
+def test_killing_row_is_set_aside_and_its_neighbours_are_unchanged(tmp_path, lethal: str) -> None:
     clean, store, planned = Store(str(tmp_path / "a")), Store(str(tmp_path / "b")), [shard(0, 20)]
     assert restarted(clean, Lethal({}), planned, Register("paint", RESOURCES)) == 0
     stage = Lethal({lethal: Death}, refused=("0-3",))
@@ -185,7 +183,7 @@ def test_the_row_that_kills_is_set_aside_and_its_neighbours_are_as_undisturbed(
     assert store.listing("set/pieces") == []
 
 
-def test_many_in_one_shard_and_a_hang_among_them(tmp_path) -> None:
+def test_several_killing_rows_and_a_hang_in_one_shard(tmp_path) -> None:
     store, planned = Store(str(tmp_path)), [shard(0, 32)]
     fates = {"0-1": Death, "0-2": Hang, "0-3": Death, "0-30": Hang}
     deaths = restarted(store, Lethal(fates), planned, Register("paint", RESOURCES))
@@ -195,7 +193,7 @@ def test_many_in_one_shard_and_a_hang_among_them(tmp_path) -> None:
     assert commit.provenance["deaths"] + commit.provenance["hangs"] == deaths
 
 
-def test_a_shard_of_which_every_row_kills_keeps_their_reasons(tmp_path) -> None:
+def test_shard_whose_rows_all_kill_keeps_their_reasons(tmp_path) -> None:
     store, planned = Store(str(tmp_path)), [shard(0, 3), shard(1, 3)]
     fates = {f"0-{row}": Death for row in range(3)}
     restarted(store, Lethal(fates), planned, Register("paint", RESOURCES), batch_size=2)
@@ -210,13 +208,13 @@ def test_finished_pieces_are_not_computed_again(tmp_path) -> None:
     stage = Lethal({"0-63": Death})
     lose_shard(register)
     restarted(store, stage, planned, register)
-    # Every row of the first seven batches once; of the last, halves that came through, padded.
+    # Every row of the first seven batches once, and the padded halves of the last that succeeded.
     early = [name for name in stage.computed if int(name[2:]) < 56]
     assert sorted(early) == sorted(f"0-{row}" for row in range(56))
     assert len(stage.computed) == 56 + 3 * 8
 
 
-def test_deaths_that_are_the_machine_s_fault_set_no_row_aside(tmp_path) -> None:
+def test_deaths_caused_by_the_machine_set_no_row_aside(tmp_path) -> None:
     store, planned = Store(str(tmp_path)), [shard(0, 16)]
     register = Register("paint", RESOURCES)
     lose_shard(register)
@@ -232,7 +230,7 @@ def test_deaths_that_are_the_machine_s_fault_set_no_row_aside(tmp_path) -> None:
     assert commit.provenance["deaths"] == 6
 
 
-def test_after_a_death_shards_of_one_call_go_one_by_one_and_the_innocent_stay_whole(
+def test_shards_run_one_by_one_after_a_death_and_innocent_ones_stay_whole(
     tmp_path,
 ) -> None:
     store, planned = Store(str(tmp_path)), [shard(number, 8) for number in range(4)]
@@ -250,19 +248,19 @@ class NeedsEveryRow(Lethal):
     writes = (rows.IMAGE,)
 
 
-def test_stages_that_set_no_row_aside_name_the_row_that_kills(tmp_path) -> None:
+def test_stages_without_a_status_name_the_killing_row(tmp_path) -> None:
     store = Store(str(tmp_path))
     with pytest.raises(DataError, match=r"paint: row 0-3 \(shard s0\) killed its worker twice"):
         restarted(store, NeedsEveryRow({"0-3": Death}), [shard(0, 8)], Register("paint", RESOURCES))
 
 
-def test_where_no_row_comes_through_the_rows_are_not_blamed(tmp_path) -> None:
+def test_rows_are_not_blamed_if_none_succeeds(tmp_path) -> None:
     fates = {f"0-{row}": Death for row in range(16)}
     with pytest.raises(EngineError, match="the rows are probably not the cause"):
         restarted(Store(str(tmp_path)), Lethal(fates), [shard(0, 16)], Register("paint", RESOURCES))
 
 
-def test_deaths_outside_of_rows_end_the_stream(tmp_path) -> None:
+def test_deaths_outside_rows_end_the_stream(tmp_path) -> None:
     def unreadable(store: Store, task: Mapping[str, Any]) -> pa.Table:
         raise Death
 
@@ -273,10 +271,10 @@ def test_deaths_outside_of_rows_end_the_stream(tmp_path) -> None:
         )  # fmt: skip
 
 
-def test_a_register_that_was_restarted_costs_work_and_sets_nothing_aside(tmp_path) -> None:
+def test_restarted_register_costs_work_and_sets_nothing_aside(tmp_path) -> None:
     store, planned = Store(str(tmp_path)), [shard(0, 16)]
     register = Register("paint", RESOURCES)
-    # The piece is one of a register before: half of a batch.
+    # The piece comes from an earlier register: half of a batch.
     history, _ = register.next_piece("actor", "p", "s0", 16, 8, Piece(0, 4, key="gone"), Pace(1.0))
     assert history.pieces == (Piece(0, 8), Piece(8, 16))
     register.end("actor", "p", "s0", Pace(later=1.0))
@@ -284,17 +282,17 @@ def test_a_register_that_was_restarted_costs_work_and_sets_nothing_aside(tmp_pat
     assert collected(store, planned)[0].kept == 16
 
 
-def test_another_actor_that_is_given_a_shard_tells_that_the_first_one_died() -> None:
+def test_shard_given_to_another_actor_means_the_first_died() -> None:
     register = Register("paint", RESOURCES)
     register.begin("a", "1", "s0")
     register.begin("b", "1", "s0")
     assert register.history(["s0"]) == [History(deaths=1)]
-    # And its own process goes on.
+    # And its own process continues.
     register.begin("b", "1", "s1")
     assert register.history(["s0", "s1"]) == [History(deaths=1), History()]
 
 
-def test_a_call_that_ray_repeats_counts_no_death_twice() -> None:
+def test_call_repeated_by_ray_counts_no_death_twice() -> None:
     register = Register("paint", RESOURCES)
     register.begin("a", "1", "s0")
     for process in range(2, 6):
@@ -303,7 +301,7 @@ def test_a_call_that_ray_repeats_counts_no_death_twice() -> None:
         assert register.history(["s0"]) == [History(deaths=1)]
 
 
-def test_a_shard_that_ended_is_laid_to_nobody() -> None:
+def test_finished_shard_is_not_blamed_for_a_death() -> None:
     register = Register("paint", RESOURCES)
     register.begin("a", "1", "s0")
     register.end("a", "1", "s0", Pace(later=2.0))
@@ -311,7 +309,7 @@ def test_a_shard_that_ended_is_laid_to_nobody() -> None:
     assert register.history(["s0"]) == [History()]
 
 
-def test_where_nothing_tells_a_hang_from_a_death_the_time_does() -> None:
+def test_time_separates_a_hang_from_a_death_without_other_evidence() -> None:
     now = [0.0]
     register = Register("paint", StageResources(hang_floor=60), clock=lambda: now[0])
     register.begin("a", "1", "s0")
@@ -323,7 +321,7 @@ def test_where_nothing_tells_a_hang_from_a_death_the_time_does() -> None:
         assert register.history(["s1"]) == [expected]
 
 
-def test_processes_that_die_while_loading_are_counted_until_one_has_loaded() -> None:
+def test_deaths_while_loading_are_counted_until_a_process_has_loaded() -> None:
     register = Register("paint", RESOURCES)
     for number in range(5):
         assert not register.arrive("a", str(number), f"node-{number}", None)
@@ -338,7 +336,7 @@ def test_processes_that_die_while_loading_are_counted_until_one_has_loaded() -> 
     )
 
 
-def test_the_limit_follows_the_slowest_micro_batch() -> None:
+def test_limit_follows_the_slowest_micro_batch() -> None:
     resources = StageResources(hang_multiple=10, hang_floor=60, hang_first=900)
     assert hang_limit(resources, Pace(), 4) == 900
     assert hang_limit(resources, Pace(9.0, 0.5), 4) == 60
@@ -349,7 +347,7 @@ def test_the_limit_follows_the_slowest_micro_batch() -> None:
     assert hang_limit(resources, Pace(9.0), 2) == 180
 
 
-def test_what_is_watched_is_the_stages_by_their_pace_and_storage_by_the_long_limit(
+def test_stages_are_limited_by_their_pace_and_storage_by_the_long_limit(
     tmp_path,
 ) -> None:
     register = Register("paint", RESOURCES)
@@ -361,7 +359,7 @@ def test_what_is_watched_is_the_stages_by_their_pace_and_storage_by_the_long_lim
 
     def slow_rows(store: Store, task: Mapping[str, Any]) -> pa.Table:
         if task["ids"][0].startswith("1"):
-            # Not before the shard before is committed and its summary taken.
+            # Only after the previous shard is committed and its summary taken.
             assert finished.wait(timeout=60)
             wait_for(lambda: attended.watching)
         reading.append(attended.watched[-1])
@@ -394,7 +392,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.001)
 
 
-def test_the_pace_is_that_of_the_slowest_micro_batch_whoever_waits_for_it(tmp_path) -> None:
+def test_pace_is_that_of_the_slowest_micro_batch(tmp_path) -> None:
     class Slow(Lethal):
         def __call__(self, batch: Batch) -> Batch:
             if "1-0" in batch[rows.IMAGE_ID].to_pylist():
@@ -410,12 +408,12 @@ def test_the_pace_is_that_of_the_slowest_micro_batch_whoever_waits_for_it(tmp_pa
     )  # fmt: skip
     worker.load()
     for _ in worker([shard(0, 8), shard(1, 32)]):
-        # The stages run ahead meanwhile.
+        # Meanwhile the stages run ahead.
         assert slow.wait(timeout=60)
     assert register.pace.later >= 0.1
 
 
-def test_pieces_are_watched_and_so_is_storage_between_them(tmp_path) -> None:
+def test_pieces_and_storage_between_them_are_limited(tmp_path) -> None:
     store, register = Store(str(tmp_path)), Register("paint", RESOURCES)
     lose_shard(register)
     register.arrive("actor", "p", "node-1", False)
@@ -429,7 +427,7 @@ def test_pieces_are_watched_and_so_is_storage_between_them(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("batch_size", [2, 8])
-def test_a_machine_that_fails_after_good_shards_ends_the_stream(tmp_path, batch_size: int) -> None:
+def test_machine_that_fails_after_good_shards_ends_the_stream(tmp_path, batch_size: int) -> None:
     store, planned = Store(str(tmp_path)), [shard(number, batch_size) for number in range(9)]
     fates = {f"{number}-{row}": Death for number in range(1, 9) for row in range(batch_size)}
     with pytest.raises(EngineError, match=r"died on 8 consecutive rows .*not the cause"):
@@ -439,7 +437,7 @@ def test_a_machine_that_fails_after_good_shards_ends_the_stream(tmp_path, batch_
     assert ShardSet(store, "set").find_commit("s0") is not None
 
 
-def test_rows_that_kill_among_good_ones_do_not_end_the_stream(tmp_path) -> None:
+def test_killing_rows_among_good_ones_do_not_end_the_stream(tmp_path) -> None:
     store, planned = Store(str(tmp_path)), [shard(0, 40)]
     fates = {f"0-{row}": Death for row in range(0, 40, 2)}
     restarted(store, Lethal(fates), planned, Register("paint", RESOURCES), batch_size=4)

@@ -34,5 +34,5 @@ def page_faults(mode: str) -> int:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs glibc")
-def test_freed_memory_is_used_again_without_page_faults():
+def test_freed_memory_is_reused_without_page_faults():
     assert page_faults("keep") < 0.2 * page_faults("default")

@@ -24,7 +24,7 @@ class Maker:
         return np.full((2, 3), self.made), ["a", "b"]
 
 
-def test_arrays_are_made_once_for_a_key() -> None:
+def test_arrays_are_computed_once_per_key() -> None:
     make, key, other = Maker(), uuid.uuid4().hex, uuid.uuid4().hex
     first = within_process(key, make)
     assert within_process(key, make) is first
@@ -32,7 +32,7 @@ def test_arrays_are_made_once_for_a_key() -> None:
     assert make.made == 2
 
 
-def test_where_making_fails_the_next_to_ask_makes_them() -> None:
+def test_failed_computation_is_repeated_by_the_next_request() -> None:
     make, key = Maker(fails=1), uuid.uuid4().hex
     with pytest.raises(OSError, match="torn"):
         within_process(key, make)
@@ -40,7 +40,7 @@ def test_where_making_fails_the_next_to_ask_makes_them() -> None:
     assert make.made == 1
 
 
-def test_what_was_asked_for_longest_ago_goes_first() -> None:
+def test_least_recently_used_array_is_evicted_first() -> None:
     make, keys = Maker(), [uuid.uuid4().hex for _ in range(7)]
     for key in keys:
         within_process(key, make)

@@ -30,7 +30,7 @@ class FailOn(Add):
 
 
 class Meet(Add):
-    """Waits until its partner works on another batch: true only where stages overlap."""
+    """Waits until its partner works on another batch, which is possible only if stages overlap."""
 
     def __init__(self, barrier: threading.Barrier) -> None:
         self.barrier = barrier
@@ -69,18 +69,18 @@ def test_batches_pass_all_stages_in_order() -> None:
     assert not pipeline_threads()
 
 
-def test_no_stage_and_no_batch_are_fine() -> None:
+def test_empty_stages_and_batches_work() -> None:
     assert values(pipeline([], numbers(3))) == [0, 1, 2]
     assert values(pipeline([Add(1)], [])) == []
 
 
-def test_stages_work_at_the_same_time() -> None:
+def test_stages_run_concurrently() -> None:
     barrier = threading.Barrier(2)
     # Batch n+1 is in the first stage while batch n is in the second, or the barrier breaks.
     assert values(pipeline([Meet(barrier), Last(barrier)], numbers(4))) == [0, 1, 2, 3]
 
 
-def test_an_error_of_a_stage_is_raised_after_what_came_before_it() -> None:
+def test_stage_error_is_raised_after_earlier_results() -> None:
     batches = pipeline([Add(0), FailOn(5), Add(0)], numbers(1000))
     assert [next(batches)["x"][0] for _ in range(5)] == [0, 1, 2, 3, 4]
     with pytest.raises(ValueError, match="bad row"):
@@ -88,7 +88,7 @@ def test_an_error_of_a_stage_is_raised_after_what_came_before_it() -> None:
     assert not pipeline_threads()
 
 
-def test_an_error_of_the_source_is_raised() -> None:
+def test_source_error_is_raised() -> None:
     def source() -> Iterator[Batch]:
         yield {"x": [1]}
         raise OSError("storage is gone")

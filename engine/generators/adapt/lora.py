@@ -75,9 +75,7 @@ class Lora(Adaptation[LoraSettings]):
         weights: dict[str, Any] = {}
         for name in self._components(pipeline):
             network = getattr(pipeline, name)
-            state = convert_state_dict_to_diffusers(
-                get_peft_model_state_dict(network)
-            )
+            state = convert_state_dict_to_diffusers(get_peft_model_state_dict(network))
             weights[f"{name}_lora_layers"] = {key: value.cpu() for key, value in state.items()}
             # It tells readers an alpha that differs from the rank.
             config = network.peft_config["default"].to_dict()

@@ -1,4 +1,4 @@
-"""Pipelines of each family, built once for a module."""
+"""Pipelines of each family, built once per module."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.pipelines import save_pipeline
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Of networks this small, threads would wait for each other."""
+    """With networks this small, threads would wait for each other."""
     import torch
 
     before = torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""Checkpoints of each family, adapted in each way, saved, and loaded elsewhere."""
+"""Checkpoints of each family, adapted by each method, saved, and loaded elsewhere."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_lora_loads_by_load_lora_weights(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_full_training_loads_by_from_pretrained(
+def test_full_training_loads_by_from_pretrained(
     folders: dict[str, Path], tmp_path: Path, kind: str
 ) -> None:
     generator, weights = trained(tmp_path, folders[kind], {"name": "full", "ema_decay": 0.5})
@@ -52,7 +52,7 @@ def test_a_full_training_loads_by_from_pretrained(
 
 @pytest.mark.parametrize("kind", ["sd", "sdxl"])
 @pytest.mark.parametrize("vectors", [1, 2])
-def test_learnt_words_load_by_load_textual_inversion(
+def test_learned_words_load_by_load_textual_inversion(
     folders: dict[str, Path], tmp_path: Path, kind: str, vectors: int
 ) -> None:
     adapt = {"name": "textual_inversion", "num_vectors": vectors, "learning_rate": 1.0}
@@ -74,8 +74,8 @@ def test_learnt_words_load_by_load_textual_inversion(
     )
 
 
-def test_textual_inversion_moves_its_words_alone(folders: dict[str, Path], tmp_path: Path) -> None:
-    """The rest of the embeddings, and all other weights, are the checkpoint's."""
+def test_textual_inversion_changes_only_its_words(folders: dict[str, Path], tmp_path: Path) -> None:
+    """The other embeddings, and all other weights, are unchanged."""
     generator, _ = trained(tmp_path, folders["sd"], {"name": "textual_inversion"})
     before = checkpoint(folders["sd"]).text_encoder.state_dict()
     after = generator.pipeline.text_encoder.state_dict()
@@ -84,7 +84,7 @@ def test_textual_inversion_moves_its_words_alone(folders: dict[str, Path], tmp_p
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
-def test_dreambooth_learns_beside_what_the_checkpoint_makes(
+def test_dreambooth_also_learns_from_prior_images(
     folders: dict[str, Path], tmp_path: Path, method: str
 ) -> None:
     adapt = {"name": "dreambooth", "method": method, "rank": 2, "num_class_images": 3}
@@ -96,7 +96,7 @@ def test_dreambooth_learns_beside_what_the_checkpoint_makes(
     assert pixels(generator.sample(batch(generator, ["cat"]))).std() > 0
 
 
-def test_the_weight_of_what_it_made_itself_counts(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_prior_loss_weight_matters(folders: dict[str, Path], tmp_path: Path) -> None:
     digests = [
         fit(
             Store(str(tmp_path / str(weight))),
@@ -112,14 +112,14 @@ def test_the_weight_of_what_it_made_itself_counts(folders: dict[str, Path], tmp_
 @pytest.mark.parametrize(
     "adapt", [{"name": "lora", "rank": 2}, {"name": "full"}], ids=lambda adapt: adapt["name"]
 )
-def test_what_the_denoiser_learnt_to_predict_is_what_is_sampled(
+def test_prediction_type_is_the_same_in_training_and_sampling(
     folders: dict[str, Path], tmp_path: Path, adapt: dict[str, Any]
 ) -> None:
     generator, _ = trained(tmp_path, folders["sd"], {**adapt, "prediction_type": "v_prediction"})
     assert generator.pipeline.scheduler.config.prediction_type == "v_prediction"
 
 
-def test_all_weights_are_moved_less_than_a_lora_s() -> None:
+def test_default_learning_rate_of_full_training_is_below_that_of_lora() -> None:
     rates = [
         made("owner/model", {"name": "dreambooth", "method": method, "learning_rate": None})
         for method in ("lora", "full")
@@ -128,10 +128,10 @@ def test_all_weights_are_moved_less_than_a_lora_s() -> None:
     assert found == [1e-4, 5e-6]
 
 
-def test_a_training_of_another_checkpoint_is_not_gone_on_with(
+def test_training_of_another_checkpoint_is_not_continued(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    """Neither its weights nor the images that it made of its own are taken over."""
+    """Neither its weights nor its prior images are reused."""
     store = Store(str(tmp_path))
     adapt = {"name": "dreambooth", "rank": 2, "num_class_images": 1}
     fit(store, made(folders["sd"], adapt))
@@ -141,12 +141,12 @@ def test_a_training_of_another_checkpoint_is_not_gone_on_with(
     assert len([key for key in store.listing("work/x") if "/prior/" in key]) == 2 * 2
 
 
-# One for all, for each class, for each cluster
+# one for all, one per class, one per cluster
 
 
 @pytest.mark.parametrize("name", ["lora", "full"])
 @pytest.mark.parametrize(("scope", "count"), [("class", 2), ("cluster", 4)])
-def test_each_class_or_cluster_has_its_own(
+def test_each_class_or_cluster_has_its_own_adaptation(
     folders: dict[str, Path], tmp_path: Path, name: str, scope: str, count: int
 ) -> None:
     adapt = {"name": name, "scope": scope, **({"rank": 2} if name == "lora" else {})}
@@ -155,7 +155,7 @@ def test_each_class_or_cluster_has_its_own(
         count
     )
     assert generator.uses_clusters() == (scope == "cluster")
-    # The same prompt and seed by each adaptation, in one batch and by itself.
+    # The same prompt and seed with each adaptation, in one batch and alone.
     pairs = [("cat", 0), ("dog", 0)] if scope == "class" else [("cat", 0), ("cat", 1)]
     asked = batch(
         generator, [label for label, _ in pairs], clusters=[cluster for _, cluster in pairs],
@@ -177,13 +177,13 @@ def test_each_class_or_cluster_has_its_own(
     ],
     ids=lambda adapt: "-".join(str(value) for value in adapt.values()),
 )
-def test_a_killed_training_goes_on_to_bitwise_equal_weights(
+def test_killed_training_continues_to_bitwise_equal_weights(
     folders: dict[str, Path], tmp_path: Path, adapt: dict[str, Any]
 ) -> None:
     adapt = {**adapt, "train_steps": 5}
     whole = fit(Store(str(tmp_path / "whole")), made(folders["sd"], adapt), checkpoint_every=2)
     store = Store(str(tmp_path / "killed"))
-    # Of two parts, the second is cut off.
+    # The second of two parts is interrupted.
     last = 8 if adapt.get("scope") == "class" else 3
 
     def die(message: dict[str, Any]) -> None:
@@ -198,11 +198,11 @@ def test_a_killed_training_goes_on_to_bitwise_equal_weights(
         on_report=lambda message: reported.append(message["done"]),
     )  # fmt: skip
     assert resumed == whole
-    assert min(reported) > last - 2  # what was trained is not trained again
+    assert min(reported) > last - 2  # finished steps are not repeated
 
 
 @pytest.mark.parametrize("kind", ["sd", "sd3"])
-def test_accumulated_pieces_make_the_step_of_the_whole(
+def test_accumulated_parts_equal_the_step_of_the_whole_batch(
     folders: dict[str, Path], tmp_path: Path, kind: str
 ) -> None:
     losses = []
@@ -226,7 +226,7 @@ def test_accumulated_pieces_make_the_step_of_the_whole(
     ],
     ids=str,
 )  # fmt: skip
-def test_a_setting_of_training_counts(
+def test_training_setting_has_an_effect(
     folders: dict[str, Path], tmp_path: Path, fields: dict[str, Any]
 ) -> None:
     lora = {"name": "lora", "rank": 2}
@@ -238,9 +238,7 @@ def test_a_setting_of_training_counts(
     assert one[file] != other[file]
 
 
-def test_kept_latents_are_those_that_would_be_made_again(
-    folders: dict[str, Path], tmp_path: Path
-) -> None:
+def test_cached_latents_equal_recomputed_ones(folders: dict[str, Path], tmp_path: Path) -> None:
     lora = {"name": "lora", "rank": 2, "random_flip": True}
     one, other = (
         fit(Store(str(tmp_path / str(kept))), made(folders["sd"], {**lora, "cache_latents": kept}))
@@ -250,7 +248,7 @@ def test_kept_latents_are_those_that_would_be_made_again(
 
 
 @pytest.mark.parametrize("scheme", ["none", "sigma_sqrt", "cosmap"])
-def test_a_flow_s_noise_levels_are_weighed(
+def test_noise_levels_of_a_flow_are_weighted(
     folders: dict[str, Path], tmp_path: Path, scheme: str
 ) -> None:
     lora = {"name": "lora", "rank": 2}
@@ -264,7 +262,7 @@ def test_a_flow_s_noise_levels_are_weighed(
 
 @pytest.fixture
 def _new_accelerate() -> Iterator[None]:
-    """One process has one precision; this test's is another than the others'."""
+    """One process has one precision, and this test needs another than the rest."""
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(True)
@@ -273,7 +271,7 @@ def _new_accelerate() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_new_accelerate")
-def test_in_half_precision_what_is_trained_is_kept_in_full(
+def test_half_precision_keeps_trained_weights_in_full(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
     from safetensors.torch import load_file
@@ -288,7 +286,7 @@ def test_in_half_precision_what_is_trained_is_kept_in_full(
     assert pixels(generator.sample(batch(generator, ["cat"]))).std() > 0
 
 
-def test_trainings_show_pictures_of_themselves(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_trainings_write_sample_images(folders: dict[str, Path], tmp_path: Path) -> None:
     import io
 
     from PIL import Image

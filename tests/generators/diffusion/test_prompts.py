@@ -17,7 +17,7 @@ def rows(count: int = 6, clusters: int = 1) -> TrainingRows:
     )
 
 
-def test_prompts_are_filled_and_taken_in_turn() -> None:
+def test_prompts_are_filled_and_take_turns() -> None:
     generator = made(
         "owner/model", prompt=["a photo of {label}", "{label}, close up"],
         class_names={"DR": "an eye with diabetic retinopathy"}, negative_prompt="blurry {label}",
@@ -33,7 +33,7 @@ def test_prompts_are_filled_and_taken_in_turn() -> None:
     assert generator.prompts_of("no_rain", 0)[0] == "a photo of no rain"
 
 
-def test_classes_and_clusters_may_have_prompts_of_their_own() -> None:
+def test_classes_and_clusters_may_have_their_own_prompts() -> None:
     generator = made(
         "owner/model", prompt="a photo of {label}", prompts={"dog": "a dog outside"},
         cluster_prompts={"dog": {"1": ["a dog at night", "a dog at dusk"]}},
@@ -44,23 +44,23 @@ def test_classes_and_clusters_may_have_prompts_of_their_own() -> None:
     assert generator.prompts_of("dog", 1) == ["a dog at night", "a dog at dusk"]
 
 
-def test_clusters_and_templates_do_not_keep_step() -> None:
+def test_clusters_and_templates_cycle_independently() -> None:
     generator = made("owner/model", prompt=["one {label} {cluster}", "two {label} {cluster}"])
     found = {request.prompt for request in generator.plan("cat", 8, rows(8, clusters=2), 0)}
     assert found == {"one cat 0", "two cat 0", "one cat 1", "two cat 1"}
 
 
-def test_an_image_that_starts_from_another_is_of_its_cluster() -> None:
+def test_image_belongs_to_the_cluster_of_its_parent() -> None:
     generator = made("owner/model", mode="image2image", prompt="{label} {cluster}")
     for request in generator.plan("cat", 8, rows(8, clusters=3), 0):
         assert request.cluster == int(request.parent_id or "x") % 3
         assert request.strength == 0.5
 
 
-def test_a_truncated_prompt_is_warned_of(folders: dict[str, Path]) -> None:
+def test_truncated_prompt_gives_a_warning(folders: dict[str, Path]) -> None:
     generator = made(folders["sd"])
     assert generator.prompt_warnings(["a photo of cat"]) == []
-    room = LENGTH - 2  # a start and an end
+    room = LENGTH - 2  # without the start and end tokens
     fits = " ".join(["cat"] * room)
     assert generator.prompt_warnings([fits]) == []
     (warning,) = generator.prompt_warnings(["a photo of cat", f"{fits} dog"])
@@ -69,7 +69,7 @@ def test_a_truncated_prompt_is_warned_of(folders: dict[str, Path]) -> None:
     }  # fmt: skip
 
 
-def test_a_learnt_word_counts_as_its_embeddings(folders: dict[str, Path]) -> None:
+def test_learned_word_counts_as_its_embeddings(folders: dict[str, Path]) -> None:
     room = LENGTH - 2
     for vectors, fits in ((1, True), (4, False)):
         adapt = {"name": "textual_inversion", "num_vectors": vectors}
@@ -77,7 +77,7 @@ def test_a_learnt_word_counts_as_its_embeddings(folders: dict[str, Path]) -> Non
         assert (generator.prompt_warnings(generator.prompts_of("cat", 0)) == []) == fits
 
 
-def test_where_a_longer_text_encoder_reads_along_nothing_is_cut_off(
+def test_longer_text_encoder_avoids_truncation(
     folders: dict[str, Path],
 ) -> None:
     prompt = "a b c d e f g h i j k l m n o p"

@@ -1,4 +1,4 @@
-"""What cannot work is refused when the study is read."""
+"""Impossible settings are rejected when the study is read."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def refused(model: Path | str, match: str, adapt: Any = None, **fields: Any) -> 
 
 
 @pytest.mark.parametrize("kind", ["sd3", "flux"])
-def test_words_cannot_be_learnt_where_no_pipeline_takes_them(
+def test_textual_inversion_is_rejected_for_unsupported_pipelines(
     folders: dict[str, Path], kind: str
 ) -> None:
     refused(folders[kind], "does not support .*set adapt: lora", "textual_inversion")
 
 
-def test_words_cannot_be_learnt_without_a_text_encoder(
+def test_textual_inversion_is_rejected_without_a_text_encoder(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
     import json
@@ -39,7 +39,7 @@ def test_words_cannot_be_learnt_without_a_text_encoder(
     refused(folder, "has no text_encoder", "textual_inversion")
 
 
-def test_words_cannot_be_learnt_from_prompts_without_them(folders: dict[str, Path]) -> None:
+def test_textual_inversion_is_rejected_if_prompts_have_no_token(folders: dict[str, Path]) -> None:
     refused(
         folders["sd"], "lacks {token}, the word that textual_inversion learns; add it",
         "textual_inversion", prompts={"cat": "a photo of {label}"},
@@ -47,7 +47,7 @@ def test_words_cannot_be_learnt_from_prompts_without_them(folders: dict[str, Pat
     made(folders["sd"], "textual_inversion", negative_prompt="blurry").check()
 
 
-def test_what_reads_no_negative_prompt_is_given_none(folders: dict[str, Path]) -> None:
+def test_negative_prompt_is_rejected_if_the_pipeline_ignores_it(folders: dict[str, Path]) -> None:
     refused(folders["flux"], "is distilled and ignores it; remove it", negative_prompt="blurry")
 
 
@@ -60,7 +60,7 @@ def test_what_reads_no_negative_prompt_is_given_none(folders: dict[str, Path]) -
     ],
     ids=["edm", "refiner", "no text encoder"],
 )
-def test_checkpoints_that_are_trained_otherwise_are_refused(
+def test_checkpoints_with_another_training_are_rejected(
     folders: dict[str, Path], tmp_path: Path, changed: dict[str, Any], match: str
 ) -> None:
     import json
@@ -73,13 +73,13 @@ def test_checkpoints_that_are_trained_otherwise_are_refused(
     refused(folder, match, {"name": "lora", "train_text_encoder": True})
 
 
-def test_other_pipelines_are_sampled_and_not_adapted(tmp_path: Path) -> None:
+def test_other_pipelines_can_be_sampled_but_not_adapted(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text('{"_class_name": "KandinskyPipeline"}')
     made(tmp_path).check()
     refused(tmp_path, "is a KandinskyPipeline; remove adapt", "lora")
 
 
-def test_inpainting_checkpoints_are_neither_adapted_nor_sampled_from_text(
+def test_inpainting_checkpoints_cannot_be_adapted_or_sampled_from_text(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
     import json
@@ -100,20 +100,20 @@ def test_inpainting_checkpoints_are_neither_adapted_nor_sampled_from_text(
         ({"prompt": "a photo of {token}"}, "has {token}, which only dreambooth"),
     ],
 )
-def test_what_the_checkpoint_cannot_do_is_refused(
+def test_unsupported_request_is_rejected(
     folders: dict[str, Path], fields: dict[str, Any], match: str
 ) -> None:
     refused(folders["sd"], match, **fields)
 
 
-def test_a_flow_takes_no_scheduler_of_diffusion(folders: dict[str, Path]) -> None:
+def test_flow_rejects_diffusion_schedulers(folders: dict[str, Path]) -> None:
     refused(folders["sd3"], "is a flow; set scheduler: checkpoint", scheduler="ddim")
 
 
-def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_folder_without_a_pipeline_is_rejected(tmp_path: Path) -> None:
     refused(tmp_path / "nowhere", "folder .* does not exist")
     refused(tmp_path, "has no model_index.json")
-    made("owner/never-fetched").check()  # what is not here yet cannot be judged
+    made("owner/never-fetched").check()  # cannot be checked before it is downloaded
 
 
 @pytest.mark.parametrize(
@@ -122,14 +122,14 @@ def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
         ({"prompt": "a {colour} cat"}, "unknown placeholder {colour}; use {label}"),
         ({"prompt": "a {label"}, "single brace .* write {{ for a brace"),
         ({"prompt": []}, "at least 1 item"),
-        ({"adapt": "lore"}, "no generators adapt named 'lore'; there are: dreambooth, full, lora"),
+        ({"adapt": "lore"}, "no generators adapt named 'lore'; choose from dreambooth, full, lora"),
         ({"adapt": {"name": "dreambooth", "class_prompt": "a {x}"}}, "class_prompt: .*holder {x}"),
         ({"adapt": {"name": "lora", "rank": 0}}, "adapt.rank: must be greater than or equal to 1"),
         ({"mode": "image2image", "num_inference_steps": 2, "strength": 0.3}, "leaves no step"),
         ({"cluster_prompts": {"cat": {"first": "x"}}}, "cluster_prompts"),
     ],
 )
-def test_settings_that_cannot_be_are_refused_by_name(fields: dict[str, Any], match: str) -> None:
+def test_invalid_settings_are_rejected_by_name(fields: dict[str, Any], match: str) -> None:
     study = {
         "name": "x", "reader": "digits", "preprocess": {"size": 16},
         "generators": {"sd": {"name": "diffusion", "model": "owner/model", **fields}},
@@ -138,7 +138,7 @@ def test_settings_that_cannot_be_are_refused_by_name(fields: dict[str, Any], mat
         validate(Study, study, "x.yaml")
 
 
-def test_adapt_none_is_the_checkpoint_as_it_is() -> None:
+def test_adapt_none_leaves_the_checkpoint_unchanged() -> None:
     for adapt in (None, "none", {"name": "none"}):
         assert not made("owner/model", adapt and (adapt if adapt == "none" else None)).trainable
         spec = DiffusionSpec.model_validate({"model": "owner/model", "adapt": adapt})

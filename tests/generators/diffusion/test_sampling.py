@@ -23,9 +23,7 @@ from tests.generators.diffusion.tiny import (
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_checkpoint_as_it_is_makes_what_plain_diffusers_makes(
-    folders: dict[str, Path], kind: str
-) -> None:
+def test_unadapted_checkpoint_equals_plain_diffusers(folders: dict[str, Path], kind: str) -> None:
     generator = made(folders[kind])
     generator.load(None, "cpu")
     found = pixels(generator.sample(batch(generator, ["cat", "dog"])))
@@ -34,7 +32,7 @@ def test_a_checkpoint_as_it_is_makes_what_plain_diffusers_makes(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_image_hangs_on_its_seed_and_not_on_its_neighbours(
+def test_image_depends_on_its_seed_and_not_on_its_neighbours(
     folders: dict[str, Path], kind: str
 ) -> None:
     generator = made(folders[kind])
@@ -61,12 +59,12 @@ def test_images_start_from_their_parents(folders: dict[str, Path], kind: str, mo
 
     near = sampled(0.3)
     assert (near[0] != near[1]).any()
-    # The more noise there is, the less of the parents is left to tell their images apart.
+    # With more noise, the images of different parents are harder to distinguish.
     far = sampled(1.0)
     assert np.abs(near[0] - near[1]).mean() > np.abs(far[0] - far[1]).mean()
 
 
-def test_strengths_of_one_batch_may_differ(folders: dict[str, Path]) -> None:
+def test_strengths_in_one_batch_may_differ(folders: dict[str, Path]) -> None:
     generator = made(folders["sd"], mode="image2image", num_inference_steps=4)
     generator.load(None, "cpu")
     parents = images().pixels[:3]
@@ -75,7 +73,7 @@ def test_strengths_of_one_batch_may_differ(folders: dict[str, Path]) -> None:
     assert (pixels(generator.sample(mixed))[1] == pixels(generator.sample(alone))[0]).all()
 
 
-def test_a_strength_of_32_bits_takes_as_many_steps(folders: dict[str, Path]) -> None:
+def test_32_bit_strength_takes_the_same_number_of_steps(folders: dict[str, Path]) -> None:
     generator = made(folders["sd"], mode="image2image", num_inference_steps=10)
     generator.load(None, "cpu")
     parents = images().pixels[:1]
@@ -86,7 +84,7 @@ def test_a_strength_of_32_bits_takes_as_many_steps(folders: dict[str, Path]) -> 
     assert (one == other).all()
 
 
-def test_what_is_painted_anew_is_where_the_mask_says(folders: dict[str, Path]) -> None:
+def test_repainted_region_follows_the_mask(folders: dict[str, Path]) -> None:
     masks = {}
     for name in ("center", "surroundings", "anywhere"):
         generator = made(folders["sd"], mode="inpainting", mask=name)
@@ -99,7 +97,7 @@ def test_what_is_painted_anew_is_where_the_mask_says(folders: dict[str, Path]) -
     assert (masks["anywhere"] != masks["center"]).any()
 
 
-def test_negative_prompts_change_what_is_made(folders: dict[str, Path]) -> None:
+def test_negative_prompts_change_images(folders: dict[str, Path]) -> None:
     generator = made(folders["sd"], guidance_scale=5.0)
     generator.load(None, "cpu")
     plain = pixels(generator.sample(batch(generator, ["cat"])))
@@ -128,7 +126,7 @@ def test_another_scheduler_samples_the_same_checkpoint(
 
 @pytest.mark.parametrize(
     "offload",
-    # accelerate's hooks of single layers need a device of their own.
+    # accelerate's hooks of single layers need an accelerator.
     ["model", pytest.param("sequential", marks=pytest.mark.gpu)],
 )
 def test_offloaded_networks_make_the_same_images(
@@ -143,7 +141,7 @@ def test_offloaded_networks_make_the_same_images(
     assert (pixels(generator.sample(asked)) == pixels(plain.sample(asked))).all()
 
 
-def test_images_that_are_not_finite_are_named(folders: dict[str, Path]) -> None:
+def test_non_finite_images_are_reported(folders: dict[str, Path]) -> None:
     import torch
 
     generator = made(folders["sd"])
@@ -154,7 +152,7 @@ def test_images_that_are_not_finite_are_named(folders: dict[str, Path]) -> None:
 
 
 class Prude:
-    """A safety checker's answer: it holds back every second image, and blackens it as that does."""
+    """The answer of a safety checker that withholds every second image and blackens it."""
 
     def __call__(self, images: Any, **_: Any) -> tuple[Any, list[bool]]:
         held = [row % 2 == 1 for row in range(len(images))]
@@ -164,7 +162,7 @@ class Prude:
         return images, held
 
 
-def test_images_that_the_checkpoint_s_filter_holds_back_are_named(
+def test_images_withheld_by_the_safety_checker_are_reported(
     folders: dict[str, Path],
 ) -> None:
     from transformers import CLIPImageProcessor

@@ -1,4 +1,4 @@
-"""What tests of `diffusion` share: generators of tiny pipelines, their fits, their batches."""
+"""Shared by the tests of `diffusion`: generators with tiny pipelines, their fits, their batches."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def trained(tmp_path: Path, model: Path, adapt: dict[str, Any]) -> tuple[Diffusi
 
 
 def plainly(pipeline: Any, generator: Diffusion, labels: list[str]) -> np.ndarray:
-    """What diffusers alone makes of the same prompts and seeds, at the study's size."""
+    """The output of plain diffusers for the same prompts and seeds, at the study's size."""
     import torch
     from PIL import Image
 
