@@ -80,7 +80,7 @@ def _inspect(step: Step, store: Store, known: dict[str, Status]) -> Status:
     ]
     if changed:
         return Status(step, "out of date", f"changed since: {_few(changed)}", manifest)
-    if reason := resolve("steps", step.kind)().outdated(step, manifest):
+    if reason := resolve("steps", step.kind)().outdated(step, manifest, store):
         return Status(step, "out of date", reason, manifest)
     return Status(step, "done", "", manifest)
 
@@ -194,7 +194,7 @@ def current_manifest(
     manifest = read_manifest(store, step)
     if manifest is None or manifest.inputs != digests(inputs):
         return None
-    return None if resolve("steps", step.kind)().outdated(step, manifest) else manifest
+    return None if resolve("steps", step.kind)().outdated(step, manifest, store) else manifest
 
 
 def resource_use(

@@ -23,6 +23,19 @@ SENTENCES: dict[Code, str] = {
     "similar_groups":
         "{pairs} pairs of training images of different groups are near duplicates: the groups may"
         " be wrong, see jobs/audit.py",
+    "files_skipped": "{skipped:,} of {files:,} files were not read: {reasons}",
+    "excluded": "{images:,} images are left out by reader.exclude or reader.classes",
+    "no_value_names":
+        "the class {name!r} ({images:,} images) is named like a missing value; leave these images"
+        " out if they have no label",
+    "zeros_differ":
+        "the classes {first!r} and {second!r} are the same number; they count as two classes",
+    "groups_differ":
+        "{pairs:,} pairs of groups differ only in case, spaces or leading zeros (first: {first!r}"
+        " and {second!r}); they count as different groups",
+    "bits_unused":
+        "{images:,} pictures have 16 bits but use {bits} of them, so that their values become 0 to"
+        " {top}; set preprocess.window, for example [0, {most}]",
     "no_groups": "no groups are given: every image counts as independent of the others",
     "leaks_resolved": "{leaks} leaks between splits: on_leak: {on_leak} was applied",
     "pixel_embedder":

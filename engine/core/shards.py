@@ -37,6 +37,14 @@ from engine.core.sealed import seal, unseal
 from engine.core.store import Store
 
 OK = "ok"
+
+
+def reason_of(status: str) -> str:
+    """The reason of a row without a result, for counting: its status without the details after the
+    colon."""
+    return status.partition(":")[0]
+
+
 _FORMAT = 1
 _ROW_DIGEST = 32
 

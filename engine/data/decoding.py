@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import io
 import warnings
+from contextlib import suppress
 from pathlib import PurePosixPath
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
 from engine.data.dicom import decode_dicom
 from engine.data.images import (
@@ -28,7 +29,12 @@ from engine.data.images import (
     windowed,
 )
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM")
+# Formats that differ from another one in their head alone. Many cameras write MPO: a JPEG followed
+# by a second picture.
+_SAME_FORMAT = {"MPO": "JPEG", "DIB": "BMP"}
+# Bytes of a text or a colour profile in a PNG, such as a scanner's protocol; they are dropped.
+_MOST_TEXT = 16 * 2**20
 # Formats that Pillow or a browser may read but that are not images of a dataset: programs, vector
 # graphics, stacks.
 _REFUSED_HEADS = {
@@ -44,7 +50,8 @@ def decode(
     check_extension: bool = True,
     window: tuple[float, float] | None = None,
 ) -> Image.Image:
-    """Decode foreign bytes to mode L or RGB. Run it in a `Sandbox`.
+    """Decode foreign bytes to mode L or RGB. Run it in a `Sandbox`. If the upper 8 of 16 bits were
+    taken, `info["bits"]` is the number of bits that the values use.
 
     check_extension: refuse a file whose extension contradicts its format. window:
     `Preprocess.window`. Raises `Rejected` with a reason.
@@ -68,17 +75,18 @@ def decode(
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+            PngImagePlugin.MAX_TEXT_CHUNK = _MOST_TEXT
             image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
             claimed = EXTENSIONS.get(suffix)
-            # Many cameras write MPO: a JPEG followed by a second picture.
-            actual = "JPEG" if image.format == "MPO" else image.format
+            actual = _SAME_FORMAT.get(str(image.format), image.format)
             if check_extension and claimed and actual != claimed:
                 raise Rejected("wrong_extension", f"{actual} named {PurePosixPath(uri).suffix}")
             frames = getattr(image, "n_frames", 1)
             if image.width * image.height * frames > MAX_PIXELS:
                 raise Rejected("too_large", f"{image.width} x {image.height} x {frames}")
             image.load()
-            image = ImageOps.exif_transpose(image)
+            with suppress(Exception):  # damaged EXIF says nothing about the picture
+                image = ImageOps.exif_transpose(image)
             return _to_eight_bits(image, window)
     except Rejected:
         raise
@@ -98,9 +106,11 @@ def _to_eight_bits(image: Image.Image, window: tuple[float, float] | None) -> Im
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
             raise Rejected("range", f"integers from {values.min()} to {values.max()}")
-        return Image.fromarray(
-            windowed(values, window) if window else (values >> 8).astype(np.uint8)
-        )
+        if window:
+            return Image.fromarray(windowed(values, window))
+        upper = Image.fromarray((values >> 8).astype(np.uint8))
+        upper.info["bits"] = int(values.max()).bit_length()
+        return upper
     if image.mode == "F":
         floats = np.asarray(image)
         if not np.isfinite(floats).all():

@@ -19,7 +19,9 @@ from engine.core.spec import Spec, explained
 
 EXTENSIONS = {
     ".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP",
-    ".tif": "TIFF", ".tiff": "TIFF", ".gif": "GIF",
+    ".tif": "TIFF", ".tiff": "TIFF", ".gif": "GIF", ".jfif": "JPEG", ".jpe": "JPEG",
+    ".jif": "JPEG", ".dib": "BMP", ".apng": "PNG", ".pbm": "PPM", ".pgm": "PPM", ".ppm": "PPM",
+    ".pnm": "PPM",
 }  # fmt: skip
 # Other kinds of pictures and documents: readers list them, so that each is reported as refused.
 FOREIGN = (

@@ -40,7 +40,8 @@ _START_SECONDS = 120
 class Decoded:
     """A foreign image after preprocessing.
 
-    encoded: by the study's codec. width, height: of the original, in pixels.
+    encoded: by the study's codec. width, height: of the original, in pixels. bits: that the values
+    of a 16-bit picture use; None for other pictures, and with a window.
     """
 
     encoded: bytes
@@ -48,6 +49,7 @@ class Decoded:
     height: int
     pixel_sha256: str
     phash: str
+    bits: int | None
 
 
 def _plain_environment() -> dict[str, str]:
@@ -188,6 +190,7 @@ def serve(settings: dict[str, Any], requests: BinaryIO, replies: BinaryIO) -> No
                 "height": image.height,
                 "pixel_sha256": pixel_sha256(image),
                 "phash": perceptual_hash(image),
+                "bits": image.info.get("bits"),
             }
             _send(replies, header, encode(preprocess(image, spec), spec))
         except Rejected as rejected:

@@ -7,23 +7,74 @@ are refused, as are pipes and devices.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import IO, Any, TypeVar, cast
 
 import fsspec
 
 from engine.core.errors import DataError, StorageError, brief
+from engine.core.ledger import Ledger
 from engine.core.storage_faults import with_retries
 from engine.data.images import MAX_BYTES, Rejected
 
 # ENXIO: a socket or a pipe without a reader. ENAMETOOLONG, ELOOP: names from a hostile table.
 _NO_FILE = (errno.ENXIO, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EINVAL)
 
+_THUMBNAILS = (".thumbnails", "@eadir", "thumbs.db", "ehthumbs.db")
+_SYSTEM = (
+    "__macosx", "#recycle", "$recycle.bin", "system volume information", "lost+found",
+    "desktop.ini", "icon\r",
+)  # fmt: skip
 
 R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Sorted relative paths of the files that were asked for, and the number of the others by
+    reason."""
+
+    names: list[str]
+    skipped: dict[str, int]
+
+
+def _state(path: str) -> str:
+    try:
+        status = os.stat(path)
+    except OSError:  # a link to nowhere
+        return "missing"
+    return f"{status.st_size}:{status.st_mtime_ns}"
+
+
+def ledger_of(listing: Listing, entries: Mapping[str, int] | None = None) -> Ledger:
+    """The ledger of a reader that reads the files of `listing`."""
+    read = len(listing.names)
+    return Ledger(
+        files=read + sum(listing.skipped.values()), read=read,
+        skipped=dict(sorted(listing.skipped.items())), entries=dict(entries or {}),
+    )  # fmt: skip
+
+
+def not_data(name: str) -> str | None:
+    """The reason why a relative path is a file of the system and not of a data set; None for
+    data."""
+    parts = [part.lower() for part in PurePosixPath(name).parts]
+    if any(part in _THUMBNAILS for part in parts):
+        return "thumbnails"
+    if any(part in _SYSTEM for part in parts):
+        return "system"
+    return "hidden" if any(part.startswith(".") for part in parts) else None
+
+
+def expanded(path: str) -> str:
+    """A local path with `~` and `$VARIABLES` replaced; URLs stay as they are."""
+    return path if "://" in path else os.path.expanduser(os.path.expandvars(path))
 
 
 class Reopening:
@@ -37,6 +88,7 @@ class Source(Reopening):
     """Files below `root`, by relative path; picklable."""
 
     def __init__(self, root: str) -> None:
+        root = expanded(root)
         protocol = fsspec.utils.get_protocol(root)
         self.local = protocol in ("file", "local")
         try:
@@ -59,30 +111,54 @@ class Source(Reopening):
         self.__dict__.update(state)
         self._open()
 
-    def files(self, extensions: tuple[str, ...] | None) -> Iterator[str]:
-        """Sorted relative paths of all files with one of these extensions; None: of all files.
+    def files(self, extensions: tuple[str, ...] | None) -> list[str]:
+        """Sorted relative paths of all files with one of these extensions; None: of all files."""
+        return self.listing(
+            lambda name: extensions is None or PurePosixPath(name).suffix.lower() in extensions
+        ).names
+
+    def listing(self, wanted: Callable[[str], bool]) -> Listing:
+        """All files below the root, divided. Files of the operating system, hidden files and
+        thumbnails are never wanted.
 
         Links to the outside are listed, but never read.
         """
+        names, skipped = [], Counter[str]()
+        for name in self._walk():
+            reason = not_data(name)
+            if reason is None and wanted(name):
+                names.append(name)
+            else:
+                skipped[reason or PurePosixPath(name).suffix.lower() or "no extension"] += 1
+        return Listing(sorted(names), dict(skipped))
+
+    def digest_of_states(self, names: Sequence[str]) -> str:
+        """A digest of the sizes and times of change of files, or of the server's own digests."""
         if self.local:
-            paths = (
-                os.path.relpath(f"{folder}/{name}", self.root).replace(os.sep, "/")
-                for folder, _, names in os.walk(self.root)
-                for name in names
-            )
+            lines = [f"{name}:{_state(f'{self.root}/{name}')}" for name in names]
         else:
+            found = self._fs.find(self._root, detail=True)
+            entries = {name: found[f"{self._root}/{name}"] for name in names}
+            lines = [
+                f"{name}:{entry.get('size')}:{entry.get('ETag') or entry.get('mtime')}"
+                for name, entry in entries.items()
+            ]
+        return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+
+    def _walk(self) -> Iterator[str]:
+        if not self.local:
             start = len(self._root) + 1
-            paths = (path[start:] for path in self._fs.find(self._root))
-        yield from sorted(
-            name
-            for name in paths
-            if extensions is None or PurePosixPath(name).suffix.lower() in extensions
-        )
+            yield from (path[start:] for path in self._fs.find(self._root))
+            return
+        for folder, _, names in os.walk(self.root):
+            for name in names:
+                yield os.path.relpath(f"{folder}/{name}", self.root).replace(os.sep, "/")
 
     def folders(self) -> list[str]:
-        """Names of the folders directly below the root, sorted."""
+        """Names of the data folders directly below the root, sorted."""
         entries = self._fs.ls(self._root, detail=True)
-        return sorted(PurePosixPath(e["name"]).name for e in entries if e["type"] == "directory")
+        names = (PurePosixPath(e["name"]).name for e in entries if e["type"] == "directory")
+        return sorted(name for name in names if not_data(name) is None)
 
     def linked_folders(self) -> list[str]:
         """Relative paths of links to folders, which are not walked; sorted."""

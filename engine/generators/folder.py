@@ -52,7 +52,7 @@ class Folder(Generator[FolderSpec]):
         task = self.spec.task or tasks[0]
         if task not in tasks or (self.spec.task is None and len(tasks) > 1):
             raise DataError(f"generators: folder: set task to one of {', '.join(tasks)}")
-        records = reader.records()
+        records = reader.chosen(task)
         uris: dict[str, list[str]] = {}
         labels = records[rows.label_column(task)].to_pylist()
         for uri, label in zip(records[rows.URI].to_pylist(), labels, strict=True):

@@ -5,15 +5,21 @@ To add one, write `engine/readers/<name>.py` with a class `<Name>(Reader)`.
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
+import numpy as np
 import pyarrow as pa
 
+from engine.core import rows
+from engine.core.errors import DataError
+from engine.core.ledger import Ledger
 from engine.core.notice import Notice
 from engine.core.rows import TaskKind
 from engine.core.spec import Configured, S, Spec
+from engine.data.source import Source
 
 
 class Bytes(Protocol):
@@ -25,16 +31,26 @@ class Bytes(Protocol):
 
 
 class ReaderSpec(Spec):
+    later_fields: ClassVar[tuple[str, ...]] = ("exclude", "classes")
+
     name: str
+    # Images to leave out: paths, or patterns such as `*/duplicates/*`.
+    exclude: tuple[str, ...] = ()
+    # The classes of the study's task to use; empty: all.
+    classes: tuple[str, ...] = ()
 
 
 class Reader(Configured[S]):
     """Lists images."""
 
     version: ClassVar[int]
+    # Whether each image is a file of its own.
+    file_per_image: ClassVar[bool] = True
 
     def __init__(self, spec: S) -> None:
         self.spec = spec
+        # Images that `chosen` left out.
+        self.excluded = 0
 
     def tasks(self) -> Mapping[str, TaskKind]:
         """Names of the tasks, each `single` or `multi`; may read the header of a table."""
@@ -45,6 +61,28 @@ class Reader(Configured[S]):
         cannot be used."""
         raise NotImplementedError
 
+    def chosen(self, task: str) -> pa.Table:
+        """The records without those that the spec leaves out. Raises `DataError` if a pattern or a
+        class matches nothing."""
+        records, spec = self.records(), self.spec
+        keep = np.ones(records.num_rows, bool)
+        uris = records[rows.URI].to_pylist()
+        for pattern in spec.exclude:
+            matches = [uri == pattern or fnmatch.fnmatchcase(uri, pattern) for uri in uris]
+            if not any(matches):
+                raise DataError(f"reader.exclude: {pattern!r} matches no image; remove it")
+            keep &= ~np.asarray(matches)
+        if spec.classes:
+            labels = records[rows.label_column(task)].to_pylist()
+            if unknown := sorted(set(spec.classes) - {str(label) for label in labels}):
+                known = ", ".join(sorted({label for label in labels if isinstance(label, str)}))
+                raise DataError(
+                    f"reader.classes: unknown class {unknown[0]!r}; choose from {known[:200]}"
+                )
+            keep &= np.asarray([label in spec.classes for label in labels], bool)
+        self.excluded = int((~keep).sum())
+        return records.filter(pa.array(keep))
+
     def bytes(self) -> Bytes:
         """The source of the encoded images, by uri."""
         raise NotImplementedError
@@ -53,10 +91,33 @@ class Reader(Configured[S]):
         """Warnings for the user; call after `records`."""
         return []
 
+    def located(self) -> tuple[Source, Sequence[str]] | None:
+        """The files that the records and images come from, by path below the source; None if there
+        are none."""
+        return None
+
+    def ledger(self) -> Ledger | None:
+        """Every file below the root, and what became of it; None where there are no files. Call
+        after `records`."""
+        return None
+
     def fingerprint(self) -> Mapping[str, str]:
         """Digests of the data that are cheap to compute, such as of the listing and the labels; a
         change after ingest stops the run."""
         raise NotImplementedError
+
+
+def cell_text(value: Any) -> str | None:
+    """The text of a cell with a label, a group or a split; None if the value is missing: null, NaN,
+    or empty. Text stays as it is, also "NA".
+
+    Whole numbers have no decimals: a column of numbers with missing ones is stored as floats.
+    """
+    if value is None or value != value:  # NaN differs from itself
+        return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value).strip() or None
 
 
 def image_ids(uris: Sequence[str]) -> list[str]:

@@ -6,6 +6,7 @@ import fnmatch
 import json
 import re
 from collections.abc import Mapping
+from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -16,8 +17,8 @@ from engine.core.errors import DataError
 from engine.core.rows import TaskKind
 from engine.core.spec import explained
 from engine.data.images import MAX_BYTES, Rejected
-from engine.data.source import Source
-from engine.readers import ReaderSpec, image_ids
+from engine.data.source import Listing, Source
+from engine.readers import ReaderSpec, cell_text, image_ids
 from engine.readers.imagefolder import SPLIT_NAMES
 
 
@@ -118,7 +119,7 @@ def to_records(
                     f" {len(known) - 1}"
                 )
             return known[value] if value >= 0 else None  # -1 is Hugging Face's "no label"
-        return None if value is None or not str(value).strip() else str(value).strip()
+        return cell_text(value)
 
     columns: list[Any] = []
     if spec.id:
@@ -155,9 +156,10 @@ def to_records(
 
 
 def _split_named(spec: ColumnsSpec, value: Any) -> str | None:
-    if value is None or not str(value).strip():
+    text = cell_text(value)
+    if text is None:
         return None
-    name = str(value).strip().lower()
+    name = text.lower()
     if name not in SPLIT_NAMES:
         raise DataError(
             f"reader.split: {str(value)[:60]!r} in column {spec.split!r} is not a split; use train,"
@@ -166,9 +168,13 @@ def _split_named(spec: ColumnsSpec, value: Any) -> str | None:
     return SPLIT_NAMES[name]
 
 
-def files_of(source: Source, wanted: str | None, extension: str) -> list[str]:
+def files_of(source: Source, wanted: str | None, extension: str) -> Listing:
     """Files with the extension whose paths match the pattern `wanted`; None: all."""
-    return [name for name in source.files((extension,)) if fnmatch.fnmatch(name, wanted or "*")]
+    listing = source.listing(lambda name: PurePosixPath(name).suffix.lower() == extension)
+    names = [name for name in listing.names if fnmatch.fnmatch(name, wanted or "*")]
+    others = len(listing.names) - len(names)
+    skipped = {**listing.skipped, **({"not in reader.files": others} if others else {})}
+    return Listing(names, skipped)
 
 
 def splits_of_files(files: list[str]) -> dict[str, str | None]:

@@ -8,21 +8,25 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-from collections.abc import Mapping
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Literal
 
 import pyarrow as pa
-import pyarrow.csv
 from pydantic import Field, model_validator
 
 from engine.core import rows
-from engine.core.errors import DataError, brief
+from engine.core.errors import DataError
+from engine.core.ledger import Ledger
 from engine.core.rows import TaskKind
 from engine.core.spec import explained
 from engine.data.images import Rejected
-from engine.data.source import Source
-from engine.readers import Reader, ReaderSpec, image_ids
-from engine.readers.imagefolder import SPLIT_NAMES
+from engine.data.source import Source, expanded
+from engine.readers import Reader, ReaderSpec, cell_text, image_ids
+from engine.readers.imagefolder import LISTED, SPLIT_NAMES
 
 
 class CsvSpec(ReaderSpec):
@@ -52,8 +56,65 @@ class CsvSpec(ReaderSpec):
         return self
 
 
+class TableBytes:
+    """Files below the root; a path that does not exist is refused with the nearest one that does.
+    Picklable."""
+
+    def __init__(self, source: Source, nearest: Mapping[str, str]) -> None:
+        self.source, self.nearest = source, nearest
+
+    def read(self, uri: str) -> bytes:
+        if uri in self.nearest:
+            raise Rejected("missing", self.nearest[uri])
+        return self.source.read(uri)
+
+
+def nearest_files(paths: Iterable[str], names: Sequence[str], root: str) -> dict[str, str]:
+    """For each path that is written differently from an existing file: what to change. names: the
+    existing files. root: of both."""
+    folder = os.path.realpath(expanded(root)) if "://" not in root else root.rstrip("/")
+    by_form: dict[str, str] = {}
+    by_stem: dict[str, str] = {}
+    for name in names:
+        by_form.setdefault(_folded(name), name)
+        by_stem.setdefault(_folded(str(PurePosixPath(name).with_suffix(""))), name)
+        by_stem.setdefault(_folded(PurePosixPath(name).stem), name)
+    hints = {}
+    for path in paths:
+        plain = path.replace("\\", "/")
+        inside = plain.removeprefix(folder).lstrip("/") if plain.startswith(folder) else plain
+        inside = inside.removeprefix("./")
+        name = by_form.get(_folded(inside))
+        if name is None:
+            stem = PurePosixPath(inside)
+            name = by_stem.get(_folded(inside)) or by_stem.get(
+                _folded(str(stem.with_suffix(""))) if stem.suffix else _folded(stem.name)
+            )
+        if name is None:
+            continue
+        if "\\" in path:
+            how = "write / for \\"
+        elif inside != plain:
+            how = "write it relative to reader.root"
+        elif name == inside:
+            how = "write it without ./"
+        elif unicodedata.normalize("NFC", name) == unicodedata.normalize("NFC", inside):
+            how = "the names differ in their Unicode normal form (NFC or NFD)"
+        elif name.casefold() == inside.casefold():
+            how = "the names differ in case"
+        else:
+            how = "folder or extension differ"
+        hints[path] = f"there is {name[:120]}: {how}"
+    return hints
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
 class Csv(Reader[CsvSpec]):
-    version = 1
+    version = 2
+    _nearest: Mapping[str, str] = {}
 
     def tasks(self) -> Mapping[str, TaskKind]:
         return {task: "multi" if task in self.spec.multi else "single" for task in self.spec.labels}
@@ -66,24 +127,7 @@ class Csv(Reader[CsvSpec]):
 
     def records(self) -> pa.Table:
         spec = self.spec
-        delimiter = spec.delimiter or ("\t" if spec.file.lower().endswith(".tsv") else ",")
-        text = self._text()
-        try:
-            header = next(
-                csv.reader(io.StringIO(text.decode("utf-8-sig")), delimiter=delimiter), []
-            )
-            table = pa.csv.read_csv(
-                io.BytesIO(text),
-                parse_options=pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-                # All cells are text, so an id 007 stays 007.
-                convert_options=pa.csv.ConvertOptions(
-                    column_types=dict.fromkeys(header, pa.string()),
-                    strings_can_be_null=False,
-                    quoted_strings_can_be_null=False,
-                ),
-            )
-        except (pa.ArrowInvalid, pa.ArrowKeyError, UnicodeDecodeError, csv.Error) as error:
-            raise DataError(f"reader.file: {spec.file}: {brief(error)}") from None
+        header, table = self._table()
         wanted = {
             "path": spec.path,
             **{f"labels.{task}": name for task, name in spec.labels.items()},
@@ -92,23 +136,24 @@ class Csv(Reader[CsvSpec]):
             field: name for field in ("group", "split", "id") if (name := getattr(spec, field))
         }
         for field, name in wanted.items():
-            if name not in table.column_names:
+            if name not in header:
                 raise DataError(
                     f"reader.{field}: {spec.file} has no column {name!r}; it has"
-                    f" {', '.join(table.column_names)[:200]}"
+                    f" {', '.join(header)[:200]}"
                 )
-            if table.column_names.count(name) > 1:
+            if header.count(name) > 1:
                 raise DataError(
                     f"reader.{field}: {spec.file} has several columns {name!r}; rename all but one"
                 )
-        if not table.num_rows:
+        if not table:
             raise DataError(f"reader.file: {spec.file} has no rows; add images")
 
-        def texts(name: str) -> list[str]:
-            return [(cell or "").strip() for cell in table[name].cast(pa.string()).to_pylist()]
+        def texts(name: str) -> list[str | None]:
+            column = header.index(name)
+            return [cell_text(cells[column]) for cells in table]
 
-        uris = texts(spec.path)
-        if spec.id and not all(texts(spec.id)):
+        uris = [path or "" for path in texts(spec.path)]
+        if spec.id and None in texts(spec.id):
             raise DataError(
                 f"reader.id: column {spec.id!r} of {spec.file} has an empty cell; fill it"
             )
@@ -123,18 +168,93 @@ class Csv(Reader[CsvSpec]):
                     ]
                 )
             else:
-                columns.append([cell or None for cell in cells])
-        columns.append(self._splits(texts(spec.split)) if spec.split else [None] * table.num_rows)
-        columns.append(
-            [cell or None for cell in texts(spec.group)] if spec.group else [None] * table.num_rows
-        )
+                columns.append(cells)
+        none = [None] * len(table)
+        columns.append(self._splits(texts(spec.split)) if spec.split else none)
+        columns.append(texts(spec.group) if spec.group else none)
+        self._account(uris)
         schema = rows.records_schema(self.tasks())
         return pa.table(
             [pa.array(values, field.type) for values, field in zip(columns, schema, strict=True)],
             schema=schema,
         )
 
-    def _splits(self, cells: list[str]) -> list[str | None]:
+    def _table(self) -> tuple[list[str], list[list[str]]]:
+        """Header and rows, all cells as text, without blank lines. One parser reads both, so that
+        an id 007 stays 007."""
+        spec = self.spec
+        delimiter = spec.delimiter or ("\t" if spec.file.lower().endswith(".tsv") else ",")
+        try:
+            text = self._text().decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            line = error.object[: error.start].count(b"\n") + 1
+            raise DataError(
+                f"reader.file: {spec.file}, line {line}: not UTF-8; save the table as UTF-8"
+            ) from None
+        table: list[list[str]] = []
+        header: list[str] = []
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        self._blank, before = 0, 0
+        try:
+            for cells in reader:
+                line, before = before + 1, reader.line_num
+                if not any(cells):
+                    self._blank += 1
+                    continue
+                if not header:
+                    header = [name.strip() for name in cells]
+                    continue
+                if len(cells) != len(header):
+                    raise DataError(
+                        f"reader.file: {spec.file}, line {line}: {len(cells)} cells, but the header"
+                        f" has {len(header)}; quote cells that contain {delimiter!r}"
+                    )
+                # A quote that opens a cell by mistake makes one cell of all lines up to the next.
+                inner = [row for cell in cells for row in cell.splitlines()[1:]]
+                if any(row.count(delimiter) >= len(header) - 1 for row in inner if row):
+                    raise DataError(
+                        f"reader.file: {spec.file}, lines {line} to {before} are one row: a quote"
+                        f' (") in line {line} opens a cell and the next one ends it; remove or'
+                        " double it"
+                    )
+                table.append(cells)
+        except csv.Error as error:
+            raise DataError(
+                f"reader.file: {spec.file}, line {before + 1}: {error} (a quote that does not"
+                " belong there?); remove or double it"
+            ) from None
+        if not header:
+            raise DataError(f"reader.file: {spec.file} is empty; it needs a header and rows")
+        return header, table
+
+    def _account(self, uris: list[str]) -> None:
+        """Compare the paths of the table with the files below the root."""
+        listing = Source(self.spec.root).listing(lambda name: True)
+        there, named = set(listing.names), set(uris)
+        hidden = sum(listing.skipped.values())
+        read = named & there
+        others = Counter(
+            "the table" if name == self.spec.file else
+            "not in the table" if PurePosixPath(name).suffix.lower() in LISTED else
+            PurePosixPath(name).suffix.lower() or "no extension"
+            for name in there - read
+        )  # fmt: skip
+        self._ledger = Ledger(
+            files=len(there) + hidden, read=len(read),
+            skipped=dict(sorted({**listing.skipped, **others}.items())),
+            entries={"blank lines": self._blank} if self._blank else {},
+        )  # fmt: skip
+        self._nearest = nearest_files(named - there, listing.names, self.spec.root)
+
+    def located(self) -> tuple[Source, Sequence[str]]:
+        source = Source(self.spec.root)
+        named = set(self.records()[rows.URI].to_pylist())
+        return source, [self.spec.file, *(name for name in source.files(None) if name in named)]
+
+    def ledger(self) -> Ledger:
+        return self._ledger
+
+    def _splits(self, cells: list[str | None]) -> list[str | None]:
         unknown = sorted({cell for cell in cells if cell and cell.lower() not in SPLIT_NAMES})
         if unknown:
             raise DataError(
@@ -143,8 +263,8 @@ class Csv(Reader[CsvSpec]):
             )
         return [SPLIT_NAMES[cell.lower()] if cell else None for cell in cells]
 
-    def bytes(self) -> Source:
-        return Source(self.spec.root)
+    def bytes(self) -> TableBytes:
+        return TableBytes(Source(self.spec.root), self._nearest)
 
     def fingerprint(self) -> Mapping[str, str]:
         return {"table": hashlib.sha256(self._text()).hexdigest()}

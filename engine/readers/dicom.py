@@ -9,7 +9,6 @@ warning counts the files whose header does not exclude text burned into the pict
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
 from typing import Literal
@@ -36,16 +35,14 @@ class DicomSpec(FolderSpec):
 
 
 class Dicom(Imagefolder):
-    version = 1
+    version = 2
     Spec = DicomSpec
 
-    def files(self, source: Source) -> Iterator[str]:
-        for uri in source.files(None):
-            path = PurePosixPath(uri)
-            # Scanners name files by numbers separated by dots.
-            known = path.suffix.lower() in _EXTENSIONS or path.suffix[1:].isdigit()
-            if known and not path.name.startswith(".") and path.name.upper() not in _NOT_IMAGES:
-                yield uri
+    def wanted(self, name: str) -> bool:
+        path = PurePosixPath(name)
+        # Scanners name files by numbers separated by dots.
+        known = path.suffix.lower() in _EXTENSIONS or path.suffix[1:].isdigit()
+        return known and path.name.upper() not in _NOT_IMAGES
 
     def records(self) -> pa.Table:
         records = super().records()

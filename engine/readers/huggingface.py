@@ -68,7 +68,8 @@ class HuggingfaceBytes(Reopening):
 
 
 class Huggingface(Reader[HuggingfaceSpec]):
-    version = 1
+    version = 2
+    file_per_image = False
 
     def tasks(self) -> Mapping[str, TaskKind]:
         return tasks_of(self.spec)

@@ -9,7 +9,7 @@ root/<class>/<group>/*.jpg    with `layout: [class, group]`
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import ClassVar, Literal
 
@@ -18,10 +18,11 @@ from pydantic import Field, model_validator
 
 from engine.core import rows
 from engine.core.errors import DataError
+from engine.core.ledger import Ledger
 from engine.core.rows import TaskKind
 from engine.core.spec import explained
 from engine.data.images import EXTENSIONS, FOREIGN
-from engine.data.source import Source
+from engine.data.source import Source, ledger_of
 from engine.readers import Reader, ReaderSpec, image_ids
 
 SPLIT_NAMES = {
@@ -34,7 +35,7 @@ LISTED = (*EXTENSIONS, *FOREIGN)
 
 
 class FolderSpec(ReaderSpec):
-    later_fields: ClassVar[tuple[str, ...]] = ("layout",)
+    later_fields: ClassVar[tuple[str, ...]] = (*ReaderSpec.later_fields, "layout")
 
     # A local folder (relative to the current one) or a URL such as s3://bucket/folder.
     root: str
@@ -61,7 +62,7 @@ class ImagefolderSpec(FolderSpec):
 
 
 class Imagefolder(Reader[FolderSpec]):
-    version = 1
+    version = 2
     Spec: ClassVar[type[ReaderSpec]] = ImagefolderSpec
 
     def tasks(self) -> Mapping[str, TaskKind]:
@@ -89,7 +90,8 @@ class Imagefolder(Reader[FolderSpec]):
             )
         roles = [*(["split"] if with_splits else []), *self.spec.layout]
         uris, labels, splits, groups = [], [], [], []
-        for uri in self.files(source):
+        self._listing = source.listing(self.wanted)
+        for uri in self._listing.names:
             if any("\udc80" <= char <= "\udcff" for char in uri):
                 raise DataError(f"reader.root: the name {uri!r} is not UTF-8; rename the file")
             parts = PurePosixPath(uri).parts
@@ -137,14 +139,20 @@ class Imagefolder(Reader[FolderSpec]):
                 + (f" (and {len(empty) - 1} more)" if len(empty) > 1 else "")
             )
 
-    def files(self, source: Source) -> Iterator[str]:
-        """The files that are taken for images."""
-        return source.files(LISTED)
+    def wanted(self, name: str) -> bool:
+        """Whether a file is taken for an image."""
+        return PurePosixPath(name).suffix.lower() in LISTED
+
+    def located(self) -> tuple[Source, Sequence[str]]:
+        source = Source(self.spec.root)
+        return source, source.listing(self.wanted).names
+
+    def ledger(self) -> Ledger:
+        return ledger_of(self._listing)
 
     def bytes(self) -> Source:
         return Source(self.spec.root)
 
     def fingerprint(self) -> Mapping[str, str]:
-        source = Source(self.spec.root)
-        listing = "\n".join(self.files(source))
+        listing = "\n".join(Source(self.spec.root).listing(self.wanted).names)
         return {"listing": hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -16,9 +16,10 @@ import pyarrow.parquet as pq
 
 from engine.core import rows
 from engine.core.errors import DataError, StorageError
+from engine.core.ledger import Ledger
 from engine.core.rows import TaskKind
 from engine.data.images import Rejected
-from engine.data.source import Reopening, Source
+from engine.data.source import Reopening, Source, ledger_of
 from engine.readers import Reader
 from engine.readers._columns import (
     ColumnsSpec,
@@ -102,10 +103,12 @@ class ParquetBytes(Reopening):
 
 
 class Parquet(Reader[ParquetSpec]):
-    version = 1
+    version = 2
+    file_per_image = False
 
     def _files(self) -> list[str]:
-        files = files_of(Source(self.spec.root), self.spec.files, ".parquet")
+        self._listing = files_of(Source(self.spec.root), self.spec.files, ".parquet")
+        files = self._listing.names
         if not files:
             raise DataError(
                 f"reader.files: no Parquet file in {self.spec.root}"
@@ -147,6 +150,12 @@ class Parquet(Reader[ParquetSpec]):
         if not records.num_rows:
             raise DataError(f"reader.root: the Parquet files in {spec.root} have no rows")
         return records
+
+    def located(self) -> tuple[Source, Sequence[str]]:
+        return Source(self.spec.root), self._files()
+
+    def ledger(self) -> Ledger:
+        return ledger_of(self._listing)
 
     def bytes(self) -> ParquetBytes:
         return ParquetBytes(Source(self.spec.root), self.spec.image)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
@@ -18,10 +19,11 @@ from pydantic import Field
 
 from engine.core import rows
 from engine.core.errors import DataError
+from engine.core.ledger import Ledger
 from engine.core.rows import TaskKind
 from engine.data.images import EXTENSIONS, FOREIGN, MAX_BYTES, Rejected
-from engine.data.source import Reopening, Source
-from engine.readers import Reader, ReaderSpec, image_ids
+from engine.data.source import Reopening, Source, ledger_of, not_data
+from engine.readers import Reader, ReaderSpec, cell_text, image_ids
 from engine.readers._columns import files_of, splits_of_files
 
 _MOST_TEXT = 2**20
@@ -68,17 +70,19 @@ class TarBytes(Reopening):
 
 
 class Webdataset(Reader[WebdatasetSpec]):
-    version = 1
+    version = 2
+    file_per_image = False
 
     def _files(self) -> list[str]:
         source = Source(self.spec.root)
-        files = files_of(source, self.spec.files, ".tar")
+        self._listing = files_of(source, self.spec.files, ".tar")
+        files = self._listing.names
         if odd := next((name for name in files if "#" in name or not name.isprintable()), None):
             raise DataError(
                 f"reader.files: the name {odd!r} contains # or unprintable characters; rename it"
             )
         if not files:
-            packed = next(source.files((".tgz", ".gz", ".zst", ".bz2")), None)
+            packed = next(iter(source.files((".tgz", ".gz", ".zst", ".bz2"))), None)
             raise DataError(
                 f"reader.files: no tar in {self.spec.root}"
                 + (f" matches {self.spec.files!r}" if self.spec.files else "")
@@ -95,8 +99,9 @@ class Webdataset(Reader[WebdatasetSpec]):
         columns: dict[str, list[Any]] = {
             name: [] for name in rows.records_schema(self.tasks()).names
         }
+        self._others = Counter[str]()
         for name in files:
-            for place, texts in samples(source, name, self._wanted()):
+            for place, texts in samples(source, name, self._wanted(), self._others):
                 columns[rows.IMAGE_ID].append(place)
                 columns[rows.URI].append(place)
                 for task, where in spec.labels.items():
@@ -125,6 +130,12 @@ class Webdataset(Reader[WebdatasetSpec]):
             )
         return names[int(text)]
 
+    def located(self) -> tuple[Source, Sequence[str]]:
+        return Source(self.spec.root), self._files()
+
+    def ledger(self) -> Ledger:
+        return ledger_of(self._listing, self._others)
+
     def bytes(self) -> TarBytes:
         return TarBytes(Source(self.spec.root))
 
@@ -133,9 +144,12 @@ class Webdataset(Reader[WebdatasetSpec]):
         return {"records": hashlib.sha256(repr(listed.to_pylist()).encode()).hexdigest()}
 
 
-def samples(source: Source, name: str, wanted: set[str]) -> Iterator[tuple[str, dict[str, str]]]:
+def samples(
+    source: Source, name: str, wanted: set[str], others: Counter[str]
+) -> Iterator[tuple[str, dict[str, str]]]:
     """For each image of a tar its uri, and the texts of the members with its key and a wanted
-    extension. Skips links, devices and folders."""
+    extension. Skips links, devices and folders. Counts all other members in `others`, by
+    extension."""
     key: str | None = None
     place: str | None = None
     texts: dict[str, str] = {}
@@ -145,6 +159,9 @@ def samples(source: Source, name: str, wanted: set[str]) -> Iterator[tuple[str, 
                 if not member.isreg():
                     continue
                 path = PurePosixPath(member.name)
+                if reason := not_data(str(path)):
+                    others[reason] += 1
+                    continue
                 path.name.encode()  # raises if the name is not valid UTF-8
                 stem, _, extension = path.name.partition(".")
                 member_key = f"{path.parent}/{stem}"
@@ -161,6 +178,8 @@ def samples(source: Source, name: str, wanted: set[str]) -> Iterator[tuple[str, 
                     place = f"{name}#{member.offset_data}+{member.size}#{path.name}"
                 elif extension in wanted:
                     texts[extension] = _text(tar, member, name)
+                else:
+                    others[f".{extension}" if extension else "no extension"] += 1
             if place is not None:
                 yield place, texts
             # tarfile takes damage and truncation for the end of the archive.
@@ -194,11 +213,11 @@ def text_at(texts: Mapping[str, str], where: str) -> str | None:
     extension, _, field = where.partition(":")
     text = texts.get(extension)
     if text is None or not field:
-        return text or None
+        return cell_text(text)
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DataError(f"reader.labels: {where}: not valid JSON: {str(error)[:100]}") from None
     for part in field.split("."):
         value = value.get(part) if isinstance(value, dict) else None
-    return None if value is None or value == "" else str(value)
+    return cell_text(value)

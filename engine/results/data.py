@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from engine.core.ledger import Ledger
 from engine.core.spec import Spec
 from engine.results.base import StepResult
 
@@ -17,6 +18,8 @@ class IngestResult(StepResult):
     counts: dict[str, dict[str, int]]
     # Images not used, by reason.
     set_aside: dict[str, int] = {}
+    # Every file below the reader's root; None if the reader has no files.
+    ledger: Ledger | None = None
     # The reader's fingerprint of the files, in its own terms.
     data: dict[str, Any] = {}
     # Splits that the data lacks and that were taken from train.

@@ -1,9 +1,11 @@
-"""Shared by ingest and audit: check the reader's records, decode them in a sandbox, embed them."""
+"""Shared by ingest and audit: decode the user's files in a sandbox, embed them, find near
+duplicates."""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -16,9 +18,8 @@ import pyarrow.parquet as pq
 
 from engine.context import Context
 from engine.core import rows
-from engine.core.errors import DataError
+from engine.core.errors import brief
 from engine.core.manifest import Part
-from engine.core.names import check_class_names
 from engine.core.notice import Notice
 from engine.core.rows import TaskKind
 from engine.core.shards import OK, Shard, ids_digest, image_column, parquet_rows
@@ -29,8 +30,9 @@ from engine.data.near_duplicates import SIDE, NearLimit, calibrate, match, near_
 from engine.data.sandbox import Sandbox
 from engine.readers import Bytes, Reader
 from engine.readers import image_ids as image_names
-from engine.sections import Audit, ReaderField, Split
+from engine.stages.identity import place_of
 from engine.stages.images import EmbedImages
+from engine.stages.records import IntakeSpec
 from engine.vectors.neighbours import Neighbours
 from engine.vectors.similarity import Rows, lengths
 from engine.work.stage import Batch, Place, Stage
@@ -46,24 +48,12 @@ _NEIGHBOURS, _WIDEST = 10, 512
 _BLOCK = 16_384
 
 
-class IntakeSpec(Spec):
-    """How the user's files are read."""
-
-    reader: ReaderField
-    task: str
-    tasks: dict[str, TaskKind]
-    preprocess: Preprocess
-    split: Split
-    audit: Audit
-    seed: int
-
-
 class Decode(Stage):
     """The user's bytes to preprocessed, encoded images, through a sandbox."""
 
     writes = (
         rows.IMAGE, rows.WIDTH, rows.HEIGHT, rows.SOURCE, rows.PIXEL_SHA256, rows.PHASH,
-        rows.STATUS,
+        rows.FILE_SHA256, rows.BITS, rows.STATUS,
     )  # fmt: skip
 
     def __init__(
@@ -82,14 +72,17 @@ class Decode(Stage):
         # An id may come from a user's table; file names never do.
         names = image_names(ids)
         decoded: list[Any] = []
-        status = []
+        status, digests = [], []
         for uri in uris:
             try:
-                decoded.append(self.sandbox.decode(self.source.read(uri), uri))
+                data = self.source.read(uri)
+                decoded.append(self.sandbox.decode(data, uri))
+                digests.append(hashlib.sha256(data).hexdigest())
                 status.append(OK)
             except Rejected as rejected:
                 decoded.append(None)
-                status.append(rejected.reason)
+                digests.append(None)
+                status.append(brief(rejected, 200))
 
         def values(name: str) -> list[Any]:
             return [None if item is None else getattr(item, name) for item in decoded]
@@ -102,6 +95,8 @@ class Decode(Stage):
             rows.SOURCE: ["real"] * len(ids),
             rows.PIXEL_SHA256: values("pixel_sha256"),
             rows.PHASH: values("phash"),
+            rows.FILE_SHA256: digests,
+            rows.BITS: values("bits"),
             rows.STATUS: status,
         }
 
@@ -121,67 +116,6 @@ class Thumbnails(Stage):
             for image, width, height in zip(batch["pixels"], *sizes, strict=True)
         ]
         return {**batch, rows.THUMBNAIL: np.stack(small)}
-
-
-def record_problems(records: pa.Table, spec: IntakeSpec) -> Iterator[str]:
-    """Problems of the reader's records that stop a study before any compute, a line each."""
-    ids = records[rows.IMAGE_ID].to_pylist()
-    if len(set(ids)) < len(ids):
-        twice = Counter(ids).most_common(1)[0]
-        places = [
-            uri for uri, i in zip(records[rows.URI].to_pylist(), ids, strict=True) if i == twice[0]
-        ]
-        yield (
-            f"the id {twice[0]!r} appears {twice[1]} times (first: {places[0]}, {places[1]}); make"
-            " ids unique"
-        )
-    if spec.split.group == "column" and records[rows.GROUP_ID].null_count:
-        yield (
-            f"split.group: {records[rows.GROUP_ID].null_count:,} images have no group; name the"
-            " reader's group column, or set split.group to none if all images are independent"
-        )
-    labels = records[rows.label_column(spec.task)]
-    for task in spec.tasks:
-        values = records[rows.label_column(task)]
-        flat = pc.list_flatten(values) if spec.tasks[task] == "multi" else values
-        names = (name for name in pc.unique(flat).to_pylist() if name is not None)
-        try:
-            check_class_names(names, task)
-        except DataError as error:
-            yield str(error)
-    if spec.tasks[spec.task] == "multi":
-        yield (
-            f"task: {spec.task} has several labels per image; choose a task with one label per"
-            " image"
-        )
-        return
-    if labels.null_count:
-        yield (
-            f"label.{spec.task}: {labels.null_count:,} images have no label; fill it in or leave"
-            " them out"
-        )
-    counts = Counter(label for label in labels.to_pylist() if label is not None)
-    if len(counts) < 2:
-        only = f"one class alone ({next(iter(counts))!r})" if counts else "no label at all"
-        yield f"label.{spec.task}: there is {only}; a study needs two"
-    for name, count in sorted(counts.items()):
-        if count < 2:
-            yield (
-                f"label.{spec.task}: the class {name!r} has one image; it cannot be split, add"
-                " images or leave it out"
-            )
-    unknown = sorted(set(spec.split.train_limit) - set(counts))
-    if unknown:
-        yield (
-            f"split.train_limit: unknown class {unknown[0]!r}; choose from"
-            f" {', '.join(sorted(counts))[:200]}"
-        )
-
-
-def check_records(records: pa.Table, spec: IntakeSpec) -> None:
-    """Raise `DataError` on the first problem."""
-    for problem in record_problems(records, spec):
-        raise DataError(problem)
 
 
 @dataclass(frozen=True)
@@ -214,7 +148,7 @@ def decode_records(
         digest = ids_digest(shard_ids)
         task = {"part": key, "row_group": number, "ids_digest": digest}
         shards.append(Shard(f"{number:06d}-{digest[:8]}", len(shard_ids), task, {}))
-    schema = rows.images_schema(spec.tasks)
+    schema = decoded_schema(spec.tasks)
     commits = context.compute(
         "decode", shards, rows_of=parquet_rows, schema=schema, replace=replace,
         stages=[
@@ -223,7 +157,10 @@ def decode_records(
                 spec.audit.wrong_extension == "quarantine",
             )
         ],
-        fingerprint={"data": dict(reader.fingerprint()), "code": dict(context.step.code)},
+        fingerprint={
+            "data": dict(reader.fingerprint()), "files": place_of(reader),
+            "code": dict(context.step.code),
+        },
         prefix=prefix,
     )  # fmt: skip
     fate = {
@@ -236,6 +173,13 @@ def decode_records(
     index = pa.schema([schema.field(name) for name in columns]).empty_table()
     index = pa.concat_tables([index, *context.store.tables(keys, columns)]).combine_chunks()
     return Intake(index, fate, keys)
+
+
+def decoded_schema(tasks: Mapping[str, TaskKind]) -> pa.Schema:
+    """Decoded images, with the digest of each file and the bits that its values use."""
+    schema = rows.images_schema(tasks)
+    schema = schema.append(pa.field(rows.FILE_SHA256, pa.string()))
+    return schema.append(pa.field(rows.BITS, pa.int32()))
 
 
 def embed_decoded(context: Context, embedder: Spec, intake: Intake, padded: bool) -> list[Part]:

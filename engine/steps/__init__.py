@@ -27,7 +27,7 @@ class StepKind(Configured[S]):
         """Compute the step and write its parts; `execute` writes the manifest."""
         raise NotImplementedError
 
-    def outdated(self, step: Step, manifest: Manifest) -> str | None:
+    def outdated(self, step: Step, manifest: Manifest, store: Store) -> str | None:
         """The reason why a finished step with unchanged inputs is out of date, or None."""
         return None
 

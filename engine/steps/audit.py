@@ -42,12 +42,16 @@ from engine.stages.intake import (
     DECODED,
     EMBEDDED,
     Intake,
-    IntakeSpec,
     decode_records,
     embed_decoded,
     find_near,
-    record_problems,
     too_small,
+)
+from engine.stages.records import (
+    IntakeSpec,
+    bits_notice,
+    record_notices,
+    record_problems,
 )
 from engine.steps import StepKind
 from engine.vectors.neighbours import Neighbours
@@ -69,14 +73,16 @@ class Audit(StepKind[AuditSpec]):
     def run(self, context: Context) -> Output:
         spec = context.step.spec_as(AuditSpec)
         reader = kind_of("readers", spec.reader)(spec.reader)
-        records = reader.records()
+        records = reader.chosen(spec.task)
         work = _Work(context, spec, list(record_problems(records, spec)), reader.warnings())
         ids = records[rows.IMAGE_ID].to_pylist()
         first = dict(zip(reversed(ids), range(len(ids) - 1, -1, -1), strict=True))
         if len(first) < len(ids):
             records = records.take(sorted(first.values()))
+        work.warnings += record_notices(records, reader, spec.task)
         with work.timed("decode"):
             intake = decode_records(context, reader, records, spec, replace=True)
+        work.warnings += bits_notice(intake.index)
         work.broken(records, intake)
         work.split(intake.index)
         work.equal()
@@ -108,7 +114,7 @@ class Audit(StepKind[AuditSpec]):
             ),
         )  # fmt: skip
 
-    def outdated(self, step: Step, manifest: Manifest) -> str | None:
+    def outdated(self, step: Step, manifest: Manifest, store: Store) -> str | None:
         return "an audit reads the files again each time"
 
     def shard_prefixes(self, store: Store, step: Step) -> list[str]:

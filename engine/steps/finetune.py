@@ -91,7 +91,7 @@ class Finetune(StepKind[FinetuneSpec]):
             ),
         )  # fmt: skip
 
-    def outdated(self, step: Step, manifest: Manifest) -> str | None:
+    def outdated(self, step: Step, manifest: Manifest, store: Store) -> str | None:
         spec = step.spec_as(FinetuneSpec)
         generator = kind_of("generators", spec.generator)(spec.generator, spec.preprocess)
         if dict(generator.external_digests()) != FinetuneResult.of(manifest).outside:

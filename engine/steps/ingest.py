@@ -25,7 +25,7 @@ from engine.core.errors import DataError, LeakError
 from engine.core.manifest import Manifest, Part
 from engine.core.notice import Notice
 from engine.core.registry import kind_of
-from engine.core.shards import OK, ShardSet
+from engine.core.shards import OK, ShardSet, reason_of
 from engine.core.step import Step
 from engine.core.store import Store
 from engine.data.arrays import aligned
@@ -40,16 +40,22 @@ from engine.data.dataset import (
 from engine.data.leaks import Leak, NearPair, find_leaks
 from engine.report.download import as_csv
 from engine.results.data import IngestResult
+from engine.stages.identity import changed_files, note_place, noted_place, place_of
 from engine.stages.intake import (
     DECODED,
     EMBEDDED,
     Intake,
-    IntakeSpec,
-    check_records,
     decode_records,
     embed_decoded,
     find_near,
     too_small,
+)
+from engine.stages.records import (
+    IntakeSpec,
+    bits_notice,
+    check_records,
+    record_notices,
+    thin_classes,
 )
 from engine.steps import StepKind
 
@@ -63,7 +69,7 @@ class IngestSpec(IntakeSpec):
 
 
 class Ingest(StepKind[IngestSpec]):
-    version = 4
+    version = 5
     summary = "decode, check and split the images, find leaks"
     scratch = (DECODED, EMBEDDED)
 
@@ -79,26 +85,33 @@ class Ingest(StepKind[IngestSpec]):
     def _run(self, context: Context) -> Output:
         spec = context.step.spec_as(IngestSpec)
         reader = kind_of("readers", spec.reader)(spec.reader)
-        records = reader.records()
+        records = reader.chosen(spec.task)
         check_records(records, spec)
         intake = decode_records(context, reader, records, spec)
         fate = intake.fate
         refuse_many_quarantined(fate, records, spec)
 
+        ledger = reader.ledger()
+        digests = by_id(intake.index, rows.FILE_SHA256)
         index, leaks, notes = self._audit(context, spec, intake)
-        notes["warnings"] += reader.warnings()
+        notes["warnings"] += [
+            *reader.warnings(), *record_notices(records, reader, spec.task),
+            *bits_notice(intake.index),
+        ]  # fmt: skip
         parts, counts = write_splits(context, spec, index, intake.keys)
-        refuse_thin_classes(counts, spec)
+        for problem in thin_classes(counts):
+            raise DataError(problem)
         tables = [
-            context.table("records", fates_table(records, fate, index), table="records"),
+            context.table("records", fates_table(records, fate, index, digests), table="records"),
             context.table("leaks", leaks_table(leaks), table="leaks"),
         ]
 
-        quarantined = Counter(status for status in fate.values() if status != OK)
+        quarantined = Counter(reason_of(status) for status in fate.values() if status != OK)
         totals = {split: sum(by_class.values()) for split, by_class in counts.items()}
         context.warn(notes["warnings"])
         headline = ", ".join(f"{totals[split]:,} {split}" for split in rows.SPLITS)
         out = len(fate) - sum(totals.values())
+        note_place(context.store, context.step, place_of(reader))
         return Output(
             parts=[*parts, *tables],
             rows=sum(totals.values()),
@@ -106,6 +119,7 @@ class Ingest(StepKind[IngestSpec]):
                 headline=f"{headline}; {out:,} of {len(fate):,} set aside" if out else headline,
                 counts=counts,
                 set_aside=dict(sorted(quarantined.items())),
+                ledger=ledger,
                 data=dict(reader.fingerprint()),
                 **notes,
             ),
@@ -188,10 +202,11 @@ class Ingest(StepKind[IngestSpec]):
             " Fix the data, or set audit.on_leak to drop or move"
         )
 
-    def outdated(self, step: Step, manifest: Manifest) -> str | None:
+    def outdated(self, step: Step, manifest: Manifest, store: Store) -> str | None:
         spec = step.spec_as(IngestSpec)
         try:
-            fingerprint = kind_of("readers", spec.reader)(spec.reader).fingerprint()
+            reader = kind_of("readers", spec.reader)(spec.reader)
+            fingerprint, place = reader.fingerprint(), place_of(reader)
         except DataError:
             return None  # the originals are gone; the ingested copy remains valid
         if dict(fingerprint) != IngestResult.of(manifest).data:
@@ -200,6 +215,17 @@ class Ingest(StepKind[IngestSpec]):
                 " it again with --discard ingest (the run then names the images generated from the"
                 " old data, which must be discarded too)"
             )
+        noted = noted_place(store, step)
+        if place == noted:
+            return None
+        if changed := changed_files(store, manifest, reader):
+            raise DataError(
+                f"ingest {step.key}: {len(changed):,} of its images have other files now (first:"
+                f" {changed[0][:100]} in {place.get('root', 'the data')}; they were ingested from"
+                f" {noted.get('root', 'elsewhere')}): set another profile.storage for other data,"
+                " or ingest it again with --discard ingest"
+            )
+        note_place(store, step, place)
         return None
 
     def shard_prefixes(self, store: Store, step: Step) -> list[str]:
@@ -212,7 +238,8 @@ def refuse_many_quarantined(fate: Mapping[str, str], records: pa.Table, spec: In
     if len(bad) <= spec.audit.max_quarantined * len(fate):
         return
     uris = by_id(records, rows.URI)
-    kinds = ", ".join(f"{count} {reason}" for reason, count in Counter(bad.values()).most_common())
+    reasons = Counter(map(reason_of, bad.values()))
+    kinds = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
     some = "; ".join(
         f"{uris[image_id][:80]}: {reason}" for image_id, reason in list(bad.items())[:3]
     )
@@ -251,7 +278,7 @@ def write_splits(
             groups = [group_of[image_id] for image_id in selected[rows.IMAGE_ID].to_pylist()]
             selected = replace_column(selected, rows.GROUP_ID, groups)
             counts[split].update(selected[rows.label_column(spec.task)].to_pylist())
-            pending[split].append(selected.cast(schema))
+            pending[split].append(selected.select(schema.names).cast(schema))
             if sum(piece.nbytes for piece in pending[split]) > PART_BYTES:
                 flush(split)
     for split in rows.SPLITS:
@@ -259,26 +286,18 @@ def write_splits(
     return parts, {split: dict(sorted(counter.items())) for split, counter in counts.items()}
 
 
-def refuse_thin_classes(counts: Mapping[str, Mapping[str, int]], spec: IngestSpec) -> None:
-    classes = sorted({name for by_class in counts.values() for name in by_class})
-    for split in rows.SPLITS:
-        for name in classes:
-            count, needed = counts[split].get(name, 0), 2 if split == "train" else 1
-            if count < needed:
-                raise DataError(
-                    f"the class {name!r} has {count} images in {split}, it needs {needed}:"
-                    " add images, leave the class out, or change the split"
-                )
-
-
-def fates_table(records: pa.Table, fate: Mapping[str, str], index: pa.Table) -> pa.Table:
-    """Every record that the reader listed, with its split or the reason why it is not used."""
+def fates_table(
+    records: pa.Table, fate: Mapping[str, str], index: pa.Table, digests: Mapping[str, str]
+) -> pa.Table:
+    """Every record that the reader listed, with its split or the reason why it is not used, and the
+    digest of its file."""
     split = by_id(index, rows.SPLIT)
     ids = records[rows.IMAGE_ID].to_pylist()
     records = replace_column(records, rows.SPLIT, [split.get(image_id) for image_id in ids])
-    return records.append_column(
-        rows.STATUS, pa.array([fate[image_id] for image_id in ids], pa.string())
-    )
+    for name, value_of in ((rows.STATUS, fate), (rows.FILE_SHA256, digests)):
+        values = pa.array([value_of.get(image_id) for image_id in ids], pa.string())
+        records = records.append_column(name, values)
+    return records
 
 
 def leaks_table(leaks: Sequence[Leak]) -> pa.Table:

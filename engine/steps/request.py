@@ -25,6 +25,7 @@ from engine.core.rows import TaskKind
 from engine.core.shards import Shard, ids_digest
 from engine.core.spec import Spec, digest
 from engine.core.step import Step
+from engine.core.store import Store
 from engine.data.dataset import split_index
 from engine.data.images import Preprocess
 from engine.generators import Generator, TrainingRows
@@ -118,7 +119,7 @@ class Request(StepKind[RequestSpec]):
             ),
         )  # fmt: skip
 
-    def outdated(self, step: Step, manifest: Manifest) -> str | None:
+    def outdated(self, step: Step, manifest: Manifest, store: Store) -> str | None:
         spec = step.spec_as(RequestSpec)
         generator = kind_of("generators", spec.generator)(spec.generator, spec.preprocess)
         if dict(generator.external_digests()) != RequestResult.of(manifest).outside:

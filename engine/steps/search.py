@@ -27,6 +27,7 @@ from engine.core import rows
 from engine.core.manifest import Manifest
 from engine.core.notice import Notice
 from engine.core.step import Step
+from engine.core.store import Store
 from engine.results.comparison import SearchResult, TrainResult, ValMean
 from engine.results.data import IngestResult
 from engine.stages.classify import changed_weights, external_digests
@@ -82,7 +83,7 @@ class Search(StepKind[SearchSpec]):
     def trials(self, step: Step) -> list[Step]:
         return [trial.step for trial in planned_trials(step)]
 
-    def outdated(self, step: Step, manifest: Manifest) -> str | None:
+    def outdated(self, step: Step, manifest: Manifest, store: Store) -> str | None:
         # The trials are not inputs, so the search checks what makes them out of date.
         return changed_weights(step.spec_as(SearchSpec), SearchResult.of(manifest).outside)
 

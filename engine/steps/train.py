@@ -156,5 +156,5 @@ class Train(StepKind[TrainSpec]):
         )
         return Output(parts, mix.rows, TrainResult(headline=headline, outside=outside, **metrics))
 
-    def outdated(self, step: Step, manifest: Manifest) -> str | None:
+    def outdated(self, step: Step, manifest: Manifest, store: Store) -> str | None:
         return changed_weights(step.spec_as(TrainSpec), TrainResult.of(manifest).outside)

@@ -20,7 +20,7 @@ import pyarrow as pa
 from engine.core import rows
 from engine.core.errors import DataError, EngineError, StorageError
 from engine.core.names import attempt_name
-from engine.core.shards import OK, Shard, ShardSet, column, installed_versions
+from engine.core.shards import OK, Shard, ShardSet, column, installed_versions, reason_of
 from engine.core.store import Store
 from engine.work.attendance import HUNG, Attendance, History, Pace, Piece
 from engine.work.memory import keep_freed_memory
@@ -378,7 +378,7 @@ def _batch(table: pa.Table) -> Batch:
 
 
 def _summary(shard: Shard, status: Sequence[str], won: bool) -> dict[str, Any]:
-    reasons = Counter(entry for entry in status if entry != OK)
+    reasons = Counter(reason_of(entry) for entry in status if entry != OK)
     return {"shard": shard.name, "rows": shard.rows, "won": won, "reasons": dict(reasons)}
 
 

@@ -83,7 +83,7 @@ HOSTILE = {
     "svg": (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "a.png", "format_not_allowed"),
     "svg_after_a_prolog": (b'\n<?xml version="1.0"?>\n<svg/>', "a.png", "format_not_allowed"),
     "icns_behind_pillow": (saved(PICTURE.resize((32, 32)), "ICNS"), "a.png", "not_decodable"),
-    "ppm": (saved(PICTURE, "PPM"), "a.png", "not_decodable"),
+    "ppm": (saved(PICTURE, "PPM"), "a.png", "wrong_extension"),
     "float_nan": (
         saved(Image.fromarray(np.array([[0, np.nan]], np.float32)), "TIFF"),
         "a.tif",
@@ -162,6 +162,27 @@ def test_16_bit_images_keep_the_upper_eight_bits(kind: str) -> None:
     image = decode(saved(Image.fromarray(values), kind))
     assert np.asarray(image).tolist() == [[0, 0, 1, 127, 255]]
     assert image.mode == "L"
+
+
+@pytest.mark.parametrize(("most", "bits"), [(4095, 12), (65535, 16), (255, 8)])
+def test_bits_that_16_bit_images_use_are_reported(most: int, bits: int) -> None:
+    values = np.array([[0, most // 2, most]], np.uint16)
+    assert decode(saved(Image.fromarray(values), "PNG")).info["bits"] == bits
+    assert "bits" not in decode(saved(Image.fromarray(values), "PNG"), window=(0, most)).info
+
+
+def test_long_text_and_damaged_exif_cost_no_image() -> None:
+    text = zlib.compress(b"a scanner's protocol " * 100_000)
+    assert decode(png_with(chunk(b"zTXt", b"protocol\0\0" + text)), "a.png").size == (8, 8)
+    damaged = chunk(b"eXIf", b"MM\0*\0\0\0\x08\xff\xff\x01\x12 cut short")
+    assert decode(png_with(damaged), "a.png").size == (8, 8)
+
+
+@pytest.mark.parametrize("suffix", [".jfif", ".jpe", ".pgm", ".ppm", ".dib"])
+def test_less_common_extensions_are_read(suffix: str) -> None:
+    kind = {".pgm": "PPM", ".ppm": "PPM", ".dib": "DIB"}.get(suffix, "JPEG")
+    image = Image.new("L" if suffix == ".pgm" else "RGB", (8, 8))
+    assert decode(saved(image, kind), f"a{suffix}").size == (8, 8)
 
 
 def test_floats_from_zero_to_one_fill_the_byte() -> None:

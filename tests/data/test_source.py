@@ -6,6 +6,7 @@ import errno
 import os
 import pickle
 import socket
+from collections import Counter
 from pathlib import Path
 
 import fsspec
@@ -103,6 +104,41 @@ def test_files_are_listed_by_extension_in_order(root: Path) -> None:
     source = Source(str(root))
     assert list(source.files((".png", ".jpg"))) == ["Z.JPG", "cat/a.png", "cat/sub.png"]
     assert source.folders() == ["cat"]
+
+
+SYSTEM_FILES = {
+    "cat/._a.png": "hidden", "__MACOSX/cat/a.png": "system", ".ipynb_checkpoints/a.png": "hidden",
+    "cat/@eaDir/a.png": "thumbnails", ".thumbnails/a.png": "thumbnails",
+    "cat/Thumbs.db": "thumbnails", ".DS_Store": "hidden", "notes.TXT": ".txt",
+    "LICENSE": "no extension",
+}  # fmt: skip
+
+
+def test_files_of_the_system_are_skipped_and_counted(root: Path) -> None:
+    for name in SYSTEM_FILES:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"")
+    source = Source(str(root))
+    listing = source.listing(lambda name: name.endswith(".png"))
+    assert listing.names == ["cat/a.png"]
+    assert listing.skipped == Counter(SYSTEM_FILES.values())
+    assert source.folders() == ["cat"]
+
+
+def test_home_and_variables_in_the_root_are_expanded(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(root.parent))
+    for written in ("~/data", "$HOME/data", "${HOME}/data"):
+        assert Source(written).read("cat/a.png") == b"inside"
+
+
+def test_digest_of_states_follows_sizes_and_times(root: Path) -> None:
+    source = Source(str(root))
+    before = source.digest_of_states(["cat/a.png"])
+    assert source.digest_of_states(["cat/a.png"]) == before
+    os.utime(root / "cat" / "a.png", (1, 1))
+    assert source.digest_of_states(["cat/a.png"]) != before
 
 
 def test_folders_behind_links_are_not_walked(root: Path, tmp_path: Path) -> None:

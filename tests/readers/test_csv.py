@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from engine.core import rows
 from engine.core.errors import DataError
+from engine.data.images import Rejected
 from engine.readers.csv import Csv, CsvSpec
 
 Read = Callable[..., list[dict[str, Any]]]
@@ -84,16 +85,16 @@ def test_multi_task_must_be_in_labels() -> None:
 @pytest.mark.parametrize(
     ("text", "fields", "message"),
     [
-        ("", {}, r"reader\.file: t\.csv: Empty CSV"),
+        ("", {}, r"reader\.file: t\.csv is empty"),
         ("path,label\n", {}, r"reader\.file: t\.csv has no rows"),
         ("file,label\na,b\n", {}, r"reader\.path: t\.csv has no column 'path'; it has file, label"),
         ("path,grade\na,b\n", {}, r"reader\.labels\.class: t\.csv has no column 'label'"),
         ("path,label\na,b\n", {"group": "g"}, r"reader\.group: t\.csv has no column 'g'"),
         ("path,label\na,b\n", {"id": "key"}, r"reader\.id: t\.csv has no column 'key'"),
         ("path,label,label\na,b,c\n", {}, r"reader\.labels\.class: .* several columns 'label'"),
-        ("path,label\na,b,c\n", {}, r"reader\.file: t\.csv: CSV parse error: Expected 2 columns"),
-        (b"path,label\n\xff,b\n", {}, r"reader\.file: t\.csv: .*utf-8"),
-        ("path,label," + "x" * 200_000 + "\na,b,c\n", {}, r"reader\.file: t\.csv: field larger"),
+        ("path,label\na,b,c\n", {}, r"t\.csv, line 2: 3 cells, but the header has 2"),
+        (b"path,label\n\xff,b\n", {}, r"reader\.file: t\.csv, line 2: not UTF-8"),
+        ("path,label," + "x" * 200_000 + "\na,b,c\n", {}, r"t\.csv, line 1: field larger"),
         ("path,label,s\na,b,holdout\n", {"split": "s"}, r"reader\.split: 'holdout' in column 's'"),
     ],
 )
@@ -119,3 +120,74 @@ def test_fingerprint_is_that_of_the_table(read: Read, tmp_path: Path) -> None:
     before = reader.fingerprint()
     read("path,label\na.png,y\n")
     assert reader.fingerprint() != before
+
+
+TABLE = ["path,remark,label", *(f"{number:03d}.png,ok,c{number % 2}" for number in range(60))]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        # Two stray quotes would make one cell of the thirty rows between them.
+        ({11: '010.png,"3 cm scar,c0', 41: '040.png,scar" seen,c0'}, "line 12: .*remove or double"),
+        ({11: '010.png,"3 cm scar,c0', 41: '040.png,scar",c0'}, "lines 12 to 42 are one row"),
+        ({11: '010.png,"3 cm scar,c0'}, "line 12: unexpected end of data"),
+        ({11: "010.png,a,b,c0"}, "line 12: 4 cells, but the header has 3"),
+    ],
+)
+def test_stray_quote_is_an_error_with_its_line(
+    read: Read, changes: dict[int, str], message: str
+) -> None:
+    lines = [changes.get(number, line) for number, line in enumerate(TABLE)]
+    with pytest.raises(DataError, match=message):
+        read("\n".join(lines) + "\n")
+
+
+def test_quoted_cell_may_contain_line_ends_and_delimiters(read: Read) -> None:
+    found = read('path,remark,label\na.png,"two\nlines, one comma",cat\nb.png,,dog\n')
+    assert [row["label.class"] for row in found] == ["cat", "dog"]
+
+
+def test_blank_lines_change_nothing(read: Read) -> None:
+    text = "path,patient,label\na.png,007,01\nb.png,7,02\nc.png,07,01\n"
+    plain = read(text, group="patient")
+    assert read("\n" + text.replace("b.png", "\n\nb.png"), group="patient") == plain
+    assert [row[rows.GROUP_ID] for row in plain] == ["007", "7", "07"]
+
+
+def test_every_file_below_the_root_is_accounted_for(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("path,label\na.png,x\n\nb.png,y\nmissing.png,y\n")
+    for name in ("a.png", "b.png", "c.png", "._a.png", "notes.txt", "@eaDir/a.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    reader = Csv(CsvSpec(root=str(tmp_path), file="t.csv"))
+    reader.records()
+    ledger = reader.ledger()
+    assert (ledger.files, ledger.read) == (7, 2)
+    assert ledger.skipped == {
+        ".txt": 1, "hidden": 1, "not in the table": 1, "the table": 1, "thumbnails": 1
+    }  # fmt: skip
+    assert ledger.entries == {"blank lines": 1}
+
+
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        ("pictures/a1.PNG", "there is pictures/a1.png: the names differ in case"),
+        ("a1", "there is pictures/a1.png: folder or extension differ"),
+        ("pictures\\a1.png", "there is pictures/a1.png: write / for"),
+        ("{root}/pictures/a1.png", "there is pictures/a1.png: write it relative to reader.root"),
+        ("pictures/Pr\u00fcfling.png", "differ in their Unicode normal form"),
+    ],
+)
+def test_missing_path_names_the_file_that_is_there(tmp_path: Path, path: str, hint: str) -> None:
+    (tmp_path / "pictures").mkdir()
+    for name in ("a1.png", "Pru\u0308fling.png"):
+        (tmp_path / "pictures" / name).write_bytes(b"")
+    path = path.format(root=tmp_path)
+    (tmp_path / "t.csv").write_text(f"path,label\n{path},x\n")
+    reader = Csv(CsvSpec(root=str(tmp_path), file="t.csv"))
+    reader.records()
+    with pytest.raises(Rejected, match=hint) as caught:
+        reader.bytes().read(path)
+    assert caught.value.reason == "missing"

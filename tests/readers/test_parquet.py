@@ -108,6 +108,17 @@ def test_columns_may_have_any_name_and_contain_lists(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_nan_is_a_missing_value_and_whole_numbers_have_no_decimals(tmp_path: Path) -> None:
+    nan = float("nan")
+    write(
+        tmp_path / "data.parquet", [0.0, 1.0, nan, 1.0], features=None,
+        patient=pa.array([7.0, nan, 8.0, 8.5]),
+    )  # fmt: skip
+    found = read(tmp_path, group="patient")
+    assert [row["label.class"] for row in found] == ["0", "1", None, "1"]
+    assert [row[rows.GROUP_ID] for row in found] == ["7", None, "8", "8.5"]
+
+
 def test_files_can_be_selected(tmp_path: Path) -> None:
     write(tmp_path / "train-0.parquet", [0, 1])
     write(tmp_path / "extra.parquet", [0, 1], first=5)

@@ -19,16 +19,19 @@ from PIL import Image
 from engine.core import rows
 from engine.core.errors import DataError, LeakError
 from engine.core.manifest import Manifest
+from engine.core.shards import reason_of
 from engine.core.store import Store
 from engine.data.images import Preprocess, decode_own
 from engine.data.sandbox import Sandbox
 from engine.execute import execute, inspect
 from engine.plan import plan, until
 from engine.profile import Profile
+from engine.results.data import IngestResult
 from engine.runtime.inline import InlineRuntime
 from engine.stages.intake import Decode
 from engine.study import Study
 from engine.work.stage import Place
+from tests.conftest import toy_picture
 
 Folder = Callable[..., Path]
 MakeStudy = Callable[..., Study]
@@ -53,7 +56,8 @@ def images(store: Store, manifest: Manifest) -> list[dict[str, Any]]:
 def fates(store: Store, manifest: Manifest) -> dict[str, str]:
     """The status of every record by its path."""
     table = pa.concat_tables(store.tables(manifest.keys(table="records")))
-    return dict(zip(table[rows.URI].to_pylist(), table[rows.STATUS].to_pylist(), strict=True))
+    reasons = map(reason_of, table[rows.STATUS].to_pylist())
+    return dict(zip(table[rows.URI].to_pylist(), reasons, strict=True))
 
 
 def splits_of(store: Store, manifest: Manifest) -> dict[str, str]:
@@ -134,6 +138,71 @@ def test_data_changed_after_ingest_stops_the_next_run(
     refused(ingest, toy_study(root), "the data changed since.*--discard ingest")
     shutil.rmtree(root)
     assert ingest(toy_study(root)).rows == 20  # ingested data does not need the originals
+
+
+def test_same_files_elsewhere_are_the_same_data(
+    image_folder: Folder, toy_study: MakeStudy, ingest: Run, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    root = image_folder({"a": 10, "b": 10}, below="one/data")
+    shutil.copytree(root, tmp_path / "two" / "data")
+    study = toy_study({"name": "imagefolder", "root": "data"})
+    monkeypatch.chdir(tmp_path / "one")
+    first = ingest(study)
+    # Another folder and other times, but the same bytes.
+    monkeypatch.chdir(tmp_path / "two")
+    os.utime(tmp_path / "two" / "data" / "a" / "000.png", (1, 1))
+    assert ingest(study).digest == first.digest
+
+
+def test_other_pictures_under_the_same_names_are_never_done(
+    image_folder: Folder, toy_study: MakeStudy, ingest: Run, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    image_folder({"a": 10, "b": 10}, below="one/data")
+    image_folder({"a": 10, "b": 10}, below="two/data")
+    study = toy_study({"name": "imagefolder", "root": "data"})
+    monkeypatch.chdir(tmp_path / "one")
+    ingest(study)
+    monkeypatch.chdir(tmp_path / "two")
+    text = refused(ingest, study, "20 of its images have other files now")
+    assert "set another profile.storage" in text
+    assert str(tmp_path / "one" / "data") in text
+    # A picture changed in place, with its old size and time.
+    monkeypatch.chdir(tmp_path / "one")
+    picture = tmp_path / "one" / "data" / "a" / "000.png"
+    toy_picture(999).save(picture)
+    refused(ingest, study, r"1 of its images have other files now \(first: a/000\.png")
+
+
+def test_ledger_of_the_folder_is_on_the_line_and_in_the_result(
+    image_folder: Folder, toy_study: MakeStudy, ingest: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = image_folder({"a": 10, "b": 10})
+    for name in ("a/._000.png", "b/notes.txt", "__MACOSX/a/000.png"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"")
+    ledger = IngestResult.of(ingest(toy_study(root))).ledger
+    assert ledger is not None
+    assert (ledger.files, ledger.read) == (23, 20)
+    assert ledger.skipped == {".txt": 1, "hidden": 1, "system": 1}
+    said = capsys.readouterr().err
+    assert "3 of 23 files were not read: 1 .txt, 1 hidden, 1 system" in said
+
+
+def test_twelve_of_sixteen_bits_are_noticed(
+    toy_study: MakeStudy, ingest: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    random = np.random.default_rng(0)
+    for number in range(20):
+        path = tmp_path / "data" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        values = random.integers(0, 4096, (24, 24)).astype(np.uint16)
+        Image.fromarray(values).save(path)
+    ingest(toy_study(tmp_path / "data", preprocess={"size": 16, "channels": "L"}))
+    said = capsys.readouterr().err
+    assert "20 pictures have 16 bits but use 12 of them" in said
+    assert "preprocess.window, for example [0, 4095]" in said
 
 
 def test_class_names_that_look_like_code_are_only_names(
@@ -282,7 +351,13 @@ def test_crash_and_hang_cost_only_their_rows() -> None:
     uris = ["a.png", "crash.png", "b.png", "hang.png", "c.png"]
     batch = stage({rows.IMAGE_ID: pa.array(uris), rows.URI: pa.array(uris)})
     stage.sandbox.close()
-    assert batch[rows.STATUS] == ["ok", "decoder_crash", "ok", "decoder_hang", "ok"]
+    assert [reason_of(status) for status in batch[rows.STATUS]] == [
+        "ok",
+        "decoder_crash",
+        "ok",
+        "decoder_hang",
+        "ok",
+    ]
     assert batch[rows.WIDTH] == [20, None, 20, None, 20]
 
 
@@ -315,7 +390,9 @@ def test_limit_for_an_unknown_class_names_the_known_ones(
     image_folder: Folder, toy_study: MakeStudy, ingest: Run
 ) -> None:
     split = {"group": "none", "train_limit": {"c": 5}}
-    refused(ingest, toy_study(image_folder({"a": 5, "b": 5}), split=split), "no class 'c'.*a, b")
+    refused(
+        ingest, toy_study(image_folder({"a": 5, "b": 5}), split=split), "unknown class 'c'.*a, b"
+    )
 
 
 def test_empty_class_folder_stops_the_run(
@@ -331,6 +408,32 @@ def test_images_without_a_group_must_be_declared_independent(
 ) -> None:
     study = toy_study(image_folder({"a": 5, "b": 5}), split={"group": "column"})
     refused(ingest, study, r"split\.group: 10 images have no group.*set split\.group to none")
+
+
+def test_impossible_split_is_refused_before_any_image_is_opened(
+    image_folder: Folder, toy_study: MakeStudy, ingest: Run, store: Store
+) -> None:
+    root = image_folder({"x": 60})
+    lines = ["path,label,patient"]
+    lines += [f"x/{n:03d}.png,{'ab'[n % 2]},p{n % 10}" for n in range(54)]
+    # Six images of a third class, of two patients.
+    lines += [f"x/{n:03d}.png,rare,r{n % 2}" for n in range(54, 60)]
+    reader = {**write_table(root, lines), "group": "patient"}
+    study = toy_study(reader, split={"val": 0.2, "test": 0.2, "group": "column"})
+    refused(ingest, study, "'rare' has images in 2 groups, but 3 splits need one each")
+    assert not [key for key in store.listing("steps") if "decoded" in key]
+
+
+def test_images_and_classes_can_be_left_out(
+    image_folder: Folder, toy_study: MakeStudy, ingest: Run, store: Store
+) -> None:
+    reader = {"name": "imagefolder", "root": str(image_folder({"a": 12, "b": 12, "c": 3}))}
+    chosen = {**reader, "classes": ["a", "b"], "exclude": ["a/000.png", "*/011.png"]}
+    found = fates(store, ingest(toy_study(chosen)))
+    assert len(found) == 21
+    assert not any(uri.startswith("c/") or uri.endswith("/011.png") for uri in found)
+    refused(ingest, toy_study({**reader, "exclude": ["d/*"]}), r"'d/\*' matches no image")
+    refused(ingest, toy_study({**reader, "classes": ["a", "z"]}), "unknown class 'z'.*a, b, c")
 
 
 def test_class_missing_from_a_split_stops_the_run(

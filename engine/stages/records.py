@@ -1,0 +1,198 @@
+"""The reader's records before any image is opened: problems that stop a study, and notices."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from engine.core import rows
+from engine.core.errors import DataError
+from engine.core.names import check_class_names
+from engine.core.notice import Notice
+from engine.core.rows import TaskKind
+from engine.core.spec import Spec
+from engine.data.dataset import assign_splits
+from engine.data.images import Preprocess
+from engine.data.splits import LEAST_IMAGES
+from engine.readers import Reader, ReaderSpec
+from engine.sections import Audit, ReaderField, Split
+
+# Class names in lower case that programs write for a missing value.
+_NO_VALUE = ("nan", "na", "n/a", "<na>", "nat", "null")
+
+
+class IntakeSpec(Spec):
+    """How the user's files are read."""
+
+    reader: ReaderField
+    task: str
+    tasks: dict[str, TaskKind]
+    preprocess: Preprocess
+    split: Split
+    audit: Audit
+    seed: int
+
+
+def record_problems(records: pa.Table, spec: IntakeSpec) -> Iterator[str]:
+    """Problems of the reader's records that stop a study before any compute, a line each."""
+    ids = records[rows.IMAGE_ID].to_pylist()
+    if len(set(ids)) < len(ids):
+        twice = Counter(ids).most_common(1)[0]
+        places = [
+            uri for uri, i in zip(records[rows.URI].to_pylist(), ids, strict=True) if i == twice[0]
+        ]
+        yield (
+            f"the id {twice[0]!r} appears {twice[1]} times (first: {places[0]}, {places[1]}); make"
+            " ids unique"
+        )
+    if spec.split.group == "column" and records[rows.GROUP_ID].null_count:
+        yield (
+            f"split.group: {records[rows.GROUP_ID].null_count:,} images have no group; name the"
+            " reader's group column, or set split.group to none if all images are independent"
+        )
+    labels = records[rows.label_column(spec.task)]
+    for task in spec.tasks:
+        values = records[rows.label_column(task)]
+        flat = pc.list_flatten(values) if spec.tasks[task] == "multi" else values
+        names = (name for name in pc.unique(flat).to_pylist() if name is not None)
+        try:
+            check_class_names(names, task)
+        except DataError as error:
+            yield str(error)
+    if spec.tasks[spec.task] == "multi":
+        yield (
+            f"task: {spec.task} has several labels per image; choose a task with one label per"
+            " image"
+        )
+        return
+    if labels.null_count:
+        yield (
+            f"label.{spec.task}: {labels.null_count:,} images have no label; fill it in or leave"
+            " them out"
+        )
+    counts = Counter(label for label in labels.to_pylist() if label is not None)
+    if len(counts) < 2:
+        only = f"one class alone ({next(iter(counts))!r})" if counts else "no label at all"
+        yield f"label.{spec.task}: there is {only}; a study needs two"
+    for name, count in sorted(counts.items()):
+        if count < 2:
+            yield (
+                f"label.{spec.task}: the class {name!r} has one image; it cannot be split, add"
+                " images or leave it out"
+            )
+    unknown = sorted(set(spec.split.train_limit) - set(counts))
+    if unknown:
+        yield (
+            f"split.train_limit: unknown class {unknown[0]!r}; choose from"
+            f" {', '.join(sorted(counts))[:200]}"
+        )
+    if len(counts) >= 2 and min(counts.values()) >= 2:
+        yield from split_problems(records, spec)
+
+
+def split_problems(records: pa.Table, spec: IntakeSpec) -> Iterator[str]:
+    """Classes that cannot have images in every split, by the table alone: removing duplicates and
+    broken files only makes it worse."""
+    labels = records[rows.label_column(spec.task)]
+    grouped = spec.split.group == "column"
+    if labels.null_count or (grouped and records[rows.GROUP_ID].null_count):
+        return  # reported already
+    index, carved = assign_splits(
+        records, spec.task, {"val": spec.split.val, "test": spec.split.test}, grouped, spec.seed
+    )
+    counts = images_by_split(index, spec.task)
+    problems = list(thin_classes(counts))
+    if problems and grouped and carved:
+        groups: dict[str, set[str]] = defaultdict(set)
+        for label, group in zip(labels.to_pylist(), index[rows.GROUP_ID].to_pylist(), strict=True):
+            groups[label].add(group)
+        needed = 1 + len(carved)
+        few = [name for name in sorted(groups) if len(groups[name]) < needed]
+        problems = [
+            f"the class {name!r} has images in {len(groups[name])} groups, but {needed} splits need"
+            " one each: add groups, or leave the class out"
+            for name in few
+        ] or problems
+    yield from problems[:1]
+
+
+def images_by_split(index: pa.Table, task: str) -> dict[str, dict[str, int]]:
+    """Images by split and class."""
+    counts: dict[str, Counter[str]] = {split: Counter() for split in rows.SPLITS}
+    for split, label in zip(
+        *(index[name].to_pylist() for name in (rows.SPLIT, rows.label_column(task))), strict=True
+    ):
+        counts[split][label] += 1
+    return {split: dict(sorted(counter.items())) for split, counter in counts.items()}
+
+
+def thin_classes(counts: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
+    """A problem for each class with too few images in a split."""
+    classes = sorted({name for by_class in counts.values() for name in by_class})
+    for split, needed in LEAST_IMAGES.items():
+        for name in classes:
+            count = counts[split].get(name, 0)
+            if count < needed:
+                yield (
+                    f"the class {name!r} has {count} images in {split}, it needs {needed}:"
+                    " add images, leave the class out, or change the split"
+                )
+
+
+def record_notices(records: pa.Table, reader: Reader[ReaderSpec], task: str) -> list[Notice]:
+    """What a user should know of the listed files, classes and groups."""
+    notices, ledger = [], reader.ledger()
+    if reader.excluded:
+        notices.append(Notice.of("excluded", images=reader.excluded))
+    if ledger is not None and ledger.not_read:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in ledger.skipped.items())
+        notices.append(
+            Notice.of("files_skipped", skipped=ledger.not_read, files=ledger.files, reasons=reasons)
+        )
+    labels = records[rows.label_column(task)]
+    if pa.types.is_string(labels.type):
+        counts = Counter(label for label in labels.to_pylist() if label is not None)
+        notices += [
+            Notice.of("no_value_names", name=name, images=count)
+            for name, count in sorted(counts.items())
+            if name.casefold() in _NO_VALUE
+        ]
+        notices += [
+            Notice.of("zeros_differ", first=first, second=second)
+            for first, second in _same_when(sorted(counts), _without_zeros)
+        ]
+    groups = sorted({group for group in records[rows.GROUP_ID].to_pylist() if group is not None})
+    if pairs := _same_when(groups, lambda name: _without_zeros(" ".join(name.casefold().split()))):
+        first, second = pairs[0]
+        notices.append(Notice.of("groups_differ", pairs=len(pairs), first=first, second=second))
+    return notices
+
+
+def _same_when(names: Iterable[str], form: Callable[[str], str]) -> list[tuple[str, str]]:
+    """Pairs of different names with the same form, each name with the first of that form."""
+    first: dict[str, str] = {}
+    pairs = ((first.setdefault(form(name), name), name) for name in names)
+    return [(one, name) for one, name in pairs if one != name]
+
+
+def _without_zeros(name: str) -> str:
+    return name.lstrip("0") or "0" if name.isdigit() else name
+
+
+def bits_notice(index: pa.Table) -> list[Notice]:
+    """A notice if all 16-bit pictures leave upper bits unused."""
+    bits = index[rows.BITS].drop_null()
+    used = pc.max(bits).as_py() if len(bits) else 16
+    if used >= 16:
+        return []
+    most = 2**used - 1
+    return [Notice.of("bits_unused", images=len(bits), bits=used, top=most >> 8, most=most)]
+
+
+def check_records(records: pa.Table, spec: IntakeSpec) -> None:
+    """Raise `DataError` on the first problem."""
+    for problem in record_problems(records, spec):
+        raise DataError(problem)
