@@ -42,18 +42,17 @@ def study(
     return make
 
 
-def requested(study: Study, label: str, count: int, start: int = 0) -> pa.Table:
+def requested(study: Study, label: str, count: int) -> pa.Table:
     (step,) = named(plan(study), "request")
     spec = step.spec_as(RequestSpec)
     generator = Traditional(TraditionalSpec(), study.preprocess)
     train = TrainingRows([f"image {number}" for number in range(5)], [0, 0, 1, 1, 1])
-    return request_table(spec, generator, label, count, train, start)
+    return request_table(spec, generator, label, count, train)
 
 
 def test_larger_request_starts_with_the_rows_of_a_smaller_one(study) -> None:
     small, large = (requested(study(), "cat", count) for count in (8, 30))
     assert large.slice(0, 8).equals(small)
-    assert requested(study(), "cat", 30, start=8).equals(large.slice(8))
     assert len(set(large[rows.IMAGE_ID].to_pylist())) == 30
     assert len(set(large[rows.SEED].to_pylist())) == 30
 
