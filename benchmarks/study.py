@@ -61,7 +61,7 @@ _BEGINS = re.compile(r"^(\S+)\s+[0-9a-f]{16}  ")
 
 @dataclass
 class Memory:
-    """Resident MiB at one time: of the driver, its unshared part, and of the largest child."""
+    """Resident MiB at one time: of the driver, its unshared part, and the largest child process."""
 
     at: float
     driver: float

@@ -10,7 +10,7 @@ from engine.wording import verdict_in_words
 from tests.results import arm_figure, arm_result
 
 
-def test_a_budget_that_limits_every_arm_is_said() -> None:
+def test_limiting_budget_is_reported() -> None:
     def arms(real: list[float], double: list[float]) -> dict[str, ArmResult]:
         return {
             "real": arm_result({"macro_f1": arm_figure(*real)}),
@@ -26,7 +26,7 @@ def test_a_budget_that_limits_every_arm_is_said() -> None:
     assert budget_effect({"real": arm_result()}, "macro_f1") is None
 
 
-def test_saturation_looks_at_the_replicates_of_each_family_s_ratios() -> None:
+def test_saturation_uses_the_replicates_of_each_family() -> None:
     def trial(family: str, ratio: float, value: float, role: str = "compared") -> dict[str, Any]:
         return {"family": family, "ratio": ratio, "role": role, "macro_f1": value}
 

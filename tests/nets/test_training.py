@@ -59,7 +59,7 @@ def train(store: Store, trainable: Sum, attempt: str = "one", **fields: Any) -> 
     return run(context(store, attempt), trainable, 10, **settings)
 
 
-def test_reports_have_the_means_since_the_last_one_and_the_end_has_its_own(tmp_path: Path) -> None:
+def test_reports_have_means_since_the_last_report(tmp_path: Path) -> None:
     history = train(Store(str(tmp_path)), Sum(), measure=lambda done: {"doubled": 2.0 * done})
     assert history == [
         {"step": 3, "loss": 1.0, "doubled": 6.0}, {"step": 6, "loss": 4.0, "doubled": 12.0},
@@ -67,7 +67,7 @@ def test_reports_have_the_means_since_the_last_one_and_the_end_has_its_own(tmp_p
     ]  # fmt: skip
 
 
-def test_a_killed_training_continues_from_its_last_checkpoint_to_the_same_end(
+def test_killed_training_continues_from_its_last_checkpoint_to_the_same_end(
     tmp_path: Path,
 ) -> None:
     whole = Sum()
@@ -82,7 +82,7 @@ def test_a_killed_training_continues_from_its_last_checkpoint_to_the_same_end(
     assert torch.equal(resumed.value, whole.value)
 
 
-def test_only_a_training_that_another_follows_keeps_its_end(tmp_path: Path) -> None:
+def test_only_a_training_followed_by_another_keeps_its_end(tmp_path: Path) -> None:
     for keep_last, kept in ((False, 8), (True, 10)):
         store = Store(str(tmp_path / str(keep_last)))
         train(store, Sum(), keep_last=keep_last)
@@ -91,12 +91,12 @@ def test_only_a_training_that_another_follows_keeps_its_end(tmp_path: Path) -> N
         assert found[0] == kept
 
 
-def test_a_training_that_diverges_stops_with_the_step(tmp_path: Path) -> None:
+def test_diverging_training_stops_with_its_step(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"diverged at step 3: .*lower the learning rate"):
         train(Store(str(tmp_path)), Sum(loss=float("inf")))
 
 
-def test_samples_are_drawn_eight_times_at_most_and_more_often_at_the_beginning(
+def test_samples_are_drawn_at_most_eight_times_and_more_often_early(
     tmp_path: Path,
 ) -> None:
     store = Store(str(tmp_path))
@@ -116,7 +116,7 @@ def test_shares_of_a_batch_are_disjoint_and_cover_it() -> None:
         share_of_batch(10, 0, 3, 2)
 
 
-def test_batches_are_a_function_of_seed_and_step_and_follow_the_weights() -> None:
+def test_batches_depend_on_seed_and_step_and_follow_the_weights() -> None:
     weights = np.asarray([1.0, 0.0, 3.0])
     sampler = WeightedSampler(weights, 4000, seed=1)
     drawn = sampler.rows(5)
@@ -137,7 +137,7 @@ def test_balance_moves_draws_from_images_to_classes() -> None:
     assert [share_of_b(balance) for balance in (0, 0.5, 1)] == pytest.approx([0.2, 1 / 3, 0.5])
 
 
-def test_an_optimizer_is_restored_to_the_same_next_step() -> None:
+def test_restored_optimizer_takes_the_same_next_step() -> None:
     def stepped(steps: int, tensors: dict[str, Any] | None = None) -> dict[str, torch.Tensor]:
         """The tensors of a training after more steps, from those of an earlier one."""
         network = torch.nn.Linear(3, 1, bias=False)
@@ -159,7 +159,7 @@ def test_an_optimizer_is_restored_to_the_same_next_step() -> None:
     assert not torch.allclose(forgotten["net.weight"], at_four["net.weight"])
 
 
-def test_dropout_is_a_function_of_its_parts() -> None:
+def test_dropout_depends_only_on_its_parts() -> None:
     def drawn(*parts: int | str) -> torch.Tensor:
         seed_dropout("cpu", *parts)
         return torch.rand(8)

@@ -50,16 +50,14 @@ def test_train_and_val_get_the_vectors_of_their_pixels_and_test_is_not_read(
         np.testing.assert_allclose(vectors_of(vectors), embedder.encode(pixels), atol=1e-5)
 
 
-def test_another_embedder_has_vectors_of_its_own(
-    study: Study, run_until: Run, store: Store
-) -> None:
+def test_another_embedder_has_its_own_vectors(study: Study, run_until: Run, store: Store) -> None:
     first = run_until(study, "embed")
     coarse = study.model_copy(update={"embedder": PixelsSpec(side=4)})
     assert run_until(coarse, "embed").metrics["width"] == 16
     assert run_until(study, "embed").digest == first.digest
 
 
-def test_an_image_that_cannot_be_embedded_is_set_aside(
+def test_unembeddable_image_is_set_aside(
     study: Study, run_until: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ingest = run_until(study, "ingest")

@@ -30,7 +30,7 @@ def test_only_evaluate_opens_test_and_openings_are_counted(
     assert run_until(bars_study(), "evaluate").metrics["test"]["opened"] == 1
     other = bars_study(evaluate={"bootstrap_draws": 201})
     assert run_until(other, "evaluate").metrics["test"]["opened"] == 2
-    # The same study, by what an image is renamed to for other arms.
+    # Other data of an arm: another evaluation opens test.
     folder = tmp_path / "good" / "down"
     (folder / "0000.png").rename(folder / "00000.png")
     assert run_until(bars_study(), "evaluate").metrics["test"]["opened"] == 3
@@ -50,7 +50,7 @@ def test_no_step_before_evaluate_can_read_test(bars_study, run_until: Run, store
     assert run_until(bars_study(), "evaluate").metrics["headline"]
 
 
-def test_evaluate_reads_the_trials_that_were_chosen_by_and_no_others(
+def test_evaluate_reads_only_the_trials_that_search_chose_by(
     bars_study, run_until: Run, store: Store
 ) -> None:
     run_until(bars_study(), "search")
@@ -82,7 +82,7 @@ def test_each_synthetic_family_is_contrasted_with_the_baseline_and_its_twin() ->
     assert against_baseline.ratio == 2.0
 
 
-def test_arms_of_generators_that_nothing_trains_are_only_drawn_anew(bars_study) -> None:
+def test_fits_of_untrained_generators_are_only_draws(bars_study) -> None:
     generators = {"d": {"name": "ddpm"}, "t": {"name": "traditional"}}
     combine = {"both": ["d", "t"]}
     study = bars_study(

@@ -390,9 +390,8 @@ def test_limit_for_an_unknown_class_names_the_known_ones(
     image_folder: Folder, toy_study: MakeStudy, ingest: Run
 ) -> None:
     split = {"group": "none", "train_limit": {"c": 5}}
-    refused(
-        ingest, toy_study(image_folder({"a": 5, "b": 5}), split=split), "unknown class 'c'.*a, b"
-    )
+    study = toy_study(image_folder({"a": 5, "b": 5}), split=split)
+    refused(ingest, study, "unknown class 'c'.*a, b")
 
 
 def test_empty_class_folder_stops_the_run(

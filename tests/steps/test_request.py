@@ -42,29 +42,28 @@ def study(
     return make
 
 
-def requested(study: Study, label: str, count: int, start: int = 0) -> pa.Table:
+def requested(study: Study, label: str, count: int) -> pa.Table:
     (step,) = named(plan(study), "request")
     spec = step.spec_as(RequestSpec)
     generator = Traditional(TraditionalSpec(), study.preprocess)
     train = TrainingRows([f"image {number}" for number in range(5)], [0, 0, 1, 1, 1])
-    return request_table(spec, generator, label, count, train, start)
+    return request_table(spec, generator, label, count, train)
 
 
-def test_a_larger_request_begins_with_the_rows_of_a_smaller_one(study) -> None:
+def test_larger_request_starts_with_the_rows_of_a_smaller_one(study) -> None:
     small, large = (requested(study(), "cat", count) for count in (8, 30))
     assert large.slice(0, 8).equals(small)
-    assert requested(study(), "cat", 30, start=8).equals(large.slice(8))
     assert len(set(large[rows.IMAGE_ID].to_pylist())) == 30
     assert len(set(large[rows.SEED].to_pylist())) == 30
 
 
-def test_every_fit_and_class_asks_for_images_of_its_own(study) -> None:
+def test_every_fit_and_class_requests_its_own_images(study) -> None:
     ids = set(requested(study(), "cat", 8)[rows.IMAGE_ID].to_pylist())
     assert not ids & set(requested(study(), "dog", 8)[rows.IMAGE_ID].to_pylist())
     assert not ids & set(requested(study(seed=4), "cat", 8)[rows.IMAGE_ID].to_pylist())
 
 
-def test_a_request_is_cut_into_shards_of_one_class(study, run_until: Run, store: Store) -> None:
+def test_request_is_divided_into_shards_of_one_class(study, run_until: Run, store: Store) -> None:
     manifest = run_until(study(request={"per_class": 10, "shard_size": 4}), "request")
     assert manifest.metrics["counts"] == {"cat": 10, "dog": 10}
     # A file for each class, a row group for each shard.
@@ -74,14 +73,14 @@ def test_a_request_is_cut_into_shards_of_one_class(study, run_until: Run, store:
     assert shards.num_rows == 6
 
 
-def test_what_is_wrong_with_a_request_is_told_before_any_training(study, run_until: Run) -> None:
+def test_invalid_request_is_reported_before_any_training(study, run_until: Run) -> None:
     network = {"name": "ddpm", "block_out_channels": [8, 8], "train_steps": 10**6}
-    with pytest.raises(StudyError, match="there is no class 'x'"):
+    with pytest.raises(StudyError, match="unknown class 'x'"):
         run_until(study(generators={"d": network}, request={"per_class": 2, "classes": ["x"]}),
                   "generate")  # fmt: skip
 
 
-def test_a_folder_with_too_few_images_never_bears_the_name_of_more(
+def test_folder_with_too_few_images_never_gets_the_name_of_more(
     study, image_folder: Callable[..., Path], run_until: Run
 ) -> None:
     other = image_folder({"cat": 5, "dog": 3}, below="made-elsewhere")
@@ -105,14 +104,14 @@ def test_counts_follow_the_real_training_images(
     assert count_per_class(Request(**request_fields), {"a": 100, "b": 5}) == expected
 
 
-def test_an_unknown_class_and_too_many_images_are_refused() -> None:
-    with pytest.raises(StudyError, match=r"request\.classes: there is no class 'x'; there are a"):
+def test_unknown_class_and_too_many_images_are_rejected() -> None:
+    with pytest.raises(StudyError, match=r"request\.classes: unknown class 'x'; choose from a"):
         count_per_class(Request(per_class=1, classes=("x",)), {"a": 5})
     with pytest.raises(StudyError, match="request fewer"):
         count_per_class(Request(ratio=1000), {"a": 10**9})
 
 
-def test_more_is_asked_for_at_the_share_that_was_kept() -> None:
+def test_next_round_requests_more_at_the_kept_share() -> None:
     funnel = {
         name: ClassFunnel(requested=40, generated=40, kept=kept, reasons={})
         for name, kept in (("a", 20), ("b", 40), ("c", 0))
@@ -125,11 +124,11 @@ def test_more_is_asked_for_at_the_share_that_was_kept() -> None:
 @pytest.mark.parametrize(
     ("groups", "why"),
     [
-        ({"rare": ["dwon"]}, r"request\.class_groups\.rare: there is no class 'dwon'; .* down"),
+        ({"rare": ["dwon"]}, r"request\.class_groups\.rare: unknown class 'dwon'; .* down"),
         ({"across": ["down"]}, r"request\.class_groups: 'across' is the name of a class"),
     ],
 )
-def test_groups_that_do_not_fit_the_data_are_refused_before_images_are_made(
+def test_groups_that_do_not_fit_the_data_are_rejected_before_generation(
     bars_study, store: Store, profile: Profile, groups: Any, why: str
 ) -> None:
     study = bars_study(
