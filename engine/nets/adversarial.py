@@ -134,8 +134,9 @@ class AdversarialTraining:
         device = self.accelerator.device
         self.generator: Any = generator.to(device)
         self.discriminator: Any = discriminator.to(device)
-        for network in (self.generator, self.discriminator):
-            network.to(memory_format=torch.channels_last)
+        for network in (generator, discriminator):
+            # torch declares no overload of `to` with a memory format alone.
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.generator).requires_grad_(False).eval()
         betas = (settings.adam_beta1, settings.adam_beta2)
         self.optimizers = {
