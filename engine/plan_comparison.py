@@ -10,7 +10,6 @@ from engine.comparison.arms import Added, Arm
 from engine.core.errors import StudyError
 from engine.core.registry import kind_of, resolve
 from engine.core.rng import derive_seed
-from engine.core.spec import canonical
 from engine.core.step import Step, Subject, make_step
 from engine.sections import Amount, Tune
 from engine.stages.measuring import measuring
@@ -343,9 +342,7 @@ class Comparison:
             "report",
             {
                 # The page reports only the number of tuned settings.
-                "study": canonical(
-                    study.model_copy(update={"tune": Tune(tried=study.tune.tried)})
-                ),
+                "study": study.model_copy(update={"tune": Tune(tried=study.tune.tried)}),
                 "preprocess": study.preprocess,
                 "task": self.task, "generators": tuple(self.pools),
                 "target_classes": self.request.classes, "seed": study.seed,

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 
 from engine.core.names import csv_cell
 
+CSV = "text/csv;charset=utf-8"
+# A value in a table.
 Cell = str | int | float | bool | None
 # A row of a table: cells by column.
 Row = dict[str, Cell]

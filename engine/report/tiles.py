@@ -113,13 +113,13 @@ def sheets(
         urls = {image_id: tile(image, side) for image_id, image in images.items()}
         for label in chosen:
             if label in kept or label in dropped:
-                made = MadeTiles(
+                own = MadeTiles(
                     fit.name, fit.name in synthetic,
                     [urls[entry.image] for entry in kept.get(label, [])[:count]],
                     [replace(entry, image=urls[entry.image])
                      for entry in dropped.get(label, [])[:count]],
                 )  # fmt: skip
-                classes[label].makers.append(made)
+                classes[label].makers.append(own)
     return Sheets(list(classes.values()), left_out)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from engine.core import rows
 from engine.core.registry import kind_of
 from engine.data.arrays import pictures
+from engine.report.download import Row
 from engine.report.generators import GeneratorFit
 from engine.report.page import Section, render
 from engine.report.results import StudyResults
@@ -30,7 +31,7 @@ def images(results: StudyResults) -> Section:
         )[:TILES]
         for name, fits in results.generators.items()
     }
-    table = [
+    table: list[Row] = [
         {"generator": name, rows.GENERATOR_FIT: pair.fit, "image_id": pair.image_id,
          "class": pair.label, "nearest_training_image": pair.nearest,
          "cosine_distance": pair.distance, "dropped": pair.dropped}

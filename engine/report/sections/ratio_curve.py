@@ -113,7 +113,7 @@ def ratio_curve(results: StudyResults) -> Section:
 def arms_on_val(results: StudyResults) -> list[ArmOnVal]:
     """The objective of each arm on val, in the order of the search."""
     values: dict[str, list[float]] = {}
-    arm_of = {}
+    arm_of: dict[str, Arm] = {}
     for item in results.ranked:
         arm = arm_of.setdefault(item.trial.arm.name, item.trial.arm)
         score = item.result.val.figures[results.search.objective]

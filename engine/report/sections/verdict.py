@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from engine.report.download import Row
 from engine.report.generators import GeneratorFit, Probe
 from engine.report.page import Section, render
 from engine.report.results import StudyResults
@@ -30,8 +31,8 @@ def warnings(results: StudyResults) -> Section:
     if effect is None:
         return Section(html)
     # The effect of twice the steps on real images, on test.
-    budget = {"arm": "real_double", "against": "real", "difference": effect.estimate,
-              "low": effect.low, "high": effect.high}  # fmt: skip
+    budget: Row = {"arm": "real_double", "against": "real", "difference": effect.estimate,
+                   "low": effect.low, "high": effect.high}  # fmt: skip
     return Section(html, {"budget": [budget]})
 
 
