@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,10 @@ from engine.metrics.frechet import frechet_distance
 from engine.metrics.kernel import kernel_distance
 from engine.metrics.prdc import prdc
 from engine.plan import plan
-from engine.report.sections.embedding import image_warnings
-from engine.report.sections.fidelity import merge_scopes
-from engine.results.images import FidelityScope, FilterReport
 from engine.steps.fidelity import Embedded, FidelitySpec, plan_scope
 from engine.study import Study
 from tests.conftest import write_bars
 from tests.pages import plain_headings
-from tests.results import curated, labeler_report
 from tests.stages.test_vectors import embed_parts
 
 Run = Callable[[Study, str], Manifest]
@@ -321,69 +316,6 @@ def test_every_fit_is_measured_and_told_of(
     assert page.count("from the first of 2 generator fits") == 3
     probe = page[page.index("Can images of more") : page.index("<h2>The models")]
     assert "Mean over 2 generator fits" in probe
-
-
-def scope_of(n: int, frechet: float, **fields: Any) -> FidelityScope:
-    figures = {
-        "n": n, "sampled": n, "frechet": frechet, "kernel": [frechet, -1.0, 1.0],
-        "precision": 0.5, "recall": 0.5, "density": 0.5, "coverage": 0.5, "vendi": 3.0,
-        "nearest": 0.25, "near": None,
-    }  # fmt: skip
-    scope = {"classes": ["down"], "val": 40, "few": "", "val_sampled": 40, "val_nearest": 0.2,
-             "sets": {"kept": figures}, "floor": {}}  # fmt: skip
-    return FidelityScope.model_validate({**scope, **fields})
-
-
-def test_fits_of_one_number_share_a_row_and_others_have_their_own() -> None:
-    (scope,) = merge_scopes([[scope_of(60, 1.0)], [scope_of(60, 3.0)], [scope_of(50, 9.0)]])
-    same, other = scope["rows"]
-    assert (same["set"], same["n"]) == ("generated, kept, fits 0, 1", 60)
-    assert same["cells"][:2] == [("2", "[1, 3]"), ("2", "[1, 3]")]
-    assert (other["set"], other["n"]) == ("generated, kept, fit 2", 50)
-    (close,) = merge_scopes([[scope_of(60, 1.0)], [scope_of(60, 1.0001)]])[0]["rows"]
-    assert close["cells"][0] == ("1", "")
-    # Of one fit the interval stands beside what has one.
-    assert other["cells"][:3] == [("9", ""), ("9", "[-1, 1]"), ("0.50", "")]
-    assert other["cells"][-1] == ("", "")
-
-
-def test_what_is_wrong_with_a_later_fit_is_told_with_its_number() -> None:
-    @dataclass
-    class Asked:
-        generators: tuple[str, ...] = ("more",)
-
-    nothing = curated()
-    stopped = FilterReport(
-        name="copies", dropped=3, limits={}, stops="3 of 60 are copies of training images"
-    )
-    copied = curated(filters=[stopped])
-    probed = {"more": {"entries": [{"label": "down", "areas": {0: 0.6, 1: 0.97}}]}}
-    told, stops = image_warnings(probed, {"more": [nothing, copied]}, Asked())
-    assert told.startswith("images of more, fit 1 are easily distinguished from real ones")
-    assert stops.startswith("more, fit 1: 3 of 60 are copies of training images")
-    # What is true of all fits is told once.
-    probed = {"more": {"entries": [{"label": "down", "areas": {0: 0.96, 1: 0.97}}]}}
-    seen, more = (
-        curated(labeler=labeler_report(agreement_kept=kept, agreement_val=0.95))
-        for kept in (0.5, 0.6)
-    )
-    apart, other = image_warnings(probed, {"more": [seen, more]}, Asked())
-    assert "images of more are easily distinguished" in apart
-    assert "0.96 to 0.97" in apart
-    assert "in 50% to 60% of kept images" in other
-    probed["more"]["entries"][0]["areas"] = {0: 0.997, 1: 1.0}
-    assert "curve 1.00 by class" in image_warnings(probed, {"more": [nothing, nothing]}, Asked())[0]
-    (alone,) = image_warnings({}, {"more": [copied]}, Asked())
-    assert alone.startswith("more: 3 of 60")
-
-
-def test_a_scope_with_too_few_images_says_so_and_of_which_fit() -> None:
-    few = FidelityScope(classes=["down"], val=40, few="9 generated", sets={}, floor={})
-    (scope,) = merge_scopes([[scope_of(60, 1.0, sets={"kept": {"n": 3}})], [few]])
-    assert scope["few"] == "9 generated (fit 1)"
-    (row,) = scope["rows"]
-    assert (row["set"], row["n"], row["cells"]) == ("generated, kept, fit 0", 3, None)
-    assert (scope["title"], scope["whole"], scope["val_sampled"]) == ("down", False, 40)
 
 
 def test_it_is_planned_where_images_are_compared(both_study: Callable[..., Study]) -> None:
