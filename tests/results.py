@@ -152,7 +152,7 @@ def toy_study(**fields: Any) -> Study:
 
 
 def ingest_result(*classes: str) -> IngestResult:
-    counts = dict(zip(classes, range(10, 1000, 30), strict=False))
+    counts = {name: 10 + 30 * number for number, name in enumerate(classes)}
     return IngestResult(
         counts={split: dict(counts) for split in ("train", "val", "test")},
         carved=["val", "test"], near_limit={"fine": 0.9},

@@ -59,7 +59,7 @@ def curated_table(kept: dict[str, int], dropped: dict[str, int], name: str = "")
     )  # fmt: skip
 
 
-def put(store: Store, kind: str, table: pa.Table, **tags: str) -> Manifest:
+def put(store: Store, kind: str, table: pa.Table, /, **tags: str) -> Manifest:
     """The manifest of a step with one table."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, row_group_size=64)

@@ -61,10 +61,10 @@ def cells(
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     return [
         [
-            Confused(true, predicted, int(counts[row, column]), float(share[row, column]))
-            for column, predicted in enumerate(classes)
+            Confused(true, predicted, int(count), float(part))
+            for predicted, count, part in zip(classes, row, parts, strict=True)
         ]
-        for row, true in enumerate(classes)
+        for true, row, parts in zip(classes, counts, share, strict=True)
     ]
 
 

@@ -21,7 +21,8 @@ def test_the_page_s_intervals_end_where_figures_do() -> None:
     figure = arm_figure(0.99, low=-0.1, high=1.4)
     tested = {"real": arm_result({"accuracy": figure, "brier": figure}), "x": arm_result()}
     text = plain_text(figures(study_results(evaluate=evaluate_result(arms=tested))).html)
-    assert "arm accuracy Brier score ↓ real 0.990 0.000–1.000 0.990 0.000–1.400 x On the" in text
+    text = text.replace("\u2013", " to ")
+    assert "arm accuracy Brier score ↓ real 0.990 0.000 to 1.000 0.990 0.000 to 1.400 x On" in text
 
 
 def test_weighted_precision_stands_among_the_figures() -> None:

@@ -131,13 +131,13 @@ def test_names_of_a_user_are_escaped() -> None:
 
 def test_classes_that_gain_and_lose_are_told_where_replicates_are_enough() -> None:
     gains = [(0.1, 0.05, 0.15), (-0.1, -0.2, -0.05), (0.1, 0.1, 0.1), (0.0, -0.1, 0.1)]
-    arms = {name: arm_result() for name in ("real", "g x1")}
+    arms = {name: arm_result(family="g") for name in ("real", "g x1")}
     # In alphabetical order, as classes are.
     names = ("a up", "b down", "c always", "d same")
     for replicates, gained, lost in ((5, ["a up"], ["b down"]), (4, [], [])):
         pair = contrast(recall_gain=[interval(*gain) for gain in gains], replicates=replicates)
         results = study_results(
-            classes=names, evaluate=evaluate_result(arms=arms, contrasts=[pair])
+            classes=names, generators={"g": ()}, evaluate=evaluate_result(arms=arms, contrasts=[pair])
         )
         (change,) = class_changes(results)
         assert (change.gained, change.lost) == (gained, lost)
@@ -148,15 +148,17 @@ def test_classes_that_gain_and_lose_are_told_where_replicates_are_enough() -> No
 
 
 def test_beside_another_baseline_the_difference_to_real_images_is_told() -> None:
-    arms = {"g x1": arm_result({"macro_f1": arm_figure(0.5, 0.7)}),
+    arms = {"g x1": arm_result({"macro_f1": arm_figure(0.5, 0.7)}, family="g"),
             "real": arm_result({"macro_f1": arm_figure(0.4, 0.5)})}  # fmt: skip
-    arms |= {name: arm_result() for name in ("t x2", "g unfiltered x1")}
+    arms |= {name: arm_result(family="g") for name in ("t x2", "g unfiltered x1")}
     to_real = {}
     for against, baseline in (("t x2", "t x2"), ("g unfiltered x1", "t x2"), ("real", "real")):
         pair = contrast(against=against, recall_gain=[interval(0.0)],
                         recall_gain_to_real=[interval(0.1)])  # fmt: skip
         evaluate = evaluate_result(arms=arms, baseline=baseline, contrasts=[pair])
-        (change,) = class_changes(study_results(classes=("a",), evaluate=evaluate))
+        (change,) = class_changes(
+            study_results(classes=("a",), generators={"g": ()}, evaluate=evaluate)
+        )
         to_real[against] = change.declared_to_real
     assert to_real["t x2"].estimate == pytest.approx(0.15)
     assert to_real["g unfiltered x1"] is to_real["real"] is None
