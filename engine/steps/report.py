@@ -14,7 +14,7 @@ from engine.steps import StepKind
 
 
 class Report(StepKind):
-    version: ClassVar[int] = 9
+    version: ClassVar[int] = 10
     Spec: ClassVar[type[Spec]] = ReportSpec
     summary: ClassVar[str] = "write the page"
 

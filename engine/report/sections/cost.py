@@ -74,29 +74,6 @@ class TimedStep:
     manifest: Manifest
 
 
-@dataclass(frozen=True)
-class WorkCost:
-    """Hours of one kind of work, over its steps."""
-
-    work: str
-    steps: int
-    hours: Hours
-    devices: str
-
-
-@dataclass(frozen=True)
-class Price:
-    """The hours of generating the images of an arm once and, if it helps, these hours per point
-    gained, for the gain and for both ends of its interval."""
-
-    arm: str
-    unit: str
-    hours: float
-    per_point: float | None = None
-    least: float | None = None
-    most: float | None = None
-
-
 def models(results: StudyResults) -> Section:
     """Each model that the study trained. Each arm is represented by its best classifier on val."""
     entries = model_rows(results)
@@ -113,29 +90,13 @@ def cost(results: StudyResults) -> Section:
     kinds: dict[str, list[Manifest]] = {work: [] for work in _WORDS}
     for entry in timed:
         kinds.setdefault(entry.work, []).append(entry.manifest)
-    costs = [work_cost(work, manifests) for work, manifests in kinds.items() if manifests]
-    prices = prices_of(results, timed)
+    costs = [cost_row(work, manifests) for work, manifests in kinds.items() if manifests]
+    prices = price_rows(results, timed)
     html = render(
         "cost.html", costs=costs, prices=prices, objective=results.objective,
         total=Hours.total(entry.manifest for entry in timed),
     )  # fmt: skip
-    return Section(
-        html,
-        {
-            "cost": [
-                {"work": entry.work, "steps": entry.steps, **entry.hours.columns,
-                 "devices": entry.devices}
-                for entry in costs
-            ],
-            "prices": [
-                {"arm": price.arm, "unit": price.unit, "images_took": price.hours,
-                 "per_point": price.per_point, "per_point_least": price.least,
-                 "per_point_most": price.most}
-                for price in prices
-            ],
-        },
-        timed=("cost", "prices"),
-    )  # fmt: skip
+    return Section(html, {"cost": costs, "prices": prices}, timed=("cost", "prices"))
 
 
 def timed_steps(results: StudyResults) -> list[TimedStep]:
@@ -148,23 +109,25 @@ def timed_steps(results: StudyResults) -> list[TimedStep]:
     return steps + [TimedStep("train", item.trial.step, item.manifest) for item in results.trials]
 
 
-def work_cost(work: str, manifests: Sequence[Manifest]) -> WorkCost:
+def cost_row(work: str, manifests: Sequence[Manifest]) -> Row:
+    """Hours of one kind of work, over its steps."""
     devices = {str(item.provenance.get("device") or "not recorded") for item in manifests}
-    return WorkCost(
-        _WORDS.get(work, work), len(manifests), Hours.total(manifests),
-        ", ".join(sorted(devices)) if work in _ON_DEVICE else "",
-    )  # fmt: skip
+    return {
+        "work": _WORDS.get(work, work), "steps": len(manifests), **Hours.total(manifests).columns,
+        "devices": ", ".join(sorted(devices)) if work in _ON_DEVICE else "",
+    }  # fmt: skip
 
 
-def prices_of(results: StudyResults, timed: Sequence[TimedStep]) -> list[Price]:
-    """The price of each contrast with the baseline.
+def price_rows(results: StudyResults, timed: Sequence[TimedStep]) -> list[Row]:
+    """For each contrast with the baseline, the hours of generating the images once and, if the arm
+    helps, these hours per point gained, for the gain and for both ends of its interval.
 
     The hours cover the whole pool for the largest ratio, whichever ratio was chosen. The unit is
     GPU hours if a GPU was reserved, else CPU hours; wall-clock hours if the resources are not
     known.
     """
     fits = 1 + max(item.trial.fit for item in results.trials)
-    prices = []
+    prices: list[Row] = []
     for contrast in results.evaluate.contrasts:
         if contrast.against != results.evaluate.baseline:
             continue
@@ -176,13 +139,14 @@ def prices_of(results: StudyResults, timed: Sequence[TimedStep]) -> list[Price]:
         unit, hours = "hours", every.wall
         if every.cpu is not None:
             unit, hours = ("GPU hours", every.gpu or 0.0) if every.gpu else ("CPU hours", every.cpu)
-        price = Price(contrast.arm, unit, hours / fits)
-        if contrast.word == "helps" and contrast.low > 0:
-            gains = contrast.effect.estimate, contrast.high, contrast.low
-            price = Price(
-                contrast.arm, unit, price.hours, *(price.hours / (100 * gain) for gain in gains)
-            )
-        prices.append(price)
+        gained = contrast.word == "helps" and contrast.low > 0
+        gains = {"per_point": contrast.effect.estimate, "per_point_least": contrast.high,
+                 "per_point_most": contrast.low}  # fmt: skip
+        prices.append(
+            {"arm": contrast.arm, "unit": unit, "images_took": hours / fits,
+             **{name: hours / fits / (100 * gain) if gained else None
+                for name, gain in gains.items()}}
+        )  # fmt: skip
     return prices
 
 

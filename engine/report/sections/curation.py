@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
-from engine.core.registry import resolve
+from engine.core.registry import kind_of
 from engine.report.download import Row
 from engine.report.generators import GeneratorFit
 from engine.report.page import Section, render
 from engine.report.results import StudyResults
 from engine.report.sections.confusion import MOST_CLASSES, cells, most_confused
 from engine.report.sections.fidelity import FigureCell, cell, near_of
-from engine.results.images import FilterReport
 
 
 def curation(results: StudyResults) -> Section:
     """For each generator, its fits, the funnel and filters of the first, and the labeler's view."""
     generators = results.generators
-    filters = {name: [filter_effect(report) for report in fits[0].curated.filters]
-               for name, fits in generators.items()}  # fmt: skip
-    reasons = {entry.name: str(resolve("filters", entry.name).drop_reason)
-               for entries in filters.values() for entry in entries}  # fmt: skip
+    reasons = {report.name: str(kind_of("filters", report).drop_reason)
+               for fits in generators.values() for report in fits[0].curated.filters}  # fmt: skip
     few = len(results.classes) <= MOST_CLASSES
     seen = {name: fits[0].curated.labeler.confusion for name, fits in generators.items()
             if fits[0].curated.labeler is not None}  # fmt: skip
     html = render(
-        "curation.html", results=results, filters=filters, reasons=reasons,
-        fit_rows={name: [fit_row(fit) for fit in fits] for name, fits in generators.items()},
+        "curation.html", results=results, reasons=reasons,
+        near={name: [near_train(fit) for fit in fits] for name, fits in generators.items()},
         cells={name: cells(counts, results.classes) if few else []
                for name, counts in seen.items()},
         pairs={name: [] if few else most_confused(counts, results.classes)
@@ -59,51 +55,9 @@ def curation(results: StudyResults) -> Section:
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class FilterEffect:
-    """The images that a filter dropped, and the values of its limits, of all classes."""
-
-    name: str
-    dropped: int
-    limits: dict[str, list[float]]
-
-
-def filter_effect(report: FilterReport) -> FilterEffect:
-    limits = {
-        name: [value for _, value in by_class(limit) if value is not None]
-        for name, limit in report.limits.items()
-    }
-    return FilterEffect(report.name, report.dropped, limits)
-
-
-def by_class(
-    limit: float | Mapping[str, float | None] | None,
-) -> list[tuple[str | None, float | None]]:
-    """The values of a limit by class; by None if it is the same for all."""
-    return list(limit.items()) if isinstance(limit, Mapping) else [(None, limit)]
-
-
-@dataclass(frozen=True)
-class FitRow:
-    """One fit of a generator. near: the share of kept images near to train, in percent. stops: the
-    reasons that forbid the export."""
-
-    fit: int
-    generated: int
-    kept: int
-    dropped: dict[str, int]
-    near: FigureCell
-    stops: list[str]
-
-
-def fit_row(fit: GeneratorFit) -> FitRow:
-    funnel, filters = fit.curated.funnel.values(), fit.curated.filters
-    return FitRow(
-        fit.fit, sum(entry.generated for entry in funnel), sum(entry.kept for entry in funnel),
-        {report.name: report.dropped for report in filters},
-        cell("near", [near_of(fit.measured.scopes) if fit.measured else None]),
-        [report.stops for report in filters if report.stops],
-    )  # fmt: skip
+def near_train(fit: GeneratorFit) -> FigureCell:
+    """The share of kept images near to train, in percent."""
+    return cell("near", [near_of(fit.measured.scopes) if fit.measured else None])
 
 
 def limit_rows(fit: GeneratorFit) -> list[Row]:
@@ -113,7 +67,7 @@ def limit_rows(fit: GeneratorFit) -> list[Row]:
         {**fit.columns, "filter": report.name, "limit": name, "class": label, "value": value}
         for report in fit.curated.filters
         for name, limit in report.limits.items()
-        for label, value in by_class(limit)
+        for label, value in (limit.items() if isinstance(limit, Mapping) else [(None, limit)])
     ]
 
 

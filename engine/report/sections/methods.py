@@ -51,15 +51,6 @@ class GeneratorInWords:
     source: Source
 
 
-@dataclass(frozen=True)
-class CombinedFamily:
-    """Generators whose images are added together. reduced: to the reduced set of real images."""
-
-    family: str
-    generators: list[str]
-    reduced: bool
-
-
 def methods(results: StudyResults) -> Section:
     """Paragraphs on data, images, classifiers, tests and software."""
     study, arms = results.study, results.search_spec.arms
@@ -74,7 +65,6 @@ def methods(results: StudyResults) -> Section:
     for arm in added:
         if not arm.ratio and results.amounts[arm.name] not in amounts:
             amounts.append(results.amounts[arm.name])
-    families = {arm.family for arm in arms}
     assert study.classifier is not None, "it was compared"
     return Section(
         render(
@@ -85,11 +75,6 @@ def methods(results: StudyResults) -> Section:
             amounts=amounts,
             class_ratios=[f"{ratio:g} ({listed(members(study, name))})"
                           for name, ratio in (request.ratio_by_class or {}).items()],
-            combined=[
-                CombinedFamily(family, [part for part in parts if part != "reduced"],
-                               "reduced" in parts)
-                for family, parts in study.search.combine.items() if family in families
-            ],
             only=[arm.generators[0] for arm in arms if arm.synthetic_only],
             classifier=classifier_in_words(study.classifier), settings=other_settings(study),
             longer=[arm for arm in arms if arm.budget != 1],

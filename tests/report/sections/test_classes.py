@@ -137,8 +137,9 @@ def test_classes_that_gain_and_lose_are_told_where_replicates_are_enough() -> No
     for replicates, gained, lost in ((5, ["a up"], ["b down"]), (4, [], [])):
         pair = contrast(recall_gain=[interval(*gain) for gain in gains], replicates=replicates)
         results = study_results(
-            classes=names, generators={"g": ()}, evaluate=evaluate_result(arms=arms, contrasts=[pair])
-        )
+            classes=names, generators={"g": ()},
+            evaluate=evaluate_result(arms=arms, contrasts=[pair]),
+        )  # fmt: skip
         (change,) = class_changes(results)
         assert (change.gained, change.lost) == (gained, lost)
         text = plain_text(verdict(results).html)
