@@ -10,15 +10,21 @@ from engine.report.table import STARS, stars
 
 def arms(results: StudyResults) -> Section:
     """A row for each arm, in the order of the study."""
+    budget = results.evaluate.budget
     return Section(
         render("arms.html", results=results, table=results.table, levels=STARS),
         {
             "arms": arm_rows(results),
+            # The effect of twice the steps on real images, on test.
+            "budget": [
+                {"arm": "real_double", "against": "real", "difference": budget.estimate,
+                 "low": budget.low, "high": budget.high}
+            ] if budget else [],
             "reduced": [
                 {"class": name, **dict(reduced)} for name, reduced in results.reduced.items()
             ],
         },
-    )
+    )  # fmt: skip
 
 
 def comparisons(results: StudyResults) -> Section:

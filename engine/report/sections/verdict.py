@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.report.download import Row
 from engine.report.generators import GeneratorFit, Probe
 from engine.report.page import Section, render
 from engine.report.results import StudyResults
@@ -26,14 +25,7 @@ def warnings(results: StudyResults) -> Section:
     """What limits the result: the budget, the images, earlier openings of test."""
     images = [image_warnings(results.probes[name], fits)
               for name, fits in results.generators.items()]  # fmt: skip
-    html = render("warnings.html", results=results, images=images)
-    effect = results.evaluate.budget
-    if effect is None:
-        return Section(html)
-    # The effect of twice the steps on real images, on test.
-    budget: Row = {"arm": "real_double", "against": "real", "difference": effect.estimate,
-                   "low": effect.low, "high": effect.high}  # fmt: skip
-    return Section(html, {"budget": [budget]})
+    return Section(render("warnings.html", results=results, images=images))
 
 
 @dataclass(frozen=True)
