@@ -40,6 +40,7 @@ _TILE = 52  # px
 
 
 class ReportSpec(Spec):
+    # With all its defaults, for the page to show.
     study: Study
     preprocess: Preprocess
     task: str

@@ -52,8 +52,9 @@ def tile(image: np.ndarray, side: int) -> str:
 
 
 @dataclass(frozen=True)
-class Dropped:
-    """A dropped image: the filter that dropped it, and the class seen if that was the reason."""
+class Tile:
+    """An image, by id or as a data URL. reason: the filter that dropped it, if any. seen: the class
+    that the labeler saw, if that was the reason."""
 
     image: str
     reason: str
@@ -68,7 +69,7 @@ class MadeTiles:
     generator: str
     synthetic: bool
     kept: list[str]
-    dropped: list[Dropped]
+    dropped: list[Tile]
 
 
 @dataclass(frozen=True)
@@ -139,11 +140,11 @@ def shown_classes(tables: Mapping[str, pa.Table]) -> tuple[list[str], int]:
     return sorted(worst[:most]), len(worst[most:])
 
 
-def choose_tiles(table: pa.Table) -> tuple[dict[str, list[Dropped]], dict[str, list[Dropped]]]:
+def choose_tiles(table: pa.Table) -> tuple[dict[str, list[Tile]], dict[str, list[Tile]]]:
     """A few images by id: kept ones by the class they are used as, dropped ones by the requested
     class."""
-    kept: dict[str, list[Dropped]] = {}
-    dropped: dict[str, list[Dropped]] = {}
+    kept: dict[str, list[Tile]] = {}
+    dropped: dict[str, list[Tile]] = {}
     for image_id, used, intended, good, reason, seen in zip(
         *(table[name].to_pylist() for name in
           (rows.IMAGE_ID, rows.LABEL, rows.LABEL_INTENDED, rows.KEPT, rows.REASON,
@@ -152,5 +153,5 @@ def choose_tiles(table: pa.Table) -> tuple[dict[str, list[Dropped]], dict[str, l
     ):  # fmt: skip
         chosen = kept.setdefault(used, []) if good else dropped.setdefault(intended, [])
         if len(chosen) < TILES:
-            chosen.append(Dropped(image_id, reason, seen if reason == "agreement" else ""))
+            chosen.append(Tile(image_id, reason, seen if reason == "agreement" else ""))
     return kept, dropped
