@@ -179,7 +179,7 @@ def run_tune(argv: Sequence[str] | None = None) -> int:
         tried = tune(values, store, runtime, profile)
     page = store.page(study.name, "tuned.yaml")
     store.put(page, tried.study.encode())
-    store.put(store.page(study.name, "tries.csv"), as_csv(tried.tries).encode())
+    store.put(store.page(study.name, "tries.csv"), as_csv(tried.tries))
     table = json.dumps({"objective": tried.objective, "tries": tried.tries}, indent=1)
     store.put(store.page(study.name, "tries.json"), table.encode())
     print(f"\n{as_text(tried.tries, tried.best, tried.objective)}\n", flush=True)

@@ -11,7 +11,6 @@ from engine.comparison.arms import Added, Arm
 from engine.core.errors import StudyError
 from engine.core.registry import kind_of
 from engine.core.rng import derive_seed
-from engine.core.spec import canonical
 from engine.core.step import Step, Subject, make_step
 from engine.sections import Amount, Request, Tune
 from engine.stages.measuring import measuring
@@ -206,7 +205,7 @@ def plan_comparison(data: DataPlan, pools: Mapping[str, Sequence[Pool]]) -> list
         "report",
         {
             # The page reports only the number of tuned settings.
-            "study": canonical(study.model_copy(update={"tune": Tune(tried=study.tune.tried)})),
+            "study": study.model_copy(update={"tune": Tune(tried=study.tune.tried)}),
             "preprocess": study.preprocess, "task": data.task, "generators": tuple(pools),
             "target_classes": data.request.classes, "seed": study.seed,
         },

@@ -3,7 +3,6 @@ the full request."""
 
 from __future__ import annotations
 
-import base64
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -24,6 +23,7 @@ from engine.data.arrays import first_images
 from engine.data.images import Preprocess, encode
 from engine.execute import execute
 from engine.profile import Profile
+from engine.report.download import data_url
 from engine.report.page import render
 from engine.results.data import IngestResult
 from engine.runtime.base import Runtime
@@ -139,4 +139,4 @@ def _section(
 def _tile(image: np.ndarray, preprocess: Preprocess) -> str:
     """An image as a data URL."""
     data = encode(image, preprocess.model_copy(update={"codec": "png"}))
-    return f"data:image/png;base64,{base64.b64encode(data).decode()}"
+    return data_url(data, "image/png")

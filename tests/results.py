@@ -5,6 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from engine.comparison.arms import Arm, SearchSpec, Trial
+from engine.core.manifest import Manifest
+from engine.core.spec import Spec
+from engine.core.step import Step, Subject
+from engine.nets.classification import Training
+from engine.report.generators import GeneratorFit
+from engine.report.results import ReportSpec, StudyResults, Trained
 from engine.results.comparison import (
     ArmFigure,
     ArmResult,
@@ -17,7 +24,9 @@ from engine.results.comparison import (
     SearchResult,
     ValMean,
 )
+from engine.results.data import IngestResult
 from engine.results.images import CurateResult, LabelerReport
+from engine.study import Study
 
 NOTHING = Estimate(estimate=0.0, low=-0.01, high=0.01, p=1.0)
 
@@ -95,3 +104,85 @@ def labeler_report(**fields: Any) -> LabelerReport:
 
 def curated(**fields: Any) -> CurateResult:
     return CurateResult(**{"funnel": {}, **fields})
+
+
+def manifest(
+    kind: str, seconds: float = 1.0, held: tuple[tuple[int, float, float], ...] | None = None,
+    **metrics: Any,
+) -> Manifest:  # fmt: skip
+    """held: workers, and CPUs and GPUs of each; or one with a CPU and a quarter of a GPU."""
+    uses = ((1, 1.0, 0.25),) if held is None else held
+    return Manifest(
+        kind=kind, key="k", label=kind, spec={}, inputs={}, parts=(), rows=1, metrics=metrics,
+        provenance={
+            "seconds": seconds, "device": "cuda", "started": "2026", "versions": {"torch": "2"},
+            "python": "3",
+            "held": [{"workers": workers, "cpus": cpus, "gpus": gpus, "seconds": seconds}
+                     for workers, cpus, gpus in uses],
+        },
+    )  # fmt: skip
+
+
+def trained(
+    name: str, generators: tuple[str, ...] = (), seconds: float = 1.0, fit: int = 0,
+    ratio: float | None = 0.0, role: str = "baseline", **val: Any,
+) -> Trained:  # fmt: skip
+    """A classifier of the arm `name`, with the fields of its result on val."""
+    arm = Arm(name=name, family=name.partition(" ")[0], mixes=("mix",), generators=generators,
+              ratio=ratio, role=role)  # fmt: skip
+    step = Step("train", Subject(name, number=fit), Spec(), {}, {})
+    scores = {"per_class": {}, "confusion": [], "macro_f1": 0.5, **val}
+    done = manifest("train", seconds, best_step=1, val=scores)
+    return Trained(Trial(arm, fit, fit, step), done, {"a": 1})
+
+
+def generator_fit(name: str = "g", fit: int = 0, **fields: Any) -> GeneratorFit:
+    """A fit of a generator with the fields of its curation."""
+    curate = manifest("curate", **curated(**fields).model_dump(mode="json"))
+    return GeneratorFit(name, fit, curate, manifest("generate"))
+
+
+def toy_study(**fields: Any) -> Study:
+    return Study.model_validate(
+        {
+            "name": "s", "reader": {"name": "digits"}, "preprocess": {"size": 16, "channels": "L"},
+            "split": {"group": "none"}, "classifier": {"name": "small"},
+            "generators": {
+                "ddpm": {"name": "ddpm", "train_steps": 70}, "t": {"name": "traditional"},
+            },
+            "request": {"ratio": 2}, **fields,
+        }
+    )  # fmt: skip
+
+
+def ingest_result(*classes: str) -> IngestResult:
+    counts = {name: 10 + 30 * number for number, name in enumerate(classes)}
+    return IngestResult(
+        counts={split: dict(counts) for split in ("train", "val", "test")},
+        carved=["val", "test"], near_limit={"fine": 0.9},
+    )  # fmt: skip
+
+
+def search_spec(*arms: Arm, fits: int = 1, seeds: int = 5) -> SearchSpec:
+    return SearchSpec.model_construct(
+        generator_fits=fits, seeds=tuple(range(fits * seeds)), arms=arms, training=Training(),
+        classifier=toy_study().classifier,
+    )  # fmt: skip
+
+
+def study_results(
+    study: Study | None = None, classes: tuple[str, ...] = ("a", "b"), **fields: Any
+) -> StudyResults:
+    """The results of a study, with as little in them as a section needs."""
+    study = study or toy_study()
+    spec = ReportSpec.model_construct(
+        study=study, preprocess=study.preprocess, task="class", target_classes="all", seed=0,
+        generators=tuple(study.generators),
+    )  # fmt: skip
+    defaults: dict[str, Any] = {
+        "spec": spec, "store": None, "inputs": {"evaluate": manifest("evaluate")},
+        "ingest": ingest_result(*classes), "search_spec": search_spec(),
+        "search": search_result(), "evaluate": evaluate_result(), "trials": (), "generators": {},
+        "steps": (), "amounts": {},
+    }  # fmt: skip
+    return StudyResults(**{**defaults, **fields})

@@ -126,7 +126,7 @@ def test_of_tune_the_number_of_settings_alone_enters_a_key(bars_study: Make) -> 
     assert report(bars_study(tune={"knobs": knobs, "arm": "real"})).key == plain.key
     tuned_before = report(bars_study(tune={"tried": 7}))
     assert tuned_before.key != plain.key
-    assert tuned_before.spec.study["tune"]["tried"] == 7  # type: ignore[attr-defined]
+    assert tuned_before.spec.study.tune.tried == 7  # type: ignore[attr-defined]
 
 
 def test_fidelity_is_planned_where_images_are_compared(bars_study: Make) -> None:

@@ -56,6 +56,11 @@ class Arm(Spec):
     # The filtered arm, if this is its unfiltered twin.
     twin_of: str | None = None
 
+    @property
+    def synthetic_only(self) -> bool:
+        """Whether it trains only on generated images."""
+        return bool(self.generators) and self.role == "shown" and not self.twin_of
+
 
 class SearchSpec(Spec):
     classifier: ClassifierField

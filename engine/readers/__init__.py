@@ -12,13 +12,14 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import pyarrow as pa
+from typing_extensions import TypeVar
 
 from engine.core import rows
 from engine.core.errors import DataError
 from engine.core.ledger import Ledger
 from engine.core.notice import Notice
 from engine.core.rows import TaskKind
-from engine.core.spec import Configured, S, Spec
+from engine.core.spec import Configured, Spec
 from engine.data.source import Source
 
 
@@ -40,14 +41,17 @@ class ReaderSpec(Spec):
     classes: tuple[str, ...] = ()
 
 
-class Reader(Configured[S]):
+R = TypeVar("R", bound=ReaderSpec, default=Any)
+
+
+class Reader(Configured[R]):
     """Lists images."""
 
     version: ClassVar[int]
     # Whether each image is a file of its own.
     file_per_image: ClassVar[bool] = True
 
-    def __init__(self, spec: S) -> None:
+    def __init__(self, spec: R) -> None:
         self.spec = spec
         # Images that `chosen` left out.
         self.excluded = 0
@@ -79,7 +83,7 @@ class Reader(Configured[S]):
                 raise DataError(
                     f"reader.classes: unknown class {unknown[0]!r}; choose from {known[:200]}"
                 )
-            keep &= np.asarray([label in spec.classes for label in labels], bool)
+            keep &= np.asarray([label in spec.classes for label in labels])
         self.excluded = int((~keep).sum())
         return records.filter(pa.array(keep))
 

@@ -80,31 +80,27 @@ def nearest_files(paths: Iterable[str], names: Sequence[str], root: str) -> dict
         by_stem.setdefault(_folded(str(PurePosixPath(name).with_suffix(""))), name)
         by_stem.setdefault(_folded(PurePosixPath(name).stem), name)
     hints = {}
-    for path in paths:
+    for path in filter(None, paths):
         plain = path.replace("\\", "/")
         inside = plain.removeprefix(folder).lstrip("/") if plain.startswith(folder) else plain
         inside = inside.removeprefix("./")
-        name = by_form.get(_folded(inside))
-        if name is None:
-            stem = PurePosixPath(inside)
-            name = by_stem.get(_folded(inside)) or by_stem.get(
-                _folded(str(stem.with_suffix(""))) if stem.suffix else _folded(stem.name)
-            )
-        if name is None:
+        stem = str(PurePosixPath(inside).with_suffix(""))
+        nearest = by_form.get(_folded(inside)) or by_stem.get(_folded(stem))
+        if nearest is None:
             continue
         if "\\" in path:
             how = "write / for \\"
         elif inside != plain:
             how = "write it relative to reader.root"
-        elif name == inside:
+        elif nearest == inside:
             how = "write it without ./"
-        elif unicodedata.normalize("NFC", name) == unicodedata.normalize("NFC", inside):
+        elif unicodedata.normalize("NFC", nearest) == unicodedata.normalize("NFC", inside):
             how = "the names differ in their Unicode normal form (NFC or NFD)"
-        elif name.casefold() == inside.casefold():
+        elif nearest.casefold() == inside.casefold():
             how = "the names differ in case"
         else:
             how = "folder or extension differ"
-        hints[path] = f"there is {name[:120]}: {how}"
+        hints[path] = f"there is {nearest[:120]}: {how}"
     return hints
 
 

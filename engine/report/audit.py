@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 from engine.core.notice import Notice
 from engine.data.images import decode_own
-from engine.report.download import as_csv, data_url
+from engine.report.download import CSV, as_csv, data_url
 from engine.report.page import render
-from engine.report.tile import tile
+from engine.report.tiles import tile
 
 _SHOWN = 24  # findings of a kind shown with their pictures
 _LISTED = 20_000  # findings in a CSV
@@ -37,6 +36,15 @@ class Finding:
     detail: str = ""
 
 
+@dataclass(frozen=True)
+class GroupCounts:
+    """Groups of each class and in all, and the largest groups of several images."""
+
+    by_class: dict[str, int]
+    largest: list[tuple[str, int]]
+    total: int
+
+
 @dataclass
 class Look:
     """The content of the page."""
@@ -47,11 +55,11 @@ class Look:
     findings: list[Finding]
     problems: list[str]
     warnings: list[Notice]
-    near_limit: dict[str, Any]
+    near_limit: dict[str, float | None]
     # Images of each class in each split: all, and without the duplicates that a study removes.
     counts: dict[str, dict[str, int]]
     distinct: dict[str, dict[str, int]]
-    groups: dict[str, Any]
+    groups: GroupCounts
     grouped: bool
     carved: list[str]
     max_quarantined: float
@@ -235,4 +243,4 @@ def csv_url(findings: Sequence[Finding]) -> str:
         values = asdict(finding)
         del values["image_id"]
         entries.append({**values, "score": f"{finding.score:.4f}"})
-    return data_url(as_csv(entries))
+    return data_url(as_csv(entries), CSV)

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
+from engine.report.download import Row
 from engine.wording import notice_in_words, what_would_settle
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 NO_SPREAD = "no spread"
 # Placeholder for the table of contents in a template.
@@ -13,6 +20,15 @@ CONTENTS = "<!-- contents -->"
 _HEADING = re.compile("<h2>(.*?)</h2>", re.DOTALL)
 # What is said in addition to a heading stays out of its link.
 _ASIDE = re.compile("<span.*?</span>|<[^>]*>", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section of a page, with the tables behind it. timed: tables with times of the run."""
+
+    html: str = ""
+    tables: Mapping[str, Sequence[Row]] = field(default_factory=dict)
+    timed: tuple[str, ...] = ()
 
 
 def duration(hours: float) -> str:
@@ -56,6 +72,16 @@ def p_value(p: float, equals: str = "") -> str:
     return "< 0.001" if p < 0.001 else f"{equals}{p:.3f}"
 
 
+def listed(words: Sequence[str]) -> str:
+    """One, two and three."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def capital(text: str) -> str:
+    """A text that begins with a capital letter."""
+    return text[:1].upper() + text[1:]
+
+
 def alike(low: float, high: float) -> bool:
     """Whether the ends of an interval are equal."""
     return abs(high - low) < 1e-12
@@ -80,6 +106,11 @@ def with_contents(page: str) -> str:
 
 def render(template: str, **values: Any) -> str:
     """Render a template of `engine/report/templates` with autoescaping."""
+    return _environment().get_template(template).render(**values)
+
+
+@cache
+def _environment() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -89,6 +120,7 @@ def render(template: str, **values: Any) -> str:
     environment.filters |= {
         "duration": duration, "hours": hours, "points": points, "in_points": in_points,
         "interval": interval, "points_interval": points_interval, "p_value": p_value,
+        "listed": listed, "capital": capital, "number": "{:,}".format,
         "in_words": notice_in_words, "what_would_settle": what_would_settle,
     }  # fmt: skip
-    return environment.get_template(template).render(**values)
+    return environment

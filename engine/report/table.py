@@ -15,7 +15,7 @@ STARS = (0.05, 0.01, 0.001)
 
 
 @dataclass(frozen=True)
-class Row:
+class ArmRow:
     """One arm. `test` and the later fields are None if test stayed closed for the arm."""
 
     arm: str
@@ -37,7 +37,7 @@ class Row:
 
 def comparison(
     added: Mapping[str, int], search: SearchResult, evaluate: EvaluateResult
-) -> list[Row]:
+) -> list[ArmRow]:
     """A row for each arm, in the order of the study.
 
     added: generated images in each arm, whose real images may be fewer than all.
@@ -48,7 +48,7 @@ def comparison(
     }  # fmt: skip
     rows = []
     for arm, val in search.arms.items():
-        row = Row(arm, added[arm], val.mean, val.sd)
+        row = ArmRow(arm, added[arm], val.mean, val.sd)
         if arm in opened:
             figure, rival = (opened[name].figures[objective] for name in (arm, baseline))
             low, high, marks = None, None, ""
@@ -58,7 +58,7 @@ def comparison(
             elif arm != baseline:
                 interval = paired_t(np.subtract(figure.replicates, rival.replicates).tolist())
                 low, high = interval.low, interval.high
-            row = Row(
+            row = ArmRow(
                 # A t interval of few seeds may exceed the range of a share.
                 row.arm, row.added, row.val, row.val_sd, figure.mean, max(0.0, figure.low),
                 min(1.0, figure.high), opened[arm].figures["accuracy"].mean,
@@ -89,7 +89,7 @@ def _mark(arm: str, tested: ArmResult, search: SearchResult) -> str:
     return "best ratio" if tested.ratio and tested.role == "baseline" else ""
 
 
-def as_text(rows: Sequence[Row], objective: str) -> str:
+def as_text(rows: Sequence[ArmRow], objective: str) -> str:
     """The table in plain text, a line for each arm."""
     lines = [
         ["arm", "added", f"val {objective}", f"test {objective}", "95% interval", "accuracy",

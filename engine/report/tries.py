@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from engine.report.download import Cell
+from engine.report.download import as_csv as rows_as_csv
 
 # Columns that are not knobs.
 FIGURES = ("try", "state", "mean", "sd", "steps", "seconds", "error", "scores")
@@ -20,13 +21,13 @@ def shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=list)
 
 
-def as_csv(tries: Sequence[Row]) -> str:
-    """One line per setting, in order of number."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(tries[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: shown(value) for name, value in row.items()} for row in tries)
-    return text.getvalue()
+def as_csv(tries: Sequence[Row]) -> bytes:
+    """One line per setting, in order of number, with all digits."""
+
+    def cell(value: Any) -> Cell:
+        return value if type(value) in (int, float) else shown(value)
+
+    return rows_as_csv([{name: cell(of) for name, of in row.items()} for row in tries], "")
 
 
 def as_text(tries: Sequence[Row], best: Row, objective: str) -> str:

@@ -72,7 +72,8 @@ class Decode(Stage):
         # An id may come from a user's table; file names never do.
         names = image_names(ids)
         decoded: list[Any] = []
-        status, digests = [], []
+        status: list[str] = []
+        digests: list[str | None] = []
         for uri in uris:
             try:
                 data = self.source.read(uri)

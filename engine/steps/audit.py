@@ -35,7 +35,7 @@ from engine.data.dataset import assign_splits, by_id, replace_column, without
 from engine.data.near_duplicates import of_one_colour
 from engine.metrics.label_errors import label_errors
 from engine.metrics.outliers import LIMIT, neighbour_outliers, odd_sizes
-from engine.report.audit import Finding, Look, page, shown_images
+from engine.report.audit import Finding, GroupCounts, Look, page, shown_images
 from engine.results.data import AuditResult
 from engine.sections import EmbedderField
 from engine.stages.intake import (
@@ -132,7 +132,7 @@ class _Work:
     warnings: list[Notice]
     findings: list[Finding] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
-    near_limit: dict[str, Any] = field(default_factory=dict)
+    near_limit: dict[str, float | None] = field(default_factory=dict)
     carved: list[str] = field(default_factory=list)
     embedded_in: list[Part] = field(default_factory=list)
     broken_share: float = 0.0
@@ -366,15 +366,15 @@ def counts(labels: np.ndarray, splits: np.ndarray) -> dict[str, dict[str, int]]:
             for name in sorted(set(labels.tolist()))}  # fmt: skip
 
 
-def group_counts(labels: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
-    """Groups of each class, and the largest groups with their images."""
+def group_counts(labels: np.ndarray, groups: np.ndarray) -> GroupCounts:
     by_class: dict[str, set[str]] = defaultdict(set)
     for label, group in zip(labels.tolist(), groups.tolist(), strict=True):
         by_class[label].add(group)
     largest = Counter(groups.tolist()).most_common(10)
-    return {"by_class": {name: len(held) for name, held in by_class.items()},
-            "largest": [entry for entry in largest if entry[1] > 1],
-            "total": len(set(groups.tolist()))}  # fmt: skip
+    return GroupCounts(
+        {name: len(held) for name, held in by_class.items()},
+        [entry for entry in largest if entry[1] > 1], len(set(groups.tolist())),
+    )  # fmt: skip
 
 
 def pictures(store: Store, keys: list[str], wanted: set[str]) -> dict[str, bytes]:

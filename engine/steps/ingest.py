@@ -215,14 +215,14 @@ class Ingest(StepKind[IngestSpec]):
                 " it again with --discard ingest (the run then names the images generated from the"
                 " old data, which must be discarded too)"
             )
-        noted = noted_place(store, step)
-        if place == noted:
+        before = noted_place(store, step)
+        if place == before:
             return None
         if changed := changed_files(store, manifest, reader):
             raise DataError(
                 f"ingest {step.key}: {len(changed):,} of its images have other files now (first:"
                 f" {changed[0][:100]} in {place.get('root', 'the data')}; they were ingested from"
-                f" {noted.get('root', 'elsewhere')}): set another profile.storage for other data,"
+                f" {before.get('root', 'elsewhere')}): set another profile.storage for other data,"
                 " or ingest it again with --discard ingest"
             )
         note_place(store, step, place)

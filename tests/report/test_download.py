@@ -4,7 +4,7 @@ import base64
 import csv
 import io
 
-from engine.report.download import as_csv, beside, data_url
+from engine.report.download import CSV, as_csv, beside, data_url
 
 
 def test_a_table_is_read_back_and_no_text_of_a_user_is_a_formula() -> None:
@@ -23,7 +23,7 @@ def test_a_table_is_read_back_and_no_text_of_a_user_is_a_formula() -> None:
 
 def test_a_link_holds_the_table_itself() -> None:
     table = as_csv([{"a": "ü"}])
-    assert base64.b64decode(data_url(table).partition("base64,")[2]) == table
+    assert base64.b64decode(data_url(table, CSV).partition("base64,")[2]) == table
 
 
 def test_tables_lie_below_the_page() -> None:

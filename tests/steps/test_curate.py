@@ -19,7 +19,7 @@ from engine.execute import discard
 from engine.export import export
 from engine.plan import named, plan
 from engine.profile import Profile
-from engine.report.sections.curation import choose_tiles
+from engine.report.tiles import choose_tiles
 from engine.study import Study
 from tests.conftest import write_bars
 from tests.text_image import save_clip

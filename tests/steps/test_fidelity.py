@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import pytest
 
 from engine.core import rows
 from engine.core.manifest import Manifest
-from engine.core.notice import Notice
 from engine.core.store import Store
 from engine.data.arrays import vectors_of
 from engine.metrics.diversity import vendi_score
@@ -22,14 +20,10 @@ from engine.metrics.frechet import frechet_distance
 from engine.metrics.kernel import kernel_distance
 from engine.metrics.prdc import prdc
 from engine.plan import plan
-from engine.report.sections.embedding import image_warnings
-from engine.report.sections.fidelity import merge_scopes
-from engine.results.images import FidelityScope, FilterReport
 from engine.steps.fidelity import Embedded, FidelitySpec, plan_scope
 from engine.study import Study
 from tests.conftest import write_bars
 from tests.pages import plain_headings
-from tests.results import curated, labeler_report
 from tests.stages.test_vectors import embed_parts
 
 Run = Callable[[Study, str], Manifest]
@@ -324,67 +318,3 @@ def test_every_fit_is_measured_and_reported(
     assert page.count("from the first of 2 generator fits") == 3
     probe = page[page.index("Can images of more") : page.index("<h2>The models")]
     assert "Mean over 2 generator fits" in probe
-
-
-def scope_of(n: int, frechet: float, **fields: Any) -> FidelityScope:
-    figures = {
-        "n": n, "sampled": n, "frechet": frechet, "kernel": [frechet, -1.0, 1.0],
-        "precision": 0.5, "recall": 0.5, "density": 0.5, "coverage": 0.5, "vendi": 3.0,
-        "nearest": 0.25, "near": None,
-    }  # fmt: skip
-    scope = {"classes": ["down"], "val": 40, "few": None, "val_sampled": 40, "val_nearest": 0.2,
-             "sets": {"kept": figures}, "floor": {}}  # fmt: skip
-    return FidelityScope.model_validate({**scope, **fields})
-
-
-def test_fits_of_equal_size_share_a_row() -> None:
-    (scope,) = merge_scopes([[scope_of(60, 1.0)], [scope_of(60, 3.0)], [scope_of(50, 9.0)]])
-    same, other = scope["rows"]
-    assert (same["set"], same["n"]) == ("generated, kept, fits 0, 1", 60)
-    assert same["cells"][:2] == [("2", "[1, 3]"), ("2", "[1, 3]")]
-    assert (other["set"], other["n"]) == ("generated, kept, fit 2", 50)
-    (close,) = merge_scopes([[scope_of(60, 1.0)], [scope_of(60, 1.0001)]])[0]["rows"]
-    assert close["cells"][0] == ("1", "")
-    # With one fit, figures with an interval show it.
-    assert other["cells"][:3] == [("9", ""), ("9", "[-1, 1]"), ("0.50", "")]
-    assert other["cells"][-1] == ("", "")
-
-
-def test_warning_of_a_later_fit_names_the_fit() -> None:
-    @dataclass
-    class Asked:
-        generators: tuple[str, ...] = ("more",)
-
-    nothing = curated()
-    stopped = FilterReport(
-        name="copies", dropped=3, limits={}, stops=Notice.of("copies", copies=3, images=60)
-    )
-    copied = curated(filters=[stopped])
-    probed = {"more": {"entries": [{"label": "down", "areas": {0: 0.6, 1: 0.97}}]}}
-    told, stops = image_warnings(probed, {"more": [nothing, copied]}, Asked())
-    assert told.startswith("images of more, fit 1 are easily distinguished from real ones")
-    assert stops.startswith("more, fit 1: 3 of 60 images are copies of training images")
-    # Warnings about all fits appear once.
-    probed = {"more": {"entries": [{"label": "down", "areas": {0: 0.96, 1: 0.97}}]}}
-    seen, more = (
-        curated(labeler=labeler_report(agreement_kept=kept, agreement_val=0.95))
-        for kept in (0.5, 0.6)
-    )
-    apart, other = image_warnings(probed, {"more": [seen, more]}, Asked())
-    assert "images of more are easily distinguished" in apart
-    assert "0.96 to 0.97" in apart
-    assert "in 50% to 60% of kept images" in other
-    probed["more"]["entries"][0]["areas"] = {0: 0.997, 1: 1.0}
-    assert "curve 1.00 by class" in image_warnings(probed, {"more": [nothing, nothing]}, Asked())[0]
-    (alone,) = image_warnings({}, {"more": [copied]}, Asked())
-    assert alone.startswith("more: 3 of 60")
-
-
-def test_scope_with_too_few_images_names_the_fit() -> None:
-    reason = Notice.of("few_generated", images=9)
-    few = FidelityScope(classes=["down"], val=40, few=reason, sets={}, floor={})
-    (scope,) = merge_scopes([[scope_of(60, 1.0, sets={"kept": {"n": 3}})], [few]])
-    assert scope["few"] == "9 generated (fit 1)"
-    (row,) = scope["rows"]
-    assert (row["set"], row["n"], row["cells"]) == ("generated, kept, fit 0", 3, None)
-    assert (scope["title"], scope["whole"], scope["val_sampled"]) == ("down", False, 40)

@@ -16,19 +16,13 @@ import pytest
 from PIL import Image
 
 from engine.cli import show_report
-from engine.comparison.arms import Arm, SearchSpec
 from engine.core.manifest import Manifest
 from engine.core.step import upstream
 from engine.core.store import Store
 from engine.execute import execute
 from engine.plan import named, plan
 from engine.profile import Profile
-from engine.report.plots import Saturation
-from engine.report.sections.image_tables import Pool
-from engine.report.sections.image_tables import fidelity as fidelity_rows
-from engine.results.comparison import SaturationPoint
 from engine.runtime.inline import InlineRuntime
-from engine.steps.report import arm_notes, replication, saturated, saturation_in_words
 from engine.study import Study
 from tests.conftest import write_bars
 from tests.pages import plain_headings
@@ -386,74 +380,6 @@ def figures_section(page: str) -> str:
     return page[page.index("<h2>Every figure") : page.index("<h2>How many to add")]
 
 
-def test_seeds_are_told_of_each_generator_fit() -> None:
-    once = SearchSpec.model_construct(generator_fits=1, seeds=(1, 2))
-    assert replication(once) == "the same 2 classifier seeds"
-    of_fits = replication(SearchSpec.model_construct(generator_fits=3, seeds=tuple(range(6))))
-    want = "3 fits of each generator and 2 classifier seeds for each fit (the same in all arms)"
-    assert of_fits == want
-
-
-def test_no_saturation_is_claimed_at_the_largest_ratio() -> None:
-    arms = [
-        Arm(name=f"g {ratio}", family="g", mixes=("m",), ratio=ratio, role="compared")
-        for ratio in (0.5, 1.0, 2.0, None)
-    ]
-
-    def at(ratio: float, low: float, high: float) -> SaturationPoint:
-        return SaturationPoint(ratio=ratio, low=low, high=high)
-
-    (seen,) = saturation_in_words({"g": at(0.5, 0.0, 1.0)}, arms, 0.01, 5)
-    assert "beyond a ratio of 0.5 (95% interval over replicates: 0 to 1), more images" in seen
-    for point in (at(2.0, 1.0, 2.0), at(1.0, 0.5, 2.0)):
-        (none,) = saturation_in_words({"g": point}, arms, 0.01, 5)
-        assert "no saturation was seen up to x2" in none
-        assert "more images" not in none
-        assert saturated({"g": point}, arms, 5) == []
-    seen = {"g": at(0.5, 0.0, 1.0)}
-    assert saturated(seen, arms, 5) == [Saturation("g", 0.5, 0.0, 1.0)]
-    assert saturated(seen, arms, 4) == []
-    (few,) = saturation_in_words(seen, arms, 0.01, 4)
-    assert "too few replicates (4, minimum 5)" in few
-    (nothing,) = saturation_in_words({"g": at(0.0, 0.0, 0.5)}, arms, 0.01, 5)
-    assert "g: no ratio adds more than 1 point to real images alone" in nothing
-
-
-def test_what_only_means_is_told_of_the_arm_that_is_called_so() -> None:
-    made = Arm(name="g only", family="g", mixes=("m",), ratio=None, role="shown",
-               generators=("g",))  # fmt: skip
-    assert any("classification accuracy score" in text for text in arm_notes([made]))
-    # The twin of an arm whose amount is no ratio is another thing.
-    (twin,) = arm_notes([made.model_copy(update={"twin_of": "g to 200"})])
-    assert "unfiltered" in twin
-
-
 def images_of(store: Store, manifest: Manifest) -> list[str]:
     keys = [part.key for part in manifest.parts if part.tags.keys() & {"label", "split"}]
     return [i for table in store.tables(keys, ["image_id"]) for i in table["image_id"].to_pylist()]
-
-
-def test_a_row_for_every_set_of_images_with_the_ends_of_its_intervals() -> None:
-    real = {"n": 40, "frechet": 0.5, "kernel": [0.1, 0.05, 0.2], "near": None}
-    scopes = [
-        {"classes": ["a", "b"], "val": 50, "few": "", "sets": {
-            "kept": {**real, "vendi": 3.0, "sampled": 30}, "real": {"n": 9}}, "floor": {
-            "kept": {**real, "n": 9}}},
-        {"classes": ["a"], "val": 3, "few": "3 in val", "sets": {}, "floor": {}},
-    ]  # fmt: skip
-    manifest = Manifest(
-        kind="fidelity", key="k", label="fidelity.g", spec={"embedder": {"name": "dino"}},
-        inputs={}, parts=(), rows=1, metrics={"scopes": scopes, "warnings": []}, provenance={},
-    )  # fmt: skip
-    held = [Pool("g", fit, manifest) for fit in (0, 1)]
-    whole, real_row, floor, few, *second = fidelity_rows(held)
-    assert whole == {
-        "generator": "g", "generator_fit": 0, "embedder": "dino", "scope": "all",
-        "classes": "a | b", "val_images": 50, "set": "kept", "at_floor": False, "n": 40,
-        "sampled": 30, "frechet": 0.5, "kernel": 0.1, "kernel_low": 0.05, "kernel_high": 0.2,
-        "near": None, "vendi": 3.0,
-    }  # fmt: skip
-    assert (real_row["set"], real_row["n"]) == ("real", 9)
-    assert (floor["set"], floor["n"], floor["at_floor"]) == ("kept", 9, True)
-    assert (few["scope"], few["too_few"]) == ("a", "3 in val")
-    assert [row["generator_fit"] for row in second] == [1] * 4

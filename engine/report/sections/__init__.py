@@ -1,1 +1,35 @@
-"""The sections of the page: each turns results into what its template shows, and into tables."""
+"""The sections of a study's page, in order. Each is a function of the results, in a module with the
+plots and the tables of the section; its text is in the template of its name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from engine.report.page import CONTENTS, Section
+from engine.report.results import StudyResults
+from engine.report.sections.arms import arms, comparisons, figures
+from engine.report.sections.calibration import calibration
+from engine.report.sections.classes import classes
+from engine.report.sections.confusion import confusion
+from engine.report.sections.cost import cost, models
+from engine.report.sections.curation import curation
+from engine.report.sections.embedding import embedding
+from engine.report.sections.fidelity import fidelity
+from engine.report.sections.images import first_images, images
+from engine.report.sections.methods import methods, not_known
+from engine.report.sections.provenance import provenance
+from engine.report.sections.ratio_curve import ratio_curve
+from engine.report.sections.training import training
+from engine.report.sections.verdict import verdict, warnings
+
+
+def contents(results: StudyResults) -> Section:
+    """The place of the table of contents."""
+    return Section(CONTENTS)
+
+
+SECTIONS: tuple[Callable[[StudyResults], Section], ...] = (
+    verdict, first_images, contents, warnings, arms, comparisons, figures, ratio_curve, classes,
+    calibration, confusion, training, images, curation, fidelity, embedding, models, cost, methods,
+    not_known, provenance,
+)  # fmt: skip

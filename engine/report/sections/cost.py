@@ -1,21 +1,21 @@
-"""The cost of a study, the cost per point gained, and the locations of the trained models."""
+"""The trained models with the locations of their weights, and the cost of the study."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from engine.comparison.arms import MixSpec, SearchSpec, optimizer_steps
-from engine.context import Context
+from engine.comparison.arms import MixSpec, optimizer_steps
 from engine.core.manifest import Manifest
-from engine.core.step import Step, upstream
-from engine.report.sections.evidence import Trained
-from engine.report.sections.methods import classifier_in_words
-from engine.results.comparison import EvaluateResult, MixResult, TrainResult
-from engine.results.data import IngestResult
+from engine.core.registry import PluginField, kind_of
+from engine.core.spec import Spec
+from engine.core.step import Step
+from engine.report.download import Row
+from engine.report.page import Section, render
+from engine.report.results import FIGURES, StudyResults, Trained
+from engine.results.comparison import TrainResult
 from engine.results.images import FinetuneResult
 
 _WORDS = {
@@ -30,19 +30,6 @@ _WORDS = {
 _ON_DEVICE = ("embed", "train", "labeler", "measure", "finetune", "generate", "curate", "evaluate",
               "fidelity")  # fmt: skip
 _MAKING = ("request", "finetune", "generate", "curate")
-
-
-def done_steps(context: Context) -> list[tuple[Step, Manifest]]:
-    """Every finished step that the page depends on, inputs first.
-
-    The order does not depend on when steps ran, so that a step that runs again keeps its place.
-    """
-    done = []
-    for step in upstream(list(context.step.inputs.values())):
-        manifest = context.manifest(step)
-        if manifest is not None:
-            done.append((step, manifest))
-    return done
 
 
 @dataclass(frozen=True)
@@ -64,7 +51,8 @@ class Hours:
         ))  # fmt: skip
 
     @classmethod
-    def total(cls, every: Sequence[Hours]) -> Hours:
+    def total(cls, manifests: Iterable[Manifest]) -> Hours:
+        every = [cls.of(manifest) for manifest in manifests]
         known = all(part.cpu is not None for part in every)
         return cls(
             sum(part.wall for part in every),
@@ -72,147 +60,183 @@ class Hours:
             sum(part.gpu or 0.0 for part in every) if known else None,
         )
 
+    @property
+    def columns(self) -> Row:
+        return {"wall_hours": self.wall, "cpu_hours": self.cpu, "gpu_hours": self.gpu}
 
-def cost(
-    steps: Sequence[tuple[Step, Manifest]], trials: Sequence[Trained], evaluate: EvaluateResult,
-) -> dict[str, Any]:  # fmt: skip
+
+@dataclass(frozen=True)
+class TimedStep:
+    """A finished step and its kind of work: a `train` step of the plan trains the labeler."""
+
+    work: str
+    step: Step
+    manifest: Manifest
+
+
+def models(results: StudyResults) -> Section:
+    """Each model that the study trained. Each arm is represented by its best classifier on val."""
+    entries = model_rows(results)
+    return Section(
+        render("models.html", results=results, models=entries),
+        {"weights": entries, "trials": [trial_row(results, item) for item in results.trials]},
+        timed=("trials",),
+    )
+
+
+def cost(results: StudyResults) -> Section:
     """Hours by kind of work, and hours of image generation per point gained."""
-    timed = [(_kind(step), step, manifest) for step, manifest in steps if step.kind != "search"]
-    timed += [("train", item.trial.step, item.manifest) for item in trials]
-    kinds: dict[str, list[Manifest]] = {}
-    for kind, _, manifest in timed:
-        kinds.setdefault(kind, []).append(manifest)
-    order = [*(kind for kind in _WORDS if kind in kinds),
-             *(kind for kind in kinds if kind not in _WORDS)]  # fmt: skip
-    rows = []
-    for kind in order:
-        devices = {str(item.provenance.get("device") or "not recorded") for item in kinds[kind]}
-        rows.append(
-            {
-                "words": _WORDS.get(kind, kind), "count": len(kinds[kind]),
-                "hours": Hours.total([Hours.of(item) for item in kinds[kind]]),
-                "devices": ", ".join(sorted(devices)) if kind in _ON_DEVICE else "",
-            }
-        )  # fmt: skip
+    timed = timed_steps(results)
+    kinds: dict[str, list[Manifest]] = {work: [] for work in _WORDS}
+    for entry in timed:
+        kinds.setdefault(entry.work, []).append(entry.manifest)
+    costs = [cost_row(work, manifests) for work, manifests in kinds.items() if manifests]
+    prices = price_rows(results, timed)
+    html = render(
+        "cost.html", costs=costs, prices=prices, objective=results.objective,
+        total=Hours.total(entry.manifest for entry in timed),
+    )  # fmt: skip
+    return Section(html, {"cost": costs, "prices": prices}, timed=("cost", "prices"))
+
+
+def timed_steps(results: StudyResults) -> list[TimedStep]:
+    """Every finished step and every trial; the search's own time is that of its trials."""
+    steps = [
+        TimedStep("labeler" if step.kind == "train" else step.kind, step, manifest)
+        for step, manifest in results.steps
+        if step.kind != "search"
+    ]
+    return steps + [TimedStep("train", item.trial.step, item.manifest) for item in results.trials]
+
+
+def cost_row(work: str, manifests: Sequence[Manifest]) -> Row:
+    """Hours of one kind of work, over its steps."""
+    devices = {str(item.provenance.get("device") or "not recorded") for item in manifests}
     return {
-        "rows": rows, "hours": Hours.total([Hours.of(manifest) for _, _, manifest in timed]),
-        "points": per_point(timed, trials, evaluate),
+        "work": _WORDS.get(work, work), "steps": len(manifests), **Hours.total(manifests).columns,
+        "devices": ", ".join(sorted(devices)) if work in _ON_DEVICE else "",
     }  # fmt: skip
 
 
-def _kind(step: Step) -> str:
-    return "labeler" if step.kind == "train" else step.kind
+def price_rows(results: StudyResults, timed: Sequence[TimedStep]) -> list[Row]:
+    """For each contrast with the baseline, the hours of generating the images once and, if the arm
+    helps, these hours per point gained, for the gain and for both ends of its interval.
 
-
-def per_point(
-    timed: Sequence[tuple[str, Step, Manifest]], trials: Sequence[Trained],
-    evaluate: EvaluateResult,
-) -> list[dict[str, Any]]:  # fmt: skip
-    """The hours of generating the images once, for each contrast with the baseline.
-
-    They cover the whole pool for the largest ratio, whichever ratio was chosen. If the gain's
-    interval is above 0, the price per point is given for the gain and for both ends of its
-    interval. The unit is GPU hours if a GPU was reserved, else CPU hours; wall-clock hours if the
-    resources are not known.
+    The hours cover the whole pool for the largest ratio, whichever ratio was chosen. The unit is
+    GPU hours if a GPU was reserved, else CPU hours; wall-clock hours if the resources are not
+    known.
     """
-    arms = {item.trial.arm.name: item.trial.arm for item in trials}
-    fits = 1 + max(item.trial.fit for item in trials)
-    prices = []
-    for contrast in evaluate.contrasts:
-        if contrast.against != evaluate.baseline:
+    fits = 1 + max(item.trial.fit for item in results.trials)
+    prices: list[Row] = []
+    for contrast in results.evaluate.contrasts:
+        if contrast.against != results.evaluate.baseline:
             continue
-        generators = arms[contrast.arm].generators
+        generators = results.of_arm(contrast.arm)[0].trial.arm.generators
         every = Hours.total(
-            [Hours.of(manifest) for kind, step, manifest in timed
-             if kind in _MAKING and step.subject.name in generators]
+            entry.manifest for entry in timed
+            if entry.work in _MAKING and entry.step.subject.name in generators
         )  # fmt: skip
         unit, hours = "hours", every.wall
         if every.cpu is not None:
             unit, hours = ("GPU hours", every.gpu or 0.0) if every.gpu else ("CPU hours", every.cpu)
-        item: dict[str, Any] = {"arm": contrast.arm, "unit": unit, "hours": hours / fits,
-                               "per_point": None, "least": None, "most": None}  # fmt: skip
-        if contrast.word == "helps" and contrast.low > 0:
-            ends = {"per_point": contrast.effect.estimate, "least": contrast.high,
-                    "most": contrast.low}  # fmt: skip
-            item |= {name: hours / fits / (100 * gain) for name, gain in ends.items()}
-        prices.append(item)
+        gained = contrast.word == "helps" and contrast.low > 0
+        gains = {"per_point": contrast.effect.estimate, "per_point_least": contrast.high,
+                 "per_point_most": contrast.low}  # fmt: skip
+        prices.append(
+            {"arm": contrast.arm, "unit": unit, "images_took": hours / fits,
+             **{name: hours / fits / (100 * gain) if gained else None
+                for name, gain in gains.items()}}
+        )  # fmt: skip
     return prices
 
 
-def weights_at(trained: Trained) -> str:
-    """The folder of a classifier's weights, relative to the storage root."""
-    keys = [part.key for part in trained.manifest.parts
-            if part.tags.get("file", "")[:7] == "weights"]  # fmt: skip
+def classifier_in_words(spec: Spec) -> str:
+    """The network of a classifier, in words for a paper."""
+    return str(kind_of("classifiers", spec).in_words(spec))
+
+
+def weights_at(manifest: Manifest) -> str:
+    """The folder of a step's weights, relative to the storage root."""
+    keys = [part.key for part in manifest.parts if part.key.endswith(".safetensors")]
     return keys[0].rpartition("/")[0] if keys else ""
 
 
-def network_in_words(classifier: Mapping[str, Any]) -> str:
-    """The network of a classifier, worded as in the methods."""
-    return classifier_in_words(classifier)
-
-
-def composition(context: Context, mix: Step) -> str:
+def composition(results: StudyResults, mix: Step) -> str:
     """The numbers of real and generated images that an arm trains on."""
-    manifest = context.manifest(mix)
-    assert manifest is not None, "its trainings are done"
-    result = MixResult.of(manifest)
+    result = results.mixes[mix.key]
     drawn = ", each class drawn alike" if mix.spec_as(MixSpec).oversampled else ""
     amounts = [f"{result.real:,} real{drawn}"] if result.real else []
     amounts += [f"{sum(of.values()):,} of {name}" for name, of in result.added.items()]
     return " + ".join(amounts)
 
 
-def weights(
-    context: Context, steps: Sequence[tuple[Step, Manifest]], trials: Sequence[Trained],
-    evaluate: EvaluateResult, search: SearchSpec, study: str,
-) -> list[dict[str, Any]]:  # fmt: skip
-    """Each model that the study trained: network, training data, steps, scores and weights.
-
-    Each arm is represented by its best classifier on val. study: the study's name.
-    """
-    objective = evaluate.objective
-    classifier = network_in_words(context.inputs["search"].spec["classifier"])
-    total = sum(context.result("ingest", IngestResult).train.values())
-    models = []
-    for step, manifest in steps:
-        files = [part.key for part in manifest.parts if part.key.endswith(".safetensors")]
+def model_rows(results: StudyResults) -> list[Row]:
+    """Each generator, the labeler, and the best classifier of each tested arm."""
+    objective, study = results.evaluate.objective, results.study.name
+    rows = []
+    for step, manifest in results.steps:
         if step.kind == "finetune":
-            result = FinetuneResult.of(manifest)
-            loss = result.loss
-            models.append(
-                {
-                    "model": step.label, "what": f"generator {manifest.spec['generator']['name']}",
-                    "dataset": f"{study}: {total:,} real", "images": total,
-                    "steps": result.steps,
-                    "loss": loss,
-                    "reached": f"training loss {loss:.4g}" if loss is not None else "",
-                    "where": files[0].rpartition("/")[0] if files else "",
-                }
+            total, result = sum(results.ingest.train.values()), FinetuneResult.of(manifest)
+            rows.append(
+                model_row(
+                    step.label, f"generator {manifest.spec['generator']['name']}",
+                    f"{study}: {total:,} real", total, result.steps, weights_at(manifest),
+                    loss=result.loss,
+                )
             )  # fmt: skip
         elif step.kind == "train":
-            val = TrainResult.of(manifest).val.figures
-            models.append(
-                {
-                    "model": step.label, "what": network_in_words(manifest.spec["classifier"]),
-                    "dataset": f"{study}: {composition(context, step.inputs['mix'])}",
-                    "images": manifest.rows, "steps": manifest.spec["training"]["steps"],
-                    "val": val.get(objective),
-                    "where": files[0].rpartition("/")[0] if files else "",
-                }
+            classifier = PluginField("classifiers")(manifest.spec["classifier"])
+            rows.append(
+                model_row(
+                    step.label, classifier_in_words(classifier),
+                    f"{study}: {composition(results, step.inputs['mix'])}", manifest.rows,
+                    manifest.spec["training"]["steps"], weights_at(manifest), objective=objective,
+                    val=TrainResult.of(manifest).val.figures.get(objective),
+                )
             )  # fmt: skip
-    for arm, figures in evaluate.arms.items():
-        of_arm = [trained for trained in trials if trained.trial.arm.name == arm]
-        values = [trained.result.val.figures[objective] for trained in of_arm]
+    for arm, figures in results.evaluate.arms.items():
+        of_arm = results.of_arm(arm)
+        values = [item.result.val.figures[objective] for item in of_arm]
         best = of_arm[int(np.argmax(values))]
-        models.append(
-            {
-                "model": best.trial.step.label, "what": classifier,
-                "dataset": f"{study}, arm {arm}:"
-                           f" {composition(context, best.trial.step.inputs['mix'])}",
-                "images": best.manifest.rows, "steps": optimizer_steps(search, best.trial.arm),
-                "kept": best.result.best_step, "val": max(values),
-                "test": figures.classifiers[objective][best.trial.number],
-                "where": weights_at(best), "of": len(of_arm),
-            }
+        trial = best.trial
+        rows.append(
+            model_row(
+                trial.step.label, classifier_in_words(results.search_spec.classifier),
+                f"{study}, arm {arm}: {composition(results, trial.step.inputs['mix'])}",
+                best.manifest.rows, optimizer_steps(results.search_spec, trial.arm),
+                weights_at(best.manifest), best_step=best.result.best_step,
+                objective=objective, val=max(values),
+                test=figures.classifiers[objective][trial.number], best_of=len(of_arm),
+            )
         )  # fmt: skip
-    return models
+    return rows
+
+
+def model_row(
+    model: str, network: str, trained_on: str, images: int, steps: float | None, where: str,
+    best_step: int | None = None, objective: str | None = None, val: float | None = None,
+    test: float | None = None, best_of: int | None = None, loss: float | None = None,
+) -> Row:  # fmt: skip
+    """Network, training data, steps, scores and weights of a model."""
+    return {
+        "model": model, "network": network, "trained_on": trained_on, "images": images,
+        "steps": steps, "best_step": best_step, "objective": objective, "val": val, "test": test,
+        "best_of": best_of, "loss": loss, "where": where,
+    }  # fmt: skip
+
+
+def trial_row(results: StudyResults, item: Trained) -> Row:
+    """A classifier: its identity, scores, cost and weights."""
+    arm, manifest, val = item.trial.arm, item.manifest, item.result.val.figures
+    tested = results.evaluate.arms.get(arm.name)
+    opened = tested.classifiers if tested is not None else {}
+    return {
+        **item.columns, "family": arm.family, "ratio": arm.ratio, "key": item.trial.step.key,
+        "training_images": manifest.rows, "steps": optimizer_steps(results.search_spec, arm),
+        "best_step": item.result.best_step, "seconds": manifest.provenance["seconds"],
+        "device": manifest.provenance.get("device"), **Hours.of(manifest).columns,
+        "weights": weights_at(manifest),
+        **{f"val_{name}": val.get(name) for name in FIGURES},
+        **{f"test_{name}": opened[name][item.trial.number] if name in opened else None
+           for name in FIGURES},
+    }  # fmt: skip

@@ -1,23 +1,20 @@
-"""Fidelity on the page: a table for each generator over all its fits, with real images for
-comparison; the funnel of each fit; the images closest to train."""
+"""How like real images the generated ones are: a table for each generator over all its fits, with
+real images for comparison."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
 
-from engine.context import Context
-from engine.core.manifest import Manifest
-from engine.core.step import Subject
 from engine.metrics.minimums import FRECHET_LEAST, LEAST, NEAR, NEAR_LEAST
-from engine.report.sections.curation import TILES, closest
-from engine.results.images import CurateResult, FidelityResult, FidelityScope, FidelitySet
+from engine.report.download import Cell, Row
+from engine.report.generators import GeneratorFit, embedder_name
+from engine.report.page import Section, render
+from engine.report.results import StudyResults
+from engine.results.images import FidelityResult, FidelityScope, FidelitySet
 from engine.wording import notice_in_words
 
-_NAMES = {
-    "kept": "generated, kept", "generated": "generated, before curation",
-    "real": "real, from train",
-}  # fmt: skip
+_SETS = ("kept", "generated", "real")
 # Figures in the order of the table's columns, with their formats.
 _FORMATS: dict[str, Callable[[float], str]] = {
     "frechet": "{:.3g}".format, "kernel": "{:.2g}".format, "precision": "{:.2f}".format,
@@ -26,60 +23,83 @@ _FORMATS: dict[str, Callable[[float], str]] = {
     # In percent, as its column says.
     "near": lambda share: f"{100 * share:.1f}",
 }  # fmt: skip
-# A manifest of each fit.
-Fits = Sequence[Manifest]
 
 
-def of_fits(context: Context, kind: str, generator: str) -> list[Manifest]:
-    """The manifests of this kind, one for each fit of a generator; empty if not planned."""
-    return [
-        context.inputs[name]
-        for name, step in context.step.inputs.items()
-        if (step.kind, step.subject.name) == (kind, generator)
-    ]
+@dataclass(frozen=True)
+class FigureCell:
+    """A figure as written, and its range over fits or its interval."""
+
+    value: str
+    spread: str
 
 
-def fidelity_tables(context: Context, generators: Sequence[str]) -> list[dict[str, Any]]:
-    """For each measured generator, its scopes with a row for each set, and its warnings."""
-    tables = []
-    for name in generators:
-        fits = of_fits(context, "fidelity", name)
-        if not fits:
-            continue
-        embedder = fits[0].spec["embedder"]
-        tables.append(
-            {
-                "generator": name, "embedder": in_words(embedder), "fits": len(fits),
-                "k": fits[0].spec["k"],
-                "scopes": merge_scopes([FidelityResult.of(manifest).scopes for manifest in fits]),
-                "warnings": warnings_of(fits),
-                "least": LEAST, "frechet_least": FRECHET_LEAST, "near": NEAR,
-                "near_least": NEAR_LEAST,
-            }
-        )  # fmt: skip
-    return tables
+@dataclass(frozen=True)
+class SetRow:
+    """A set of images in the fits where it has `n` images; no cells if these are too few."""
+
+    set: str
+    fits: list[int]
+    n: int
+    sampled: int | None
+    cells: list[FigureCell]
 
 
-def in_words(embedder: Mapping[str, Any]) -> str:
-    """An embedder in words: its name and, if it has one, its model."""
-    return " ".join(str(embedder[key]) for key in ("name", "model") if key in embedder)
+@dataclass(frozen=True)
+class MergedScope:
+    """A scope over the fits that have it. few: the reasons for missing figures, with their fits."""
+
+    classes: list[str]
+    val: int
+    val_sampled: int | None
+    val_nearest: float | None
+    few: dict[str, list[int]]
+    rows: list[SetRow]
+    floor: list[SetRow]
 
 
-def warnings_of(fits: Fits) -> list[str]:
+@dataclass(frozen=True)
+class MeasuredGenerator:
+    """A generator with its scopes. warnings: with the fits concerned. k: of neighbourhoods."""
+
+    generator: str
+    embedder: str
+    fits: int
+    k: int
+    scopes: list[MergedScope]
+    warnings: dict[str, list[int]]
+
+
+def fidelity(results: StudyResults) -> Section:
+    """A table for each measured generator."""
+    generators, tables = [], []
+    for name, fits in results.generators.items():
+        every = [fit.measured for fit in fits if fit.measured]
+        if every and fits[0].fidelity:
+            spec = fits[0].fidelity.spec
+            generators.append(
+                MeasuredGenerator(
+                    name, embedder_name(spec["embedder"]), len(every), spec["k"],
+                    merge_scopes([result.scopes for result in every]), warnings_of(every),
+                )
+            )  # fmt: skip
+        tables += [row for fit in fits for row in fidelity_rows(fit)]
+    html = render(
+        "fidelity.html", generators=generators, least=LEAST, frechet_least=FRECHET_LEAST, near=NEAR,
+        near_least=NEAR_LEAST,
+    )  # fmt: skip
+    return Section(html, {"fidelity": tables})
+
+
+def warnings_of(fits: Sequence[FidelityResult]) -> dict[str, list[int]]:
     """The warnings of all fits, with the fits concerned."""
-    fits_by_text: dict[str, list[int]] = {}
-    for fit, manifest in enumerate(fits):
-        for notice in FidelityResult.of(manifest).warnings:
-            fits_by_text.setdefault(notice_in_words(notice), []).append(fit)
-    return [text if len(numbers) == len(fits) else f"{numbered(numbers)}: {text}"
-            for text, numbers in fits_by_text.items()]  # fmt: skip
+    fits_of: dict[str, list[int]] = {}
+    for fit, result in enumerate(fits):
+        for notice in result.warnings:
+            fits_of.setdefault(notice_in_words(notice), []).append(fit)
+    return fits_of
 
 
-def numbered(fits: Sequence[int]) -> str:
-    return f"{'fit' if len(fits) == 1 else 'fits'} {', '.join(map(str, fits))}"
-
-
-def merge_scopes(fits: Sequence[Sequence[FidelityScope]]) -> list[dict[str, Any]]:
+def merge_scopes(fits: Sequence[Sequence[FidelityScope]]) -> list[MergedScope]:
     """The scopes of all fits as the page shows them.
 
     Fits with the same classes and numbers of images share a row; others have separate rows, because
@@ -91,94 +111,59 @@ def merge_scopes(fits: Sequence[Sequence[FidelityScope]]) -> list[dict[str, Any]
             by_classes.setdefault(tuple(scope.classes), {})[fit] = scope
     # All classes together first; they may differ between fits.
     order = sorted(by_classes, key=lambda classes: len(classes) == 1)
-    return [merge_scope(by_classes[classes], len(fits)) for classes in order]
+    return [merge_scope(by_classes[classes]) for classes in order]
 
 
-def merge_scope(of_fit: Mapping[int, FidelityScope], fits: int) -> dict[str, Any]:
+def merge_scope(of_fit: Mapping[int, FidelityScope]) -> MergedScope:
     """One scope of the fits that have it."""
     first = next(iter(of_fit.values()))
     measured = next((scope for scope in of_fit.values() if scope.sets), first)
     few: dict[str, list[int]] = {}
     for fit, scope in of_fit.items():
-        if scope.few:
+        if scope.few is not None:
             few.setdefault(notice_in_words(scope.few), []).append(fit)
-    return {
-        "title": ", ".join(first.classes), "whole": len(first.classes) > 1,
-        "val": first.val, "val_sampled": measured.val_sampled,
-        "val_nearest": measured.val_nearest,
-        "few": "; ".join(text if len(numbers) == fits else f"{text} ({numbered(numbers)})"
-                         for text, numbers in few.items()),
-        "rows": set_rows({fit: scope.sets for fit, scope in of_fit.items()}, fits),
-        "floor": set_rows({fit: scope.floor for fit, scope in of_fit.items()}, fits),
-    }  # fmt: skip
+    return MergedScope(
+        first.classes, first.val, measured.val_sampled, measured.val_nearest, few,
+        set_rows({fit: scope.sets for fit, scope in of_fit.items()}),
+        set_rows({fit: scope.floor for fit, scope in of_fit.items()}),
+    )  # fmt: skip
 
 
-def set_rows(of_fit: Mapping[int, Mapping[str, FidelitySet]], fits: int) -> list[dict[str, Any]]:
+def set_rows(of_fit: Mapping[int, Mapping[str, FidelitySet]]) -> list[SetRow]:
     """A row for each set and each number of its images among the fits."""
     entries = []
-    for name, title in _NAMES.items():
+    for name in _SETS:
         groups: dict[tuple[int, int | None], dict[int, FidelitySet]] = {}
         for fit, sets in of_fit.items():
             if name in sets:
-                key = sets[name].n, sets[name].sampled
-                groups.setdefault(key, {})[fit] = sets[name]
+                groups.setdefault((sets[name].n, sets[name].sampled), {})[fit] = sets[name]
         for (n, sampled), by_fit in groups.items():
-            entries.append(
-                {
-                    "set": title if len(by_fit) == fits else f"{title}, {numbered(list(by_fit))}",
-                    "real": name == "real", "n": n, "sampled": sampled,
-                    "cells": [
-                        cell(figure, [getattr(entry, figure) for entry in by_fit.values()])
-                        for figure in _FORMATS
-                    ] if sampled is not None else None,
-                }
-            )  # fmt: skip
+            cells = [cell(figure, [getattr(entry, figure) for entry in by_fit.values()])
+                     for figure in _FORMATS if sampled is not None]  # fmt: skip
+            entries.append(SetRow(name, list(by_fit), n, sampled, cells))
     return entries
 
 
-def cell(figure: str, fits: Sequence[float | list[float] | None]) -> tuple[str, str]:
+def cell(figure: str, fits: Sequence[float | list[float] | None]) -> FigureCell:
     """The cell of a figure: its mean over fits, with their range if they differ, else its interval
     if it has one."""
     values = [value for value in fits if value is not None]
     if not values:
-        return "", ""
+        return FigureCell("", "")
     written = _FORMATS[figure]
     plain = [value[0] if isinstance(value, list) else value for value in values]
     low, high = min(plain), max(plain)
     if low < high:
         # No range if the difference is not visible at the written precision.
         spread = bracketed([written(low), written(high)]) if written(low) != written(high) else ""
-        return written(sum(plain) / len(plain)), spread
+        return FigureCell(written(sum(plain) / len(plain)), spread)
     ends = values[0][1:] if isinstance(values[0], list) else ()
-    return written(low), bracketed(list(map(written, ends)))
+    return FigureCell(written(low), bracketed(list(map(written, ends))))
 
 
 def bracketed(ends: Sequence[str]) -> str:
     """A range in short form for a table of many columns; empty without ends."""
     return f"[{', '.join(ends)}]" if ends else ""
-
-
-def fit_rows(context: Context, generator: str) -> list[dict[str, Any]]:
-    """For each fit of a generator: images generated, kept and dropped by each filter, the share of
-    kept images near to train, and the reason that stops their export."""
-    measured = of_fits(context, "fidelity", generator)
-    entries = []
-    for fit, manifest in enumerate(of_fits(context, "curate", generator)):
-        result = CurateResult.of(manifest)
-        generated = sum(entry.generated for entry in result.funnel.values())
-        kept = sum(entry.kept for entry in result.funnel.values())
-        near = near_of(FidelityResult.of(measured[fit]).scopes) if measured else None
-        entries.append(
-            {
-                "fit": fit, "generated": generated, "kept": kept,
-                "share": kept / generated if generated else None,
-                "dropped": {report.name: report.dropped for report in result.filters},
-                "near": cell("near", [near]),
-                "stops": "; ".join(notice_in_words(report.stops) for report in result.filters
-                                   if report.stops),
-            }
-        )  # fmt: skip
-    return entries
 
 
 def near_of(scopes: Iterable[FidelityScope]) -> list[float] | None:
@@ -190,17 +175,40 @@ def near_of(scopes: Iterable[FidelityScope]) -> list[float] | None:
     return None
 
 
-def closest_of_fits(context: Context, generators: Sequence[str], side: int) -> list[dict[str, Any]]:
-    """For each generator, the images of all fits that are closest to a training image."""
-    sheets = []
-    for name in generators:
-        count = len(of_fits(context, "curate", name))
-        pairs = [
-            {**pair, "fit": fit}
-            for fit in range(count)
-            for sheet in closest(context, [Subject(name, fit).label], side)
-            for pair in sheet["pairs"]
-        ]
-        nearest = sorted(pairs, key=lambda pair: float(pair["distance"]))[:TILES]
-        sheets.append({"generator": name, "fits": count, "pairs": nearest})
-    return sheets
+def fidelity_rows(fit: GeneratorFit) -> list[Row]:
+    """A row for each scope and set of images, with every computed figure.
+
+    An interval is three columns: the figure and both ends.
+    """
+    if fit.fidelity is None or fit.measured is None:
+        return []
+    entries: list[Row] = []
+    embedder = fit.fidelity.spec["embedder"]["name"]
+    for scope in fit.measured.scopes:
+        base: Row = {
+            **fit.columns, "embedder": embedder,
+            "scope": "all" if len(scope.classes) > 1 else scope.classes[0],
+            "classes": " | ".join(scope.classes), "val_images": scope.val,
+            **scope.model_dump(include={"val_sampled", "val_nearest"}, exclude_none=True),
+        }  # fmt: skip
+        if scope.few is not None:
+            entries.append({**base, "too_few": notice_in_words(scope.few)})
+        # The sets again with as many images as train has, if that is fewer.
+        for at_floor, sets in ((False, scope.sets), (True, scope.floor)):
+            for name, figures in sets.items():
+                entries.append(
+                    {**base, "set": name, "at_floor": at_floor, "n": figures.n,
+                     "sampled": figures.sampled, **figure_columns(figures)}
+                )  # fmt: skip
+    return entries
+
+
+def figure_columns(figures: FidelitySet) -> Row:
+    """Figures as columns; an interval is three of them."""
+    columns: dict[str, Cell] = {}
+    for name, value in figures.model_dump(exclude_unset=True).items():
+        if isinstance(value, list | tuple):
+            columns |= dict(zip((name, f"{name}_low", f"{name}_high"), value, strict=True))
+        else:
+            columns[name] = value
+    return columns

@@ -1,374 +1,132 @@
-"""The protocol of a study in words for a paper, derived from the study and its results."""
+"""The protocol of a study in words for a paper, and what the study cannot answer. The sentences are
+in the templates."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
 
+from engine import __version__
 from engine.classifiers import checkpoint_in_words
-from engine.comparison.arms import Arm, SearchSpec
-from engine.core.registry import resolve
-from engine.data.images import Preprocess
+from engine.core.registry import kind_of, name_of
+from engine.core.spec import Spec
 from engine.metrics.probabilities import BINS
 from engine.metrics.significance import LEAST_REPLICATES
 from engine.nets.classification import Training
-from engine.report.page import in_points
-from engine.report.sections.evidence import FIGURES
-from engine.results.comparison import EvaluateResult, SearchResult
-from engine.results.data import IngestResult
+from engine.report.page import Section, listed, render
+from engine.report.results import FIGURES, StudyResults
+from engine.report.sections.cost import classifier_in_words
 from engine.sections import Amount
+from engine.study import Study
+
+# Settings of the training that have a place in the sentences.
+_REPORTED = {"steps", "learning_rate", "weight_decay", "batch_size", "lr_scheduler", "objective",
+             "evaluate_every"}  # fmt: skip
 
 
-def methods(
-    study: Mapping[str, Any], ingest: IngestResult, search_spec: SearchSpec,
-    amounts: Mapping[str, Amount], search: SearchResult, evaluate: EvaluateResult,
-    versions: Mapping[str, str], engine: str,
-) -> list[str]:  # fmt: skip
-    """Paragraphs on data, images, classifiers, tests and software. amounts: images that each arm
-    adds, by arm."""
-    return [
-        _data(study, ingest),
-        _images(study, search_spec, amounts),
-        _classifiers(study, search_spec, search),
-        _tests(study, search_spec, evaluate),
-        f"Computed with synthetic-training-engine {engine} ("
-        + ", ".join(f"{name} {version}" for name, version in versions.items())
-        + f"), study seed {study['seed']}.",
-    ]
+@dataclass(frozen=True)
+class Source:
+    """Where a generator's images come from.
+
+    kind: a folder, training images alone (scratch), these and an autoencoder, or a pretrained
+    checkpoint. adapted: the checkpoint was trained on the study's images. parents: images are made
+    from training images.
+    """
+
+    kind: str
+    checkpoint: str = ""
+    adapted: bool = False
+    parents: bool = False
 
 
-def _data(study: Mapping[str, Any], ingest: IngestResult) -> str:
-    counts, split = ingest.counts, study["split"]
-    totals = {name: sum(of.values()) for name, of in counts.items()}
-    train = counts["train"]
-    rarest, commonest = min(train.values()), max(train.values())
-    carved = ingest.carved
-    if carved:
-        shares = {"val": split["val"], "test": split["test"]}
-        parts = " and ".join(f"{100 * shares[name]:g}% for {_SPLITS[name]}" for name in carved)
-        how = f"{parts} were set apart at random, stratified by class"
-    else:
-        how = "the splits are those of the data"
-    grouped = (
-        "; all images of a group (such as a patient) are in one split"
-        if split["group"] == "column"
-        else "; images were assumed to be independent, because no groups are recorded"
-    )
-    limited = (
-        " The number of training images was limited for "
-        + listed([f"{name} ({count})" for name, count in split["train_limit"].items()])
-        + " to create a long tail."
-        if split["train_limit"]
-        else ""
-    )
-    size = study["preprocess"]["size"]
-    colour = "grey" if study["preprocess"]["channels"] == "L" else "colour"
-    return (
-        f"The data comprise {totals['train']:,} training, {totals['val']:,} validation and"
-        f" {totals['test']:,} test images in {len(train)} classes ({rarest:,} to {commonest:,}"
-        f" training images per class, imbalance {commonest / max(rarest, 1):.1f}:1), at {size} by"
-        f" {size} px in {colour}; {how}{grouped}.{limited} Images with equal decoded pixels"
-        f" were removed within a split and {_LEAKS[study['audit']['on_leak']]}. All images, real"
-        " and synthetic, passed the same preprocessing."
-    )
+@dataclass(frozen=True)
+class GeneratorInWords:
+    """A generator of the study. trained: on the study's images. filtered: its images are."""
+
+    label: str
+    plugin: str
+    steps: int | None
+    trained: bool
+    filtered: bool
+    source: Source
 
 
-_SPLITS = {"val": "validation", "test": "test"}
-# Treatment of images that are in two splits.
-_LEAKS = {
-    "fail": "not allowed across splits",
-    "drop": "across splits removed from the earlier split (in the order training, validation,"
-            " test)",
-    "move": "across splits moved, with their group, to the later split (in the order training,"
-            " validation, test)",
-}  # fmt: skip
-
-
-def _images(
-    study: Mapping[str, Any], search_spec: SearchSpec, amounts: Mapping[str, Amount]
-) -> str:
-    labels = list(study["generators"])
-    if not labels:
-        return "No images were generated."
-    target = study["request"]["classes"]
-    groups = study["request"].get("class_groups", {})
-    named = [] if target == "all" else target
-    targets = dict.fromkeys(label for name in named for label in groups.get(name, [name]))
-    of = f"the classes {listed(list(targets))}" if targets else "all classes"
-    filters = [spec["name"] for spec in study["curate"]["filters"]]
-    filtered = [label for label, spec in study["generators"].items()
-                if filters and resolve("generators", spec["name"]).filtered]  # fmt: skip
-    kept = (
-        f"Images of {listed(filtered)} were filtered by {listed(filters)}, with limits derived"
-        " from validation or training images unless the study sets them"
-        if filtered
-        else "Generated images were not filtered"
-    )
-    return (
-        f"Images were generated by {_sources(study)}. {_drawn(study, search_spec.generator_fits)}."
-        f" {kept}. They were added to {of},"
-        f" {_amounts(study, search_spec.arms, amounts)}."
-        f"{_other_arms(study, search_spec.arms)}"
-    )
-
-
-def _sources(study: Mapping[str, Any]) -> str:
-    """The generators, grouped by the source of their images."""
-    groups: dict[str, list[str]] = {}
-    for label, spec in study["generators"].items():
-        steps = f" ({spec['train_steps']:,} optimizer steps)" if spec.get("train_steps") else ""
-        named = label if spec["name"] == label else f"{label} ({spec['name']})"
-        groups.setdefault(_source(study, spec), []).append(f"{named}{steps}")
-    return "; by ".join(f"{listed(names)}, {source}" for source, names in groups.items())
-
-
-def _source(study: Mapping[str, Any], spec: Mapping[str, Any]) -> str:
-    if spec.get("reader"):
-        return "from images of a folder, generated elsewhere"
-    if not spec.get("model"):
-        # A given autoencoder has been trained on other images.
-        given = (spec.get("latent") or {}).get("model")
-        if given:
-            return f"from training images and the autoencoder {checkpoint_in_words(given)}"
-        return "from training images alone"
-    adapted = " adapted to training images" if is_trained(study, spec) else ""
-    parents = " and from training images" if spec.get("mode", "text2image") != "text2image" else ""
-    source = f"by the pretrained checkpoint {checkpoint_in_words(spec['model'])}{adapted}{parents}"
-    return source if adapted or parents else f"{source} without adaptation"
-
-
-def is_trained(study: Mapping[str, Any], spec: Mapping[str, Any]) -> bool:
-    """Whether a generator is trained on the study's images."""
-    kind = resolve("generators", spec["name"])
-    generator = kind(kind.Spec.model_validate(spec), Preprocess.model_validate(study["preprocess"]))
-    return bool(generator.trainable)
-
-
-def _trained_and_not(study: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """Labels of the trained generators, and of the others."""
-    trained = [label for label, spec in study["generators"].items() if is_trained(study, spec)]
-    return trained, [label for label in study["generators"] if label not in trained]
-
-
-def _drawn(study: Mapping[str, Any], fits: int) -> str:
-    trained, others = _trained_and_not(study)
-    often = "once" if fits == 1 else f"{fits} times"
-    if not trained:
-        return f"Their images were drawn {often}"
-    who = f"{'Each generator' if not others else listed(trained)}"
-    was, their = ("were", "their") if others and len(trained) > 1 else ("was", "its")
-    draws = f"{who} {was} trained and {their} images were drawn {often}"
-    if not others:
-        return draws
-    which = "which is" if len(others) == 1 else "which are"
-    return f"{draws}; images of {listed(others)}, {which} not trained, were drawn {often}"
-
-
-def _amounts(study: Mapping[str, Any], arms: Sequence[Arm], amounts: Mapping[str, Amount]) -> str:
-    """The numbers of images that the arms add."""
+def methods(results: StudyResults) -> Section:
+    """Paragraphs on data, images, classifiers, tests and software."""
+    study, arms = results.study, results.search_spec.arms
+    generators = generators_in_words(study)
+    sources: dict[Source, list[GeneratorInWords]] = {}
+    for generator in generators:
+        sources.setdefault(generator.source, []).append(generator)
+    request = study.request
+    names = () if request.classes == "all" else request.classes
     added = [arm for arm in arms if arm.generators and arm.role != "shown"]
-    ratios = sorted({arm.ratio for arm in added if arm.ratio})
-    phrases = []
-    if ratios:
-        what = "ratios" if len(ratios) > 1 else "a ratio"
-        values = listed([f"{ratio:g}" for ratio in ratios])
-        phrases.append(f"at {what} of {values} per real training image of the class")
-    unique: list[Amount] = []
+    amounts: list[Amount] = []
     for arm in added:
-        if not arm.ratio and amounts[arm.name] not in unique:
-            unique.append(amounts[arm.name])
-    for amount in unique:
-        if amount.ratio_by_class is not None:
-            # The study may name groups of classes.
-            by_class = study["request"]["ratio_by_class"]
-            groups = study["request"].get("class_groups", {})
-            values = listed(
-                [
-                    f"{ratio:g} ({listed(groups.get(label, [label]))})"
-                    for label, ratio in by_class.items()
-                ]
-            )
-            phrases.append(f"at a separate ratio for each class, {values}")
-        elif amount.per_class is not None:
-            phrases.append(f"{amount.per_class:,} to each class")
-        else:
-            phrases.append(f"up to {amount.balance_to:,} training images of each class")
-    return "; or ".join(phrases)
-
-
-def _other_arms(study: Mapping[str, Any], arms: Sequence[Arm]) -> str:
-    """Families added together, arms with only synthetic images, unfiltered twins."""
-    families = {arm.family for arm in arms}
-    text = ""
-    for family, parts in study["search"]["combine"].items():
-        if family in families:
-            labels = [part for part in parts if part != "reduced"]
-            real = " to the reduced set of real images" if "reduced" in parts else ""
-            together = " together" if len(labels) > 1 else ""
-            text += f" As “{family}”, images of {listed(labels)} were added{together}{real}."
-    only = [arm.generators[0] for arm in arms if synthetic_only(arm)]
-    if only:
-        each = " each" if len(only) > 1 else ""
-        text += (
-            f" Classifiers were also trained on images of {listed(only)} alone,{each} as many as"
-            " there are real images."
+        if not arm.ratio and results.amounts[arm.name] not in amounts:
+            amounts.append(results.amounts[arm.name])
+    assert study.classifier is not None, "it was compared"
+    return Section(
+        render(
+            "methods.html", results=results, generators=generators, sources=sources,
+            filters=[name_of(spec) for spec in study.curate.filters],
+            targets=list(dict.fromkeys(label for name in names for label in members(study, name))),
+            ratios=[f"{ratio:g}" for ratio in sorted({arm.ratio for arm in added if arm.ratio})],
+            amounts=amounts,
+            class_ratios=[f"{ratio:g} ({listed(members(study, name))})"
+                          for name, ratio in (request.ratio_by_class or {}).items()],
+            only=[arm.generators[0] for arm in arms if arm.synthetic_only],
+            classifier=classifier_in_words(study.classifier), settings=other_settings(study),
+            longer=[arm for arm in arms if arm.budget != 1],
+            objective=FIGURES[study.training.objective], least=LEAST_REPLICATES, bins=BINS,
+            engine=__version__,
         )
-    if any(arm.twin_of for arm in arms):
-        text += (
-            " In addition to the chosen amount, an arm with as many images without filters was"
-            " trained."
-        )
-    return text
-
-
-def synthetic_only(arm: Arm) -> bool:
-    """Whether an arm trains only on generated images."""
-    return bool(arm.generators) and arm.role == "shown" and not arm.twin_of
-
-
-def _classifiers(study: Mapping[str, Any], search_spec: SearchSpec, search: SearchResult) -> str:
-    training, fits = study["training"], search_spec.generator_fits
-    seeds = len(search_spec.seeds) // fits
-    arms = [arm for arm in search_spec.arms if arm.role == "baseline"]
-    families = list(dict.fromkeys(arm.family.replace("_", " ") for arm in arms))
-    each = f"{seeds} seed{'s' if seeds > 1 else ''}"
-    return (
-        f"The classifier ({classifier_in_words(study['classifier'])}) was trained for"
-        f" {training['steps']:,} optimizer steps by AdamW (learning rate"
-        f" {training['learning_rate']:g}, weight decay {training['weight_decay']:g}, batch"
-        f" {training['batch_size']}, {training['lr_scheduler']}"
-        f" schedule{_beyond_defaults(training)}), the same for every"
-        f" arm{_longer(search_spec.arms)}, with {each}"
-        + (f" for each of {fits} generator fits" if fits > 1 else "")
-        + f", paired across arms ({len(search.trials)} classifiers in all). Each training"
-        f" kept the weights with the best {_objective(study)} on validation, evaluated every"
-        f" {training['evaluate_every']} steps. Arms without synthetic images were"
-        f" {listed(families)}. The ratio of each family and the strongest of these arms"
-        f" ({search.baseline.replace('_', ' ')}), the baseline, were chosen by mean"
-        f" {_objective(study)} on validation.{_tried(study)}"
-    )
-
-
-def _longer(arms: Sequence[Arm]) -> str:
-    """The arms with a different number of steps."""
-    longer = [f"{arm.name.replace('_', ' ')} ({arm.budget:g} times as many steps)"
-              for arm in arms if arm.budget != 1]  # fmt: skip
-    return f" except {listed(longer)}" if longer else ""
-
-
-def _tried(study: Mapping[str, Any]) -> str:
-    # Studies without tuning have no such section.
-    tried = study.get("tune", {}).get("tried", 0)
-    return f" The study's settings were chosen from {tried:,} tried on validation." if tried else ""
-
-
-def classifier_in_words(spec: Mapping[str, Any]) -> str:
-    """The network of a classifier's spec, in words for a paper."""
-    kind = resolve("classifiers", spec["name"])
-    return str(kind.in_words(kind.Spec.model_validate(spec)))
-
-
-def _beyond_defaults(training: Mapping[str, Any]) -> str:
-    """Other settings that differ from the defaults: augmentation, loss, precision."""
-    plain = Training().model_dump(mode="json")
-    reported = {"steps", "learning_rate", "weight_decay", "batch_size", "lr_scheduler", "objective",
-                "evaluate_every"}  # fmt: skip
-    settings = [
-        f"{name.replace('_', ' ')} {value if isinstance(value, str) else json.dumps(value)}"
-        for name, value in training.items()
-        if name not in reported and value != plain.get(name)
-    ]
-    return f"; {', '.join(settings)}" if settings else "; no online augmentation"
-
-
-def _tests(study: Mapping[str, Any], search_spec: SearchSpec, evaluate: EvaluateResult) -> str:
-    settings, count = study["evaluate"], len(evaluate.contrasts)
-    fits = search_spec.generator_fits
-    unit = "generator fits" if fits > 1 else "classifier seeds"
-    test = evaluate.test
-    # Images without groups are groups of one.
-    groups = "groups" if test.groups < test.images else "images"
-    opened = (
-        "once" if test.opened == 1
-        else f"by {test.opened} studies in this storage so far, including this one"
     )  # fmt: skip
-    replicates = (
-        evaluate.contrasts[0].replicates if count
-        else fits if fits > 1 else len(search_spec.seeds)
-    )  # fmt: skip
-    few = bool(count) and evaluate.contrasts[0].replicates < LEAST_REPLICATES
-    correction = (
-        f", with p-values adjusted for {count} comparisons (Holm 1979)" if count > 1 else ""
-    )
-    return (
-        f"The test set was opened after these choices, {opened}, for the chosen arms and the"
-        f" baselines. Differences in {_objective(study)} on test are means over"
-        f" {replicates} {unit} with 95% intervals by two methods: Student's t on paired"
-        f" differences, and a percentile bootstrap ({settings['bootstrap_draws']:,} draws) over"
-        f" {unit} and test {groups}{correction}. An arm was judged different if both methods"
-        f" exclude zero{' after that adjustment' if count > 1 else ''}, and equivalent if both"
-        f" place the difference within ± {in_points(settings['margin'])} (two one-sided"
-        f" tests, Schuirmann 1987); with fewer than {LEAST_REPLICATES} replicates"
-        f"{', as here,' if few else ''} neither verdict is given. Intervals of single"
-        " classes are paired t intervals, not corrected for the number of classes. Calibration"
-        f" error is the mean gap between confidence and accuracy over {BINS} equal bins (Guo et al."
-        " 2017); areas under curves are means over classes, each against the rest."
-    )
 
 
-def _objective(study: Mapping[str, Any]) -> str:
-    return FIGURES[study["training"]["objective"]]
-
-
-def listed(words: Sequence[str]) -> str:
-    """One, two and three."""
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
-
-
-def _drawn_once(study: Mapping[str, Any]) -> str:
-    trained, others = _trained_and_not(study)
-    if not trained:
-        return "How much the draw of images matters: the images of each generator were drawn once."
-    once = (
-        "generators that need training were trained once, and all images were drawn once"
-        if others else "each generator was trained once and its images were drawn once"
-    )  # fmt: skip
-    return f"How much the training of a generator and the draw of its images matter: {once}."
-
-
-def not_known(
-    study: Mapping[str, Any], ingest: IngestResult, search_spec: SearchSpec,
-    search: SearchResult, evaluate: EvaluateResult,
-) -> list[str]:  # fmt: skip
+def not_known(results: StudyResults) -> Section:
     """What this study cannot answer, one sentence each."""
-    sentences = ["What the result would be on images from another source: there is one test set,"
-                 " split from one source or given with it."]  # fmt: skip
-    if search_spec.generator_fits == 1 and study["generators"]:
-        sentences.append(_drawn_once(study))
-    if study["split"]["group"] == "none":
-        sentences.append("Whether images in different splits belong together: no groups are given.")
-    if not ingest.near_duplicates_searched:
-        sentences.append(
-            "Whether near duplicates cross the splits: only exact duplicates were searched for."
-        )
-    undecided = [c.arm for c in evaluate.contrasts if c.word == "undecided"]
-    if undecided:
-        sentences.append(
-            f"Whether {listed(list(dict.fromkeys(undecided)))} helps or harms: neither chance nor"
-            " an effect was ruled out."
-        )
-    # Only trained arms count: twins of arms that were not chosen were never trained.
-    closed = len(search.arms) - len(evaluate.arms)
-    if closed:
-        were = "they were" if closed > 1 else "it was"
-        sentences.append(
-            f"How {closed} arm{'s' if closed > 1 else ''} would perform on test: {were} not chosen,"
-            " and test stayed closed."
-        )
-    sentences += [f"Note of the study: {text}" for text in study.get("notes", ())]
-    sentences.append(
-        "Whether more steps, another learning rate or another classifier would give the same"
-        " result: all arms had the same settings, not the best settings for each."
-    )
-    return sentences
+    generators = generators_in_words(results.study)
+    return Section(render("not_known.html", results=results, generators=generators))
+
+
+def members(study: Study, name: str) -> tuple[str, ...]:
+    """The classes of a group of classes, or the class itself."""
+    return study.request.class_groups.get(name, (name,))
+
+
+def generators_in_words(study: Study) -> list[GeneratorInWords]:
+    entries = []
+    for label, spec in study.generators.items():
+        kind = kind_of("generators", spec)
+        trained = bool(kind(spec, study.preprocess).trainable)
+        entries.append(
+            GeneratorInWords(
+                label, name_of(spec), getattr(spec, "train_steps", None), trained,
+                bool(study.curate.filters) and kind.filtered, source_of(spec, trained),
+            )
+        )  # fmt: skip
+    return entries
+
+
+def source_of(spec: Spec, trained: bool) -> Source:
+    if getattr(spec, "reader", None):
+        return Source("folder")
+    if model := getattr(spec, "model", None):
+        parents = getattr(spec, "mode", "text2image") != "text2image"
+        return Source("checkpoint", checkpoint_in_words(model), trained, parents)
+    # A given autoencoder has been trained on other images.
+    if autoencoder := getattr(getattr(spec, "latent", None), "model", None):
+        return Source("autoencoder", checkpoint_in_words(autoencoder))
+    return Source("scratch")
+
+
+def other_settings(study: Study) -> list[tuple[str, str]]:
+    """Other settings of the training that differ from the defaults: augmentation, loss,
+    precision."""
+    plain = Training().model_dump(mode="json")
+    return [
+        (name, value if isinstance(value, str) else json.dumps(value))
+        for name, value in study.training.model_dump(mode="json").items()
+        if name not in _REPORTED and value != plain.get(name)
+    ]

@@ -1,0 +1,84 @@
+"""All arms, the declared comparisons, and every figure on test."""
+
+from __future__ import annotations
+
+from engine.report.download import Row
+from engine.report.page import Section, render
+from engine.report.results import FIGURES, StudyResults
+from engine.report.table import STARS, stars
+
+
+def arms(results: StudyResults) -> Section:
+    """A row for each arm, in the order of the study."""
+    budget = results.evaluate.budget
+    return Section(
+        render("arms.html", results=results, table=results.table, levels=STARS),
+        {
+            "arms": arm_rows(results),
+            # The effect of twice the steps on real images, on test.
+            "budget": [
+                {"arm": "real_double", "against": "real", "difference": budget.estimate,
+                 "low": budget.low, "high": budget.high}
+            ] if budget else [],
+            "reduced": [
+                {"class": name, **dict(reduced)} for name, reduced in results.reduced.items()
+            ],
+        },
+    )  # fmt: skip
+
+
+def comparisons(results: StudyResults) -> Section:
+    """A row for each declared comparison."""
+    contrasts = [(contrast, stars(contrast)) for contrast in results.evaluate.contrasts]
+    html = render("comparisons.html", results=results, contrasts=contrasts)
+    return Section(html, {"contrasts": contrast_rows(results)})
+
+
+def figures(results: StudyResults) -> Section:
+    """Every figure of each tested arm; `arms.csv` has them too."""
+    tested = results.evaluate.arms.values()
+    metrics = [name for name in FIGURES if any(name in arm.figures for arm in tested)]
+    return Section(render("figures.html", results=results, metrics=metrics, names=FIGURES))
+
+
+def arm_rows(results: StudyResults) -> list[Row]:
+    """A row for each arm; figures of test where it was opened."""
+    entries = []
+    for row in results.table:
+        tested = results.evaluate.arms.get(row.arm)
+        entry: Row = {
+            "arm": row.arm, "role": row.mark, "images_added": row.added, "val_mean": row.val,
+            "val_sd": row.val_sd, "difference_to_baseline": row.against,
+            "difference_low": row.against_low, "difference_high": row.against_high,
+            "stars": row.stars, "test_opened": tested is not None,
+        }  # fmt: skip
+        for name in FIGURES:
+            figure = tested.figures.get(name) if tested else None
+            entry |= {
+                f"test_{name}{end}": getattr(figure, field, None)
+                for end, field in (("", "mean"), ("_low", "low"), ("_high", "high"))
+            }
+        entries.append(entry)
+    return entries
+
+
+def contrast_rows(results: StudyResults) -> list[Row]:
+    """A row for each declared comparison, with its statistics."""
+    return [
+        {
+            "arm": contrast.arm, "against": contrast.against,
+            "objective": results.evaluate.objective, "verdict": contrast.word,
+            "difference": contrast.effect.estimate, "t_low": contrast.effect.low,
+            "t_high": contrast.effect.high, "t_p": contrast.effect.p,
+            "bootstrap_low": contrast.bootstrap.low, "bootstrap_high": contrast.bootstrap.high,
+            "bootstrap_p": contrast.bootstrap.p, "low": contrast.low, "high": contrast.high,
+            "p_holm": contrast.p_adjusted, "equivalence_p_holm": contrast.equivalence_p,
+            "margin": contrast.margin, "effect_size": contrast.effect_size,
+            "wilcoxon_p": contrast.wilcoxon_p, "detectable": contrast.detectable,
+            "replicates": contrast.replicates, "test_groups": contrast.groups,
+            "mcnemar_p_least": min(contrast.mcnemar), "mcnemar_p_most": max(contrast.mcnemar),
+            **{f"difference_{number}": difference
+               for number, difference in enumerate(contrast.differences)},
+        }
+        for contrast in results.evaluate.contrasts
+    ]  # fmt: skip

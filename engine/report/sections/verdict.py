@@ -1,0 +1,69 @@
+"""The top of the page: the verdict on each comparison, and what a reader must be warned of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from engine.core.notice import Notice
+from engine.report.generators import GeneratorFit, Probe
+from engine.report.page import Section, render
+from engine.report.results import StudyResults
+from engine.report.sections.classes import class_changes
+
+_EASILY_TOLD = 0.9  # area under the ROC curve
+_CLEARLY_LESS = 0.15  # of images whose class is seen
+
+
+def verdict(results: StudyResults) -> Section:
+    """The headline, and a box for each comparison."""
+    return Section(render("verdict.html", results=results, changes=class_changes(results)))
+
+
+def warnings(results: StudyResults) -> Section:
+    """What limits the result: the budget, the images, earlier openings of test."""
+    images = [image_warnings(results.probes[name], fits)
+              for name, fits in results.generators.items()]  # fmt: skip
+    return Section(render("warnings.html", results=results, images=images))
+
+
+@dataclass(frozen=True)
+class ImageWarnings:
+    """Warnings about a generator's images, by fit.
+
+    apart: areas under the ROC curve of classes, if most are easily distinguished from real ones.
+    misread: percent of kept images in which the labeler sees the requested class, if clearly less
+    than `agreement_val`, that of real ones. notes: fit, notice, and whether
+    the text is the reason that forbids the export.
+    """
+
+    generator: str
+    fits: int
+    apart: dict[int, list[float]]
+    misread: dict[int, float]
+    agreement_val: float
+    notes: list[tuple[int, Notice, bool]]
+
+
+def image_warnings(probe: Probe, fits: Sequence[GeneratorFit]) -> ImageWarnings:
+    """The warnings about a generator's images, on which the verdict rests."""
+    apart, misread, agreement_val = {}, {}, 0.0
+    for fit in fits:
+        areas = [entry.areas[fit.fit] for entry in probe.classes if fit.fit in entry.areas]
+        if areas and float(np.median(areas)) >= _EASILY_TOLD:
+            apart[fit.fit] = areas
+        labeler = fit.curated.labeler
+        if labeler is None or labeler.agreement_kept is None:
+            continue
+        if labeler.agreement_kept < labeler.agreement_val - _CLEARLY_LESS:
+            misread[fit.fit] = 100 * labeler.agreement_kept
+            agreement_val = 100 * labeler.agreement_val
+    notes = [
+        (fit.fit, notice, notice in stops)
+        for fit in fits
+        for stops in [[report.stops for report in fit.curated.filters if report.stops]]
+        for notice in [*stops, *fit.curated.warnings]
+    ]
+    return ImageWarnings(fits[0].name, len(fits), apart, misread, agreement_val, notes)

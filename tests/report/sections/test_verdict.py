@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+from engine.report.generators import ClassProbe, Probe
+from engine.report.sections.verdict import verdict, warnings
+from tests.pages import plain_text
+from tests.results import (
+    generator_fit,
+    labeler_report,
+    search_spec,
+    study_results,
+)
+
+
+def test_seeds_are_told_of_each_generator_fit() -> None:
+    text = plain_text(verdict(study_results(search_spec=search_spec(seeds=2))).html)
+    assert "every arm with the same 2 classifier seeds and the same number" in text
+    text = plain_text(verdict(study_results(search_spec=search_spec(fits=3, seeds=2))).html)
+    assert "3 fits of each generator and 2 classifier seeds for each fit (the same in all" in text
+
+
+def text_of(areas: dict[int, float], *curations: dict[str, object]) -> str:
+    """The warnings about the fits of a generator. areas: of a probe, by fit."""
+    fits = tuple(generator_fit("more", fit, **fields) for fit, fields in enumerate(curations))
+    results = study_results(generators={"more": fits})
+    probe = Probe(len(fits), True, "pixels", [ClassProbe("down", areas, 50)] if areas else [])
+    # In place of the cached property, which reads vectors.
+    vars(results)["probes"] = {"more": probe}
+    return plain_text(warnings(results).html)
+
+
+def test_what_is_wrong_with_a_later_fit_is_told_with_its_number() -> None:
+    stops = "3 of 60 are copies of training images"
+    copied = {"filters": [{"name": "copies", "dropped": 3, "limits": {}, "stops": stops}]}
+    text = text_of({0: 0.6, 1: 0.97}, {}, copied)
+    assert text.startswith("Images of more, fit 1 are easily distinguished from real ones")
+    assert f"More, fit 1: {stops}; the study's strict setting stops the export." in text
+    # What is true of all fits is told once.
+    seen, more = (
+        {"labeler": labeler_report(agreement_kept=kept, agreement_val=0.95)} for kept in (0.5, 0.6)
+    )
+    text = text_of({0: 0.96, 1: 0.97}, seen, more)
+    assert "Images of more are easily distinguished" in text
+    assert "0.96 to 0.97 by class" in text
+    assert "in 50% to 60% of kept images, and the true class in 95% of real images" in text
+    assert "curve 1.00 by class" in text_of({0: 0.997, 1: 1.0}, {}, {})
+    assert text_of({}, copied).startswith("More: 3 of 60")
+    assert text_of({}, {"warnings": ["something is odd"]}) == "More: something is odd."
