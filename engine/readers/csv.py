@@ -77,15 +77,14 @@ def nearest_files(paths: Iterable[str], names: Sequence[str], root: str) -> dict
     by_stem: dict[str, str] = {}
     for name in names:
         by_form.setdefault(_folded(name), name)
-        by_stem.setdefault(_folded(str(PurePosixPath(name).with_suffix(""))), name)
+        by_stem.setdefault(_folded(os.path.splitext(name)[0]), name)
         by_stem.setdefault(_folded(PurePosixPath(name).stem), name)
     hints = {}
     for path in filter(None, paths):
         plain = path.replace("\\", "/")
         inside = plain.removeprefix(folder).lstrip("/") if plain.startswith(folder) else plain
         inside = inside.removeprefix("./")
-        stem = str(PurePosixPath(inside).with_suffix(""))
-        nearest = by_form.get(_folded(inside)) or by_stem.get(_folded(stem))
+        nearest = by_form.get(_folded(inside)) or by_stem.get(_folded(os.path.splitext(inside)[0]))
         if nearest is None:
             continue
         if "\\" in path:
