@@ -8,13 +8,14 @@ between two library versions must never leak into a key.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Generic, LiteralString, get_args
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypeVar
 
@@ -34,6 +35,23 @@ class Spec(BaseModel):
     later_fields: ClassVar[tuple[str, ...]] = ()
     # Fields that only change the text of errors: never part of the identity.
     unkeyed_fields: ClassVar[tuple[str, ...]] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_fields(cls, values: Any) -> Any:
+        """Refuse an unknown field with the names that it may have been meant for."""
+        if isinstance(values, dict) and cls.model_config.get("extra") == "forbid":
+            for name in values:
+                if name not in cls.model_fields:
+                    raise explained("{text}", text=_unknown(str(name), cls), place=str(name))
+        return values
+
+
+def _unknown(name: str, model: type[Spec]) -> str:
+    known = list(model.model_fields)
+    close = difflib.get_close_matches(name[:60], known, 1)
+    meant = f"; did you mean {close[0]}?" if close else ""
+    return f"no such field{meant} (fields: {', '.join(known)})" if known else "no such field"
 
 
 S = TypeVar("S", bound=Spec, default=Any)

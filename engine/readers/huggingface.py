@@ -18,8 +18,8 @@ from engine.core.rows import TaskKind
 from engine.data.images import Rejected
 from engine.data.source import Reopening, Source
 from engine.readers import Reader
-from engine.readers._columns import (
-    ColumnsSpec,
+from engine.readers._image_tables import (
+    ImageTableSpec,
     bytes_of,
     check_columns,
     class_names,
@@ -29,7 +29,7 @@ from engine.readers._columns import (
 from engine.readers.imagefolder import SPLIT_NAMES
 
 
-class HuggingfaceSpec(ColumnsSpec):
+class HuggingfaceSpec(ImageTableSpec):
     name: Literal["huggingface"] = "huggingface"
     # Dataset id, or a folder.
     path: str

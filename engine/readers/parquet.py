@@ -21,8 +21,8 @@ from engine.core.rows import TaskKind
 from engine.data.images import Rejected
 from engine.data.source import Reopening, Source, ledger_of
 from engine.readers import Reader
-from engine.readers._columns import (
-    ColumnsSpec,
+from engine.readers._image_tables import (
+    ImageTableSpec,
     bytes_of,
     check_columns,
     class_names,
@@ -33,7 +33,7 @@ from engine.readers._columns import (
 )
 
 
-class ParquetSpec(ColumnsSpec):
+class ParquetSpec(ImageTableSpec):
     name: Literal["parquet"] = "parquet"
     # A local folder or a URL such as s3://bucket/folder.
     root: str

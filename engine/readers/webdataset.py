@@ -24,7 +24,7 @@ from engine.core.rows import TaskKind
 from engine.data.images import EXTENSIONS, FOREIGN, MAX_BYTES, Rejected
 from engine.data.source import Reopening, Source, ledger_of, not_data
 from engine.readers import Reader, ReaderSpec, cell_text, image_ids
-from engine.readers._columns import files_of, splits_of_files
+from engine.readers._image_tables import files_of, splits_of_files
 
 _MOST_TEXT = 2**20
 

@@ -85,7 +85,7 @@ def test_error_inside_a_plugin_keeps_its_path(value: Any, place: Any, text: str)
     error = caught.value.errors()[0]
     assert error["loc"] == ("reader",)
     assert error.get("ctx", {}).get("place") == place
-    assert explain(error) == text
+    assert explain(error).startswith(text)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from engine.readers import ReaderSpec, cell_text, image_ids
 from engine.readers.imagefolder import SPLIT_NAMES
 
 
-class ColumnsSpec(ReaderSpec):
+class ImageTableSpec(ReaderSpec):
     # Image column: bytes, or Hugging Face's {bytes, path}.
     image: str = "image"
     # Task name: column name.
@@ -36,7 +36,7 @@ class ColumnsSpec(ReaderSpec):
     id: str | None = None
 
     @model_validator(mode="after")
-    def _multi_are_tasks(self) -> ColumnsSpec:
+    def _multi_are_tasks(self) -> ImageTableSpec:
         if unknown := sorted(set(self.multi) - set(self.labels)):
             raise explained(
                 "multi names {task}, which is not a task; add it to labels", task=unknown[0]
@@ -50,7 +50,7 @@ class ColumnsSpec(ReaderSpec):
         }
 
 
-def check_columns(spec: ColumnsSpec, schema: pa.Schema, where: str) -> None:
+def check_columns(spec: ImageTableSpec, schema: pa.Schema, where: str) -> None:
     """Raises `DataError` if a column is missing, or contains lists but its task is not in
     `multi`, or the reverse."""
     columns = schema.names
@@ -71,7 +71,7 @@ def check_columns(spec: ColumnsSpec, schema: pa.Schema, where: str) -> None:
             )
 
 
-def tasks_of(spec: ColumnsSpec) -> dict[str, TaskKind]:
+def tasks_of(spec: ImageTableSpec) -> dict[str, TaskKind]:
     """The tasks of a spec, each `single` or `multi`."""
     return {task: "multi" if task in spec.multi else "single" for task in spec.labels}
 
@@ -96,7 +96,7 @@ def _names(feature: Any) -> list[str] | None:
 
 
 def to_records(
-    spec: ColumnsSpec,
+    spec: ImageTableSpec,
     table: pa.Table,
     tasks: Mapping[str, TaskKind],
     names: Mapping[str, list[str]],
@@ -155,7 +155,7 @@ def to_records(
     )
 
 
-def _split_named(spec: ColumnsSpec, value: Any) -> str | None:
+def _split_named(spec: ImageTableSpec, value: Any) -> str | None:
     text = cell_text(value)
     if text is None:
         return None
