@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
 
 from engine.core.registry import PluginField, explain, kind_of, name_of
-from engine.core.spec import Spec, explained
+from engine.core.spec import ClassName, Spec, explained
 from engine.tuning.proposals import Range
 
 MAX_IMAGES = 100_000_000
@@ -21,17 +21,11 @@ FilterField = Annotated[SerializeAsAny[Spec], BeforeValidator(PluginField("filte
 ClassifierField = Annotated[SerializeAsAny[Spec], BeforeValidator(PluginField("classifiers"))]
 
 
-def as_text(value: Any) -> Any:
-    """Class names are text; YAML reads 3 as a number."""
-    return str(value) if type(value) is int else value
-
-
 def _as_list(value: Any) -> Any:
     """A single word becomes a list of one."""
     return [value] if isinstance(value, str) else value
 
 
-ClassName = Annotated[str, BeforeValidator(as_text)]
 Classes = Literal["all"] | tuple[ClassName, ...]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 

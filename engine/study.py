@@ -20,7 +20,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from engine.core.errors import StudyError
 from engine.core.registry import explain
-from engine.core.spec import Spec, explained
+from engine.core.spec import Spec, as_text, explained
 from engine.data.images import Preprocess
 from engine.nets.classification import Training
 from engine.profile import Profile
@@ -41,7 +41,6 @@ from engine.sections import (
     Select,
     Split,
     Tune,
-    as_text,
 )
 
 S = TypeVar("S", bound=Spec)

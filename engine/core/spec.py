@@ -8,14 +8,15 @@ between two library versions must never leak into a key.
 
 from __future__ import annotations
 
+import datetime
 import difflib
 import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Generic, LiteralString, get_args
+from typing import Annotated, Any, ClassVar, Generic, LiteralString, get_args
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypeVar
 
@@ -75,6 +76,22 @@ def explained(template: LiteralString, /, **values: object) -> PydanticCustomErr
     """A validation error with a text of our own. values: what stands for {name} in the
     template."""
     return PydanticCustomError("explained", template, values or None)
+
+
+def as_text(value: Any) -> Any:
+    """Class names are text. YAML reads 3 as a number, which has one spelling; what it reads as
+    another type may have been written differently."""
+    if type(value) is int:
+        return str(value)
+    if value is None or isinstance(value, bool | float | datetime.date):
+        raise explained(
+            "YAML reads this as {kind} ({value}), not as text; quote it as the data writes it",
+            kind=type(value).__name__, value=str(value),
+        )  # fmt: skip
+    return value
+
+
+ClassName = Annotated[str, BeforeValidator(as_text)]
 
 
 def without(spec: S, fields: Sequence[str]) -> S:

@@ -19,7 +19,7 @@ from engine.core.errors import DataError
 from engine.core.ledger import Ledger
 from engine.core.notice import Notice
 from engine.core.rows import TaskKind
-from engine.core.spec import Configured, Spec
+from engine.core.spec import ClassName, Configured, Spec
 from engine.data.source import Source
 
 
@@ -38,7 +38,7 @@ class ReaderSpec(Spec):
     # Images to leave out: paths, or patterns such as `*/duplicates/*`.
     exclude: tuple[str, ...] = ()
     # The classes of the study's task to use; empty: all.
-    classes: tuple[str, ...] = ()
+    classes: tuple[ClassName, ...] = ()
 
 
 R = TypeVar("R", bound=ReaderSpec, default=Any)

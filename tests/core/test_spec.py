@@ -5,12 +5,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from engine.core.rng import derive_seed, generator
-from engine.core.spec import Spec, canonical, canonical_json, digest
+from engine.core.spec import ClassName, Spec, canonical, canonical_json, digest
 from engine.core.step import Step, Subject, upstream
 
 
@@ -152,3 +153,29 @@ def test_seeds_depend_on_names_and_their_types() -> None:
 )
 def test_label_names_the_subject(subject: Subject, label: str) -> None:
     assert Step("one", subject, Inner(), {}).label == label
+
+
+class Chosen(Spec):
+    classes: tuple[ClassName, ...] = ()
+
+
+@pytest.mark.parametrize(
+    ("written", "kind"),
+    [("[no]", "bool"), ("[1.0]", "float"), ("[2020-01-31]", "date"), ("[null]", "NoneType")],
+)
+def test_class_names_that_yaml_reads_as_another_type_must_be_quoted(
+    written: str, kind: str
+) -> None:
+    with pytest.raises(ValidationError, match=f"YAML reads this as {kind} .* quote it"):
+        Chosen.model_validate({"classes": yaml.safe_load(written)})
+    quoted = yaml.safe_load(written.replace("[", "['").replace("]", "']"))
+    assert Chosen.model_validate({"classes": quoted}).classes == tuple(quoted)
+
+
+def test_whole_numbers_are_class_names() -> None:
+    assert Chosen.model_validate({"classes": [3, "4"]}).classes == ("3", "4")
+
+
+def test_unknown_field_names_the_one_that_may_be_meant() -> None:
+    with pytest.raises(ValidationError, match=r"did you mean classes\? \(fields: classes\)"):
+        Chosen.model_validate({"clases": []})
