@@ -33,7 +33,7 @@ class Job:
 
     def wait_for_process(self, name: str) -> None:
         """Wait until one of its processes has `name` in its command line."""
-        ends = time.monotonic() + 120
+        ends = time.monotonic() + 400
         while True:
             assert self.process.poll() is None, self.process.communicate()
             assert time.monotonic() < ends, f"no process {name!r} came"

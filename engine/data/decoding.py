@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import PurePosixPath
 
 import numpy as np
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from engine.data.dicom import decode_dicom
 from engine.data.images import (
@@ -90,6 +90,8 @@ def decode(
             return _to_eight_bits(image, window)
     except Rejected:
         raise
+    except UnidentifiedImageError:  # its text names an object of Python
+        raise Rejected("not_decodable", "no known image format") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError) as error:
         raise Rejected("too_large", str(error)) from None
     except Exception as error:  # Pillow's decoders raise almost any exception on broken input

@@ -49,7 +49,7 @@ class Decoded:
     height: int
     pixel_sha256: str
     phash: str
-    bits: int | None
+    bits: int | None = None
 
 
 def _plain_environment() -> dict[str, str]:

@@ -28,7 +28,8 @@ from engine.results.data import IngestResult, ReducedClass, ReduceResult
 from engine.sections import Amount
 from engine.study import Study
 
-# Names of metrics on the page.
+# Names of metrics on the page. A version of `evaluate` (`engine/steps/evaluate.py`) that stores a
+# further metric needs a line here.
 FIGURES = {
     "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy",
     "macro_precision": "macro precision", "macro_recall": "macro recall", "macro_f1": "macro F1",
@@ -36,6 +37,8 @@ FIGURES = {
     "worst_class_recall": "worst class's recall",
     "roc_auc": "ROC-AUC", "average_precision": "PR-AUC", "brier": "Brier score ↓", "ece": "ECE ↓",
 }  # fmt: skip
+# The lowest and highest value of a metric, where that is not 0 to 1; intervals end there.
+RANGES = {"brier": (0.0, 2.0)}
 _TILE = 52  # px
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from engine.context import Context, Output
 from engine.report.results import ReportSpec, StudyResults
+from engine.report.sections import PAGE_VERSION
 from engine.report.study_page import PREDICTIONS, study_page
 from engine.report.table import as_text
 from engine.results.comparison import ReportResult
@@ -12,7 +13,7 @@ from engine.wording import verdict_in_words
 
 
 class Report(StepKind[ReportSpec]):
-    version = 10
+    version = PAGE_VERSION
     summary = "write the page"
 
     def run(self, context: Context) -> Output:

@@ -54,14 +54,15 @@ def track(
         return
     if target is None:
         if uri == "auto":
-            warn(f"MLflow: not logged, because {store.url} is not local; set profile.mlflow")
+            why = "has a ? in its path" if store.local else "is not local"
+            warn(f"MLflow: not logged, because {store.url} {why}; set profile.mlflow")
         return
     done = {step.kind: manifests[step.key] for step in steps if step.key in manifests}
     logged = digest(
         [done[kind].digest for kind in ("search", "evaluate", "report") if kind in done]
     )
     record = store.tracking(digest(target), logged)
-    if store.exists(record):
+    if store.exists(record) and not _is_gone(target):
         return
     try:
         _log(study, search, store, done, target)
@@ -79,12 +80,19 @@ def track(
 
 
 def tracking_uri(uri: str, store: Store) -> str | None:
-    """The URI to log to, or None. `auto`: an SQLite file in a local storage, None for others."""
+    """The URI to log to, or None. `auto`: an SQLite file in a local storage, None for others, and
+    for a path with a `?`, which SQLite would take for the end of the path."""
     if uri == "none":
         return None
     if uri != "auto":
         return uri
-    return f"sqlite:///{store.location(store.tracking_file())}" if store.local else None
+    file = store.location(store.tracking_file())
+    return f"{_SQLITE}{file}" if store.local and "?" not in file else None
+
+
+def _is_gone(target: str) -> bool:
+    """Whether the SQLite database of a target was removed, so that what was logged is lost."""
+    return target.startswith(_SQLITE) and not Path(target.removeprefix(_SQLITE)).exists()
 
 
 def without_password(uri: str) -> str:
@@ -148,10 +156,14 @@ def _log(
 
 
 def _experiment(client: Any, name: str, store: Store, target: str) -> str:
-    """The id of the experiment, created if needed."""
-    experiment = client.get_experiment_by_name(name)
-    if experiment is not None:
-        return str(experiment.experiment_id)
+    """The id of the experiment, created if needed. A deleted one keeps its name, and its runs stay
+    deleted: the study then gets an experiment with a number."""
+    base, number = name, 1
+    while (experiment := client.get_experiment_by_name(name)) is not None:
+        if experiment.lifecycle_stage == "active":
+            return str(experiment.experiment_id)
+        number += 1
+        name = f"{base}-{number}"
     # Next to the file of an SQLite database; a server has its own place for artifacts.
     location = None
     if target.startswith(_SQLITE):

@@ -111,7 +111,7 @@ def start_and_wait(storage: Path, dice: random.Random) -> tuple[subprocess.Popen
     )
     # Mostly early, so that many kills fit into one run.
     wanted = before + dice.randint(1, max(1, (SHARDS - before) // 4))
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 400
     while len(commits(storage)) < min(wanted, SHARDS) and driver.poll() is None:
         assert time.monotonic() < deadline, "no commit came"
         time.sleep(0.005)

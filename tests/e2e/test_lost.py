@@ -13,7 +13,7 @@ import pytest
 from tests.jobs import Job, finish, running
 from tests.loopback import Cluster, loopback_cluster
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1500)]
 
 STUDY = {
     "generators": "{ddpm: null, traditional: {name: traditional}}",
@@ -44,7 +44,7 @@ def commits(storage: Path) -> int:
 
 
 def wait_for_commits(job: Job, storage: Path) -> None:
-    before, ends = commits(storage), time.monotonic() + 120
+    before, ends = commits(storage), time.monotonic() + 400
     while commits(storage) < before + 3:
         assert job.process.poll() is None, job.process.communicate()
         assert time.monotonic() < ends, "no commit came"

@@ -17,7 +17,7 @@ from engine.runtime.scratch import PREFIX
 from tests.jobs import finish, running
 from tests.test_signals import SIGNALS
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1500)]
 
 # Only images.
 IMAGES = {

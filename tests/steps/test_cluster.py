@@ -100,11 +100,12 @@ def test_number_of_clusters_can_be_chosen_by_silhouette(
 def test_small_clusters_are_dissolved_and_reported(
     image_folder: Callable[..., Path], toy_study: Callable[..., Study], run_until: Any
 ) -> None:
-    study = toy_study(image_folder({"a": 20, "b": 30}), cluster={"k": 8, "min_size": 4})
+    root = image_folder({"a": 20, "b": 30})
+    study = toy_study(root, cluster={"k": 8, "min_size": 4})
     metrics = run_until(study, "cluster").metrics
     assert min(min(sizes) for sizes in metrics["sizes"].values()) >= 4
     assert "clusters_dissolved" in {notice["code"] for notice in metrics["warnings"]}
-    plainly = run_until(toy_study(image_folder({"a": 20, "b": 30}), cluster={"k": 8}), "cluster")
+    plainly = run_until(toy_study(root, cluster={"k": 8}), "cluster")
     assert "clusters_tiny" in {notice["code"] for notice in plainly.metrics["warnings"]}
 
 

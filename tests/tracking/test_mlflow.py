@@ -100,6 +100,31 @@ def test_interrupted_logging_is_completed_without_duplicates(done, monkeypatch) 
     assert len(client.search_runs([experiment.experiment_id], max_results=100)) == 11
 
 
+def test_removed_database_and_deleted_experiment_are_logged_anew(
+    done, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    said: list[str] = []
+    study, steps, store, manifests = done
+    track(study, steps, store, manifests, "auto", said.append)
+    client = MlflowClient(tracking_uri("auto", store))
+    client.delete_experiment(client.get_experiment_by_name(study.name).experiment_id)
+    before = {kind: one for kind, one in manifests.items() if one.kind != "report"}
+    track(study, steps, store, before, "auto", said.append)
+    anew = client.get_experiment_by_name(f"{study.name}-2")
+    assert len(client.search_runs([anew.experiment_id])) == 1 + 5 * 2
+    track(study, steps, store, manifests, "auto", said.append)
+    assert len(said) == 2
+    # The next process would open a new database; this one still has the removed file open.
+    logged: list[object] = []
+    monkeypatch.setattr("engine.tracking.mlflow._log", lambda *arguments: logged.append(arguments))
+    Path(store.location(store.tracking_file())).unlink()
+    track(study, steps, store, manifests, "auto", said.append)
+    assert len(logged) == 1
+    assert not any("cannot log" in text for text in said)
+
+
 def test_search_logged_before_its_verdict_is_not_duplicated(done) -> None:
     from mlflow import MlflowClient
 
@@ -136,5 +161,6 @@ def test_tracking_uri_by_profile(tmp_path: Path) -> None:
     assert tracking_uri("none", store) is None
     assert tracking_uri("auto", store) == f"sqlite:///{tmp_path}/mlflow/mlflow.db"
     assert tracking_uri("auto", Store("memory://runs")) is None
+    assert tracking_uri("auto", Store(str(tmp_path / "what?"))) is None
     assert tracking_uri("http://host:5000", store) == "http://host:5000"
     assert without_password("https://me:word@host/x") == "https://host/x"

@@ -29,7 +29,27 @@ def contents(results: StudyResults) -> Section:
 
 
 SECTIONS: tuple[Callable[[StudyResults], Section], ...] = (
-    verdict, first_images, contents, warnings, arms, comparisons, figures, ratio_curve, classes,
-    calibration, confusion, training, images, curation, fidelity, embedding, models, cost, methods,
-    not_known, provenance,
-)  # fmt: skip
+    verdict,
+    first_images,
+    contents,
+    warnings,
+    arms,
+    comparisons,
+    figures,
+    ratio_curve,
+    classes,
+    calibration,
+    confusion,
+    training,
+    images,
+    curation,
+    fidelity,
+    embedding,
+    models,
+    cost,
+    methods,
+    not_known,
+    provenance,
+)
+# Raised by hand when the page changes, so that finished studies get the new one.
+PAGE_VERSION = 10
