@@ -78,7 +78,7 @@ def test_steps_and_integers(fields: dict[str, Any], numbers: set[float]) -> None
         ({"low": 0, "high": 1, "log": True}, "log needs low above 0"),
         ({"low": 0, "high": 1, "step": 2}, "step must be"),
         ({"low": 0.5, "high": 3, "integer": True}, "whole numbers"),
-        ({"low": 1, "hihg": 3}, "is missing"),
+        ({"low": 1, "hihg": 3}, "no such field"),
         ([1], "at least two choices"),
         (3, "at least two choices"),
     ],
