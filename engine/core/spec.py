@@ -73,7 +73,7 @@ class Configured(Generic[S]):
 
 
 def explained(template: LiteralString, /, **values: object) -> PydanticCustomError:
-    """A validation error with a text of our own. values: what stands for {name} in the
+    """A validation error with a text of our own. values: the text of each {name} in the
     template."""
     return PydanticCustomError("explained", template, values or None)
 

@@ -37,7 +37,7 @@ class Line:
 
 def element(tag: str, title: str = "", /, **attributes: str | float) -> Markup:
     """An element of an SVG, with an optional tooltip. Floats are rounded to a tenth; `kind` is the
-    CSS class, and `_` in a name stands for `-`."""
+    CSS class, and `_` in a name becomes `-`."""
     names = {"kind": "class"}
     opened = Markup("").join(
         Markup(' {}="{}"').format(
