@@ -15,11 +15,11 @@ SENTENCES: dict[Code, str] = {
         "{files:,} files do not say whether text is burned into their picture: names and dates may"
         " be visible",
     "small_pictures":
-        "at {side} px near duplicates cannot be distinguished from similar pictures; only exact"
-        " ones were looked for",
+        "at {side} px crops cannot be distinguished from similar pictures; only exact duplicates"
+        " and new encodings were searched for",
     "similar_pictures":
-        "different pictures of this data are as similar as copies, so near duplicates could not be"
-        " detected; only exact ones were looked for",
+        "different pictures of this data are as similar as changed copies; only exact duplicates,"
+        " new encodings and slight crops were searched for",
     "similar_groups":
         "{pairs} pairs of training images of different groups are near duplicates: the groups may"
         " be wrong, see jobs/audit.py",
@@ -36,6 +36,19 @@ SENTENCES: dict[Code, str] = {
     "bits_unused":
         "{images:,} pictures have 16 bits but use {bits} of them, so that their values become 0 to"
         " {top}; set preprocess.window, for example [0, {most}]",
+    "seen_in_train":
+        "{seen:,} of {pictures:,} {split} pictures are in train too ({equal:,} equal, {near:,}"
+        " nearly equal)",
+    "small_class":
+        "{split} has {images:,} of {name!r}: one of them decides {percent}% of a score that weighs"
+        " classes equally, such as macro-F1, and every choice or verdict made by it ({classes} such"
+        " classes)",
+    "confounded":
+        "how the files were made ({by}) distinguishes {name!r} from the other classes without the"
+        " picture (AUC {area:.2f}): a classifier may learn the source instead of the subject",
+    "weak_judge":
+        "{labels:,} suspected label errors are not listed: the classifier that suspects them agrees"
+        " with only {agreed}% of the labels; set embedder to a network trained on such pictures",
     "no_groups": "no groups are given: every image counts as independent of the others",
     "leaks_resolved": "{leaks} leaks between splits: on_leak: {on_leak} was applied",
     "pixel_embedder":

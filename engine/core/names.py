@@ -65,3 +65,10 @@ def check_class_names(names: Iterable[str], task: str) -> None:
 def csv_cell(text: str) -> str:
     """The text, quoted if a spreadsheet would read it as a formula."""
     return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
+
+
+def natural(name: str) -> tuple[list[str | int], str]:
+    """A sort key that orders the numbers in names by value: 2 before 10."""
+    # Odd parts are the digits, so equal places always have equal types.
+    parts = re.split(r"([0-9]+)", name)
+    return [int(part) if place % 2 else part for place, part in enumerate(parts)], name

@@ -5,7 +5,7 @@ palette, any alpha     composited over white
 16-bit integers        by the study's `window`, or the upper 8 bits
 DICOM                  by the study's `window`, or the file's own (`engine.data.dicom`)
 floats                 0..1 times 255; values outside are refused, as are NaN and infinity
-EXIF orientation       applied; EXIF, GPS, profiles and text are dropped
+EXIF orientation       applied; EXIF, GPS, profiles and text are dropped, except the device's name
 animations, pages      the first frame
 """
 
@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import PurePosixPath
 
 import numpy as np
-from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from engine.data.dicom import decode_dicom
 from engine.data.images import (
@@ -50,8 +50,9 @@ def decode(
     check_extension: bool = True,
     window: tuple[float, float] | None = None,
 ) -> Image.Image:
-    """Decode foreign bytes to mode L or RGB. Run it in a `Sandbox`. If the upper 8 of 16 bits were
-    taken, `info["bits"]` is the number of bits that the values use.
+    """Decode foreign bytes to mode L or RGB. Run it in a `Sandbox`. `info["acquisition"]` is what
+    `acquisition_of` gives; if the upper 8 of 16 bits were taken, `info["bits"]` is the number of
+    bits that the values use.
 
     check_extension: refuse a file whose extension contradicts its format. window:
     `Preprocess.window`. Raises `Rejected` with a reason.
@@ -85,9 +86,12 @@ def decode(
             if image.width * image.height * frames > MAX_PIXELS:
                 raise Rejected("too_large", f"{image.width} x {image.height} x {frames}")
             image.load()
+            acquisition = acquisition_of(image, actual)
             with suppress(Exception):  # damaged EXIF says nothing about the picture
                 image = ImageOps.exif_transpose(image)
-            return _to_eight_bits(image, window)
+            decoded = _to_eight_bits(image, window)
+            decoded.info["acquisition"] = acquisition
+            return decoded
     except Rejected:
         raise
     except UnidentifiedImageError:  # its text names an object of Python
@@ -98,6 +102,20 @@ def decode(
         bomb = any(words in str(error).lower() for words in ("too large", "too much memory"))
         reason = "too_large" if bomb else "not_decodable"
         raise Rejected(reason, f"{type(error).__name__}: {error}"[:200]) from None
+
+
+def acquisition_of(image: Image.Image, file_format: str | None) -> dict[str, str]:
+    """How a file was made: `format`, `mode` (colours and bits), `coding` (the JPEG quality as its
+    sum of quantisation) and `device` (from EXIF), where they are known."""
+    entries = {"format": file_format or "", "mode": image.mode}
+    tables = getattr(image, "quantization", None)
+    if tables:
+        entries["coding"] = str(sum(next(iter(tables.values()))))
+    with suppress(Exception):  # damaged EXIF
+        exif = image.getexif()
+        names = (str(exif.get(tag) or "") for tag in (ExifTags.Base.Make, ExifTags.Base.Model))
+        entries["device"] = " ".join(name.strip("\0 ") for name in names).strip()[:80]
+    return {name: value for name, value in entries.items() if value}
 
 
 def _to_eight_bits(image: Image.Image, window: tuple[float, float] | None) -> Image.Image:

@@ -35,11 +35,21 @@ def decode_dicom(data: bytes, window: tuple[float, float] | None = None) -> Imag
     if rows * columns * frames > MAX_PIXELS:
         raise Rejected("too_large", f"{columns} x {rows} x {frames}")
     try:
-        return _rendered(dataset, frames, window)
+        image = _rendered(dataset, frames, window)
+        image.info["acquisition"] = acquisition_of(dataset)
+        return image
     except (Rejected, MemoryError):
         raise
     except Exception as error:  # so do decoders; a compressed file may need a missing one
         raise Rejected("not_decodable", f"{type(error).__name__}: {error}"[:200]) from None
+
+
+def acquisition_of(dataset: Any) -> dict[str, str]:
+    """As `engine.data.decoding.acquisition_of`, of a DICOM dataset."""
+    names = (str(dataset.get(name) or "") for name in ("Manufacturer", "ManufacturerModelName"))
+    mode = f"{dataset.get('PhotometricInterpretation', '')} {dataset.get('BitsStored', '')}".strip()
+    entries = {"format": "DICOM", "mode": mode, "device": " ".join(names).strip()[:80]}
+    return {name: value for name, value in entries.items() if value}
 
 
 def _rendered(dataset: Any, frames: int, window: tuple[float, float] | None) -> Image.Image:

@@ -6,7 +6,7 @@ that these pairs connect are treated as one picture.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import TypeVar
@@ -75,6 +75,35 @@ def find_leaks(index: pa.Table, near: Iterable[NearPair] = ()) -> list[Leak]:
                   if order[splits[row]] < order[splits[last]] and row not in reported
                   and frozenset((ids[row], ids[last])) not in known]  # fmt: skip
     return leaks
+
+
+@dataclass(frozen=True)
+class SeenInTrain:
+    """Different pictures of a split, and how many of them train has too: equal, or else near."""
+
+    pictures: int
+    equal: int
+    near: int
+
+
+def seen_in_train(
+    digests: Sequence[str], splits: Sequence[str], near: Iterable[Sequence[int]]
+) -> dict[str, SeenInTrain]:
+    """Pictures of val and test that are in train too. digests, splits: of each image. near: pairs
+    of near duplicates, as rows."""
+    of_split: dict[str, set[str]] = {split: set() for split in rows.SPLITS}
+    for digest, split in zip(digests, splits, strict=True):
+        of_split[split].add(digest)
+    like_train: dict[str, set[str]] = {split: set() for split in rows.SPLITS}
+    for a, b in near:
+        for one, other in ((a, b), (b, a)):
+            if splits[other] == "train":
+                like_train[splits[one]].add(digests[one])
+    seen = {}
+    for split in ("val", "test"):
+        equal = of_split[split] & of_split["train"]
+        seen[split] = SeenInTrain(len(of_split[split]), len(equal), len(like_train[split] - equal))
+    return seen
 
 
 def repeated(table: pa.Table, column: str) -> np.ndarray:

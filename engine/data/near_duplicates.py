@@ -8,7 +8,8 @@ finer grid.
 
 The limit depends on the data: different chest X-rays agree as well as copies of a photograph do
 elsewhere. So `calibrate` measures both on the data itself: the agreement of its pictures with
-copies made here, and the agreement of different pictures.
+copies made here, and the agreement of different pictures. New encodings and slight crops need no
+such limit: `same_pictures` recognises them by what differs after an overlay.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from PIL import Image
 from scipy.stats import norm
 
 from engine.core.rng import generator
+from engine.data.alignment import SAME, SAME_IN_PLACE, differences, overlaid_differences
 
 # Side of the small pictures, in pixels.
 SIDE = 64
@@ -33,6 +35,8 @@ _COARSE, _FINE = 12, 32
 _SHADING = 1.5
 _COPIES = 200
 _DIFFERENT = 1000
+# Copies agree at least this well on the coarse grid; other pairs are not laid over each other.
+_WORTH_OVERLAY = 0.93
 # Best matches considered per picture; all but the last may be its copies.
 _RANKS = 10
 # Share of true copies that the limit may miss.
@@ -94,6 +98,11 @@ class Matched:
     pairs: np.ndarray
     score: np.ndarray
     window: np.ndarray
+
+    @classmethod
+    def unmatched(cls, pairs: np.ndarray) -> Matched:
+        """Pairs without a search for their best window."""
+        return cls(pairs, np.ones(len(pairs), np.float32), np.zeros(len(pairs), np.int64))
 
     def __getitem__(self, chosen: np.ndarray) -> Matched:
         return Matched(self.pairs[chosen], self.score[chosen], self.window[chosen])
@@ -216,6 +225,31 @@ def near_pairs(
     candidates = matched[matched.score >= limit.coarse]
     fine = match_finely(pictures, candidates)
     return candidates.pairs[fine >= limit.fine], fine[fine >= limit.fine]
+
+
+def same_pictures(
+    pictures: np.ndarray, matched: Matched, *, in_place: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """The pairs of one picture in two encodings, sizes or slight crops, int64 (k, 2), and their
+    correlation, float32 (k,).
+
+    in_place: compare without overlay. Pictures of few pixels have little that tells them apart, and
+    an overlay removes part of it.
+    """
+    difference = differences(pictures, matched.pairs)
+    if not in_place:
+        promising = np.flatnonzero((difference > SAME) & (matched.score >= _WORTH_OVERLAY))
+        role, number = np.divmod(matched.window[promising], len(_GRID) ** 2)
+        spans = np.asarray(_GRID)[np.stack(np.divmod(number, len(_GRID)), 1)]
+        # A span has a start and an end; the overlay takes the distances from both edges.
+        edges = np.stack([spans[..., 0], 1 - spans[..., 1]], -1).reshape(-1, 4)
+        ordered = np.where(role[:, None] == 0, matched.pairs[promising],
+                           matched.pairs[promising, ::-1])  # fmt: skip
+        difference[promising] = np.minimum(
+            difference[promising], overlaid_differences(pictures, ordered, edges)
+        )
+    same = difference <= (SAME_IN_PLACE if in_place else SAME)
+    return matched.pairs[same], np.sqrt(1 - difference[same] ** 2)
 
 
 Span = tuple[float, float]

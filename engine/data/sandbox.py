@@ -17,7 +17,7 @@ import struct
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from engine.core.errors import EngineError
@@ -41,7 +41,8 @@ class Decoded:
     """A foreign image after preprocessing.
 
     encoded: by the study's codec. width, height: of the original, in pixels. bits: that the values
-    of a 16-bit picture use; None for other pictures, and with a window.
+    of a 16-bit picture use; None for other pictures, and with a window. acquisition: of
+    `engine.data.decoding.acquisition_of`.
     """
 
     encoded: bytes
@@ -50,6 +51,7 @@ class Decoded:
     pixel_sha256: str
     phash: str
     bits: int | None = None
+    acquisition: dict[str, str] = field(default_factory=dict)
 
 
 def _plain_environment() -> dict[str, str]:
@@ -191,6 +193,7 @@ def serve(settings: dict[str, Any], requests: BinaryIO, replies: BinaryIO) -> No
                 "pixel_sha256": pixel_sha256(image),
                 "phash": perceptual_hash(image),
                 "bits": image.info.get("bits"),
+                "acquisition": image.info.get("acquisition", {}),
             }
             _send(replies, header, encode(preprocess(image, spec), spec))
         except Rejected as rejected:

@@ -16,6 +16,10 @@ _FOLDS = 5
 _COMPONENTS, _COMPONENTS_FROM = 256, 20_000
 # The fewest groups of a class.
 _LEAST = 2
+# Labels and share of wrong labels below a point at which the two are compared.
+_COUNTED, _MASS = 10, 0.02
+# Agreement below which the list of suspects would mislead.
+_WEAK = 0.6
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,8 @@ class LabelErrors:
 
     flagged: whether the label is doubtful, bool (n,). confidence: the probability of the given
     label, float64 (n,). suggested: the likeliest class, int64 (n,), with its probability.
-    agreed: share of images whose likeliest class is the given one.
+    agreed: share of images whose likeliest class is the given one, averaged over classes.
+    wrong: estimated number of wrong labels, and an upper bound.
     """
 
     flagged: np.ndarray
@@ -32,6 +37,13 @@ class LabelErrors:
     suggested: np.ndarray
     suggested_confidence: np.ndarray
     agreed: float
+    wrong: tuple[float, float]
+
+    @property
+    def weak(self) -> bool:
+        """Whether the classifier is too weak to accuse a label: most of its contradictions are its
+        own errors."""
+        return self.agreed < _WEAK
 
     @property
     def order(self) -> np.ndarray:
@@ -62,8 +74,40 @@ def label_errors(
         confidence,
         suggested,
         probabilities.max(1),
-        float((suggested == labels).mean()),
-    )
+        float(np.mean([(suggested == labels)[labels == number].mean()
+                       for number in range(probabilities.shape[1])])),
+        wrong_labels(probabilities, labels),
+    )  # fmt: skip
+
+
+def wrong_labels(probabilities: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """An estimate of how many labels are wrong, and an upper bound with 97.5% confidence.
+
+    The probability that the classifier gives to a wrong label is known from the data: it is the
+    probability of a class that an image does not have, drawn by frequency. The labels are a mixture
+    of these and of right ones; the share of wrong ones is at most the ratio of the two distribution
+    functions at every point (Blanchard, Lee and Scott 2010), and close to it where right labels
+    are rare.
+
+    probabilities: out of fold, float64 (n, classes). labels: int64 (n,).
+    """
+    count, classes = probabilities.shape
+    given = probabilities[np.arange(count), labels]
+    weights = np.tile(np.bincount(labels, minlength=classes) / count, (count, 1))
+    weights[np.arange(count), labels] = 0
+    weights /= weights.sum(1, keepdims=True) * count
+    order = np.argsort(probabilities, axis=None)
+    values, mass = probabilities.ravel()[order], np.cumsum(weights.ravel()[order])
+    limits = np.quantile(given, np.linspace(0.001, 0.5, 200))
+    below = (given[:, None] <= limits).mean(0)
+    of_wrong = np.concatenate([[0.0], mass])[np.searchsorted(values, limits, side="right")]
+    usable = (below * count >= _COUNTED) & (of_wrong >= _MASS)
+    if not usable.any():
+        return 0.0, float(count)
+    below, of_wrong = below[usable], of_wrong[usable]
+    error = 1.96 * np.sqrt(below * (1 - below) / count)
+    estimate, bound = (below / of_wrong).min(), ((below + error) / of_wrong).min()
+    return float(estimate * count), float(min(bound, 1.0) * count)
 
 
 def out_of_fold(

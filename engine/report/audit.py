@@ -6,43 +6,19 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
+from engine.core.ledger import Ledger
 from engine.core.notice import Notice
 from engine.data.images import decode_own
 from engine.report.download import CSV, as_csv, data_url
 from engine.report.page import render
 from engine.report.tiles import tile
+from engine.results.audit import Finding, GroupCounts
+from engine.stages.confounding import Confounding
 
 _SHOWN = 24  # findings of a kind shown with their pictures
 _LISTED = 20_000  # findings in a CSV
 _NAMED = 40  # unreadable files listed by name
 _TILE = 112  # maximum side in px
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A finding about one image or a pair. `score` orders the findings of a kind."""
-
-    kind: str
-    image_id: str
-    uri: str
-    label: str
-    split: str
-    other_id: str = ""
-    other_uri: str = ""
-    other_label: str = ""
-    other_split: str = ""
-    suggested: str = ""
-    score: float = 0.0
-    detail: str = ""
-
-
-@dataclass(frozen=True)
-class GroupCounts:
-    """Groups of each class and in all, and the largest groups of several images."""
-
-    by_class: dict[str, int]
-    largest: list[tuple[str, int]]
-    total: int
 
 
 @dataclass
@@ -66,8 +42,12 @@ class Look:
     broken_share: float
     on_leak: str
     agreed: float
+    # Estimated number of wrong labels, and an upper bound; None if labels were not checked.
+    wrong_labels: tuple[float, float] | None
     embedder: str
     size: int
+    ledger: Ledger | None = None
+    confounding: Confounding | None = None
     # Encoded pictures of the shown images, by id.
     pictures: dict[str, bytes] = field(default_factory=dict)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from engine.core.ledger import Ledger
+from engine.core.names import natural
 from engine.core.spec import Spec
 from engine.results.base import StepResult
 
@@ -32,7 +33,8 @@ class IngestResult(StepResult):
     @property
     def classes(self) -> tuple[str, ...]:
         """The classes of the study's task, in the order of their numbers."""
-        return tuple(sorted({name for by_class in self.counts.values() for name in by_class}))
+        names = {name for by_class in self.counts.values() for name in by_class}
+        return tuple(sorted(names, key=natural))
 
     @property
     def near_duplicates_searched(self) -> bool:

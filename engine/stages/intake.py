@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from threadpoolctl import threadpool_limits
 
 from engine.context import Context
 from engine.core import rows
@@ -26,7 +27,16 @@ from engine.core.shards import OK, Shard, ids_digest, image_column, parquet_rows
 from engine.core.spec import Spec
 from engine.data.dataset import by_id
 from engine.data.images import Preprocess, Rejected, extension
-from engine.data.near_duplicates import SIDE, NearLimit, calibrate, match, near_pairs, thumbnail
+from engine.data.near_duplicates import (
+    SIDE,
+    Matched,
+    NearLimit,
+    calibrate,
+    match,
+    near_pairs,
+    same_pictures,
+    thumbnail,
+)
 from engine.data.sandbox import Sandbox
 from engine.readers import Bytes, Reader
 from engine.readers import image_ids as image_names
@@ -46,6 +56,8 @@ _SMALL_SIDE = 32
 _LEAST = 20
 _NEIGHBOURS, _WIDEST = 10, 512
 _BLOCK = 16_384
+# Figures of the appearance: two for each of three channels.
+_APPEARANCE = 6
 
 
 class Decode(Stage):
@@ -53,7 +65,7 @@ class Decode(Stage):
 
     writes = (
         rows.IMAGE, rows.WIDTH, rows.HEIGHT, rows.SOURCE, rows.PIXEL_SHA256, rows.PHASH,
-        rows.FILE_SHA256, rows.BITS, rows.STATUS,
+        rows.FILE_SHA256, rows.BITS, rows.ACQUISITION, rows.STATUS,
     )  # fmt: skip
 
     def __init__(
@@ -98,14 +110,18 @@ class Decode(Stage):
             rows.PHASH: values("phash"),
             rows.FILE_SHA256: digests,
             rows.BITS: values("bits"),
+            rows.ACQUISITION: [
+                None if how is None else sorted(how.items()) for how in values("acquisition")
+            ],
             rows.STATUS: status,
         }
 
 
 class Thumbnails(Stage):
-    """The small grey pictures for comparing near duplicates."""
+    """The small grey pictures for comparing near duplicates, and the appearance: mean and standard
+    deviation of red, green and blue."""
 
-    writes = (rows.THUMBNAIL,)
+    writes = (rows.THUMBNAIL, rows.APPEARANCE)
 
     def __init__(self, padded: bool) -> None:
         self.padded = padded
@@ -116,7 +132,15 @@ class Thumbnails(Stage):
             thumbnail(image, width, height, self.padded).ravel()
             for image, width, height in zip(batch["pixels"], *sizes, strict=True)
         ]
-        return {**batch, rows.THUMBNAIL: np.stack(small)}
+        appearance = [
+            np.concatenate([image.mean((0, 1)), image.std((0, 1))]) for image in batch["pixels"]
+        ]
+        # A grey picture has three equal channels.
+        wide = [np.repeat(values, _APPEARANCE // len(values)) for values in appearance]
+        return {
+            **batch, rows.THUMBNAIL: np.stack(small),
+            rows.APPEARANCE: np.stack(wide).astype(np.float32),
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -177,10 +201,12 @@ def decode_records(
 
 
 def decoded_schema(tasks: Mapping[str, TaskKind]) -> pa.Schema:
-    """Decoded images, with the digest of each file and the bits that its values use."""
+    """Decoded images, with the digest of each file, the bits that its values use, and how it was
+    made."""
     schema = rows.images_schema(tasks)
     schema = schema.append(pa.field(rows.FILE_SHA256, pa.string()))
-    return schema.append(pa.field(rows.BITS, pa.int32()))
+    schema = schema.append(pa.field(rows.BITS, pa.int32()))
+    return schema.append(pa.field(rows.ACQUISITION, pa.map_(pa.string(), pa.string())))
 
 
 def embed_decoded(context: Context, embedder: Spec, intake: Intake, padded: bool) -> list[Part]:
@@ -202,35 +228,45 @@ def embed_decoded(context: Context, embedder: Spec, intake: Intake, padded: bool
     commits = context.compute(
         "embed", shards, rows_of=parquet_rows, stages=stages,
         schema=partial(_with_thumbnails, schema),
-        fingerprint={"embedder": embedder.model_dump(), "thumbnail": SIDE},
+        fingerprint={
+            "embedder": embedder.model_dump(), "thumbnail": SIDE, "appearance": _APPEARANCE,
+        },
         prefix=context.store.join(context.prefix, EMBEDDED), replace=True,
     )  # fmt: skip
     return [commit.data for commit in commits if commit.data]
 
 
 def _with_thumbnails(schema: Callable[[], pa.Schema]) -> pa.Schema:
-    return schema().append(pa.field(rows.THUMBNAIL, pa.list_(pa.uint8(), SIDE * SIDE)))
+    whole = schema().append(pa.field(rows.THUMBNAIL, pa.list_(pa.uint8(), SIDE * SIDE)))
+    return whole.append(pa.field(rows.APPEARANCE, pa.list_(pa.float32(), _APPEARANCE)))
 
 
 @dataclass(frozen=True)
 class Near:
     """Near duplicates: pairs of rows of the index, int64 (m, 2), how well they agree, float32 (m,),
-    and the limit; None if the data has too few pictures."""
+    and the limit; None if the data has too few pictures, or too small ones."""
 
     pairs: np.ndarray
     agreement: np.ndarray
     limit: NearLimit | None
 
+    def warnings(self, small: Notice | None) -> list[Notice]:
+        """What was not searched for. small: of `too_small`."""
+        if small is None and self.limit is not None and self.limit.fine is None:
+            return [Notice.of("similar_pictures")]
+        return [small] if small else []
+
 
 def find_near(
     index: pa.Table, task: str, vectors: np.ndarray, pictures: np.ndarray, quantile: float,
-    seed: int,
+    seed: int, *, small: bool,
 ) -> Near:  # fmt: skip
     """Near duplicates within and across splits: the nearest by embedding, compared by overlay.
 
     vectors, pictures: float32 (n, width) and uint8 (n, SIDE²) in the order of the index, zeros
     where there are none. Only the first of equal pictures is compared; its matches apply to the
-    first of them in each split and with each label of `task`.
+    first of them in each split and with each label of `task`. small: search for new encodings
+    alone, because crops of such pictures cannot be distinguished from similar pictures.
     """
     digests = index[rows.PIXEL_SHA256].to_pylist()
     splits, labels = (index[name].to_pylist() for name in (rows.SPLIT, rows.label_column(task)))
@@ -239,20 +275,30 @@ def find_near(
         equal[digest].setdefault((splits[row], labels[row]), row)
     usable = np.asarray([min(places.values()) for places in equal.values()], np.int64)
     usable = usable[lengths(Rows(vectors, usable)) > 0]
-    if len(usable) < _LEAST:
+    if len(usable) < 2:
         return Near(np.empty((0, 2), np.int64), np.empty(0, np.float32), None)
     _, groups = np.unique(np.asarray(index[rows.GROUP_ID].to_pylist()), return_inverse=True)
     pictures = pictures.reshape(-1, SIDE, SIDE)
-    matched = match(pictures, usable[candidates(Rows(vectors, usable), groups[usable])])
-    limit = calibrate(pictures, matched, groups, quantile, seed)
-    duplicates = [
-        (pair, value)
-        for (a, b), value in zip(*near_pairs(pictures, matched, limit), strict=True)
+    pairs, limit = usable[candidates(Rows(vectors, usable), groups[usable])], None
+    # These products are small: more threads would wait for each other, on a busy machine for long.
+    with threadpool_limits(1, "blas"):
+        matched = Matched.unmatched(pairs) if small else match(pictures, pairs)
+        sources = [same_pictures(pictures, matched, in_place=small)]
+        if not small and len(usable) >= _LEAST:
+            limit = calibrate(pictures, matched, groups, quantile, seed)
+            sources.append(near_pairs(pictures, matched, limit))
+    agreement: dict[tuple[int, int], float] = {}
+    for some_pairs, values in sources:
+        for (a, b), value in zip(some_pairs.tolist(), values.tolist(), strict=True):
+            agreement.setdefault((a, b), value)
+    duplicates = {
+        tuple(sorted(pair)): value
+        for (a, b), value in agreement.items()
         for pair in product(equal[digests[a]].values(), equal[digests[b]].values())
-    ]
+    }
     return Near(
-        np.asarray([sorted(pair) for pair, _ in duplicates], np.int64).reshape(-1, 2),
-        np.asarray([value for _, value in duplicates], np.float32), limit,
+        np.asarray(list(duplicates), np.int64).reshape(-1, 2),
+        np.asarray(list(duplicates.values()), np.float32), limit,
     )  # fmt: skip
 
 

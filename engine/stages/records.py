@@ -16,10 +16,13 @@ from engine.core.rows import TaskKind
 from engine.core.spec import Spec
 from engine.data.dataset import assign_splits
 from engine.data.images import Preprocess
+from engine.data.leaks import SeenInTrain
 from engine.data.splits import LEAST_IMAGES
 from engine.readers import Reader, ReaderSpec
 from engine.sections import Audit, ReaderField, Split
 
+# The share of a score that one image may carry without a warning.
+_WEIGHT = 0.03
 # Class names in lower case that programs write for a missing value.
 _NO_VALUE = ("nan", "na", "n/a", "<na>", "nat", "null")
 
@@ -140,6 +143,35 @@ def thin_classes(counts: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
                     f"the class {name!r} has {count} images in {split}, it needs {needed}:"
                     " add images, leave the class out, or change the split"
                 )
+
+
+def small_class_notices(counts: Mapping[str, Mapping[str, int]]) -> list[Notice]:
+    """For val and test, the class of which one image weighs most in a score that weighs classes
+    equally, if that is more than a few percent. counts: images by class and split."""
+    notices = []
+    for split in ("val", "test"):
+        images = {name: by_split.get(split, 0) for name, by_split in counts.items()}
+        images = {name: count for name, count in images.items() if count}
+        # Of n images in one of k classes, each is 1 / (k n) of the score.
+        small = [name for name in images if 1 / (len(images) * images[name]) > _WEIGHT]
+        if not small:
+            continue
+        name = min(small, key=lambda name: (images[name], name))
+        notices.append(
+            Notice.of(
+                "small_class", split=split, name=name, images=images[name], classes=len(small),
+                percent=round(100 / (len(images) * images[name])),
+            )
+        )  # fmt: skip
+    return notices
+
+
+def seen_notices(seen: Mapping[str, SeenInTrain]) -> list[Notice]:
+    return [
+        Notice.of("seen_in_train", split=split, seen=one.equal + one.near, pictures=one.pictures,
+                  equal=one.equal, near=one.near)
+        for split, one in seen.items() if one.equal or one.near
+    ]  # fmt: skip
 
 
 def record_notices(records: pa.Table, reader: Reader[ReaderSpec], task: str) -> list[Notice]:

@@ -33,6 +33,7 @@ from pydantic import Field
 from engine.context import Context, Output
 from engine.core import rows
 from engine.core.manifest import Part
+from engine.core.names import natural
 from engine.core.notice import Notice
 from engine.core.registry import kind_of
 from engine.core.rng import derive_seed
@@ -80,7 +81,7 @@ class Fidelity(StepKind[FidelitySpec]):
         real = {"real": real_set(context, spec, "train"), "val": real_set(context, spec, "val")}
         sides = {**generated, **real}
         kept, val = generated["kept"].counts, real["val"].counts
-        classes = sorted(set().union(*(side.counts for side in generated.values())))
+        classes = sorted(set().union(*(side.counts for side in generated.values())), key=natural)
         enough = [label for label in classes if kept[label] >= LEAST and val[label]]
         together = [enough] if len(enough) > 1 else []
         request = context.step.inputs["generate"].inputs["request"].spec_as(RequestSpec)

@@ -22,6 +22,7 @@ from engine.context import Context, Output
 from engine.core import rows
 from engine.core.errors import DataError
 from engine.core.manifest import Manifest, Part, copy_files
+from engine.core.names import natural
 from engine.core.registry import kind_of, name_of
 from engine.core.rng import derive_seed
 from engine.core.rows import TaskKind
@@ -340,5 +341,5 @@ def draw_sheet(
             found = first_images(context.store, [part.key], spec.task, lacking)
             images += found.get(label, [])
     return contact_sheet(
-        {label: (real.get(label, []), generated[label]) for label in sorted(generated)}
+        {label: (real.get(label, []), generated[label]) for label in sorted(generated, key=natural)}
     )

@@ -37,9 +37,10 @@ from engine.data.dataset import (
     replace_column,
     resolve_leaks,
 )  # fmt: skip
-from engine.data.leaks import Leak, NearPair, find_leaks
+from engine.data.leaks import Leak, NearPair, find_leaks, seen_in_train
 from engine.report.download import as_csv
 from engine.results.data import IngestResult
+from engine.stages.confounding import find_confounding
 from engine.stages.identity import changed_files, note_place, noted_place, place_of
 from engine.stages.intake import (
     DECODED,
@@ -55,9 +56,12 @@ from engine.stages.records import (
     bits_notice,
     check_records,
     record_notices,
+    seen_notices,
+    small_class_notices,
     thin_classes,
 )
 from engine.steps import StepKind
+from engine.wording import notice_in_words
 
 ROW_GROUP = 512
 # Size of an image part; the driver keeps one per split in memory.
@@ -69,7 +73,7 @@ class IngestSpec(IntakeSpec):
 
 
 class Ingest(StepKind[IngestSpec]):
-    version = 5
+    version = 6
     summary = "decode, check and split the images, find leaks"
     scratch = (DECODED, EMBEDDED)
 
@@ -101,6 +105,9 @@ class Ingest(StepKind[IngestSpec]):
         parts, counts = write_splits(context, spec, index, intake.keys)
         for problem in thin_classes(counts):
             raise DataError(problem)
+        by_class = {name: {split: counts[split].get(name, 0) for split in counts}
+                    for name in counts["train"]}  # fmt: skip
+        notes["warnings"] += small_class_notices(by_class)
         tables = [
             context.table("records", fates_table(records, fate, index, digests), table="records"),
             context.table("leaks", leaks_table(leaks), table="leaks"),
@@ -137,10 +144,18 @@ class Ingest(StepKind[IngestSpec]):
         )  # fmt: skip
         near, limits, warnings = self._near(context, spec, intake, index)
         leaks = find_leaks(index, near)
+        row_of = {image_id: row for row, image_id in enumerate(index[rows.IMAGE_ID].to_pylist())}
+        seen = seen_notices(
+            seen_in_train(
+                index[rows.PIXEL_SHA256].to_pylist(), index[rows.SPLIT].to_pylist(),
+                [(row_of[a], row_of[b]) for a, b, _ in near],
+            )
+        )  # fmt: skip
         if spec.split.group == "none":
             warnings.append(Notice.of("no_groups"))
         if leaks and spec.audit.on_leak == "fail":
-            raise LeakError(self._leak_text(context, leaks))
+            raise LeakError(self._leak_text(context, leaks, seen))
+        warnings += seen
         if leaks:
             index, leaks = resolve_leaks(index, leaks, near, spec.audit.on_leak, fate)
             warnings.append(
@@ -154,31 +169,35 @@ class Ingest(StepKind[IngestSpec]):
         self, context: Context, spec: IngestSpec, intake: Intake, index: pa.Table
     ) -> tuple[list[NearPair], dict[str, Any], list[Notice]]:
         """Near duplicates by id, their limits, and warnings."""
-        if small := too_small(index, spec.preprocess):
-            return [], {}, [small]
+        small = too_small(index, spec.preprocess)
         padded = spec.preprocess.fit == "pad"
         embedded = embed_decoded(context, spec.audit.embedder, intake, padded)
         keys = [part.key for part in embedded]
         ids = index[rows.IMAGE_ID].to_pylist()
-        vectors, pictures = (
-            aligned(context.store, keys, name, ids) for name in (rows.EMBEDDING, rows.THUMBNAIL)
+        vectors, pictures, appearance = (
+            aligned(context.store, keys, name, ids)
+            for name in (rows.EMBEDDING, rows.THUMBNAIL, rows.APPEARANCE)
         )
-        near = find_near(index, spec.task, vectors, pictures, spec.audit.near_quantile, spec.seed)
-        if near.limit is None:
-            return [], {}, []
-        limits = {name: round(value, 6) if value else value
-                  for name, value in asdict(near.limit).items()}  # fmt: skip
-        if near.limit.fine is None:
-            return [], limits, [Notice.of("similar_pictures")]
+        near = find_near(
+            index, spec.task, vectors, pictures, spec.audit.near_quantile, spec.seed,
+            small=small is not None,
+        )  # fmt: skip
+        limits = {} if near.limit is None else {
+            name: round(value, 6) if value else value
+            for name, value in asdict(near.limit).items()
+        }  # fmt: skip
         pairs = [(ids[a], ids[b], float(agreement)) for (a, b), agreement in
                  zip(near.pairs.tolist(), near.agreement, strict=True)]  # fmt: skip
         groups, splits = (index[name].to_pylist() for name in (rows.GROUP_ID, rows.SPLIT))
         twins = [a for a, b in near.pairs.tolist()
                  if groups[a] != groups[b] and splits[a] == splits[b] == "train"]  # fmt: skip
-        warnings = [Notice.of("similar_groups", pairs=len(twins))] if twins else []
+        warnings = near.warnings(small)
+        warnings += find_confounding(index, spec.task, pictures, appearance, spec.seed).notices()
+        if twins:
+            warnings.append(Notice.of("similar_groups", pairs=len(twins)))
         return pairs, limits, warnings
 
-    def _leak_text(self, context: Context, leaks: Sequence[Leak]) -> str:
+    def _leak_text(self, context: Context, leaks: Sequence[Leak], seen: Sequence[Notice]) -> str:
         key = context.store.join(context.prefix, "leaks.csv")
         entries = [
             {
@@ -197,9 +216,10 @@ class Ingest(StepKind[IngestSpec]):
             f" ({leak.second_split})"
             for leak in leaks[:3]
         )
+        counted = "".join(f"{notice_in_words(notice)}; " for notice in seen)
         return (
-            f"leaks between splits ({kinds}): {some}; the list is {context.store.location(key)}."
-            " Fix the data, or set audit.on_leak to drop or move"
+            f"leaks between splits ({kinds}): {counted}{some}; the list is"
+            f" {context.store.location(key)}. Fix the data, or set audit.on_leak to drop or move"
         )
 
     def outdated(self, step: Step, manifest: Manifest, store: Store) -> str | None:

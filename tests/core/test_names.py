@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.core.errors import DataError
-from engine.core.names import check_class_names, csv_cell, slug
+from engine.core.names import check_class_names, csv_cell, natural, slug
 
 
 @given(st.text(st.characters(codec="utf-8")))
@@ -78,3 +78,10 @@ def test_spreadsheet_formula_is_quoted(text: str) -> None:
 @pytest.mark.parametrize("text", ["", "a=1", "cat", "1"])
 def test_other_cells_are_unchanged(text: str) -> None:
     assert csv_cell(text) == text
+
+
+def test_numbers_in_names_are_ordered_by_value() -> None:
+    names = ["grade 10", "grade 2", "10", "2", "b", "a", "a1b20", "a1b3", "\u00b2"]
+    assert sorted(names, key=natural) == [
+        "2", "10", "a", "a1b3", "a1b20", "b", "grade 2", "grade 10", "\u00b2"
+    ]  # fmt: skip

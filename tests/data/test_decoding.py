@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from engine.data.decoding import decode
 from engine.data.images import Rejected
@@ -249,3 +249,17 @@ def test_first_frame_of_an_animation_is_used() -> None:
     data = saved(Image.new("RGB", (9, 9), "red"), "GIF", save_all=True, duration=9,
                  append_images=[Image.new("RGB", (9, 9), "blue")])  # fmt: skip
     assert decode(data, "a.gif").convert("RGB").getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_how_a_file_was_made_is_kept() -> None:
+    image = Image.fromarray(np.zeros((9, 9, 3), np.uint8))
+    exif = image.getexif()
+    exif[ExifTags.Base.Make], exif[ExifTags.Base.Model] = "Maker", "Model 3"
+    codings = []
+    for quality in (30, 90):
+        made = decode(saved(image, "JPEG", quality=quality, exif=exif)).info["acquisition"]
+        codings.append(int(made.pop("coding")))
+        assert made == {"format": "JPEG", "mode": "RGB", "device": "Maker Model 3"}
+    assert codings[0] > codings[1]
+    made = decode(saved(image.convert("L"))).info["acquisition"]
+    assert made == {"format": "PNG", "mode": "L"}

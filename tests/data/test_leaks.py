@@ -7,7 +7,7 @@ import pytest
 
 from engine.core import rows
 from engine.data.dataset import resolve_leaks
-from engine.data.leaks import NearPair, connected, find_leaks
+from engine.data.leaks import NearPair, connected, find_leaks, seen_in_train
 
 
 def index(entries: list[tuple[str, str, str]]) -> pa.Table:
@@ -100,3 +100,12 @@ def test_leaks_are_resolved_until_none_is_left(how: str) -> None:
 def test_connected_pairs_are_reported_once() -> None:
     assert connected([(5, 2), (7, 8), (2, 9)]) == [[2, 5, 9], [7, 8]]
     assert connected([]) == []
+
+
+def test_pictures_that_train_has_too_are_counted_once() -> None:
+    # Three different test pictures; x stands in train twice, y nearly, z not at all.
+    digests = ["x", "x", "w", "x", "y", "z", "x"]
+    splits = ["train", "train", "train", "test", "test", "test", "val"]
+    seen = seen_in_train(digests, splits, [(2, 4), (0, 3), (4, 5)])
+    assert (seen["test"].pictures, seen["test"].equal, seen["test"].near) == (3, 1, 1)
+    assert (seen["val"].pictures, seen["val"].equal, seen["val"].near) == (1, 1, 0)

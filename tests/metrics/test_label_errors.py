@@ -4,8 +4,9 @@ whole."""
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
-from engine.metrics.label_errors import label_errors, out_of_fold
+from engine.metrics.label_errors import label_errors, out_of_fold, wrong_labels
 from engine.metrics.outliers import LIMIT, modified_z, neighbour_outliers, odd_sizes
 
 
@@ -82,3 +83,32 @@ def test_only_clearly_unusual_sizes_are_reported() -> None:
     widths[2] = 110
     widths[3], heights[4] = 140, 140  # landscape and portrait
     assert np.flatnonzero(odd_sizes(widths, heights) > LIMIT).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.15])
+def test_number_of_wrong_labels_is_estimated(share: float) -> None:
+    # Four classes that overlap a little, as real ones do.
+    random = np.random.default_rng(7)
+    count = 2000
+    truth = np.arange(count) % 4
+    vectors = random.normal(size=(count, 8)).astype(np.float32)
+    vectors[np.arange(count), truth] += 4
+    labels = truth.copy()
+    wrong = random.permutation(count)[: round(share * count)]
+    labels[wrong] = (labels[wrong] + random.integers(1, 4, len(wrong))) % 4
+    groups = np.arange(count).astype(str)
+    probabilities = out_of_fold(vectors, labels, groups, 0)
+    assert probabilities is not None
+    estimate, bound = wrong_labels(probabilities, labels)
+    assert estimate <= bound
+    assert bound >= len(wrong)
+    assert estimate == pytest.approx(len(wrong), abs=0.02 * count)
+
+
+def test_a_classifier_that_knows_nothing_bounds_nothing() -> None:
+    random = np.random.default_rng(3)
+    labels = np.arange(600) % 3
+    probabilities = random.dirichlet(np.ones(3), 600)
+    estimate, bound = wrong_labels(probabilities, labels)
+    assert bound > 400
+    assert estimate > 300

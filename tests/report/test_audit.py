@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from engine.report.audit import Finding, Look, page
+from engine.report.audit import Look, page
+from engine.results.audit import Finding
 
 
 def look(findings: list[Finding], distinct: dict[str, dict[str, int]]) -> Look:
@@ -10,8 +11,8 @@ def look(findings: list[Finding], distinct: dict[str, dict[str, int]]) -> Look:
         name="toy", images=9, task="class", findings=findings, problems=[], warnings=[],
         near_limit={}, counts={"a": {"train": 5, "val": 2, "test": 2}}, distinct=distinct,
         groups={"by_class": {"a": 9}, "largest": [], "total": 9}, grouped=False, carved=[],
-        max_quarantined=0.01, broken_share=0.0, on_leak="fail", agreed=1.0, embedder="pixels",
-        size=64,
+        max_quarantined=0.01, broken_share=0.0, on_leak="fail", agreed=1.0,
+        wrong_labels=None, embedder="pixels", size=64,
     )  # fmt: skip
 
 

@@ -49,7 +49,7 @@ def arrays(images: Sequence[Image.Image]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def near(table: pa.Table, images: Sequence[Image.Image]) -> Near:
-    return find_near(table, "class", *arrays(images), 1e-4, 0)
+    return find_near(table, "class", *arrays(images), 1e-4, 0, small=False)
 
 
 def pairs(found: Near) -> set[tuple[int, ...]]:
@@ -64,7 +64,9 @@ def test_few_clean_photographs_have_no_near_duplicates() -> None:
     for count in (20, 30, 50):
         for draw in range(20):
             held = np.random.default_rng([count, draw]).permutation(300)[:count]
-            found = find_near(index(count), "class", vectors[held], small[held], 1e-4, draw)
+            found = find_near(
+                index(count), "class", vectors[held], small[held], 1e-4, draw, small=False
+            )
             assert pairs(found) == set(), (count, draw)
 
 

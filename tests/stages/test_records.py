@@ -8,7 +8,7 @@ import pytest
 from engine.core import rows
 from engine.core.ledger import Ledger
 from engine.readers import Reader, ReaderSpec
-from engine.stages.records import record_notices
+from engine.stages.records import record_notices, small_class_notices
 from engine.wording import notice_in_words
 
 
@@ -55,3 +55,18 @@ def test_groups_that_differ_in_writing_alone_are_noticed(first: str, second: str
 def test_ledger_that_does_not_sum_up_is_refused() -> None:
     with pytest.raises(ValueError, match="5 files, but 3 read"):
         Ledger(files=5, read=3, skipped={"hidden": 1})
+
+
+def test_class_of_which_one_image_weighs_much_is_noticed() -> None:
+    counts = {
+        "common": {"train": 50, "val": 20, "test": 20},
+        "rare": {"train": 5, "val": 20, "test": 1},
+        "few": {"train": 5, "val": 20, "test": 10},
+    }
+    (notice,) = small_class_notices(counts)
+    # One of three classes, one image: a third of the score. For `few` it is 1 / 30.
+    assert notice.fields == {
+        "split": "test", "name": "rare", "images": 1, "classes": 2, "percent": 33
+    }  # fmt: skip
+    assert "test has 1 of 'rare': one of them decides 33% of a score" in notice_in_words(notice)
+    assert small_class_notices({"a": {"val": 20, "test": 40}, "b": {"val": 20, "test": 40}}) == []

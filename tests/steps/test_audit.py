@@ -155,6 +155,33 @@ def test_planted_faults_are_reported_by_kind_and_clean_images_are_not(
         execute(until(plan(study), "ingest"), store, InlineRuntime(), profile)
 
 
+def test_source_of_a_class_and_pictures_seen_in_train_are_reported(
+    tmp_path: Path, toy_study: MakeStudy, audit: Audit, store: Store
+) -> None:
+    root = tmp_path / "data"
+    write(root, {"train": 40, "val": 8, "test": 8})
+    # Class b comes from another archive: JPEG, and smaller.
+    for path in sorted(root.glob("*/b/*.png")):
+        Image.open(path).resize((72, 72)).save(path.with_suffix(".jpg"), quality=90)
+        path.unlink()
+    shutil.copy(root / "train/a/000.png", root / "test/a/equal.png")
+    Image.open(root / "train/a/001.png").save(root / "test/b/encoded.jpg", quality=60)
+    (root / "notes.txt").write_text("")
+    manifest = audit(toy_study(root, preprocess={"size": 64}))
+    notices = {entry["code"]: entry["fields"] for entry in manifest.metrics["warnings"]}
+    assert notices["confounded"]["area"] > 0.99
+    assert "size" in notices["confounded"]["by"]
+    seen = {"split": "test", "seen": 2, "pictures": 18, "equal": 1, "near": 1}
+    assert notices["seen_in_train"] == seen
+    # The new encoding has another label.
+    pair = frozenset(("train/a/001.png", "test/b/encoded.jpg"))
+    assert told(found(store, manifest), "near_contradictory") == {pair}
+    text = html(store, manifest)
+    assert "2 of 18 test pictures are in train too (1 equal, 1 nearly equal)" in unescape(text)
+    assert "all files were made alike" not in text
+    assert "not read: .txt" in text
+
+
 def test_clean_folder_has_no_problems(
     tmp_path: Path, toy_study: MakeStudy, audit: Audit, store: Store
 ) -> None:

@@ -1,0 +1,76 @@
+"""Shared by ingest and audit: what tells the classes apart besides the subject."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from engine.core import rows
+from engine.core.notice import Notice
+from engine.data.near_duplicates import SIDE
+from engine.metrics.confounding import Predicted, even_frame, predicted_classes
+
+# Entries of the acquisition, by the name that users read.
+_RECORDED = {"format": "format", "mode": "colours and bits", "coding": "JPEG quality",
+             "device": "device"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Confounding:
+    """How well each class of train and val is predicted by how its files were made, and by simple
+    figures of appearance, which may be the subject's own."""
+
+    acquisition: list[Predicted]
+    appearance: list[Predicted]
+
+    def notices(self) -> list[Notice]:
+        """A warning for each class that the acquisition distinguishes, of two classes one."""
+        classes = self.acquisition[:1] if len(self.acquisition) == 2 else self.acquisition
+        return [
+            Notice.of(
+                "confounded", name=predicted.label, area=predicted.auc,
+                by=" and ".join(list(predicted.by)[:2]),
+            )
+            for predicted in classes
+            if predicted.suspicious
+        ]  # fmt: skip
+
+
+def find_confounding(
+    index: pa.Table, task: str, thumbnails: np.ndarray, appearance: np.ndarray, seed: int
+) -> Confounding:
+    """thumbnails, appearance: uint8 (n, SIDE²) and float32 (n, figures) in the order of the
+    index. The label's own sources, such as folders and names, are left out."""
+    usable = np.asarray(index[rows.SPLIT].to_pylist(), dtype=object) != "test"
+    labels = index[rows.label_column(task)].to_pylist()
+    usable &= np.asarray([isinstance(label, str) for label in labels], bool)
+    chosen = np.flatnonzero(usable)
+    index = index.take(chosen)
+    width, height = (
+        np.asarray(index[name].to_pylist(), np.float64) for name in (rows.WIDTH, rows.HEIGHT)
+    )
+    origins = [dict(entries or ()) for entries in index[rows.ACQUISITION].to_pylist()]
+    acquisition = {
+        "size": np.stack([width, height], 1),
+        "aspect ratio": np.log2(width / height),
+        "frame": even_frame(thumbnails[chosen].reshape(-1, SIDE, SIDE)),
+    }
+    for entry, name in _RECORDED.items():
+        values = [entries.get(entry, "") for entries in origins]
+        acquisition[name] = np.unique(values, return_inverse=True)[1]
+    names = index[rows.label_column(task)].to_pylist()
+    groups = [
+        group if group is not None else image_id
+        for group, image_id in zip(
+            index[rows.GROUP_ID].to_pylist(), index[rows.IMAGE_ID].to_pylist(), strict=True
+        )
+    ]
+    return Confounding(
+        predicted_classes(acquisition, names, groups, seed),
+        predicted_classes(
+            {"mean": appearance[chosen, :3], "contrast": appearance[chosen, 3:]},
+            names, groups, seed,
+        ),
+    )  # fmt: skip
