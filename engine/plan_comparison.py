@@ -115,6 +115,9 @@ def curate_step(
         spec = {"filters": curation.filters, "labeler": curation.labeler,
                 "embedder": study.embedder}  # fmt: skip
         plugins = [*curation.plugins, ("embedders", study.embedder)]
+        # Replicates that confirm a choice are never filtered by what came out of them.
+        if study.curate.stop_if_useless and subject.fit == 0 and subject.round == 1:
+            spec["stop_if_useless"] = True
     return make_step(
         "curate",
         {

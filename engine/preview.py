@@ -19,7 +19,7 @@ from engine.core.registry import kind_of
 from engine.core.shards import OK, Shard, ids_digest, parquet_rows
 from engine.core.step import Step, upstream
 from engine.core.store import Store
-from engine.data.arrays import first_images
+from engine.data.arrays import first_images, sampled_images
 from engine.data.images import Preprocess, encode
 from engine.execute import execute
 from engine.profile import Profile
@@ -98,7 +98,7 @@ def _section(
         schema=rows.synthetic_schema(spec.tasks), fingerprint=fingerprint(context, spec),
         prefix=prefix,
     )  # fmt: skip
-    real = first_images(store, context.inputs["ingest"].keys(split="train"), spec.task, count)
+    real = sampled_images(store, context.inputs["ingest"].keys(split="train"), spec.task, count)
     classes = []
     for shard, commit in zip(shards, commits, strict=True):
         label = shard.tags["label"]

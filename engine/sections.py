@@ -249,6 +249,8 @@ class Request(Amount):
 class Curate(Spec):
     """Which generated images are used, and under which label."""
 
+    later_fields: ClassVar[tuple[str, ...]] = ("stop_if_useless",)
+
     # Classifies the generated images; None: no labeler.
     labeler: LabelerField | None = Field(default={"name": "classifier"}, validate_default=True)
     # Filters in the order in which they run; [] keeps all images.
@@ -257,6 +259,9 @@ class Curate(Spec):
     )
     # Maximum rounds of generation; a further round runs if too few images were kept.
     max_rounds: Annotated[int, Field(ge=1, le=10)] = 3
+    # Stop if the first images of a generator's first fit show that it learnt nothing; otherwise a
+    # warning.
+    stop_if_useless: bool = False
 
     @model_validator(mode="after")
     def _possible(self) -> Curate:

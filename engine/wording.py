@@ -66,6 +66,14 @@ SENTENCES: dict[Code, str] = {
         " reads: {first} loses {rest}; shorten them",
     "prompts_unchecked": "cannot check whether prompts are truncated: {why:.120}",
     "copies": "{copies:,} of {images:,} images are copies of training images",
+    "covers_nothing":
+        "this generator may have learnt nothing: near only {percent:.0f}% of val images lies a"
+        " generated one (below {floor:.0f}% is alarming), and a linear probe distinguishes the two"
+        " with an AUC of {area:.2f}; look at its picture sheet, train it longer, or leave it out",
+    "shows_no_class":
+        "this generator may have learnt no classes: the labeler sees the requested class in"
+        " {seen:.0f}% of its images (by chance {chance:.0f}%, in real ones {val:.0f}%); look at its"
+        " picture sheet, train it longer, or leave it out",
     "few_for_frechet":
         "a Fréchet distance of {images:,} images (fewer than {least:,}) depends strongly on their"
         " number: compare it only with that of as many real images",

@@ -24,7 +24,7 @@ Code = Literal[
     # Request.
     "prompts_truncated", "prompts_unchecked",
     # Curate.
-    "copies",
+    "copies", "covers_nothing", "shows_no_class",
     # Fidelity.
     "few_for_frechet", "small_train", "near_train", "classes_omitted", "few_in_val",
     "few_generated",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -191,3 +192,21 @@ def first_images(
             if len(images) < count:
                 images.append(decode_own(encoded[row].as_py()))
     return by_class
+
+
+def sampled_images(
+    store: Store, keys: Sequence[str], task: str, count: int
+) -> dict[str, list[np.ndarray]]:
+    """A random sample of `count` images of each class in these parts, always the same: the first
+    ones of a folder often come from one source."""
+    by_class: dict[str, list[str]] = {}
+    for table in store.tables(list(keys), [rows.IMAGE_ID, rows.label_column(task)]):
+        columns = (table[name].to_pylist() for name in (rows.IMAGE_ID, rows.label_column(task)))
+        for image_id, label in zip(*columns, strict=True):
+            by_class.setdefault(label, []).append(image_id)
+    sample = {
+        label: sorted(ids, key=lambda image_id: hashlib.sha256(image_id.encode()).digest())[:count]
+        for label, ids in by_class.items()
+    }
+    images = pictures(store, keys, (image_id for ids in sample.values() for image_id in ids))
+    return {label: [images[image_id] for image_id in ids] for label, ids in sample.items()}

@@ -12,10 +12,10 @@ import pyarrow as pa
 
 from engine.core import rows
 from engine.core.manifest import Manifest
-from engine.core.rng import generator
 from engine.core.store import Store
 from engine.data.arrays import vectors_of
 from engine.data.dataset import generated_images, split_index
+from engine.metrics.probe import probe
 from engine.report.download import Row
 from engine.results.images import CurateResult, FidelityResult
 
@@ -177,23 +177,3 @@ def probe_generator(
                 named = (fit.name, label, fit.fit) if fit.fit else (fit.name, label)
                 entry.areas[fit.fit] = probe(real, synthetic, count, seed, named)
     return Probe(len(fits), embedded, space, list(entries.values()))
-
-
-def probe(
-    real: np.ndarray, synthetic: np.ndarray, count: int, seed: int, named: Sequence[str | int]
-) -> float:
-    """Out-of-fold area under the ROC curve that separates `count` images of each side."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.metrics import roc_auc_score
-    from sklearn.model_selection import StratifiedKFold, cross_val_predict
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    order = generator(seed, "probe", *named)
-    sides = [side[order.permutation(len(side))[:count]] for side in (real, synthetic)]
-    both = np.concatenate(sides)
-    truth = np.r_[np.zeros(count), np.ones(count)]
-    folds = StratifiedKFold(min(5, count), shuffle=True, random_state=0)
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=200))
-    scores = cross_val_predict(model, both, truth, cv=folds, method="decision_function")
-    return float(roc_auc_score(truth, scores))

@@ -14,7 +14,7 @@ from PIL import Image
 
 from engine.core import rows
 from engine.core.store import Store
-from engine.data.arrays import first_images, pictures
+from engine.data.arrays import pictures, sampled_images
 from engine.report.download import data_url
 from engine.report.generators import GeneratorFit
 
@@ -101,7 +101,7 @@ def sheets(
     tables = {fit.name: fit.curated_table(store) for fit in fits}
     chosen, left_out = shown_classes(tables)
     count = TILES if len(chosen) <= _FEW_CLASSES else _FEW_TILES
-    real = first_images(store, train, task, count)
+    real = sampled_images(store, train, task, count)
     classes = {
         label: ClassTiles(label, [tile(image, side) for image in real.get(label, [])], [])
         for label in chosen

@@ -84,6 +84,46 @@ class LabelerReport(Spec):
     confusion_val: list[list[int]]
 
 
+class Usefulness(Spec):
+    """Signs of whether a generator learnt anything, from its images before any filter; None where
+    there are too few.
+
+    coverage: share of val images with a generated image in their neighbourhood. area: area under
+    the ROC curve that separates real from generated images. seen: share of images in which the
+    labeler sees the requested class; chance, seen_val: the same by chance, and on val.
+    """
+
+    # Working generators of this project's benchmarks reach a coverage of 0.5 and more.
+    COVERAGE: ClassVar[float] = 0.1
+    # Least share of what the labeler achieves on real images beyond chance, and what it must
+    # achieve there to count as a witness.
+    SEEN: ClassVar[float] = 0.25
+    WITNESS: ClassVar[float] = 0.2
+
+    coverage: float | None = None
+    area: float | None = None
+    seen: float | None = None
+    chance: float | None = None
+    seen_val: float | None = None
+
+    def notices(self) -> list[Notice]:
+        """The signs that it learnt nothing."""
+        notices = []
+        if self.coverage is not None and self.area is not None and self.coverage < self.COVERAGE:
+            notices.append(
+                Notice.of("covers_nothing", percent=100 * self.coverage, floor=100 * self.COVERAGE,
+                          area=self.area)
+            )  # fmt: skip
+        if self.seen is not None and self.chance is not None and self.seen_val is not None:
+            possible = self.seen_val - self.chance
+            if possible > self.WITNESS and self.seen - self.chance < self.SEEN * possible:
+                notices.append(
+                    Notice.of("shows_no_class", seen=100 * self.seen, chance=100 * self.chance,
+                              val=100 * self.seen_val)
+                )  # fmt: skip
+        return notices
+
+
 class CurateResult(StepResult):
     """The used images by class."""
 
@@ -92,6 +132,8 @@ class CurateResult(StepResult):
     funnel: dict[str, ClassFunnel]
     filters: list[FilterReport] = []
     labeler: LabelerReport | None = None
+    # None if no image was measured.
+    usefulness: Usefulness | None = None
 
 
 class FidelitySet(Spec):

@@ -12,14 +12,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 
 from engine.context import Context, Output
 from engine.core import rows
+from engine.core.errors import DataError
 from engine.core.manifest import Part
+from engine.core.notice import Notice
 from engine.core.registry import kind_of, name_of
 from engine.core.shards import Commit, Shard, parquet_rows
 from engine.core.spec import Spec, digest
@@ -30,6 +32,7 @@ from engine.data.dataset import by_id, generated_images, split_index
 from engine.data.images import Preprocess
 from engine.filters import Judgement, Scores
 from engine.metrics.classification import confusion
+from engine.metrics.usefulness import usefulness
 from engine.nets.classification import class_numbers
 from engine.results.data import IngestResult
 from engine.results.images import (
@@ -38,15 +41,19 @@ from engine.results.images import (
     FilterReport,
     GenerateResult,
     LabelerReport,
+    Usefulness,
 )
 from engine.sections import EmbedderField, FilterField, LabelerField
 from engine.stages.images import DecodeOwn, EmbedImages, Hash, PrepareImages, generated_shards
 from engine.stages.measuring import MeasurePixels, figures, make_labeler, measuring, trained_labeler
 from engine.steps import StepKind
+from engine.wording import notice_in_words
 from engine.work.stage import Stage
 
 
 class CurateSpec(Spec):
+    later_fields: ClassVar[tuple[str, ...]] = ("stop_if_useless",)
+
     # Empty keeps all images; labeler and embedder are then unused.
     filters: tuple[FilterField, ...]
     labeler: LabelerField | None = None
@@ -54,10 +61,11 @@ class CurateSpec(Spec):
     preprocess: Preprocess
     generator_key: str
     embedder: EmbedderField | None = None
+    stop_if_useless: bool = False
 
 
 class Curate(StepKind[CurateSpec]):
-    version = 4
+    version = 5
     summary = "filter the generated images"
 
     def run(self, context: Context) -> Output:
@@ -75,6 +83,14 @@ class Curate(StepKind[CurateSpec]):
                 if commit.data
             ]
             table, notes = judge(context, spec, table, [part.key for part in scores])
+        signs: list[Notice] = notes["usefulness"].notices() if "usefulness" in notes else []
+        context.warn(signs)
+        if signs and spec.stop_if_useless:
+            reasons = "; ".join(notice_in_words(notice) for notice in signs)
+            raise DataError(
+                f"{context.step.label}: {reasons} (to go on nevertheless, set"
+                " curate.stop_if_useless to false)"
+            )
         funnel = make_funnel(table, generated.requested)
         kept = sum(table[rows.KEPT].to_pylist())
         out: Counter[str] = Counter()
@@ -86,7 +102,7 @@ class Curate(StepKind[CurateSpec]):
         return Output(
             [context.table("curated", table, table="curated"), *scores], kept,
             CurateResult(
-                headline=headline, funnel=funnel, warnings=generated.warnings, **notes
+                headline=headline, funnel=funnel, warnings=[*generated.warnings, *signs], **notes
             ),
         )  # fmt: skip
 
@@ -143,6 +159,7 @@ def judge(
         column(rows.LABEL_SEEN, seen)
         column(rows.CONFIDENCE, generated.probabilities.max(1))
         notes["labeler"] = agreement(classes, generated, val, used[at], reason[at] == "")
+    notes["usefulness"] = signs_of(generated, val, notes.get("labeler"))
     columns |= {
         rows.LABEL: pa.array(used, pa.string()), rows.REASON: pa.array(reason, pa.string()),
         rows.KEPT: pa.array(reason == ""),
@@ -184,6 +201,19 @@ def agreement(
         confusion=confusion(intended, seen, len(classes)).tolist(),
         confusion_val=confusion(truth, of_val, len(classes)).tolist(),
     )
+
+
+def signs_of(generated: Scores, val: Scores, labeler: LabelerReport | None) -> Usefulness:
+    """Whether the generator learnt anything, from all its images."""
+    signs = usefulness(val.vectors, val.labels, generated.vectors, generated.labels, seed=0)
+    if labeler is None or labeler.agreement is None:
+        return signs
+    counts = np.asarray(labeler.confusion, np.float64)
+    by_chance = counts.sum(1) @ counts.sum(0) / counts.sum() ** 2
+    return signs.model_copy(
+        update={"seen": labeler.agreement, "chance": float(by_chance),
+                "seen_val": labeler.agreement_val}
+    )  # fmt: skip
 
 
 class Sets:

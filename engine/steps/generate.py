@@ -30,7 +30,7 @@ from engine.core.shards import OK, Commit, image_column, parquet_rows
 from engine.core.spec import Spec, digest
 from engine.core.step import Step
 from engine.core.store import Store
-from engine.data.arrays import first_images
+from engine.data.arrays import first_images, sampled_images
 from engine.data.images import Preprocess, decode_own, encode, extension
 from engine.generators import SampleBatch
 from engine.report.sheet import contact_sheet
@@ -331,7 +331,7 @@ def draw_sheet(
     context: Context, spec: GenerateSpec, parts: Sequence[Part], per_class: int = 8
 ) -> bytes:
     """Real and synthetic images of each class side by side, as PNG."""
-    real = first_images(
+    real = sampled_images(
         context.store, context.inputs["ingest"].keys(split="train"), spec.task, per_class
     )
     generated: dict[str, list[np.ndarray]] = defaultdict(list)

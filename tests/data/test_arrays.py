@@ -6,7 +6,8 @@ import pyarrow.parquet as pq
 
 from engine.core import rows
 from engine.core.store import Store
-from engine.data.arrays import Stack, grouped_vectors
+from engine.data.arrays import Stack, grouped_vectors, sampled_images
+from engine.data.images import Preprocess, encode
 
 
 def test_stack_returns_rows_in_the_requested_order():
@@ -45,3 +46,27 @@ def test_vectors_are_gathered_by_group(tmp_path: Path) -> None:
     }  # fmt: skip
     for ids, held in found.values():
         assert np.array_equal(held, np.stack([vectors[name] for name in ids]))
+
+
+def test_sample_of_images_is_not_the_first_ones(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    spec = Preprocess(size=8, channels="L")
+    pictures = [
+        {"bytes": encode(np.full((8, 8, 1), number, np.uint8), spec), "path": f"{number}.png"}
+        for number in range(60)
+    ]
+    sink = pa.BufferOutputStream()
+    table = {
+        rows.IMAGE_ID: [f"i{number:02d}" for number in range(60)],
+        rows.label_column("class"): ["a"] * 40 + ["b"] * 20,
+        rows.IMAGE: pa.array(pictures),
+    }
+    pq.write_table(pa.table(table), sink, row_group_size=7)
+    store.put("part.parquet", sink.getvalue().to_pybytes())
+    sample = sampled_images(store, ["part.parquet"], "class", 8)
+    numbers = {label: [int(image[0, 0, 0]) for image in sample[label]] for label in sample}
+    assert len(set(numbers["a"])) == len(set(numbers["b"])) == 8
+    assert max(numbers["a"]) < 40 <= min(numbers["b"])
+    assert max(numbers["a"]) > 20
+    again = sampled_images(store, ["part.parquet"], "class", 8)
+    assert all(np.array_equal(a, b) for a, b in zip(sample["a"], again["a"], strict=True))

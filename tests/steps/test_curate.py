@@ -20,6 +20,7 @@ from engine.export import export
 from engine.plan import named, plan
 from engine.profile import Profile
 from engine.report.tiles import choose_tiles
+from engine.steps.curate import CurateSpec
 from engine.study import Study
 from tests.conftest import write_bars
 from tests.text_image import save_clip
@@ -204,3 +205,32 @@ def test_relabelled_images_are_reported(
 def test_impossible_curation_is_rejected(bars_study, curate: dict, said: str) -> None:
     with pytest.raises(StudyError, match=said):
         bars_study(curate=curate)
+
+
+def test_images_of_nothing_are_an_alarm_and_stop_the_first_fit_if_asked(
+    bars_study: Callable[..., Study], run_until: Run, store: Store, tmp_path: Path
+) -> None:
+    folder = tmp_path / "noise" / "down"
+    folder.mkdir(parents=True)
+    for number in range(60):
+        noise = np.random.default_rng(number).integers(0, 256, (16, 16), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / f"{number:03d}.png")
+    fields = {"split": {"group": "none", "test": 0.1, "val": 0.5}}
+    filters = ["blank"]
+    curated = run_until(
+        bars_study("noise", curate={"filters": filters, "max_rounds": 1}, **fields), "curate"
+    )
+    (alarm,) = [e for e in curated.metrics["warnings"] if e["code"] == "shows_no_class"]
+    assert alarm["fields"]["seen"] < 10 < 70 < alarm["fields"]["val"]
+    study = bars_study(
+        "noise", curate={"filters": filters, "stop_if_useless": True}, **fields,
+        search={"ratios": [1], "generator_fits": 2, "seeds": 1},
+    )  # fmt: skip
+    with pytest.raises(DataError, match=r"curate\.more: this generator may have learnt no classes"):
+        run_until(study, "curate.more")
+    # Replicates that confirm are never stopped, nor are later rounds.
+    stopping = [
+        step.label for step in plan(study)
+        if step.kind == "curate" and getattr(step.spec_as(CurateSpec), "stop_if_useless", False)
+    ]  # fmt: skip
+    assert stopping == ["curate.more"]

@@ -141,10 +141,10 @@ def test_what_is_not_known_is_said() -> None:
     # Twins of what was not chosen were never trained.
     twin = arm("ddpm unfiltered x1", "ddpm unfiltered", 1.0, "shown", twin_of="ddpm")
     text = plain_text(not_known(results(toy_study(), fits=1, contrasts=1, more=(twin,))).html)
-    assert "near duplicates" not in text
+    assert "changed copies" not in text
     only_exact = ingest_result("a", "b").model_copy(update={"near_limit": {}})
     searched = results(toy_study(), fits=1, contrasts=1, ingest=only_exact)
-    assert "near duplicates" in plain_text(not_known(searched).html)
+    assert "changed copies cross the splits" in plain_text(not_known(searched).html)
     for said in ("were trained once, and all images were drawn once", "no groups are given",
                  "Whether ddpm x1 helps", "How 1 arm would perform"):  # fmt: skip
         assert said in text, said

@@ -1,0 +1,40 @@
+"""Did a generator learn anything? Signs that need few images and no training.
+
+Filters drop bad images, so a generator that learnt nothing shows only as many dropped images and a
+long wait. These signs come before more images are requested.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from engine.core.rng import generator
+from engine.metrics.prdc import prdc
+from engine.metrics.probe import probe
+from engine.results.images import Usefulness
+
+# Vectors of each side, and neighbours.
+_LEAST, _MOST, _NEIGHBOURS = 20, 500, 5
+
+
+def usefulness(
+    real: np.ndarray, real_labels: np.ndarray, generated: np.ndarray, labels: np.ndarray, seed: int
+) -> Usefulness:
+    """Coverage and area of generated vectors float32 (m, width) against real ones (n, width), both
+    with the same number of each class."""
+    order = generator(seed, "usefulness")
+    rows: list[list[int]] = [[], []]
+    for label in sorted(set(labels.tolist())):
+        sides = [np.flatnonzero(names == label) for names in (real_labels, labels)]
+        count = min(map(len, sides))
+        for side, places in zip(rows, sides, strict=True):
+            side += places[order.permutation(len(places))[:count]].tolist()
+    if len(rows[0]) < _LEAST:
+        return Usefulness()
+    chosen = np.sort(order.permutation(len(rows[0]))[:_MOST])
+    first, second = (side[np.asarray(places)[chosen]]
+                     for side, places in zip((real, generated), rows, strict=True))  # fmt: skip
+    return Usefulness(
+        coverage=prdc(first, second, _NEIGHBOURS).coverage,
+        area=probe(first, second, len(chosen), seed, ("usefulness",)),
+    )
