@@ -87,7 +87,8 @@ class Reopening:
 class Source(Reopening):
     """Files below `root`, by relative path; picklable."""
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, field: str = "reader.root") -> None:
+        """field: of the study, for errors."""
         root = expanded(root)
         protocol = fsspec.utils.get_protocol(root)
         self.local = protocol in ("file", "local")
@@ -98,10 +99,10 @@ class Source(Reopening):
             self._open()
             exists = self._fs.exists(self._root)
         except Exception as error:  # storage libraries raise their own: credentials, protocols, NUL
-            raise DataError(f"reader.root: {root!r} cannot be opened: {error}") from error
+            raise DataError(f"{field}: {root!r} cannot be opened: {error}") from error
         if not exists:
             raise DataError(
-                f"reader.root: {root} does not exist (relative paths start at the current folder)"
+                f"{field}: {root} does not exist (relative paths start at the current folder)"
             )
 
     def _open(self) -> None:

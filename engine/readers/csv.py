@@ -13,7 +13,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pyarrow as pa
 from pydantic import Field, model_validator
@@ -31,9 +31,13 @@ from engine.readers.imagefolder import LISTED, SPLIT_NAMES
 
 class CsvSpec(ReaderSpec):
     name: Literal["csv"] = "csv"
+    unkeyed_fields: ClassVar[tuple[str, ...]] = ("table",)
+
     # Folder of the images; `file` and the paths in it are relative to it.
     root: str
-    file: str
+    file: str | None = None
+    # A table elsewhere, such as next to a folder that must not be written to; replaces `file`.
+    table: str | None = None
     path: str = "path"
     # Task name: column name.
     labels: dict[str, str] = Field(default={"class": "label"}, min_length=1)
@@ -45,6 +49,21 @@ class CsvSpec(ReaderSpec):
     id: str | None = None
     # None: a tab for .tsv, else a comma.
     delimiter: str | None = Field(default=None, pattern=r"^[\t -~]$")
+
+    @model_validator(mode="after")
+    def _one_table(self) -> CsvSpec:
+        if (self.file is None) == (self.table is None):
+            raise explained("needs either file (a table below root) or table (a table elsewhere)")
+        return self
+
+    @property
+    def table_name(self) -> str:
+        return self.file or str(self.table)
+
+    @property
+    def where(self) -> str:
+        """The table as errors name it."""
+        return f"reader.{'table' if self.file is None else 'file'}: {self.table_name}"
 
     @model_validator(mode="after")
     def _multi_are_tasks(self) -> CsvSpec:
@@ -115,10 +134,15 @@ class Csv(Reader[CsvSpec]):
         return {task: "multi" if task in self.spec.multi else "single" for task in self.spec.labels}
 
     def _text(self) -> bytes:
+        spec = self.spec
         try:
-            return Source(self.spec.root).read(self.spec.file)
+            if spec.file is not None:
+                return Source(spec.root).read(spec.file)
+            folder, _, name = expanded(str(spec.table)).replace(os.sep, "/").rpartition("/")
+            return Source(folder or ".", field="reader.table").read(name)
         except Rejected as rejected:
-            raise DataError(f"reader.file: {rejected}") from None
+            field = spec.where if spec.table else "reader.file"
+            raise DataError(f"{field}: {rejected}") from None
 
     def records(self) -> pa.Table:
         spec = self.spec
@@ -133,15 +157,16 @@ class Csv(Reader[CsvSpec]):
         for field, name in wanted.items():
             if name not in header:
                 raise DataError(
-                    f"reader.{field}: {spec.file} has no column {name!r}; it has"
+                    f"reader.{field}: {spec.table_name} has no column {name!r}; it has"
                     f" {', '.join(header)[:200]}"
                 )
             if header.count(name) > 1:
                 raise DataError(
-                    f"reader.{field}: {spec.file} has several columns {name!r}; rename all but one"
+                    f"reader.{field}: {spec.table_name} has several columns {name!r}; rename all"
+                    " but one"
                 )
         if not table:
-            raise DataError(f"reader.file: {spec.file} has no rows; add images")
+            raise DataError(f"{spec.where} has no rows; add images")
 
         def texts(name: str) -> list[str | None]:
             column = header.index(name)
@@ -150,7 +175,7 @@ class Csv(Reader[CsvSpec]):
         uris = [path or "" for path in texts(spec.path)]
         if spec.id and None in texts(spec.id):
             raise DataError(
-                f"reader.id: column {spec.id!r} of {spec.file} has an empty cell; fill it"
+                f"reader.id: column {spec.id!r} of {spec.table_name} has an empty cell; fill it"
             )
         columns: list[object] = [texts(spec.id) if spec.id else image_ids(uris), uris]
         for task, name in spec.labels.items():
@@ -178,13 +203,13 @@ class Csv(Reader[CsvSpec]):
         """Header and rows, all cells as text, without blank lines. One parser reads both, so that
         an id 007 stays 007."""
         spec = self.spec
-        delimiter = spec.delimiter or ("\t" if spec.file.lower().endswith(".tsv") else ",")
+        delimiter = spec.delimiter or ("\t" if spec.table_name.lower().endswith(".tsv") else ",")
         try:
             text = self._text().decode("utf-8-sig")
         except UnicodeDecodeError as error:
             line = error.object[: error.start].count(b"\n") + 1
             raise DataError(
-                f"reader.file: {spec.file}, line {line}: not UTF-8; save the table as UTF-8"
+                f"{spec.where}, line {line}: not UTF-8; save the table as UTF-8"
             ) from None
         table: list[list[str]] = []
         header: list[str] = []
@@ -201,25 +226,25 @@ class Csv(Reader[CsvSpec]):
                     continue
                 if len(cells) != len(header):
                     raise DataError(
-                        f"reader.file: {spec.file}, line {line}: {len(cells)} cells, but the header"
+                        f"{spec.where}, line {line}: {len(cells)} cells, but the header"
                         f" has {len(header)}; quote cells that contain {delimiter!r}"
                     )
                 # A quote that opens a cell by mistake makes one cell of all lines up to the next.
                 inner = [row for cell in cells for row in cell.splitlines()[1:]]
                 if any(row.count(delimiter) >= len(header) - 1 for row in inner if row):
                     raise DataError(
-                        f"reader.file: {spec.file}, lines {line} to {before} are one row: a quote"
+                        f"{spec.where}, lines {line} to {before} are one row: a quote"
                         f' (") in line {line} opens a cell and the next one ends it; remove or'
                         " double it"
                     )
                 table.append(cells)
         except csv.Error as error:
             raise DataError(
-                f"reader.file: {spec.file}, line {before + 1}: {error} (a quote that does not"
+                f"{spec.where}, line {before + 1}: {error} (a quote that does not"
                 " belong there?); remove or double it"
             ) from None
         if not header:
-            raise DataError(f"reader.file: {spec.file} is empty; it needs a header and rows")
+            raise DataError(f"{spec.where} is empty; it needs a header and rows")
         return header, table
 
     def _account(self, uris: list[str]) -> None:
@@ -244,7 +269,8 @@ class Csv(Reader[CsvSpec]):
     def located(self) -> tuple[Source, Sequence[str]]:
         source = Source(self.spec.root)
         named = set(self.records()[rows.URI].to_pylist())
-        return source, [self.spec.file, *(name for name in source.files(None) if name in named)]
+        table = [self.spec.file] if self.spec.file else []
+        return source, [*table, *(name for name in source.files(None) if name in named)]
 
     def ledger(self) -> Ledger:
         return self._ledger

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from engine.core import rows
 from engine.core.errors import DataError
+from engine.core.spec import canonical
 from engine.data.images import Rejected
 from engine.readers.csv import Csv, CsvSpec
 
@@ -191,3 +192,27 @@ def test_missing_path_names_the_file_that_is_there(tmp_path: Path, path: str, hi
     with pytest.raises(Rejected, match=hint) as caught:
         reader.bytes().read(path)
     assert caught.value.reason == "missing"
+
+
+def test_table_may_lie_elsewhere_and_its_place_enters_no_key(tmp_path: Path) -> None:
+    images, tables = tmp_path / "images", tmp_path / "tables"
+    images.mkdir()
+    tables.mkdir()
+    (images / "a.png").write_bytes(b"")
+    (tables / "t.csv").write_text("path,label\na.png,x\n")
+    spec = CsvSpec(root=str(images), table=str(tables / "t.csv"))
+    reader = Csv(spec)
+    assert [row[rows.URI] for row in reader.records().to_pylist()] == ["a.png"]
+    assert reader.located()[1] == ["a.png"]
+    assert reader.ledger().files == 1
+    assert str(tables) not in str(canonical(spec))
+    with pytest.raises(DataError, match=r"reader\.table: .*u\.csv: missing"):
+        Csv(CsvSpec(root=str(images), table=str(tables / "u.csv"))).records()
+    with pytest.raises(DataError, match=r"reader\.table: .* does not exist"):
+        Csv(CsvSpec(root=str(images), table=str(tmp_path / "no" / "t.csv"))).records()
+
+
+@pytest.mark.parametrize("given", [{}, {"file": "t.csv", "table": "/elsewhere/t.csv"}])
+def test_exactly_one_table_is_named(given: dict[str, str]) -> None:
+    with pytest.raises(ValidationError, match="needs either file"):
+        CsvSpec(root="images", **given)
