@@ -23,10 +23,12 @@ from engine.core.progress import say
 from engine.core.step import Step
 from engine.core.store import Store
 from engine.execute import discard, execute, inspect, naming_damage
+from engine.forecast import forecast, read_rates
 from engine.plan import choose_task, named, plan, plan_audit, tasks_of, until
-from engine.preview import preview
+from engine.preview import preview, print_forecast
 from engine.profile import Profile
 from engine.report.download import beside
+from engine.report.page import duration
 from engine.report.tries import as_csv, as_text
 from engine.results.comparison import ReportResult
 from engine.results.data import AuditResult
@@ -248,7 +250,7 @@ def _run(arguments: argparse.Namespace, last: str | None, dry_run: bool) -> int:
         )
     if dry_run:
         with naming_damage(steps, store):
-            print_plan(study, steps, store)
+            print_plan(study, steps, store, profile)
         return 0
     store.probe()
     for name in arguments.discard:
@@ -263,7 +265,14 @@ def _run(arguments: argparse.Namespace, last: str | None, dry_run: bool) -> int:
             with naming_damage(steps, store):
                 preview(study, steps, store, runtime, profile, arguments.preview)
         else:
+            rates = read_rates(store, study.name)
+            left = forecast(steps, store, profile, rates) if rates is not None else None
+            if left is not None:
+                print_forecast(left)
             manifests = execute(steps, store, runtime, profile)
+            if left is not None and left.lines:
+                took = duration((time.monotonic() - started) / 3600)
+                say(f"forecast {left.in_words()}, took {took}")
             with naming_damage(steps, store):
                 show_report(study, steps, store, manifests)
                 track(study, steps, store, manifests, profile.mlflow, say)
@@ -321,12 +330,17 @@ def make_runtime(profile: Profile) -> Runtime:
     )  # fmt: skip
 
 
-def print_plan(study: Study, steps: Sequence[Step], store: Store) -> None:
-    """Print each step of the plan with its state and the reason for it."""
+def print_plan(study: Study, steps: Sequence[Step], store: Store, profile: Profile) -> None:
+    """Print each step of the plan with its state and the reason for it, and how long the rest
+    takes if a preview measured it."""
     print(f"study {study.name}, storage {store.url}")
     for status in inspect(steps, store):
         why = f": {status.why}" if status.why else ""
         print(f"  {status.step.label:<20} {status.step.key}  {status.state}{why}")
+    if (rates := read_rates(store, study.name)) is not None:
+        print_forecast(forecast(steps, store, profile, rates))
+    elif any(step.kind == "generate" for step in steps):
+        say("no forecast yet: --preview 8 measures the rates of this machine")
 
 
 def show_report(

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from engine.context import Context, Work
 from engine.core.errors import DamageError, EngineError, StorageError
 from engine.core.manifest import Manifest, read_manifest, write_manifest
-from engine.core.progress import say
+from engine.core.progress import heartbeat, say
 from engine.core.registry import resolve
 from engine.core.shards import ShardSet, installed_versions
 from engine.core.spec import canonical
@@ -118,7 +118,8 @@ def _run_unless_done(
         say(f"  {step.label}: out of date ({status.why}); computing it again")
     inputs = {name: known[needed.key].manifest for name, needed in step.inputs.items()}
     outdated = status.manifest is not None
-    manifest = run_step(step, inputs, store, runtime, profile, outdated)
+    with heartbeat(step.label):
+        manifest = run_step(step, inputs, store, runtime, profile, outdated)
     say(f"  {step.label}: {_headline(manifest)}, {manifest.provenance['seconds']:.1f} s")
     return Status(step, "done", "", manifest)
 

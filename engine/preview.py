@@ -1,32 +1,39 @@
 """A preview before an expensive run: a few images of each class next to real ones, and the cost of
-the full request."""
+the whole study."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from engine.context import Context
 from engine.core import rows
-from engine.core.manifest import Manifest
+from engine.core.manifest import Manifest, Part
 from engine.core.names import attempt_name, slug
+from engine.core.notice import Notice
 from engine.core.progress import say
 from engine.core.registry import kind_of
-from engine.core.shards import OK, Shard, ids_digest, parquet_rows
+from engine.core.shards import OK, Commit, Shard, ids_digest, parquet_rows
 from engine.core.step import Step, upstream
 from engine.core.store import Store
 from engine.data.arrays import first_images, sampled_images
 from engine.data.images import Preprocess, encode
-from engine.execute import execute
+from engine.execute import Trials, execute
+from engine.forecast import Forecast, GeneratorRates, Rates, forecast, rates_key, training_steps
+from engine.plan import trials_of
 from engine.profile import Profile
 from engine.report.download import data_url
 from engine.report.page import render
 from engine.results.data import IngestResult
+from engine.results.images import ClassFunnel, GenerateResult
 from engine.runtime.base import Runtime
+from engine.steps.curate import CurateSpec, judge, make_funnel, read_generated, score
 from engine.steps.generate import GenerateSpec, fingerprint, sampling_stages
 from engine.steps.request import RequestSpec, needed_images, request_table, training_rows
 from engine.study import Study
@@ -40,100 +47,218 @@ def preview(
     profile: Profile,
     count: int,
 ) -> None:
-    """Run the steps that generation needs, generate `count` images per class, and write one page.
+    """Run the steps that generation needs, generate and filter `count` images per class of each
+    generator's first fit, train one classifier, and write one page with the cost of the rest.
 
     No shard of the study is committed.
     """
-    # Later rounds of a generator replace what curation drops; the first round is enough here.
+    # Later rounds of a generator replace what curation drops, and later fits cost the same.
     generates = [
-        step
-        for step in steps
-        if step.kind == "generate" and "curate" not in step.inputs["request"].inputs
-    ]
-    needed = [step for step in upstream(generates) if step.kind not in ("request", "generate")]
+        step for step in steps
+        if step.kind == "generate" and step.subject.fit == 0 and step.subject.round == 1
+    ]  # fmt: skip
+    curates = {step.inputs["generate"].key: step for step in steps
+               if step.kind == "curate" and step.subject.filtered}  # fmt: skip
+    wanted = [*generates, *(curates[step.key] for step in generates if step.key in curates)]
+    keys = {step.key for step in upstream(wanted)}
+    # In the order of the plan: the labeler's errors surface before a generator is trained.
+    needed = [step for step in steps
+              if step.key in keys and step.kind not in ("request", "generate", "curate")]  # fmt: skip
     manifests = execute(needed, store, runtime, profile)
-    sections = [_section(step, manifests, store, runtime, profile, count) for step in generates]
+    previewer = _Previewer(store, runtime, profile, manifests, count)
+    generators, sections = {}, []
+    for step in generates:
+        drawn = previewer.draw(step)
+        funnel, each = previewer.curate(step, curates.get(step.key), drawn)
+        section, of_generator = previewer.section(step, drawn, funnel, each)
+        sections.append(section)
+        generators[step.subject.name] = of_generator
+    rates = Rates(generators=generators, train=previewer.train(steps, needed))
+    left = forecast(steps, store, profile, rates)
+    store.put(rates_key(store, study.name), rates.model_dump_json(indent=1).encode())
     page = store.page(study.name, "preview.html")
-    store.put(page, render("preview.html", study=study, sections=sections, count=count).encode())
+    html = render("preview.html", study=study, sections=sections, count=count, forecast=left)
+    store.put(page, html.encode())
+    print_forecast(left)
     say(f"preview: {store.location(page)}")
 
 
-def _section(
-    step: Step,
-    manifests: dict[str, Manifest],
-    store: Store,
-    runtime: Runtime,
-    profile: Profile,
-    count: int,
-) -> dict[str, Any]:
-    request = step.inputs["request"].spec_as(RequestSpec)
-    spec = step.spec_as(GenerateSpec)
-    needed = {**step.inputs["request"].inputs, **step.inputs}
-    context = Context(
-        step=step,
-        inputs={name: manifests[source.key] for name, source in needed.items()
-                if source.key in manifests},
-        store=store, runtime=runtime, stage_resources=profile.stage, fit_resources=profile.fit,
-        device=profile.device,
-    )  # fmt: skip
-    generator = kind_of("generators", spec.generator)(spec.generator, spec.preprocess)
-    train = training_rows(context, spec.task, generator)
-    real_images = context.result("ingest", IngestResult).train
-    full = needed_images(request, real_images)
-    # A fresh prefix, so that images and timings of an earlier preview are not reused.
-    prefix = store.preview(attempt_name())
-    shards = []
-    for label, wanted in full.items():
-        if not wanted:
-            continue
-        table = request_table(request, generator, label, min(count, wanted), train[label])
-        sink = pa.BufferOutputStream()
-        pa.parquet.write_table(table, sink)
-        key, _ = store.put_part(store.parts(prefix), slug(label), "parquet", sink.getvalue())
-        ids = table[rows.IMAGE_ID].to_pylist()
-        task = {"part": key, "row_group": 0, "ids_digest": ids_digest(ids)}
-        shards.append(Shard(f"{slug(label)}-{ids_digest(ids)}", len(ids), task, {"label": label}))
-    commits = context.compute(
-        "generate", shards, rows_of=parquet_rows, stages=sampling_stages(context, spec),
-        schema=rows.synthetic_schema(spec.tasks), fingerprint=fingerprint(context, spec),
-        prefix=prefix,
-    )  # fmt: skip
-    real = sampled_images(store, context.inputs["ingest"].keys(split="train"), spec.task, count)
-    classes = []
-    for shard, commit in zip(shards, commits, strict=True):
-        label = shard.tags["label"]
-        generated = first_images(store, [commit.data.key], spec.task, count) if commit.data else {}
-        classes.append(
-            {
-                "label": label,
-                "real": [_tile(image, spec.preprocess) for image in real.get(label, [])],
-                "made": [_tile(image, spec.preprocess) for image in generated.get(label, [])],
-                "quarantined": [status for status in commit.status if status != OK],
-                "train": real_images.get(label, 0),
-                "full": full[label],
-            }
+def print_forecast(left: Forecast) -> None:
+    """Print what is left of a study and how long it takes."""
+    if left.lines:
+        say(f"left to do: {', '.join(line.what for line in left.lines)}")
+        say(f"this takes about {left.in_words()} with this profile")
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Images of a generator. full: images of each class that the study requests first."""
+
+    context: Context
+    shards: list[Shard]
+    commits: list[Commit]
+    full: dict[str, int]
+
+
+@dataclass(frozen=True)
+class _Previewer:
+    store: Store
+    runtime: Runtime
+    profile: Profile
+    manifests: Mapping[str, Manifest]
+    count: int
+
+    def context(self, step: Step, inputs: Mapping[str, Step], **more: Manifest) -> Context:
+        manifests = {
+            name: self.manifests[source.key]
+            for name, source in inputs.items()
+            if source.key in self.manifests
+        }
+        return Context(
+            step=step, inputs={**manifests, **more}, store=self.store, runtime=self.runtime,
+            stage_resources=self.profile.stage, fit_resources=self.profile.fit,
+            device=self.profile.device,
+        )  # fmt: skip
+
+    def draw(self, step: Step) -> _Drawn:
+        """Generate a few images of each class."""
+        request = step.inputs["request"].spec_as(RequestSpec)
+        spec = step.spec_as(GenerateSpec)
+        context = self.context(step, {**step.inputs["request"].inputs, **step.inputs})
+        generator = kind_of("generators", spec.generator)(spec.generator, spec.preprocess)
+        train = training_rows(context, spec.task, generator)
+        full = needed_images(request, context.result("ingest", IngestResult).train)
+        # A fresh prefix, so that images and timings of an earlier preview are not reused.
+        prefix = self.store.preview(attempt_name())
+        shards = []
+        for label, wanted in full.items():
+            if not wanted:
+                continue
+            table = request_table(request, generator, label, min(self.count, wanted), train[label])
+            sink = pa.BufferOutputStream()
+            pq.write_table(table, sink)
+            folder = self.store.parts(prefix)
+            key, _ = self.store.put_part(folder, slug(label), "parquet", sink.getvalue())
+            ids = table[rows.IMAGE_ID].to_pylist()
+            digest = ids_digest(ids)
+            task = {"part": key, "row_group": 0, "ids_digest": digest}
+            shards.append(Shard(f"{slug(label)}-{digest}", len(ids), task, {"label": label}))
+        commits = context.compute(
+            "generate", shards, rows_of=parquet_rows, stages=sampling_stages(context, spec),
+            schema=rows.synthetic_schema(spec.tasks), fingerprint=fingerprint(context, spec),
+            prefix=prefix,
+        )  # fmt: skip
+        return _Drawn(context, shards, commits, full)
+
+    def curate(
+        self, step: Step, curate: Step | None, drawn: _Drawn
+    ) -> tuple[dict[str, ClassFunnel], float]:
+        """Filter the images as the study does; the funnel, empty without filters, and the seconds
+        of one image."""
+        parts = [commit.data.model_copy(update={"tags": {"label": shard.tags["label"]}})
+                 for shard, commit in zip(drawn.shards, drawn.commits, strict=True)
+                 if commit.data]  # fmt: skip
+        if curate is None or not parts:
+            return {}, 0.0
+        spec = curate.spec_as(CurateSpec)
+        if not spec.filters:
+            return {}, 0.0
+        requested = {shard.tags["label"]: shard.rows for shard in drawn.shards}
+        images = generated_manifest(step, drawn.context, parts, requested)
+        context = self.context(curate, curate.inputs, generate=images)
+        classes = context.result("ingest", IngestResult).classes
+        commits = score(context, spec, classes, self.store.preview(attempt_name()))
+        keys = [commit.data.key for commit in commits if commit.data]
+        table, notes = judge(context, spec, read_generated(context, spec.task), keys)
+        signs: list[Notice] = notes["usefulness"].notices()
+        context.warn(signs)
+        count = sum(len(commit.image_id) for commit in commits)
+        seconds = sum(float(commit.provenance["seconds"]) for commit in commits)
+        return make_funnel(table, requested), seconds / max(1, count)
+
+    def section(
+        self, step: Step, drawn: _Drawn, funnel: Mapping[str, ClassFunnel], curate: float
+    ) -> tuple[dict[str, Any], GeneratorRates]:
+        """The section of the page, and the rates. curate: seconds of one image."""
+        spec = step.spec_as(GenerateSpec)
+        ingest = drawn.context.inputs["ingest"]
+        real = sampled_images(self.store, ingest.keys(split="train"), spec.task, self.count)
+        train = drawn.context.result("ingest", IngestResult).train
+        classes = []
+        for shard, commit in zip(drawn.shards, drawn.commits, strict=True):
+            label = shard.tags["label"]
+            keys = [commit.data.key] if commit.data else []
+            images = first_images(self.store, keys, spec.task, self.count)
+            classes.append(
+                {
+                    "label": label,
+                    "real": [_tile(image, spec.preprocess) for image in real.get(label, [])],
+                    "made": [_tile(image, spec.preprocess) for image in images.get(label, [])],
+                    "quarantined": [status for status in commit.status if status != OK],
+                    "train": train.get(label, 0),
+                    "full": drawn.full[label],
+                    "kept": funnel[label].kept if label in funnel else None,
+                }
+            )
+        resources = self.profile.stage("generate")
+        # A shard of a few images still costs whole batches of the planned shape.
+        batches = sum(math.ceil(shard.rows / resources.batch_size) for shard in drawn.shards)
+        seconds = sum(float(commit.provenance["seconds"]) for commit in drawn.commits)
+        seconds /= max(1, batches * resources.batch_size)
+        parts = [commit.data for commit in drawn.commits if commit.data]
+        bytes_each = sum(part.bytes for part in parts) / max(1, sum(c.kept for c in drawn.commits))
+        total = sum(drawn.full.values())
+        fit = drawn.context.inputs.get("finetune")
+        rates = GeneratorRates(
+            fit=None if fit is None else float(fit.provenance["seconds"]), generate=seconds,
+            curate=curate, needed=drawn.full,
+            kept={label: (min(of.kept, of.generated), of.generated)
+                  for label, of in funnel.items()},
+        )  # fmt: skip
+        section = {
+            "label": step.label, "classes": classes, "total": total,
+            "per_second": 1 / seconds if seconds else 0.0, "actors": resources.actors,
+            "batch_size": resources.batch_size, "device": self.profile.device,
+            "hours": total * seconds / resources.actors / 3600,
+            "megabytes": total * bytes_each / 2**20,
+        }  # fmt: skip
+        return section, rates
+
+    def train(self, steps: Sequence[Step], needed: Sequence[Step]) -> float | None:
+        """Seconds of an optimizer step of a classifier, from the labeler's training or from the
+        study's first classifier, which is trained now; None without a comparison."""
+        for step in needed:
+            if step.kind == "train":
+                return float(self.manifests[step.key].provenance["seconds"]) / training_steps(step)
+        first = next(
+            (
+                trial
+                for trial in trials_of(steps)
+                if not {"curate", "generate"} & {source.kind for source in upstream([trial])}
+            ),
+            None,
         )
-    resources = profile.stage("generate")
-    # A shard of a few images still costs whole batches of the planned shape.
-    batches = sum(math.ceil(shard.rows / resources.batch_size) for shard in shards)
-    seconds = (
-        sum(float(commit.provenance["seconds"]) for commit in commits)
-        / batches
-        / resources.batch_size
-    )
-    bytes_each = sum(c.data.bytes for c in commits if c.data) / max(1, sum(c.kept for c in commits))
-    total = sum(full.values())
-    return {
-        "label": step.label,
-        "classes": classes,
-        "total": total,
-        "per_second": 1 / seconds if seconds else 0.0,
-        "actors": resources.actors,
-        "batch_size": resources.batch_size,
-        "device": profile.device,
-        "hours": total * seconds / resources.actors / 3600,
-        "megabytes": total * bytes_each / 2**20,
-    }
+        if first is None:
+            return None
+        execute(upstream([first])[:-1], self.store, self.runtime, self.profile, quiet=True)
+        trials = Trials(self.store, self.runtime, self.profile)
+        manifest = trials.find([first]).get(first.key)
+        if manifest is None:
+            manifest = trials.run([first], lambda count: None)[first.key]
+        return float(manifest.provenance["seconds"]) / training_steps(first)
+
+
+def generated_manifest(
+    step: Step, context: Context, parts: Sequence[Part], requested: dict[str, int]
+) -> Manifest:
+    """The manifest that `generate` would write of these images; it is not stored."""
+    result = GenerateResult(headline="preview", requested=requested, quarantined={})
+    return Manifest(
+        kind="generate", key=step.key, label=step.label, spec={},
+        inputs={name: manifest.digest for name, manifest in context.inputs.items()},
+        parts=tuple(parts), rows=sum(part.rows for part in parts), metrics=result.model_dump(),
+        provenance={},
+    )  # fmt: skip
 
 
 def _tile(image: np.ndarray, preprocess: Preprocess) -> str:

@@ -65,7 +65,7 @@ class Profile(Spec):
             for place, count in gpus.items():
                 if not count and place not in ("stages.decode", "stages.default"):
                     raise explained("device: cuda needs {place}.gpus above 0", place=place)
-        relative = "://" not in self.storage and not self.storage.startswith(("/", "~"))
+        relative = "://" not in self.storage and not self.storage.startswith(("/", "~", "$"))
         if self.address != "local" and relative:
             raise explained(
                 "storage: {storage} is relative to the job's own folder; use a URL or an absolute"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from engine.core.paths import local_path
 from engine.core.spec import Configured, S, Spec
 from engine.data.images import Preprocess
 
@@ -85,8 +86,8 @@ class Classifier(Configured[S]):
 
 def checkpoint_in_words(model: str) -> str:
     """A hub id unchanged, or the last part of a local path."""
-    local = model.startswith((".", "/", "~"))
-    return Path(model).name or model if local else model
+    local = model.startswith((".", "/", "~", "$"))
+    return local_path(model).name or model if local else model
 
 
 def at_size(input_size: int | None) -> str:

@@ -13,6 +13,7 @@ from pydantic import Field
 from engine.classifiers import Classifier, ClassifierSpec, at_size, checkpoint_in_words
 from engine.classifiers._tuning import Trained, freeze, trained_in_words
 from engine.core.errors import StudyError, brief, one_line
+from engine.core.paths import local_path
 from engine.nets.images import IMAGENET_MEAN, IMAGENET_STD, normalised
 from engine.nets.pipelines import local_weights
 
@@ -130,14 +131,14 @@ class Vgg(Classifier[VggSpec]):
 
 def _on_hub(name: str) -> bool:
     """Whether this is a hub id, such as timm/vgg19.tv_in1k, and not a path."""
-    return bool(_HUB_ID.fullmatch(name)) and not Path(name).exists()
+    return bool(_HUB_ID.fullmatch(name)) and not local_path(name).exists()
 
 
 def _file_of(name: str, revision: str | None) -> Path:
     """The safetensors file of a path or a hub id. Raises `StudyError`."""
     if _on_hub(name):
         return _downloaded(name, revision)
-    path = Path(name)
+    path = local_path(name)
     if not path.exists():
         raise StudyError(f"classifier.weights: {name}: no such file or folder")
     if not path.is_dir():

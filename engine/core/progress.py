@@ -9,6 +9,8 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -45,10 +47,12 @@ class Bar:
         done: int = 0,
         stream: TextIO | None = None,
         interval: float = 10.0,
-        quiet: float = 60.0,
+        quiet: float = 30.0,
     ) -> None:
         self.label, self.total, self.unit = label, total, unit
         self.done, self.initial, self.interval = done, done, interval
+        # Time and count at the first news: before it, workers start and models load.
+        self._first: tuple[float, int] | None = None
         self.note = ""
         self.stream = stream or sys.stderr
         self.started = self.printed = self.news = time.monotonic()
@@ -74,8 +78,13 @@ class Bar:
             )
 
     def rate(self) -> float:
-        """Units per second in this run."""
-        return (self.done - self.initial) / max(time.monotonic() - self.started, 1e-9)
+        """Units per second in this run, without the start; 0 until two reports have come. When all
+        is done, with the start."""
+        now = time.monotonic()
+        if self.done == self.total or self._first is None:
+            return (self.done - self.initial) / max(now - self.started, 1e-9)
+        since, count = self._first
+        return (self.done - count) / max(now - since, 1e-9)
 
     def line(self) -> str:
         """The state in one line."""
@@ -92,7 +101,7 @@ class Bar:
     def begin(self, total: int, done: int) -> None:
         """Start the work, with `done` of `total` done already."""
         with self._lock:
-            self.total, self.done, self.initial = total, done, done
+            self.total, self.done, self.initial, self._first = total, done, done, None
             self.started = self.news = time.monotonic()
             self.silence = self.quiet
             if self.live is not None:
@@ -104,6 +113,8 @@ class Bar:
             if count or (note and note != self.note):
                 self.news, self.silence = time.monotonic(), self.quiet
             self.done += count
+            if count and self._first is None:
+                self._first = (time.monotonic(), self.done)
             self.note = note or self.note
             self._show()
 
@@ -136,12 +147,15 @@ class Bar:
                     print(line, file=self.stream, flush=True)
 
     def __enter__(self) -> Bar:
+        _spoken.bars += 1
         if self.live is not None:
             self.live.start()
         threading.Thread(target=self._remind, daemon=True, name="reminder").start()
         return self
 
     def __exit__(self, *error: object) -> None:
+        _spoken.bars -= 1
+        _spoken.now()
         self._ended.set()
         if self.live is not None:
             self.live.stop()
@@ -149,4 +163,38 @@ class Bar:
 
 def say(text: str, **options: Any) -> None:
     """Print one line about the run (on stderr; results go to stdout)."""
+    _spoken.now()
     print(text, file=options.get("stream") or sys.stderr, flush=True)
+
+
+class _Spoken:
+    """When this process last printed, and how many bars are open."""
+
+    def __init__(self) -> None:
+        self.at, self.bars = time.monotonic(), 0
+
+    def now(self) -> None:
+        self.at = time.monotonic()
+
+
+_spoken = _Spoken()
+
+
+@contextmanager
+def heartbeat(label: str, every: float = 30.0, stream: TextIO | None = None) -> Iterator[None]:
+    """Print a line whenever nothing was printed for `every` seconds and no bar is open."""
+    started, ended = time.monotonic(), threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(max(0.05, _spoken.at + every - time.monotonic())):
+            if _spoken.bars:
+                _spoken.now()
+            elif time.monotonic() - _spoken.at >= every:
+                say(f"  {label}: computing for {time.monotonic() - started:.0f} s", stream=stream)
+
+    _spoken.now()
+    threading.Thread(target=beat, daemon=True, name="heartbeat").start()
+    try:
+        yield
+    finally:
+        ended.set()

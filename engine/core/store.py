@@ -35,6 +35,7 @@ import pyarrow.parquet as pq
 
 from engine.core.errors import DamageError, StorageError, StudyError, brief
 from engine.core.names import attempt_name, named_digest, part_name
+from engine.core.paths import expanded
 from engine.core.storage_faults import guarded
 
 # Anything with the buffer protocol, as pyarrow, safetensors and json produce it.
@@ -53,7 +54,7 @@ class Store:
         protocol = fsspec.utils.get_protocol(url)
         self.local = protocol in ("file", "local")
         self.url = (
-            os.path.abspath(os.path.expanduser(url.removeprefix("file://")))
+            os.path.abspath(expanded(url.removeprefix("file://")))
             if self.local
             else url.rstrip("/")
         )

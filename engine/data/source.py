@@ -20,6 +20,7 @@ import fsspec
 
 from engine.core.errors import DataError, StorageError, brief
 from engine.core.ledger import Ledger
+from engine.core.paths import expanded
 from engine.core.storage_faults import with_retries
 from engine.data.images import MAX_BYTES, Rejected
 
@@ -70,11 +71,6 @@ def not_data(name: str) -> str | None:
     if any(part in _SYSTEM for part in parts):
         return "system"
     return "hidden" if any(part.startswith(".") for part in parts) else None
-
-
-def expanded(path: str) -> str:
-    """A local path with `~` and `$VARIABLES` replaced; URLs stay as they are."""
-    return path if "://" in path else os.path.expanduser(os.path.expandvars(path))
 
 
 class Reopening:

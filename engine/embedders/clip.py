@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
+from engine.core.paths import expanded
 from engine.embedders._checkpoint import CheckpointEmbedder, CheckpointSpec
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class Clip(CheckpointEmbedder[ClipSpec]):
         )
 
         kind = AutoConfig.from_pretrained(
-            self.spec.model, revision=self.spec.revision, trust_remote_code=False
+            expanded(self.spec.model), revision=self.spec.revision, trust_remote_code=False
         ).model_type
         # The two common kinds are loaded without their text encoders.
         if kind in ("clip", "clip_vision_model"):

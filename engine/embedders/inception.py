@@ -6,12 +6,12 @@ a pickle that must be converted once).
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from engine.core.errors import StudyError, brief
+from engine.core.paths import expanded, local_path
 from engine.embedders import Embedder, EmbedderSpec
 from engine.nets.checkpoints import dtype_of
 
@@ -29,7 +29,7 @@ class Inception(Embedder[InceptionSpec]):
     version = 1
 
     def open(self) -> None:
-        if not Path(self.spec.weights).is_file():
+        if not local_path(self.spec.weights).is_file():
             raise StudyError(f"embedder.weights: {self.spec.weights}: no such file")
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
@@ -45,7 +45,7 @@ class Inception(Embedder[InceptionSpec]):
 
         self.open()
         try:
-            network = load_inception(load_file(self.spec.weights))
+            network = load_inception(load_file(expanded(self.spec.weights)))
         except (SafetensorError, ValueError) as error:
             raise StudyError(
                 f"embedder.weights: {self.spec.weights}: {brief(error, 240)}"

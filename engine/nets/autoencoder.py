@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from torch.nn.functional import l1_loss
 from torch.nn.utils import clip_grad_norm_
 
 from engine.core.errors import StudyError, brief
+from engine.core.paths import local_path
 from engine.core.rng import derive_seed
 from engine.data.images import grid
 from engine.nets.images import or_black, to_pixels
@@ -39,7 +39,7 @@ _SAMPLES = 12  # images in a sample grid
 def open_autoencoder(spec: LatentSpec) -> Any:
     """The `AutoencoderKL` that the study names. Raises `StudyError` if it cannot be read."""
     assert spec.model is not None
-    folder = Path(spec.model).expanduser()
+    folder = local_path(spec.model)
     # A pipeline keeps it in a subfolder.
     inner = {"subfolder": "vae"} if (folder / "model_index.json").is_file() else {}
     try:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.core.errors import StudyError, brief
+from engine.core.paths import expanded
 from engine.nets.images import IMAGENET_MEAN, IMAGENET_STD
 
 
@@ -35,7 +36,7 @@ def load_model(
     logging.disable_progress_bar()
     try:
         loaded, info = kind.from_pretrained(
-            model, revision=revision, use_safetensors=True, trust_remote_code=False,
+            expanded(model), revision=revision, use_safetensors=True, trust_remote_code=False,
             output_loading_info=True, **options,
         )  # fmt: skip
     except (OSError, ValueError, KeyError) as error:
@@ -66,7 +67,7 @@ def preprocessor_config(section: str, model: str, revision: str | None) -> dict[
     from transformers.utils.hub import cached_file
 
     try:
-        path = cached_file(model, "preprocessor_config.json", revision=revision)
+        path = cached_file(expanded(model), "preprocessor_config.json", revision=revision)
         values = json.loads(Path(str(path)).read_text())
     except (OSError, ValueError) as error:
         raise StudyError(f"{section}.model: {model}: {brief(error)}") from None

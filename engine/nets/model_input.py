@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from engine.core.errors import StudyError, brief
+from engine.core.paths import expanded
 from engine.nets.checkpoints import preprocessor_config
 from engine.nets.images import IMAGENET_MEAN, IMAGENET_STD
 
@@ -51,7 +52,7 @@ class ModelInput:
 
         try:
             processor = AutoImageProcessor.from_pretrained(
-                model, revision=revision, backend="pil", trust_remote_code=False
+                expanded(model), revision=revision, backend="pil", trust_remote_code=False
             )
         except (ImportError, ValueError):
             # No processor class for Pillow, or an unknown one: size, mean and deviation suffice.

@@ -9,6 +9,7 @@ import diffusers
 import transformers
 
 from engine.core.errors import StudyError, brief
+from engine.core.paths import local_path
 from engine.nets.checkpoints import dtype_of
 
 _PIPELINES: dict[str, Any] = {
@@ -33,7 +34,7 @@ def open_pipeline(spec: Any, folder: Path | None, mode: str) -> Any:
     for logging in (diffusers.utils.logging, transformers.utils.logging):
         logging.disable_progress_bar()
     diffusers.utils.logging.set_verbosity_error()
-    source = str(folder or Path(spec.model).expanduser())
+    source = str(folder or local_path(spec.model))
     try:
         pipeline = _PIPELINES[mode].from_pretrained(source, **fields)
     except (OSError, ValueError, KeyError, ImportError) as error:

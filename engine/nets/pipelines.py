@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from engine.core.errors import StudyError, brief
+from engine.core.paths import local_path
 from engine.core.spec import Spec, explained
 
 
@@ -125,9 +126,9 @@ def read_checkpoint(section: str, model: str, revision: str | None) -> Checkpoin
 
     Raises `StudyError` if the folder does not exist or holds no pipeline.
     """
-    folder = Path(model).expanduser()
+    folder = local_path(model)
     local = folder.is_dir()
-    if not local and (model.count("/") > 1 or model.startswith((".", "/", "~"))):
+    if not local and (model.count("/") > 1 or model.startswith((".", "/", "~", "$"))):
         raise StudyError(f"{section}: folder {model} does not exist; correct the path")
     index = _read(folder, model, revision, "model_index.json", local)
     if index is None:
@@ -180,7 +181,7 @@ def checkpoint_of(pipeline: Any, model: str) -> Checkpoint:
 def folder_digest(model: str) -> str | None:
     """A digest of a local folder: names, sizes, and the first and last 64 KiB of each file; None if
     the model is not a folder."""
-    folder = Path(model).expanduser()
+    folder = local_path(model)
     if not folder.is_dir():
         return None
     return _digest_of(folder, sorted(item for item in folder.rglob("*") if item.is_file()))
@@ -189,7 +190,7 @@ def folder_digest(model: str) -> str | None:
 @lru_cache(maxsize=64)
 def weights_digest(name: str) -> str | None:
     """The digest of a local folder or a single file, cached because every trial asks for it."""
-    path = Path(name).expanduser()
+    path = local_path(name)
     return _digest_of(path.parent, [path]) if path.is_file() else folder_digest(name)
 
 

@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from engine.core.errors import one_line
+from engine.core.paths import expanded
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -98,7 +99,10 @@ def refusal(model: str, revision: str | None, size: Size) -> str:
     with torch.device("meta"):
         try:
             config = AutoConfig.from_pretrained(
-                model, revision=revision, trust_remote_code=False, local_files_only=True
+                expanded(model),
+                revision=revision,
+                trust_remote_code=False,
+                local_files_only=True,
             )
             model_type: Any = AutoModelForImageClassification
             empty = model_type.from_config(config)

@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import BeforeValidator, Field, model_validator
 
 from engine.core.errors import StudyError, brief
+from engine.core.paths import expanded
 from engine.core.spec import Spec, explained
 from engine.nets.checkpoints import dtype_of, load_model
 from engine.nets.model_input import ModelInput
@@ -62,7 +63,7 @@ class TextImage:
         model, _ = load_model(section, AutoModel, spec.model, spec.revision)
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(
-                spec.model, revision=spec.revision, trust_remote_code=False
+                expanded(spec.model), revision=spec.revision, trust_remote_code=False
             )
         except (OSError, ValueError, KeyError) as error:
             raise StudyError(f"{section}.model: {spec.model}: {brief(error)}") from None

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from engine.core.errors import StudyError, brief
 from engine.core.notice import Notice
+from engine.core.paths import local_path
 from engine.nets.pipelines import read_checkpoint
 
 # The most tokens that pipelines pass to a T5 encoder.
@@ -55,7 +55,7 @@ def _longest(model: str, revision: str | None) -> tuple[Any, int]:
     logging.set_verbosity_error()
     checkpoint = read_checkpoint("generators: model", model, revision)
     components = checkpoint.components if checkpoint else frozenset({"tokenizer"})
-    source = str(Path(model).expanduser())
+    source = str(local_path(model))
     tokenizers = []
     for name in sorted(name for name in components if name.startswith("tokenizer")):
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, subfolder=name)

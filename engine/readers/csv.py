@@ -21,10 +21,11 @@ from pydantic import Field, model_validator
 from engine.core import rows
 from engine.core.errors import DataError
 from engine.core.ledger import Ledger
+from engine.core.paths import expanded
 from engine.core.rows import TaskKind
 from engine.core.spec import explained
 from engine.data.images import Rejected
-from engine.data.source import Source, expanded
+from engine.data.source import Source
 from engine.readers import Reader, ReaderSpec, cell_text, image_ids
 from engine.readers.imagefolder import LISTED, SPLIT_NAMES
 

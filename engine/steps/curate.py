@@ -333,9 +333,11 @@ def read_generated(context: Context, task: str) -> pa.Table:
     )
 
 
-def score(context: Context, spec: CurateSpec, classes: Sequence[str]) -> list[Commit]:
+def score(
+    context: Context, spec: CurateSpec, classes: Sequence[str], prefix: str | None = None
+) -> list[Commit]:
     """Measure and embed every generated image. Shards are named by content, so that a later round
-    scores only new images."""
+    scores only new images. prefix: of the shards; None: next to the generator's images."""
     pixel_spec = measuring(spec.task, spec.preprocess, spec.labeler, spec.filters)
     trained = trained_labeler(context.inputs)
     embedding = EmbedImages(spec.embedder)
@@ -368,7 +370,7 @@ def score(context: Context, spec: CurateSpec, classes: Sequence[str]) -> list[Co
         "labeler": digest(sorted(part.sha256 for part in trained.parts) if trained else []),
         "generator": context.inputs["generate"].inputs.get("finetune"),
     }
-    prefix = context.store.join(
+    prefix = prefix or context.store.join(
         context.store.generated(spec.generator_key), "scores", digest(measured_by)
     )
     return context.compute(

@@ -38,7 +38,7 @@ from engine.steps import StepKind
 from engine.steps.finetune import read_clusters
 
 # Assumed share of kept images where hardly any were kept.
-_LEAST_SHARE = 0.1
+LEAST_SHARE = 0.1
 # Margin over the missing number: the next images may be kept less often than the last.
 _MARGIN = 1.25
 
@@ -183,7 +183,7 @@ def top_up(
     for name, wanted in needed.items():
         requested, kept = (funnel[name].requested, funnel[name].kept) if name in funnel else (0, 0)
         missing = max(0, wanted - kept)
-        share = max(kept / max(requested, 1), _LEAST_SHARE)
+        share = max(kept / max(requested, 1), LEAST_SHARE)
         counts[name] = requested + math.ceil(_MARGIN * missing / share)
         if available is not None:
             counts[name] = max(requested, min(counts[name], available.get(name, 0)))

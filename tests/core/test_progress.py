@@ -3,7 +3,9 @@ from __future__ import annotations
 import io
 import threading
 
-from engine.core.progress import Bar
+import pytest
+
+from engine.core.progress import Bar, heartbeat
 
 
 class Lines(io.StringIO):
@@ -23,10 +25,40 @@ class Lines(io.StringIO):
 def test_line_shows_progress() -> None:
     log = Lines()
     with Bar("embed", 40, "images", done=10, stream=log, interval=0) as bar:
-        bar.advance(20, "quarantined: 1 blank")
-    (line,) = log.getvalue().splitlines()
+        bar.advance(10)
+        bar.advance(10, "quarantined: 1 blank")
+    first, line = log.getvalue().splitlines()
+    assert first == "  embed: 20 of 40 images"
     assert line.startswith("  embed: 30 of 40 images · ")
     assert line.endswith(" left · quarantined: 1 blank")
+
+
+def test_rate_leaves_out_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("engine.core.progress.time.monotonic", lambda: clock[0])
+    bar = Bar("generate", 100, "images", stream=io.StringIO())
+    # A model loads for 90 s, then 10 images take 10 s each time.
+    for seconds, count in ((100, 10), (110, 10), (120, 10)):
+        clock[0] = seconds
+        bar.advance(count)
+    assert bar.rate() == 1.0
+    assert "1:10 left" in bar.line()
+    clock[0] = 190
+    bar.advance(70)
+    assert bar.rate() == 100 / 190
+
+
+def test_silence_without_a_bar_is_ended_by_a_line() -> None:
+    log = Lines()
+    with heartbeat("evaluate", every=0.05, stream=log):
+        assert log.written.acquire(timeout=60)
+    assert log.getvalue().startswith("  evaluate: computing for 0 s")
+
+
+def test_a_bar_speaks_for_itself() -> None:
+    log = Lines()
+    with heartbeat("embed", every=0.05, stream=log), Bar("embed", 9, "images", stream=log):
+        assert not log.written.acquire(timeout=0.5)
 
 
 def test_stalled_work_is_reported_repeatedly() -> None:

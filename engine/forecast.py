@@ -1,0 +1,154 @@
+"""What a study will cost: the steps that are not done, at rates that a preview measured.
+
+A preview generates and filters a few images and trains at least one classifier, so it knows the
+seconds of one image and of one optimizer step, and the share of images that is kept. What a study
+consists of follows from its plan. A forecast is a range: the share kept is an interval, and rates
+vary by a quarter from run to run.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from engine.core.manifest import read_manifest
+from engine.core.spec import Spec
+from engine.core.step import Step
+from engine.core.store import Store
+from engine.plan import trials_of
+from engine.profile import Profile
+from engine.report.page import duration
+from engine.steps.request import LEAST_SHARE
+from engine.steps.train import TrainSpec
+
+# Rates of one machine vary about so much between runs.
+_VARIES = 1.25
+_Z = 1.96
+
+
+class GeneratorRates(Spec):
+    """Measured on a preview of one generator.
+
+    fit: seconds of its training; None if it is not trained. generate, curate: seconds of one image.
+    needed: images of each class that the study uses at most. kept: images kept of those generated,
+    by class; empty if they are not filtered.
+    """
+
+    fit: float | None
+    generate: float
+    curate: float
+    needed: dict[str, int]
+    kept: dict[str, tuple[int, int]]
+
+
+class Rates(Spec):
+    """Rates of a study. train: seconds of one optimizer step of a classifier; None without a
+    comparison."""
+
+    generators: dict[str, GeneratorRates]
+    train: float | None
+
+
+@dataclass(frozen=True)
+class Line:
+    """A kind of work with its seconds, as a range."""
+
+    what: str
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Forecast:
+    lines: list[Line]
+
+    @property
+    def low(self) -> float:
+        return sum(line.low for line in self.lines) / _VARIES
+
+    @property
+    def high(self) -> float:
+        return sum(line.high for line in self.lines) * _VARIES
+
+    def in_words(self) -> str:
+        return f"{duration(self.low / 3600)} to {duration(self.high / 3600)}"
+
+
+def forecast(steps: Sequence[Step], store: Store, profile: Profile, rates: Rates) -> Forecast:
+    """The work that is left of a plan. Reads manifests alone."""
+    open_steps = [step for step in steps if read_manifest(store, step) is None]
+    lines = []
+    for label, generator in rates.generators.items():
+        of_generator = [step for step in open_steps if step.subject.name == label]
+        fits = sum(step.kind == "finetune" for step in of_generator)
+        if fits and generator.fit is not None:
+            lines.append(_line(f"{fits} fits of {label}", fits * generator.fit))
+        draws = sum(step.kind == "generate" and step.subject.round == 1 for step in of_generator)
+        if draws:
+            fewest, most = images_to_generate(generator)
+            each = generator.generate / profile.stage("generate").actors
+            each += generator.curate / profile.stage("embed").actors
+            what = f"{draws * fewest:,} to {draws * most:,} images of {label}"
+            if fewest == most:
+                what = f"{draws * most:,} images of {label}"
+            lines.append(Line(what, draws * fewest * each, draws * most * each))
+    trials = {trial.key: trial for trial in trials_of(open_steps)}
+    missing = [trial for trial in trials.values() if read_manifest(store, trial) is None]
+    if missing and rates.train is not None:
+        optimizer_steps = sum(training_steps(trial) for trial in missing)
+        at_once = max(1, min(len(missing), concurrent_trials(profile)))
+        lines.append(_line(f"{len(missing)} classifiers", optimizer_steps * rates.train / at_once))
+    return Forecast(lines)
+
+
+def _line(what: str, seconds: float) -> Line:
+    return Line(what, seconds, seconds)
+
+
+def training_steps(trial: Step) -> int:
+    """The optimizer steps of a classifier's training."""
+    return trial.spec_as(TrainSpec).training.steps
+
+
+def concurrent_trials(profile: Profile) -> int:
+    """Trials that run at once on this machine; on a cluster, at least so many."""
+    if profile.runtime == "inline":
+        return 1
+    cores = os.cpu_count() or 1
+    reserved = profile.num_cpus or max(4, cores)
+    # Logical CPUs beyond the cores add nothing.
+    return max(1, min(int(reserved / profile.trial.cpus), cores // profile.trial.threads))
+
+
+def images_to_generate(generator: GeneratorRates) -> tuple[int, int]:
+    """The fewest and the most images of one fit, all rounds together."""
+    fewest = most = 0
+    for label, needed in generator.needed.items():
+        low, high = share_kept(*generator.kept[label]) if label in generator.kept else (1.0, 1.0)
+        fewest += math.ceil(needed / max(high, LEAST_SHARE))
+        most += math.ceil(needed / max(low, LEAST_SHARE))
+    return fewest, most
+
+
+def share_kept(kept: int, generated: int) -> tuple[float, float]:
+    """The interval of Wilson (1927) for a share; all of it without an image."""
+    if not generated:
+        return 0.0, 1.0
+    share, square = kept / generated, _Z * _Z / generated
+    centre = (share + square / 2) / (1 + square)
+    half = _Z * math.sqrt(share * (1 - share) / generated + square / (4 * generated)) / (1 + square)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def rates_key(store: Store, study: str) -> str:
+    return store.page(study, "rates.json")
+
+
+def read_rates(store: Store, study: str) -> Rates | None:
+    """The rates that a preview of the study measured in this storage, if any."""
+    try:
+        return Rates.model_validate_json(store.read(rates_key(store, study)))
+    except (FileNotFoundError, ValueError):
+        return None

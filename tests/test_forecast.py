@@ -1,0 +1,91 @@
+"""What is left of a study, and how long it takes at measured rates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from engine.core.store import Store
+from engine.execute import execute
+from engine.forecast import (
+    GeneratorRates,
+    Rates,
+    concurrent_trials,
+    forecast,
+    images_to_generate,
+    rates_key,
+    read_rates,
+    share_kept,
+    training_steps,
+)
+from engine.plan import plan, trials_of, until
+from engine.profile import Profile
+from engine.runtime.inline import InlineRuntime
+from engine.study import Study
+
+
+def rates(kept: dict[str, tuple[int, int]] | None = None) -> Rates:
+    of_generator = GeneratorRates(
+        fit=None, generate=2.0, curate=1.0, needed={"down": 40}, kept=kept or {}
+    )
+    return Rates(generators={"more": of_generator}, train=0.5)
+
+
+def test_interval_of_the_share_kept() -> None:
+    # Wilson's interval of 8 in 10, as in statsmodels' proportion_confint.
+    assert share_kept(8, 10) == pytest.approx((0.4901625, 0.9433178), abs=1e-4)
+    assert share_kept(0, 0) == (0.0, 1.0)
+    low, high = share_kept(10, 10)
+    assert 0.7 < low < 1
+    assert high == 1
+
+
+def test_images_that_are_dropped_are_generated_again() -> None:
+    def needed(kept: dict[str, tuple[int, int]]) -> tuple[int, int]:
+        return images_to_generate(rates(kept).generators["more"])
+
+    assert needed({}) == (40, 40)
+    fewest, most = needed({"down": (50, 100)})
+    assert fewest < 80 < most
+    # Where nothing was kept, requests assume a tenth.
+    assert needed({"down": (0, 100)})[1] == 400
+
+
+def test_work_left_follows_from_the_plan(bars_study: Callable[..., Study], store: Store) -> None:
+    study = bars_study()
+    steps, profile = plan(study), Profile(storage=store.url, runtime="inline")
+    left = forecast(steps, store, profile, rates({"down": (10, 10)}))
+    images, classifiers = left.lines
+    # 40 to 56 images, 2 s to generate and 1 s to filter each.
+    assert images.what == "40 to 56 images of more"
+    assert (images.low, images.high) == (120, 168)
+    trials = trials_of(steps)
+    assert classifiers.what == f"{len(trials)} classifiers"
+    assert classifiers.low == 0.5 * sum(map(training_steps, trials))
+    assert left.low < images.low + classifiers.low < images.high + classifiers.high < left.high
+
+
+def test_work_that_is_done_costs_nothing(
+    bars_study: Callable[..., Study], store: Store, profile: Profile
+) -> None:
+    steps = plan(bars_study())
+    execute(until(steps, "generate.more"), store, InlineRuntime(), profile)
+    (line,) = forecast(steps, store, profile, rates()).lines
+    assert "classifiers" in line.what
+
+
+def test_trials_run_at_once_as_cores_allow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    trial = {"cpus": 2, "threads": 2}
+    assert concurrent_trials(Profile.model_validate({"runtime": "inline", "trial": trial})) == 1
+    assert concurrent_trials(Profile.model_validate({"trial": trial})) == 4
+    assert concurrent_trials(Profile.model_validate({"trial": trial, "num_cpus": 4})) == 2
+
+
+def test_rates_are_read_back_and_damaged_ones_are_none(store: Store) -> None:
+    assert read_rates(store, "toy") is None
+    store.put(rates_key(store, "toy"), rates().model_dump_json().encode())
+    assert read_rates(store, "toy") == rates()
+    store.put(rates_key(store, "toy"), b"{")
+    assert read_rates(store, "toy") is None
