@@ -26,6 +26,8 @@ from engine.steps.train import TrainSpec
 # Rates of one machine vary about so much between runs.
 _VARIES = 1.25
 _Z = 1.96
+# Seconds for what a preview does not measure; mostly plots.
+_CLOSING = (30.0, 120.0)
 
 
 class GeneratorRates(Spec):
@@ -100,6 +102,8 @@ def forecast(steps: Sequence[Step], store: Store, profile: Profile, rates: Rates
         optimizer_steps = sum(training_steps(trial) for trial in missing)
         at_once = max(1, min(len(missing), concurrent_trials(profile)))
         lines.append(_line(f"{len(missing)} classifiers", optimizer_steps * rates.train / at_once))
+    if any(step.kind == "report" for step in open_steps):
+        lines.append(Line("evaluation, page and logs (assumed)", *_CLOSING))
     return Forecast(lines)
 
 

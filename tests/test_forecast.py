@@ -56,7 +56,8 @@ def test_work_left_follows_from_the_plan(bars_study: Callable[..., Study], store
     study = bars_study()
     steps, profile = plan(study), Profile(storage=store.url, runtime="inline")
     left = forecast(steps, store, profile, rates({"down": (10, 10)}))
-    images, classifiers = left.lines
+    images, classifiers, closing = left.lines
+    assert "assumed" in closing.what
     # 40 to 56 images, 2 s to generate and 1 s to filter each.
     assert images.what == "40 to 56 images of more"
     assert (images.low, images.high) == (120, 168)
@@ -71,8 +72,9 @@ def test_work_that_is_done_costs_nothing(
 ) -> None:
     steps = plan(bars_study())
     execute(until(steps, "generate.more"), store, InlineRuntime(), profile)
-    (line,) = forecast(steps, store, profile, rates()).lines
+    line, closing = forecast(steps, store, profile, rates()).lines
     assert "classifiers" in line.what
+    assert "page" in closing.what
 
 
 def test_trials_run_at_once_as_cores_allow(monkeypatch: pytest.MonkeyPatch) -> None:
