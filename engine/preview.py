@@ -62,8 +62,8 @@ def preview(
     wanted = [*generates, *(curates[step.key] for step in generates if step.key in curates)]
     keys = {step.key for step in upstream(wanted)}
     # In the order of the plan: the labeler's errors surface before a generator is trained.
-    needed = [step for step in steps
-              if step.key in keys and step.kind not in ("request", "generate", "curate")]  # fmt: skip
+    needed = [step for step in steps if step.key in keys
+              and step.kind not in ("request", "generate", "curate")]  # fmt: skip
     manifests = execute(needed, store, runtime, profile)
     previewer = _Previewer(store, runtime, profile, manifests, count)
     generators, sections = {}, []

@@ -36,6 +36,9 @@ SENTENCES: dict[Code, str] = {
     "bits_unused":
         "{images:,} pictures have 16 bits but use {bits} of them, so that their values become 0 to"
         " {top}; set preprocess.window, for example [0, {most}]",
+    "frames_unused":
+        "{files:,} files have several frames or pages, of which only the first is used; save the"
+        " others as files of their own",
     "seen_in_train":
         "{seen:,} of {pictures:,} {split} pictures are in train too ({equal:,} equal, {near:,}"
         " nearly equal)",

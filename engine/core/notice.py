@@ -17,8 +17,8 @@ Code = Literal[
     # Readers, ingest and audit.
     "burned_in", "burned_in_unknown", "small_pictures", "similar_pictures", "similar_groups",
     "no_groups", "leaks_resolved", "pixel_embedder", "one_group", "files_skipped", "excluded",
-    "no_value_names", "zeros_differ", "groups_differ", "bits_unused", "seen_in_train",
-    "small_class", "confounded", "weak_judge",
+    "no_value_names", "zeros_differ", "groups_differ", "bits_unused", "frames_unused",
+    "seen_in_train", "small_class", "confounded", "weak_judge",
     # Cluster.
     "clusters_dissolved", "clusters_tiny",
     # Request.

@@ -42,6 +42,10 @@ _REFUSED_HEADS = {
     b"SIMPLE": "FITS", b"<svg": "SVG",
 }  # fmt: skip
 
+# Brands in the head of phones' photographs, which are often renamed to .jpg.
+_HEIF = {b"heic": "HEIC", b"heix": "HEIC", b"hevc": "HEIC", b"mif1": "HEIF", b"msf1": "HEIF",
+         b"avif": "AVIF", b"avis": "AVIF"}  # fmt: skip
+
 
 def decode(
     data: bytes,
@@ -50,9 +54,10 @@ def decode(
     check_extension: bool = True,
     window: tuple[float, float] | None = None,
 ) -> Image.Image:
-    """Decode foreign bytes to mode L or RGB. Run it in a `Sandbox`. `info["acquisition"]` is what
-    `acquisition_of` gives; if the upper 8 of 16 bits were taken, `info["bits"]` is the number of
-    bits that the values use.
+    """Decode foreign bytes to mode L or RGB. Run it in a `Sandbox`.
+
+    In `info`: `acquisition`, what `acquisition_of` gives; `frames`, the number of frames or pages;
+    `bits`, if the upper 8 of 16 bits were taken, how many bits the values use.
 
     check_extension: refuse a file whose extension contradicts its format. window:
     `Preprocess.window`. Raises `Rejected` with a reason.
@@ -66,6 +71,10 @@ def decode(
         if check_extension and suffix in EXTENSIONS:
             raise Rejected("wrong_extension", f"DICOM named {suffix}")
         return decode_dicom(data, window)
+    if data[4:8] == b"ftyp" and data[8:12] in _HEIF:
+        raise Rejected(
+            "format_not_allowed", f"{_HEIF[data[8:12]]}, whatever its name; convert it to JPEG"
+        )
     if check_extension and suffix in FOREIGN:
         raise Rejected("format_not_allowed", suffix)
     head = data[:512].lstrip()
@@ -90,7 +99,7 @@ def decode(
             with suppress(Exception):  # damaged EXIF says nothing about the picture
                 image = ImageOps.exif_transpose(image)
             decoded = _to_eight_bits(image, window)
-            decoded.info["acquisition"] = acquisition
+            decoded.info |= {"acquisition": acquisition, "frames": frames}
             return decoded
     except Rejected:
         raise

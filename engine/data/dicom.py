@@ -36,7 +36,7 @@ def decode_dicom(data: bytes, window: tuple[float, float] | None = None) -> Imag
         raise Rejected("too_large", f"{columns} x {rows} x {frames}")
     try:
         image = _rendered(dataset, frames, window)
-        image.info["acquisition"] = acquisition_of(dataset)
+        image.info |= {"acquisition": acquisition_of(dataset), "frames": frames}
         return image
     except (Rejected, MemoryError):
         raise

@@ -35,11 +35,11 @@ Codec = Literal["png", "jpeg", "webp"]
 
 
 class Rejected(Exception):
-    """An image that cannot be used. `reason` is one word for tables; the text has the details."""
+    """An image that cannot be used. `reason` is one word for tables; the text has both."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason = reason
+        self.reason, self.detail = reason, detail
 
 
 class Preprocess(Spec):

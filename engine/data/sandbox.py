@@ -41,7 +41,8 @@ class Decoded:
     """A foreign image after preprocessing.
 
     encoded: by the study's codec. width, height: of the original, in pixels. bits: that the values
-    of a 16-bit picture use; None for other pictures, and with a window. acquisition: of
+    of a 16-bit picture use; None for other pictures, and with a window. frames: in the file, of
+    which the first is used. acquisition: of
     `engine.data.decoding.acquisition_of`.
     """
 
@@ -51,6 +52,7 @@ class Decoded:
     pixel_sha256: str
     phash: str
     bits: int | None = None
+    frames: int = 1
     acquisition: dict[str, str] = field(default_factory=dict)
 
 
@@ -193,11 +195,12 @@ def serve(settings: dict[str, Any], requests: BinaryIO, replies: BinaryIO) -> No
                 "pixel_sha256": pixel_sha256(image),
                 "phash": perceptual_hash(image),
                 "bits": image.info.get("bits"),
+                "frames": image.info.get("frames", 1),
                 "acquisition": image.info.get("acquisition", {}),
             }
             _send(replies, header, encode(preprocess(image, spec), spec))
         except Rejected as rejected:
-            _send(replies, {"reason": rejected.reason, "detail": str(rejected)}, b"")
+            _send(replies, {"reason": rejected.reason, "detail": rejected.detail}, b"")
         except MemoryError:
             _send(replies, {"reason": "too_large", "detail": "out of memory while decoding"}, b"")
 

@@ -96,6 +96,10 @@ class Source(Reopening):
             exists = self._fs.exists(self._root)
         except Exception as error:  # storage libraries raise their own: credentials, protocols, NUL
             raise DataError(f"{field}: {root!r} cannot be opened: {error}") from error
+        if self.local and os.path.isfile(self.root):
+            raise DataError(
+                f"{field}: {root} is a file, not a folder; unpack it, or name its folder"
+            )
         if not exists:
             raise DataError(
                 f"{field}: {root} does not exist (relative paths start at the current folder)"

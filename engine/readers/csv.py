@@ -157,6 +157,12 @@ class Csv(Reader[CsvSpec]):
         }
         for field, name in wanted.items():
             if name not in header:
+                others = [mark for mark in ";\t|" if len(header) == 1 and mark in header[0]]
+                if others:
+                    raise DataError(
+                        f"reader.delimiter: the header of {spec.table_name} has one cell,"
+                        f" {header[0][:80]!r}; set reader.delimiter to {others[0]!r}"
+                    )
                 raise DataError(
                     f"reader.{field}: {spec.table_name} has no column {name!r}; it has"
                     f" {', '.join(header)[:200]}"
@@ -238,6 +244,10 @@ class Csv(Reader[CsvSpec]):
                         f' (") in line {line} opens a cell and the next one ends it; remove or'
                         " double it"
                     )
+                if [cell.strip() for cell in cells] == header:
+                    raise DataError(
+                        f"{spec.where}, line {line}: the header again; remove this line"
+                    )
                 table.append(cells)
         except csv.Error as error:
             raise DataError(
@@ -253,9 +263,8 @@ class Csv(Reader[CsvSpec]):
         listing = Source(self.spec.root).listing(lambda name: True)
         there, named = set(listing.names), set(uris)
         hidden = sum(listing.skipped.values())
-        read = named & there
+        read = (named & there) | ({self.spec.file or ""} & there)
         others = Counter(
-            "the table" if name == self.spec.file else
             "not in the table" if PurePosixPath(name).suffix.lower() in LISTED else
             PurePosixPath(name).suffix.lower() or "no extension"
             for name in there - read

@@ -31,6 +31,14 @@ _STARTS = 3
 _SLOW_START = "timed out during startup"
 
 
+def home_is_usable() -> bool:
+    """Whether the user has a home folder that can be written to."""
+    try:
+        return os.access(Path.home(), os.W_OK | os.X_OK)
+    except RuntimeError:  # no HOME, and no entry in passwd
+        return False
+
+
 class RayRuntime(Runtime):
     """Ray Data for `stream`, Ray Train for `fit`, Ray Tune for `search` and `tune`. Connects with
     the first work.
@@ -245,6 +253,9 @@ class RayRuntime(Runtime):
         self._scratch = Scratch(scratch.parent_for_sockets(temporary, self.warn))
         interrupts.at_end(self._scratch.close)
         os.environ["RAY_TMPDIR"] = str(self._scratch.path)
+        if not home_is_usable():
+            # Ray writes to ~/.ray, also where a container has no home.
+            os.environ["HOME"] = str(self._scratch.path)
 
     def _remove_scratch(self) -> None:
         if self._scratch is not None:

@@ -65,7 +65,8 @@ class Decode(Stage):
 
     writes = (
         rows.IMAGE, rows.WIDTH, rows.HEIGHT, rows.SOURCE, rows.PIXEL_SHA256, rows.PHASH,
-        rows.FILE_SHA256, rows.BITS, rows.ACQUISITION, rows.STATUS,
+        rows.FILE_SHA256, rows.BITS, rows.FRAMES, rows.ACQUISITION,
+        rows.STATUS,
     )  # fmt: skip
 
     def __init__(
@@ -110,6 +111,7 @@ class Decode(Stage):
             rows.PHASH: values("phash"),
             rows.FILE_SHA256: digests,
             rows.BITS: values("bits"),
+            rows.FRAMES: values("frames"),
             rows.ACQUISITION: [
                 None if how is None else sorted(how.items()) for how in values("acquisition")
             ],
@@ -201,11 +203,12 @@ def decode_records(
 
 
 def decoded_schema(tasks: Mapping[str, TaskKind]) -> pa.Schema:
-    """Decoded images, with the digest of each file, the bits that its values use, and how it was
-    made."""
+    """Decoded images, with the digest of each file, the bits that its values use, its frames, and
+    how it was made."""
     schema = rows.images_schema(tasks)
     schema = schema.append(pa.field(rows.FILE_SHA256, pa.string()))
     schema = schema.append(pa.field(rows.BITS, pa.int32()))
+    schema = schema.append(pa.field(rows.FRAMES, pa.int32()))
     return schema.append(pa.field(rows.ACQUISITION, pa.map_(pa.string(), pa.string())))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
@@ -194,10 +195,10 @@ def record_notices(records: pa.Table, reader: Reader[ReaderSpec], task: str) -> 
         ]
         notices += [
             Notice.of("zeros_differ", first=first, second=second)
-            for first, second in _same_when(sorted(counts), _without_zeros)
+            for first, second in _same_when(sorted(counts), _as_number)
         ]
     groups = sorted({group for group in records[rows.GROUP_ID].to_pylist() if group is not None})
-    if pairs := _same_when(groups, lambda name: _without_zeros(" ".join(name.casefold().split()))):
+    if pairs := _same_when(groups, lambda name: _as_number(" ".join(name.casefold().split()))):
         first, second = pairs[0]
         notices.append(Notice.of("groups_differ", pairs=len(pairs), first=first, second=second))
     return notices
@@ -210,11 +211,22 @@ def _same_when(names: Iterable[str], form: Callable[[str], str]) -> list[tuple[s
     return [(one, name) for one, name in pairs if one != name]
 
 
-def _without_zeros(name: str) -> str:
-    return name.lstrip("0") or "0" if name.isdigit() else name
+def _as_number(name: str) -> str:
+    """The value of a name that is a number, so that 1, 01 and 1.0 are equal; else the name."""
+    if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", name):
+        return name
+    whole, _, decimals = name.partition(".")
+    return ".".join(filter(None, [whole.lstrip("0") or "0", decimals.rstrip("0")]))
 
 
-def bits_notice(index: pa.Table) -> list[Notice]:
+def decoding_notices(index: pa.Table) -> list[Notice]:
+    """What decoding loses: frames after the first, and bits."""
+    more = pc.sum(pc.greater(index[rows.FRAMES], 1)).as_py() or 0
+    frames = [Notice.of("frames_unused", files=more)] if more else []
+    return frames + _bits_notice(index)
+
+
+def _bits_notice(index: pa.Table) -> list[Notice]:
     """A notice if all 16-bit pictures leave upper bits unused."""
     bits = index[rows.BITS].drop_null()
     used = pc.max(bits).as_py() if len(bits) else 16

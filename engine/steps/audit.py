@@ -28,7 +28,7 @@ from engine.results.audit import Finding
 from engine.results.data import AuditResult
 from engine.stages.findings import AuditSpec, Findings, counts, group_counts
 from engine.stages.intake import DECODED, EMBEDDED, decode_records
-from engine.stages.records import bits_notice, record_notices, record_problems
+from engine.stages.records import decoding_notices, record_notices, record_problems
 from engine.steps import StepKind
 
 
@@ -49,7 +49,7 @@ class Audit(StepKind[AuditSpec]):
         work.warnings += record_notices(records, reader, spec.task)
         with work.timed("decode"):
             intake = decode_records(context, reader, records, spec, replace=True)
-        work.warnings += bits_notice(intake.index)
+        work.warnings += decoding_notices(intake.index)
         work.broken(records, intake)
         work.split(intake.index)
         work.equal()

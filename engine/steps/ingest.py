@@ -53,8 +53,8 @@ from engine.stages.intake import (
 )
 from engine.stages.records import (
     IntakeSpec,
-    bits_notice,
     check_records,
+    decoding_notices,
     record_notices,
     seen_notices,
     small_class_notices,
@@ -100,7 +100,7 @@ class Ingest(StepKind[IngestSpec]):
         index, leaks, notes = self._audit(context, spec, intake)
         notes["warnings"] += [
             *reader.warnings(), *record_notices(records, reader, spec.task),
-            *bits_notice(intake.index),
+            *decoding_notices(intake.index),
         ]  # fmt: skip
         parts, counts = write_splits(context, spec, index, intake.keys)
         for problem in thin_classes(counts):

@@ -263,3 +263,16 @@ def test_how_a_file_was_made_is_kept() -> None:
     assert codings[0] > codings[1]
     made = decode(saved(image.convert("L"))).info["acquisition"]
     assert made == {"format": "PNG", "mode": "L"}
+
+
+def test_frames_are_counted() -> None:
+    page = Image.fromarray(np.zeros((9, 9), np.uint8))
+    data = saved(page, "TIFF", save_all=True, append_images=[page, page])
+    assert decode(data).info["frames"] == 3
+    assert decode(saved(page)).info["frames"] == 1
+
+
+@pytest.mark.parametrize("brand", [b"heic", b"mif1", b"avif"])
+def test_photographs_of_phones_are_named_whatever_their_extension(brand: bytes) -> None:
+    with pytest.raises(Rejected, match=r"format_not_allowed: (HEIC|HEIF|AVIF), whatever its name"):
+        decode(b"\0\0\0\x18ftyp" + brand + bytes(500), "a/photo.jpg")

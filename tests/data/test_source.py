@@ -214,3 +214,9 @@ def test_permanent_storage_fault_stops_the_run_and_sets_no_image_aside(error: Ex
 def test_missing_remote_file_is_rejected_as_missing() -> None:
     with pytest.raises(Rejected, match="missing"):
         remote(FileNotFoundError(errno.ENOENT, "no such key"), times=99).read("a.png")
+
+
+def test_an_archive_as_root_is_to_be_unpacked(tmp_path: Path) -> None:
+    (tmp_path / "data.zip").write_bytes(b"PK")
+    with pytest.raises(DataError, match=r"data\.zip is a file, not a folder; unpack it"):
+        Source(str(tmp_path / "data.zip"))

@@ -164,9 +164,9 @@ def test_every_file_below_the_root_is_accounted_for(tmp_path: Path) -> None:
     reader = Csv(CsvSpec(root=str(tmp_path), file="t.csv"))
     reader.records()
     ledger = reader.ledger()
-    assert (ledger.files, ledger.read) == (7, 2)
+    assert (ledger.files, ledger.read) == (7, 3)
     assert ledger.skipped == {
-        ".txt": 1, "hidden": 1, "not in the table": 1, "the table": 1, "thumbnails": 1
+        ".txt": 1, "hidden": 1, "not in the table": 1, "thumbnails": 1
     }  # fmt: skip
     assert ledger.entries == {"blank lines": 1}
 
@@ -216,3 +216,13 @@ def test_table_may_lie_elsewhere_and_its_place_enters_no_key(tmp_path: Path) -> 
 def test_exactly_one_table_is_named(given: dict[str, str]) -> None:
     with pytest.raises(ValidationError, match="needs either file"):
         CsvSpec(root="images", **given)
+
+
+def test_another_delimiter_is_named(read: Read) -> None:
+    with pytest.raises(DataError, match=r"reader\.delimiter: .*'path;label'; set .* to ';'"):
+        read("path;label\na.png;x\n")
+
+
+def test_repeated_header_is_an_error_with_its_line(read: Read) -> None:
+    with pytest.raises(DataError, match=r"t\.csv, line 3: the header again; remove this line"):
+        read("path,label\na.png,x\npath, label\nb.png,y\n")

@@ -35,6 +35,7 @@ class FakeInit:
     def __call__(self, **options: Any) -> None:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(15))
         self.folders.append(Path(os.environ["RAY_TMPDIR"]))
+        self.home = os.environ["HOME"]
         if self.errors:
             self.children.append(subprocess.Popen(["sleep", "1000"]))
             raise self.errors.pop(0)

@@ -41,6 +41,12 @@ def test_class_named_like_a_missing_value_is_noticed() -> None:
     ]
 
 
+@pytest.mark.parametrize(("first", "second"), [("1", "1.0"), ("01", "1.00"), ("0", "00.0")])
+def test_decimals_and_zeros_do_not_make_another_number(first: str, second: str) -> None:
+    (_, text) = notices([first, second, "10"], [None] * 3)
+    assert "are the same number" in text
+
+
 def test_classes_that_are_the_same_number_are_noticed() -> None:
     (_, text) = notices(["007", "7", "70"], [None] * 3)
     assert "'007' and '7' are the same number" in text
