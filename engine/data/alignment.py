@@ -16,6 +16,9 @@ import numpy as np
 # A picture differs from its copy by at most this share of its contrast: after an overlay, and in
 # place. Among 60,000 digits of 28 px no two differ by less than 0.086 in place.
 SAME, SAME_IN_PLACE = 0.10, 0.075
+# At most, if another signal says that one is a changed copy of the other: crops by 10% of each side
+# that were encoded again reach it.
+CHANGED = 0.20
 # Brightness of a copy as a share of the original's.
 _GAIN = (0.7, 1.4)
 # Lower standard deviations, in grey levels, are mostly noise.

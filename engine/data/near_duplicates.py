@@ -24,7 +24,13 @@ from PIL import Image
 from scipy.stats import norm
 
 from engine.core.rng import generator
-from engine.data.alignment import SAME, SAME_IN_PLACE, differences, overlaid_differences
+from engine.data.alignment import (
+    CHANGED,
+    SAME,
+    SAME_IN_PLACE,
+    differences,
+    overlaid_differences,
+)
 
 # Side of the small pictures, in pixels.
 SIDE = 64
@@ -219,12 +225,18 @@ def _tail(values: np.ndarray, quantile: float) -> float:
 def near_pairs(
     pictures: np.ndarray, matched: Matched, limit: NearLimit
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The pairs of near duplicates, int64 (k, 2), and their agreement, float32 (k,)."""
+    """The pairs of near duplicates, int64 (k, 2), and their agreement, float32 (k,).
+
+    Two signals on the same pair: the agreement without shading, and what differs after an overlay.
+    Two skirts on the same hanger have the first alone.
+    """
     if limit.fine is None:
         return np.empty((0, 2), np.int64), np.empty(0, np.float32)
     candidates = matched[matched.score >= limit.coarse]
     fine = match_finely(pictures, candidates)
-    return candidates.pairs[fine >= limit.fine], fine[fine >= limit.fine]
+    candidates, fine = candidates[fine >= limit.fine], fine[fine >= limit.fine]
+    alike = _overlaid(pictures, candidates) <= CHANGED
+    return candidates.pairs[alike], fine[alike]
 
 
 def same_pictures(
@@ -239,17 +251,21 @@ def same_pictures(
     difference = differences(pictures, matched.pairs)
     if not in_place:
         promising = np.flatnonzero((difference > SAME) & (matched.score >= _WORTH_OVERLAY))
-        role, number = np.divmod(matched.window[promising], len(_GRID) ** 2)
-        spans = np.asarray(_GRID)[np.stack(np.divmod(number, len(_GRID)), 1)]
-        # A span has a start and an end; the overlay takes the distances from both edges.
-        edges = np.stack([spans[..., 0], 1 - spans[..., 1]], -1).reshape(-1, 4)
-        ordered = np.where(role[:, None] == 0, matched.pairs[promising],
-                           matched.pairs[promising, ::-1])  # fmt: skip
         difference[promising] = np.minimum(
-            difference[promising], overlaid_differences(pictures, ordered, edges)
+            difference[promising], _overlaid(pictures, matched[promising])
         )
     same = difference <= (SAME_IN_PLACE if in_place else SAME)
     return matched.pairs[same], np.sqrt(1 - difference[same] ** 2)
+
+
+def _overlaid(pictures: np.ndarray, matched: Matched) -> np.ndarray:
+    """The difference of each pair after an overlay that begins at its best window: float32 (m,)."""
+    role, number = np.divmod(matched.window, len(_GRID) ** 2)
+    spans = np.asarray(_GRID)[np.stack(np.divmod(number, len(_GRID)), 1)]
+    # A span has a start and an end; the overlay takes the distances from both edges.
+    edges = np.stack([spans[..., 0], 1 - spans[..., 1]], -1).reshape(-1, 4)
+    wider_first = np.where(role[:, None] == 0, matched.pairs, matched.pairs[:, ::-1])
+    return overlaid_differences(pictures, wider_first, edges)
 
 
 Span = tuple[float, float]
