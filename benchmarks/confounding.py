@@ -100,8 +100,8 @@ def check(features: list[Features], labels: list[str], seed: int) -> Confounding
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--images", type=int, default=3000)
+    parser.add_argument("--repeats", type=int, default=4)
+    parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--quick", action="store_true", help="few images and repetitions")
     arguments = parser.parse_args()
     repeats, images = (1, 400) if arguments.quick else (arguments.repeats, arguments.images)

@@ -42,7 +42,7 @@ _SHADING = 1.5
 _COPIES = 200
 _DIFFERENT = 1000
 # Copies agree at least this well on the coarse grid; other pairs are not laid over each other.
-_WORTH_OVERLAY = 0.93
+_WORTH_OVERLAY = 0.95
 # Best matches considered per picture; all but the last may be its copies.
 _RANKS = 10
 # Share of true copies that the limit may miss.

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 
 _FOLDS = 5
-_TREES, _LEAF = 50, 8
+_TREES, _LEAF = 20, 8
 # Images that the model learns from, drawn at random.
-_MOST = 20_000
+_MOST = 5_000
 # Standard errors below an AUC that is warned of: with ten classes and clean data, one study in a
 # hundred would exceed 3.
 _ERRORS = 3.0
