@@ -27,7 +27,7 @@ from engine.forecast import forecast, read_rates
 from engine.plan import choose_task, named, plan, plan_audit, tasks_of, until
 from engine.preview import preview, print_forecast
 from engine.profile import Profile
-from engine.report.download import beside
+from engine.report.download import page_file
 from engine.report.page import duration
 from engine.report.tries import as_csv, as_text
 from engine.results.comparison import ReportResult
@@ -354,7 +354,7 @@ def show_report(
         manifest = manifests[step.key]
         for part in manifest.parts:
             name = part.tags["file"]
-            store.put(store.page(study.name, beside(name)), store.read(part.key))
+            store.put(store.page(study.name, page_file(name)), store.read(part.key))
         report = ReportResult.of(manifest)
         print(f"\n{report.table}\n\n{report.verdict}\n", flush=True)
         say(f"report: {store.location(store.page(study.name, 'report.html'))}")

@@ -28,7 +28,7 @@ from tests.chaos.storages import differences, flip_bit, manifests
 from tests.conftest import write_bars
 
 # For people or other studies: no step of this study reads them.
-FILES_UNREAD = ("sheet.png", "list.csv", "history.json", "looks/")
+FILES_UNREAD = ("sheet.png", "list.csv", "history.json", "samples/")
 TABLES_UNREAD = {
     ("ingest", "records"), ("ingest", "leaks"), ("cluster", "centroids"),
     ("select", "representatives"), ("evaluate", "predictions"),

@@ -1,8 +1,7 @@
 """Training of a classifier, the same for every arm of a comparison.
 
-The number of optimizer steps, the batch size and the schedule are fixed. Val is evaluated at a
-fixed interval, and training returns the weights with the best evaluation. "Early stopping" never
-means fewer steps.
+The number of optimizer steps, the batch size and the schedule are fixed; "early stopping" never
+means fewer steps. Training returns the weights with the best of the evaluations on val.
 """
 
 from __future__ import annotations
@@ -105,8 +104,7 @@ class Training(Spec):
             raise explained("lr_milestones must rise, without repeats")
         if self.batch_size % self.gradient_accumulation_steps:
             raise explained(
-                "batch_size: {size} is not a multiple of gradient_accumulation_steps: {parts};"
-                " change either",
+                "batch_size: {size} must be a multiple of gradient_accumulation_steps ({parts})",
                 size=self.batch_size,
                 parts=self.gradient_accumulation_steps,
             )

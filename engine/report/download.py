@@ -36,7 +36,7 @@ def data_url(data: bytes, media: str) -> str:
     return f"data:{media};base64,{base64.b64encode(data).decode()}"
 
 
-def beside(file: str) -> str:
+def page_file(file: str) -> str:
     """The path of a file relative to the page; files other than pages are in `tables`."""
     return file if file.endswith(".html") else f"tables/{file}"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from engine.report.download import CSV, as_csv, beside, data_url
+from engine.report.download import CSV, as_csv, data_url, page_file
 from engine.report.page import render, with_contents
 from engine.report.results import StudyResults
 from engine.report.sections import SECTIONS
@@ -45,7 +45,7 @@ def study_page(results: StudyResults) -> StudyPage:
 def links_to(tables: Mapping[str, bytes]) -> list[tuple[str, str]]:
     """Names and URLs of tables: small ones as data URLs, large ones and predictions as files."""
     urls = [
-        (name, data_url(data, CSV) if len(data) <= _LINKED else beside(name))
+        (name, data_url(data, CSV) if len(data) <= _LINKED else page_file(name))
         for name, data in tables.items()
     ]
-    return [*urls, (PREDICTIONS, beside(PREDICTIONS))]
+    return [*urls, (PREDICTIONS, page_file(PREDICTIONS))]

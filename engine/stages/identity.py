@@ -35,11 +35,11 @@ def place_of(reader: Reader[ReaderSpec]) -> dict[str, str]:
     return {"root": source.root, "files": source.digest_of_states(names)}
 
 
-def note_place(store: Store, step: Step, place: dict[str, str]) -> None:
+def write_place(store: Store, step: Step, place: dict[str, str]) -> None:
     store.put(_key(store, step), json.dumps(place).encode())
 
 
-def noted_place(store: Store, step: Step) -> dict[str, str]:
+def read_place(store: Store, step: Step) -> dict[str, str]:
     """The noted place of the files of an ingest step; empty if there is none."""
     try:
         return dict(json.loads(store.read(_key(store, step))))

@@ -359,7 +359,7 @@ def score(
     }  # fmt: skip
     measured_by = {
         "embedder": spec.embedder.model_dump() if spec.embedder else None,
-        "looks": pixel_spec.model_dump(),
+        "measuring": pixel_spec.model_dump(),
         "code": {
             f"{family}.{name_of(plugin)}": kind_of(family, plugin).version
             for family, specs in plugins.items()

@@ -41,7 +41,7 @@ from engine.data.leaks import Leak, NearPair, find_leaks, seen_in_train
 from engine.report.download import as_csv
 from engine.results.data import IngestResult
 from engine.stages.confounding import find_confounding
-from engine.stages.identity import changed_files, note_place, noted_place, place_of
+from engine.stages.identity import changed_files, place_of, read_place, write_place
 from engine.stages.intake import (
     DECODED,
     EMBEDDED,
@@ -118,7 +118,7 @@ class Ingest(StepKind[IngestSpec]):
         context.warn(notes["warnings"])
         headline = ", ".join(f"{totals[split]:,} {split}" for split in rows.SPLITS)
         out = len(fate) - sum(totals.values())
-        note_place(context.store, context.step, place_of(reader))
+        write_place(context.store, context.step, place_of(reader))
         return Output(
             parts=[*parts, *tables],
             rows=sum(totals.values()),
@@ -235,7 +235,7 @@ class Ingest(StepKind[IngestSpec]):
                 " it again with --discard ingest (the run then names the images generated from the"
                 " old data, which must be discarded too)"
             )
-        before = noted_place(store, step)
+        before = read_place(store, step)
         if place == before:
             return None
         if changed := changed_files(store, manifest, reader):
@@ -245,7 +245,7 @@ class Ingest(StepKind[IngestSpec]):
                 f" {before.get('root', 'elsewhere')}): set another profile.storage for other data,"
                 " or ingest it again with --discard ingest"
             )
-        note_place(store, step, place)
+        write_place(store, step, place)
         return None
 
     def shard_prefixes(self, store: Store, step: Step) -> list[str]:

@@ -25,7 +25,7 @@ from engine.core.manifest import Manifest, read_manifest
 from engine.core.spec import digest
 from engine.core.step import Step
 from engine.core.store import Store
-from engine.report.download import beside
+from engine.report.download import page_file
 from engine.results.comparison import Contrast, EvaluateResult, TrainResult
 from engine.study import Study
 from engine.wording import verdict_in_words
@@ -127,7 +127,7 @@ def _log(
         )
         for part in done["report"].parts if "report" in done else ():
             if "file" in part.tags:
-                file = Path(name) / beside(part.tags["file"])
+                file = Path(name) / page_file(part.tags["file"])
                 file.parent.mkdir(exist_ok=True)
                 file.write_bytes(store.read(part.key))
         client.log_artifacts(parent, name)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 # Checkpoints kept per fit.
 _KEEP = 2
 # Folder of the sample images of a training.
-SAMPLES = "looks"
+SAMPLES = "samples"
 
 
 @dataclass

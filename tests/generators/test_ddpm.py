@@ -280,8 +280,8 @@ def test_latents_of_a_trained_autoencoder_are_diffused_and_decoded(tmp_path: Pat
     made = spec(latent=LATENT, attention_resolution=2, prediction_type="v_prediction")
     published = fit(store, made, checkpoint_every=2)
     assert {"unet/config.json", "vae/config.json"} <= set(published)
-    assert [name for name in published if name.startswith("looks/autoencoder-")]
-    assert [name for name in published if name.startswith("looks/diffusion-")]
+    assert [name for name in published if name.startswith("samples/autoencoder-")]
+    assert [name for name in published if name.startswith("samples/diffusion-")]
     generator = loaded(store, made, tmp_path / "weights")
     assert generator.unet.config.sample_size == 4
     autoencoder = opened("AutoencoderKL", tmp_path / "weights" / "vae")
@@ -359,9 +359,9 @@ def test_training_writes_sample_images(tmp_path: Path) -> None:
     from PIL import Image
 
     store = Store(str(tmp_path))
-    shown = [name for name in fit(store, spec()) if name.startswith("looks/")]
-    assert "looks/00000006.png" in shown
-    picture = Image.open(io.BytesIO(harness.published(store, "looks/00000006.png")))
+    shown = [name for name in fit(store, spec()) if name.startswith("samples/")]
+    assert "samples/00000006.png" in shown
+    picture = Image.open(io.BytesIO(harness.published(store, "samples/00000006.png")))
     assert picture.size == (2 * 8, 2 * 8)  # two classes, two images of each
 
 

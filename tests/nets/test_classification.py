@@ -305,7 +305,7 @@ def test_killed_training_with_augmentation_continues_to_equal_weights(tmp_path: 
 @pytest.mark.parametrize(
     ("fields", "why"),
     [
-        ({"batch_size": 64, "gradient_accumulation_steps": 3}, "batch_size: 64 is not a mult"),
+        ({"batch_size": 64, "gradient_accumulation_steps": 3}, "batch_size: 64 must be a mult"),
         ({"steps": 10, "lr_warmup_steps": 10}, "lr_warmup_steps: 10 is not below steps 10"),
     ],
 )

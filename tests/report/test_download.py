@@ -4,7 +4,7 @@ import base64
 import csv
 import io
 
-from engine.report.download import CSV, as_csv, beside, data_url
+from engine.report.download import CSV, as_csv, data_url, page_file
 
 
 def test_a_table_is_read_back_and_no_text_of_a_user_is_a_formula() -> None:
@@ -27,6 +27,6 @@ def test_a_link_holds_the_table_itself() -> None:
 
 
 def test_tables_lie_below_the_page() -> None:
-    assert [beside(name) for name in ("report.html", "arms.csv", "p.parquet")] == [
+    assert [page_file(name) for name in ("report.html", "arms.csv", "p.parquet")] == [
         "report.html", "tables/arms.csv", "tables/p.parquet"
     ]  # fmt: skip

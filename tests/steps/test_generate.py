@@ -32,20 +32,6 @@ Run = Callable[[Study, str], Manifest]
 TRADITIONAL = {"t": {"name": "traditional"}}
 
 
-@pytest.fixture
-def study(
-    image_folder: Callable[..., Path], toy_study: Callable[..., Study]
-) -> Callable[..., Study]:
-    root = image_folder({"cat": 12, "dog": 20})
-
-    def make(**fields: Any) -> Study:
-        return toy_study(
-            root, **{"generators": TRADITIONAL, "request": {"per_class": 10}, **fields}
-        )
-
-    return make
-
-
 def made(store: Store, manifest: Manifest) -> pa.Table:
     keys = [part.key for part in manifest.parts if part.key.endswith(".parquet")]
     return pa.concat_tables(store.tables(keys))

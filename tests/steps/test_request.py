@@ -28,20 +28,6 @@ Run = Callable[[Study, str], Manifest]
 TRADITIONAL = {"t": {"name": "traditional"}}
 
 
-@pytest.fixture
-def study(
-    image_folder: Callable[..., Path], toy_study: Callable[..., Study]
-) -> Callable[..., Study]:
-    root = image_folder({"cat": 12, "dog": 20})
-
-    def make(**fields: Any) -> Study:
-        return toy_study(
-            root, **{"generators": TRADITIONAL, "request": {"per_class": 10}, **fields}
-        )
-
-    return make
-
-
 def requested(study: Study, label: str, count: int) -> pa.Table:
     (step,) = named(plan(study), "request")
     spec = step.spec_as(RequestSpec)

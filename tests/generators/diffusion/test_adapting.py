@@ -151,9 +151,9 @@ def test_each_class_or_cluster_has_its_own_adaptation(
 ) -> None:
     adapt = {"name": name, "scope": scope, **({"rank": 2} if name == "lora" else {})}
     generator, weights = trained(tmp_path, folders["sd"], adapt)
-    assert len([path for path in weights.iterdir() if path.is_dir() and path.name != "looks"]) == (
-        count
-    )
+    assert len(
+        [path for path in weights.iterdir() if path.is_dir() and path.name != "samples"]
+    ) == (count)
     assert generator.uses_clusters() == (scope == "cluster")
     # The same prompt and seed with each adaptation, in one batch and alone.
     pairs = [("cat", 0), ("dog", 0)] if scope == "class" else [("cat", 0), ("cat", 1)]
@@ -293,8 +293,8 @@ def test_trainings_write_sample_images(folders: dict[str, Path], tmp_path: Path)
 
     store = Store(str(tmp_path))
     published = fit(store, made(folders["sd"], {"name": "lora", "rank": 2, "train_steps": 20}))
-    shown = sorted(name for name in published if name.startswith("looks/"))
-    assert shown[-1] == "looks/00000020.png"
+    shown = sorted(name for name in published if name.startswith("samples/"))
+    assert shown[-1] == "samples/00000020.png"
     assert len(shown) >= 4
     picture = Image.open(io.BytesIO(harness.published(store, shown[-1])))
     assert picture.size == (2 * 16, 16)  # one for each prompt
