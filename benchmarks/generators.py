@@ -290,7 +290,7 @@ def main() -> None:
     if not WEIGHTS.is_dir() or not (SHARED / "data" / arguments.data).is_dir():
         raise SystemExit(f"{WEIGHTS} and {SHARED / 'data' / arguments.data} are needed")
     if arguments.quick:
-        arguments.steps, arguments.images, arguments.train = 20, 100, 1000
+        arguments.steps, arguments.images, arguments.train = 20, 32, 500
     torch.set_num_threads(arguments.threads)
     settings = SETTINGS[arguments.data]
     if unknown := set(arguments.only or ()) - set(settings):

@@ -23,7 +23,6 @@ the run.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import subprocess
@@ -46,7 +45,7 @@ from benchmarks.embed import MNIST, PREPROCESS, WEIGHTS, make_images, plain, qui
 from benchmarks.gen_overhead import in_thread, quieten
 from benchmarks.timing import machine, print_table, timed
 from engine.core import rows
-from engine.core.manifest import Manifest
+from engine.core.manifest import Manifest, parse_manifest
 from engine.core.store import Store
 from engine.data.arrays import vectors_of
 from engine.data.decoding import decode
@@ -87,7 +86,7 @@ class Run:
 
     def manifests(self) -> dict[str, Manifest]:
         found = (
-            Manifest.model_validate(json.loads(self.store.read(key)))
+            parse_manifest(self.store, key, self.store.read(key))
             for key in self.store.listing("steps") if key.endswith("/manifest.json")
         )  # fmt: skip
         return {manifest.label: manifest for manifest in found}
