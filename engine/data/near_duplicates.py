@@ -41,8 +41,8 @@ _COARSE, _FINE = 12, 32
 _SHADING = 1.5
 _COPIES = 200
 _DIFFERENT = 1000
-# Copies agree at least this well on the coarse grid; other pairs are not laid over each other.
-_WORTH_OVERLAY = 0.95
+# Copies agree at least this well on the coarse grid; other pairs are not compared further.
+_WORTH_COMPARING = 0.95
 # Best matches considered per picture; all but the last may be its copies.
 _RANKS = 10
 # Share of true copies that the limit may miss.
@@ -105,11 +105,6 @@ class Matched:
     score: np.ndarray
     window: np.ndarray
 
-    @classmethod
-    def unmatched(cls, pairs: np.ndarray) -> Matched:
-        """Pairs without a search for their best window."""
-        return cls(pairs, np.ones(len(pairs), np.float32), np.zeros(len(pairs), np.int64))
-
     def __getitem__(self, chosen: np.ndarray) -> Matched:
         return Matched(self.pairs[chosen], self.score[chosen], self.window[chosen])
 
@@ -119,11 +114,7 @@ def match(pictures: np.ndarray, pairs: np.ndarray) -> Matched:
     SIDE)."""
     score = np.full(len(pairs), -1, np.float32)
     window = np.zeros(len(pairs), np.int64)
-    used, place = np.unique(pairs, return_inverse=True)
-    place = place.reshape(pairs.shape)
-    whole = np.empty((len(used), _COARSE**2), np.float32)
-    for row, number in enumerate(used):
-        whole[row] = _windows(pictures[number], _WHOLE, _WHOLE, _COARSE)[0]
+    whole, place = _whole_pictures(pictures, pairs)
     for role in (0, 1):
         order = np.argsort(place[:, role], kind="stable")
         starts = np.flatnonzero(np.diff(place[order, role], prepend=-1))
@@ -138,6 +129,26 @@ def match(pictures: np.ndarray, pairs: np.ndarray) -> Matched:
             score[same[better]] = highest[better]
             window[same[better]] = best[better] + role * len(cut)
     return Matched(pairs, score, window)
+
+
+def match_in_place(pictures: np.ndarray, pairs: np.ndarray) -> Matched:
+    """As `match`, but each whole picture with the whole of the other."""
+    whole, place = _whole_pictures(pictures, pairs)
+    score = np.empty(len(pairs), np.float32)
+    for start in range(0, len(pairs), _BLOCK):
+        here = slice(start, start + _BLOCK)
+        score[here] = (whole[place[here, 0]] * whole[place[here, 1]]).sum(1)
+    return Matched(pairs, score, np.zeros(len(pairs), np.int64))
+
+
+def _whole_pictures(pictures: np.ndarray, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The pictures of `pairs` on the coarse grid, a unit vector each, and their places in it,
+    int64 (m, 2)."""
+    used, place = np.unique(pairs, return_inverse=True)
+    whole = np.empty((len(used), _COARSE**2), np.float32)
+    for row, number in enumerate(used):
+        whole[row] = _windows(pictures[number], _WHOLE, _WHOLE, _COARSE)[0]
+    return whole, place.reshape(pairs.shape)
 
 
 def match_finely(pictures: np.ndarray, matched: Matched) -> np.ndarray:
@@ -248,12 +259,12 @@ def same_pictures(
     in_place: compare without overlay. Pictures of few pixels have little that tells them apart, and
     an overlay removes part of it.
     """
+    matched = matched[matched.score >= _WORTH_COMPARING]
     difference = differences(pictures, matched.pairs)
     if not in_place:
-        promising = np.flatnonzero((difference > SAME) & (matched.score >= _WORTH_OVERLAY))
-        difference[promising] = np.minimum(
-            difference[promising], _overlaid(pictures, matched[promising])
-        )
+        apart = np.flatnonzero(difference > SAME)
+        overlaid = _overlaid(pictures, matched[apart])
+        difference[apart] = np.minimum(difference[apart], overlaid)
     same = difference <= (SAME_IN_PLACE if in_place else SAME)
     return matched.pairs[same], np.sqrt(1 - difference[same] ** 2)
 

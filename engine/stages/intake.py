@@ -29,10 +29,10 @@ from engine.data.dataset import by_id
 from engine.data.images import Preprocess, Rejected, extension
 from engine.data.near_duplicates import (
     SIDE,
-    Matched,
     NearLimit,
     calibrate,
     match,
+    match_in_place,
     near_pairs,
     same_pictures,
     thumbnail,
@@ -285,7 +285,7 @@ def find_near(
     pairs, limit = usable[candidates(Rows(vectors, usable), groups[usable])], None
     # These products are small: more threads would wait for each other, on a busy machine for long.
     with threadpool_limits(1, "blas"):
-        matched = Matched.unmatched(pairs) if small else match(pictures, pairs)
+        matched = (match_in_place if small else match)(pictures, pairs)
         sources = [same_pictures(pictures, matched, in_place=small)]
         if not small and len(usable) >= _LEAST:
             limit = calibrate(pictures, matched, groups, quantile, seed)
