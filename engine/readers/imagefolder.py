@@ -117,11 +117,25 @@ class Imagefolder(Reader[FolderSpec]):
             raise DataError(
                 f"reader.root: no images in {self.spec.root} ({', '.join(sorted(EXTENSIONS))})"
             )
+        self._refuse_outer_folder(uris, set(labels), len(roles))
         self._refuse_empty_classes(source, folders, with_splits, set(labels))
         return pa.table(
             [image_ids(uris), uris, labels, splits, groups],
             schema=rows.records_schema(self.tasks()),
         )
+
+    def _refuse_outer_folder(self, uris: list[str], labels: set[str], depth: int) -> None:
+        """One class whose images lie in several folders: the root is one level too high, as an
+        unpacked archive often is."""
+        parts = [PurePosixPath(uri).parts for uri in uris]
+        inner = sorted({path[depth] for path in parts if len(path) > depth + 1})
+        if len(labels) == 1 and len(inner) > 1:
+            only = "/".join(parts[0][:depth])
+            raise DataError(
+                f"reader.root: all images lie in {only}, whose folders ({', '.join(inner)[:100]})"
+                f" look like classes or splits; set reader.root to {self.spec.root.rstrip('/')}/"
+                f"{only}"
+            )
 
     def _refuse_empty_classes(
         self, source: Source, folders: list[str], with_splits: bool, labels: set[str]

@@ -204,3 +204,14 @@ def test_documents_next_to_images_are_listed(image_folder: Callable[..., Path]) 
     (root / "a" / "scan.pdf").write_bytes(b"%PDF-1.7")
     uris = Imagefolder(ImagefolderSpec(root=str(root))).records()[rows.URI].to_pylist()
     assert "a/scan.pdf" in uris
+
+
+@pytest.mark.parametrize("inner", [("cat", "dog"), ("train", "val", "test")])
+def test_root_one_level_too_high_names_the_folder_meant(
+    tmp_path: Path, inner: tuple[str, ...]
+) -> None:
+    for name in inner:
+        (tmp_path / "archive" / name).mkdir(parents=True)
+        (tmp_path / "archive" / name / "a.png").write_bytes(b"")
+    with pytest.raises(DataError, match=rf"set reader\.root to {tmp_path}/archive$"):
+        Imagefolder(ImagefolderSpec(root=str(tmp_path))).records()
