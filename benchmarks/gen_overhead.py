@@ -64,7 +64,7 @@ from engine.embedders.cnn import CnnSpec
 from engine.generators.ddpm import Ddpm, DdpmSpec
 from engine.profile import Profile
 from engine.runtime.cluster import RayRuntime
-from engine.sections import Request as RequestSettings
+from engine.settings import Request as RequestSettings
 from engine.stages.images import EmbedImages, image_shards
 from engine.steps.generate import Encode, GenerateSpec, Sample
 from engine.steps.request import Request, RequestSpec, planned_shards

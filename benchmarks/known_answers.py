@@ -51,7 +51,7 @@ from engine.plan import named, plan
 from engine.profile import Profile
 from engine.results.comparison import Contrast, EvaluateResult
 from engine.runtime.inline import InlineRuntime
-from engine.sections import Evaluate
+from engine.settings import Evaluate
 from engine.study import Study
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "mnist"

@@ -71,7 +71,7 @@ from engine.generators.ddpm import DdpmSpec
 from engine.profile import Profile
 from engine.runtime.base import Worker
 from engine.runtime.cluster import RayRuntime
-from engine.sections import Request as RequestSettings
+from engine.settings import Request as RequestSettings
 from engine.steps.request import Request, RequestSpec, planned_shards
 from engine.work.resources import StageResources
 from engine.work.stage import Batch, Device, Place, Stage

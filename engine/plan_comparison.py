@@ -12,7 +12,7 @@ from engine.core.errors import StudyError
 from engine.core.registry import kind_of
 from engine.core.rng import derive_seed
 from engine.core.step import Step, Subject, make_step
-from engine.sections import Amount, Request, Tune
+from engine.settings import Amount, Request, Tune
 from engine.stages.measuring import measuring
 from engine.study import Study
 

@@ -24,7 +24,7 @@ from engine.core.spec import Spec, as_text, explained
 from engine.data.images import Preprocess
 from engine.nets.classification import Training
 from engine.profile import Profile
-from engine.sections import (
+from engine.settings import (
     Audit,
     ClassifierField,
     Cluster,

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from engine.classifiers import Classifier
 from engine.core.spec import S
-from engine.nets.checkpoints import image_processor_settings
 from engine.nets.images import normalised
+from engine.nets.pretrained import image_processor_settings
 
 if TYPE_CHECKING:
     from torch import Tensor

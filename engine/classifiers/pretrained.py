@@ -13,9 +13,9 @@ from engine.classifiers import ClassifierSpec, at_size, checkpoint_in_words
 from engine.classifiers._transformers import TransformersClassifier, logits_of
 from engine.classifiers._tuning import Trained, block_list, freeze, trained_in_words
 from engine.core.errors import StudyError
-from engine.nets.checkpoints import load_model
 from engine.nets.pipelines import local_weights
 from engine.nets.positions import refusal, with_image_size
+from engine.nets.pretrained import load_model
 
 if TYPE_CHECKING:
     from torch.nn import Module

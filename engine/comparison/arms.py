@@ -12,7 +12,7 @@ from engine.core.spec import Spec
 from engine.core.step import Step, Subject, make_step
 from engine.data.images import Preprocess
 from engine.nets.classification import Training
-from engine.sections import Amount, Classes, ClassifierField
+from engine.settings import Amount, Classes, ClassifierField
 
 
 class Added(Spec):

@@ -40,7 +40,7 @@ from engine.results.comparison import (
     ReliabilityBin,
     SaturationPoint,
 )
-from engine.sections import Evaluate
+from engine.settings import Evaluate
 
 
 @dataclass(frozen=True)

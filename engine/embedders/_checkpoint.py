@@ -11,9 +11,9 @@ from typing_extensions import TypeVar
 
 from engine.core.errors import StudyError, brief, one_line
 from engine.embedders import Embedder, EmbedderSpec
-from engine.nets.checkpoints import dtype_of, load_model
 from engine.nets.model_input import ModelInput
 from engine.nets.positions import interpolate_positions
+from engine.nets.pretrained import dtype_of, load_model
 
 if TYPE_CHECKING:
     from torch import Tensor

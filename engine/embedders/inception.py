@@ -13,7 +13,7 @@ import numpy as np
 from engine.core.errors import StudyError, brief
 from engine.core.paths import expanded, local_path
 from engine.embedders import Embedder, EmbedderSpec
-from engine.nets.checkpoints import dtype_of
+from engine.nets.pretrained import dtype_of
 
 # Images of 299 by 299 pixels per forward pass on a CPU.
 _CPU_BATCH = 8

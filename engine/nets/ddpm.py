@@ -14,9 +14,9 @@ from pydantic import Field, model_validator
 
 from engine.core.errors import StudyError
 from engine.core.spec import Spec, explained
-from engine.nets.checkpoints import dtype_of
 from engine.nets.images import seeded_noise, to_pixels
 from engine.nets.pipelines import LatentSpec
+from engine.nets.pretrained import dtype_of
 
 if TYPE_CHECKING:
     from torch import Tensor

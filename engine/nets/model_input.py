@@ -10,8 +10,8 @@ import numpy as np
 
 from engine.core.errors import StudyError, brief
 from engine.core.paths import expanded
-from engine.nets.checkpoints import preprocessor_config
 from engine.nets.images import IMAGENET_MEAN, IMAGENET_STD
+from engine.nets.pretrained import preprocessor_config
 
 if TYPE_CHECKING:
     from torch import Tensor

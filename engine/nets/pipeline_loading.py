@@ -10,7 +10,7 @@ import transformers
 
 from engine.core.errors import StudyError, brief
 from engine.core.paths import local_path
-from engine.nets.checkpoints import dtype_of
+from engine.nets.pretrained import dtype_of
 
 _PIPELINES: dict[str, Any] = {
     "text2image": diffusers.AutoPipelineForText2Image,

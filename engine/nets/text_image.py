@@ -14,8 +14,8 @@ from pydantic import BeforeValidator, Field, model_validator
 from engine.core.errors import StudyError, brief
 from engine.core.paths import expanded
 from engine.core.spec import Spec, explained
-from engine.nets.checkpoints import dtype_of, load_model
 from engine.nets.model_input import ModelInput
+from engine.nets.pretrained import dtype_of, load_model
 
 _BATCH = 64
 _THREADS = 4

@@ -25,7 +25,7 @@ from engine.results.comparison import (
     TrainResult,
 )
 from engine.results.data import IngestResult, ReducedClass, ReduceResult
-from engine.sections import Amount
+from engine.settings import Amount
 from engine.study import Study
 
 # Names of metrics on the page. A version of `evaluate` (`engine/steps/evaluate.py`) that stores a

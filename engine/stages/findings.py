@@ -27,7 +27,7 @@ from engine.data.near_duplicates import of_one_colour
 from engine.metrics.label_errors import label_errors
 from engine.metrics.outliers import LIMIT, neighbour_outliers, odd_sizes
 from engine.results.audit import Finding, GroupCounts
-from engine.sections import EmbedderField
+from engine.settings import EmbedderField
 from engine.stages.confounding import Confounding, find_confounding
 from engine.stages.intake import Intake, embed_decoded, find_near, too_small
 from engine.stages.records import IntakeSpec, seen_notices, small_class_notices

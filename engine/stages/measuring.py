@@ -16,7 +16,7 @@ from engine.core.spec import Spec, without
 from engine.core.store import Store
 from engine.data.images import Preprocess
 from engine.results.comparison import TrainResult
-from engine.sections import FilterField, LabelerField
+from engine.settings import FilterField, LabelerField
 from engine.stages.classify import refuse_other_weights
 from engine.work.stage import Batch, Place, Stage
 

@@ -20,7 +20,7 @@ from engine.data.images import Preprocess
 from engine.data.leaks import SeenInTrain
 from engine.data.splits import LEAST_IMAGES
 from engine.readers import Reader, ReaderSpec
-from engine.sections import Audit, ReaderField, Split
+from engine.settings import Audit, ReaderField, Split
 
 # The share of a score that one image may carry without a warning.
 _WEIGHT = 0.03

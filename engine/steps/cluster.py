@@ -22,7 +22,7 @@ from engine.core.spec import Spec
 from engine.data.arrays import grouped_vectors, release
 from engine.data.dataset import by_id, split_index
 from engine.results.data import ClusterResult
-from engine.sections import Cluster as ClusterSettings
+from engine.settings import Cluster as ClusterSettings
 from engine.steps import StepKind
 from engine.vectors.kmeans import Clusters, choose_k, k_means
 

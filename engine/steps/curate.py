@@ -43,7 +43,7 @@ from engine.results.images import (
     LabelerReport,
     Usefulness,
 )
-from engine.sections import EmbedderField, FilterField, LabelerField
+from engine.settings import EmbedderField, FilterField, LabelerField
 from engine.stages.images import DecodeOwn, EmbedImages, Hash, PrepareImages, generated_shards
 from engine.stages.measuring import MeasurePixels, figures, make_labeler, measuring, trained_labeler
 from engine.steps import StepKind

@@ -7,7 +7,7 @@ from engine.core import rows
 from engine.core.shards import parquet_rows
 from engine.core.spec import Spec
 from engine.results.data import EmbedResult
-from engine.sections import EmbedderField
+from engine.settings import EmbedderField
 from engine.stages.images import EmbedImages, image_shards
 from engine.steps import StepKind
 

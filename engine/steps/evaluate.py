@@ -38,8 +38,8 @@ from engine.data.images import Preprocess
 from engine.nets.classification import class_numbers
 from engine.results.comparison import EvaluateResult, OpenedTest, SearchResult, TrainResult
 from engine.results.data import IngestResult
-from engine.sections import ClassifierField
-from engine.sections import Evaluate as EvaluateSettings
+from engine.settings import ClassifierField
+from engine.settings import Evaluate as EvaluateSettings
 from engine.stages.classify import (
     MODEL,
     Classify,

@@ -49,7 +49,7 @@ from engine.metrics.moments import Moments
 from engine.metrics.prdc import prdc
 from engine.results.data import IngestResult
 from engine.results.images import FidelityResult, FidelityScope, FidelitySet
-from engine.sections import EmbedderField
+from engine.settings import EmbedderField
 from engine.stages.images import EmbedImages, generated_shards
 from engine.stages.vectors import SUMS, Embedded, SampledVectors, SetSums, Sums, draw, room
 from engine.steps import StepKind

@@ -19,7 +19,7 @@ from engine.data.dataset import by_id, split_index
 from engine.data.images import Preprocess
 from engine.generators import TrainingImages
 from engine.results.images import FinetuneResult
-from engine.sections import GeneratorField
+from engine.settings import GeneratorField
 from engine.steps import StepKind
 from engine.work.fit import SAMPLES, FitContext
 

@@ -35,7 +35,7 @@ from engine.data.images import Preprocess, decode_own, encode, extension
 from engine.generators import SampleBatch
 from engine.report.sheet import contact_sheet
 from engine.results.images import GenerateResult, RequestResult
-from engine.sections import GeneratorField
+from engine.settings import GeneratorField
 from engine.steps import StepKind
 from engine.steps.request import planned_shards
 from engine.work.stage import Batch, Place, Stage

@@ -19,7 +19,7 @@ from engine.data.arrays import grouped_vectors, pictures
 from engine.data.dataset import generated_images, split_index
 from engine.report.sheet import picture_sheet
 from engine.results.data import MatchResult
-from engine.sections import Match as MatchSettings
+from engine.settings import Match as MatchSettings
 from engine.steps import StepKind
 from engine.vectors.neighbours import Neighbours
 

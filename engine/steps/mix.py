@@ -26,7 +26,7 @@ from engine.data.dataset import split_index
 from engine.nets.training import balanced_weights
 from engine.results.comparison import MixResult
 from engine.results.images import ClassFunnel, CurateResult
-from engine.sections import Amount, Classes
+from engine.settings import Amount, Classes
 from engine.steps import StepKind
 from engine.steps.request import target_classes
 

@@ -25,7 +25,7 @@ from engine.data.arrays import grouped_vectors, pictures
 from engine.data.dataset import split_index
 from engine.report.sheet import Plane, selection_sheet
 from engine.results.data import ReducedClass, ReduceResult
-from engine.sections import Reduce as ReduceSettings
+from engine.settings import Reduce as ReduceSettings
 from engine.steps import StepKind
 from engine.steps.finetune import read_clusters
 from engine.vectors.choose import cover, k_center, stratified

@@ -32,8 +32,8 @@ from engine.generators import Generator, TrainingRows
 from engine.generators import Request as Wanted
 from engine.results.data import IngestResult
 from engine.results.images import ClassFunnel, CurateResult, RequestResult
-from engine.sections import MAX_IMAGES, Classes, GeneratorField
-from engine.sections import Request as RequestSettings
+from engine.settings import MAX_IMAGES, Classes, GeneratorField
+from engine.settings import Request as RequestSettings
 from engine.steps import StepKind
 from engine.steps.finetune import read_clusters
 

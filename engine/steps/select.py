@@ -30,7 +30,7 @@ from engine.data.arrays import grouped_vectors, pictures
 from engine.data.dataset import by_id
 from engine.report.sheet import picture_sheet
 from engine.results.data import SelectResult
-from engine.sections import Select as SelectSettings
+from engine.settings import Select as SelectSettings
 from engine.steps import StepKind
 from engine.vectors.choose import farthest_first, local_density, shares
 

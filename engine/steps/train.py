@@ -32,7 +32,7 @@ from engine.metrics.probabilities import finite_probability_metrics, log_loss
 from engine.nets.classification import LabelledImages, Training, class_numbers, train
 from engine.results.comparison import TrainResult
 from engine.results.data import IngestResult
-from engine.sections import ClassifierField
+from engine.settings import ClassifierField
 from engine.stages.classify import changed_weights, classifier_inputs, external_digests
 from engine.steps import StepKind
 from engine.work.fit import FitContext

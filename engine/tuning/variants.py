@@ -24,7 +24,7 @@ from engine.profile import Profile
 from engine.report.tries import shown
 from engine.results.comparison import TrainResult
 from engine.runtime.base import Runtime
-from engine.sections import Tune
+from engine.settings import Tune
 from engine.steps.train import PREDICTIONS
 from engine.study import Study, override, validate
 from engine.tuning.proposals import Halving, Rung, Settings

@@ -25,7 +25,7 @@ from engine.profile import Profile
 from engine.results.comparison import EvaluateResult
 from engine.runtime.base import Trial
 from engine.runtime.inline import InlineRuntime
-from engine.sections import Amount
+from engine.settings import Amount
 from engine.steps.mix import pool_order, wanted_images
 from engine.steps.search import choose, hardly_learnt
 from engine.study import Study

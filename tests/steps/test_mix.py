@@ -16,7 +16,7 @@ from engine.execute import execute
 from engine.plan import named, plan, until
 from engine.profile import Profile
 from engine.runtime.inline import InlineRuntime
-from engine.sections import Amount
+from engine.settings import Amount
 from engine.steps.mix import wanted_images
 
 

@@ -23,7 +23,7 @@ from engine.export import export
 from engine.plan import named, plan
 from engine.profile import Profile
 from engine.runtime.inline import InlineRuntime
-from engine.sections import Reduce
+from engine.settings import Reduce
 from engine.steps.reduce import kept_counts
 from engine.study import Study
 

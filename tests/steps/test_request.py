@@ -20,7 +20,7 @@ from engine.plan import named, plan
 from engine.profile import Profile
 from engine.results.images import ClassFunnel
 from engine.runtime.inline import InlineRuntime
-from engine.sections import Request
+from engine.settings import Request
 from engine.steps.request import RequestSpec, count_per_class, request_table, top_up
 from engine.study import Study
 

@@ -18,7 +18,7 @@ from engine.core.step import Step, Subject
 from engine.core.store import Store
 from engine.data.images import Preprocess, encode
 from engine.runtime.inline import InlineRuntime
-from engine.sections import Select as SelectSettings
+from engine.settings import Select as SelectSettings
 from engine.steps.select import Select, SelectSpec
 from engine.study import Study
 from engine.work.resources import FitResources, StageResources

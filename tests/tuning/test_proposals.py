@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from engine.sections import Tune
+from engine.settings import Tune
 from engine.tuning.proposals import Halving, Proposals, Range, Settings, Space, grid
 
 SPACE: Space = {

@@ -20,8 +20,8 @@ from engine.generators.adapt import (
     no_choice,
     trained_components,
 )
-from engine.nets.checkpoints import order_header
 from engine.nets.pipelines import DenoisingSettings, family_of
+from engine.nets.pretrained import order_header
 
 _TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 

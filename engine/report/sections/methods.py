@@ -16,7 +16,7 @@ from engine.nets.classification import Training
 from engine.report.page import Section, listed, render
 from engine.report.results import FIGURES, StudyResults
 from engine.report.sections.cost import classifier_in_words
-from engine.sections import Amount
+from engine.settings import Amount
 from engine.study import Study
 
 # Settings of the training that have a place in the sentences.

@@ -8,7 +8,7 @@ from engine.report.results import StudyResults
 from engine.report.sections.methods import methods, not_known
 from engine.results.comparison import OpenedTest
 from engine.results.data import IngestResult
-from engine.sections import Amount
+from engine.settings import Amount
 from engine.study import Study
 from tests.pages import plain_text
 from tests.results import (
