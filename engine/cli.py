@@ -23,7 +23,7 @@ from engine.core.progress import say
 from engine.core.step import Step
 from engine.core.store import Store
 from engine.execute import discard, execute, inspect, naming_damage
-from engine.forecast import forecast, read_rates
+from engine.forecast import forecast, measured_of, read_rates
 from engine.plan import choose_task, named, plan, plan_audit, tasks_of, until
 from engine.preview import preview, print_forecast
 from engine.profile import Profile
@@ -263,9 +263,10 @@ def _run(arguments: argparse.Namespace, last: str | None, dry_run: bool) -> int:
     with closing(make_runtime(profile)) as runtime:
         if arguments.preview is not None:
             with naming_damage(steps, store):
-                preview(study, steps, store, runtime, profile, arguments.preview)
+                # The whole plan: a forecast is about the study, whatever --until says.
+                preview(study, plan(study), store, runtime, profile, arguments.preview)
         else:
-            rates = read_rates(store, study.name)
+            rates = read_rates(store, study.name, measured_of(plan(study), profile))
             left = forecast(steps, store, profile, rates) if rates is not None else None
             if left is not None:
                 print_forecast(left)
@@ -337,7 +338,7 @@ def print_plan(study: Study, steps: Sequence[Step], store: Store, profile: Profi
     for status in inspect(steps, store):
         why = f": {status.why}" if status.why else ""
         print(f"  {status.step.label:<20} {status.step.key}  {status.state}{why}")
-    if (rates := read_rates(store, study.name)) is not None:
+    if (rates := read_rates(store, study.name, measured_of(plan(study), profile))) is not None:
         print_forecast(forecast(steps, store, profile, rates))
     elif any(step.kind == "generate" for step in steps):
         say("no forecast yet: --preview 8 measures the rates of this machine")

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.core.manifest import read_manifest
-from engine.core.spec import Spec
+from engine.core.spec import Spec, digest
 from engine.core.step import Step
 from engine.core.store import Store
 from engine.plan import trials_of
@@ -51,6 +51,8 @@ class Rates(Spec):
 
     generators: dict[str, GeneratorRates]
     train: float | None
+    # Digest of what was measured (`measured_of`).
+    measured: str = ""
 
 
 @dataclass(frozen=True)
@@ -117,13 +119,19 @@ def training_steps(trial: Step) -> int:
 
 
 def concurrent_trials(profile: Profile) -> int:
-    """Trials that run at once on this machine; on a cluster, at least so many."""
+    """Trials that run at once on this machine, on one GPU where they need one; a cluster may run
+    more."""
     if profile.runtime == "inline":
         return 1
     cores = os.cpu_count() or 1
+    trial = profile.trial
+    if trial.workers > 1:
+        return trial.drivers
+    if trial.gpus:
+        return max(1, int(1 / trial.gpus))
     reserved = profile.num_cpus or max(4, cores)
     # Logical CPUs beyond the cores add nothing.
-    return max(1, min(int(reserved / profile.trial.cpus), cores // profile.trial.threads))
+    return max(1, min(int(reserved / trial.cpus), cores // trial.threads))
 
 
 def images_to_generate(generator: GeneratorRates) -> tuple[int, int]:
@@ -150,9 +158,18 @@ def rates_key(store: Store, study: str) -> str:
     return store.page(study, "rates.json")
 
 
-def read_rates(store: Store, study: str) -> Rates | None:
-    """The rates that a preview of the study measured in this storage, if any."""
+def read_rates(store: Store, study: str, measured: str = "") -> Rates | None:
+    """The rates that a preview of the study measured in this storage; None if there are none for
+    `measured`."""
     try:
-        return Rates.model_validate_json(store.read(rates_key(store, study)))
+        rates = Rates.model_validate_json(store.read(rates_key(store, study)))
     except (FileNotFoundError, ValueError):
         return None
+    return rates if rates.measured == measured else None
+
+
+def measured_of(steps: Sequence[Step], profile: Profile) -> str:
+    """What the rates of a plan depend on: the first images of its generators, and the device."""
+    keys = sorted(step.key for step in steps if step.kind == "generate" and step.subject.fit == 0
+                  and step.subject.round == 1)  # fmt: skip
+    return digest([keys, profile.device])

@@ -25,7 +25,15 @@ from engine.core.store import Store
 from engine.data.arrays import first_images, sampled_images
 from engine.data.images import Preprocess, encode
 from engine.execute import Trials, execute
-from engine.forecast import Forecast, GeneratorRates, Rates, forecast, rates_key, training_steps
+from engine.forecast import (
+    Forecast,
+    GeneratorRates,
+    Rates,
+    forecast,
+    measured_of,
+    rates_key,
+    training_steps,
+)
 from engine.plan import trials_of
 from engine.profile import Profile
 from engine.report.download import data_url
@@ -73,7 +81,10 @@ def preview(
         section, of_generator = previewer.section(step, drawn, funnel, each)
         sections.append(section)
         generators[step.subject.name] = of_generator
-    rates = Rates(generators=generators, train=previewer.train(steps, needed))
+    rates = Rates(
+        generators=generators, train=previewer.train(steps, needed),
+        measured=measured_of(steps, profile),
+    )  # fmt: skip
     left = forecast(steps, store, profile, rates)
     store.put(rates_key(store, study.name), rates.model_dump_json(indent=1).encode())
     page = store.page(study.name, "preview.html")

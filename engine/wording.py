@@ -18,8 +18,11 @@ SENTENCES: dict[Code, str] = {
         "at {side} px crops cannot be distinguished from similar pictures; only exact duplicates"
         " and new encodings were searched for",
     "similar_pictures":
-        "different pictures of this data are as similar as changed copies; only exact duplicates,"
-        " new encodings and slight crops were searched for",
+        "different pictures of this data are as similar as changed copies, or too few; only exact"
+        " duplicates, new encodings and slight crops were searched for",
+    "alike_pictures":
+        "many pictures of this data differ as little as slight crops do; only exact duplicates and"
+        " new encodings were searched for",
     "similar_groups":
         "{pairs} pairs of training images of different groups are near duplicates: the groups may"
         " be wrong, see jobs/audit.py",
@@ -40,18 +43,22 @@ SENTENCES: dict[Code, str] = {
         "{files:,} files have several frames or pages, of which only the first is used; save the"
         " others as files of their own",
     "seen_in_train":
-        "{seen:,} of {pictures:,} {split} pictures are in train too ({equal:,} equal, {near:,}"
+        "of {pictures:,} {split} pictures, {seen:,} are in train too ({equal:,} equal, {near:,}"
         " nearly equal)",
+    "seen_before":
+        "of {pictures:,} {split} pictures, {seen:,} were in train too ({equal:,} equal, {near:,}"
+        " nearly equal) before on_leak was applied",
     "small_class":
-        "{split} has {images:,} of {name!r}: one of them decides {percent}% of a score that weighs"
-        " classes equally, such as macro-F1, and every choice or verdict made by it ({classes} such"
-        " classes)",
+        "{split} has only {images:,} of {name!r}: a single image decides {percent}% of a score that"
+        " weighs classes equally, such as macro-F1, and so of every choice or verdict made by it"
+        " (classes as small as this: {classes})",
     "confounded":
         "how the files were made ({by}) distinguishes {name!r} from the other classes without the"
         " picture (AUC {area:.2f}): a classifier may learn the source instead of the subject",
     "weak_judge":
-        "{labels:,} suspected label errors are not listed: the classifier that suspects them agrees"
-        " with only {agreed}% of the labels; set embedder to a network trained on such pictures",
+        "suspected label errors ({labels:,}) are not listed: the classifier that suspects them"
+        " agrees with only {agreed}% of the labels of a class, on average; set embedder to a"
+        " network trained on such pictures",
     "no_groups": "no groups are given: every image counts as independent of the others",
     "leaks_resolved": "{leaks} leaks between splits: on_leak: {on_leak} was applied",
     "pixel_embedder":
@@ -70,9 +77,10 @@ SENTENCES: dict[Code, str] = {
     "prompts_unchecked": "cannot check whether prompts are truncated: {why:.120}",
     "copies": "{copies:,} of {images:,} images are copies of training images",
     "covers_nothing":
-        "this generator may have learnt nothing: near only {percent:.0f}% of val images lies a"
-        " generated one (below {floor:.0f}% is alarming), and a linear probe distinguishes the two"
-        " with an AUC of {area:.2f}; look at its picture sheet, train it longer, or leave it out",
+        "this generator may have learnt nothing: only {percent:.0f}% of the val images have a"
+        " generated image nearby (less than {floor:.0f}% is a warning sign), and a linear probe"
+        " distinguishes real from generated images with an AUC of {area:.2f}; look at its picture"
+        " sheet, train it longer, or leave it out",
     "shows_no_class":
         "this generator may have learnt no classes: the labeler sees the requested class in"
         " {seen:.0f}% of its images (by chance {chance:.0f}%, in real ones {val:.0f}%); look at its"

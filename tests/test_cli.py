@@ -98,7 +98,7 @@ def test_preview_shows_images_and_cost_and_commits_no_shard(command, capsys, tmp
     text = page.read_text()
     assert text.count("synthetic image of cat") == 2
     assert text.count("real image of dog") == 2
-    assert "time for these" in text
+    assert "time to generate them" in text
     assert "http" not in text.replace("http://www.w3.org", "")
     assert not (tmp_path / "runs" / "generated").exists()
 

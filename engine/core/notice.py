@@ -16,9 +16,11 @@ Code = Literal[
     "recorded",
     # Readers, ingest and audit.
     "burned_in", "burned_in_unknown", "small_pictures", "similar_pictures", "similar_groups",
+    "alike_pictures",
     "no_groups", "leaks_resolved", "pixel_embedder", "one_group", "files_skipped", "excluded",
     "no_value_names", "zeros_differ", "groups_differ", "bits_unused", "frames_unused",
-    "seen_in_train", "small_class", "confounded", "weak_judge",
+    "seen_in_train", "seen_before",
+    "small_class", "confounded", "weak_judge",
     # Cluster.
     "clusters_dissolved", "clusters_tiny",
     # Request.

@@ -73,7 +73,8 @@ def decode(
         return decode_dicom(data, window)
     if data[4:8] == b"ftyp" and data[8:12] in _HEIF:
         raise Rejected(
-            "format_not_allowed", f"{_HEIF[data[8:12]]}, whatever its name; convert it to JPEG"
+            "format_not_allowed",
+            f"{_HEIF[data[8:12]]} (the extension does not matter); convert it to JPEG",
         )
     if check_extension and suffix in FOREIGN:
         raise Rejected("format_not_allowed", suffix)
@@ -87,8 +88,10 @@ def decode(
             Image.MAX_IMAGE_PIXELS = MAX_PIXELS
             PngImagePlugin.MAX_TEXT_CHUNK = _MOST_TEXT
             image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
+            image.info.pop("bits", None)  # a text chunk of this name is not ours
             claimed = EXTENSIONS.get(suffix)
-            actual = _SAME_FORMAT.get(str(image.format), image.format)
+            image_format = image.format
+            actual = _SAME_FORMAT.get(str(image_format), image_format)
             if check_extension and claimed and actual != claimed:
                 raise Rejected("wrong_extension", f"{actual} named {PurePosixPath(uri).suffix}")
             frames = getattr(image, "n_frames", 1)
@@ -99,7 +102,10 @@ def decode(
             with suppress(Exception):  # damaged EXIF says nothing about the picture
                 image = ImageOps.exif_transpose(image)
             decoded = _to_eight_bits(image, window)
-            decoded.info |= {"acquisition": acquisition, "frames": frames}
+            # The second picture of an MPO is a preview or a depth map.
+            decoded.info |= {
+                "acquisition": acquisition, "frames": 1 if image_format == "MPO" else frames,
+            }  # fmt: skip
             return decoded
     except Rejected:
         raise

@@ -24,6 +24,8 @@ _ERRORS = 3.0
 LIMIT = 0.65
 # Images, groups of images and folds that a class needs.
 _LEAST = 10
+# A class of so many images is not sampled.
+_ALL_UP_TO = 200
 # Largest difference within an even frame, in grey levels: JPEG changes it a little.
 _EVEN = 12
 
@@ -56,18 +58,23 @@ def predicted_classes(
         for name, values in features.items()
         if len(labels) and len(np.unique(values, axis=0)) > 1
     }
-    names = np.asarray(labels, dtype=object)
-    group = np.asarray(groups, dtype=object)
-    kept = [
-        name for name in sorted(set(labels))
-        if (names == name).sum() >= _LEAST and len(set(group[names == name])) > 1
-    ]  # fmt: skip
-    rows = np.flatnonzero(np.isin(names.astype(str), kept)) if kept else np.empty(0, np.int64)
+    names = np.asarray([str(label) for label in labels])
+    group = np.asarray([str(one) for one in groups])
+    order = np.random.default_rng(seed % 2**32).permutation(len(names))
+    share = min(1.0, _MOST / max(1, len(names)))
+    chosen: dict[str, np.ndarray] = {}
+    for name in sorted(set(names.tolist())):
+        of_class = order[names[order] == name]
+        # A rare class keeps all its images; prevalence does not change an AUC.
+        some = of_class[: max(_ALL_UP_TO, round(share * len(of_class)))]
+        if len(some) >= _LEAST and len(set(group[some])) > 1:
+            chosen[name] = some
+    kept = list(chosen)
     if len(kept) < 2 or not varying:
         return []
-    rows = np.sort(np.random.default_rng(seed % 2**32).permutation(rows)[:_MOST])
-    numbers = np.searchsorted(kept, names[rows].astype(str))
-    _, group_numbers = np.unique(group[rows].astype(str), return_inverse=True)
+    rows = np.sort(np.concatenate(list(chosen.values())))
+    numbers = np.searchsorted(kept, names[rows])
+    _, group_numbers = np.unique(group[rows], return_inverse=True)
 
     def areas(columns: Sequence[str]) -> list[float]:
         values = np.concatenate([varying[name][rows] for name in columns], axis=1)
@@ -79,7 +86,8 @@ def predicted_classes(
         Predicted(
             label, together[number],
             together[number] - _ERRORS * standard_error(
-                together[number], int((numbers == number).sum()), int((numbers != number).sum())
+                together[number], *(len(set(group_numbers[side].tolist()))
+                                    for side in (numbers == number, numbers != number))
             ),
             dict(
                 sorted(

@@ -18,6 +18,8 @@ _COMPONENTS, _COMPONENTS_FROM = 256, 20_000
 _LEAST = 2
 # Labels and share of wrong labels below a point at which the two are compared.
 _COUNTED, _MASS = 10, 0.02
+# Labels that the number of wrong ones is estimated from: arrays of n by classes are large.
+_ESTIMATED_FROM = 20_000
 # Agreement below which the list of suspects would mislead.
 _WEAK = 0.6
 
@@ -29,7 +31,7 @@ class LabelErrors:
     flagged: whether the label is doubtful, bool (n,). confidence: the probability of the given
     label, float64 (n,). suggested: the likeliest class, int64 (n,), with its probability.
     agreed: share of images whose likeliest class is the given one, averaged over classes.
-    wrong: estimated number of wrong labels, and an upper bound.
+    wrong: estimated number of wrong labels and more, as `wrong_labels` gives them.
     """
 
     flagged: np.ndarray
@@ -81,16 +83,19 @@ def label_errors(
 
 
 def wrong_labels(probabilities: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """An estimate of how many labels are wrong, and an upper bound with 97.5% confidence.
+    """An estimate of how many labels are wrong, if wrong ones are drawn at random, and the same
+    with two standard errors more.
 
-    The probability that the classifier gives to a wrong label is known from the data: it is the
+    The probability that the classifier gives to such a label is known from the data: it is the
     probability of a class that an image does not have, drawn by frequency. The labels are a mixture
     of these and of right ones; the share of wrong ones is at most the ratio of the two distribution
     functions at every point (Blanchard, Lee and Scott 2010), and close to it where right labels
-    are rare.
+    are rare. Confusions of classes that look alike are more likely than these, and not counted.
 
     probabilities: out of fold, float64 (n, classes). labels: int64 (n,).
     """
+    every = max(1, len(labels) // _ESTIMATED_FROM)
+    probabilities, labels = probabilities[::every], labels[::every]
     count, classes = probabilities.shape
     given = probabilities[np.arange(count), labels]
     weights = np.tile(np.bincount(labels, minlength=classes) / count, (count, 1))
@@ -103,11 +108,12 @@ def wrong_labels(probabilities: np.ndarray, labels: np.ndarray) -> tuple[float, 
     of_wrong = np.concatenate([[0.0], mass])[np.searchsorted(values, limits, side="right")]
     usable = (below * count >= _COUNTED) & (of_wrong >= _MASS)
     if not usable.any():
-        return 0.0, float(count)
+        return 0.0, float(count * every)
     below, of_wrong = below[usable], of_wrong[usable]
     error = 1.96 * np.sqrt(below * (1 - below) / count)
-    estimate, bound = (below / of_wrong).min(), ((below + error) / of_wrong).min()
-    return float(estimate * count), float(min(bound, 1.0) * count)
+    bound = min(float(((below + error) / of_wrong).min()), 1.0)
+    estimate = min(float((below / of_wrong).min()), bound)
+    return estimate * count * every, bound * count * every
 
 
 def out_of_fold(

@@ -38,7 +38,7 @@ class CsvSpec(ReaderSpec):
     root: str
     file: str | None = None
     # A table elsewhere, such as next to a folder that must not be written to; replaces `file`.
-    table: str | None = None
+    table: str | None = Field(default=None, min_length=1)
     path: str = "path"
     # Task name: column name.
     labels: dict[str, str] = Field(default={"class": "label"}, min_length=1)
@@ -139,10 +139,12 @@ class Csv(Reader[CsvSpec]):
         try:
             if spec.file is not None:
                 return Source(spec.root).read(spec.file)
-            folder, _, name = expanded(str(spec.table)).replace(os.sep, "/").rpartition("/")
-            return Source(folder or ".", field="reader.table").read(name)
+            path = expanded(str(spec.table))
+            # The user named this very file, so a link to elsewhere is followed.
+            folder, name = os.path.split(path if "://" in path else os.path.realpath(path))
+            return Source(folder, field="reader.table").read(name)
         except Rejected as rejected:
-            field = spec.where if spec.table else "reader.file"
+            field = spec.where if spec.file is None else "reader.file"
             raise DataError(f"{field}: {rejected}") from None
 
     def records(self) -> pa.Table:

@@ -129,8 +129,9 @@ class Imagefolder(Reader[FolderSpec]):
         unpacked archive often is."""
         parts = [PurePosixPath(uri).parts for uri in uris]
         inner = sorted({path[depth] for path in parts if len(path) > depth + 1})
-        if len(labels) == 1 and len(inner) > 1:
-            only = "/".join(parts[0][:depth])
+        outer = {path[:depth] for path in parts}
+        if len(labels) == len(outer) == 1 and len(inner) > 1:
+            only = "/".join(next(iter(outer)))
             raise DataError(
                 f"reader.root: all images lie in {only}, whose folders ({', '.join(inner)[:100]})"
                 f" look like classes or splits; set reader.root to {self.spec.root.rstrip('/')}/"

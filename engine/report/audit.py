@@ -42,7 +42,7 @@ class Look:
     broken_share: float
     on_leak: str
     agreed: float
-    # Estimated number of wrong labels, and an upper bound; None if labels were not checked.
+    # As `engine.metrics.label_errors.wrong_labels` gives it; None if labels were not checked.
     wrong_labels: tuple[float, float] | None
     embedder: str
     size: int

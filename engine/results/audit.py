@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+# The class of an image without a label, as the audit shows it.
+NO_LABEL = "(no label)"
+
 
 @dataclass(frozen=True)
 class Finding:

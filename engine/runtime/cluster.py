@@ -60,6 +60,8 @@ class RayRuntime(Runtime):
         self.address, self.num_cpus, self.warn = address, num_cpus, warn
         self.on_lost = on_lost or warn
         self._scratch: Scratch | None = None
+        # The home folder of the user, while another one is set.
+        self._home: str | None = None
         self._monitor: Monitor | None = None
         self._connected = False
         # The actor with the registers of streams; started with the first stream.
@@ -254,7 +256,11 @@ class RayRuntime(Runtime):
         interrupts.at_end(self._scratch.close)
         os.environ["RAY_TMPDIR"] = str(self._scratch.path)
         if not home_is_usable():
-            # Ray writes to ~/.ray, also where a container has no home.
+            # Ray writes to ~/.ray, also where a container has no home. Models are still looked for
+            # in the old one.
+            self._home = os.environ.get("HOME")
+            if self._home and "HF_HOME" not in os.environ:
+                os.environ["HF_HOME"] = f"{self._home}/.cache/huggingface"
             os.environ["HOME"] = str(self._scratch.path)
 
     def _remove_scratch(self) -> None:
@@ -264,6 +270,8 @@ class RayRuntime(Runtime):
             self._scratch.close()
             self._scratch = None
             os.environ.pop("RAY_TMPDIR", None)
+            if self._home is not None:
+                os.environ["HOME"] = self._home
 
     def _prepare_local(self) -> None:
         """Set the environment for a private Ray. A leftover address of another Ray would cost 10 to

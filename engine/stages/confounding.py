@@ -11,10 +11,14 @@ from engine.core import rows
 from engine.core.notice import Notice
 from engine.data.near_duplicates import SIDE
 from engine.metrics.confounding import Predicted, even_frame, predicted_classes
+from engine.results.audit import NO_LABEL
 
 # Entries of the acquisition, by the name that users read.
 _RECORDED = {"format": "format", "mode": "colours and bits", "coding": "JPEG quality",
              "device": "device"}  # fmt: skip
+
+# A second feature is named if its own AUC exceeds this.
+_NAMED = 0.55
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,10 @@ class Confounding:
         return [
             Notice.of(
                 "confounded", name=predicted.label, area=predicted.auc,
-                by=" and ".join(list(predicted.by)[:2]),
+                by=" and ".join(
+                    what for place, (what, area) in enumerate(predicted.by.items())
+                    if place == 0 or (place == 1 and area > _NAMED)
+                ),
             )
             for predicted in classes
             if predicted.suspicious
@@ -45,7 +52,7 @@ def find_confounding(
     index. The label's own sources, such as folders and names, are left out."""
     usable = np.asarray(index[rows.SPLIT].to_pylist(), dtype=object) != "test"
     labels = index[rows.label_column(task)].to_pylist()
-    usable &= np.asarray([isinstance(label, str) for label in labels], bool)
+    usable &= np.asarray([isinstance(label, str) and label != NO_LABEL for label in labels], bool)
     chosen = np.flatnonzero(usable)
     index = index.take(chosen)
     width, height = (
@@ -59,7 +66,11 @@ def find_confounding(
     }
     for entry, name in _RECORDED.items():
         values = [entries.get(entry, "") for entries in origins]
-        acquisition[name] = np.unique(values, return_inverse=True)[1]
+        numeric = all(value.isdigit() for value in values if value)
+        acquisition[name] = (
+            np.asarray([int(value or -1) for value in values]) if numeric
+            else np.unique(values, return_inverse=True)[1]
+        )  # fmt: skip
     names = index[rows.label_column(task)].to_pylist()
     groups = [
         group if group is not None else image_id

@@ -26,7 +26,7 @@ from engine.data.leaks import seen_in_train
 from engine.data.near_duplicates import of_one_colour
 from engine.metrics.label_errors import label_errors
 from engine.metrics.outliers import LIMIT, neighbour_outliers, odd_sizes
-from engine.results.audit import Finding, GroupCounts
+from engine.results.audit import NO_LABEL, Finding, GroupCounts
 from engine.settings import EmbedderField
 from engine.stages.confounding import Confounding, find_confounding
 from engine.stages.intake import Intake, embed_decoded, find_near, too_small
@@ -34,7 +34,6 @@ from engine.stages.records import IntakeSpec, seen_notices, small_class_notices
 from engine.vectors.neighbours import Neighbours
 
 _NEIGHBOUR = 5  # the neighbour whose distance measures how isolated an image is
-_NO_LABEL = "(no label)"
 
 
 class AuditSpec(IntakeSpec):
@@ -206,7 +205,7 @@ class Findings:
     def checkable(self, vectors: np.ndarray) -> np.ndarray:
         """Rows that label checks may use: labelled, embedded, and not in test."""
         usable = np.abs(vectors).max(1) > 0
-        return np.flatnonzero(usable & (self.of != "test") & (self.label != _NO_LABEL))
+        return np.flatnonzero(usable & (self.of != "test") & (self.label != NO_LABEL))
 
     def labels(self, vectors: np.ndarray) -> None:
         members = self.checkable(vectors)
@@ -271,7 +270,9 @@ class Findings:
                      detail=f"{widths[row]:.0f} x {heights[row]:.0f}")  # fmt: skip
 
     def small_classes(self) -> None:
-        self.warnings += small_class_notices(self.distinct())
+        counts = self.distinct()
+        counts.pop(NO_LABEL, None)
+        self.warnings += small_class_notices(counts)
 
     def distinct(self) -> dict[str, dict[str, int]]:
         """Images of each class in each split, without those that ingest removes as duplicates."""
@@ -282,8 +283,8 @@ class Findings:
 
 def _text(label: Any) -> str:
     if isinstance(label, list):
-        return ", ".join(label) or _NO_LABEL
-    return _NO_LABEL if label is None else str(label)
+        return ", ".join(label) or NO_LABEL
+    return NO_LABEL if label is None else str(label)
 
 
 def counts(labels: np.ndarray, splits: np.ndarray) -> dict[str, dict[str, int]]:

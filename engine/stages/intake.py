@@ -25,6 +25,7 @@ from engine.core.notice import Notice
 from engine.core.rows import TaskKind
 from engine.core.shards import OK, Shard, ids_digest, image_column, parquet_rows
 from engine.core.spec import Spec
+from engine.data.alignment import ENCODED
 from engine.data.dataset import by_id
 from engine.data.images import Preprocess, Rejected, extension
 from engine.data.near_duplicates import (
@@ -56,6 +57,8 @@ _SMALL_SIDE = 32
 _LEAST = 20
 _NEIGHBOURS, _WIDEST = 10, 512
 _BLOCK = 16_384
+# Share of the pictures that may be crops of others before they count as merely alike.
+_MANY = 0.05
 # Figures of the appearance: two for each of three channels.
 _APPEARANCE = 6
 
@@ -252,12 +255,18 @@ class Near:
     pairs: np.ndarray
     agreement: np.ndarray
     limit: NearLimit | None
+    # Whether so many pictures are alike that only new encodings count.
+    alike: bool = False
 
     def warnings(self, small: Notice | None) -> list[Notice]:
         """What was not searched for. small: of `too_small`."""
-        if small is None and self.limit is not None and self.limit.fine is None:
+        if small:
+            return [small]
+        if self.alike:
+            return [Notice.of("alike_pictures")]
+        if self.limit is None or self.limit.fine is None:
             return [Notice.of("similar_pictures")]
-        return [small] if small else []
+        return []
 
 
 def find_near(
@@ -286,7 +295,13 @@ def find_near(
     # These products are small: more threads would wait for each other, on a busy machine for long.
     with threadpool_limits(1, "blas"):
         matched = (match_in_place if small else match)(pictures, pairs)
-        sources = [same_pictures(pictures, matched, in_place=small)]
+        same, correlation = same_pictures(pictures, matched, in_place=small)
+        # Smooth drawings, such as cells on a plain ground, differ as little as crops do.
+        crops = np.sqrt(np.maximum(0, 1 - correlation**2)) > ENCODED
+        alike = len(np.unique(same[crops])) > max(10, _MANY * len(usable))
+        if alike:
+            same, correlation = same[~crops], correlation[~crops]
+        sources = [(same, correlation)]
         if not small and len(usable) >= _LEAST:
             limit = calibrate(pictures, matched, groups, quantile, seed)
             sources.append(near_pairs(pictures, matched, limit))
@@ -301,7 +316,7 @@ def find_near(
     }
     return Near(
         np.asarray(list(duplicates), np.int64).reshape(-1, 2),
-        np.asarray(list(duplicates.values()), np.float32), limit,
+        np.asarray(list(duplicates.values()), np.float32), limit, alike,
     )  # fmt: skip
 
 
@@ -328,8 +343,8 @@ def candidates(vectors: Rows, groups: np.ndarray) -> np.ndarray:
 
 
 def too_small(index: pa.Table, preprocess: Preprocess) -> Notice | None:
-    """The warning that near duplicates are not searched because pictures are too small: the
-    smaller of the study's size and the median original size counts."""
+    """The warning that crops are not searched for because pictures are too small: the smaller of
+    the study's size and the median original size counts."""
     sides = pc.min_element_wise(index[rows.WIDTH], index[rows.HEIGHT])
     side = min(preprocess.size, int(pc.approximate_median(sides).as_py() or preprocess.size))
     return Notice.of("small_pictures", side=side) if side <= _SMALL_SIDE else None

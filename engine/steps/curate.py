@@ -209,10 +209,17 @@ def signs_of(generated: Scores, val: Scores, labeler: LabelerReport | None) -> U
     if labeler is None or labeler.agreement is None:
         return signs
     counts = np.asarray(labeler.confusion, np.float64)
-    by_chance = counts.sum(1) @ counts.sum(0) / counts.sum() ** 2
+    of_val = np.asarray(labeler.confusion_val, np.float64)
+    asked = counts.sum(1) / counts.sum()
+    present = of_val.sum(1) > 0
+    if (asked > 0).sum() < 2 or not present[asked > 0].all():
+        return signs  # with one class, seeing it says nothing about classes
+    # In val as often as requested: rare classes may be hard for the labeler.
+    recall = np.divide(np.diag(of_val), of_val.sum(1), out=np.zeros(len(asked)), where=present)
+    by_chance = asked @ counts.sum(0) / counts.sum()
     return signs.model_copy(
         update={"seen": labeler.agreement, "chance": float(by_chance),
-                "seen_val": labeler.agreement_val}
+                "seen_val": float(asked @ recall)}
     )  # fmt: skip
 
 

@@ -155,7 +155,8 @@ class Ingest(StepKind[IngestSpec]):
             warnings.append(Notice.of("no_groups"))
         if leaks and spec.audit.on_leak == "fail":
             raise LeakError(self._leak_text(context, leaks, seen))
-        warnings += seen
+        # They were removed or moved.
+        warnings += [notice.model_copy(update={"code": "seen_before"}) for notice in seen]
         if leaks:
             index, leaks = resolve_leaks(index, leaks, near, spec.audit.on_leak, fate)
             warnings.append(

@@ -472,7 +472,7 @@ def test_grey_image_stored_as_colour_is_the_same_image(
     grey.convert("RGB").save(root / "test/a/grey.png")
     # The original in colour is nearly the same picture.
     text = refused(ingest, toy_study(root), r"leaks between splits \(1 exact, 1 near\)", LeakError)
-    assert "1 of 13 test pictures are in train too (1 equal, 0 nearly equal)" in text
+    assert "of 13 test pictures, 1 are in train too (1 equal, 0 nearly equal)" in text
 
 
 def test_contradiction_in_a_second_task_names_the_labels(
