@@ -125,7 +125,7 @@ def test_reserved_resources_are_in_every_manifest_and_outdate_none(
             manifest.provenance["seconds"], abs=0.01
         )
     ingest, embed = (manifests[named(steps, kind)[0].key] for kind in ("ingest", "embed"))
-    assert [entry["what"] for entry in ingest.provenance["held"]] == ["decode", "driver"]
+    assert [entry["what"] for entry in ingest.provenance["held"]] == ["decode", "embed", "driver"]
     assert [entry["what"] for entry in embed.provenance["held"]] == ["embed", "driver"]
     trials = [trial.step for trial in planned_trials(named(steps, "search")[0])]
     for trained in Trials(store, InlineRuntime(), profile).find(trials).values():

@@ -156,7 +156,7 @@ class Ingest(StepKind[IngestSpec]):
         if leaks and spec.audit.on_leak == "fail":
             raise LeakError(self._leak_text(context, leaks, seen))
         # They were removed or moved.
-        warnings += [notice.model_copy(update={"code": "seen_before"}) for notice in seen]
+        warnings += [Notice.of("seen_before", **notice.fields) for notice in seen]
         if leaks:
             index, leaks = resolve_leaks(index, leaks, near, spec.audit.on_leak, fate)
             warnings.append(

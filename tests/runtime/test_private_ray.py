@@ -86,7 +86,7 @@ def test_long_temporary_folder_works(image_folder: Any, tmp_path: Path) -> None:
     )
     long = tmp_path / ("x" * 150)
     long.mkdir()
-    storage = ["--set", f"profile.storage={tmp_path}/runs", "--set", "profile.num_cpus=1"]
+    storage = ["--set", f"profile.storage={tmp_path}/runs", "--set", "profile.num_cpus=2"]
     done = subprocess.run(
         [sys.executable, "jobs/run_study.py", str(study), "--until", "ingest", *storage],
         cwd=ROOT, capture_output=True, text=True, timeout=200,

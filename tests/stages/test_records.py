@@ -74,5 +74,7 @@ def test_class_of_which_one_image_weighs_much_is_noticed() -> None:
     assert notice.fields == {
         "split": "test", "name": "rare", "images": 1, "classes": 2, "percent": 33
     }  # fmt: skip
-    assert "test has only 1 of 'rare': a single image decides 33% of a score" in notice_in_words(notice)
+    assert "test has only 1 of 'rare': a single image decides 33% of a score" in notice_in_words(
+        notice
+    )
     assert small_class_notices({"a": {"val": 20, "test": 40}, "b": {"val": 20, "test": 40}}) == []
