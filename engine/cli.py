@@ -157,6 +157,8 @@ def run_audit(argv: Sequence[str] | None = None) -> int:
     audit = AuditResult.of(manifest)
     kinds = ", ".join(f"{count:,} {kind.replace('_', ' ')}" for kind, count in audit.found.items())
     say(f"{len(audit.must)} problems to fix before the study can run")
+    for problem in audit.must[:10]:
+        say(f"  {problem}")
     say(f"findings: {kinds or 'none'}")
     say(f"audit: {store.location(page)}")
     return 0

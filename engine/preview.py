@@ -77,9 +77,9 @@ def preview(
     generators, sections = {}, []
     for step in generates:
         drawn = previewer.draw(step)
-        funnel, each = previewer.curate(step, curates.get(step.key), drawn)
+        funnel, each, signs = previewer.curate(step, curates.get(step.key), drawn)
         section, of_generator = previewer.section(step, drawn, funnel, each)
-        sections.append(section)
+        sections.append({**section, "signs": signs})
         generators[step.subject.name] = of_generator
     rates = Rates(
         generators=generators, train=previewer.train(steps, needed),
@@ -163,17 +163,17 @@ class _Previewer:
 
     def curate(
         self, step: Step, curate: Step | None, drawn: _Drawn
-    ) -> tuple[dict[str, ClassFunnel], float]:
-        """Filter the images as the study does; the funnel, empty without filters, and the seconds
-        of one image."""
+    ) -> tuple[dict[str, ClassFunnel], float, list[Notice]]:
+        """Filter the images as the study does; the funnel, empty without filters, the seconds of
+        one image, and signs that the generator learnt nothing."""
         parts = [commit.data.model_copy(update={"tags": {"label": shard.tags["label"]}})
                  for shard, commit in zip(drawn.shards, drawn.commits, strict=True)
                  if commit.data]  # fmt: skip
         if curate is None or not parts:
-            return {}, 0.0
+            return {}, 0.0, []
         spec = curate.spec_as(CurateSpec)
         if not spec.filters:
-            return {}, 0.0
+            return {}, 0.0, []
         requested = {shard.tags["label"]: shard.rows for shard in drawn.shards}
         images = generated_manifest(step, drawn.context, parts, requested)
         context = self.context(curate, curate.inputs, generate=images)
@@ -185,7 +185,7 @@ class _Previewer:
         context.warn(signs)
         count = sum(len(commit.image_id) for commit in commits)
         seconds = sum(float(commit.provenance["seconds"]) for commit in commits)
-        return make_funnel(table, requested), seconds / max(1, count)
+        return make_funnel(table, requested), seconds / max(1, count), signs
 
     def section(
         self, step: Step, drawn: _Drawn, funnel: Mapping[str, ClassFunnel], curate: float

@@ -23,6 +23,10 @@ SENTENCES: dict[Code, str] = {
     "alike_pictures":
         "many pictures of this data differ as little as slight crops do; only exact duplicates and"
         " new encodings were searched for",
+    "near_contradictory":
+        "pairs of nearly equal pictures with two labels: {pairs:,} (first: {first} is {label!r} and"
+        " {second} is {other!r}); one of the two labels may be wrong, and on_leak does not know"
+        " which",
     "similar_groups":
         "{pairs} pairs of training images of different groups are near duplicates: the groups may"
         " be wrong, see jobs/audit.py",
@@ -40,8 +44,8 @@ SENTENCES: dict[Code, str] = {
         "{images:,} pictures have 16 bits but use {bits} of them, so that their values become 0 to"
         " {top}; set preprocess.window, for example [0, {most}]",
     "frames_unused":
-        "{files:,} files have several frames or pages, of which only the first is used; save the"
-        " others as files of their own",
+        "files with several frames or pages: {files:,} (first: {first}); only the first page is"
+        " used, save the others as files of their own",
     "seen_in_train":
         "of {pictures:,} {split} pictures, {seen:,} are in train too ({equal:,} equal, {near:,}"
         " nearly equal)",

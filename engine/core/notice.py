@@ -16,7 +16,7 @@ Code = Literal[
     "recorded",
     # Readers, ingest and audit.
     "burned_in", "burned_in_unknown", "small_pictures", "similar_pictures", "similar_groups",
-    "alike_pictures",
+    "alike_pictures", "near_contradictory",
     "no_groups", "leaks_resolved", "pixel_embedder", "one_group", "files_skipped", "excluded",
     "no_value_names", "zeros_differ", "groups_differ", "bits_unused", "frames_unused",
     "seen_in_train", "seen_before",

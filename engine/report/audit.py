@@ -119,8 +119,8 @@ KINDS = (
          "picture of one split is a crop or a new encoding of another's",
          "pictures of one split are crops or new encodings of another's",
          "remove one of each, or let audit.on_leak do it",
-         "When aligned, the two pictures agree better than different pictures of this data do. They"
-         " may be crops, new encodings, or shots taken moments apart. Check each pair by eye."),
+         "Laid over each other, the two pictures hardly differ. They may be crops, new encodings,"
+         " or shots taken moments apart. Check each pair by eye."),
     Kind("group", "Groups in two splits", "group is in two splits",
          "groups are in two splits", "move each group into one split",
          "The images of a group, such as a patient, must stay in one split."),
@@ -128,8 +128,8 @@ KINDS = (
          "pair of nearly equal pictures has two labels",
          "pairs of nearly equal pictures have two labels",
          "check which label is correct, and remove one picture of each pair",
-         "The two pictures agree better than different pictures of this data do, yet their labels"
-         " differ. If they show two objects in one scene, both labels may be correct."),
+         "Laid over each other, the two pictures hardly differ, yet their labels do. If they show"
+         " two objects in one scene, both labels may be correct."),
     Kind("label", "Labels in doubt", "label is in doubt", "labels are in doubt",
          "check the first ones",
          "A classifier trained on the other images, without this one, predicts another class"

@@ -20,6 +20,9 @@ from engine.data.dataset import generated_images
 from engine.data.images import decode_own, perceptual_hash
 from engine.work.stage import Batch, Place, Stage
 
+# Up to so many images, a light embedder is faster in this process than workers start.
+FEW = 2048
+
 
 class DecodeOwn(Stage):
     """The study's own encoded images to pixels, uint8 (n, height, width, channels)."""

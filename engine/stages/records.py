@@ -221,8 +221,8 @@ def _as_number(name: str) -> str:
 
 def decoding_notices(index: pa.Table) -> list[Notice]:
     """What decoding loses: frames after the first, and bits."""
-    more = pc.sum(pc.greater(index[rows.FRAMES], 1)).as_py() or 0
-    frames = [Notice.of("frames_unused", files=more)] if more else []
+    several = index.filter(pc.greater(index[rows.FRAMES], 1))[rows.URI].to_pylist()
+    frames = [Notice.of("frames_unused", files=len(several), first=several[0])] if several else []
     return frames + _bits_notice(index)
 
 

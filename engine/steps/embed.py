@@ -38,7 +38,7 @@ class Embed(StepKind[EmbedSpec]):
         kept, planned = sum(commit.kept for commit in commits), sum(shard.rows for shard in shards)
         with context.store.parquet(parts[0].key) as file:
             width = file.schema_arrow.field(rows.EMBEDDING).type.list_size
-        headline = f"{kept:,} vectors of {width}"
+        headline = f"{kept:,} vectors of width {width}"
         if kept < planned:
             headline += f"; {planned - kept:,} quarantined"
         return Output(

@@ -50,15 +50,13 @@ from engine.metrics.prdc import prdc
 from engine.results.data import IngestResult
 from engine.results.images import FidelityResult, FidelityScope, FidelitySet
 from engine.settings import EmbedderField
-from engine.stages.images import EmbedImages, generated_shards
+from engine.stages.images import FEW, EmbedImages, generated_shards
 from engine.stages.vectors import SUMS, Embedded, SampledVectors, SetSums, Sums, draw, room
 from engine.steps import StepKind
 from engine.steps.request import RequestSpec, needed_images
 from engine.vectors.similarity import most_similar
 
 _OFTEN_NEAR = 0.05
-# Up to so many images, a light embedder is faster here than workers start.
-_FEW = 2048
 
 
 class FidelitySpec(Spec):
@@ -114,7 +112,7 @@ def generated_vectors(context: Context, spec: FidelitySpec) -> tuple[list[Part],
         return [], curate.keys(table="scores")
     stages, schema = EmbedImages.stages(spec.embedder, hashes=False)
     shards = generated_shards(context)
-    few = sum(shard.rows for shard in shards) <= _FEW
+    few = sum(shard.rows for shard in shards) <= FEW
     commits = context.compute(
         "embed", shards, rows_of=parquet_rows, stages=stages, schema=schema,
         fingerprint={

@@ -194,6 +194,14 @@ class Ingest(StepKind[IngestSpec]):
                  if groups[a] != groups[b] and splits[a] == splits[b] == "train"]  # fmt: skip
         warnings = near.warnings(small)
         warnings += find_confounding(index, spec.task, pictures, appearance, spec.seed).notices()
+        labels = index[rows.label_column(spec.task)].to_pylist()
+        uris = index[rows.URI].to_pylist()
+        if two := [(a, b) for a, b in near.pairs.tolist() if labels[a] != labels[b]]:
+            a, b = two[0]
+            warnings.append(
+                Notice.of("near_contradictory", pairs=len(two), first=uris[a], label=labels[a],
+                          second=uris[b], other=labels[b])
+            )  # fmt: skip
         if twins:
             warnings.append(Notice.of("similar_groups", pairs=len(twins)))
         return pairs, limits, warnings
@@ -264,6 +272,8 @@ def refuse_many_quarantined(fate: Mapping[str, str], records: pa.Table, spec: In
     some = "; ".join(
         f"{uris[image_id][:80]}: {reason}" for image_id, reason in list(bad.items())[:3]
     )
+    if len(bad) > 3:
+        some += f"; and {len(bad) - 3} more, which jobs/audit.py lists"
     raise DataError(
         f"{len(bad):,} of {len(fate):,} files cannot be used ({kinds}): {some}."
         f" Fix or remove them, or raise audit.max_quarantined (now {spec.audit.max_quarantined:g})"
