@@ -22,7 +22,6 @@ from engine.core import rows
 from engine.core.errors import brief
 from engine.core.manifest import Part
 from engine.core.notice import Notice
-from engine.core.registry import kind_of
 from engine.core.rows import TaskKind
 from engine.core.shards import OK, Shard, ids_digest, image_column, parquet_rows
 from engine.core.spec import Spec
@@ -43,7 +42,7 @@ from engine.data.sandbox import Sandbox
 from engine.readers import Bytes, Reader
 from engine.readers import image_ids as image_names
 from engine.stages.identity import place_of
-from engine.stages.images import FEW, EmbedImages
+from engine.stages.images import EmbedImages
 from engine.stages.records import IntakeSpec
 from engine.vectors.neighbours import Neighbours
 from engine.vectors.similarity import Rows, lengths
@@ -239,7 +238,6 @@ def embed_decoded(context: Context, embedder: Spec, intake: Intake, padded: bool
             "embedder": embedder.model_dump(), "thumbnail": SIDE, "appearance": _APPEARANCE,
         },
         prefix=context.store.join(context.prefix, EMBEDDED), replace=True,
-        here=intake.index.num_rows <= FEW and kind_of("embedders", embedder).light,
     )  # fmt: skip
     return [commit.data for commit in commits if commit.data]
 

@@ -167,12 +167,22 @@ def small_class_notices(counts: Mapping[str, Mapping[str, int]]) -> list[Notice]
     return notices
 
 
-def seen_notices(seen: Mapping[str, SeenInTrain]) -> list[Notice]:
-    return [
-        Notice.of("seen_in_train", split=split, seen=one.equal + one.near, pictures=one.pictures,
-                  equal=one.equal, near=one.near)
-        for split, one in seen.items() if one.equal or one.near
-    ]  # fmt: skip
+def seen_notices(seen: Mapping[str, SeenInTrain], *, resolved: bool = False) -> list[Notice]:
+    """Pictures of val and test that are in train too. resolved: they were, until now."""
+    notices = []
+    for split, one in seen.items():
+        count = one.equal + one.near
+        if count and resolved:
+            notices.append(
+                Notice.of("seen_before", split=split, seen=count, pictures=one.pictures,
+                          equal=one.equal, near=one.near)
+            )  # fmt: skip
+        elif count:
+            notices.append(
+                Notice.of("seen_in_train", split=split, seen=count, pictures=one.pictures,
+                          equal=one.equal, near=one.near)
+            )  # fmt: skip
+    return notices
 
 
 def record_notices(records: pa.Table, reader: Reader[ReaderSpec], task: str) -> list[Notice]:

@@ -145,18 +145,15 @@ class Ingest(StepKind[IngestSpec]):
         near, limits, warnings = self._near(context, spec, intake, index)
         leaks = find_leaks(index, near)
         row_of = {image_id: row for row, image_id in enumerate(index[rows.IMAGE_ID].to_pylist())}
-        seen = seen_notices(
-            seen_in_train(
-                index[rows.PIXEL_SHA256].to_pylist(), index[rows.SPLIT].to_pylist(),
-                [(row_of[a], row_of[b]) for a, b, _ in near],
-            )
+        seen = seen_in_train(
+            index[rows.PIXEL_SHA256].to_pylist(), index[rows.SPLIT].to_pylist(),
+            [(row_of[a], row_of[b]) for a, b, _ in near],
         )  # fmt: skip
         if spec.split.group == "none":
             warnings.append(Notice.of("no_groups"))
         if leaks and spec.audit.on_leak == "fail":
-            raise LeakError(self._leak_text(context, leaks, seen))
-        # They were removed or moved.
-        warnings += [Notice.of("seen_before", **notice.fields) for notice in seen]
+            raise LeakError(self._leak_text(context, leaks, seen_notices(seen)))
+        warnings += seen_notices(seen, resolved=True)
         if leaks:
             index, leaks = resolve_leaks(index, leaks, near, spec.audit.on_leak, fate)
             warnings.append(
