@@ -1,7 +1,7 @@
 """How well properties other than the subject tell the classes apart.
 
 Where the pictures of a class come from one device, one archive or one export, a classifier may
-learn the source. Images of Covid-19 could be told by the size of their files alone (compare
+learn the source. The size of the files alone distinguished images of Covid-19 (compare
 DeGrave, Janizek and Lee 2021, "AI for radiographic COVID-19 detection selects shortcuts over
 signal").
 """

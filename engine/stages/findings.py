@@ -300,6 +300,6 @@ def group_counts(labels: np.ndarray, groups: np.ndarray) -> GroupCounts:
         by_class[label].add(group)
     largest = Counter(groups.tolist()).most_common(10)
     return GroupCounts(
-        {name: len(held) for name, held in by_class.items()},
+        {name: len(members) for name, members in by_class.items()},
         [entry for entry in largest if entry[1] > 1], len(set(groups.tolist())),
     )  # fmt: skip

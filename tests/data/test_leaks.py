@@ -103,7 +103,7 @@ def test_connected_pairs_are_reported_once() -> None:
 
 
 def test_pictures_that_train_has_too_are_counted_once() -> None:
-    # Three different test pictures; x stands in train twice, y nearly, z not at all.
+    # Three different test pictures; train has x twice, y nearly, and z not at all.
     digests = ["x", "x", "w", "x", "y", "z", "x"]
     splits = ["train", "train", "train", "test", "test", "test", "val"]
     seen = seen_in_train(digests, splits, [(2, 4), (0, 3), (4, 5)])

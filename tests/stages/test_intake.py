@@ -63,9 +63,9 @@ def test_few_clean_photographs_have_no_near_duplicates() -> None:
     vectors, small = arrays([Image.open(files[number]).convert("RGB") for number in chosen])
     for count in (20, 30, 50):
         for draw in range(20):
-            held = np.random.default_rng([count, draw]).permutation(300)[:count]
+            sample = np.random.default_rng([count, draw]).permutation(300)[:count]
             found = find_near(
-                index(count), "class", vectors[held], small[held], 1e-4, draw, small=False
+                index(count), "class", vectors[sample], small[sample], 1e-4, draw, small=False
             )
             assert pairs(found) == set(), (count, draw)
 
