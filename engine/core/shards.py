@@ -20,7 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -260,18 +260,19 @@ class ShardSet:
         tombstone = self.commit_key(name, generation).removesuffix("json") + "tombstone"
         self.store.put_if_absent(tombstone, b"")
 
-    def retain(self, keys: Iterable[str]) -> None:
-        """Delete all parts except these, and void the commits that name a deleted part. Nobody else
-        may use the set meanwhile."""
-        kept = set(keys)
+    def parts(self) -> set[str]:
+        """Keys of all parts, also of those that no commit names."""
+        return set(self.store.listing(self.store.parts(self.prefix)))
+
+    def remove(self, keys: Collection[str]) -> None:
+        """Delete these parts, and void the commits that name them."""
         self.discard(
             name
-            for name, generation in self.committed().items()
-            if (data := self.read(name, generation).data) and data.key not in kept
+            for name, generation in (self.committed().items() if keys else ())
+            if (data := self.read(name, generation).data) and data.key in keys
         )
-        for key in self.store.listing(self.store.join(self.prefix, "parts")):
-            if key not in kept:
-                self.store.delete(key)
+        for key in keys:
+            self.store.delete(key)
 
     def collect(self, shards: Sequence[Shard]) -> list[Commit]:
         """The commits of a whole plan, in its order. Raises `StorageError` unless every planned row

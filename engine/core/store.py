@@ -200,10 +200,8 @@ class Store:
     @guarded
     def sha256(self, key: str) -> str:
         """SHA-256 (hex) of the bytes stored at `key`. Raises `FileNotFoundError`."""
-        if self.local:
-            with open(f"{self._root}/{key}", "rb", buffering=0) as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
-        return hashlib.sha256(self._fs.cat_file(f"{self._root}/{key}")).hexdigest()
+        with self._fs.open(f"{self._root}/{key}", "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     @guarded
     def listing(self, prefix: str) -> list[str]:

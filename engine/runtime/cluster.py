@@ -71,7 +71,7 @@ class RayRuntime(Runtime):
         self, worker: Worker, shards: Sequence[Shard], resources: StageResources
     ) -> Iterator[dict[str, Any]]:
         self._connect()
-        self._refuse_too_large(resources, "stages")
+        self._refuse_too_large(resources, f"stages.{worker.name}")
         return self._stream(worker, shards, resources)
 
     def _stream(

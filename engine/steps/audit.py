@@ -47,6 +47,8 @@ class Audit(StepKind[AuditSpec]):
         if len(first) < len(ids):
             records = records.take(sorted(first.values()))
         work.warnings += record_notices(records, reader, spec.task)
+        stored = ShardSet(context.store, context.store.join(context.prefix, EMBEDDED))
+        earlier = stored.parts()
         with work.timed("decode"):
             intake = decode_records(context, reader, records, spec, replace=True)
         work.warnings += decoding_notices(intake.index)
@@ -68,9 +70,9 @@ class Audit(StepKind[AuditSpec]):
             context.file("audit", "html", html, file="audit.html"),
             context.table("findings", findings_table(look.findings), table="findings"),
         ]
-        # Keeps vectors for the next audit, except those of deleted files.
-        vectors_kept = {part.key for part in work.embedded_in}
-        ShardSet(context.store, context.store.join(context.prefix, EMBEDDED)).retain(vectors_kept)
+        # The next audit reuses the vectors, except those of deleted files. Those of an audit that
+        # runs at the same time are newer than the start of this one.
+        stored.remove(earlier - {part.key for part in work.embedded_in})
         counts = Counter(finding.kind for finding in look.findings)
         context.notes["timings"] = {name: round(value, 1) for name, value in work.seconds.items()}
         return Output(

@@ -89,6 +89,21 @@ def test_discard_voids_a_commit_and_the_next_generation_counts(store: Store) -> 
     assert commit.sha256[0] == hashlib.sha256(first).hexdigest()[:32]
 
 
+def test_removed_parts_take_their_commits_along_and_newer_ones_stay(store: Store) -> None:
+    shards = ShardSet(store, "set")
+    shards.commit(shard(1), table(1), [OK] * 5, {})
+    shards.commit(shard(2), table(2), [OK] * 5, {})
+    store.put_new("set/parts/s3-dead.parquet", b"half")  # of a killed attempt
+    earlier = shards.parts()
+    assert len(earlier) == 3
+    # Another run commits meanwhile.
+    shards.commit(shard(4), table(4), [OK] * 5, {})
+    kept = shards.read("s1", 0).data.key
+    shards.remove(earlier - {kept})
+    assert shards.committed() == {"s1": 0, "s4": 0}
+    assert shards.parts() == {kept, shards.read("s4", 0).data.key}
+
+
 def test_other_fingerprint_is_rejected_with_the_difference(store: Store) -> None:
     shards = ShardSet(store, "set")
     shards.claim({"weights": "aaa", "steps": 20}, "--discard generate")

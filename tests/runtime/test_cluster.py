@@ -92,8 +92,16 @@ def test_ray_start_failure_is_one_line(
 @pytest.mark.parametrize(
     ("resources", "what", "text"),
     [
-        (StageResources(gpus=1), "stages", r"stages\.gpus: 1 requested, this Ray has 0; r"),
-        (StageResources(cpus=3, actors=9), "stages", r"stages\.cpus: 3 requested, this Ray has 2"),
+        (
+            StageResources(gpus=1),
+            "stages.embed",
+            r"stages\.embed\.gpus: 1 requested, this Ray has 0; r",
+        ),
+        (
+            StageResources(cpus=3, actors=9),
+            "stages.embed",
+            r"stages\.embed\.cpus: 3 requested, this Ray has 2",
+        ),
         (FitResources(cpus=1, workers=3), "fit", r"fit\.cpus: 1 for each of 3 workers requested"),
         (TrialResources(gpus=0.5), "trial", r"trial\.gpus: 0\.5 requested, this Ray has 0"),
     ],
