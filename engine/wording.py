@@ -10,10 +10,10 @@ from engine.results.comparison import Contrast, Effect
 
 SENTENCES: dict[Code, str] = {
     "recorded": "{text}",
-    "burned_in": "{files:,} files say that text is burned into their picture",
+    "burned_in": "files that say that text is burned into their picture: {files:,}",
     "burned_in_unknown":
-        "{files:,} files do not say whether text is burned into their picture: names and dates may"
-        " be visible",
+        "files that do not say whether text is burned into their picture: {files:,}; names and"
+        " dates may be visible",
     "small_pictures":
         "at {side} px crops cannot be distinguished from similar pictures; only exact duplicates"
         " and new encodings were searched for",
@@ -28,24 +28,28 @@ SENTENCES: dict[Code, str] = {
         " {second} is {other!r}); one of the two labels may be wrong, and on_leak does not know"
         " which",
     "similar_groups":
-        "{pairs} pairs of training images of different groups are near duplicates: the groups may"
+        "near duplicates in train of different groups: {pairs:,} (pairs of images); the groups may"
         " be wrong, see jobs/audit.py",
-    "files_skipped": "{skipped:,} of {files:,} files were not read: {reasons}",
-    "excluded": "{images:,} images are left out by reader.exclude or reader.classes",
+    "files_skipped": "files that were not read: {skipped:,} of {files:,} ({reasons})",
+    "excluded": "images left out by reader.exclude or reader.classes: {images:,}",
     "no_value_names":
-        "the class {name!r} ({images:,} images) is named like a missing value; leave these images"
+        "the class {name!r} is named like a missing value (images: {images:,}); leave these images"
         " out if they have no label",
     "zeros_differ":
         "the classes {first!r} and {second!r} are the same number; they count as two classes",
     "groups_differ":
-        "{pairs:,} pairs of groups differ only in case, spaces or leading zeros (first: {first!r}"
-        " and {second!r}); they count as different groups",
+        "pairs of groups that differ only in case, spaces or leading zeros: {pairs:,} (first:"
+        " {first!r} and {second!r}); they count as different groups",
     "bits_unused":
         "{images:,} pictures have 16 bits but use {bits} of them, so that their values become 0 to"
         " {top}; set preprocess.window, for example [0, {most}]",
     "frames_unused":
         "files with several frames or pages: {files:,} (first: {first}); only the first page is"
         " used, save the others as files of their own",
+    "cut_away":
+        "preprocess.fit: crop keeps the central square: {images:,} of {all:,} pictures lose more"
+        " than {percent}% of their area (first: {first}); set it to pad or stretch if what is at"
+        " the ends matters",
     "seen_in_train":
         "of {pictures:,} {split} pictures, {seen:,} are in train too ({equal:,} equal, {near:,}"
         " nearly equal)",
@@ -58,13 +62,14 @@ SENTENCES: dict[Code, str] = {
         " (classes as small as this: {classes})",
     "confounded":
         "how the files were made ({by}) distinguishes {name!r} from the other classes without the"
-        " picture (AUC {area:.2f}): a classifier may learn the source instead of the subject",
+        " picture (AUC {area:.2f}): a classifier may learn the source instead of the subject;"
+        " use images of one source alone, or give every class images of every source",
     "weak_judge":
         "suspected label errors ({labels:,}) are not listed: the classifier that suspects them"
         " agrees with only {agreed}% of the labels of a class, on average; set embedder to a"
         " network trained on such pictures",
     "no_groups": "no groups are given: every image counts as independent of the others",
-    "leaks_resolved": "{leaks} leaks between splits: on_leak: {on_leak} was applied",
+    "leaks_resolved": "leaks between splits that on_leak: {on_leak} resolved: {leaks:,}",
     "pixel_embedder":
         "the study's embedder is pixels, which detects label errors, outliers and crops far worse"
         " than a network; set embedder to cnn, clip or dino",
@@ -79,7 +84,7 @@ SENTENCES: dict[Code, str] = {
         "{truncated} of {prompts} prompts are longer than the {limit} tokens that the checkpoint"
         " reads: {first} loses {rest}; shorten them",
     "prompts_unchecked": "cannot check whether prompts are truncated: {why:.120}",
-    "copies": "{copies:,} of {images:,} images are copies of training images",
+    "copies": "copies of training images: {copies:,} of {images:,} images",
     "covers_nothing":
         "this generator may have learnt nothing: only {percent:.0f}% of the val images have a"
         " generated image nearby (less than {floor:.0f}% is a warning sign), and a linear probe"

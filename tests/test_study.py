@@ -209,6 +209,7 @@ def test_binary_file_is_rejected(tmp_path: Path) -> None:
         (f"training.evaluate_every=0x{'F' * 5000}", "training.evaluate_every", "below 2**63"),
         ("reader=nope", "reader", "no reader named 'nope'; choose from csv, dicom, digits"),
         ("reader={name: imagefolder}", "reader.root", "is missing"),
+        ("embedder=cnn", "embedder.model", "is missing; for example microsoft/resnet-50"),
         ("reader={name: csv, root: a, file: b, delimiter: xx}", "reader.delimiter", "must be "),
         ("reader=[digits]", "reader", "must name its plugin"),
         ("reader={name: csv, root: a, file: b, multi: {x: '|'}}", "reader", "multi names x"),

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 
 def expanded(path: str) -> str:
     """A local path with `~` and `$VARIABLES` replaced; URLs stay as they are."""
     return path if "://" in path else os.path.expanduser(os.path.expandvars(path))
+
+
+def unset_variable(path: str) -> str | None:
+    """The first variable of a local path, such as `$DATA`, that is not set."""
+    if "://" in path:
+        return None
+    names = re.findall(r"\$(?:\{(\w+)\}|(\w+))", path)
+    return next((f"${a or b}" for a, b in names if (a or b) not in os.environ), None)
 
 
 def local_path(name: str) -> Path:

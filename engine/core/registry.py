@@ -83,15 +83,21 @@ class PluginField:
             value = {"name": value}
         if not isinstance(value, dict) or not isinstance(value.get("name"), str):
             raise explained("must name its plugin, as in name: x")
+        spec: type[Spec] | None = None
         try:
-            return resolve(self.family, value["name"]).Spec.model_validate(value)
+            spec = resolve(self.family, value["name"]).Spec
+            return spec.model_validate(value)
         except StudyError as error:
             raise explained("{text}", text=str(error)) from None
         except ValidationError as error:
             first = error.errors()[0]
             inner = (first.get("ctx") or {}).get("place")
             place = ".".join(str(part) for part in (*first["loc"], inner) if part is not None)
-            raise explained("{text}", text=explain(first), place=place) from None
+            text = explain(first)
+            field = spec.model_fields.get(place) if spec and first["type"] == "missing" else None
+            if field is not None and field.examples:
+                text += f"; for example {field.examples[0]}"
+            raise explained("{text}", text=text, place=place) from None
 
 
 def explain(error: Any) -> str:

@@ -35,7 +35,7 @@ import pyarrow.parquet as pq
 
 from engine.core.errors import DamageError, StorageError, StudyError, brief
 from engine.core.names import attempt_name, named_digest, part_name
-from engine.core.paths import expanded
+from engine.core.paths import expanded, unset_variable
 from engine.core.storage_faults import guarded
 
 # Anything with the buffer protocol, as pyarrow, safetensors and json produce it.
@@ -53,6 +53,8 @@ class Store:
     def __init__(self, url: str) -> None:
         protocol = fsspec.utils.get_protocol(url)
         self.local = protocol in ("file", "local")
+        if self.local and (name := unset_variable(url)):
+            raise StudyError(f"profile: storage: {url}: the variable {name} is not set; set it")
         self.url = (
             os.path.abspath(expanded(url.removeprefix("file://")))
             if self.local

@@ -28,7 +28,7 @@ _CPU_PIXELS = 2**18
 
 class CheckpointSpec(EmbedderSpec):
     # Hub id or local folder.
-    model: str
+    model: Annotated[str, Field(examples=["microsoft/resnet-50"])]
     revision: str | None = None
     # Side of the input in pixels; None: as in the checkpoint's own preprocessing.
     input_size: Annotated[int, Field(ge=16, le=1024)] | None = None

@@ -51,7 +51,9 @@ def _adaptation(value: Any) -> Any:
 class DiffusionSpec(GeneratorSpec):
     name: Literal["diffusion"] = "diffusion"
     # A hub id or a folder that a pipeline was saved to.
-    model: Annotated[str, Field(min_length=1)]
+    model: Annotated[
+        str, Field(min_length=1, examples=["stable-diffusion-v1-5/stable-diffusion-v1-5"])
+    ]
     revision: str | None = None
     # Variant of the weight files, such as `fp16`.
     variant: str | None = None

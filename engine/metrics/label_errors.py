@@ -21,7 +21,7 @@ _COUNTED, _MASS = 10, 0.02
 # Labels that the number of wrong ones is estimated from: arrays of n by classes are large.
 _ESTIMATED_FROM = 20_000
 # Agreement below which the list of suspects would mislead.
-_WEAK = 0.6
+WEAK = 0.6
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class LabelErrors:
     def weak(self) -> bool:
         """Whether the classifier is too weak to accuse a label: most of its contradictions are its
         own errors."""
-        return self.agreed < _WEAK
+        return self.agreed < WEAK
 
     @property
     def order(self) -> np.ndarray:

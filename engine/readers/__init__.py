@@ -74,7 +74,9 @@ class Reader(Configured[R]):
         for pattern in spec.exclude:
             matches = [uri == pattern or fnmatch.fnmatchcase(uri, pattern) for uri in uris]
             if not any(matches):
-                raise DataError(f"reader.exclude: {pattern!r} matches no image; remove it")
+                raise DataError(
+                    f"reader.exclude: {pattern!r} matches no image{_meant(pattern, uris)}"
+                )
             keep &= ~np.asarray(matches)
         if spec.classes:
             labels = records[rows.label_column(task)].to_pylist()
@@ -109,6 +111,17 @@ class Reader(Configured[R]):
         """Digests of the data that are cheap to compute, such as of the listing and the labels; a
         change after ingest stops the run."""
         raise NotImplementedError
+
+
+def _meant(pattern: str, uris: Sequence[str]) -> str:
+    """What to change in a pattern that matches nothing."""
+    folded = [uri for uri in uris if fnmatch.fnmatchcase(uri.casefold(), pattern.casefold())]
+    if folded:
+        return f", but {folded[0]!r} differs only in case; write it as it is"
+    deeper = [uri for uri in uris if fnmatch.fnmatchcase(uri, f"*/{pattern}")]
+    if deeper:
+        return f"; paths begin below root: '*/{pattern}' matches {len(deeper):,}"
+    return f"; remove it, or write a path such as {uris[0]!r}" if uris else "; remove it"
 
 
 def cell_text(value: Any) -> str | None:

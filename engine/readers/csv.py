@@ -12,7 +12,7 @@ import os
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import ClassVar, Literal
 
 import pyarrow as pa
@@ -265,7 +265,10 @@ class Csv(Reader[CsvSpec]):
         listing = Source(self.spec.root).listing(lambda name: True)
         there, named = set(listing.names), set(uris)
         hidden = sum(listing.skipped.values())
-        read = (named & there) | ({self.spec.file or ""} & there)
+        own = self.spec.file or ""
+        if self.spec.table and "://" not in self.spec.root + self.spec.table:
+            own = os.path.relpath(expanded(self.spec.table), expanded(self.spec.root))
+        read = (named | {Path(own).as_posix()}) & there
         others = Counter(
             "not in the table" if PurePosixPath(name).suffix.lower() in LISTED else
             PurePosixPath(name).suffix.lower() or "no extension"

@@ -6,14 +6,17 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
+from engine.core import rows
 from engine.core.ledger import Ledger
 from engine.core.notice import Notice
 from engine.data.images import decode_own
+from engine.metrics.label_errors import WEAK
 from engine.report.download import CSV, as_csv, data_url
 from engine.report.page import render
 from engine.report.tiles import tile
-from engine.results.audit import Finding, GroupCounts
+from engine.results.audit import NO_LABEL, Finding, GroupCounts
 from engine.stages.confounding import Confounding
+from engine.stages.records import thin_classes
 
 _SHOWN = 24  # findings of a kind shown with their pictures
 _LISTED = 20_000  # findings in a CSV
@@ -67,13 +70,12 @@ class Look:
 
     def thin(self) -> list[str]:
         """Classes with too few images in a split."""
-        return [
-            f"the class {name!r} has {counts[split]} images in {split}, it needs {needed}: add"
-            " images, leave the class out, or change the split"
-            for name, counts in self.distinct.items()
-            for split, needed in (("train", 2), ("val", 1), ("test", 1))
-            if counts[split] < needed and name != "(no label)"
-        ]
+        by_split = {
+            split: {name: counts[split] for name, counts in self.distinct.items()
+                    if name != NO_LABEL}
+            for split in rows.SPLITS
+        }  # fmt: skip
+        return list(thin_classes(by_split))
 
     def stops(self, kind: str) -> bool:
         """Whether findings of this kind stop a study."""
@@ -198,7 +200,8 @@ def page(look: Look) -> str:
               for split in ("train", "val", "test")}  # fmt: skip
     train = {name: counts["train"] for name, counts in look.counts.items() if counts["train"]}
     return render(
-        "audit.html", look=look, sections=sections, tiles=tiles, totals=totals, reasons=REASONS,
+        "audit.html", look=look, weak=WEAK, sections=sections, tiles=tiles, totals=totals,
+        reasons=REASONS,
         most=max((sum(counts.values()) for counts in look.counts.values()), default=1),
         imbalance=max(train.values()) / min(train.values()) if train else 0.0,
         largest=max(train, key=lambda name: train[name], default=""),

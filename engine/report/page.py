@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 NO_SPREAD = "no spread"
+# The lowest and highest value of a metric, where that is not 0 to 1; intervals end there.
+RANGES = {"brier": (0.0, 2.0)}
 # Placeholder for the table of contents in a template.
 CONTENTS = "<!-- contents -->"
 _HEADING = re.compile("<h2>(.*?)</h2>", re.DOTALL)
@@ -60,6 +62,12 @@ def in_points(share: float) -> str:
 def interval(low: float, high: float, digits: int = 3) -> str:
     """An interval in words; equal replicates have none."""
     return NO_SPREAD if alike(low, high) else f"{low:.{digits}f} to {high:.{digits}f}"
+
+
+def figure_interval(low: float, high: float, metric: str) -> str:
+    """The interval of a figure in words, cut at the ends of the metric's range."""
+    least, most = RANGES.get(metric, (0.0, 1.0))
+    return interval(max(low, least), min(high, most))
 
 
 def points_interval(low: float, high: float, digits: int = 1) -> str:
@@ -119,7 +127,8 @@ def _environment() -> Environment:
     )  # fmt: skip
     environment.filters |= {
         "duration": duration, "hours": hours, "points": points, "in_points": in_points,
-        "interval": interval, "points_interval": points_interval, "p_value": p_value,
+        "interval": interval, "figure_interval": figure_interval,
+        "points_interval": points_interval, "p_value": p_value,
         "listed": listed, "capital": capital, "number": "{:,}".format,
         "in_words": notice_in_words, "what_would_settle": what_would_settle,
     }  # fmt: skip

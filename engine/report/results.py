@@ -37,8 +37,6 @@ FIGURES = {
     "worst_class_recall": "worst class's recall",
     "roc_auc": "ROC-AUC", "average_precision": "PR-AUC", "brier": "Brier score ↓", "ece": "ECE ↓",
 }  # fmt: skip
-# The lowest and highest value of a metric, where that is not 0 to 1; intervals end there.
-RANGES = {"brier": (0.0, 2.0)}
 _TILE = 52  # px
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,8 @@ _RECORDED = {"format": "format", "mode": "colours and bits", "coding": "JPEG qua
 
 # A second feature is named if its own AUC exceeds this.
 _NAMED = 0.55
+# A difference of shares that is worth telling.
+_MUCH = 0.2
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ class Confounding:
 
     acquisition: list[Predicted]
     appearance: list[Predicted]
+    # By class, the value that its files have more often than others, in words; empty if none.
+    typical: Mapping[str, str]
 
     def notices(self) -> list[Notice]:
         """A warning for each class that the acquisition distinguishes, of two classes one."""
@@ -38,7 +43,7 @@ class Confounding:
                 by=" and ".join(
                     what for place, (what, area) in enumerate(predicted.by.items())
                     if place == 0 or (place == 1 and area > _NAMED)
-                ),
+                ) + self.typical.get(predicted.label, ""),
             )
             for predicted in classes
             if predicted.suspicious
@@ -78,10 +83,36 @@ def find_confounding(
             index[rows.GROUP_ID].to_pylist(), index[rows.IMAGE_ID].to_pylist(), strict=True
         )
     ]
+    predictions = predicted_classes(acquisition, names, groups, seed)
+    written = {"size": [f"{wide:.0f} x {high:.0f}"
+                        for wide, high in zip(width, height, strict=True)]}  # fmt: skip
+    for entry, name in _RECORDED.items():
+        written[name] = [entries.get(entry, "") for entries in origins]
     return Confounding(
-        predicted_classes(acquisition, names, groups, seed),
+        predictions,
         predicted_classes(
             {"mean": appearance[chosen, :3], "contrast": appearance[chosen, 3:]},
             names, groups, seed,
         ),
+        {
+            predicted.label: _typical(written[best], np.asarray(names) == predicted.label)
+            for predicted in predictions
+            if (best := next(iter(predicted.by))) in written
+        },
     )  # fmt: skip
+
+
+def _typical(values: Sequence[str], own: np.ndarray) -> str:
+    """The value that the files of a class have most often compared with the others, in words; empty
+    if none differs much. own: bool (n,)."""
+    kinds, number = np.unique(values, return_inverse=True)
+    share, elsewhere = (
+        np.bincount(number[side], minlength=len(kinds)) / side.sum() for side in (own, ~own)
+    )
+    place = int((share - elsewhere).argmax())
+    if share[place] - elsewhere[place] < _MUCH:
+        return ""
+    return (
+        f": {str(kinds[place]) or 'not recorded'!r} in {100 * share[place]:.0f}% of its files and"
+        f" {100 * elsewhere[place]:.0f}% of the others"
+    )

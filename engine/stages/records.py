@@ -6,6 +6,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -24,6 +25,9 @@ from engine.settings import Audit, ReaderField, Split
 
 # The share of a score that one image may carry without a warning.
 _WEIGHT = 0.03
+# The share of a picture that cropping may leave out (a quarter of a 4:3 photograph), and the share
+# of the pictures that may lose more, without a warning.
+_CUT, _CUT_IN = 0.26, 0.01
 # Class names in lower case that programs write for a missing value.
 _NO_VALUE = ("nan", "na", "n/a", "<na>", "nat", "null")
 
@@ -140,8 +144,9 @@ def thin_classes(counts: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
         for name in classes:
             count = counts[split].get(name, 0)
             if count < needed:
+                images = "1 image" if count == 1 else f"{count} images"
                 yield (
-                    f"the class {name!r} has {count} images in {split}, it needs {needed}:"
+                    f"the class {name!r} has {images} in {split}, it needs {needed}:"
                     " add images, leave the class out, or change the split"
                 )
 
@@ -222,11 +227,27 @@ def _as_number(name: str) -> str:
     return ".".join(filter(None, [whole.lstrip("0") or "0", decimals.rstrip("0")]))
 
 
-def decoding_notices(index: pa.Table) -> list[Notice]:
-    """What decoding loses: frames after the first, and bits."""
+def decoding_notices(index: pa.Table, preprocess: Preprocess) -> list[Notice]:
+    """What decoding loses: frames after the first, bits, and the ends of long pictures."""
     several = index.filter(pc.greater(index[rows.FRAMES], 1))[rows.URI].to_pylist()
     frames = [Notice.of("frames_unused", files=len(several), first=several[0])] if several else []
-    return frames + _bits_notice(index)
+    return frames + _bits_notice(index) + (_cut_notice(index) if preprocess.fit == "crop" else [])
+
+
+def _cut_notice(index: pa.Table) -> list[Notice]:
+    """A notice if the central square leaves out much of more than a few pictures."""
+    sides = np.asarray([index[rows.WIDTH].to_pylist(), index[rows.HEIGHT].to_pylist()], float)
+    if not sides.size:
+        return []
+    lost = np.flatnonzero(1 - sides.min(0) / sides.max(0) > _CUT)
+    if len(lost) <= _CUT_IN * index.num_rows:
+        return []
+    return [
+        Notice.of(
+            "cut_away", images=len(lost), all=index.num_rows, percent=round(100 * _CUT),
+            first=index[rows.URI][int(lost[0])].as_py(),
+        )
+    ]  # fmt: skip
 
 
 def _bits_notice(index: pa.Table) -> list[Notice]:

@@ -51,7 +51,7 @@ class Audit(StepKind[AuditSpec]):
         earlier = stored.parts()
         with work.timed("decode"):
             intake = decode_records(context, reader, records, spec, replace=True)
-        work.warnings += decoding_notices(intake.index)
+        work.warnings += decoding_notices(intake.index, spec.preprocess)
         work.broken(records, intake)
         work.split(intake.index)
         work.equal()

@@ -100,7 +100,7 @@ class Ingest(StepKind[IngestSpec]):
         index, leaks, notes = self._audit(context, spec, intake)
         notes["warnings"] += [
             *reader.warnings(), *record_notices(records, reader, spec.task),
-            *decoding_notices(intake.index),
+            *decoding_notices(intake.index, spec.preprocess),
         ]  # fmt: skip
         parts, counts = write_splits(context, spec, index, intake.keys)
         for problem in thin_classes(counts):
@@ -152,7 +152,8 @@ class Ingest(StepKind[IngestSpec]):
         if spec.split.group == "none":
             warnings.append(Notice.of("no_groups"))
         if leaks and spec.audit.on_leak == "fail":
-            raise LeakError(self._leak_text(context, leaks, seen_notices(seen)))
+            labels = by_id(index, rows.label_column(spec.task))
+            raise LeakError(self._leak_text(context, leaks, labels, seen_notices(seen)))
         warnings += seen_notices(seen, resolved=True)
         if leaks:
             index, leaks = resolve_leaks(index, leaks, near, spec.audit.on_leak, fate)
@@ -203,12 +204,19 @@ class Ingest(StepKind[IngestSpec]):
             warnings.append(Notice.of("similar_groups", pairs=len(twins)))
         return pairs, limits, warnings
 
-    def _leak_text(self, context: Context, leaks: Sequence[Leak], seen: Sequence[Notice]) -> str:
+    def _leak_text(
+        self,
+        context: Context,
+        leaks: Sequence[Leak],
+        labels: Mapping[str, str],
+        seen: Sequence[Notice],
+    ) -> str:
         key = context.store.join(context.prefix, "leaks.csv")
         entries = [
             {
                 "kind": leak.kind, "first": leak.first_uri, "first_split": leak.first_split,
-                "second": leak.second_uri, "second_split": leak.second_split,
+                "first_label": labels[leak.first], "second": leak.second_uri,
+                "second_split": leak.second_split, "second_label": labels[leak.second],
                 "detail": leak.detail,
             }
             for leak in leaks
@@ -225,7 +233,8 @@ class Ingest(StepKind[IngestSpec]):
         counted = "".join(f"{notice_in_words(notice)}; " for notice in seen)
         return (
             f"leaks between splits ({kinds}): {counted}{some}; the list is"
-            f" {context.store.location(key)}. Fix the data, or set audit.on_leak to drop or move"
+            f" {context.store.location(key)}. Fix all of them at once, because a change of the"
+            " files may change a drawn split; or set audit.on_leak to drop or move"
         )
 
     def outdated(self, step: Step, manifest: Manifest, store: Store) -> str | None:
@@ -273,7 +282,8 @@ def refuse_many_quarantined(fate: Mapping[str, str], records: pa.Table, spec: In
         some += f"; and {len(bad) - 3} more, which jobs/audit.py lists"
     raise DataError(
         f"{len(bad):,} of {len(fate):,} files cannot be used ({kinds}): {some}."
-        f" Fix or remove them, or raise audit.max_quarantined (now {spec.audit.max_quarantined:g})"
+        f" Fix them, leave them out with reader.exclude, or raise audit.max_quarantined (now"
+        f" {spec.audit.max_quarantined:g})"
     )
 
 

@@ -212,6 +212,14 @@ def test_table_may_lie_elsewhere_and_its_place_enters_no_key(tmp_path: Path) -> 
         Csv(CsvSpec(root=str(images), table=str(tmp_path / "no" / "t.csv"))).records()
 
 
+def test_table_below_the_root_is_read_and_not_skipped(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"")
+    (tmp_path / "t.csv").write_text("path,label\na.png,x\n")
+    reader = Csv(CsvSpec(root=str(tmp_path), table=str(tmp_path / "t.csv")))
+    reader.records()
+    assert (reader.ledger().read, reader.ledger().skipped) == (2, {})
+
+
 @pytest.mark.parametrize("given", [{}, {"file": "t.csv", "table": "/elsewhere/t.csv"}])
 def test_exactly_one_table_is_named(given: dict[str, str]) -> None:
     with pytest.raises(ValidationError, match="needs either file"):

@@ -32,4 +32,19 @@ def test_a_table_of_all_findings_that_is_cut_says_what_is_left_out() -> None:
 
 def test_a_class_is_thin_where_its_images_are_one_picture() -> None:
     (must,) = look([], {"a": {"train": 1, "val": 2, "test": 2}}).musts
-    assert "the class 'a' has 1 images in train, it needs 2" in must
+    assert "the class 'a' has 1 image in train, it needs 2" in must
+
+
+def test_the_judge_of_labels_is_described_although_no_label_is_listed() -> None:
+    quiet = look([], {"a": {"train": 5, "val": 2, "test": 2}})
+    assert "No label is listed as doubtful" not in page(quiet)
+    quiet.agreed, quiet.wrong_labels = 0.83, (2.0, 5.0)
+    text = page(quiet)
+    assert "agrees with 83% of the labels of a class on average" in text
+    assert "about 2 (up to 5) of all labels" in text
+    quiet.agreed = 0.4
+    text = page(quiet)
+    assert "agrees with only 40% of the labels" in text
+    assert "up to 5" not in text
+    quiet.findings = many("label", 1)
+    assert "No label is listed as doubtful" not in page(quiet)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from engine.report import page
-from engine.report.page import CONTENTS, with_contents
+from engine.report.page import CONTENTS, figure_interval, with_contents
 
 
 def test_an_interval_of_replicates_that_are_alike_is_none() -> None:
@@ -37,3 +37,8 @@ def test_contents_link_to_every_heading() -> None:
     assert '<h2 id="section-3">Two</h2>' in page
     assert "#section-3" not in page
     assert CONTENTS not in page
+
+
+def test_an_interval_of_a_figure_ends_where_the_metric_does() -> None:
+    assert figure_interval(-0.02, 1.04, "macro_f1") == "0.000 to 1.000"
+    assert figure_interval(0.9, 1.3, "brier") == "0.900 to 1.300"

@@ -7,8 +7,9 @@ import pytest
 
 from engine.core import rows
 from engine.core.ledger import Ledger
+from engine.data.images import Preprocess
 from engine.readers import Reader, ReaderSpec
-from engine.stages.records import record_notices, small_class_notices
+from engine.stages.records import decoding_notices, record_notices, small_class_notices
 from engine.wording import notice_in_words
 
 
@@ -28,16 +29,15 @@ def notices(labels: list[str], groups: list[str | None]) -> list[str]:
 
 
 def test_skipped_files_are_counted_by_reason() -> None:
-    assert notices(["a"], [None]) == ["2 of 5 files were not read: 2 hidden"]
+    assert notices(["a"], [None]) == ["files that were not read: 2 of 5 (2 hidden)"]
 
 
 def test_class_named_like_a_missing_value_is_noticed() -> None:
     found = notices(["cat", "NaN", "nan", "None"], [None] * 4)
     assert [text for text in found if "missing value" in text] == [
-        "the class 'NaN' (1 images) is named like a missing value; leave these images out if they"
-        " have no label",
-        "the class 'nan' (1 images) is named like a missing value; leave these images out if they"
-        " have no label",
+        f"the class {name!r} is named like a missing value (images: 1); leave these images out if"
+        " they have no label"
+        for name in ("NaN", "nan")
     ]
 
 
@@ -55,7 +55,7 @@ def test_classes_that_are_the_same_number_are_noticed() -> None:
 @pytest.mark.parametrize(("first", "second"), [("p07", "P07"), ("007", "7"), ("a b", "a  b")])
 def test_groups_that_differ_in_writing_alone_are_noticed(first: str, second: str) -> None:
     (_, text) = notices(["x"] * 3, sorted([first, second, "other"]))
-    assert "1 pairs of groups differ only in case, spaces or leading zeros" in text
+    assert "pairs of groups that differ only in case, spaces or leading zeros: 1 (first: " in text
 
 
 def test_ledger_that_does_not_sum_up_is_refused() -> None:
@@ -78,3 +78,29 @@ def test_class_of_which_one_image_weighs_much_is_noticed() -> None:
         notice
     )
     assert small_class_notices({"a": {"val": 20, "test": 40}, "b": {"val": 20, "test": 40}}) == []
+
+
+def cut(sizes: list[tuple[int, int]], fit: str) -> list[str]:
+    index = pa.table(
+        {
+            rows.URI: [f"{number}.png" for number in range(len(sizes))],
+            rows.WIDTH: [width for width, _ in sizes],
+            rows.HEIGHT: [height for _, height in sizes],
+            rows.FRAMES: [1] * len(sizes),
+            rows.BITS: pa.array([None] * len(sizes), pa.int32()),
+        }
+    )
+    return [
+        notice_in_words(notice)
+        for notice in decoding_notices(index, Preprocess(size=64, fit=fit))
+    ]  # fmt: skip
+
+
+def test_crop_that_leaves_out_the_ends_of_pages_is_noticed() -> None:
+    pages = [(64, 64), (400, 300), (210, 297), (297, 210)]
+    (text,) = cut(pages, "crop")
+    assert "2 of 4 pictures lose more than 26% of their area (first: 2.png)" in text
+    assert cut(pages, "pad") == []
+    # One in a hundred may be an odd one.
+    assert cut([(64, 64)] * 99 + [(210, 297)], "crop") == []
+    assert cut([], "crop") == []

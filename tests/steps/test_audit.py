@@ -170,7 +170,10 @@ def test_source_of_a_class_and_pictures_seen_in_train_are_reported(
     manifest = audit(toy_study(root, preprocess={"size": 64}))
     notices = {entry["code"]: entry["fields"] for entry in manifest.metrics["warnings"]}
     assert notices["confounded"]["area"] > 0.99
-    assert "size" in notices["confounded"]["by"]
+    # The value of the best feature is named.
+    by = notices["confounded"]["by"]
+    assert "size" in by
+    assert " in 100% of its files and 0% of the others" in by
     seen = {"split": "test", "seen": 2, "pictures": 18, "equal": 1, "near": 1}
     assert notices["seen_in_train"] == seen
     # The new encoding has another label.
@@ -300,7 +303,7 @@ def test_class_of_one_repeated_image_is_too_small_as_in_ingest(
         picture(hash_free(split, 0), 2).save(root / split / "c" / "0.png")
         shutil.copy(root / split / "c" / "0.png", root / split / "c" / "1.png")
     study = toy_study(root)
-    thin = "the class 'c' has 1 images in train, it needs 2"
+    thin = "the class 'c' has 1 image in train, it needs 2"
     assert any(text.startswith(thin) for text in audit(study).metrics["must"])
     with pytest.raises(DataError, match=thin):
         execute(until(plan(study), "ingest"), store, InlineRuntime(), profile)

@@ -187,7 +187,7 @@ def test_ledger_of_the_folder_is_on_the_line_and_in_the_result(
     assert (ledger.files, ledger.read) == (23, 20)
     assert ledger.skipped == {".txt": 1, "hidden": 1, "system": 1}
     said = capsys.readouterr().err
-    assert "3 of 23 files were not read: 1 .txt, 1 hidden, 1 system" in said
+    assert "files that were not read: 3 of 23 (1 .txt, 1 hidden, 1 system" in said
 
 
 def test_twelve_of_sixteen_bits_are_noticed(
@@ -431,7 +431,12 @@ def test_images_and_classes_can_be_left_out(
     found = fates(store, ingest(toy_study(chosen)))
     assert len(found) == 21
     assert not any(uri.startswith("c/") or uri.endswith("/011.png") for uri in found)
-    refused(ingest, toy_study({**reader, "exclude": ["d/*"]}), r"'d/\*' matches no image")
+    for pattern, hint in (
+        ("d/*", r"'d/\*' matches no image; remove it, or write a path such as 'a/000\.png'"),
+        ("A/000.PNG", r"but 'a/000\.png' differs only in case"),
+        ("011.png", r"paths begin below root: '\*/011\.png' matches 2"),
+    ):
+        refused(ingest, toy_study({**reader, "exclude": [pattern]}), hint)
     refused(ingest, toy_study({**reader, "classes": ["a", "z"]}), "unknown class 'z'.*a, b, c")
 
 
@@ -587,6 +592,9 @@ def test_leaks_stop_the_run_with_a_list_that_is_safe_in_spreadsheets(
     place = next(key for key in store.listing("steps") if key.endswith("leaks.csv"))
     assert store.location(place) in text
     found = list(csv.DictReader(io.StringIO(store.read(place).decode())))
+    assert {(row["first_label"], row["second_label"]) for row in found} == {
+        ("'=a", "'=a"), ("b", "b")
+    }  # fmt: skip
     assert {(row["kind"], row["first"], row["second"]) for row in found} == {
         ("exact", "test/=a/=cmd.png", "train/=a/000.png"),
         ("exact", "test/b/copy.png", "val/b/001.png"),
@@ -605,7 +613,7 @@ def test_name_like_a_formula_is_quoted_in_the_list_of_leaks(
     refused(ingest, study, "1 exact", LeakError)
     place = next(key for key in store.listing("steps") if key.endswith("leaks.csv"))
     found = list(csv.reader(io.StringIO(store.read(place).decode())))
-    assert found[1][:5] == ["exact", "'=x/000.png", "train", "'=x/019.png", "test"]
+    assert found[1][:6] == ["exact", "'=x/000.png", "train", "b", "'=x/019.png", "test"]
     assert not [cell for row in found for cell in row if cell[:1] in tuple("=+-@")]
 
 

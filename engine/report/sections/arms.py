@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from engine.report.download import Row
 from engine.report.page import Section, render
-from engine.report.results import FIGURES, RANGES, StudyResults
+from engine.report.results import FIGURES, StudyResults
 from engine.report.table import STARS, stars
 
 
@@ -38,9 +38,7 @@ def figures(results: StudyResults) -> Section:
     """Every figure of each tested arm; `arms.csv` has them too."""
     tested = results.evaluate.arms.values()
     metrics = [name for name in FIGURES if any(name in arm.figures for arm in tested)]
-    return Section(
-        render("figures.html", results=results, metrics=metrics, names=FIGURES, ranges=RANGES)
-    )
+    return Section(render("figures.html", results=results, metrics=metrics, names=FIGURES))
 
 
 def arm_rows(results: StudyResults) -> list[Row]:

@@ -33,7 +33,8 @@ def warnings(results: StudyResults) -> Section:
 class ImageWarnings:
     """Warnings about a generator's images, by fit.
 
-    apart: areas under the ROC curve of classes, if most are easily distinguished from real ones.
+    apart: areas under the ROC curve of the classes that are easily distinguished from real images,
+    if most are.
     misread: percent of kept images in which the labeler sees the requested class, if clearly less
     than `agreement_val`, that of real ones. notes: fit, notice, and whether
     the text is the reason that forbids the export.
@@ -53,7 +54,7 @@ def image_warnings(probe: Probe, fits: Sequence[GeneratorFit]) -> ImageWarnings:
     for fit in fits:
         areas = [entry.areas[fit.fit] for entry in probe.classes if fit.fit in entry.areas]
         if areas and float(np.median(areas)) >= _EASILY_TOLD:
-            apart[fit.fit] = areas
+            apart[fit.fit] = [area for area in areas if area >= _EASILY_TOLD]
         labeler = fit.curated.labeler
         if labeler is None or labeler.agreement_kept is None:
             continue

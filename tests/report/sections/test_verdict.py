@@ -29,7 +29,7 @@ def text_of(areas: dict[int, float], *curations: dict[str, object]) -> str:
 
 
 def test_what_is_wrong_with_a_later_fit_is_told_with_its_number() -> None:
-    stops = "3 of 60 are copies of training images"
+    stops = "copies of training images: 3 of 60 images"
     copied = {"filters": [{"name": "copies", "dropped": 3, "limits": {}, "stops": stops}]}
     text = text_of({0: 0.6, 1: 0.97}, {}, copied)
     assert text.startswith("Images of more, fit 1 are easily distinguished from real ones")
@@ -40,8 +40,8 @@ def test_what_is_wrong_with_a_later_fit_is_told_with_its_number() -> None:
     )
     text = text_of({0: 0.96, 1: 0.97}, seen, more)
     assert "Images of more are easily distinguished" in text
-    assert "0.96 to 0.97 by class" in text
+    assert "in most classes (area under the ROC curve 0.96 to 0.97)" in text
     assert "in 50% to 60% of kept images, and the true class in 95% of real images" in text
-    assert "curve 1.00 by class" in text_of({0: 0.997, 1: 1.0}, {}, {})
-    assert text_of({}, copied).startswith("More: 3 of 60")
+    assert "curve 1.00)" in text_of({0: 0.997, 1: 1.0}, {}, {})
+    assert text_of({}, copied).startswith("More: copies of training images: 3 of 60")
     assert text_of({}, {"warnings": ["something is odd"]}) == "More: something is odd."
