@@ -137,7 +137,10 @@ def shortage(demand: Demand, view: View) -> str:
             demand.workers
         ):
             largest = max((node.get(resource, 0.0) for node in view.nodes.values()), default=0.0)
-            return f"{_count(each, resource)} on one node; the largest node has {largest:g}"
+            return (
+                f"{_count(each, resource)} on one node; the largest node has {largest:g} (add a"
+                f" larger one, or lower {resource.lower()}s in the profile)"
+            )
     return ""
 
 

@@ -57,6 +57,9 @@ def test_kills_of_workers_and_nodes(tmp_path: Path) -> None:
     with loopback_cluster(NODES) as cluster, open(tmp_path / "log", "w+") as log:
         sets = {"profile.runtime": "ray", "profile.address": cluster.address,
                 "profile.fit.max_failures": "8", "profile.trial.max_failures": "8"}  # fmt: skip
+        # A node has one CPU.
+        sets |= {f"profile.{place}.cpus": "1"
+                 for place in ("stages.embed", "stages.generate", "fit", "trial")}  # fmt: skip
         driver = subprocess.Popen(
             command(store.url, sets=sets), stdout=log, stderr=subprocess.STDOUT,
             env=cluster.environment,
