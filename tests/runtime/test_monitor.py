@@ -102,7 +102,8 @@ def test_missing_resources_are_waited_for(watched: Watched) -> None:
         (Demand({"CPU": 1.5}, workers=3), "4.5 CPUs; the Ray cluster has 4"),
         (
             Demand({"CPU": 3.0}),
-            "3 CPUs on one node; the largest node has 2 (add a larger one, or lower cpus in the profile)",
+            "3 CPUs on one node; the largest node has 2 (add a larger one, or lower cpus in the"
+            " profile)",
         ),
         (Demand({"CPU": 1.0, "GPU": 1.0}, workers=2), "2 GPUs; the Ray cluster has 1"),
         (Demand({"CPU": 1.0, "GPU": 0.25}, workers=4), ""),
