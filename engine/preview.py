@@ -6,7 +6,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -78,8 +77,8 @@ def preview(
     for step in generates:
         drawn = previewer.draw(step)
         funnel, each, signs = previewer.curate(step, curates.get(step.key), drawn)
-        section, of_generator = previewer.section(step, drawn, funnel, each)
-        sections.append({**section, "signs": signs})
+        section, of_generator = previewer.section(step, drawn, funnel, signs, each)
+        sections.append(section)
         generators[step.subject.name] = of_generator
     rates = Rates(
         generators=generators, train=previewer.train(steps, needed),
@@ -109,6 +108,37 @@ class _Drawn:
     shards: list[Shard]
     commits: list[Commit]
     full: dict[str, int]
+
+
+@dataclass(frozen=True)
+class _OfClass:
+    """The images of a class on the page, as data URLs. quarantined: reasons. train: real images.
+    full: images that the study requests first. kept: by the filters, None without any."""
+
+    label: str
+    real: list[str]
+    made: list[str]
+    quarantined: list[str]
+    train: int
+    full: int
+    kept: int | None
+
+
+@dataclass(frozen=True)
+class _OfGenerator:
+    """A generator on the page. per_second: images of one worker. hours, megabytes: of the images
+    that the study requests first. signs: that it learnt nothing."""
+
+    label: str
+    classes: list[_OfClass]
+    signs: list[Notice]
+    total: int
+    per_second: float
+    actors: int
+    batch_size: int
+    device: str
+    hours: float
+    megabytes: float
 
 
 @dataclass(frozen=True)
@@ -188,8 +218,13 @@ class _Previewer:
         return make_funnel(table, requested), seconds / max(1, count), signs
 
     def section(
-        self, step: Step, drawn: _Drawn, funnel: Mapping[str, ClassFunnel], curate: float
-    ) -> tuple[dict[str, Any], GeneratorRates]:
+        self,
+        step: Step,
+        drawn: _Drawn,
+        funnel: Mapping[str, ClassFunnel],
+        signs: list[Notice],
+        curate: float,
+    ) -> tuple[_OfGenerator, GeneratorRates]:
         """The section of the page, and the rates. curate: seconds of one image."""
         spec = step.spec_as(GenerateSpec)
         ingest = drawn.context.inputs["ingest"]
@@ -201,15 +236,15 @@ class _Previewer:
             keys = [commit.data.key] if commit.data else []
             images = first_images(self.store, keys, spec.task, self.count)
             classes.append(
-                {
-                    "label": label,
-                    "real": [_tile(image, spec.preprocess) for image in real.get(label, [])],
-                    "made": [_tile(image, spec.preprocess) for image in images.get(label, [])],
-                    "quarantined": [status for status in commit.status if status != OK],
-                    "train": train.get(label, 0),
-                    "full": drawn.full[label],
-                    "kept": funnel[label].kept if label in funnel else None,
-                }
+                _OfClass(
+                    label,
+                    real=[_tile(image, spec.preprocess) for image in real.get(label, [])],
+                    made=[_tile(image, spec.preprocess) for image in images.get(label, [])],
+                    quarantined=[status for status in commit.status if status != OK],
+                    train=train.get(label, 0),
+                    full=drawn.full[label],
+                    kept=funnel[label].kept if label in funnel else None,
+                )
             )
         resources = self.profile.stage("generate")
         # A shard of a few images still costs whole batches of the planned shape.
@@ -226,14 +261,14 @@ class _Previewer:
             kept={label: (min(of.kept, of.generated), of.generated)
                   for label, of in funnel.items()},
         )  # fmt: skip
-        section = {
-            "label": step.label, "classes": classes, "total": total,
-            "per_second": 1 / seconds if seconds else 0.0, "actors": resources.actors,
-            "batch_size": resources.batch_size, "device": self.profile.device,
-            "hours": total * seconds / resources.actors / 3600,
-            "megabytes": total * bytes_each / 2**20,
-        }  # fmt: skip
-        return section, rates
+        of_generator = _OfGenerator(
+            step.label, classes, signs, total,
+            per_second=1 / seconds if seconds else 0.0, actors=resources.actors,
+            batch_size=resources.batch_size, device=self.profile.device,
+            hours=total * seconds / resources.actors / 3600,
+            megabytes=total * bytes_each / 2**20,
+        )  # fmt: skip
+        return of_generator, rates
 
     def train(self, steps: Sequence[Step], needed: Sequence[Step]) -> float | None:
         """Seconds of an optimizer step of a classifier, from the labeler's training or from the
