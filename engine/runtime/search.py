@@ -57,7 +57,8 @@ def search(
     share: Share,
 ) -> None:
     """Run a trial for each name, as many at once as fit."""
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    # Its errors are stack dumps of trials that run again; those that count are raised.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     in_trial, threads = resources.workers == 1, resources.threads
 
     def trial(config: dict[str, Any]) -> dict[str, Any]:

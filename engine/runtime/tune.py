@@ -122,7 +122,8 @@ def tune(
 ) -> None:
     """Try settings until none is proposed, as many at once as fit. Raises `StorageError` if storage
     still fails at a setting's last attempt."""
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    # Its errors are stack dumps of trials that run again; those that count are raised.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     leaf, threads = leaf and resources.workers == 1, resources.threads
 
     def trial(config: dict[str, Any]) -> None:
