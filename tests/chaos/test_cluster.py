@@ -16,10 +16,11 @@ import pytest
 from engine.core.store import Store
 from engine.maintenance import fsck
 from tests.chaos.storages import differences
-from tests.chaos.studies import command, run
+from tests.chaos.studies import ROOT, command, run
 from tests.loopback import Cluster, loopback_cluster
 
 NODES = 3
+PROFILE = ROOT / "configs" / "profiles" / "cluster.yaml"
 KILLS = int(os.environ.get("CHAOS_KILLS", "12"))
 # Seconds between kills: a worker needs some to start, and one that is killed before it has done
 # anything makes no progress.
@@ -57,11 +58,9 @@ def test_kills_of_workers_and_nodes(tmp_path: Path) -> None:
     with loopback_cluster(NODES) as cluster, open(tmp_path / "log", "w+") as log:
         sets = {"profile.runtime": "ray", "profile.address": cluster.address,
                 "profile.fit.max_failures": "8", "profile.trial.max_failures": "8"}  # fmt: skip
-        # A node has one CPU.
-        sets |= {f"profile.{place}.cpus": "1"
-                 for place in ("stages.embed", "stages.generate", "fit", "trial")}  # fmt: skip
         driver = subprocess.Popen(
-            command(store.url, sets=sets), stdout=log, stderr=subprocess.STDOUT,
+            # A node has one CPU.
+            command(store.url, "--profile", str(PROFILE), sets=sets), stdout=log, stderr=subprocess.STDOUT,
             env=cluster.environment,
         )  # fmt: skip
         try:
