@@ -60,8 +60,8 @@ def test_kills_of_workers_and_nodes(tmp_path: Path) -> None:
                 "profile.fit.max_failures": "8", "profile.trial.max_failures": "8"}  # fmt: skip
         driver = subprocess.Popen(
             # A node has one CPU.
-            command(store.url, "--profile", str(PROFILE), sets=sets), stdout=log, stderr=subprocess.STDOUT,
-            env=cluster.environment,
+            command(store.url, "--profile", str(PROFILE), sets=sets), stdout=log,
+            stderr=subprocess.STDOUT, env=cluster.environment,
         )  # fmt: skip
         try:
             while driver.poll() is None:
