@@ -16,8 +16,10 @@ def unset_variable(path: str) -> str | None:
     """The first variable of a local path, such as `$DATA`, that is not set."""
     if "://" in path:
         return None
-    names = re.findall(r"\$(?:\{(\w+)\}|(\w+))", path)
-    return next((f"${a or b}" for a, b in names if (a or b) not in os.environ), None)
+    names = (a or b for a, b in re.findall(r"\$(?:\{(\w+)\}|(\w+))", path))
+    return next(
+        (f"${name}" for name in names if os.path.expandvars(f"${name}") == f"${name}"), None
+    )
 
 
 def local_path(name: str) -> Path:

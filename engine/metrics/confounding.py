@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from engine.metrics.folds import grouped_folds
+
 _FOLDS = 5
 _TREES, _LEAF = 20, 8
 # Images that the model learns from, drawn at random.
@@ -76,9 +78,12 @@ def predicted_classes(
     numbers = np.searchsorted(kept, names[rows])
     _, group_numbers = np.unique(group[rows], return_inverse=True)
 
+    fewest = min(len(set(group_numbers[numbers == number])) for number in range(len(kept)))
+    folds = grouped_folds(numbers, group_numbers, min(_FOLDS, fewest), seed)
+
     def areas(columns: Sequence[str]) -> list[float]:
         values = np.concatenate([varying[name][rows] for name in columns], axis=1)
-        return _areas(values, numbers, group_numbers, len(kept), seed)
+        return _areas(values, numbers, folds)
 
     together = areas(list(varying))
     alone = {name: areas([name]) for name in varying} if len(varying) > 1 else {}
@@ -102,17 +107,14 @@ def predicted_classes(
 
 
 def _areas(
-    values: np.ndarray, numbers: np.ndarray, groups: np.ndarray, classes: int, seed: int
+    values: np.ndarray, numbers: np.ndarray, folds: Sequence[tuple[np.ndarray, np.ndarray]]
 ) -> list[float]:
     """The area under the ROC curve of each class against the others, out of fold."""
     from sklearn.ensemble import RandomForestClassifier
     from sklearn.metrics import roc_auc_score
-    from sklearn.model_selection import StratifiedGroupKFold
 
-    fewest = min(len(set(groups[numbers == number])) for number in range(classes))
-    folds = StratifiedGroupKFold(min(_FOLDS, fewest), shuffle=True, random_state=seed % 2**32)
-    probabilities = np.zeros((len(numbers), classes))
-    for train, rest in folds.split(values, numbers, groups):
+    probabilities = np.zeros((len(numbers), int(numbers.max()) + 1))
+    for train, rest in folds:
         # Balanced: a rare class must not vanish in the leaves.
         forest = RandomForestClassifier(
             _TREES, min_samples_leaf=_LEAF, class_weight="balanced", random_state=0
@@ -120,7 +122,7 @@ def _areas(
         probabilities[np.ix_(rest, forest.classes_)] = forest.predict_proba(values[rest])
     return [
         float(roc_auc_score(numbers == number, probabilities[:, number]))
-        for number in range(classes)
+        for number in range(probabilities.shape[1])
     ]
 
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from engine.metrics.folds import grouped_folds
+
 _FOLDS = 5
 # Principal components that are learnt from, and rows that they are computed from.
 _COMPONENTS, _COMPONENTS_FROM = 256, 20_000
@@ -123,7 +125,6 @@ def out_of_fold(
     components, trained without images of the same group; None if a class has too few groups."""
     from sklearn.decomposition import PCA
     from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import StratifiedGroupKFold
     from sklearn.preprocessing import StandardScaler
 
     classes = int(labels.max()) + 1 if len(labels) else 0
@@ -142,8 +143,7 @@ def out_of_fold(
     ).astype(np.float32)
     probabilities = np.zeros((len(labels), classes))
     count = min(_FOLDS, *group_counts)
-    folds = StratifiedGroupKFold(count, shuffle=True, random_state=seed % 2**32)
-    for train, rest in folds.split(features, labels, groups):
+    for train, rest in grouped_folds(labels, groups, count, seed):
         model = LogisticRegression(C=0.01, max_iter=200).fit(features[train], labels[train])
         probabilities[np.ix_(rest, model.classes_)] = model.predict_proba(features[rest])
     return probabilities
