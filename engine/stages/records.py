@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from engine.core import rows
 from engine.core.errors import DataError
 from engine.core.names import check_class_names
-from engine.core.notice import Code, Notice
+from engine.core.notice import Notice
 from engine.core.rows import TaskKind
 from engine.core.spec import Spec
 from engine.data.dataset import assign_splits
@@ -174,13 +174,20 @@ def small_class_notices(counts: Mapping[str, Mapping[str, int]]) -> list[Notice]
 
 def seen_notices(seen: Mapping[str, SeenInTrain], *, resolved: bool = False) -> list[Notice]:
     """Pictures of val and test that are in train too. resolved: they were, until now."""
-    code: Code = "seen_before" if resolved else "seen_in_train"
-    return [
-        Notice.of(code, split=split, seen=counts.equal + counts.near, pictures=counts.pictures,
-                  equal=counts.equal, near=counts.near)
-        for split, counts in seen.items()
-        if counts.equal + counts.near
-    ]  # fmt: skip
+    notices = []
+    for split, counts in seen.items():
+        in_train = counts.equal + counts.near
+        if in_train and resolved:
+            notices.append(
+                Notice.of("seen_before", split=split, seen=in_train, pictures=counts.pictures,
+                          equal=counts.equal, near=counts.near)
+            )  # fmt: skip
+        elif in_train:
+            notices.append(
+                Notice.of("seen_in_train", split=split, seen=in_train, pictures=counts.pictures,
+                          equal=counts.equal, near=counts.near)
+            )  # fmt: skip
+    return notices
 
 
 def record_notices(records: pa.Table, reader: Reader[ReaderSpec], task: str) -> list[Notice]:
