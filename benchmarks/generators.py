@@ -290,7 +290,7 @@ def main() -> None:
     if not WEIGHTS.is_dir() or not (SHARED / "data" / arguments.data).is_dir():
         raise SystemExit(f"{WEIGHTS} and {SHARED / 'data' / arguments.data} are needed")
     if arguments.quick:
-        arguments.steps, arguments.images, arguments.train = 20, 32, 500
+        arguments.steps, arguments.images, arguments.train = 4, 16, 500
     torch.set_num_threads(arguments.threads)
     settings = SETTINGS[arguments.data]
     if unknown := set(arguments.only or ()) - set(settings):
@@ -316,6 +316,10 @@ def main() -> None:
         fields = dict(settings[name])
         if arguments.steps:
             fields["train_steps"] = arguments.steps
+        if arguments.quick:
+            fields["batch_size"] = 8
+            if "num_inference_steps" in fields:
+                fields["num_inference_steps"] = 3
         made = train_and_sample(name, fields, data, held_out.labels, arguments.weights)
         rows.append(
             [name, f"{made.train_seconds:,.0f}", f"{made.images_per_second:.1f}",
