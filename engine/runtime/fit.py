@@ -11,9 +11,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import ray.train
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
+from engine.core.errors import EngineError, brief
 from engine.core.interrupts import off_main_thread
 from engine.runtime.errors import find_engine_error
 from engine.work.fit import FitContext
@@ -37,26 +38,38 @@ def fit(
             )
         )
 
-    trainer = TorchTrainer(
-        loop,
-        train_loop_config={},
-        scaling_config=ScalingConfig(
-            num_workers=resources.workers,
-            use_gpu=resources.gpus > 0,
-            resources_per_worker={
-                "CPU": resources.cpus,
-                **({"GPU": resources.gpus} if resources.gpus else {}),
-            },
-        ),
-        run_config=RunConfig(
-            name=context.attempt,
-            storage_path=folder,
-            failure_config=FailureConfig(max_failures=resources.max_failures),
-        ),
-    )
-    try:
-        off_main_thread(trainer.fit)
-    except Exception as error:
-        if (own := find_engine_error(error)) is not None:
-            raise own from None
-        raise
+    for attempt in range(resources.max_failures + 1):
+        trainer = TorchTrainer(
+            loop,
+            train_loop_config={},
+            scaling_config=ScalingConfig(
+                num_workers=resources.workers,
+                use_gpu=resources.gpus > 0,
+                resources_per_worker={
+                    "CPU": resources.cpus,
+                    **({"GPU": resources.gpus} if resources.gpus else {}),
+                },
+            ),
+            run_config=RunConfig(
+                name=f"{context.attempt}-{attempt}",
+                storage_path=folder,
+                failure_config=FailureConfig(max_failures=resources.max_failures),
+            ),
+        )
+        try:
+            off_main_thread(trainer.fit)
+            return
+        except ControllerError as error:
+            # Ray Train 2.60 replaces workers that die in the loop, and gives up if one dies while
+            # they start. What has been computed is in the store.
+            if (own := find_engine_error(error)) is not None:
+                raise own from None
+            if attempt == resources.max_failures:
+                raise EngineError(
+                    f"{context.work}: the workers of a fit died {attempt + 1} times while they"
+                    f" started ({brief(error)}); see Ray's logs, or raise fit.max_failures"
+                ) from error
+        except Exception as error:
+            if (own := find_engine_error(error)) is not None:
+                raise own from None
+            raise
