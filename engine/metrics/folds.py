@@ -14,9 +14,9 @@ def grouped_folds(
     """
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
+    rows, state = np.zeros(len(labels)), seed % 2**32
     # The search among groups takes a second for a thousand, and without groups decides nothing.
-    alone = len(np.unique(groups)) == len(groups)
-    split = (StratifiedKFold if alone else StratifiedGroupKFold)(
-        folds, shuffle=True, random_state=seed % 2**32
-    )
-    return list(split.split(np.zeros(len(labels)), labels, groups))
+    if len(np.unique(groups)) == len(groups):
+        return list(StratifiedKFold(folds, shuffle=True, random_state=state).split(rows, labels))
+    grouped = StratifiedGroupKFold(folds, shuffle=True, random_state=state)
+    return list(grouped.split(rows, labels, groups))
