@@ -54,7 +54,9 @@ def test_kills_of_workers_and_nodes(tmp_path: Path) -> None:
     print(f"seed {seed}")
     dice, kills = random.Random(seed), Counter[str]()
     undisturbed, store = Store(str(tmp_path / "undisturbed")), Store(str(tmp_path / "runs"))
-    run(undisturbed.url)
+    # On Ray too: a worker's libraries use as many threads as it has CPUs, and sums depend on these.
+    alone = {"profile.runtime": "ray", "profile.address": "local"}
+    run(undisturbed.url, "--profile", str(PROFILE), sets=alone)
     with loopback_cluster(NODES) as cluster, open(tmp_path / "log", "w+") as log:
         sets = {"profile.runtime": "ray", "profile.address": cluster.address,
                 "profile.fit.max_failures": "8", "profile.trial.max_failures": "8"}  # fmt: skip
