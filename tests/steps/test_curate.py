@@ -128,7 +128,7 @@ def test_strict_stops_the_export_of_copies(
     curated = run_until(study, "evaluate")
     assert curated.metrics["contrasts"]
     for what in ("more", "more x1"):
-        said = r"more is not exported: \d+ of \d+ images are copies of .* strict: true"
+        said = r"more is not exported: \d+ of \d+ copies of training images: .* strict: true"
         with pytest.raises(DataError, match=said):
             export(study, store, Store(str(tmp_path / "out")), what, "csv", ["train"])
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
