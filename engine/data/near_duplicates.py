@@ -27,9 +27,9 @@ from engine.core.rng import generator
 from engine.data.alignment import (
     CHANGED,
     SAME,
-    SAME_IN_PLACE,
     differences,
     overlaid_differences,
+    same_in_place,
 )
 
 # Side of the small pictures, in pixels.
@@ -251,21 +251,21 @@ def near_pairs(
 
 
 def same_pictures(
-    pictures: np.ndarray, matched: Matched, *, in_place: bool
+    pictures: np.ndarray, matched: Matched, small_side: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """The pairs of one picture in two encodings, sizes or slight crops, int64 (k, 2), and their
     correlation, float32 (k,).
 
-    in_place: compare without overlay. Pictures of few pixels have little that tells them apart, and
-    an overlay removes part of it.
+    small_side: of pictures that are compared without overlay. Pictures of few pixels have little
+    that tells them apart, and an overlay removes part of it.
     """
     matched = matched[matched.score >= _WORTH_COMPARING]
     difference = differences(pictures, matched.pairs)
-    if not in_place:
+    if small_side is None:
         apart = np.flatnonzero(difference > SAME)
         overlaid = _overlaid(pictures, matched[apart])
         difference[apart] = np.minimum(difference[apart], overlaid)
-    same = difference <= (SAME_IN_PLACE if in_place else SAME)
+    same = difference <= (SAME if small_side is None else same_in_place(small_side))
     return matched.pairs[same], np.sqrt(1 - difference[same] ** 2)
 
 

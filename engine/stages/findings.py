@@ -173,13 +173,13 @@ class Findings:
             pictures = aligned(self.context.store, keys, rows.THUMBNAIL, self.ids)
         for row in np.flatnonzero(of_one_colour(pictures)):
             self.add("one_colour", int(row))
-        small = too_small(self.index, spec.preprocess)
+        small_side = too_small(self.index, spec.preprocess)
         with self.timed("near duplicates"):
             near = find_near(
                 self.index, spec.task, vectors, pictures, spec.audit.near_quantile, spec.seed,
-                small=small is not None,
+                small_side=small_side,
             )  # fmt: skip
-        self.warnings += near.warnings(small)
+        self.warnings += near.warnings(small_side)
         self.warnings += self.seen(near.pairs)
         appearance = aligned(self.context.store, keys, rows.APPEARANCE, self.ids)
         with self.timed("confounding"):

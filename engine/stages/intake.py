@@ -258,10 +258,10 @@ class Near:
     # Whether so many pictures are alike that only new encodings count.
     alike: bool = False
 
-    def warnings(self, small: Notice | None) -> list[Notice]:
-        """What was not searched for. small: of `too_small`."""
-        if small:
-            return [small]
+    def warnings(self, small_side: int | None) -> list[Notice]:
+        """What was not searched for. small_side: of `too_small`."""
+        if small_side is not None:
+            return [Notice.of("small_pictures", side=small_side)]
         if self.alike:
             return [Notice.of("alike_pictures")]
         if self.limit is None or self.limit.fine is None:
@@ -271,14 +271,15 @@ class Near:
 
 def find_near(
     index: pa.Table, task: str, vectors: np.ndarray, pictures: np.ndarray, quantile: float,
-    seed: int, *, small: bool,
+    seed: int, *, small_side: int | None,
 ) -> Near:  # fmt: skip
     """Near duplicates within and across splits: the nearest by embedding, compared by overlay.
 
     vectors, pictures: float32 (n, width) and uint8 (n, SIDE²) in the order of the index, zeros
     where there are none. Only the first of equal pictures is compared; its matches apply to the
-    first of them in each split and with each label of `task`. small: search for new encodings
-    alone, because crops of such pictures cannot be distinguished from similar pictures.
+    first of them in each split and with each label of `task`. small_side: of `too_small`; only new
+    encodings are then searched for, because crops of such pictures cannot be distinguished from
+    similar pictures.
     """
     digests = index[rows.PIXEL_SHA256].to_pylist()
     splits, labels = (index[name].to_pylist() for name in (rows.SPLIT, rows.label_column(task)))
@@ -294,15 +295,15 @@ def find_near(
     pairs, limit = usable[candidates(Rows(vectors, usable), groups[usable])], None
     # These products are small: more threads would wait for each other, on a busy machine for long.
     with threadpool_limits(1, "blas"):
-        matched = (match_in_place if small else match)(pictures, pairs)
-        same, correlation = same_pictures(pictures, matched, in_place=small)
+        matched = (match if small_side is None else match_in_place)(pictures, pairs)
+        same, correlation = same_pictures(pictures, matched, small_side)
         # Smooth drawings, such as cells on a plain ground, differ as little as crops do.
         crops = np.sqrt(np.maximum(0, 1 - correlation**2)) > ENCODED
         alike = len(np.unique(same[crops])) > max(10, _MANY * len(usable))
         if alike:
             same, correlation = same[~crops], correlation[~crops]
         sources = [(same, correlation)]
-        if not small and len(usable) >= _LEAST:
+        if small_side is None and len(usable) >= _LEAST:
             limit = calibrate(pictures, matched, groups, quantile, seed)
             sources.append(near_pairs(pictures, matched, limit))
     agreement: dict[tuple[int, int], float] = {}
@@ -342,9 +343,9 @@ def candidates(vectors: Rows, groups: np.ndarray) -> np.ndarray:
     return np.unique(np.sort(np.concatenate(pairs), axis=1), axis=0)
 
 
-def too_small(index: pa.Table, preprocess: Preprocess) -> Notice | None:
-    """The warning that crops are not searched for because pictures are too small: the smaller of
-    the study's size and the median original size counts."""
+def too_small(index: pa.Table, preprocess: Preprocess) -> int | None:
+    """The side of pictures that are too small for crops to be searched for: the smaller of the
+    study's size and the median original size. None if they are large enough."""
     sides = pc.min_element_wise(index[rows.WIDTH], index[rows.HEIGHT])
     side = min(preprocess.size, int(pc.approximate_median(sides).as_py() or preprocess.size))
-    return Notice.of("small_pictures", side=side) if side <= _SMALL_SIDE else None
+    return side if side <= _SMALL_SIDE else None

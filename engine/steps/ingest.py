@@ -168,7 +168,7 @@ class Ingest(StepKind[IngestSpec]):
         self, context: Context, spec: IngestSpec, intake: Intake, index: pa.Table
     ) -> tuple[list[NearPair], dict[str, Any], list[Notice]]:
         """Near duplicates by id, their limits, and warnings."""
-        small = too_small(index, spec.preprocess)
+        small_side = too_small(index, spec.preprocess)
         padded = spec.preprocess.fit == "pad"
         embedded = embed_decoded(context, spec.audit.embedder, intake, padded)
         keys = [part.key for part in embedded]
@@ -179,7 +179,7 @@ class Ingest(StepKind[IngestSpec]):
         )
         near = find_near(
             index, spec.task, vectors, pictures, spec.audit.near_quantile, spec.seed,
-            small=small is not None,
+            small_side=small_side,
         )  # fmt: skip
         limits = {} if near.limit is None else {
             name: round(value, 6) if value else value
@@ -190,7 +190,7 @@ class Ingest(StepKind[IngestSpec]):
         groups, splits = (index[name].to_pylist() for name in (rows.GROUP_ID, rows.SPLIT))
         twins = [a for a, b in near.pairs.tolist()
                  if groups[a] != groups[b] and splits[a] == splits[b] == "train"]  # fmt: skip
-        warnings = near.warnings(small)
+        warnings = near.warnings(small_side)
         warnings += find_confounding(index, spec.task, pictures, appearance, spec.seed).notices()
         labels = index[rows.label_column(spec.task)].to_pylist()
         uris = index[rows.URI].to_pylist()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine.data.alignment import SAME, SAME_IN_PLACE, differences, overlaid_differences
+from engine.data.alignment import SAME, differences, overlaid_differences, same_in_place
 from engine.data.near_duplicates import match, same_pictures
 
 SIDE = 64
@@ -44,7 +44,7 @@ def test_a_new_encoding_differs_by_less_than_a_picture_that_looks_alike(quality:
     image = film(0, 0.4)
     pictures = np.stack([small(image), encoded(image, quality), small(film(1, 0.4))])
     copy, other = differences(pictures, np.array([[0, 1], [0, 2]]))
-    assert copy < SAME_IN_PLACE / 2
+    assert copy < same_in_place(28) / 2
     assert other > 2 * SAME
 
 
@@ -60,7 +60,7 @@ def test_a_crop_is_found_by_overlay_alone() -> None:
 def test_pictures_that_look_alike_stay_apart_after_overlay() -> None:
     pictures = np.stack([small(film(number, 0.3)) for number in range(20)])
     pairs = np.stack(np.triu_indices(20, 1), 1)
-    assert len(same_pictures(pictures, match(pictures, pairs), in_place=False)[0]) == 0
+    assert len(same_pictures(pictures, match(pictures, pairs))[0]) == 0
 
 
 def test_brightness_does_not_matter_and_plain_pictures_are_never_the_same() -> None:
@@ -78,8 +78,13 @@ def test_crops_are_not_searched_for_in_place() -> None:
     pictures = np.stack([small(image), encoded(image, 90), encoded(image, 90, margin=5)])
     pairs = np.stack(np.triu_indices(3, 1), 1)
     matched = match(pictures, pairs)
-    in_place, _ = same_pictures(pictures, matched, in_place=True)
+    in_place, _ = same_pictures(pictures, matched, small_side=28)
     assert in_place.tolist() == [[0, 1]]
-    overlaid, agreement = same_pictures(pictures, matched, in_place=False)
+    overlaid, agreement = same_pictures(pictures, matched)
     assert overlaid.tolist() == [[0, 1], [0, 2], [1, 2]]
     assert (agreement > 0.995).all()
+
+
+def test_small_pictures_must_be_more_alike() -> None:
+    assert same_in_place(28) == same_in_place(24) == pytest.approx(0.075)
+    assert same_in_place(16) == pytest.approx(0.05)

@@ -49,7 +49,7 @@ def arrays(images: Sequence[Image.Image]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def near(table: pa.Table, images: Sequence[Image.Image]) -> Near:
-    return find_near(table, "class", *arrays(images), 1e-4, 0, small=False)
+    return find_near(table, "class", *arrays(images), 1e-4, 0, small_side=None)
 
 
 def pairs(found: Near) -> set[tuple[int, ...]]:
@@ -65,7 +65,7 @@ def test_few_clean_photographs_have_no_near_duplicates() -> None:
         for draw in range(20):
             sample = np.random.default_rng([count, draw]).permutation(300)[:count]
             found = find_near(
-                index(count), "class", vectors[sample], small[sample], 1e-4, draw, small=False
+                index(count), "class", vectors[sample], small[sample], 1e-4, draw, small_side=None
             )
             assert pairs(found) == set(), (count, draw)
 
