@@ -158,7 +158,7 @@ def single(kind: str, seed: int) -> Contrast:
         test = Draw("test", seed)
         write_split(root / "data", "test", {label: test.take(label, 800) for label in counts})
         request: dict[str, Any] = {"ratio": 3, "classes": list(RARE)}
-        search: dict[str, Any] = {"ratios": [3], "generator_fits": 5, "seeds": 1}
+        search: dict[str, Any] = {"ratios": [3], "seeds": 2, "confirm_fits": 5}
         against = ""
         if kind == "reserve":
             made = {label: draw.take(label, 10 * FEW) for label in RARE}
@@ -171,7 +171,7 @@ def single(kind: str, seed: int) -> Contrast:
         else:
             # As often as `oversampled` draws them: every class as the common ones.
             made = {label: train[label] * (COMMON // FEW - 1) for label in RARE}
-            search |= {"generator_fits": 1, "seeds": 20}
+            search |= {"seeds": 20, "confirm_fits": 1}
             against = "oversampled"
         write_folder(root / "made", made)
         study = study_of(root, ["made"], seed, request=request, search=search)
@@ -190,7 +190,7 @@ def null(seed: int) -> Contrast:
             write_folder(root / folder, {label: draw.take(label, NULL_POOL) for label in labels})
         study = study_of(
             root, ["one", "other"], seed, request={"ratio": 2},
-            search={"ratios": [0.5, 1, 2], "generator_fits": 5, "seeds": 1, "arms": []},
+            search={"ratios": [0.5, 1, 2], "seeds": 5, "confirm_fits": 5, "arms": []},
         )  # fmt: skip
         return judged(study, root, "one", "other")
 
@@ -232,7 +232,11 @@ def planted(seed: int) -> Contrast:
 
     def contrast(gain: float, seed: int) -> Contrast:
         (found,) = compare(
-            simulated(gain, seed), [DeclaredContrast("made", "real")], "accuracy", Evaluate(), seed
+            simulated(gain, seed),
+            [DeclaredContrast("made", ("real",), "real", "real")],
+            "accuracy",
+            Evaluate(),
+            seed,
         )
         return found
 

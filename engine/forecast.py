@@ -13,6 +13,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from engine.comparison.arms import planned_trials
 from engine.core.manifest import read_manifest
 from engine.core.spec import Spec, digest
 from engine.core.step import Step
@@ -88,7 +89,8 @@ def forecast(steps: Sequence[Step], store: Store, profile: Profile, rates: Rates
         of_generator = [step for step in open_steps if step.subject.name == label]
         fits = sum(step.kind == "finetune" for step in of_generator)
         if fits and generator.fit is not None:
-            lines.append(_line(f"{fits} fits of {label}", fits * generator.fit))
+            what = f"{fits} fits of {label}" if fits > 1 else f"a fit of {label}"
+            lines.append(_line(what, fits * generator.fit))
         draws = sum(step.kind == "generate" and step.subject.round == 1 for step in of_generator)
         if draws:
             fewest, most = images_to_generate(generator)
@@ -98,7 +100,7 @@ def forecast(steps: Sequence[Step], store: Store, profile: Profile, rates: Rates
             if fewest == most:
                 what = f"{draws * most:,} images of {label}"
             lines.append(Line(what, draws * fewest * each, draws * most * each))
-    trials = {trial.key: trial for trial in trials_of(open_steps)}
+    trials = {trial.key: trial for trial in expected_trials(open_steps)}
     missing = [trial for trial in trials.values() if read_manifest(store, trial) is None]
     if missing and rates.train is not None:
         optimizer_steps = sum(training_steps(trial) for trial in missing)
@@ -107,6 +109,19 @@ def forecast(steps: Sequence[Step], store: Store, profile: Profile, rates: Rates
     if any(step.kind == "report" for step in open_steps):
         lines.append(Line("evaluation, page and logs (assumed)", *_CLOSING))
     return Forecast(lines)
+
+
+def expected_trials(steps: Sequence[Step]) -> list[Step]:
+    """The trials that these steps will run. Which arms a confirmation trains is not known before
+    the choice, but that it is one of each family is."""
+    trials = trials_of([step for step in steps if step.kind != "confirm"])
+    for step in steps:
+        if step.kind == "confirm":
+            first: dict[str, str] = {}
+            for trial in planned_trials(step):
+                if first.setdefault(trial.arm.family, trial.arm.name) == trial.arm.name:
+                    trials.append(trial.step)
+    return trials
 
 
 def _line(what: str, seconds: float) -> Line:

@@ -17,6 +17,7 @@ from engine.plan_comparison import (
     Pool,
     check_comparison,
     curate_step,
+    every_fit,
     fit_seed,
     largest_ratio,
     plan_comparison,
@@ -41,7 +42,7 @@ def plan(study: Study) -> list[Step]:
             " images; set classifier, or remove strict"
         )
     # Without a comparison one fit is enough.
-    fits = study.search.generator_fits if curation is not None else 1
+    fits = len(every_fit(study)) if curation is not None else 1
     for label in study.generators:
         for fit in range(fits):
             chain, pool = _generator_steps(data, curation, label, fit)

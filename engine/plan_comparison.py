@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from engine.comparison.arms import Added, Arm
+from engine.comparison.arms import Added, Arm, SearchSpec
 from engine.core.errors import StudyError
 from engine.core.registry import kind_of
 from engine.core.rng import derive_seed
@@ -168,28 +168,37 @@ def check_comparison(data: DataPlan, curation: Curation) -> None:
         kind_of("classifiers", spec)(spec, study.preprocess, ()).check(training)
 
 
+def choice_fits(study: Study) -> range:
+    """The generator fits whose classifiers choose."""
+    return range(study.search.generator_fits)
+
+
+def confirm_fits(study: Study) -> range:
+    """The generator fits whose classifiers confirm the choice: new ones, or the first of the choice
+    if there is to be only one."""
+    search = study.search
+    if search.confirm_fits == 1:
+        return range(1)
+    return range(search.generator_fits, search.generator_fits + search.confirm_fits)
+
+
+def every_fit(study: Study) -> range:
+    return range(max(choice_fits(study).stop, confirm_fits(study).stop))
+
+
 def plan_comparison(data: DataPlan, pools: Mapping[str, Sequence[Pool]]) -> list[Step]:
     """The mixes except `real_mix`, and all later steps. pools: one for each fit of each
     generator."""
-    study = data.study
-    arms = [*_real_arms(data), *_generator_arms(data, pools)]
-    mixes = {mix.label: mix for _, of_arm in arms for mix in of_arm}
+    study, settings = data.study, data.study.search
+    search, mixes = _trials_step(data, pools, "search", choice_fits(study), settings.seeds, 0)
+    fits = confirm_fits(study)
+    confirm, of_confirm = _trials_step(
+        data, pools, "confirm", fits, settings.seeds if len(fits) == 1 else 1,
+        len(search.spec_as(SearchSpec).seeds), {"search": search},
+    )  # fmt: skip
+    mixes |= of_confirm
     fidelity = _fidelity_steps(data, pools)
     plugins = [("classifiers", study.classifier)]
-    search = make_step(
-        "search",
-        {
-            "classifier": study.classifier, "training": study.training,
-            "preprocess": study.preprocess, "task": data.task,
-            "arms": tuple(arm for arm, _ in arms),
-            "generator_fits": study.search.generator_fits,
-            "seeds": tuple(
-                derive_seed(study.seed, "classifier", number)
-                for number in range(study.search.generator_fits * study.search.seeds)
-            ),
-        },
-        {"ingest": data.ingest, **mixes}, plugins,
-    )  # fmt: skip
     evaluate = make_step(
         "evaluate",
         {
@@ -197,7 +206,7 @@ def plan_comparison(data: DataPlan, pools: Mapping[str, Sequence[Pool]]) -> list
             "preprocess": study.preprocess, "task": data.task,
             "objective": study.training.objective, "seed": study.seed,
         },
-        {"ingest": data.ingest, "search": search}, plugins,
+        {"ingest": data.ingest, "search": search, "confirm": confirm}, plugins,
     )  # fmt: skip
     images = {
         f"{step.kind}.{pool.subject.label}": step
@@ -213,14 +222,41 @@ def plan_comparison(data: DataPlan, pools: Mapping[str, Sequence[Pool]]) -> list
             "target_classes": data.request.classes, "seed": study.seed,
         },
         {
-            "ingest": data.ingest, "embed": data.embed, "search": search, "evaluate": evaluate,
-            **images,
+            "ingest": data.ingest, "embed": data.embed, "search": search, "confirm": confirm,
+            "evaluate": evaluate, **images,
             # Includes real vectors if fidelity uses another embedder than the study.
             **{step.label: step for step in fidelity},
         },
     )  # fmt: skip
     own = [mix for mix in mixes.values() if mix != real_mix(data)]
-    return [*own, *fidelity, search, evaluate, report]
+    return [*own, *fidelity, search, confirm, evaluate, report]
+
+
+def _trials_step(
+    data: DataPlan, pools: Mapping[str, Sequence[Pool]], kind: str, fits: range, seeds: int,
+    first_seed: int, inputs: Mapping[str, Step] | None = None,
+) -> tuple[Step, dict[str, Step]]:  # fmt: skip
+    """A step that trains classifiers on the images of some generator fits, and the mixes of its
+    arms. seeds: of each fit."""
+    study = data.study
+    arms = [*_real_arms(data), *_generator_arms(data, pools, fits)]
+    mixes = {mix.label: mix for _, of_arm in arms for mix in of_arm}
+    step = make_step(
+        kind,
+        {
+            "classifier": study.classifier, "training": study.training,
+            "preprocess": study.preprocess, "task": data.task,
+            "arms": tuple(arm for arm, _ in arms),
+            "generator_fits": len(fits),
+            "seeds": tuple(
+                derive_seed(study.seed, "classifier", first_seed + number)
+                for number in range(len(fits) * seeds)
+            ),
+            "first_fit": fits.start, "first_seed": first_seed,
+        },
+        {"ingest": data.ingest, **(inputs or {}), **mixes}, [("classifiers", study.classifier)],
+    )  # fmt: skip
+    return step, mixes
 
 
 def real_mix(data: DataPlan) -> Step:
@@ -282,8 +318,10 @@ def _real_arms(data: DataPlan) -> list[PlannedArm]:
     return arms
 
 
-def _generator_arms(data: DataPlan, pools: Mapping[str, Sequence[Pool]]) -> list[PlannedArm]:
-    """The arms of each generator and of combined generators."""
+def _generator_arms(
+    data: DataPlan, pools: Mapping[str, Sequence[Pool]], fits: range
+) -> list[PlannedArm]:
+    """The arms of each generator and of combined generators, with a mix for each of `fits`."""
     study, arms = data.study, list[PlannedArm]()
 
     def mixes(
@@ -294,9 +332,9 @@ def _generator_arms(data: DataPlan, pools: Mapping[str, Sequence[Pool]]) -> list
         return [
             mix_step(
                 data, name, real, added=added, fit=fit,
-                curates={label: fits[fit] for label, fits in curates.items()},
+                curates={label: of_fit[fit] for label, of_fit in curates.items()},
             )
-            for fit in range(study.search.generator_fits)
+            for fit in fits
         ]  # fmt: skip
 
     combined = {**{label: (label,) for label in study.generators}, **study.search.combine}

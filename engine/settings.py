@@ -302,17 +302,20 @@ ArmName = Literal[
 class Search(Spec):
     """The arms of the comparison, each with the same seeds: real, real at double steps, reduced
     if the study has `reduce`, those of `arms` and `combine`, and every generator at every ratio
-    and at the requested amount. The ratio is chosen on val."""
+    and at the requested amount. The ratio is chosen on val, and confirmed on test by generators and
+    classifiers that had no part in the choice."""
 
     ratios: Annotated[tuple[Annotated[float, Field(gt=0, le=1000)], ...], Field(min_length=1)] = (
         0.5, 1.0, 2.0,
     )  # fmt: skip
-    # How often each generator is trained and sampled anew. From 2 on, a replicate of the
-    # comparison is one such fit; with 1 it is a classifier seed, and the verdict is conditional on
-    # that generator.
+    # How often each generator is trained and sampled anew for the choice on val.
     generator_fits: Annotated[int, Field(ge=1, le=100)] = 1
-    # Classifier seeds per arm and generator fit, paired across arms.
+    # Classifier seeds per arm and generator fit of the choice, paired across arms.
     seeds: Annotated[int, Field(ge=1, le=1000)] = 5
+    # How often each generator is trained and sampled anew after the choice, each time with one new
+    # classifier per opened arm: the replicates of the verdict. With 1, these are `seeds` new
+    # classifiers on the images of the choice, and the verdict is conditional on that generator.
+    confirm_fits: Annotated[int, Field(ge=1, le=100)] = 5
     # oversampled: real images, sampled so that all classes are equally frequent. class_weighted:
     # the loss weighted to the same effect. mixup, cutmix: real images mixed in training.
     # synthetic_only: for each generator as many images as there are real ones, and no real ones.
@@ -330,6 +333,8 @@ class Search(Spec):
             raise explained("ratios must rise, without repetition")
         if self.generator_fits * self.seeds < 2:
             raise explained("needs at least two classifiers per arm: raise generator_fits or seeds")
+        if self.confirm_fits == 1 and self.seeds < 2:
+            raise explained("confirm_fits: 1 needs at least two seeds to confirm a choice")
         for label, parts in {"arms": self.arms, **self.combine}.items():
             if len(set(parts)) < len(parts):
                 raise explained("{label} lists an entry twice", label=label)

@@ -113,6 +113,9 @@ SENTENCES: dict[Code, str] = {
         " training.steps, change training.learning_rate or the classifier",
     "few_replicates": "too few replicates: {replicates} (minimum {minimum})",
     "few_groups": "too few test groups: {groups} (minimum {minimum})",
+    "few_of_class":
+        "too few test groups with the rarest class: {groups} (minimum {minimum}), and it weighs as"
+        " much as any other",
     "unequal_groups":
         "too few test groups: {groups} of unequal size, equivalent to {effective:.0f} (minimum"
         " {minimum})",
@@ -146,24 +149,56 @@ def verdict_in_words(
 
 
 def contrast_in_words(contrast: Contrast, objective: str) -> str:
-    effect, margin = contrast.effect, contrast.margin
-    name, against = contrast.arm, contrast.against
+    effect = contrast.effect
+    against = f"{contrast.against}{which_baseline(contrast)}"
     difference = (
         f"{objective} {100 * effect.estimate:+.1f} points compared with {against}, 95% interval"
         f" {100 * contrast.low:+.1f} to {100 * contrast.high:+.1f}"
     )
     condition = replicates_in_words(contrast)
     if contrast.word in ("helps", "harms"):
-        small = ", but by less than the study's margin" if abs(effect.estimate) < margin else ""
-        return f"{name} {contrast.word}{small}: {difference} ({condition})."
+        return f"{contrast.arm} {word_in_words(contrast)}: {difference} ({condition})."
     if contrast.word == "equivalent":
         # Two one-sided tests at 5% correspond to a 90% interval.
         near = (
             f"{objective} {100 * effect.estimate:+.1f} points compared with {against}, 90% interval"
             f" {100 * contrast.near_low:+.1f} to {100 * contrast.near_high:+.1f}"
         )
-        return f"{name} makes no difference beyond ±{100 * margin:g} points: {near} ({condition})."
-    return f"{name} is undecided: {difference} ({condition}; {what_would_settle(contrast)})."
+        return f"{contrast.arm} {word_in_words(contrast)}: {near} ({condition})."
+    return (
+        f"{contrast.arm} is undecided: {difference} ({condition}; {what_would_settle(contrast)})."
+    )
+
+
+def word_in_words(contrast: Contrast) -> str:
+    """The verdict's word with what it is conditional on and whether the effect is relevant."""
+    points = _points(contrast.margin)
+    if contrast.word == "undecided":
+        return "undecided"
+    if contrast.word == "equivalent":
+        return f"makes no difference beyond ±{points}"
+    text: str = contrast.word
+    if contrast.generator_fits == 1:
+        text += f" with this one {'draw of images' if contrast.drawn else 'trained generator'}"
+    if abs(contrast.effect.estimate) < contrast.margin:
+        text += f", by less than the {points} that the study calls relevant"
+    return text
+
+
+def which_baseline(contrast: Contrast) -> str:
+    """Why the headline is the comparison with this baseline."""
+    if contrast.twin or len(contrast.baselines) < 2:
+        return ""
+    if contrast.word == "harms":
+        return " (real images alone)" if contrast.against != "real" else ""
+    if contrast.word == "equivalent":
+        return ", the best baseline on val"
+    return ", the baseline that it beats least"
+
+
+def _points(share: float) -> str:
+    number = f"{100 * share:g}"
+    return f"{number} {'point' if number == '1' else 'points'}"
 
 
 def replicates_in_words(contrast: Contrast) -> str:

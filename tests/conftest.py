@@ -141,6 +141,8 @@ def bars_study(tmp_path: Path, toy_study: Callable[..., Study]) -> Callable[...,
             "evaluate": {"bootstrap_draws": 200},
             **fields,
         }  # fmt: skip
+        # New fits of every generator would take most of the time of these tests.
+        values["search"] = {"confirm_fits": 1, **values["search"]}
         return toy_study(tmp_path / "real", **values)
 
     return make

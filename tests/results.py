@@ -13,9 +13,11 @@ from engine.nets.classification import Training
 from engine.report.generators import GeneratorFit
 from engine.report.results import ReportSpec, StudyResults, Trained
 from engine.results.comparison import (
+    AgainstBaseline,
     ArmFigure,
     ArmResult,
     ClassFigures,
+    ConfirmResult,
     Contrast,
     Estimate,
     EvaluateResult,
@@ -61,17 +63,26 @@ def class_figures(**fields: Any) -> ClassFigures:
     return ClassFigures(**{**defaults, **fields})
 
 
+def against(name: str = "real", **fields: Any) -> AgainstBaseline:
+    defaults: dict[str, Any] = {"effect": NOTHING, "bootstrap": NOTHING, "p": 1.0}
+    return AgainstBaseline(against=name, **{**defaults, **fields})
+
+
 def contrast(**fields: Any) -> Contrast:
+    """Against one baseline with the same figures, unless `baselines` are given."""
     defaults: dict[str, Any] = {
         "arm": "g x1", "against": "real", "ratio": 1.0, "word": "undecided", "differences": [],
-        "effect": NOTHING, "bootstrap": NOTHING, "low": -0.01, "high": 0.01, "p_adjusted": 1.0,
+        "effect": NOTHING, "bootstrap": NOTHING, "low": -0.01, "high": 0.01, "p_helps": 1.0,
+        "p_harms": 1.0,
         "equivalence_p": 1.0, "margin": 0.01, "detectable": None, "replicates": 5,
         "replicates_needed": None, "groups": 10, "groups_needed": 10, "obstacle": None,
         "effect_size": None, "wilcoxon_p": None, "near_low": 0.0, "near_high": 0.0,
-        "grouped": False, "tries": 1, "tries_against": 1, "drawn": False, "mcnemar": [],
+        "grouped": False, "tries": 1, "tries_against": 1, "drawn": False, "mcnemar": [1.0],
         "recall_gain": [], "generator_fits": 1, "seeds": 5,
     }  # fmt: skip
-    return Contrast(**{**defaults, **fields})
+    values = {**defaults, **fields}
+    same = against(values["against"], effect=values["effect"], bootstrap=values["bootstrap"])
+    return Contrast(**{"baselines": [same], **values})
 
 
 def evaluate_result(**fields: Any) -> EvaluateResult:
@@ -85,9 +96,13 @@ def evaluate_result(**fields: Any) -> EvaluateResult:
 def search_result(**fields: Any) -> SearchResult:
     defaults: dict[str, Any] = {
         "objective": "macro_f1", "warnings": [], "trials": {}, "arms": {}, "chosen": [],
-        "baseline": "real", "twins": {},
+        "baseline": "real",
     }  # fmt: skip
     return SearchResult(**{**defaults, **fields})
+
+
+def confirm_result(**fields: Any) -> ConfirmResult:
+    return ConfirmResult(**{"trials": {}, "arms": {}, "twins": {}, **fields})
 
 
 def val_mean(mean: float, sd: float = 0.01) -> ValMean:
@@ -125,7 +140,7 @@ def manifest(
 
 def trained(
     name: str, generators: tuple[str, ...] = (), seconds: float = 1.0, fit: int = 0,
-    ratio: float | None = 0.0, role: str = "baseline", **val: Any,
+    ratio: float | None = 0.0, role: str = "baseline", stage: str = "confirm", **val: Any,
 ) -> Trained:  # fmt: skip
     """A classifier of the arm `name`, with the fields of its result on val."""
     arm = Arm(name=name, family=name.partition(" ")[0], mixes=("mix",), generators=generators,
@@ -133,7 +148,7 @@ def trained(
     step = Step("train", Subject(name, number=fit), Spec(), {}, {})
     scores = {"per_class": {}, "confusion": [], "macro_f1": 0.5, **val}
     done = manifest("train", seconds, best_step=1, val=scores)
-    return Trained(Trial(arm, fit, fit, step), done, {"a": 1})
+    return Trained(Trial(arm, fit, fit, step, stage), done, {"a": 1})
 
 
 def generator_fit(name: str = "g", fit: int = 0, **fields: Any) -> GeneratorFit:
@@ -166,14 +181,15 @@ def ingest_result(*classes: str) -> IngestResult:
 def search_spec(*arms: Arm, fits: int = 1, seeds: int = 5) -> SearchSpec:
     return SearchSpec.model_construct(
         generator_fits=fits, seeds=tuple(range(fits * seeds)), arms=arms, training=Training(),
-        classifier=toy_study().classifier,
+        classifier=toy_study().classifier, first_fit=0, first_seed=0,
     )  # fmt: skip
 
 
 def study_results(
     study: Study | None = None, classes: tuple[str, ...] = ("a", "b"), **fields: Any
 ) -> StudyResults:
-    """The results of a study, with as little in them as a section needs."""
+    """The results of a study, with as little in them as a section needs. The confirmation has the
+    numbers of the choice."""
     study = study or toy_study()
     spec = ReportSpec.model_construct(
         study=study, preprocess=study.preprocess, task="class", target_classes="all", seed=0,
@@ -182,7 +198,9 @@ def study_results(
     defaults: dict[str, Any] = {
         "spec": spec, "store": None, "inputs": {"evaluate": manifest("evaluate")},
         "ingest": ingest_result(*classes), "search_spec": search_spec(),
-        "search": search_result(), "evaluate": evaluate_result(), "trials": (), "generators": {},
+        "search": search_result(), "confirm": confirm_result(),
+        "confirm_spec": fields.get("search_spec", search_spec()), "evaluate": evaluate_result(),
+        "trials": (), "generators": {},
         "steps": (), "amounts": {},
     }  # fmt: skip
     return StudyResults(**{**defaults, **fields})

@@ -71,7 +71,7 @@ def example_study(examples: None, tmp_path: Path) -> Study:
         "training": {"steps": 4, "batch_size": 16, "evaluate_every": 4},
         "curate": {"labeler": "centroid", "filters": ["agreement", {"name": "brightness"}]},
         "fidelity": {"enabled": False},
-        "search": {"ratios": [0.5], "seeds": 2, "arms": []},
+        "search": {"ratios": [0.5], "seeds": 2, "confirm_fits": 1, "arms": []},
     }
     return validate(Study, values, "the examples")
 

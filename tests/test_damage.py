@@ -31,7 +31,7 @@ from tests.conftest import write_bars
 FILES_UNREAD = ("sheet.png", "list.csv", "history.json", "samples/")
 TABLES_UNREAD = {
     ("ingest", "records"), ("ingest", "leaks"), ("cluster", "centroids"),
-    ("select", "representatives"), ("evaluate", "predictions"),
+    ("select", "representatives"), ("confirm", "trials"), ("evaluate", "predictions"),
 }  # fmt: skip
 
 
@@ -53,7 +53,8 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
         "curate": {"filters": ["copies"], "max_rounds": 1},
         "classifier": {"name": "small", "channels": [8, 8]},
         "training": {"steps": 6, "batch_size": 16, "learning_rate": 0.01, "evaluate_every": 3},
-        "search": {"ratios": [1], "seeds": 2}, "evaluate": {"bootstrap_draws": 200},
+        "search": {"ratios": [1], "seeds": 2, "confirm_fits": 1},
+        "evaluate": {"bootstrap_draws": 200},
     }  # fmt: skip
     return validate(Study, values, "damage study")
 
@@ -145,7 +146,7 @@ def test_flipped_bit_in_any_part_stops_the_step_that_reads_it(
     assert "\n".join(unnoticed) == ""
 
 
-@pytest.mark.parametrize("writer", ["ingest", "generate.ddpm", "finetune.ddpm", "train.real.0"])
+@pytest.mark.parametrize("writer", ["ingest", "generate.ddpm", "finetune.ddpm", "train.real.2"])
 @pytest.mark.parametrize("damage", ["flip", "delete"])
 def test_named_discard_restores_the_result(
     study: Study, sound: Store, store: Store, writer: str, damage: str

@@ -12,6 +12,7 @@ from engine.forecast import (
     GeneratorRates,
     Rates,
     concurrent_trials,
+    expected_trials,
     forecast,
     images_to_generate,
     rates_key,
@@ -19,7 +20,7 @@ from engine.forecast import (
     share_kept,
     training_steps,
 )
-from engine.plan import plan, trials_of, until
+from engine.plan import plan, until
 from engine.profile import Profile
 from engine.runtime.inline import InlineRuntime
 from engine.study import Study
@@ -61,7 +62,7 @@ def test_work_left_follows_from_the_plan(bars_study: Callable[..., Study], store
     # 40 to 56 images, 2 s to generate and 1 s to filter each.
     assert images.what == "40 to 56 images of more"
     assert (images.low, images.high) == (120, 168)
-    trials = trials_of(steps)
+    trials = expected_trials(steps)
     assert classifiers.what == f"{len(trials)} classifiers"
     assert classifiers.low == 0.5 * sum(map(training_steps, trials))
     assert left.low < images.low + classifiers.low < images.high + classifiers.high < left.high
@@ -91,3 +92,12 @@ def test_rates_are_read_back_and_damaged_ones_are_none(store: Store) -> None:
     assert read_rates(store, "toy") == rates()
     store.put(rates_key(store, "toy"), b"{")
     assert read_rates(store, "toy") is None
+
+
+def test_a_confirmation_is_expected_to_train_one_arm_of_each_family(bars_study) -> None:
+    steps = plan(bars_study(search={"ratios": [1, 2], "seeds": 2, "confirm_fits": 3}))
+    labels = [trial.label for trial in expected_trials(steps)]
+    # real, real double, oversampled and one of two ratios, with three new seeds.
+    assert len([label for label in labels if label[-2:] in (".2", ".3", ".4")]) == 4 * 3
+    # The choice: both ratios, two seeds.
+    assert len([label for label in labels if label[-2:] in (".0", ".1")]) == 5 * 2

@@ -53,14 +53,19 @@ def test_a_change_reaches_the_steps_that_depend_on_it_and_no_others() -> None:
     rounds = [f"{kind}.ddpm{suffix}" for kind in ("request", "generate", "curate")
               for suffix in ("", ".2", ".3")]  # fmt: skip
     made = {*rounds, "fidelity.ddpm", "mix.ddpm.x1", "mix.ddpm.x2", "mix.ddpm.x4", "search",
-            "evaluate"}  # fmt: skip
+            "confirm", "evaluate"}  # fmt: skip
     judged = made - {"request.ddpm", "generate.ddpm"}
     assert changed("curate.filters=[{name: agreement, confidence: 0.5}]") == judged
     assert changed("curate.filters=[agreement, copies, blank]") == judged | {"measure.val"}
-    assert changed("training.objective=accuracy") >= {"train.labeler", "search", "evaluate"}
+    assert changed("training.objective=accuracy") >= {
+        "train.labeler",
+        "search",
+        "confirm",
+        "evaluate",
+    }
     assert changed("evaluate.margin=0.02") == {"evaluate"}
     assert changed("fidelity.k=3") == {"fidelity.ddpm", "fidelity.traditional"}
-    assert changed("search.seeds=4") == {"search", "evaluate"}
+    assert changed("search.seeds=4") == {"search", "confirm", "evaluate"}
     assert changed("select.per_cluster=3") == {"select"}
     assert changed("generators.ddpm.num_inference_steps=21") == made
     assert "ingest" not in changed("cluster.k=5")
@@ -141,7 +146,7 @@ def test_a_reduced_arm_changes_no_key_before_the_search(bars_study: Callable[...
     plain, reducing = by_label(bars_study()), by_label(bars_study(reduce=reduced))
     assert set(reducing) - set(plain) == {"reduce", "mix.reduced"}
     differing = {label for label in plain if plain[label] != reducing[label]}
-    assert differing == {"search", "evaluate", "report"}
+    assert differing == {"search", "confirm", "evaluate", "report"}
 
 
 @pytest.mark.skipif(find_spec("umap") is not None, reason="umap-learn is installed")

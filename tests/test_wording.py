@@ -18,7 +18,7 @@ from engine.wording import (
     verdict_in_words,
     what_would_settle,
 )
-from tests.results import contrast, estimate
+from tests.results import against, contrast, estimate
 
 ENGINE = Path(__file__).parents[1] / "engine"
 
@@ -65,13 +65,22 @@ def test_obstacle_says_what_would_settle_it() -> None:
 
 
 def test_verdict_has_a_sentence_for_each_contrast() -> None:
-    helps = contrast(word="helps", effect=estimate(0.031), low=0.02, high=0.04)
+    helps = contrast(word="helps", effect=estimate(0.031), low=0.02, high=0.04, generator_fits=5,
+                     baselines=[against("real"), against("cutmix")])  # fmt: skip
     small = contrast(word="harms", effect=estimate(-0.004), low=-0.006, high=-0.001)
     text = verdict_in_words([helps, small], "macro_f1", "real")
-    assert "g x1 helps: macro_f1 +3.1 points compared with real, 95% interval +2.0 to +4.0" in text
-    assert "g x1 harms, but by less than the study's margin: macro_f1 -0.4 points" in text
+    assert (
+        "g x1 helps: macro_f1 +3.1 points compared with real, the baseline that it beats least, 95%"
+        " interval +2.0 to +4.0"
+    ) in text
+    assert (
+        "g x1 harms with this one trained generator, by less than the 1 point that the study calls"
+        " relevant: macro_f1 -0.4 points"
+    ) in text
+    drawn = contrast(word="helps", effect=estimate(0.031), drawn=True)
+    assert "helps with this one draw of images:" in verdict_in_words([drawn], "macro_f1", "real")
     equivalent = contrast(word="equivalent", near_low=-0.005, near_high=0.004)
-    assert "no difference beyond ±1 points" in verdict_in_words([equivalent], "macro_f1", "real")
+    assert "no difference beyond ±1 point:" in verdict_in_words([equivalent], "macro_f1", "real")
     assert "90% interval -0.5 to +0.4" in verdict_in_words([equivalent], "macro_f1", "real")
     assert "no synthetic arm was compared" in verdict_in_words([], "macro_f1", "real")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -63,6 +63,10 @@ class Arm(Spec):
 
 
 class SearchSpec(Spec):
+    """The trials of a choice, or of its confirmation."""
+
+    later_fields: ClassVar[tuple[str, ...]] = ("first_fit", "first_seed")
+
     classifier: ClassifierField
     training: Training
     preprocess: Preprocess
@@ -71,27 +75,41 @@ class SearchSpec(Spec):
     generator_fits: int
     # Seeds of all generator fits, ordered by fit.
     seeds: tuple[int, ...]
+    # The numbers of the first fit and seed in the study.
+    first_fit: int = 0
+    first_seed: int = 0
+
+    @property
+    def seeds_per_fit(self) -> int:
+        return len(self.seeds) // self.generator_fits
+
+    @property
+    def replicates(self) -> int:
+        """Generator fits, or the seeds of a single one."""
+        return self.generator_fits if self.generator_fits > 1 else self.seeds_per_fit
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A classifier of the comparison: its arm, generator fit, index of its seed in the search, and
-    the step that trains it."""
+    """A classifier of the comparison: its arm, the numbers of its generator fit and seed in the
+    study, and the step that trains it. stage: whether it is part of the choice (search) or confirms
+    it."""
 
     arm: Arm
     fit: int
     number: int
     step: Step
+    stage: str
 
 
 @cache
 def planned_trials(search: Step) -> tuple[Trial, ...]:
-    """The trials of a search: a `train` step for every arm, generator fit and seed.
+    """The trials of a search or a confirmation: a `train` step for every arm, fit and seed.
 
     They are ordered by fit, so that a process decodes a pool of images once for all arms.
     """
     spec = search.spec_as(SearchSpec)
-    each = len(spec.seeds) // spec.generator_fits
+    each = spec.seeds_per_fit
     trials = []
     for fit in range(spec.generator_fits):
         for arm in spec.arms:
@@ -100,6 +118,7 @@ def planned_trials(search: Step) -> tuple[Trial, ...]:
             inputs |= {name: step for name, step in mix.inputs.items() if step.kind == "generate"}
             training = {**arm.training, "steps": optimizer_steps(spec, arm)}
             for number in range(fit * each, (fit + 1) * each):
+                seed = spec.first_seed + number
                 step = make_step(
                     "train",
                     {
@@ -108,9 +127,9 @@ def planned_trials(search: Step) -> tuple[Trial, ...]:
                         "preprocess": spec.preprocess, "task": spec.task,
                         "seed": spec.seeds[number],
                     },
-                    inputs, [("classifiers", spec.classifier)], Subject(arm.name, number=number),
+                    inputs, [("classifiers", spec.classifier)], Subject(arm.name, number=seed),
                 )  # fmt: skip
-                trials.append(Trial(arm, fit, number, step))
+                trials.append(Trial(arm, spec.first_fit + fit, seed, step, search.kind))
     return tuple(trials)
 
 

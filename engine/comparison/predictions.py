@@ -76,7 +76,8 @@ def score(
     )
     opened = record_opening(store, test, opener)
     contrasts = compare(
-        predictions, [DeclaredContrast(arm, baseline) for arm in arms if arm != baseline],
+        predictions,
+        [DeclaredContrast(arm, (baseline,), baseline, baseline) for arm in arms if arm != baseline],
         objective, study.evaluate, study.seed,
     )  # fmt: skip
     return ScoredPredictions(

@@ -7,7 +7,7 @@ verdict of each declared contrast.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ from engine.metrics.resampling import (
     bootstrap,
     confusions_by_group,
 )
-from engine.metrics.significance import mcnemar, paired_t, saturation, verdicts
+from engine.metrics.significance import Claim, Paired, mcnemar, paired_t, saturation, verdicts
 from engine.results.comparison import (
     ArmFigure,
     ArmResult,
@@ -39,23 +39,28 @@ from engine.results.comparison import (
     MeanInterval,
     ReliabilityBin,
     SaturationPoint,
+    Verdict,
 )
 from engine.settings import Evaluate
 
 
 @dataclass(frozen=True)
 class DeclaredContrast:
-    """Two arms that the study compares.
+    """An arm that the study compares with all opened baselines, or with its unfiltered twin.
 
-    tries: number of settings of each arm's family on val. drawn: the study does not train the
-    generators, so the generator fits are only different draws of their images.
+    best: the baseline that was best on val. real: the one that harm is judged against. tries:
+    number of settings of each arm's family on val. drawn: the study does not train the generators,
+    so the generator fits are only different draws of their images.
     """
 
     arm: str
-    against: str
-    tries: tuple[int, int] = (1, 1)
+    baselines: tuple[str, ...]
+    best: str
+    real: str
+    tries: Mapping[str, int] = field(default_factory=dict)
     drawn: bool = False
     ratio: float | None = None
+    twin: bool = False
 
 
 @dataclass(frozen=True)
@@ -177,38 +182,52 @@ def compare(
     predictions: Predictions, declared: Sequence[DeclaredContrast], objective: str,
     settings: Evaluate, seed: int,
 ) -> list[Contrast]:  # fmt: skip
-    """The effect, intervals and verdict of each contrast, with Holm's correction over all."""
-    arms = dict.fromkeys(name for pair in declared for name in (pair.arm, pair.against))
+    """The effect, intervals and verdict of each contrast. Holm's correction is over the contrasts
+    with baselines, and separately over those with twins."""
+    arms = dict.fromkeys(name for pair in declared for name in (pair.arm, *pair.baselines))
     scores = {name: predictions.scores(name, objective) for name in arms}
-    judged = []
-    for pair in declared:
-        differences = predictions.objective(pair.arm, objective) - predictions.objective(
-            pair.against, objective
+    values = {name: predictions.objective(name, objective) for name in arms}
+
+    def claim(pair: DeclaredContrast) -> Claim:
+        return Claim(
+            {
+                name: Paired(
+                    (values[pair.arm] - values[name]).tolist(),
+                    bootstrap(scores[pair.arm], scores[name], settings.bootstrap_draws, seed),
+                )
+                for name in pair.baselines
+            },
+            pair.best, pair.real,
+        )  # fmt: skip
+
+    claims = [claim(pair) for pair in declared]
+    judged: dict[int, Verdict] = {}
+    for twin in (False, True):
+        places = [place for place, pair in enumerate(declared) if pair.twin == twin]
+        judged |= zip(
+            places, verdicts([claims[place] for place in places], settings.margin), strict=True
         )
-        resampled = bootstrap(
-            scores[pair.arm], scores[pair.against], settings.bootstrap_draws, seed
-        )
-        judged.append((differences.tolist(), resampled))
     contrasts = []
-    for pair, (differences, _), verdict in zip(
-        declared, judged, verdicts(judged, settings.margin), strict=True
-    ):
+    for place, pair in enumerate(declared):
+        verdict = judged[place]
+        against = verdict.against
         gain_to_real = []
         if "real" in predictions.probabilities:
             gain_to_real = class_gains(predictions, pair.arm, "real")
         contrasts.append(Contrast(
-            **dict(verdict), arm=pair.arm, against=pair.against, ratio=pair.ratio,
-            differences=differences,
+            **dict(verdict), arm=pair.arm, twin=pair.twin, ratio=pair.ratio,
+            differences=list(claims[place].against[against].differences),
             grouped=verdict.groups < len(predictions.labels),
-            tries=pair.tries[0], tries_against=pair.tries[1], drawn=pair.drawn,
+            tries=pair.tries.get(pair.arm, 1), tries_against=pair.tries.get(against, 1),
+            drawn=pair.drawn,
             mcnemar=[
                 mcnemar(predictions.labels, ours.argmax(1), theirs.argmax(1))
                 for ours, theirs in zip(
-                    predictions.probabilities[pair.arm], predictions.probabilities[pair.against],
+                    predictions.probabilities[pair.arm], predictions.probabilities[against],
                     strict=True,
                 )
             ],
-            recall_gain=class_gains(predictions, pair.arm, pair.against),
+            recall_gain=class_gains(predictions, pair.arm, against),
             recall_gain_to_real=gain_to_real,
             generator_fits=predictions.generator_fits, seeds=predictions.seeds,
         ))  # fmt: skip

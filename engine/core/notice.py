@@ -34,7 +34,7 @@ Code = Literal[
     # Search.
     "hardly_learnt",
     # Evaluate: why a contrast cannot be decided.
-    "few_replicates", "few_groups", "unequal_groups", "few_draws", "no_spread",
+    "few_replicates", "few_groups", "few_of_class", "unequal_groups", "few_draws", "no_spread",
 ]  # fmt: skip
 
 

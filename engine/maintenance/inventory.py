@@ -13,7 +13,7 @@ from engine.core.errors import DamageError
 from engine.core.manifest import Manifest, Part, parse_manifest
 from engine.core.shards import ShardSet
 from engine.core.store import Store
-from engine.results.comparison import SearchResult
+from engine.results.comparison import ConfirmResult, SearchResult
 
 _COMMITS, _CLAIM = "/commits/", "/fingerprint.json"
 
@@ -110,7 +110,8 @@ def _read_manifest(store: Store, key: str, inventory: Inventory) -> None:
 
 
 def trials_of(manifest: Manifest) -> dict[str, str]:
-    """Digests of the trials that a step chose among, by key of the trial."""
-    if manifest.kind != SearchResult.kind:
-        return {}
-    return SearchResult.of(manifest).trials
+    """Digests of the trials that a step ran, by key of the trial."""
+    for result in (SearchResult, ConfirmResult):
+        if manifest.kind == result.kind:
+            return result.of(manifest).trials
+    return {}

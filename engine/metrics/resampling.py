@@ -45,14 +45,15 @@ class Resampled:
     def interval(self, level: float = 0.95) -> Estimate:
         """Percentile interval. The p-value is at least the smallest that the draws can show."""
         low, high = np.quantile(self.draws, [(1 - level) / 2, (1 + level) / 2])
-        p = min(1.0, 2 * min(self._share(self.draws <= 0), self._share(self.draws >= 0)))
+        p = min(1.0, 2 * min(self.share(self.draws <= 0), self.share(self.draws >= 0)))
         return Estimate(estimate=self.estimate, low=float(low), high=float(high), p=p, level=level)
 
     def beyond(self, margin: float) -> float:
         """p-value of "the difference exceeds ± margin", as `tost` but by the draws."""
-        return max(self._share(self.draws >= margin), self._share(self.draws <= -margin))
+        return max(self.share(self.draws >= margin), self.share(self.draws <= -margin))
 
-    def _share(self, where: np.ndarray) -> float:
+    def share(self, where: np.ndarray) -> float:
+        """The share of draws, at least that which so many draws can show."""
         # Davison and Hinkley 1997, 4.2.
         return float((where.sum() + 1) / (len(self.draws) + 1))
 

@@ -14,14 +14,15 @@ Fewer than `LEAST_REPLICATES` or `LEAST_GROUPS` leave every comparison undecided
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 
 from engine.core.notice import Notice
 from engine.metrics.resampling import Resampled
-from engine.results.comparison import Estimate, Verdict, Word
+from engine.results.comparison import AgainstBaseline, Estimate, Verdict, Word
 
 POWER = 0.8
 LEAST_REPLICATES = 5
@@ -158,66 +159,118 @@ def mcnemar(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> float:
     return float(stats.binomtest(only_first, only_first + only_second).pvalue)
 
 
-def verdicts(
-    contrasts: Sequence[tuple[Sequence[float], Resampled]], margin: float, level: float = 0.95
-) -> list[Verdict]:
-    """Judge all contrasts of a study together: (paired differences, bootstrap) of each.
+@dataclass(frozen=True)
+class Paired:
+    """An arm compared with another: the differences of paired replicates, and their bootstrap."""
 
-    `helps` or `harms` needs both p-values below 1 - level after Holm over the contrasts.
-    `equivalent` needs both methods to put the difference within ± margin in the same way and, if
-    the metric is a mean over classes, `LEAST_GROUPS` groups of each class, because missing images
-    cannot show a difference. Otherwise the word is `undecided`, as with too few replicates or test
-    groups.
+    differences: Sequence[float]
+    resampled: Resampled
+
+    def one_sided(self, better: bool) -> float:
+        """The larger of both methods' p-values of "the arm is not better", or "not worse"."""
+        draws = self.resampled.draws
+        tail = self.resampled.share(draws <= 0 if better else draws >= 0)
+        if _without_spread(self.differences):
+            return 1.0
+        side = "greater" if better else "less"
+        return max(float(stats.ttest_1samp(self.differences, 0, alternative=side).pvalue), tail)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What is claimed of an arm: its comparison with each opened baseline, by name. best: the
+    baseline that was best on val. real: the one that harm is judged against."""
+
+    against: Mapping[str, Paired]
+    best: str
+    real: str
+
+    @property
+    def beaten_least(self) -> str:
+        """The baseline with the largest p-value; of equal ones, that with the smallest effect."""
+        return max(
+            self.against,
+            key=lambda name: (self.against[name].one_sided(True),
+                              -self.against[name].resampled.estimate),
+        )  # fmt: skip
+
+
+def verdicts(claims: Sequence[Claim], margin: float, level: float = 0.95) -> list[Verdict]:
+    """Judge all claims of a study together.
+
+    `helps`: better than every opened baseline, by both methods; a union of baselines needs no
+    correction, because all must be beaten (Berger 1982), and Holm's corrects for the number of
+    claims. `harms`: worse than real images, likewise. Both are one-sided at half of 1 - level.
+    `equivalent`: both methods put the difference from the best baseline on val within ± margin in
+    the same way. Each needs `LEAST_GROUPS` groups of each class if the metric is a mean over
+    classes. Otherwise the word is `undecided`, as with too few replicates or test groups.
     """
     # The smallest p-value must be below 1 - strictest.
-    strictest = 1 - (1 - level) / max(len(contrasts), 1)
-    effects = [paired_t(differences, level) for differences, _ in contrasts]
-    intervals = [resampled.interval(level) for _, resampled in contrasts]
-    p_values = np.maximum(
-        holm([effect.p for effect in effects]), holm([interval.p for interval in intervals])
-    )
+    strictest = 1 - (1 - level) / max(len(claims), 1)
+    helps = holm([claim.against[claim.beaten_least].one_sided(True) for claim in claims])
+    harms = holm([claim.against[claim.real].one_sided(False) for claim in claims])
+    near = [claim.against[claim.best] for claim in claims]
     equivalences = np.maximum(
-        holm([tost(differences, margin) for differences, _ in contrasts]),
-        holm([resampled.beyond(margin) for _, resampled in contrasts]),
+        holm([tost(pair.differences, margin) for pair in near]),
+        holm([pair.resampled.beyond(margin) for pair in near]),
     )
-    judged = []
-    for index, (differences, resampled) in enumerate(contrasts):
-        effect, interval = effects[index], intervals[index]
-        p, equivalence = float(p_values[index]), float(equivalences[index])
-        near = paired_t(differences, 2 * level - 1), resampled.interval(2 * level - 1)
-        obstacle = _obstacle(differences, resampled, 1 - strictest)
-        word: Word = "undecided"
-        if obstacle:
-            pass
-        elif p < 1 - level and effect.estimate * interval.estimate > 0:
-            word = "helps" if effect.estimate > 0 else "harms"
-        elif equivalence < 1 - level and (resampled.rarest or LEAST_GROUPS) >= LEAST_GROUPS:
-            word = "equivalent"
-        judged.append(
-            Verdict(
-                word=word, effect=effect, bootstrap=interval,
-                low=min(effect.low, interval.low), high=max(effect.high, interval.high),
-                p_adjusted=p, equivalence_p=equivalence, margin=margin,
-                detectable=(
-                    None if obstacle else detectable_difference(differences, resampled, strictest)
-                ),
-                replicates=len(differences),
-                replicates_needed=replicates_needed(differences, margin, strictest),
-                groups=resampled.groups,
-                groups_needed=groups_needed(resampled, margin, strictest),
-                obstacle=obstacle, effect_size=standardised(differences),
-                wilcoxon_p=wilcoxon(differences),
-                near_low=min(estimate.low for estimate in near),
-                near_high=max(estimate.high for estimate in near),
+    return [
+        _verdict(claim, p_helps, p_harms, float(equivalence), margin, level, strictest)
+        for claim, p_helps, p_harms, equivalence in zip(
+            claims, helps, harms, equivalences, strict=True
+        )
+    ]
+
+
+def _verdict(
+    claim: Claim, p_helps: float, p_harms: float, equivalence: float, margin: float,
+    level: float, strictest: float,
+) -> Verdict:  # fmt: skip
+    word: Word = "undecided"
+    against, obstacle = claim.beaten_least, None
+    words: tuple[tuple[Word, float, float, str], ...] = (
+        ("helps", p_helps, (1 - level) / 2, claim.beaten_least),
+        ("harms", p_harms, (1 - level) / 2, claim.real),
+        ("equivalent", equivalence, 1 - level, claim.best),
+    )
+    for name, p, limit, baseline in words:
+        if p < limit and _obstacle(claim.against[baseline], 1 - strictest) is None:
+            word, against = name, baseline
+            break
+    else:
+        obstacle = _obstacle(claim.against[against], 1 - strictest)
+    differences, resampled = claim.against[against].differences, claim.against[against].resampled
+    effect, interval = paired_t(differences, level), resampled.interval(level)
+    near = paired_t(differences, 2 * level - 1), resampled.interval(2 * level - 1)
+    return Verdict(
+        word=word, against=against,
+        baselines=[
+            AgainstBaseline(
+                against=name, effect=paired_t(pair.differences, level),
+                bootstrap=pair.resampled.interval(level), p=pair.one_sided(True),
             )
-        )  # fmt: skip
-    return judged
+            for name, pair in claim.against.items()
+        ],
+        effect=effect, bootstrap=interval,
+        low=min(effect.low, interval.low), high=max(effect.high, interval.high),
+        p_helps=p_helps, p_harms=p_harms, equivalence_p=equivalence, margin=margin,
+        detectable=(
+            None if obstacle else detectable_difference(differences, resampled, strictest)
+        ),
+        replicates=len(differences),
+        replicates_needed=replicates_needed(differences, margin, strictest),
+        groups=resampled.groups,
+        groups_needed=groups_needed(resampled, margin, strictest),
+        obstacle=obstacle, effect_size=standardised(differences),
+        wilcoxon_p=wilcoxon(differences),
+        near_low=min(estimate.low for estimate in near),
+        near_high=max(estimate.high for estimate in near),
+    )  # fmt: skip
 
 
-def _obstacle(
-    differences: Sequence[float], resampled: Resampled, strictest: float
-) -> Notice | None:
+def _obstacle(pair: Paired, strictest: float) -> Notice | None:
     """Why this comparison cannot be decided."""
+    differences, resampled = pair.differences, pair.resampled
     replicates, groups = len(differences), resampled.groups
     if replicates < LEAST_REPLICATES:
         return Notice.of("few_replicates", replicates=replicates, minimum=LEAST_REPLICATES)
@@ -226,6 +279,8 @@ def _obstacle(
     effective = float(resampled.effective_groups or groups)
     if effective < LEAST_GROUPS - 1e-9:
         return Notice.of("unequal_groups", groups=groups, effective=effective, minimum=LEAST_GROUPS)
+    if resampled.rarest is not None and resampled.rarest < LEAST_GROUPS:
+        return Notice.of("few_of_class", groups=resampled.rarest, minimum=LEAST_GROUPS)
     minimum = math.ceil(2 / strictest)
     if len(resampled.draws) < minimum:
         return Notice.of("few_draws", minimum=minimum)

@@ -9,7 +9,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from engine.report.download import Row
-from engine.wording import notice_in_words, what_would_settle
+from engine.wording import notice_in_words, what_would_settle, which_baseline, word_in_words
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -131,5 +131,6 @@ def _environment() -> Environment:
         "points_interval": points_interval, "p_value": p_value,
         "listed": listed, "capital": capital, "number": "{:,}".format,
         "in_words": notice_in_words, "what_would_settle": what_would_settle,
+        "word_in_words": word_in_words, "which_baseline": which_baseline,
     }  # fmt: skip
     return environment

@@ -19,6 +19,7 @@ from engine.report.generators import GeneratorFit, Probe, probe_generator
 from engine.report.table import ArmRow, comparison
 from engine.report.tiles import Sheets, sheets
 from engine.results.comparison import (
+    ConfirmResult,
     EvaluateResult,
     MixResult,
     SearchResult,
@@ -67,16 +68,16 @@ class Trained:
     @property
     def columns(self) -> Row:
         """The columns that name the classifier in every table."""
-        return {"arm": self.trial.arm.name, rows.GENERATOR_FIT: self.trial.fit,
-                rows.SEED: self.trial.number}  # fmt: skip
+        return {"arm": self.trial.arm.name, "stage": self.trial.stage,
+                rows.GENERATOR_FIT: self.trial.fit, rows.SEED: self.trial.number}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
 class StudyResults:
     """Everything that the page's sections read.
 
-    inputs: manifests of the report's inputs. trials: every trial that the search used for its
-    choice, as planned. generators: the fits of each. steps: every finished step that the page
+    inputs: manifests of the report's inputs. trials: every trial of the choice, then of its
+    confirmation, as planned. generators: the fits of each. steps: every finished step that the page
     depends on, inputs first; the order does not depend on when they ran. amounts: of images that
     an arm adds of each of its generators, by arm.
     """
@@ -87,6 +88,8 @@ class StudyResults:
     ingest: IngestResult
     search_spec: SearchSpec
     search: SearchResult
+    confirm_spec: SearchSpec
+    confirm: ConfirmResult
     evaluate: EvaluateResult
     trials: tuple[Trained, ...]
     generators: Mapping[str, tuple[GeneratorFit, ...]]
@@ -95,7 +98,8 @@ class StudyResults:
 
     @classmethod
     def load(cls, context: Context) -> StudyResults:
-        spec, search = context.step.spec_as(ReportSpec), context.step.inputs["search"]
+        spec = context.step.spec_as(ReportSpec)
+        search, confirm = (context.step.inputs[name] for name in ("search", "confirm"))
         search_spec = search.spec_as(SearchSpec)
         steps = tuple(
             (step, manifest)
@@ -104,11 +108,15 @@ class StudyResults:
         )
         ingest = context.result("ingest", IngestResult)
         searched = context.result("search", SearchResult)
+        confirmed = context.result("confirm", ConfirmResult)
         mixes = {arm.name: search.inputs[arm.mixes[0]].spec_as(MixSpec) for arm in search_spec.arms}
         return cls(
             spec, context.store, context.inputs, ingest, search_spec, searched,
-            context.result("evaluate", EvaluateResult),
-            load_trials(context, search, searched, steps, ingest.train),
+            confirm.spec_as(SearchSpec), confirmed, context.result("evaluate", EvaluateResult),
+            (
+                *load_trials(context, search, searched.trials, steps, ingest.train),
+                *load_trials(context, confirm, confirmed.trials, steps, ingest.train),
+            ),
             {name: load_fits(context, name) for name in spec.generators}, steps,
             {arm: mix.added[0].amount for arm, mix in mixes.items() if mix.added},
         )  # fmt: skip
@@ -128,16 +136,23 @@ class StudyResults:
 
     @property
     def generator_fits(self) -> int:
-        return self.search_spec.generator_fits
+        """Generator fits of the confirmation."""
+        return self.confirm_spec.generator_fits
 
     @property
     def seeds(self) -> int:
-        """Classifiers for each arm and generator fit."""
-        return len(self.search_spec.seeds) // self.generator_fits
+        """Classifiers of the confirmation for each arm and generator fit."""
+        return self.confirm_spec.seeds_per_fit
+
+    @property
+    def fits_made(self) -> int:
+        """Fits of each generator in all, of the choice and of its confirmation."""
+        return max(map(len, self.generators.values()), default=0)
 
     @property
     def replicates(self) -> int:
-        return self.generator_fits if self.generator_fits > 1 else self.seeds
+        """Replicates of the confirmation."""
+        return self.confirm_spec.replicates
 
     @property
     def versions(self) -> Mapping[str, str]:
@@ -158,15 +173,15 @@ class StudyResults:
         return self.spec.preprocess.size <= _TILE // 2
 
     @property
-    def ranked(self) -> list[Trained]:
-        """The trials in the order of the search: unfiltered twins last."""
-        return sorted(self.trials, key=lambda item: item.trial.arm.twin_of is not None)
+    def choice(self) -> list[Trained]:
+        """The classifiers that the choice was made by."""
+        return [item for item in self.trials if item.trial.stage == "search"]
 
     @cached_property
     def colours(self) -> dict[str, str]:
         """The CSS class of each family, the same on the whole page."""
         arms = [arm.family for arm in self.search_spec.arms if arm.role == "compared"]
-        trained = (item.trial.arm.family for item in self.ranked)
+        trained = (item.trial.arm.family for item in self.trials)
         families = dict.fromkeys([*self.generators, *arms, *trained])
         return {name: f"c{number % 10}" for number, name in enumerate(families)}
 
@@ -184,14 +199,22 @@ class StudyResults:
         return [(arm, self.colour(arm)) for arm in arms]
 
     def of_arm(self, arm: str) -> list[Trained]:
-        """The classifiers of an arm."""
+        """The classifiers of an arm, of both stages."""
         return [item for item in self.trials if item.trial.arm.name == arm]
+
+    def tested(self, arm: str) -> list[Trained]:
+        """The classifiers of an arm that were tested: those of the confirmation."""
+        return [item for item in self.of_arm(arm) if item.trial.stage == "confirm"]
+
+    def place(self, trial: Trial) -> int:
+        """The place of a tested classifier among those of its arm."""
+        return trial.number - self.confirm_spec.first_seed
 
     @cached_property
     def table(self) -> list[ArmRow]:
         """The comparison, a row for each arm."""
         added = {item.trial.arm.name: item.added for item in reversed(self.trials)}
-        return comparison(added, self.search, self.evaluate)
+        return comparison(added, self.search, self.confirm, self.evaluate)
 
     @cached_property
     def mixes(self) -> dict[str, MixResult]:
@@ -258,16 +281,17 @@ def load_fits(context: Context, generator: str) -> tuple[GeneratorFit, ...]:
 
 
 def load_trials(
-    context: Context, search: Step, searched: SearchResult,
+    context: Context, step: Step, used: Mapping[str, str],
     steps: Iterable[tuple[Step, Manifest]], counts: Mapping[str, int],
 ) -> tuple[Trained, ...]:  # fmt: skip
-    """Every trial that the search used for its choice. counts: real training images by class."""
+    """The trials that a step used. used: their digests, by key. counts: real training images by
+    class."""
     kept = {name: reduced.kept for name, reduced in reduced_of(steps).items()}
     real = {"all": counts, "reduced": {**counts, **kept}, "none": {}}
     mixes = mixes_of(steps)
     trials = []
-    for trial in planned_trials(search):
-        if trial.step.key not in searched.trials:
+    for trial in planned_trials(step):
+        if trial.step.key not in used:
             continue
         manifest, mix = context.manifest(trial.step), trial.step.inputs["mix"]
         if manifest is not None:

@@ -9,7 +9,13 @@ import numpy as np
 
 from engine.metrics.significance import paired_t
 from engine.report.page import interval
-from engine.results.comparison import ArmResult, Contrast, EvaluateResult, SearchResult
+from engine.results.comparison import (
+    ArmResult,
+    ConfirmResult,
+    Contrast,
+    EvaluateResult,
+    SearchResult,
+)
 
 STARS = (0.05, 0.01, 0.001)
 
@@ -36,24 +42,26 @@ class ArmRow:
 
 
 def comparison(
-    added: Mapping[str, int], search: SearchResult, evaluate: EvaluateResult
+    added: Mapping[str, int],
+    search: SearchResult,
+    confirm: ConfirmResult,
+    evaluate: EvaluateResult,
 ) -> list[ArmRow]:
     """A row for each arm, in the order of the study.
 
     added: generated images in each arm, whose real images may be fewer than all.
     """
     objective, opened, baseline = search.objective, evaluate.arms, evaluate.baseline
-    contrasts = {
-        contrast.arm: contrast for contrast in evaluate.contrasts if contrast.against == baseline
-    }  # fmt: skip
+    contrasts = {contrast.arm: contrast for contrast in evaluate.contrasts if not contrast.twin}
     rows = []
-    for arm, val in search.arms.items():
+    # The means of the choice; twins have only those of the confirmation.
+    for arm, val in {**confirm.arms, **search.arms}.items():
         row = ArmRow(arm, added[arm], val.mean, val.sd)
         if arm in opened:
             figure, rival = (opened[name].figures[objective] for name in (arm, baseline))
             low, high, marks = None, None, ""
             if arm in contrasts:
-                low, high = contrasts[arm].low, contrasts[arm].high
+                low, high = contrasts[arm].interval_to(baseline)
                 marks = stars(contrasts[arm])
             elif arm != baseline:
                 interval = paired_t(np.subtract(figure.replicates, rival.replicates).tolist())
@@ -63,26 +71,26 @@ def comparison(
                 row.arm, row.added, row.val, row.val_sd, figure.mean, max(0.0, figure.low),
                 min(1.0, figure.high), opened[arm].figures["accuracy"].mean,
                 figure.mean - rival.mean, low, high, marks,
-                _mark(arm, opened[arm], search),
+                _mark(arm, opened[arm], search, confirm),
             )  # fmt: skip
         rows.append(row)
     return rows
 
 
 def stars(contrast: Contrast) -> str:
-    """*, ** and *** for an adjusted p below 0.05, 0.01 and 0.001: the larger of both methods, after
-    Holm's correction. No stars if there were too few data for a verdict."""
-    if contrast.obstacle or contrast.effect.estimate * contrast.bootstrap.estimate <= 0:
+    """*, ** and *** for an adjusted p below 0.05, 0.01 and 0.001. No stars without a verdict, and
+    with a single generator fit."""
+    if contrast.word not in ("helps", "harms") or contrast.generator_fits == 1:
         return ""
     return "*" * sum(contrast.p_adjusted < level for level in STARS)
 
 
-def _mark(arm: str, tested: ArmResult, search: SearchResult) -> str:
+def _mark(arm: str, tested: ArmResult, search: SearchResult, confirm: ConfirmResult) -> str:
     if arm == search.baseline:
         return "baseline"
     if tested.role == "compared":
         return "compared"
-    if arm in search.twins:
+    if arm in confirm.twins:
         return "without filters"
     if tested.role == "shown" and tested.ratio is None:
         return "no real images"

@@ -86,6 +86,18 @@ class SearchResult(StepResult):
     # The best arm of each family, and the best of the baselines among these.
     chosen: list[str]
     baseline: str
+
+
+class ConfirmResult(StepResult):
+    """The classifiers of the chosen arms that had no part in the choice."""
+
+    kind: ClassVar[str] = "confirm"
+
+    # Digest of each trial's manifest, by key of its step.
+    trials: dict[str, str]
+    outside: dict[str, str] = {}
+    # On val.
+    arms: dict[str, ValMean]
     # The unfiltered twin of each chosen arm that has one: chosen arm by twin.
     twins: dict[str, str]
 
@@ -152,14 +164,36 @@ class Estimate(Effect):
     level: float = 0.95
 
 
-class Verdict(Spec):
-    """The result of a comparison.
+class AgainstBaseline(Spec):
+    """The difference from one baseline, by paired t and by resampling. p: the larger of both
+    one-sided p-values of "the arm is not better", not adjusted."""
 
+    against: str
+    effect: Estimate
+    bootstrap: Estimate
+    p: float
+
+    @property
+    def low(self) -> float:
+        return min(self.effect.low, self.bootstrap.low)
+
+    @property
+    def high(self) -> float:
+        return max(self.effect.high, self.bootstrap.high)
+
+
+class Verdict(Spec):
+    """The result of a comparison with all baselines.
+
+    against: the baseline that the word rests on: the one that the arm beats least; for `harms`,
+    real images; for `equivalent`, the baseline that was best on val. The figures are of this
+    comparison.
     effect: mean difference of the metric, by paired t. bootstrap: the same by resampling. low,
-    high: the range of both intervals. p_adjusted: the larger of the two p-values after Holm.
-    equivalence_p: likewise, of two one-sided tests within `margin`. detectable: the difference that
-    this many replicates on this test set find in 80 of 100 studies, at the strictest level of
-    Holm's correction; None with an obstacle. near_low, near_high: the range of both methods' 90%
+    high: the range of both intervals. p_helps, p_harms: one-sided, the larger of both methods after
+    Holm; of "no better than some baseline" and of "no worse than real images". equivalence_p:
+    likewise, of two one-sided tests within `margin`. detectable: the difference that this many
+    replicates on this test set find in 80 of 100 studies, at the strictest level of Holm's
+    correction; None with an obstacle. near_low, near_high: the range of both methods' 90%
     intervals, which match two one-sided tests at 5%. obstacle: why no data could decide.
     replicates_needed, groups_needed: the numbers that find a difference of `margin`; None for more
     than 1,000 replicates. effect_size: mean over standard deviation of the differences. wilcoxon_p:
@@ -167,11 +201,14 @@ class Verdict(Spec):
     """
 
     word: Word
+    against: str
+    baselines: list[AgainstBaseline]
     effect: Estimate
     bootstrap: Estimate
     low: float
     high: float
-    p_adjusted: float
+    p_helps: float
+    p_harms: float
     equivalence_p: float
     margin: float
     detectable: float | None
@@ -185,16 +222,34 @@ class Verdict(Spec):
     near_low: float
     near_high: float
 
+    def to(self, baseline: str) -> AgainstBaseline | None:
+        """The comparison with one of the baselines."""
+        return next((pair for pair in self.baselines if pair.against == baseline), None)
+
+    def interval_to(self, baseline: str) -> tuple[float, float]:
+        """The range of both methods' intervals of the difference from one of the baselines. Raises
+        `KeyError`."""
+        pair = self.to(baseline)
+        if pair is None:
+            raise KeyError(baseline)
+        return pair.low, pair.high
+
+    @property
+    def p_adjusted(self) -> float:
+        """Two-sided p-value of the better supported direction."""
+        return min(1.0, 2 * min(self.p_helps, self.p_harms))
+
 
 class Contrast(Verdict):
-    """Two arms compared on test.
+    """An arm compared on test.
 
-    grouped: whether test images come in groups. tries, tries_against: settings that each family had
-    on val. drawn: the generator fits are draws of generators that the study does not train.
+    twin: the comparison is with the arm's unfiltered twin. grouped: whether test images come in
+    groups. tries, tries_against: settings that each family had on val. drawn: the generator fits
+    are draws of generators that the study does not train. differences: of each replicate.
     """
 
     arm: str
-    against: str
+    twin: bool = False
     ratio: float | None = None
     differences: list[float]
     grouped: bool

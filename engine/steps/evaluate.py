@@ -3,8 +3,8 @@
 Each opening is recorded under the digest of the test ids and counted over all studies of the
 storage: a test set that is opened often is no longer independent.
 
-The verdict compares each synthetic family, at the ratio chosen on val, with the strongest
-baseline family, also chosen on val (`engine.metrics.significance`).
+The verdict compares each synthetic family, at the ratio chosen on val, with every opened baseline,
+by classifiers that had no part in the choice (`engine.metrics.significance`).
 """
 
 from __future__ import annotations
@@ -36,7 +36,13 @@ from engine.data.arrays import matrix_of
 from engine.data.dataset import split_index
 from engine.data.images import Preprocess
 from engine.nets.classification import class_numbers
-from engine.results.comparison import EvaluateResult, OpenedTest, SearchResult, TrainResult
+from engine.results.comparison import (
+    ConfirmResult,
+    EvaluateResult,
+    OpenedTest,
+    SearchResult,
+    TrainResult,
+)
 from engine.results.data import IngestResult
 from engine.settings import ClassifierField
 from engine.settings import Evaluate as EvaluateSettings
@@ -62,23 +68,21 @@ class EvaluateSpec(Spec):
 
 
 class Evaluate(StepKind[EvaluateSpec]):
-    version = 9
+    version = 10
     summary = "open test for the chosen arms and reach the verdict"
 
     def run(self, context: Context) -> Output:
         spec = context.step.spec_as(EvaluateSpec)
-        search_spec = context.step.inputs["search"].spec_as(SearchSpec)
+        confirm = context.step.inputs["confirm"]
+        confirm_spec = confirm.spec_as(SearchSpec)
+        confirmed = context.result("confirm", ConfirmResult)
         search, searched = context.inputs["search"], context.result("search", SearchResult)
-        chosen = {*searched.chosen, *searched.twins}
-        trials = [
-            trial for trial in planned_trials(context.step.inputs["search"])
-            if trial.arm.name in chosen
-        ]  # fmt: skip
-        manifests = read_trials(context, searched, [trial.step for trial in trials])
+        trials = [trial for trial in planned_trials(confirm) if trial.step.key in confirmed.trials]
+        manifests = read_trials(context, confirmed, [trial.step for trial in trials])
         classes = context.result("ingest", IngestResult).classes
         test = split_index(context.store, context.inputs["ingest"], spec.task, "test")
         # Not the step's key: a rerun by another version of this code opens nothing new.
-        opener = digest([spec, search.digest])
+        opener = digest([spec, context.inputs["confirm"].digest])
         opened = record_opening(context.store, test, opener)
         probabilities = predict_test(context, spec, classes, manifests)
         arms = {trial.arm.name: trial.arm for trial in trials}
@@ -92,7 +96,7 @@ class Evaluate(StepKind[EvaluateSpec]):
                 )
                 for name in arms
             },
-            generator_fits=search_spec.generator_fits,
+            generator_fits=confirm_spec.generator_fits,
         )
         tables = [
             predictions_table(test, spec.task, trial, probabilities[trial.step.key])
@@ -104,7 +108,7 @@ class Evaluate(StepKind[EvaluateSpec]):
         }
         contrasts = compare(
             predictions,
-            declared(search_spec.arms, searched, arms, untrained(context.step.inputs["search"])),
+            declared(confirm_spec.arms, searched, confirmed, arms, untrained(confirm)),
             spec.objective,
             spec.settings,
             spec.seed,
@@ -123,7 +127,9 @@ class Evaluate(StepKind[EvaluateSpec]):
                 budget=budget,
                 saturation=saturations(
                     pa.concat_tables(context.store.tables(search.keys(table="trials"))).to_pylist(),
-                    spec.objective, predictions.generator_fits, spec.settings.margin,
+                    spec.objective,
+                    context.step.inputs["search"].spec_as(SearchSpec).generator_fits,
+                    spec.settings.margin,
                 ),
                 test=OpenedTest(
                     images=len(predictions.labels), groups=len(np.unique(predictions.groups)),
@@ -147,45 +153,46 @@ def untrained(search: Step) -> set[str]:
 
 
 def declared(
-    planned: Sequence[Arm], search: SearchResult, arms: Mapping[str, Arm],
-    untrained: Collection[str] = (),
+    planned: Sequence[Arm], search: SearchResult, confirm: ConfirmResult,
+    arms: Mapping[str, Arm], untrained: Collection[str] = (),
 ) -> list[DeclaredContrast]:  # fmt: skip
-    """The contrasts of the study: each synthetic family, at its chosen ratio, against the
-    strongest baseline, and against its unfiltered twin."""
+    """The contrasts of the study: each synthetic family, at its chosen ratio, against every opened
+    baseline, and against its unfiltered twin."""
     # A family with more settings had more tries on val.
-    tries = Counter(arm.family for arm in planned)
-    baseline = search.baseline
+    of_family = Counter(arm.family for arm in planned)
+    tries = {name: of_family[arm.family] for name, arm in arms.items()}
+    baselines = tuple(name for name, arm in arms.items() if arm.role == "baseline")
     contrasts = [
         DeclaredContrast(
-            name, baseline, (tries[arm.family], tries[arms[baseline].family]), name in untrained,
-            arm.ratio,
+            name, baselines, search.baseline, "real", tries, name in untrained, arm.ratio
         )
         for name, arm in arms.items()
         if arm.role == "compared"
-    ]  # fmt: skip
+    ]
     # The arm's ratio is the best of several; its twin takes that ratio without a choice.
     return contrasts + [
-        DeclaredContrast(of, twin, (tries[arms[of].family], 1), of in untrained, arms[of].ratio)
-        for twin, of in search.twins.items()
-    ]
+        DeclaredContrast(of, (twin,), twin, twin, {**tries, twin: 1}, of in untrained,
+                         arms[of].ratio, twin=True)
+        for twin, of in confirm.twins.items()
+    ]  # fmt: skip
 
 
 def read_trials(
-    context: Context, search: SearchResult, steps: Sequence[Step]
+    context: Context, confirm: ConfirmResult, steps: Sequence[Step]
 ) -> dict[str, Manifest]:
-    """The trials' manifests by key. Raises `ResumeError` if a trial changed since the search, or
-    was trained from other weights."""
+    """The trials' manifests by key. Raises `ResumeError` if a trial changed since the confirmation,
+    or was trained from other weights."""
     manifests = {}
     for step in steps:
         manifest = context.manifest(step)
-        if manifest is None or manifest.digest != search.trials[step.key]:
+        if manifest is None or manifest.digest != confirm.trials[step.key]:
             raise ResumeError(
-                f"evaluate: {step.label} is not the trial that search used: it changed since;"
-                " run again with --discard search"
+                f"evaluate: {step.label} is not the trial that confirm used: it changed since;"
+                " run again with --discard confirm"
             )
-        # The weights may have changed during the search.
+        # The weights may have changed during the trials.
         if why := changed_weights(step.spec, TrainResult.of(manifest).outside):
-            raise ResumeError(f"evaluate: {step.label}: {why}; run again with --discard search")
+            raise ResumeError(f"evaluate: {step.label}: {why}; run again with --discard confirm")
         manifests[step.key] = manifest
     return manifests
 

@@ -3,7 +3,7 @@ own.
 
 A trial with a manifest is not run again, so a restart costs only the missing trials. Choices use
 val: the ratio of each family with the best mean objective, and the strongest non-synthetic family
-as baseline. Twins of the chosen arms, with as many unfiltered images, are trained after the choice.
+as baseline. The choice is confirmed by other classifiers (`engine.steps.confirm`).
 """
 
 from __future__ import annotations
@@ -35,34 +35,17 @@ from engine.steps import StepKind
 
 
 class Search(StepKind[SearchSpec]):
-    version = 5
+    version = 6
     summary = "train every arm with every seed, then choose on val"
     runs = ("train",)
 
     def run(self, context: Context) -> Output:
         spec = context.step.spec_as(SearchSpec)
-        every = planned_trials(context.step)
-        trials = [trial for trial in every if trial.arm.twin_of is None]
+        trials = choosing_trials(context.step)
         manifests = context.trials([trial.step for trial in trials])
 
-        def scores(trials: Sequence[Trial]) -> dict[str, np.ndarray]:
-            """The objective of each arm's replicates on val."""
-            values_of: dict[str, list[float]] = {trial.arm.name: [] for trial in trials}
-            for trial in trials:
-                val = TrainResult.of(manifests[trial.step.key]).val
-                values_of[trial.arm.name].append(val.figures[spec.training.objective])
-            return {
-                name: replicates(np.asarray(values), spec.generator_fits)
-                for name, values in values_of.items()
-            }
-
-        of_arm = scores(trials)
-        arms = {name: mean_and_sd(values) for name, values in of_arm.items()}
+        arms = means_on_val(spec, trials, manifests)
         chosen, baseline = choose([arm for arm in spec.arms if arm.name in arms], arms)
-        twins = [trial for trial in every if trial.arm.twin_of in chosen]
-        manifests |= context.trials([trial.step for trial in twins])
-        arms |= {name: mean_and_sd(values) for name, values in scores(twins).items()}
-        trials += twins
         columns = trial_columns(spec, trials, manifests)
         warnings = hardly_learnt(columns, len(context.result("ingest", IngestResult).classes))
         context.warn(warnings)
@@ -76,16 +59,20 @@ class Search(StepKind[SearchSpec]):
                 warnings=warnings, outside=external_digests(spec),
                 trials={key: manifest.digest for key, manifest in manifests.items()},
                 arms=arms, chosen=chosen, baseline=baseline,
-                twins={trial.arm.name: str(trial.arm.twin_of) for trial in twins},
             ),
         )  # fmt: skip
 
     def trials(self, step: Step) -> list[Step]:
-        return [trial.step for trial in planned_trials(step)]
+        return [trial.step for trial in choosing_trials(step)]
 
     def outdated(self, step: Step, manifest: Manifest, store: Store) -> str | None:
         # The trials are not inputs, so the search checks what makes them out of date.
         return changed_weights(step.spec_as(SearchSpec), SearchResult.of(manifest).outside)
+
+
+def choosing_trials(search: Step) -> list[Trial]:
+    """The trials that the choice is made by: all but those of unfiltered twins."""
+    return [trial for trial in planned_trials(search) if trial.arm.twin_of is None]
 
 
 def trial_columns(
@@ -118,6 +105,20 @@ def hardly_learnt(columns: Mapping[str, Sequence[Any]], classes: int) -> list[No
     if mean > chance + 0.1 * (1 - chance):
         return []
     return [Notice.of("hardly_learnt", mean=mean, chance=chance)]
+
+
+def means_on_val(
+    spec: SearchSpec, trials: Sequence[Trial], manifests: Mapping[str, Manifest]
+) -> dict[str, ValMean]:
+    """The objective of each arm's replicates on val."""
+    values_of: dict[str, list[float]] = {trial.arm.name: [] for trial in trials}
+    for trial in trials:
+        val = TrainResult.of(manifests[trial.step.key]).val
+        values_of[trial.arm.name].append(val.figures[spec.training.objective])
+    return {
+        name: mean_and_sd(replicates(np.asarray(values), spec.generator_fits))
+        for name, values in values_of.items()
+    }
 
 
 def mean_and_sd(values: Sequence[float] | np.ndarray) -> ValMean:

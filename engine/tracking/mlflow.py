@@ -14,6 +14,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,8 @@ def track(
     """Log the study's search, verdict and report, unless they are logged already. Raises only
     `DamageError`; other failures become a warning."""
     target = tracking_uri(uri, store)
-    search = next((step for step in steps if step.kind == "search"), None)
-    if search is None:
+    of_trials = [step for step in steps if step.kind in ("search", "confirm")]
+    if not of_trials:
         return
     if target is None:
         if uri == "auto":
@@ -59,13 +60,13 @@ def track(
         return
     done = {step.kind: manifests[step.key] for step in steps if step.key in manifests}
     logged = digest(
-        [done[kind].digest for kind in ("search", "evaluate", "report") if kind in done]
+        [done[kind].digest for kind in ("search", "confirm", "evaluate", "report") if kind in done]
     )
     record = store.tracking(digest(target), logged)
     if store.exists(record) and not _is_gone(target):
         return
     try:
-        _log(study, search, store, done, target)
+        _log(study, of_trials, store, done, target)
     except DamageError:
         raise
     except Exception as error:  # no server, no route, no rights: none of these may stop a study
@@ -101,9 +102,10 @@ def without_password(uri: str) -> str:
 
 
 def _log(
-    study: Study, search: Step, store: Store, done: Mapping[str, Manifest], target: str
+    study: Study, of_trials: Sequence[Step], store: Store, done: Mapping[str, Manifest], target: str
 ) -> None:
-    """Log everything that is not logged yet. done: manifests by the kind of step."""
+    """Log everything that is not logged yet. of_trials: the steps that run trials. done: manifests
+    by the kind of step."""
     # A dead server must not delay a study for minutes, and models are never unpickled.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
@@ -131,7 +133,7 @@ def _log(
                 file.parent.mkdir(exist_ok=True)
                 file.write_bytes(store.read(part.key))
         client.log_artifacts(parent, name)
-    for trial in planned_trials(search):
+    for trial in chain.from_iterable(map(planned_trials, of_trials)):
         arm, step = trial.arm, trial.step
         manifest = read_manifest(store, step)
         if manifest is None:
@@ -143,8 +145,8 @@ def _log(
         _params(
             client, run,
             {"arm": arm.name, "family": arm.family, "ratio": arm.ratio,
-             "generator_fit": trial.fit, "seed": trial.number, "key": step.key,
-             "images": manifest.rows},
+             "stage": trial.stage, "generator_fit": trial.fit, "seed": trial.number,
+             "key": step.key, "images": manifest.rows},
         )  # fmt: skip
         for history in manifest.keys(file="history.json"):
             _history(client, run, json.loads(store.read(history)))
@@ -227,12 +229,9 @@ def _verdict(client: Any, run: str, evaluate: Manifest) -> None:
 
 
 def named_contrasts(evaluate: EvaluateResult) -> dict[str, Contrast]:
-    """Contrasts by name: the arm's name for a contrast with the baseline, and both names otherwise,
-    because an arm may have several contrasts."""
-    return {
-        one.arm if one.against == evaluate.baseline else f"{one.arm} against {one.against}": one
-        for one in evaluate.contrasts
-    }  # fmt: skip
+    """Contrasts by name: the arm's name, with its twin's for a contrast with the twin."""
+    return {f"{one.arm} against {one.against}" if one.twin else one.arm: one
+            for one in evaluate.contrasts}  # fmt: skip
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

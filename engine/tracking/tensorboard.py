@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from engine.comparison.arms import planned_trials
+from engine.comparison.arms import Trial, planned_trials
 from engine.core.manifest import read_manifest
 from engine.core.step import Step
 from engine.core.store import Store
@@ -27,11 +27,12 @@ def write_logs(
     A log is built in a temporary folder and stored as a whole, so that a kill leaves no partial
     log.
     """
-    search = next((step for step in steps if step.kind == "search"), None)
-    if search is None or find_spec("tensorboard") is None:
+    trials = [trial for step in steps if step.kind in ("search", "confirm")
+              for trial in planned_trials(step)]  # fmt: skip
+    if not trials or find_spec("tensorboard") is None:
         return
     try:
-        written = _write(study, search, store)
+        written = _write(study, trials, store)
     except Exception as error:  # another version, no rights: none of these may stop a study
         warn(
             f"warning: cannot write TensorBoard logs ({type(error).__name__}: {error}); nothing is"
@@ -43,10 +44,10 @@ def write_logs(
         warn(f"TensorBoard: {written} trainings in {folder}")
 
 
-def _write(study: Study, search: Step, store: Store) -> int:
+def _write(study: Study, trials: Sequence[Trial], store: Store) -> int:
     """Write the missing logs; returns their number."""
     existing, written = set(store.listing(store.tensorboard(study.name))), 0
-    for trial in planned_trials(search):
+    for trial in trials:
         manifest = read_manifest(store, trial.step)
         if manifest is None:
             continue

@@ -21,7 +21,7 @@ TINY = {
     "classifier.channels": "[8, 8]",
     "training.steps": "8",
     "training.evaluate_every": "4",
-    "search": "{ratios: [1], seeds: 2}",
+    "search": "{ratios: [1], seeds: 2, confirm_fits: 1}",
     "evaluate.bootstrap_draws": "200",
 }
 JOBS = {"run_study": cli.run_study, "audit": cli.run_audit, "export": cli.run_export}

@@ -45,7 +45,8 @@ def study_of(root: Path) -> Study:
         "curate": {"filters": ["copies"], "max_rounds": 1},
         "classifier": {"name": "small", "channels": [8, 8]},
         "training": {"steps": 4, "batch_size": 16, "learning_rate": 0.01, "evaluate_every": 2},
-        "search": {"ratios": [1], "seeds": 2}, "evaluate": {"bootstrap_draws": 200},
+        "search": {"ratios": [1], "seeds": 2, "confirm_fits": 1},
+        "evaluate": {"bootstrap_draws": 200},
     }  # fmt: skip
     return validate(Study, values, "twice study")
 

@@ -92,7 +92,7 @@ def test_study_runs_as_a_submitted_job(cluster: dict[str, str], tmp_path: Path) 
         "--set", "generators.ddpm.num_inference_steps=2",
         "--set", "request.shard_size=30",
         "--set", "training.steps=6",
-        "--set", "search={ratios: [1], seeds: 2}",
+        "--set", "search={ratios: [1], seeds: 2, confirm_fits: 1}",
         "--set", "curate.filters=[]",
     )  # fmt: skip
     nobody = {

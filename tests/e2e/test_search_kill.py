@@ -22,7 +22,7 @@ def command(storage: Path, *more: str) -> list[str]:
     sets = {
         "generators": "{ddpm: null, traditional: {name: traditional}}",
         "request": "{ratio: 1, shard_size: 16}",
-        "search": "{ratios: [1, 2], seeds: 3}",
+        "search": "{ratios: [1, 2], seeds: 3, confirm_fits: 1}",
         "training.steps": "40",
         "profile.storage": str(storage),
         "profile.mlflow": "none",

@@ -29,7 +29,7 @@ IMAGES = {
 COMPARISON = {
     "generators": "{ddpm: null, traditional: {name: traditional}}",
     "request": "{ratio: 1, shard_size: 16}",
-    "search": "{ratios: [1], seeds: 3}",
+    "search": "{ratios: [1], seeds: 3, confirm_fits: 1}",
     "curate": "{filters: []}",
     "training.steps": "40",
 }

@@ -22,6 +22,8 @@ from engine.metrics.resampling import (
     confusions_by_group,
 )
 from engine.metrics.significance import (
+    Claim,
+    Paired,
     detectable_difference,
     groups_needed,
     holm,
@@ -34,6 +36,12 @@ from engine.metrics.significance import (
     verdicts,
     wilcoxon,
 )
+from engine.results.comparison import Verdict
+
+
+def judged(pairs: Sequence[tuple[Sequence[float], Resampled]], margin: float) -> list[Verdict]:
+    """The verdicts of arms that are each compared with one baseline."""
+    return verdicts([Claim({"b": Paired(*pair)}, "b", "b") for pair in pairs], margin)
 
 
 def resample(
@@ -190,7 +198,7 @@ NOTHING = [0.001, -0.001, 0.0005, 0.0, 0.001]
 def test_verdict_follows_from_both_methods(
     differences: list[float], resampled: Resampled, word: str
 ) -> None:
-    (found,) = verdicts([(differences, resampled)], margin=0.01)
+    (found,) = judged([(differences, resampled)], margin=0.01)
     assert found.word == word
     assert found.replicates == len(differences)
     assert found.low <= min(found.effect.low, found.bootstrap.low)
@@ -199,7 +207,7 @@ def test_verdict_follows_from_both_methods(
 
 def test_reason_for_undecided_is_given() -> None:
     def obstacle(differences: list[float], groups: int = 100) -> Notice | None:
-        return verdicts([(differences, drawn(0.047, 0.005, groups))], 0.01)[0].obstacle
+        return judged([(differences, drawn(0.047, 0.005, groups))], 0.01)[0].obstacle
 
     assert obstacle(CLEAR[:4]) == Notice.of("few_replicates", replicates=4, minimum=5)
     assert obstacle(CLEAR, groups=1) == Notice.of("few_groups", groups=1, minimum=20)
@@ -222,22 +230,25 @@ def test_unequal_groups_count_by_their_effective_number() -> None:
         one, other = scores(0.9, 1), scores(0.6, 2)
         ones = np.ones((1, len(sizes)))
         differences = (one(ones) - other(ones))[0].tolist()
-        return verdicts([(differences, bootstrap(one, other, 400, 0))], 0.01)[0].word
+        return judged([(differences, bootstrap(one, other, 400, 0))], 0.01)[0].word
 
     assert word([20] * 30) == "helps"
     # Half of all images belong to one patient.
     assert word([580] + [20] * 29) == "undecided"
 
 
-def test_equivalence_needs_images_of_every_class() -> None:
+def test_every_verdict_needs_images_of_every_class() -> None:
     few = drawn(0.0, 0.003)
-    assert verdicts([(NOTHING, replace(few, rarest=30))], 0.01)[0].word == "equivalent"
-    assert verdicts([(NOTHING, replace(few, rarest=1))], 0.01)[0].word == "undecided"
-    assert verdicts([(CLEAR, replace(drawn(0.047, 0.005), rarest=1))], 0.01)[0].word == "helps"
+    assert judged([(NOTHING, replace(few, rarest=30))], 0.01)[0].word == "equivalent"
+    assert judged([(NOTHING, replace(few, rarest=1))], 0.01)[0].word == "undecided"
+    (found,) = judged([(CLEAR, replace(drawn(0.047, 0.005), rarest=19))], 0.01)
+    assert found.word == "undecided"
+    assert found.obstacle == Notice.of("few_of_class", groups=19, minimum=20)
+    assert judged([(CLEAR, replace(drawn(0.047, 0.005), rarest=20))], 0.01)[0].word == "helps"
 
 
 def test_interval_of_an_equivalent_contrast_is_within_the_margin() -> None:
-    (found,) = verdicts([(NOTHING, drawn(0.0, 0.0058))], 0.01)
+    (found,) = judged([(NOTHING, drawn(0.0, 0.0058))], 0.01)
     assert found.word == "equivalent"
     assert found.low < -0.01  # of 95%
     assert -0.01 < found.near_low < found.near_high < 0.01
@@ -245,7 +256,7 @@ def test_interval_of_an_equivalent_contrast_is_within_the_margin() -> None:
 
 def test_too_few_draws_are_reported() -> None:
     many = [(CLEAR, drawn(0.047, 0.005))] * 60
-    assert verdicts(many, 0.01)[0].obstacle == Notice.of("few_draws", minimum=2400)
+    assert judged(many, 0.01)[0].obstacle == Notice.of("few_draws", minimum=2400)
 
 
 def test_draws_without_a_class_are_repeated() -> None:
@@ -277,12 +288,12 @@ def test_detectable_difference_is_found_among_other_contrasts(contrasts: int) ->
     exact = np.array([-2.0, -1.0, 0.0, 1.0, 2.0])
     exact *= 0.02 / exact.std(ddof=1)
     nothing = [(random.normal(0, 0.02, 5).tolist(), drawn(0.0, 0.02)) for _ in range(contrasts - 1)]
-    (first, *_) = verdicts([(exact.tolist(), drawn(0.0, 0.005)), *nothing], 0.05)
+    (first, *_) = judged([(exact.tolist(), drawn(0.0, 0.005)), *nothing], 0.05)
     shift = first.detectable
     assert shift is not None
     for _ in range(studies):
         values = random.normal(shift, 0.02, 5)
-        (again, *_) = verdicts([(values.tolist(), drawn(shift, 0.005)), *nothing], 0.05)
+        (again, *_) = judged([(values.tolist(), drawn(shift, 0.005)), *nothing], 0.05)
         found += again.word == "helps"
     assert found / studies > 0.7
 
@@ -290,8 +301,8 @@ def test_detectable_difference_is_found_among_other_contrasts(contrasts: int) ->
 def test_more_contrasts_need_larger_differences() -> None:
     clear = ([0.01, 0.03, 0.02, 0.025, 0.004], drawn(0.018, 0.007))
     nothing = ([0.01, -0.01, 0.02, -0.02, 0.0], drawn(0.0, 0.02))
-    assert verdicts([clear], 0.001)[0].word == "helps"
-    assert verdicts([clear, nothing, nothing], 0.001)[0].word == "undecided"
+    assert judged([clear], 0.001)[0].word == "helps"
+    assert judged([clear, nothing, nothing], 0.001)[0].word == "undecided"
 
 
 def test_detectable_difference_is_found_in_about_80_of_100_studies() -> None:
@@ -317,7 +328,7 @@ def test_draws_of_one_distribution_are_rarely_called_different() -> None:
                       enumerate((shares[:5], shares[5:])))  # fmt: skip
         differences = (scores_of(one) - scores_of(other)).tolist()
         resampled = resample(one, other, accuracy, 300, study)
-        words.append(verdicts([(differences, resampled)], 0.001)[0].word)
+        words.append(judged([(differences, resampled)], 0.001)[0].word)
     assert sum(word in ("helps", "harms") for word in words) <= 6
 
 
@@ -337,7 +348,7 @@ def test_true_difference_is_rarely_called_equivalent() -> None:
                 found.append(confusions_by_group(labels, wrong, names, 2))
         differences = (scores_of(one) - scores_of(other)).tolist()
         resampled = resample(one, other, accuracy, 300, study)
-        words.append(verdicts([(differences, resampled)], 0.01)[0].word)
+        words.append(judged([(differences, resampled)], 0.01)[0].word)
     assert sum(word == "equivalent" for word in words) <= 3
 
 
@@ -405,3 +416,62 @@ def test_saturation_is_where_more_images_add_at_most_the_margin() -> None:
     point, low, high = saturation([0, 1, 2], noisy, 0.01)
     assert low <= point <= high
     assert low < high
+
+
+def paired(centre: float, spread: float = 0.005) -> Paired:
+    """Five replicates and many draws around a difference."""
+    return Paired([centre + 0.004 * step for step in (-1, -0.5, 0, 0.5, 1)], drawn(centre, spread))
+
+
+def test_an_arm_helps_only_if_it_beats_every_baseline() -> None:
+    beats_both = Claim({"real": paired(0.05), "oversampled": paired(0.04)}, "real", "real")
+    (found,) = verdicts([beats_both], 0.01)
+    assert (found.word, found.against) == ("helps", "oversampled")
+    assert found.effect.estimate == pytest.approx(0.04)
+    assert [pair.against for pair in found.baselines] == ["real", "oversampled"]
+
+    # The best baseline on val is beaten, another one is not.
+    equals_one = Claim({"real": paired(0.05), "oversampled": paired(0.0, 0.02)}, "real", "real")
+    (found,) = verdicts([equals_one], 0.01)
+    assert (found.word, found.against) == ("undecided", "oversampled")
+    assert found.p_helps > 0.025
+
+
+def test_harm_is_judged_against_real_images_alone() -> None:
+    worse_than_one = Claim({"real": paired(0.0, 0.02), "cutmix": paired(-0.05)}, "cutmix", "real")
+    assert verdicts([worse_than_one], 0.01)[0].word == "undecided"
+    worse_than_real = Claim({"real": paired(-0.05), "cutmix": paired(-0.06)}, "cutmix", "real")
+    (found,) = verdicts([worse_than_real], 0.01)
+    assert (found.word, found.against) == ("harms", "real")
+
+
+def test_equivalence_is_to_the_best_baseline_on_val() -> None:
+    claim = Claim({"real": paired(0.001, 0.003), "oversampled": paired(-0.03)}, "real", "real")
+    (found,) = verdicts([claim], 0.01)
+    assert (found.word, found.against) == ("equivalent", "real")
+    (found,) = verdicts([replace(claim, best="oversampled")], 0.01)
+    assert found.word == "undecided"
+
+
+def test_one_of_several_equal_baselines_is_rarely_beaten_by_chance() -> None:
+    """An arm that equals the best of four baselines would `help` in a third of studies, if it were
+    compared only with the best on val (simulated in `benchmarks/known_answers.py`)."""
+    random, words = np.random.default_rng(5), []
+    for _ in range(300):
+        arm = 0.8 + 0.01 * random.normal(size=5)
+        baselines = {f"b{n}": 0.8 - 0.005 * n + 0.01 * random.normal(size=5) for n in range(4)}
+        noise = 0.004 * random.normal(size=500)
+        claim = Claim(
+            {
+                name: Paired(
+                    (arm - values).tolist(),
+                    Resampled(
+                        float((arm - values).mean()), (arm - values).mean() + noise, 0.004, 100
+                    ),
+                )
+                for name, values in baselines.items()
+            },
+            "b0", "b0",
+        )  # fmt: skip
+        words.append(verdicts([claim], 0.001)[0].word)
+    assert words.count("helps") <= 0.05 * len(words)

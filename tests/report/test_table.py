@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 
-from engine.core.notice import Notice
 from engine.report.table import as_text, comparison, stars
 from tests.results import (
     NOTHING,
     arm_figure,
     arm_result,
+    confirm_result,
     contrast,
     evaluate_result,
     search_result,
@@ -31,9 +31,11 @@ def test_the_table_says_closed_arms_by_leaving_them_empty() -> None:
         for name, mean, ratio in (("real", 0.75, 0.0), ("g x1", 0.95, 1.0))
     }  # fmt: skip
     effect = NOTHING.model_copy(update={"estimate": 0.2})
-    one = contrast(low=0.1, high=0.3, p_adjusted=0.004, effect=effect, bootstrap=effect)
+    effect = effect.model_copy(update={"low": 0.1, "high": 0.3})
+    one = contrast(word="helps", generator_fits=5, low=0.1, high=0.3, p_helps=0.002, effect=effect,
+                   bootstrap=effect)  # fmt: skip
     evaluate = evaluate_result(arms=opened, contrasts=[one])
-    table = comparison(added, search, evaluate)
+    table = comparison(added, search, confirm_result(), evaluate)
     assert [row.added for row in table] == [0, 5, 10]
     assert [row.test for row in table] == [pytest.approx(0.75), pytest.approx(0.95), None]
     assert table[1].high == 1.0  # no share is larger
@@ -52,7 +54,7 @@ def test_replicates_that_are_alike_have_no_spread_in_the_table() -> None:
               "g only": arm_result(figures, ratio=None, role="shown")}  # fmt: skip
     search = search_result(objective="accuracy", arms={name: val_mean(0.9, 0.0) for name in opened})
     evaluate = evaluate_result(arms=opened)
-    table = comparison({"real": 0, "g only": 40}, search, evaluate)
+    table = comparison({"real": 0, "g only": 40}, search, confirm_result(), evaluate)
     assert [row.mark for row in table] == ["baseline", "no real images"]
     text = as_text(table, "accuracy")
     assert text.count("no spread") == 2
@@ -62,11 +64,13 @@ def test_replicates_that_are_alike_have_no_spread_in_the_table() -> None:
 @pytest.mark.parametrize(
     ("p", "more", "want"),
     [
-        (0.06, {}, ""), (0.04, {}, "*"), (0.009, {}, "**"), (0.0005, {}, "***"),
-        (0.0005, {"obstacle": Notice.of("few_replicates", replicates=2, minimum=5)}, ""),
-        (0.0005, {"bootstrap": NOTHING.model_copy(update={"estimate": -0.1})}, ""),
+        (0.02, {}, "*"), (0.004, {}, "**"), (0.0004, {}, "***"),
+        (0.0004, {"word": "undecided"}, ""), (0.0004, {"word": "equivalent"}, ""),
+        # Another training of the generator may give another result.
+        (0.0004, {"generator_fits": 1}, ""),
     ],
 )  # fmt: skip
-def test_stars_stand_for_an_adjusted_p_alone(p: float, more: dict[str, Any], want: str) -> None:
-    effect = NOTHING.model_copy(update={"estimate": 0.1})
-    assert stars(contrast(p_adjusted=p, **{"effect": effect, "bootstrap": effect, **more})) == want
+def test_stars_stand_for_an_adjusted_p_of_a_verdict(
+    p: float, more: dict[str, Any], want: str
+) -> None:
+    assert stars(contrast(**{"word": "helps", "p_helps": p, "generator_fits": 5, **more})) == want

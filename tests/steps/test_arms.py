@@ -30,13 +30,13 @@ def test_each_generator_fit_is_a_replicate_with_its_own_images_and_classifiers(
 ) -> None:
     made = bars_study(
         search={
-            "ratios": [1], "generator_fits": 3, "seeds": 2, "arms": ["oversampled", "mixup"],
+            "ratios": [1, 2], "seeds": 2, "confirm_fits": 3, "arms": ["oversampled", "mixup"],
         },
     )  # fmt: skip
     steps = plan(made)
     manifests = execute(steps, store, InlineRuntime(), profile)
     drawn = []
-    for suffix in ("", ".fit1", ".fit2"):
+    for suffix in ("", ".fit1", ".fit2", ".fit3"):
         held = table(store, manifests[named(steps, f"mix.more.x1{suffix}")[0].key], "members")
         real = held.filter(pc.equal(held[rows.SOURCE], "real"))
         parts = store.tables(
@@ -45,14 +45,22 @@ def test_each_generator_fit_is_a_replicate_with_its_own_images_and_classifiers(
         uri_of = {row[rows.IMAGE_ID]: row[rows.URI] for part in parts for row in part.to_pylist()}
         drawn.append({uri_of[name] for name in held[rows.IMAGE_ID].to_pylist() if name in uri_of})
         assert len(drawn[-1]) == held.num_rows - real.num_rows > 0
-    assert len(set(map(frozenset, drawn))) == 3
-    search = manifests[named(steps, "search")[0].key]
+    assert len(set(map(frozenset, drawn))) == 4
+    search, confirm = (manifests[named(steps, kind)[0].key] for kind in ("search", "confirm"))
     trials = table(store, search, "trials")
-    assert trials.num_rows == 5 * 3 * 2
+    assert trials.num_rows == 6 * 2
     of_arm = trials.filter(pc.equal(trials[rows.ARM], "more x1"))
-    assert of_arm[rows.GENERATOR_FIT].to_pylist() == [0, 0, 1, 1, 2, 2]
-    assert of_arm[rows.SEED].to_pylist() == list(range(6))
-    assert len(set(trials["key"].to_pylist())) == trials.num_rows
+    assert of_arm[rows.GENERATOR_FIT].to_pylist() == [0, 0]
+    assert of_arm[rows.SEED].to_pylist() == [0, 1]
+    # The choice is confirmed by other fits and seeds, of the chosen ratio alone.
+    confirming = table(store, confirm, "trials")
+    (ratio,) = {name for name in search.metrics["chosen"] if name.startswith("more")}
+    assert set(confirming[rows.ARM].to_pylist()) == set(search.metrics["chosen"])
+    of_arm = confirming.filter(pc.equal(confirming[rows.ARM], ratio))
+    assert of_arm[rows.GENERATOR_FIT].to_pylist() == [1, 2, 3]
+    assert of_arm[rows.SEED].to_pylist() == [2, 3, 4]
+    keys = trials["key"].to_pylist() + confirming["key"].to_pylist()
+    assert len(set(keys)) == len(keys)
     evaluated = manifests[named(steps, "evaluate")[0].key]
     (contrast,) = evaluated.metrics["contrasts"]
     assert len(contrast["differences"]) == contrast["replicates"] == 3
@@ -61,14 +69,11 @@ def test_each_generator_fit_is_a_replicate_with_its_own_images_and_classifiers(
     }  # fmt: skip
     # The images of a folder are drawn again, and nothing is trained.
     assert contrast["drawn"]
-    assert (
-        "3 draws of images with 2 classifier seeds each, conditional on one generator"
-        in evaluated.metrics["headline"]
-    )
+    assert "3 draws of images, conditional on one generator" in evaluated.metrics["headline"]
     assert replicates_in_words(Contrast.model_validate({**contrast, "drawn": False})) == (
-        "3 generator fits with 2 classifier seeds each"
+        "3 generator fits"
     )
-    assert len(contrast["mcnemar"]) == 6
+    assert len(contrast["mcnemar"]) == 3
     predictions = table(store, evaluated, "predictions")
     each = {(row[rows.ARM], row[rows.SEED], row[rows.IMAGE_ID]) for row in predictions.to_pylist()}
     assert len(each) == predictions.num_rows
@@ -86,7 +91,10 @@ def test_unfiltered_twins_and_synthetic_only_are_arms(
         training={"steps": 80, "batch_size": 32, "learning_rate": 0.01, "evaluate_every": 20},
     )  # fmt: skip
     search = run_until(made, "search").metrics
-    assert search["twins"] == {"more unfiltered x1": "more x1"}
+    assert "more unfiltered x1" not in search["arms"]
+    confirm = run_until(made, "confirm").metrics
+    assert confirm["twins"] == {"more unfiltered x1": "more x1"}
+    assert "more unfiltered x1" in confirm["arms"]
     filtered, whole = (
         run_until(made, f"mix.more.{name}").metrics["added"]["more"]
         for name in ("x1", "unfiltered.x1")
@@ -103,9 +111,10 @@ def test_unfiltered_twins_and_synthetic_only_are_arms(
     assert alone["real"] == 0
     assert sum(alone["added"]["more"].values()) == run_until(made, "mix.real").rows
     evaluated = run_until(made, "evaluate").metrics
-    assert {(one["arm"], one["against"]) for one in evaluated["contrasts"]} == {
-        ("more x1", search["baseline"]), ("more x1", "more unfiltered x1")
-    }  # fmt: skip
+    assert [
+        (one["arm"], one["twin"], {pair["against"] for pair in one["baselines"]})
+        for one in evaluated["contrasts"]
+    ] == [("more x1", False, {"real"}), ("more x1", True, {"more unfiltered x1"})]
     assert "more only" in evaluated["arms"]
     assert search["baseline"] not in ("more only", "more unfiltered x1", "real_double")
 

@@ -128,7 +128,7 @@ def test_strict_stops_the_export_of_copies(
     curated = run_until(study, "evaluate")
     assert curated.metrics["contrasts"]
     for what in ("more", "more x1"):
-        said = r"more is not exported: \d+ of \d+ copies of training images: .* strict: true"
+        said = r"more is not exported: copies of training images: \d+ of \d+ .* strict: true"
         with pytest.raises(DataError, match=said):
             export(study, store, Store(str(tmp_path / "out")), what, "csv", ["train"])
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
@@ -222,7 +222,7 @@ def test_images_of_other_classes_are_an_alarm_and_stop_the_first_fit_if_asked(
     assert "shows_no_class" in codes
     study = bars_study(
         "noise", curate={**knn, "stop_if_useless": True}, **fields,
-        search={"ratios": [1], "generator_fits": 2, "seeds": 1},
+        search={"ratios": [1], "confirm_fits": 2, "seeds": 2},
     )  # fmt: skip
     with pytest.raises(DataError, match=r"curate\.more: this generator may have learnt no"):
         run_until(study, "curate.more")

@@ -16,7 +16,7 @@ from engine.execute import discard
 from engine.plan import named, plan
 from engine.steps.evaluate import declared, untrained
 from engine.study import Study
-from tests.results import search_result
+from tests.results import confirm_result, search_result
 
 Run = Callable[[Study, str], Manifest]
 
@@ -24,8 +24,8 @@ Run = Callable[[Study, str], Manifest]
 def test_only_evaluate_opens_test_and_openings_are_counted(
     bars_study, run_until: Run, store: Store, tmp_path: Path
 ) -> None:
-    searched = run_until(bars_study(), "search")
-    assert searched.metrics["trials"]
+    confirmed = run_until(bars_study(), "confirm")
+    assert confirmed.metrics["trials"]
     assert not store.listing("openings")
     assert run_until(bars_study(), "evaluate").metrics["test"]["opened"] == 1
     other = bars_study(evaluate={"bootstrap_draws": 201})
@@ -41,8 +41,8 @@ def test_no_step_before_evaluate_can_read_test(bars_study, run_until: Run, store
     kept = {key: store.read(key) for key in ingest.keys(split="test")}
     for key in kept:
         store.put(key, b"a canary: whoever reads test cannot go on")
-    searched = run_until(bars_study(), "search")
-    assert searched.metrics["baseline"]
+    confirmed = run_until(bars_study(), "confirm")
+    assert confirmed.metrics["trials"]
     with pytest.raises(StorageError, match="is not a readable Parquet file"):
         run_until(bars_study(), "evaluate")
     for key, data in kept.items():
@@ -50,18 +50,18 @@ def test_no_step_before_evaluate_can_read_test(bars_study, run_until: Run, store
     assert run_until(bars_study(), "evaluate").metrics["headline"]
 
 
-def test_evaluate_reads_only_the_trials_that_search_chose_by(
+def test_evaluate_reads_only_the_trials_of_the_confirmation(
     bars_study, run_until: Run, store: Store
 ) -> None:
-    run_until(bars_study(), "search")
-    search = named(plan(bars_study()), "search")[0]
-    trial = planned_trials(search)[0].step
+    run_until(bars_study(), "confirm")
+    confirm = named(plan(bars_study()), "confirm")[0]
+    trial = planned_trials(confirm)[0].step
     discard(trial, store)
-    with pytest.raises(ResumeError, match=r"train.real.0 is not the trial .* --discard search"):
+    with pytest.raises(ResumeError, match=r"train.real.2 is not the trial .* --discard confirm"):
         run_until(bars_study(), "evaluate")
 
 
-def test_each_synthetic_family_is_contrasted_with_the_baseline_and_its_twin() -> None:
+def test_each_synthetic_family_is_contrasted_with_all_baselines_and_its_twin() -> None:
     fields: dict[str, Any] = {"mixes": ("m",), "ratio": 1.0, "generators": ("g",)}
     planned = [
         Arm(name="real", family="real", mixes=("m",)),
@@ -72,14 +72,22 @@ def test_each_synthetic_family_is_contrasted_with_the_baseline_and_its_twin() ->
         Arm(name="moved x2", family="moved", **fields),
     ]
     tested = {arm.name: arm for arm in planned if arm.name not in ("g x1", "moved x2")}
-    search = search_result(baseline="moved x1", twins={"g unfiltered x2": "g x2"})
-    against_baseline, against_twin = declared(planned, search, tested, {"g x2"})
-    assert (against_baseline.arm, against_baseline.against) == ("g x2", "moved x1")
+    search = search_result(baseline="moved x1")
+    confirm = confirm_result(twins={"g unfiltered x2": "g x2"})
+    with_baselines, with_twin = declared(planned, search, confirm, tested, {"g x2"})
+    assert (with_baselines.arm, with_baselines.baselines) == ("g x2", ("real", "moved x1"))
+    assert (with_baselines.best, with_baselines.real) == ("moved x1", "real")
     # Both families had two ratios to choose from on val; the twin took its arm's.
-    assert (against_baseline.tries, against_twin.tries) == ((2, 2), (2, 1))
-    assert (against_twin.arm, against_twin.against) == ("g x2", "g unfiltered x2")
-    assert against_baseline.drawn
-    assert against_baseline.ratio == 2.0
+    assert with_baselines.tries == {
+        "real": 1, "g x2": 2, "moved x1": 2, "g unfiltered x2": 1
+    }  # fmt: skip
+    assert (with_twin.arm, with_twin.baselines, with_twin.twin) == (
+        "g x2",
+        ("g unfiltered x2",),
+        True,
+    )
+    assert with_baselines.drawn
+    assert with_baselines.ratio == 2.0
 
 
 def test_fits_of_untrained_generators_are_only_draws(bars_study) -> None:

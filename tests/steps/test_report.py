@@ -22,6 +22,7 @@ from engine.core.store import Store
 from engine.execute import execute
 from engine.plan import named, plan
 from engine.profile import Profile
+from engine.report.page import points
 from engine.runtime.inline import InlineRuntime
 from engine.study import Study
 from tests.conftest import write_bars
@@ -84,7 +85,7 @@ def test_the_page_is_whole_and_needs_no_network(bars_study, store: Store, profil
     # Whatever the verdict.
     assert "would be found in 80 of 100 such studies." in page
     assert "<th>detectable</th>" in page
-    assert "every arm with the same 2 classifier seeds and" in page
+    assert "10 chose the ratio and the baseline on validation, and 8 that had no part" in page
     assert "conditional on one generator" in page.lower()
     assert sum(tag == "img" for tag, _ in tags.found) >= 16
     # Ratios, recalls, gains, common and rare, reliability, five curves of training, two planes.
@@ -102,7 +103,7 @@ def test_figures_of_the_page_are_those_of_the_tables(
     for arm in evaluated["arms"].values():
         assert f"<td>{arm['figures']['macro_f1']['mean']:.3f}</td>" in page
     (contrast,) = evaluated["contrasts"]
-    assert f"{100 * contrast['effect']['estimate']:+.1f} points" in page
+    assert f"{points(contrast['effect']['estimate'])} points" in page
     assert page.count(">closed<") == 1  # the ratio that val did not choose
     for name in ("roc_auc", "brier", "worst_class_recall"):
         figure = evaluated["arms"]["real"]["figures"][name]
@@ -224,18 +225,21 @@ def test_tables_stand_in_the_page_and_beside_it(bars_study, store, profile) -> N
         if row["test_opened"] == "True":
             want = metrics["arms"][row["arm"]]["figures"]["brier"]["mean"]
             assert float(row["test_brier"]) == pytest.approx(want, rel=1e-5)
-    (contrast,) = tables["contrasts.csv"]
+    compared = tables["contrasts.csv"]
+    assert [row["against"] for row in compared] == ["real", "oversampled"]
+    (contrast,) = (row for row in compared if row["decides"] == "True")
     assert contrast["verdict"] == metrics["contrasts"][0]["word"]
     assert contrast["objective"] == metrics["objective"] == "roc_auc"
     areas = [
         metrics["arms"][contrast[name]]["figures"]["roc_auc"]["mean"] for name in ("arm", "against")
     ]
     assert float(contrast["difference"]) == pytest.approx(areas[0] - areas[1], abs=1e-5)
-    assert len(tables["trials.csv"]) == 10
-    assert len(tables["history.csv"]) == 10 * 3 + 2 * 3  # real_double takes twice the steps
+    assert [row["stage"] for row in tables["trials.csv"]] == ["search"] * 10 + ["confirm"] * 8
+    # real_double takes twice the steps.
+    assert len(tables["history.csv"]) == 18 * 3 + 4 * 3
     for row in tables["trials.csv"]:
         assert store.listing(row["weights"])
-        assert (row["test_accuracy"] == "") == (row["arm"] not in metrics["arms"])
+        assert (row["test_accuracy"] == "") == (row["stage"] == "search")
     # The counts of a confusion are those of the images, once for each classifier.
     for split, images in (("test", metrics["test"]["images"]), ("val", 19)):
         counts = [int(row["images"]) for row in tables["confusion.csv"]

@@ -56,7 +56,7 @@ def test_study_with_a_probe_reaches_its_verdict_from_saved_weights(
     steps = plan(study)
     manifests = execute(steps, store, InlineRuntime(), profile)
     evaluated = manifests[named(steps, "evaluate")[0].key]
-    first = planned_trials(named(steps, "search")[0])[0]
+    first = planned_trials(named(steps, "confirm")[0])[0]
     arm, number, trial = first.arm, first.number, first.step
     trained = read_manifest(store, trial)
     assert trained is not None
@@ -190,10 +190,11 @@ def test_probe_is_not_used_with_other_weights_than_it_was_trained_on(
         training={"steps": 4, "batch_size": 16, "evaluate_every": 4},
     )
     steps = plan(study)
-    labeler, measure, search, evaluate = (
-        named(steps, label)[0] for label in ("train.labeler", "measure.val", "search", "evaluate")
+    labeler, measure, search, confirm, evaluate = (
+        named(steps, label)[0]
+        for label in ("train.labeler", "measure.val", "search", "confirm", "evaluate")
     )
-    made = execute(steps[: steps.index(search) + 1], store, InlineRuntime(), profile)
+    made = execute(steps[: steps.index(confirm) + 1], store, InlineRuntime(), profile)
     spec, place = evaluate.spec, Place("cpu", 1, 16)
     kinds = [
         Classify(store, spec.classifier, spec.preprocess, ("across", "down"), made[labeler.key]),
@@ -207,12 +208,13 @@ def test_probe_is_not_used_with_other_weights_than_it_was_trained_on(
         with pytest.raises(ResumeError, match=r"^classifier probe: .* changed since"):
             stage.load(place)
     inputs = {name: made[step.key] for name, step in evaluate.inputs.items()}
-    with pytest.raises(ResumeError, match=r"evaluate: train\..*: the weights .* --discard search"):
+    with pytest.raises(ResumeError, match=r"evaluate: train\..*: the weights .* --discard confirm"):
         run_step(evaluate, inputs, store, InlineRuntime(), profile)
     assert not store.listing("openings")
     # The next run retrains and evaluates the new network.
     again = execute(steps, store, InlineRuntime(), profile)
-    assert again[search.key].metrics["outside"] != made[search.key].metrics["outside"]
+    for step in (search, confirm):
+        assert again[step.key].metrics["outside"] != made[step.key].metrics["outside"]
     assert again[evaluate.key].metrics["test"]["opened"] == 1
 
 

@@ -52,4 +52,4 @@ SECTIONS: tuple[Callable[[StudyResults], Section], ...] = (
     provenance,
 )
 # Raised by hand when the page changes, so that finished studies get the new one.
-PAGE_VERSION = 11
+PAGE_VERSION = 12

@@ -28,7 +28,7 @@ def arms(results: StudyResults) -> Section:
 
 
 def comparisons(results: StudyResults) -> Section:
-    """A row for each declared comparison."""
+    """A row for each comparison of an arm with a baseline, or with its unfiltered twin."""
     contrasts = [(contrast, stars(contrast)) for contrast in results.evaluate.contrasts]
     html = render("comparisons.html", results=results, contrasts=contrasts)
     return Section(html, {"contrasts": contrast_rows(results)})
@@ -63,22 +63,32 @@ def arm_rows(results: StudyResults) -> list[Row]:
 
 
 def contrast_rows(results: StudyResults) -> list[Row]:
-    """A row for each declared comparison, with its statistics."""
-    return [
-        {
-            "arm": contrast.arm, "against": contrast.against,
-            "objective": results.evaluate.objective, "verdict": contrast.word,
-            "difference": contrast.effect.estimate, "t_low": contrast.effect.low,
-            "t_high": contrast.effect.high, "t_p": contrast.effect.p,
-            "bootstrap_low": contrast.bootstrap.low, "bootstrap_high": contrast.bootstrap.high,
-            "bootstrap_p": contrast.bootstrap.p, "low": contrast.low, "high": contrast.high,
-            "p_holm": contrast.p_adjusted, "equivalence_p_holm": contrast.equivalence_p,
-            "margin": contrast.margin, "effect_size": contrast.effect_size,
-            "wilcoxon_p": contrast.wilcoxon_p, "detectable": contrast.detectable,
-            "replicates": contrast.replicates, "test_groups": contrast.groups,
-            "mcnemar_p_least": min(contrast.mcnemar), "mcnemar_p_most": max(contrast.mcnemar),
-            **{f"difference_{number}": difference
-               for number, difference in enumerate(contrast.differences)},
-        }
-        for contrast in results.evaluate.contrasts
-    ]  # fmt: skip
+    """A row for each comparison of an arm with a baseline or its twin. The verdict and the adjusted
+    p-values are the arm's, over all its baselines; further statistics stand with the comparison
+    that the verdict rests on."""
+    entries: list[Row] = []
+    for contrast in results.evaluate.contrasts:
+        for pair in contrast.baselines:
+            entry: Row = {
+                "arm": contrast.arm, "against": pair.against,
+                "objective": results.evaluate.objective, "verdict": contrast.word,
+                "decides": pair.against == contrast.against,
+                "difference": pair.effect.estimate, "t_low": pair.effect.low,
+                "t_high": pair.effect.high, "t_p": pair.effect.p,
+                "bootstrap_low": pair.bootstrap.low, "bootstrap_high": pair.bootstrap.high,
+                "bootstrap_p": pair.bootstrap.p, "low": pair.low, "high": pair.high,
+                "p_better": pair.p, "p_helps_holm": contrast.p_helps,
+                "p_harms_holm": contrast.p_harms, "equivalence_p_holm": contrast.equivalence_p,
+                "margin": contrast.margin, "replicates": contrast.replicates,
+                "test_groups": contrast.groups,
+            }  # fmt: skip
+            decides = pair.against == contrast.against
+            more: Row = {
+                "effect_size": contrast.effect_size, "wilcoxon_p": contrast.wilcoxon_p,
+                "detectable": contrast.detectable, "mcnemar_p_least": min(contrast.mcnemar),
+                "mcnemar_p_most": max(contrast.mcnemar),
+                **{f"difference_{number}": difference
+                   for number, difference in enumerate(contrast.differences)},
+            }  # fmt: skip
+            entries.append(entry | (more if decides else dict.fromkeys(more)))
+    return entries

@@ -20,7 +20,7 @@ def calibration(results: StudyResults) -> Section:
     arms = results.evaluate.arms
     points, bins = [], []
     for arm, colour in results.legend:
-        images = results.of_arm(arm)[-1].images
+        images = results.tested(arm)[-1].images
         of_arm = [
             ClassPoint(name, images.get(name, 0), Point(0.0, f1.mean, f1.low, f1.high))
             for name, scores in arms[arm].per_class.items()

@@ -23,7 +23,7 @@ from engine.report.plots import (
     ticks,
 )
 from engine.report.results import StudyResults
-from engine.results.comparison import Contrast, Estimate, MeanInterval
+from engine.results.comparison import Contrast, MeanInterval
 
 # Gains below this are written to a tenth of a point.
 _SMALL = 0.02
@@ -56,7 +56,6 @@ class ClassChange:
     rows: list[ClassRow]
     gained: list[str]
     lost: list[str]
-    declared_to_real: Estimate | None
 
     @property
     def enough(self) -> bool:
@@ -84,7 +83,7 @@ def class_change(results: StudyResults, contrast: Contrast) -> ClassChange:
     arms = [(arm, results.colour(arm)) for arm in dict.fromkeys(["real", against, contrast.arm])]
     series = [f"to {against}"]
     whole = [(contrast.effect.estimate, contrast.low, contrast.high)]
-    gains, declared_to_real = [contrast.recall_gain], None
+    gains = [contrast.recall_gain]
     if against != "real" and contrast.recall_gain_to_real:
         series.append("to real")
         ours, real = (
@@ -93,8 +92,6 @@ def class_change(results: StudyResults, contrast: Contrast) -> ClassChange:
         )
         to_real = paired_t((ours - real).tolist())
         whole.append((to_real.estimate, to_real.low, to_real.high))
-        if against == evaluate.baseline:
-            declared_to_real = to_real
         gains.append(contrast.recall_gain_to_real)
     rows = [ClassRow(name, [as_gain(gain) for gain in of_class])
             for name, *of_class in zip(results.classes, *gains, strict=True)]  # fmt: skip
@@ -103,7 +100,7 @@ def class_change(results: StudyResults, contrast: Contrast) -> ClassChange:
         [row.name for row in rows if enough and direction(row.gains[0]) == way] for way in (1, -1)
     )
     rows.append(ClassRow(results.objective, whole, whole=True))
-    return ClassChange(contrast, arms, series, rows, gained, lost, declared_to_real)
+    return ClassChange(contrast, arms, series, rows, gained, lost)
 
 
 def as_gain(gain: MeanInterval) -> Gain:
@@ -116,7 +113,7 @@ def class_rows(results: StudyResults) -> list[Row]:
     gains = {pair.arm: pair for pair in reversed(results.evaluate.contrasts)}
     entries = []
     for arm, tested in results.evaluate.arms.items():
-        images = results.of_arm(arm)[-1].images
+        images = results.tested(arm)[-1].images
         classifiers = len(tested.classifiers["accuracy"])
         for number, name in enumerate(results.classes):
             scores, f1 = tested.per_class[name], tested.per_class[name].f1_interval

@@ -46,7 +46,8 @@ def confusion(results: StudyResults) -> Section:
 
 def matrices_of(results: StudyResults, arm: str) -> dict[str, np.ndarray]:
     """Counts (classes, classes) of an arm on val and, if it was tested, on test."""
-    of_val = [item.result.val.confusion for item in results.of_arm(arm)]
+    classifiers = results.tested(arm) or results.of_arm(arm)
+    of_val = [item.result.val.confusion for item in classifiers]
     matrices = {"val": np.asarray(np.sum(of_val, axis=0))}
     if arm in results.evaluate.arms:
         matrices["test"] = np.asarray(results.evaluate.arms[arm].confusion)

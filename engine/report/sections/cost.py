@@ -104,7 +104,7 @@ def timed_steps(results: StudyResults) -> list[TimedStep]:
     steps = [
         TimedStep("labeler" if step.kind == "train" else step.kind, step, manifest)
         for step, manifest in results.steps
-        if step.kind != "search"
+        if step.kind not in ("search", "confirm")
     ]
     return steps + [TimedStep("train", item.trial.step, item.manifest) for item in results.trials]
 
@@ -119,7 +119,7 @@ def cost_row(work: str, manifests: Sequence[Manifest]) -> Row:
 
 
 def price_rows(results: StudyResults, timed: Sequence[TimedStep]) -> list[Row]:
-    """For each contrast with the baseline, the hours of generating the images once and, if the arm
+    """For each contrast with baselines, the hours of generating the images once and, if the arm
     helps, these hours per point gained, for the gain and for both ends of its interval.
 
     The hours cover the whole pool for the largest ratio, whichever ratio was chosen. The unit is
@@ -129,9 +129,9 @@ def price_rows(results: StudyResults, timed: Sequence[TimedStep]) -> list[Row]:
     fits = 1 + max(item.trial.fit for item in results.trials)
     prices: list[Row] = []
     for contrast in results.evaluate.contrasts:
-        if contrast.against != results.evaluate.baseline:
+        if contrast.twin:
             continue
-        generators = results.of_arm(contrast.arm)[0].trial.arm.generators
+        generators = results.tested(contrast.arm)[0].trial.arm.generators
         every = Hours.total(
             entry.manifest for entry in timed
             if entry.work in _MAKING and entry.step.subject.name in generators
@@ -195,7 +195,7 @@ def model_rows(results: StudyResults) -> list[Row]:
                 )
             )  # fmt: skip
     for arm, figures in results.evaluate.arms.items():
-        of_arm = results.of_arm(arm)
+        of_arm = results.tested(arm)
         values = [item.result.val.figures[objective] for item in of_arm]
         best = of_arm[int(np.argmax(values))]
         trial = best.trial
@@ -206,7 +206,7 @@ def model_rows(results: StudyResults) -> list[Row]:
                 best.manifest.rows, optimizer_steps(results.search_spec, trial.arm),
                 weights_at(best.manifest), best_step=best.result.best_step,
                 objective=objective, val=max(values),
-                test=figures.classifiers[objective][trial.number], best_of=len(of_arm),
+                test=figures.classifiers[objective][results.place(trial)], best_of=len(of_arm),
             )
         )  # fmt: skip
     return rows
@@ -229,7 +229,7 @@ def trial_row(results: StudyResults, item: Trained) -> Row:
     """A classifier: its identity, scores, cost and weights."""
     arm, manifest, val = item.trial.arm, item.manifest, item.result.val.figures
     tested = results.evaluate.arms.get(arm.name)
-    opened = tested.classifiers if tested is not None else {}
+    opened = tested.classifiers if tested is not None and item.trial.stage == "confirm" else {}
     return {
         **item.columns, "family": arm.family, "ratio": arm.ratio, "key": item.trial.step.key,
         "training_images": manifest.rows, "steps": optimizer_steps(results.search_spec, arm),
@@ -237,6 +237,6 @@ def trial_row(results: StudyResults, item: Trained) -> Row:
         "device": manifest.provenance.get("device"), **Hours.of(manifest).columns,
         "weights": weights_at(manifest),
         **{f"val_{name}": val.get(name) for name in FIGURES},
-        **{f"test_{name}": opened[name][item.trial.number] if name in opened else None
+        **{f"test_{name}": opened[name][results.place(item.trial)] if name in opened else None
            for name in FIGURES},
     }  # fmt: skip

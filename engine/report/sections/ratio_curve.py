@@ -114,13 +114,13 @@ def arms_on_val(results: StudyResults) -> list[ArmOnVal]:
     """The objective of each arm on val, in the order of the search."""
     values: dict[str, list[float]] = {}
     arm_of: dict[str, Arm] = {}
-    for item in results.ranked:
+    for item in results.choice:
         arm = arm_of.setdefault(item.trial.arm.name, item.trial.arm)
         score = item.result.val.figures[results.search.objective]
         values.setdefault(arm.name, []).append(score)
     arms = []
     for name, arm in arm_of.items():
-        by_replicate = replicates(np.asarray(values[name]), results.generator_fits)
+        by_replicate = replicates(np.asarray(values[name]), results.search_spec.generator_fits)
         interval = paired_t(by_replicate.tolist())
         point = Point(arm.ratio or 0.0, interval.estimate, interval.low, interval.high)
         arms.append(ArmOnVal(arm, point, len(by_replicate)))
@@ -139,7 +139,7 @@ def ratio_row(on_val: ArmOnVal, objective: str) -> Row:
 
 def saturations_of(results: StudyResults) -> list[Saturation]:
     """The saturation of each family; with too few replicates the list is empty."""
-    if results.replicates < LEAST_REPLICATES:
+    if results.search_spec.replicates < LEAST_REPLICATES:
         return []
     ratios: dict[str, float] = {}
     for arm in results.search_spec.arms:

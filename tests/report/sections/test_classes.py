@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import re
 
-import pytest
-
 from engine.report.plots import WIDTH
 from engine.report.sections.classes import (
     ClassRow,
@@ -15,7 +13,6 @@ from engine.report.sections.classes import (
 from engine.report.sections.verdict import verdict
 from tests.pages import plain_text
 from tests.results import (
-    arm_figure,
     arm_result,
     contrast,
     evaluate_result,
@@ -146,20 +143,3 @@ def test_classes_that_gain_and_lose_are_told_where_replicates_are_enough() -> No
         said = "Recall of classes: a up gains; b down loses (descriptive, not corrected"
         assert (said in text) == bool(gained)
         assert ("Recall of classes" in text) == bool(gained)
-
-
-def test_beside_another_baseline_the_difference_to_real_images_is_told() -> None:
-    arms = {"g x1": arm_result({"macro_f1": arm_figure(0.5, 0.7)}, family="g"),
-            "real": arm_result({"macro_f1": arm_figure(0.4, 0.5)})}  # fmt: skip
-    arms |= {name: arm_result(family="g") for name in ("t x2", "g unfiltered x1")}
-    to_real = {}
-    for against, baseline in (("t x2", "t x2"), ("g unfiltered x1", "t x2"), ("real", "real")):
-        pair = contrast(against=against, recall_gain=[interval(0.0)],
-                        recall_gain_to_real=[interval(0.1)])  # fmt: skip
-        evaluate = evaluate_result(arms=arms, baseline=baseline, contrasts=[pair])
-        (change,) = class_changes(
-            study_results(classes=("a",), generators={"g": ()}, evaluate=evaluate)
-        )
-        to_real[against] = change.declared_to_real
-    assert to_real["t x2"].estimate == pytest.approx(0.15)
-    assert to_real["g unfiltered x1"] is to_real["real"] is None

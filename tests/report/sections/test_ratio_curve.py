@@ -66,7 +66,7 @@ def test_no_saturation_is_claimed_at_the_largest_ratio() -> None:
         for ratio in (0.5, 1.0, 2.0, None)
     ]
     trials = tuple(
-        trained(name, ratio=ratio, role=role, fit=fit, macro_f1=0.5 + 0.1 * ratio)
+        trained(name, ratio=ratio, role=role, fit=fit, stage="search", macro_f1=0.5 + 0.1 * ratio)
         for name, ratio, role in (("real", 0.0, "baseline"), ("g 0.5", 0.5, "compared"),
                                   ("g 1", 1.0, "compared"), ("g 2", 2.0, "compared"))
         for fit in range(2)

@@ -8,14 +8,19 @@ from tests.results import (
     labeler_report,
     search_spec,
     study_results,
+    trained,
 )
 
 
 def test_seeds_are_told_of_each_generator_fit() -> None:
-    text = plain_text(verdict(study_results(search_spec=search_spec(seeds=2))).html)
-    assert "every arm with the same 2 classifier seeds and the same number" in text
-    text = plain_text(verdict(study_results(search_spec=search_spec(fits=3, seeds=2))).html)
-    assert "3 fits of each generator and 2 classifier seeds for each fit (the same in all" in text
+    trials = (*(trained("real", stage="search", fit=fit) for fit in range(5)), trained("real"))
+    text = plain_text(verdict(study_results(trials=trials, confirm_spec=search_spec(seeds=2))).html)
+    assert "6 classifiers trained" in text
+    assert "5 chose the ratio and the baseline on validation, and 1 that had no part" in text
+    assert "were tested: 2 classifier seeds, the same in all arms" in text
+    results = study_results(confirm_spec=search_spec(fits=3, seeds=1))
+    text = plain_text(verdict(results).html)
+    assert "were tested: 3 new fits of each generator with 1 classifier seed each" in text
 
 
 def text_of(areas: dict[int, float], *curations: dict[str, object]) -> str:
