@@ -23,7 +23,7 @@ from engine.core.progress import say
 from engine.core.step import Step
 from engine.core.store import Store
 from engine.execute import discard, execute, inspect, naming_damage
-from engine.forecast import forecast, measured_of, read_rates
+from engine.forecast import confirmation_in_words, forecast, measured_of, read_rates
 from engine.plan import choose_task, named, plan, plan_audit, tasks_of, until
 from engine.preview import preview, print_forecast
 from engine.profile import Profile
@@ -340,6 +340,8 @@ def print_plan(study: Study, steps: Sequence[Step], store: Store, profile: Profi
     for status in inspect(steps, store):
         why = f": {status.why}" if status.why else ""
         print(f"  {status.step.label:<20} {status.step.key}  {status.state}{why}")
+    if text := confirmation_in_words(steps):
+        say(text)
     if (rates := read_rates(store, study.name, measured_of(plan(study), profile))) is not None:
         print_forecast(forecast(steps, store, profile, rates))
     elif any(step.kind == "generate" for step in steps):

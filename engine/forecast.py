@@ -13,7 +13,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engine.comparison.arms import planned_trials
+from engine.comparison.arms import SearchSpec, planned_trials
 from engine.core.manifest import read_manifest
 from engine.core.spec import Spec, digest
 from engine.core.step import Step
@@ -122,6 +122,23 @@ def expected_trials(steps: Sequence[Step]) -> list[Step]:
                 if first.setdefault(trial.arm.family, trial.arm.name) == trial.arm.name:
                     trials.append(trial.step)
     return trials
+
+
+def confirmation_in_words(steps: Sequence[Step]) -> str:
+    """What the confirmation of a choice adds to these steps; empty without one."""
+    confirm = next((step for step in steps if step.kind == "confirm"), None)
+    if confirm is None:
+        return ""
+    spec = confirm.spec_as(SearchSpec)
+    classifiers = len(expected_trials([confirm]))
+    # The first fits made the choice; a single fit is confirmed on its own images.
+    new = [step.subject.name for step in steps
+           if step.kind == "generate" and step.subject.round == 1
+           and step.subject.fit >= spec.first_fit > 0]  # fmt: skip
+    fits = ""
+    if new:
+        fits = f"{spec.generator_fits} more fits of {', '.join(dict.fromkeys(new))}, and "
+    return f"of these, the confirmation of the choice: {fits}{classifiers} classifiers"
 
 
 def _line(what: str, seconds: float) -> Line:

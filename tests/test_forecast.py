@@ -12,6 +12,7 @@ from engine.forecast import (
     GeneratorRates,
     Rates,
     concurrent_trials,
+    confirmation_in_words,
     expected_trials,
     forecast,
     images_to_generate,
@@ -101,3 +102,13 @@ def test_a_confirmation_is_expected_to_train_one_arm_of_each_family(bars_study) 
     assert len([label for label in labels if label[-2:] in (".2", ".3", ".4")]) == 4 * 3
     # The choice: both ratios, two seeds.
     assert len([label for label in labels if label[-2:] in (".0", ".1")]) == 5 * 2
+
+
+def test_what_the_confirmation_adds_is_said(bars_study) -> None:
+    fresh = plan(bars_study(search={"ratios": [1, 2], "seeds": 2, "confirm_fits": 3}))
+    assert confirmation_in_words(fresh) == (
+        "of these, the confirmation of the choice: 3 more fits of more, and 12 classifiers"
+    )
+    same_fit = plan(bars_study(search={"ratios": [1, 2], "seeds": 2}))
+    assert confirmation_in_words(same_fit).endswith("choice: 8 classifiers")
+    assert confirmation_in_words(until(fresh, "search")) == ""

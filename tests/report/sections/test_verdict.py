@@ -8,6 +8,7 @@ from tests.results import (
     labeler_report,
     search_spec,
     study_results,
+    toy_study,
     trained,
 )
 
@@ -21,6 +22,9 @@ def test_seeds_are_told_of_each_generator_fit() -> None:
     results = study_results(confirm_spec=search_spec(fits=3, seeds=1))
     text = plain_text(verdict(results).html)
     assert "were tested: 3 new fits of each generator with 1 classifier seed each" in text
+    assert "every image counts as independent" in text
+    grouped = toy_study(split={"group": "column"})
+    assert "counts as independent" not in plain_text(verdict(study_results(grouped)).html)
 
 
 def text_of(areas: dict[int, float], *curations: dict[str, object]) -> str:
