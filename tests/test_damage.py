@@ -115,8 +115,11 @@ def parts_read(store: Store) -> dict[str, str]:
         for part in manifest.parts:
             tags = [part.tags[name] for name in sorted(part.tags) if name != "label"]
             file = part.tags.get("file", "")
+            # The weights that made the choice are read by no step: others are tested.
+            chose = manifest.kind == "train" and manifest.label.endswith((".0", ".1"))
             if (
                 manifest.kind != "report"
+                and not chose
                 and not file.startswith(FILES_UNREAD)
                 and (manifest.kind, part.tags.get("table")) not in TABLES_UNREAD
             ):

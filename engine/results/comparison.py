@@ -86,6 +86,8 @@ class SearchResult(StepResult):
     # The best arm of each family, and the best of the baselines among these.
     chosen: list[str]
     baseline: str
+    # Written by versions below 6, which trained unfiltered twins in the search.
+    twins: dict[str, str] = {}
 
 
 class ConfirmResult(StepResult):

@@ -54,7 +54,9 @@ def test_missing_gpu_is_rejected_and_busy_cpus_are_waited_for(ray_with, worker) 
     import ray
 
     runtime, lines = ray_with()
-    with pytest.raises(StudyError, match=r"^profile: stages\.gpus: 1 requested, this Ray has 0"):
+    with pytest.raises(
+        StudyError, match=r"^profile: stages\.shards\.gpus: 1 requested, this Ray has 0"
+    ):
         runtime.stream(worker, [Shard("s", 2, {}, {})], StageResources(gpus=1))
 
     class Holder:
