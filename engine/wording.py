@@ -193,7 +193,7 @@ def which_baseline(contrast: Contrast) -> str:
         return " (real images alone)" if contrast.against != "real" else ""
     if contrast.word == "equivalent":
         return ", the best baseline on val"
-    return ", the baseline that it beats least"
+    return ", the baseline that is hardest to beat"
 
 
 def _points(share: float) -> str:

@@ -70,8 +70,8 @@ def test_verdict_has_a_sentence_for_each_contrast() -> None:
     small = contrast(word="harms", effect=estimate(-0.004), low=-0.006, high=-0.001)
     text = verdict_in_words([helps, small], "macro_f1", "real")
     assert (
-        "g x1 helps: macro_f1 +3.1 points compared with real, the baseline that it beats least, 95%"
-        " interval +2.0 to +4.0"
+        "g x1 helps: macro_f1 +3.1 points compared with real, the baseline that is hardest to beat,"
+        " 95% interval +2.0 to +4.0"
     ) in text
     assert (
         "g x1 harms with this one trained generator, by less than the 1 point that the study calls"
