@@ -42,6 +42,7 @@ STEPS = {
     "search": (
         ("mix.real", "mix.oversampled", "mix.traditional.x1"), COMPARISON, "ImplicitFunc"
     ),
+    "confirm": (("search",), COMPARISON, "ImplicitFunc"),
 }  # fmt: skip
 
 
