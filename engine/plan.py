@@ -11,18 +11,13 @@ from engine.core.errors import StudyError
 from engine.core.registry import kind_of, name_of, resolve
 from engine.core.spec import digest, without
 from engine.core.step import Step, Subject, make_step, upstream
+from engine.plan_arms import DataPlan, Pool, every_fit, fit_seed, largest_ratio, real_mix
 from engine.plan_comparison import (
     Curation,
-    DataPlan,
-    Pool,
     check_comparison,
     curate_step,
-    every_fit,
-    fit_seed,
-    largest_ratio,
     plan_comparison,
     plan_curation,
-    real_mix,
 )
 from engine.study import Study
 
