@@ -37,6 +37,7 @@ from engine.runtime.inline import InlineRuntime
 from engine.study import Study, apply_sets, load_profile, load_study, load_values, validate
 from engine.tracking.mlflow import track
 from engine.tracking.tensorboard import write_logs
+from engine.wording import opened_in_words
 
 P = ParamSpec("P")
 
@@ -131,7 +132,8 @@ def _score_predictions(arguments: argparse.Namespace) -> int:
         print(f"{arm:<24} test {scored.objective} {figure.mean:.3f}"
               f" ({figure.low:.3f} to {figure.high:.3f})")  # fmt: skip
     print(f"\n{scored.verdict}\n", flush=True)
-    say(f"studies and prediction files that have opened this test set: {scored.test.opened}")
+    if scored.test.opened > 1:
+        say(f"{opened_in_words(scored.test)} (prediction files count as studies)")
     say(f"scores: {store.location(page)}")
     return 0
 

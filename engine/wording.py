@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from engine.core.notice import Code, Notice
-from engine.results.comparison import Contrast, Effect
+from engine.results.comparison import Contrast, Effect, OpenedTest
 
 SENTENCES: dict[Code, str] = {
     "recorded": "{text}",
@@ -134,6 +134,17 @@ def budget_in_words(budget: Effect, objective: str) -> str:
         f"Warning: with twice the steps, real images alone gain {100 * budget.estimate:.1f} points"
         f" of {objective}, so the training budget limits every arm; raise training.steps."
     )
+
+
+def opened_in_words(test: OpenedTest) -> str:
+    """How much of test other studies opened, and how many; for a test set that some opened."""
+    others = test.opened - 1
+    images = (
+        "all test images were" if test.opened_before == test.images
+        else f"{test.opened_before:,} of the {test.images:,} test images were"
+    )  # fmt: skip
+    studies = "another study" if others == 1 else f"{others:,} other studies"
+    return f"{images} opened by {studies} in this storage too"
 
 
 def verdict_in_words(

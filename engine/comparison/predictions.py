@@ -34,7 +34,7 @@ from engine.core.store import Store
 from engine.data.dataset import split_index
 from engine.metrics.probabilities import PROBABILITY_METRICS
 from engine.nets.classification import class_numbers
-from engine.results.comparison import OpenedTest, ScoredPredictions
+from engine.results.comparison import ScoredPredictions
 from engine.results.data import IngestResult
 from engine.study import Study
 from engine.wording import verdict_in_words
@@ -74,7 +74,7 @@ def score(
     opener = digest(
         [hashlib.sha256(path.read_bytes()).hexdigest(), objective, baseline, study.evaluate]
     )
-    opened = record_opening(store, test, opener)
+    opened = record_opening(store, ingest, opener)
     contrasts = compare(
         predictions,
         [DeclaredContrast(arm, (baseline,), baseline, baseline) for arm in arms if arm != baseline],
@@ -82,11 +82,7 @@ def score(
     )  # fmt: skip
     return ScoredPredictions(
         study=study.name, file=path.name, objective=objective, baseline=baseline,
-        classes=list(classes),
-        test=OpenedTest(
-            images=len(predictions.labels), groups=len(np.unique(predictions.groups)),
-            opened=opened,
-        ),
+        classes=list(classes), test=opened,
         arms={
             arm: figures_of(
                 predictions, arm, arm, None, "baseline" if arm == baseline else "compared"

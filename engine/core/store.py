@@ -125,9 +125,13 @@ class Store:
         """The top-level folder of a key: steps, generated, work, pages …"""
         return key.partition("/")[0]
 
-    def openings(self, test: str) -> str:
-        """Prefix of the records of studies that opened the test set with this digest."""
-        return self.join("openings", test)
+    def openings(self) -> str:
+        """Prefix of the records of all openings of test."""
+        return "openings"
+
+    def opening(self, opener: str) -> str:
+        """Key of the record of one opening of test."""
+        return self.join(self.openings(), f"{opener}.parquet")
 
     def tracking(self, server: str, what: str) -> str:
         """Key of the record that a result was logged to a server."""

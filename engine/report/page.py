@@ -9,7 +9,13 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from engine.report.download import Row
-from engine.wording import notice_in_words, what_would_settle, which_baseline, word_in_words
+from engine.wording import (
+    notice_in_words,
+    opened_in_words,
+    what_would_settle,
+    which_baseline,
+    word_in_words,
+)
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -132,5 +138,6 @@ def _environment() -> Environment:
         "listed": listed, "capital": capital, "number": "{:,}".format,
         "in_words": notice_in_words, "what_would_settle": what_would_settle,
         "word_in_words": word_in_words, "which_baseline": which_baseline,
+        "opened_in_words": opened_in_words,
     }  # fmt: skip
     return environment

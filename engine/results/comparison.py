@@ -276,11 +276,16 @@ class SaturationPoint(Spec):
 
 
 class OpenedTest(Spec):
-    """The test set. opened: the number of studies in the storage that opened it so far."""
+    """The test set. opened: the number of studies in the storage, this one included, that opened
+    at least one of its images so far. opened_before: images that others opened. learnt_now: images
+    of train and val that another study opened as test.
+    """
 
     images: int
     groups: int
     opened: int
+    opened_before: int = 0
+    learnt_now: int = 0
 
 
 class EvaluateResult(StepResult):

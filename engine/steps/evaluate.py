@@ -1,7 +1,7 @@
 """Evaluate: opens test, after every choice, for the chosen arms and the baselines.
 
-Each opening is recorded under the digest of the test ids and counted over all studies of the
-storage: a test set that is opened often is no longer independent.
+Each opening is recorded with the digests of the test images and compared with those of all studies
+of the storage: a test set that is opened often is no longer independent.
 
 The verdict compares each synthetic family, at the ratio chosen on val, with every opened baseline,
 by classifiers that had no part in the choice (`engine.metrics.significance`).
@@ -39,7 +39,6 @@ from engine.nets.classification import class_numbers
 from engine.results.comparison import (
     ConfirmResult,
     EvaluateResult,
-    OpenedTest,
     SearchResult,
     TrainResult,
 )
@@ -68,7 +67,7 @@ class EvaluateSpec(Spec):
 
 
 class Evaluate(StepKind[EvaluateSpec]):
-    version = 10
+    version = 11
     summary = "open test for the chosen arms and reach the verdict"
 
     def run(self, context: Context) -> Output:
@@ -83,7 +82,7 @@ class Evaluate(StepKind[EvaluateSpec]):
         test = split_index(context.store, context.inputs["ingest"], spec.task, "test")
         # Not the step's key: a rerun by another version of this code opens nothing new.
         opener = digest([spec, context.inputs["confirm"].digest])
-        opened = record_opening(context.store, test, opener)
+        opened = record_opening(context.store, context.inputs["ingest"], opener)
         probabilities = predict_test(context, spec, classes, manifests)
         arms = {trial.arm.name: trial.arm for trial in trials}
         predictions = Predictions(
@@ -131,12 +130,9 @@ class Evaluate(StepKind[EvaluateSpec]):
                     context.step.inputs["search"].spec_as(SearchSpec).generator_fits,
                     spec.settings.margin,
                 ),
-                test=OpenedTest(
-                    images=len(predictions.labels), groups=len(np.unique(predictions.groups)),
-                    opened=opened,
-                ),
+                test=opened,
             ),
-        )  # fmt: skip
+        )
 
 
 def untrained(search: Step) -> set[str]:
