@@ -8,15 +8,14 @@ filters:
     noise      images under a wrong class: adding them harms
     copies     each image of the rare classes as often as `oversampled` draws it: equivalent to it
     null       two folders of images from one distribution, each at the ratio that is best on val,
-               compared with each other: at most 15 of 200 studies may be significant
-    planted    predictions of two arms that differ by as much as a similar study calls detectable:
-               found in at least 70 of 100
+               compared with each other; train, val, test and folders are drawn again each time
 
-`null` draws train, val, test and both folders again for each study. `planted` needs no training:
-images differ in difficulty, and generator fits and images have random effects (see `simulated`).
+Simulated decisions by the engine's own functions, from image-level predictions
+(`benchmarks.simulated`): four designs without a true difference, a difference that another study
+calls detectable, and the coverage of the intervals of single arms.
 
-`python -m benchmarks.known_answers [--only NAME …] [--first N] [--studies N] [--processes N]
-[--quick]`
+`python -m benchmarks.known_answers [--only NAME …] [--first N] [--studies N] [--simulated N]
+[--processes N] [--quick]`
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ import io
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import cache
+from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -38,10 +37,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from scipy import stats
 
+from benchmarks.simulated import DESIGNS, covered, noticed
 from benchmarks.timing import machine, print_table
 from engine.comparison.predictions import score
-from engine.comparison.verdict import DeclaredContrast, Predictions, compare
 from engine.core import rows
 from engine.core.progress import Bar
 from engine.core.rng import generator
@@ -51,12 +51,12 @@ from engine.plan import named, plan
 from engine.profile import Profile
 from engine.results.comparison import Contrast, EvaluateResult
 from engine.runtime.inline import InlineRuntime
-from engine.settings import Evaluate
 from engine.study import Study
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "mnist"
 RARE = ("7", "8", "9")
 COMMON, FEW = 60, 15  # training images of a class
+WANTED = {"reserve": "helps", "noise": "harms", "copies": "equivalent"}
 NULL_TRAIN, NULL_VAL, NULL_TEST, NULL_POOL = 20, 20, 40, 80  # of each class
 
 
@@ -195,101 +195,129 @@ def null(seed: int) -> Contrast:
         return judged(study, root, "one", "other")
 
 
-def simulated(gain: float, seed: int) -> Predictions:
-    """Predictions of two arms with five fits each, for 372 images in four classes. Each image has a
-    difficulty and each fit a random effect. The second arm's logit of a correct prediction is
-    higher, so that its accuracy rises by `gain` on average."""
-    random = np.random.default_rng(seed)
-    labels = np.arange(372) % 4
-    hard = random.normal(1.5, 2.0, len(labels))
-
-    def right(shift: float) -> float:
-        return float((1 / (1 + np.exp(-(_MANY + shift)))).mean())
-
-    low, high = 0.0, 10.0
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (middle, high) if right(middle) - right(0) < gain else (low, middle)
-    probabilities = {}
-    for arm, shift in (("real", 0.0), ("made", low)):
-        found = []
-        for _ in range(5):
-            chance = 1 / (1 + np.exp(-(hard + shift + random.normal(0, 0.1))))
-            wrong = (labels + random.integers(1, 4, len(labels))) % 4
-            said = np.where(random.random(len(labels)) < chance, labels, wrong)
-            found.append(np.eye(4, dtype=np.float32)[said])
-        probabilities[arm] = np.stack(found)
-    groups = np.arange(len(labels)).astype(str)
-    return Predictions(("a", "b", "c", "d"), labels, groups, probabilities, 5)
-
-
-_MANY = np.random.default_rng(0).normal(1.5, 2.0, 100_000)
-
-
-def planted(seed: int) -> Contrast:
-    """One study without a difference gives the detectable difference; another has a difference of
-    that size."""
-
-    def contrast(gain: float, seed: int) -> Contrast:
-        (found,) = compare(
-            simulated(gain, seed),
-            [DeclaredContrast("made", ("real",), "real", "real")],
-            "accuracy",
-            Evaluate(),
-            seed,
-        )
-        return found
-
-    detectable = contrast(0.0, 2 * seed).detectable
-    assert detectable is not None, "five fits suffice"
-    return contrast(detectable, 2 * seed + 1)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
-    every = ["reserve", "noise", "copies", "null", "planted"]
+    every = [*WANTED, "null", *DESIGNS, "noticed", "covered"]
     parser.add_argument("--only", nargs="+", choices=every, default=every)
-    parser.add_argument("--studies", type=int, default=200, help="of null")
+    parser.add_argument("--studies", type=int, default=40, help="of null")
     parser.add_argument("--first", type=int, default=0, help="number of null's first study")
+    parser.add_argument("--simulated", type=int, default=2000, help="of each design")
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--quick", action="store_true", help="reserve, and planted twice")
+    parser.add_argument("--quick", action="store_true", help="reserve, and 40 of each design")
     arguments = parser.parse_args()
-    planted_studies = 100
     if arguments.quick:
-        arguments.only, planted_studies = ["reserve", "planted"], 2
+        arguments.only, arguments.simulated = ["reserve", *DESIGNS, "noticed", "covered"], 40
     print(machine("torch", "scipy"))
     os.environ["OMP_NUM_THREADS"] = "1"
-    lines = []
     with ProcessPoolExecutor(arguments.processes, get_context("spawn")) as pool:
-        for kind in ("reserve", "noise", "copies"):
-            if kind not in arguments.only:
-                continue
-            found = pool.submit(single, kind, 1).result()
-            interval = f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"
-            want = {"reserve": "helps", "noise": "harms", "copies": "equivalent"}[kind]
-            effect = f"{100 * found.effect.estimate:+.1f} ({interval}) points"
-            lines.append([kind, f"{found.arm} against {found.against}", effect,
-                          found.word, want])  # fmt: skip
-            print(*lines[-1], flush=True)
-        for kind, run, first, count in (
-            ("null", null, arguments.first, arguments.studies),
-            ("planted", planted, 0, planted_studies),
-        ):  # fmt: skip
-            if kind not in arguments.only:
-                continue
-            words: Counter[str] = Counter()
-            with Bar(kind, count, "studies") as bar:
-                for found in pool.map(run, range(first, first + count)):
-                    words[found.word] += 1
-                    bar.advance(1, ", ".join(f"{n} {word}" for word, n in words.items()))
-            significant = words["helps"] + words["harms"]
-            told = ", ".join(f"{number} {word}" for word, number in words.most_common())
-            found_ones = significant if kind == "null" else words["helps"]
-            want = f"≤ {0.075 * count:g}" if kind == "null" else "≥ 70"
-            lines.append([kind, f"{count} studies", told, str(found_ones), want])
+        whole_studies(pool, arguments)
+        false_claims(pool, arguments)
+        if "noticed" in arguments.only:
+            power(pool, arguments.simulated // 4)
+        if "covered" in arguments.only:
+            coverage(pool, arguments.simulated // 2)
+
+
+def whole_studies(pool: ProcessPoolExecutor, arguments: argparse.Namespace) -> None:
+    """Studies of real images, from ingest to the verdict."""
+    lines = []
+    for kind, want in WANTED.items():
+        if kind not in arguments.only:
+            continue
+        found = pool.submit(single, kind, 1).result()
+        interval = f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"
+        effect = f"{100 * found.effect.estimate:+.1f} ({interval}) points"
+        lines.append([kind, f"{found.arm} against {found.against}", effect, found.word, want])
+        print(*lines[-1], flush=True)
+    if "null" in arguments.only:
+        words: Counter[str] = Counter()
+        numbers = range(arguments.first, arguments.first + arguments.studies)
+        for found in counted("null", pool.map(null, numbers), len(numbers)):
+            words[found.word] += 1
+        shown = ", ".join(f"{number} {word}" for word, number in words.most_common())
+        claims = words["helps"] + words["harms"]
+        lines.append(["null", f"{len(numbers)} studies", shown, str(claims), "about 5%"])
+    if lines:
+        print_table(
+            "Studies of real images",
+            ["study", "contrast", "result", "verdict or number", "expected"], lines,
+        )  # fmt: skip
+
+
+def false_claims(pool: ProcessPoolExecutor, arguments: argparse.Namespace) -> None:
+    """How often each design, in which no arm is better, is said to help or to harm."""
+    lines = []
+    for name, design in DESIGNS.items():
+        if name not in arguments.only:
+            continue
+        count = arguments.simulated
+        made = list(counted(name, pool.map(design, range(count), chunksize=10), count))
+        decided = [study for study in made if study.decided]
+        false = [study for study in made if study.word in ("helps", "harms")]
+        helps = sum(study.word == "helps" for study in made)
+        equivalent = sum(study.word == "equivalent" for study in made)
+        effects = np.asarray([study.effect for study in made])
+        # Of a t distribution with few replicates the median has far less spread than the mean.
+        bias = f"{np.median(effects):+.2f}"
+        lines.append([
+            name, f"{count:,}", share(helps, count), share(len(false), count),
+            share(len(decided), count), share(len(false), len(decided)),
+            share(equivalent, count), bias,
+        ])  # fmt: skip
+        print(*lines[-1], flush=True)
+    if lines:
+        print_table(
+            "False claims, in % with Wilson's 95% interval",
+            ["design", "studies", "helps", "helps or harms", "can be decided", "of these",
+             "equivalent", "bias (standard errors)"],
+            lines,
+        )  # fmt: skip
+
+
+def power(pool: ProcessPoolExecutor, count: int) -> None:
+    """How often a study finds what another of its kind calls detectable."""
+    lines = []
+    for name in ("two folders", "40 patients"):
+        run = partial(noticed, name)
+        found = sum(counted(name, pool.map(run, range(count), chunksize=10), count))
+        lines.append([name, f"{count:,}", share(found, count), "70 to 90"])
+        print(*lines[-1], flush=True)
     print_table(
-        "Known answers", ["study", "contrast", "result", "verdict or number", "expected"], lines
-    )
+        "A difference that another study calls detectable, found in %",
+        ["design", "studies", "found", "expected"], lines,
+    )  # fmt: skip
+
+
+def coverage(pool: ProcessPoolExecutor, count: int) -> None:
+    """How often the interval of an arm contains the expected score of a new fit."""
+    lines = []
+    for images in (100, 300, 1000):
+        run = partial(covered, images)
+        made = list(counted(f"{images} images", pool.map(run, range(count), chunksize=10), count))
+        lines.append([f"{images:,}", f"{count:,}",
+                      *(share(sum(study[metric] for study in made), count)
+                        for metric in ("accuracy", "macro_f1"))])  # fmt: skip
+        print(*lines[-1], flush=True)
+    print_table(
+        "Coverage of 95% intervals of single arms, in %",
+        ["test images", "studies", "accuracy", "macro-F1"], lines,
+    )  # fmt: skip
+
+
+def counted(name: str, results: Iterable[Any], count: int) -> Iterator[Any]:
+    """The results, with a progress bar."""
+    with Bar(name, count, "studies") as bar:
+        for result in results:
+            yield result
+            bar.advance(1)
+
+
+def share(part: int, whole: int) -> str:
+    """A share in percent with Wilson's 95% interval."""
+    if not whole:
+        return "none"
+    interval = stats.binomtest(part, whole).proportion_ci(method="wilson")
+    return f"{100 * part / whole:.1f} ({100 * interval.low:.1f} to {100 * interval.high:.1f})"
 
 
 if __name__ == "__main__":

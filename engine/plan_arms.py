@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
-from engine.comparison.arms import Added, Arm
+from engine.comparison.arms import Added, Arm, Role, Use
 from engine.core.registry import kind_of
 from engine.core.rng import derive_seed
 from engine.core.step import Step, Subject, make_step
+from engine.nets.classification import Training
 from engine.settings import Amount, Request
 from engine.study import Study
 
@@ -80,6 +82,7 @@ def real_mix(data: DataPlan) -> Step:
 def mix_step(
     data: DataPlan, name: str, real: str = "all", oversampled: bool = False,
     added: tuple[Added, ...] = (), curates: Mapping[str, Step] | None = None, fit: int = 0,
+    use: Use = "add", repeated: tuple[Amount, ...] = (),
 ) -> Step:  # fmt: skip
     """The training images of an arm. curates: the last `curate` of each generator in `added`."""
     inputs = {"ingest": data.ingest}
@@ -93,11 +96,20 @@ def mix_step(
         {
             "task": data.task, "real": real, "oversampled": oversampled, "added": added,
             # Real images do not depend on the target classes.
-            "classes": data.request.classes if added else "all",
+            "classes": data.request.classes if added or repeated else "all",
             "seed": fit_seed(data.study.seed, fit) if added else 0,
+            "use": use, "repeated": repeated,
         },
         inputs, subject=Subject(name, fit),
     )  # fmt: skip
+
+
+def search_training(study: Study) -> Training:
+    """The training of all arms. Where some arms pretrain, the checkpoints of the others are chosen
+    from as many."""
+    if "pretrain" not in study.search.use:
+        return study.training
+    return study.training.model_copy(update={"choose_after": study.search.pretrain_share})
 
 
 def training_arms(study: Study) -> dict[str, dict[str, Any]]:
@@ -122,6 +134,7 @@ def real_arms(data: DataPlan) -> list[PlannedArm]:
     arms = [_arm("real", [real]), _arm("real_double", [real], budget=2.0, role="shown")]
     if "oversampled" in data.study.search.arms:
         arms.append(_arm("oversampled", [mix_step(data, "oversampled", oversampled=True)]))
+    arms += _repeated_arms(data)
     arms += [
         _arm(name, [real], training=training)
         for name, training in training_arms(data.study).items()
@@ -131,6 +144,36 @@ def real_arms(data: DataPlan) -> list[PlannedArm]:
     return arms
 
 
+def _repeated_arms(data: DataPlan) -> list[PlannedArm]:
+    """Real images alone, with the class shares of each arm that adds generated ones."""
+    if "repeated" not in data.study.search.arms:
+        return []
+    parts = [tuple(part for part in of_arm if part != "reduced")
+             for of_arm in data.study.search.combine.values()]  # fmt: skip
+    arms: dict[str, PlannedArm] = {}
+    for count in sorted({1, *map(len, parts)}):
+        for suffix, amount in amounts(data).items():
+            if amount.ratio is not None:
+                suffix = ratio_name(count * amount.ratio)
+            elif count > 1:
+                suffix = f"{count} times {suffix}"
+            name = f"repeated {suffix}"
+            if name not in arms:
+                ratio = None if amount.ratio is None else count * amount.ratio
+                mix = mix_step(data, name, repeated=(amount,) * count)
+                arms[name] = _arm(name, [mix], "repeated", ratio=ratio)
+    return list(arms.values())
+
+
+def role_of(study: Study, labels: Sequence[str]) -> Role:
+    """The part of an arm with images of these generators: claims are about synthetic images."""
+    specs = [study.generators[label] for label in labels]
+    if any(getattr(spec, "real", False) for spec in specs):
+        return "shown"
+    synthetic = any(kind_of("generators", spec).synthetic for spec in specs)
+    return "compared" if synthetic else "baseline"
+
+
 def generator_arms(
     data: DataPlan, pools: Mapping[str, Sequence[Pool]], fits: range
 ) -> list[PlannedArm]:
@@ -138,13 +181,14 @@ def generator_arms(
     study, arms = data.study, list[PlannedArm]()
 
     def mixes(
-        name: str, amount: Amount, real: str, curates: Mapping[str, Sequence[Step]]
-    ) -> list[Step]:
+        name: str, amount: Amount, real: str, curates: Mapping[str, Sequence[Step]],
+        use: Use = "add",
+    ) -> list[Step]:  # fmt: skip
         """A mix for each generator fit."""
         added = tuple(Added(generator=label, amount=amount) for label in curates)
         return [
             mix_step(
-                data, name, real, added=added, fit=fit,
+                data, name, real, added=added, fit=fit, use=use,
                 curates={label: of_fit[fit] for label, of_fit in curates.items()},
             )
             for fit in fits
@@ -156,25 +200,41 @@ def generator_arms(
         labels = tuple(part for part in parts if part != "reduced")
         curates = {label: [pool.curate for pool in pools[label]] for label in labels}
         unfiltered = [pool.unfiltered for pool in pools.get(family, ()) if pool.unfiltered]
-        synthetic = any(kind_of("generators", study.generators[label]).synthetic
-                        for label in labels)  # fmt: skip
-        role = "compared" if synthetic else "baseline"
-        for suffix, amount in amounts(data).items():
-            name, twin = f"{family} {suffix}", f"{family} unfiltered {suffix}"
-            fields = {"ratio": amount.ratio, "generators": labels}
-            of_arm = mixes(name, amount, real, curates)
+        role = role_of(study, labels)
+        for use, (suffix, amount) in product(study.search.use, amounts(data).items()):
+            if use != "add" and (role != "compared" or not possible(use, amount, parts)):
+                continue
+            kind = family if use == "add" else f"{family} {use}"
+            name, twin = f"{kind} {suffix}", f"{kind} unfiltered {suffix}"
+            fields: dict[str, Any] = {"ratio": amount.ratio, "generators": labels, "use": use}
+            if use == "pretrain":
+                fields["training"] = {"first_share": study.search.pretrain_share}
+            of_arm = mixes(name, amount, real, curates, use)
             arms.append(_arm(name, of_arm, family, role=role, **fields))
+            if role == "compared":
+                arms.append(
+                    _arm(f"{name} double", of_arm, f"{family} double", role="shown",
+                         double_of=name, budget=2.0, **fields)
+                )  # fmt: skip
             if unfiltered:
-                of_twin = mixes(twin, amount, real, {family: unfiltered})
+                of_twin = mixes(twin, amount, real, {family: unfiltered}, use)
                 arms.append(
                     _arm(twin, of_twin, f"{family} unfiltered", role="shown", twin_of=name,
                          **fields)
                 )  # fmt: skip
-        if synthetic and family in study.generators and "synthetic_only" in study.search.arms:
+        alone = role == "compared" and "synthetic_only" in study.search.arms
+        if alone and family in study.generators:
             only = f"{family} only"
-            alone = mixes(only, Amount(ratio=1.0), "none", curates)
-            arms.append(_arm(only, alone, ratio=None, role="shown", generators=labels))
+            of_only = mixes(only, Amount(ratio=1.0), "none", curates)
+            arms.append(_arm(only, of_only, ratio=None, role="shown", generators=labels))
     return arms
+
+
+def possible(use: Use, amount: Amount, parts: Sequence[str]) -> bool:
+    """Whether an amount can be used so. Replaced images are at most as many as there are."""
+    if use != "replace":
+        return True
+    return amount.ratio is not None and amount.ratio * len(parts) <= 1 and "reduced" not in parts
 
 
 def largest_ratio(study: Study) -> float:

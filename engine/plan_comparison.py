@@ -22,6 +22,8 @@ from engine.plan_arms import (
     ratios,
     real_arms,
     real_mix,
+    role_of,
+    search_training,
     training_arms,
 )
 from engine.settings import Tune
@@ -110,8 +112,8 @@ def check_comparison(data: DataPlan, curation: Curation) -> None:
             " all, or remove it"
         )
     # Otherwise a requested arm would be missing silently.
-    kinds = [kind_of("generators", generator) for generator in study.generators.values()]
-    if "synthetic_only" in arms and not any(kind.synthetic for kind in kinds):
+    roles = {role_of(study, [label]) for label in study.generators}
+    if "synthetic_only" in arms and "compared" not in roles:
         raise StudyError(
             "search.arms: synthetic_only needs a generator that makes new images; add one to"
             " generators, or remove it"
@@ -128,6 +130,13 @@ def check_comparison(data: DataPlan, curation: Curation) -> None:
                 f"search.ratios: the arms of {other!r} and {ratio!r} (of search.ratios or"
                 f" request.ratio) would both be named {ratio_name(ratio)}; round them to six"
                 " digits"
+            )
+    for column in study.evaluate.subgroups:
+        if data.tasks.get(column) != "single" or column == data.task:
+            others = ", ".join(name for name in data.tasks if name != data.task) or "none"
+            raise StudyError(
+                f"evaluate.subgroups: {column!r} is not another single-label task of the reader"
+                f" ({others}); add the column to reader.labels"
             )
     trainings = [{}, *training_arms(study).values()]
     trained: list[tuple[Any, Any]] = [
@@ -192,12 +201,14 @@ def _trials_step(
     """A step that trains classifiers on the images of some generator fits, and the mixes of its
     arms. seeds: of each fit."""
     study = data.study
-    arms = [*real_arms(data), *generator_arms(data, pools, fits)]
+    # Twice the steps are for the chosen arms alone.
+    arms = [planned for planned in (*real_arms(data), *generator_arms(data, pools, fits))
+            if kind == "confirm" or planned[0].double_of is None]  # fmt: skip
     mixes = {mix.label: mix for _, of_arm in arms for mix in of_arm}
     step = make_step(
         kind,
         {
-            "classifier": study.classifier, "training": study.training,
+            "classifier": study.classifier, "training": search_training(study),
             "preprocess": study.preprocess, "task": data.task,
             "arms": tuple(arm for arm, _ in arms),
             "generator_fits": len(fits),

@@ -295,7 +295,7 @@ class Fidelity(Spec):
 
 
 ArmName = Literal[
-    "oversampled", "class_weighted", "mixup", "cutmix", "synthetic_only", "unfiltered"
+    "oversampled", "class_weighted", "mixup", "cutmix", "repeated", "synthetic_only", "unfiltered"
 ]
 
 
@@ -304,6 +304,8 @@ class Search(Spec):
     if the study has `reduce`, those of `arms` and `combine`, and every generator at every ratio
     and at the requested amount. The ratio is chosen on val, and confirmed on test by generators and
     classifiers that had no part in the choice."""
+
+    later_fields: ClassVar[tuple[str, ...]] = ("use", "pretrain_share")
 
     ratios: Annotated[tuple[Annotated[float, Field(gt=0, le=1000)], ...], Field(min_length=1)] = (
         0.5, 1.0, 2.0,
@@ -318,6 +320,7 @@ class Search(Spec):
     confirm_fits: Annotated[int, Field(ge=1, le=100)] = 5
     # oversampled: real images, sampled so that all classes are equally frequent. class_weighted:
     # the loss weighted to the same effect. mixup, cutmix: real images mixed in training.
+    # repeated: real images, drawn as often as if as many of each class were added.
     # synthetic_only: for each generator as many images as there are real ones, and no real ones.
     # unfiltered: images of each generator at the chosen ratio, without curation.
     arms: tuple[ArmName, ...] = ("oversampled",)
@@ -326,16 +329,25 @@ class Search(Spec):
     # Generators that are added together, each at the ratio. With `reduced` among them, they are
     # added to the reduced real images.
     combine: dict[str, Annotated[tuple[str, ...], Field(min_length=2)]] = {}
+    # Ways to use synthetic images, each an arm at every ratio. add: with all real ones. replace:
+    # instead of as many real ones of the class (ratios up to 1). pretrain: alone in the first
+    # pretrain_share of the steps, and only real ones in the others.
+    use: Annotated[tuple[Literal["add", "replace", "pretrain"], ...], Field(min_length=1)] = (
+        "add",
+    )
+    pretrain_share: Fraction = 0.5
 
     @model_validator(mode="after")
     def _sorted(self) -> Search:
+        if "replace" in self.use and not any(ratio <= 1 for ratio in self.ratios):
+            raise explained("use: replace needs a ratio of at most 1; add one to ratios")
         if list(self.ratios) != sorted(set(self.ratios)):
             raise explained("ratios must rise, without repetition")
         if self.generator_fits * self.seeds < 2:
             raise explained("needs at least two classifiers per arm: raise generator_fits or seeds")
         if self.confirm_fits == 1 and self.seeds < 2:
             raise explained("confirm_fits: 1 needs at least two seeds to confirm a choice")
-        for label, parts in {"arms": self.arms, **self.combine}.items():
+        for label, parts in {"arms": self.arms, "use": self.use, **self.combine}.items():
             if len(set(parts)) < len(parts):
                 raise explained("{label} lists an entry twice", label=label)
         return self
@@ -388,6 +400,10 @@ class Tune(Spec):
 class Evaluate(Spec):
     """How the verdict on test is reached."""
 
+    later_fields: ClassVar[tuple[str, ...]] = ("subgroups",)
+
     # Differences of the objective within ± margin count as equivalent.
     margin: Annotated[float, Field(gt=0, lt=1)] = 0.01
     bootstrap_draws: Annotated[int, Field(ge=200, le=1_000_000)] = 4000
+    # Further tasks of the reader, such as a column of devices: the comparison within each value.
+    subgroups: tuple[str, ...] = ()

@@ -102,9 +102,12 @@ SENTENCES: dict[Code, str] = {
         " {generated:,} generated images, which are also compared at {real:,}",
     "near_train":
         "{percent:.1f}% of the kept images ({low:.1f} to {high:.1f}) are nearer to a training image"
-        " than {farther:.0f}% of val images; {expected:g}% are expected",
+        " than {farther:.0f}% of val images; without copies it would be at most {most:.1f}%",
     "classes_omitted":
         "the scope of all classes omits those with fewer than {least} kept images: {classes}",
+    "near_chance":
+        "its classifier has hardly learnt anything (balanced accuracy {mean:.2f} on val, chance is"
+        " {chance:.2f})",
     "few_in_val": "{images} in val",
     "few_generated": "{images} generated",
     "hardly_learnt":
@@ -212,8 +215,27 @@ def _points(share: float) -> str:
     return f"{number} {'point' if number == '1' else 'points'}"
 
 
+def failed_in_words(contrast: Contrast) -> str:
+    """The verdict without the replicates that failed on val; empty if none did."""
+    rest = contrast.without_failed
+    if rest is None:
+        return ""
+    if rest.verdict is None:
+        return "without the replicates that failed on val too few are left for a verdict"
+    verdict = rest.verdict
+    return (
+        f"without the replicates that failed on val ({rest.replicates} left):"
+        f" {verdict.word},"
+        f" {100 * verdict.effect.estimate:+.1f} points compared with {verdict.against}"
+        f" ({100 * verdict.low:+.1f} to {100 * verdict.high:+.1f})"
+    )
+
+
 def replicates_in_words(contrast: Contrast) -> str:
     """The replicates that the interval covers."""
+    if contrast.claimed:
+        what = replicates_in_words(contrast.model_copy(update={"claimed": False}))
+        return f"{what}, as the file states"
     fits, seeds = contrast.generator_fits, contrast.seeds
     if fits == 1:
         return f"{seeds} classifier seeds, conditional on one generator"
@@ -230,16 +252,43 @@ def what_would_settle(contrast: Contrast) -> str:
     """What an undecided contrast has too little of."""
     if contrast.obstacle:
         return notice_in_words(contrast.obstacle)
-    points = f"{100 * contrast.margin:g}"
+    finding = f"finding a difference of {_points(contrast.margin)}, the study's margin,"
     groups, count = contrast.groups_needed, contrast.replicates_needed
+    if groups is None or count is None:
+        return f"{finding} would take more than 100 times the test data or 200 replicates"
     needed = []
     if groups > contrast.groups:
         unit = "test groups" if contrast.grouped else "test images"
         needed.append(f"about {groups:,} {unit} (here {contrast.groups:,})")
-    if count is None or count > contrast.replicates:
+    if count > contrast.replicates:
         unit = "generator fits" if contrast.generator_fits > 1 else "seeds"
-        number = "more than 1,000" if count is None else f"about {count:,}"
-        needed.append(f"{number} {unit} (here {contrast.replicates})")
-    unit = "point" if points == "1" else "points"
-    what = "at least " + " and ".join(needed) if needed else "no more than this study has"
-    return f"finding a difference of {points} {unit}, the study's margin, would take {what}"
+        needed.append(f"about {count:,} {unit} (here {contrast.replicates})")
+    what = f"{' together with '.join(needed)}" if needed else "no more than this study has"
+    return f"{finding} would take {what}"
+
+
+def detectable_in_words(contrast: Contrast) -> str:
+    """What a study of this size finds, with its own uncertainty; empty if that is unknown."""
+    if contrast.detectable is None:
+        return ""
+    text = f"a study of this size would probably notice about {_about(contrast.detectable)}"
+    low, high = contrast.detectable_low, contrast.detectable_high
+    between = "" if low is None or high is None else (
+        f"; the true figure lies between {100 * low:.1f} and {100 * high:.1f}"
+    )  # fmt: skip
+    return f"{text} (a rough estimate from {contrast.replicates} replicates{between})"
+
+
+def range_in_words(contrast: Contrast) -> str:
+    """The range of a difference: "1.8 points lower to 0.6 higher"."""
+    low, high = 100 * contrast.low, 100 * contrast.high
+    if low >= 0:
+        return f"{low:.1f} to {high:.1f} points higher"
+    if high <= 0:
+        return f"{-high:.1f} to {-low:.1f} points lower"
+    return f"{-low:.1f} points lower to {high:.1f} higher"
+
+
+def _about(share: float) -> str:
+    number = f"{100 * share:.1f}"
+    return f"{number} {'point' if number == '1.0' else 'points'}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -188,3 +189,77 @@ def test_trainings_that_a_classifier_cannot_use_are_refused(bars_study: Make) ->
     labeler = {"name": "classifier", "classifier": probe, "training": {"crop_padding": 2}}
     with pytest.raises(StudyError, match=r"training\.crop_padding: changes pixels, but a probe"):
         plan(bars_study(curate={"labeler": labeler, "max_rounds": 1}))
+
+
+def test_repeated_real_images_are_a_baseline_for_each_amount(bars_study: Make) -> None:
+    study = bars_study(
+        generators={"a": MOVED["t"], "b": {"name": "traditional", "rotate": 5}},
+        search={
+            "ratios": [1, 2],
+            "seeds": 2,
+            "arms": ["repeated"],
+            "combine": {"both": ["a", "b"]},
+        },
+    )
+    arms = arms_of(study)
+    repeated = {name: arm for name, arm in arms.items() if arm.family == "repeated"}
+    # "both x1" adds as many as "a x2": one arm for one vector of class counts.
+    assert list(repeated) == ["repeated x1", "repeated x2", "repeated x4"]
+    assert {arm.role for arm in repeated.values()} == {"baseline"}
+    assert [arm.ratio for arm in repeated.values()] == [1.0, 2.0, 4.0]
+    steps = {step.label: step for step in plan(study)}
+    assert list(steps["mix.repeated.x4"].inputs) == ["ingest"]
+
+
+def test_uses_are_arms_of_one_family(bars_study: Make) -> None:
+    study = bars_study(
+        search={"ratios": [0.5, 2], "seeds": 2, "use": ["add", "replace", "pretrain"]}
+    )
+    arms = {name: arm for name, arm in arms_of(study).items() if arm.generators}
+    assert list(arms) == [
+        "more x0.5", "more x1", "more x2", "more replace x0.5", "more replace x1",
+        "more pretrain x0.5", "more pretrain x1", "more pretrain x2",
+    ]  # fmt: skip
+    assert {arm.family for arm in arms.values()} == {"more"}
+    assert arms["more pretrain x2"].training == {"first_share": 0.5}
+    (search,) = named(plan(study), "search")
+    # Every arm chooses from as many checkpoints as those that pretrain.
+    assert search.spec.training.choose_after == 0.5  # type: ignore[attr-defined]
+    plain = named(plan(bars_study()), "search")[0]
+    assert plain.spec.training.choose_after == 0.0  # type: ignore[attr-defined]
+
+
+def test_replacing_more_images_than_there_are_is_refused(bars_study: Make) -> None:
+    with pytest.raises(StudyError, match="replace needs a ratio of at most 1"):
+        bars_study(search={"ratios": [2], "seeds": 2, "use": ["replace"]})
+
+
+def test_a_chosen_arm_is_confirmed_with_twice_the_steps(bars_study: Make) -> None:
+    study = bars_study()
+    assert not [arm for arm in arms_of(study).values() if arm.double_of]
+    (confirm,) = named(plan(study), "confirm")
+    doubles = [arm for arm in confirm.spec.arms if arm.double_of]  # type: ignore[attr-defined]
+    assert [(arm.name, arm.budget, arm.role) for arm in doubles] == [
+        ("more x1 double", 2.0, "shown"), ("more x2 double", 2.0, "shown"),
+    ]  # fmt: skip
+
+
+def test_real_images_from_elsewhere_are_shown_and_claim_nothing(
+    bars_study: Make, tmp_path: Path
+) -> None:
+    reader = {"name": "imagefolder", "root": str(tmp_path / "good")}
+    reserve = {"name": "folder", "reader": reader, "real": True}
+    study = bars_study(
+        generators={"reserve": reserve},
+        search={"ratios": [1], "seeds": 2, "use": ["add", "pretrain"]},
+    )
+    arms = arms_of(study)
+    assert arms["reserve x1"].role == "shown"
+    assert "reserve pretrain x1" not in arms
+    with pytest.raises(StudyError, match="needs a generator that makes new images"):
+        plan(
+            bars_study(
+                generators={"reserve": reserve}, request={"ratio": 1},
+                search={"ratios": [1], "seeds": 2, "arms": ["synthetic_only"]},
+            )
+        )  # fmt: skip

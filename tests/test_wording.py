@@ -11,9 +11,13 @@ from typing import get_args
 import pytest
 
 from engine.core.notice import Code, Notice
+from engine.results.comparison import Effect, OpenedTest
 from engine.wording import (
     SENTENCES,
+    detectable_in_words,
     notice_in_words,
+    opened_in_words,
+    range_in_words,
     replicates_in_words,
     verdict_in_words,
     what_would_settle,
@@ -41,10 +45,10 @@ def test_notice_has_the_fields_of_its_sentence(code: Code, fields: set[str]) -> 
 
 
 def test_figures_are_rounded_in_the_sentence() -> None:
-    notice = Notice.of("near_train", percent=12.34, low=5.0, high=20.0, farther=99.0, expected=1.0)
+    notice = Notice.of("near_train", percent=12.34, low=5.0, high=20.0, farther=99.0, most=2.5)
     assert notice_in_words(notice) == (
         "12.3% of the kept images (5.0 to 20.0) are nearer to a training image than 99% of val"
-        " images; 1% are expected"
+        " images; without copies it would be at most 2.5%"
     )
     few = Notice.of("few_for_frechet", images=1200, least=2048)
     assert "of 1,200 images (fewer than 2,048)" in notice_in_words(few)
@@ -55,12 +59,16 @@ def test_figures_are_rounded_in_the_sentence() -> None:
 def test_obstacle_says_what_would_settle_it() -> None:
     stopped = contrast(obstacle=Notice.of("few_replicates", replicates=3, minimum=5))
     assert what_would_settle(stopped) == "too few replicates: 3 (minimum 5)"
-    undecided = contrast(groups=100, groups_needed=1200, replicates=5, replicates_needed=None)
+    undecided = contrast(groups=100, groups_needed=1200, replicates=5, replicates_needed=12)
     assert what_would_settle(undecided) == (
-        "finding a difference of 1 point, the study's margin, would take at least about 1,200 test"
-        " images (here 100) and more than 1,000 seeds (here 5)"
+        "finding a difference of 1 point, the study's margin, would take about 1,200 test images"
+        " (here 100) together with about 12 seeds (here 5)"
     )
-    enough = contrast(groups=100, groups_needed=50, replicates=5, replicates_needed=4)
+    beyond = contrast(groups=100, groups_needed=None, replicates_needed=None)
+    assert what_would_settle(beyond).endswith(
+        "would take more than 100 times the test data or 200 replicates"
+    )
+    enough = contrast(groups=100, groups_needed=100, replicates=5, replicates_needed=5)
     assert what_would_settle(enough).endswith("would take no more than this study has")
 
 
@@ -92,3 +100,36 @@ def test_replicates_are_called_what_they_are() -> None:
     assert replicates_in_words(contrast(generator_fits=5, seeds=1)) == "5 generator fits"
     drawn = contrast(generator_fits=5, seeds=2, drawn=True)
     assert replicates_in_words(drawn).startswith("5 draws of images with 2 classifier seeds each")
+
+
+def test_a_range_is_told_as_lower_and_higher() -> None:
+    assert range_in_words(contrast(low=-0.018, high=0.006)) == "1.8 points lower to 0.6 higher"
+    assert range_in_words(contrast(low=0.006, high=0.018)) == "0.6 to 1.8 points higher"
+    assert range_in_words(contrast(low=-0.018, high=-0.006)) == "0.6 to 1.8 points lower"
+
+
+def test_what_a_study_notices_is_a_rough_estimate() -> None:
+    known = contrast(detectable=0.0234, detectable_low=0.014, detectable_high=0.0671)
+    assert detectable_in_words(known) == (
+        "a study of this size would probably notice about 2.3 points (a rough estimate from 5"
+        " replicates; the true figure lies between 1.4 and 6.7)"
+    )
+    assert detectable_in_words(contrast(detectable=None)) == ""
+
+
+def test_openings_are_told_by_images_and_studies() -> None:
+    some = OpenedTest(images=1500, groups=1500, opened=3, opened_before=1200)
+    assert opened_in_words(some) == (
+        "1,200 of the 1,500 test images were opened by 2 other studies in this storage too"
+    )
+    every = OpenedTest(images=10, groups=10, opened=2, opened_before=10)
+    assert opened_in_words(every) == (
+        "all test images were opened by another study in this storage too"
+    )
+
+
+def test_limiting_budget_is_reported() -> None:
+    short = Effect(estimate=0.1, low=0.05, high=0.15)
+    assert "raise training.steps" in verdict_in_words([], "macro_f1", "real", short)
+    enough = Effect(estimate=0.0, low=-0.1, high=0.1)
+    assert "Warning" not in verdict_in_words([], "macro_f1", "real", enough)

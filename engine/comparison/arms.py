@@ -22,7 +22,14 @@ class Added(Spec):
     amount: Amount
 
 
+# How an arm uses synthetic images. add: with all real ones. replace: instead of as many real ones.
+# pretrain: in the first steps, and only real ones in the others.
+Use = Literal["add", "replace", "pretrain"]
+
+
 class MixSpec(Spec):
+    later_fields: ClassVar[tuple[str, ...]] = ("use", "repeated")
+
     task: str
     real: Literal["all", "reduced", "none"] = "all"
     # Draw every class equally often.
@@ -30,6 +37,9 @@ class MixSpec(Spec):
     added: tuple[Added, ...] = ()
     classes: Classes = "all"
     seed: int = 0
+    use: Use = "add"
+    # Real images are drawn as often as if these amounts of their class were added.
+    repeated: tuple[Amount, ...] = ()
 
 
 # baseline: candidate baseline. compared: compared with the best baseline. shown: reported only,
@@ -39,6 +49,8 @@ Role = Literal["baseline", "compared", "shown"]
 
 class Arm(Spec):
     """One arm of the comparison."""
+
+    later_fields: ClassVar[tuple[str, ...]] = ("use", "double_of")
 
     name: str
     family: str
@@ -55,11 +67,25 @@ class Arm(Spec):
     generators: tuple[str, ...] = ()
     # The filtered arm, if this is its unfiltered twin.
     twin_of: str | None = None
+    use: Use = "add"
+    # The arm with fewer steps, if this one trains on the same images for twice as many.
+    double_of: str | None = None
 
     @property
     def synthetic_only(self) -> bool:
         """Whether it trains only on generated images."""
-        return bool(self.generators) and self.role == "shown" and not self.twin_of
+        alone = self.role == "shown" and self.ratio is None
+        return bool(self.generators) and alone and not (self.twin_of or self.double_of)
+
+    @property
+    def follows(self) -> str | None:
+        """The chosen arm that it accompanies in the confirmation, without a part in the choice."""
+        return self.twin_of or self.double_of
+
+    @property
+    def line(self) -> str:
+        """What its ratios are compared within: the family, and how its images are used."""
+        return self.family if self.use == "add" else f"{self.family} {self.use}"
 
 
 class SearchSpec(Spec):

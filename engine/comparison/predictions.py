@@ -24,8 +24,9 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from engine.comparison.figures import Figures, Predictions
 from engine.comparison.openings import record_opening
-from engine.comparison.verdict import DeclaredContrast, Predictions, compare, figures_of
+from engine.comparison.verdict import DeclaredContrast, compare
 from engine.core import rows
 from engine.core.errors import DataError, StudyError, brief
 from engine.core.manifest import Manifest
@@ -75,18 +76,20 @@ def score(
         [hashlib.sha256(path.read_bytes()).hexdigest(), objective, baseline, study.evaluate]
     )
     opened = record_opening(store, ingest, opener)
+    figures = Figures(predictions, study.seed)
     contrasts = compare(
-        predictions,
-        [DeclaredContrast(arm, (baseline,), baseline, baseline) for arm in arms if arm != baseline],
-        objective, study.evaluate, study.seed,
+        figures,
+        [
+            DeclaredContrast(arm, (baseline,), baseline, baseline, claimed=True)
+            for arm in arms if arm != baseline
+        ],
+        objective, study.evaluate,
     )  # fmt: skip
     return ScoredPredictions(
         study=study.name, file=path.name, objective=objective, baseline=baseline,
         classes=list(classes), test=opened,
         arms={
-            arm: figures_of(
-                predictions, arm, arm, None, "baseline" if arm == baseline else "compared"
-            )
+            arm: figures.of(arm, arm, None, "baseline" if arm == baseline else "compared")
             for arm in arms
         },
         contrasts=contrasts, verdict=verdict_in_words(contrasts, objective, baseline),

@@ -33,6 +33,8 @@ Code = Literal[
     "few_generated",
     # Search.
     "hardly_learnt",
+    # Confirm.
+    "near_chance",
     # Evaluate: why a contrast cannot be decided.
     "few_replicates", "few_groups", "few_of_class", "unequal_groups", "few_draws", "no_spread",
 ]  # fmt: skip

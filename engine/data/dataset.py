@@ -22,9 +22,13 @@ from engine.data.leaks import Leak, NearPair, connected, find_leaks, repeated
 from engine.data.splits import stratified_group_split
 
 
-def split_index(store: Store, ingest: Manifest, task: str, split: str) -> pa.Table:
-    """Ids, labels and groups of one split, in the order of its images."""
-    columns = [rows.IMAGE_ID, rows.label_column(task), rows.GROUP_ID]
+def split_index(
+    store: Store, ingest: Manifest, task: str, split: str, further: Iterable[str] = ()
+) -> pa.Table:
+    """Ids, labels and groups of one split, in the order of its images. further: tasks whose labels
+    are needed as well."""
+    labels = [rows.label_column(name) for name in (task, *further)]
+    columns = [rows.IMAGE_ID, *labels, rows.GROUP_ID]
     return pa.concat_tables(store.tables(ingest.keys(split=split), columns)).combine_chunks()
 
 

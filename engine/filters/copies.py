@@ -9,7 +9,7 @@ from pydantic import Field
 
 from engine.core.notice import Notice
 from engine.filters import Filter, FilterSpec, Judgement, Scores
-from engine.metrics.memorization import copies, copy_limits, nearest
+from engine.metrics.memorization import candidates, copies, copy_limits, nearest
 
 
 class CopiesSpec(FilterSpec):
@@ -22,24 +22,29 @@ class CopiesSpec(FilterSpec):
 
 
 class Copies(Filter[CopiesSpec]):
-    version = 1
+    version = 2
     drop_reason = "copies of training images"
     judging_fields = ("quantile", "strict")
     pair = ("nearest_id", "distance")
 
     def judge(self, generated: Scores, train: Scores, val: Scores, kept: np.ndarray) -> Judgement:
         real = train.vectors, train.hashes
-        neighbours = nearest(generated.vectors, generated.hashes, *real)
+        near = candidates(generated.vectors, generated.hashes, *real)
         limits = copy_limits(nearest(val.vectors, val.hashes, *real), self.spec.quantile)
-        copied = copies(neighbours, limits)
+        original = copies(near, limits)
+        copied = original >= 0
+        # The nearest one, of images that copy none.
+        row = np.where(copied, original, near.row[:, 0])
+        place = (near.row == row[:, None]).argmax(1)[:, None]
         stops = None
         if self.spec.strict and copied.any():
             stops = Notice.of("copies", copies=int(copied.sum()), images=len(generated))
         return Judgement(
             copied,
             {
-                "nearest_id": train.ids[neighbours.row], "distance": neighbours.distance,
-                "bits": neighbours.bits,
+                "nearest_id": train.ids[row],
+                "distance": np.take_along_axis(near.distance, place, 1)[:, 0],
+                "bits": np.take_along_axis(near.bits, place, 1)[:, 0].astype(np.int64),
             },
             {"distance": limits.distance, "bits": limits.bits},
             stops=stops,

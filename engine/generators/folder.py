@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import BeforeValidator, SerializeAsAny
@@ -26,12 +26,17 @@ from engine.generators import Generator, GeneratorSpec, Request, SampleBatch, Tr
 
 
 class FolderSpec(GeneratorSpec):
+    later_fields: ClassVar[tuple[str, ...]] = ("real",)
+
     name: Literal["folder"] = "folder"
     reader: Annotated[SerializeAsAny[Spec], BeforeValidator(PluginField("readers"))]
     # The reader's labelling task; None if it has only one.
     task: str | None = None
     # The kind of images, in IPTC's vocabulary of digital source types.
     digital_source_type: str = "trainedAlgorithmicMedia"
+    # Real images from elsewhere: their arms are shown for comparison, and test no claim about
+    # synthetic ones.
+    real: bool = False
 
 
 class Folder(Generator[FolderSpec]):

@@ -1,24 +1,29 @@
 """The bootstrap of a difference between two arms, over replicates and test groups at once.
 
-Percentile intervals (Efron and Tibshirani 1993, ch. 13), resampling two factors as in Owen 2007,
-"The pigeonhole bootstrap".
+It resamples two factors as in Owen 2007, "The pigeonhole bootstrap". Intervals are percentiles
+(Efron and Tibshirani 1993, ch. 13) where test has many groups. With fewer than `MANY_GROUPS`
+effective ones percentiles are too narrow; there the draws give only the standard error, and a t
+distribution with a degree of freedom less than effective groups gives the interval (as Cameron and
+Miller 2015, section VI, for few clusters).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from scipy import sparse
+from scipy import sparse, stats
 
 from engine.core.errors import DataError
 from engine.metrics.classification import Metric
 from engine.metrics.probabilities import macro, roc_auc
 from engine.results.comparison import Estimate
 
+# From as many effective groups on, percentile intervals cover as they should.
+MANY_GROUPS = 40
 # The largest share of draws that a class without images may void.
 _MOST_VOID = 0.5
 # Numbers in memory at once.
@@ -29,30 +34,70 @@ _CELLS = 2**22
 class Resampled:
     """A difference between two arms, and its values in resampled studies.
 
-    draws: (n,) with replicates and test groups resampled. error_of_test: standard deviation with
-    only the `groups` resampled, the uncertainty that more replicates cannot reduce.
+    draws: (n,) with replicates and test groups resampled. of_groups: (n,) with only the `groups`
+    resampled, the uncertainty that more replicates cannot reduce.
     effective_groups: the number of equal groups that the test set is equivalent to (Kish 1965).
     rarest: groups that contain the rarest class, if the metric is a mean over classes.
     """
 
     estimate: float
     draws: np.ndarray
-    error_of_test: float
+    of_groups: np.ndarray
     groups: int
     effective_groups: float | None = None
     rarest: int | None = None
 
+    @property
+    def error_of_test(self) -> float:
+        """Standard error by test groups alone."""
+        return float(self.of_groups.std())
+
+    @property
+    def effective(self) -> float:
+        return self.groups if self.effective_groups is None else self.effective_groups
+
+    @property
+    def freedom(self) -> float | None:
+        """Degrees of freedom of the t distribution of few groups; None where percentiles are
+        used."""
+        return max(self.effective - 1, 1.0) if self.effective < MANY_GROUPS else None
+
+    @property
+    def error(self) -> float:
+        """Standard error by replicates and test groups."""
+        return float(self.draws.std()) * math.sqrt(self.effective / max(self.effective - 1, 1.0))
+
     def interval(self, level: float = 0.95) -> Estimate:
-        """Percentile interval. The p-value is at least the smallest that the draws can show."""
-        low, high = np.quantile(self.draws, [(1 - level) / 2, (1 + level) / 2])
-        p = min(1.0, 2 * min(self.share(self.draws <= 0), self.share(self.draws >= 0)))
+        """The interval of the difference, and the two-sided p-value of "no difference"."""
+        if self.freedom is None:
+            low, high = np.quantile(self.draws, [(1 - level) / 2, (1 + level) / 2])
+        else:
+            reach = self.error * stats.t.ppf((1 + level) / 2, self.freedom)
+            low, high = self.estimate - reach, self.estimate + reach
+        p = min(1.0, 2 * min(self.below(0.0), self.above(0.0)))
         return Estimate(estimate=self.estimate, low=float(low), high=float(high), p=p, level=level)
 
-    def beyond(self, margin: float) -> float:
-        """p-value of "the difference exceeds ± margin", as `tost` but by the draws."""
-        return max(self.share(self.draws >= margin), self.share(self.draws <= -margin))
+    def below(self, limit: float) -> float:
+        """One-sided p-value of "the difference is at most `limit`"."""
+        if self.freedom is None:
+            return self._share(self.draws <= limit)
+        if self.error <= 0:
+            return 0.0 if self.estimate > limit else 1.0
+        return float(stats.t.sf((self.estimate - limit) / self.error, self.freedom))
 
-    def share(self, where: np.ndarray) -> float:
+    def above(self, limit: float) -> float:
+        """One-sided p-value of "the difference is at least `limit`"."""
+        if self.freedom is None:
+            return self._share(self.draws >= limit)
+        if self.error <= 0:
+            return 0.0 if self.estimate < limit else 1.0
+        return float(stats.t.cdf((self.estimate - limit) / self.error, self.freedom))
+
+    def beyond(self, margin: float) -> float:
+        """p-value of "the difference exceeds ± margin", as `tost`."""
+        return max(self.above(margin), self.below(-margin))
+
+    def _share(self, where: np.ndarray) -> float:
         """The share of draws, at least that which so many draws can show."""
         # Davison and Hinkley 1997, 4.2.
         return float((where.sum() + 1) / (len(self.draws) + 1))
@@ -69,6 +114,24 @@ def confusions_by_group(
     cells = np.asarray(labels) * classes + np.asarray(predicted)
     ones = np.ones(len(cells))
     return sparse.coo_array((ones, (inverse, cells)), shape=(len(names), classes * classes)).tocsr()
+
+
+def resampled_confusions(
+    by_group: Sequence[sparse.csr_array], draws: int, seed: int
+) -> Iterator[np.ndarray]:
+    """Confusions in test sets with resampled groups: blocks of (draws, classifiers, classes,
+    classes). The same seed draws the same groups."""
+    groups, cells = by_group[0].shape
+    classes = math.isqrt(cells)
+    stacked = sparse.hstack(list(by_group)).T.tocsr()
+    random = np.random.default_rng(seed)
+    left = draws
+    while left:
+        # The size of a block does not depend on the classifiers: it changes what is drawn.
+        count = min(max(1, _CELLS // (groups + 16 * cells)), left)
+        weights = random.multinomial(groups, np.full(groups, 1 / groups), count).astype(float)
+        yield (stacked @ weights.T).T.reshape(count, len(by_group), classes, classes)
+        left -= count
 
 
 class Scores(Protocol):
@@ -184,7 +247,7 @@ def bootstrap(arm: Scores, baseline: Scores, draws: int, seed: int) -> Resampled
     return Resampled(
         estimate=float(differences(np.ones((1, groups))).mean()),
         draws=np.concatenate(of_both),
-        error_of_test=float(np.concatenate(of_groups).std()),
+        of_groups=np.concatenate(of_groups),
         groups=groups,
         effective_groups=arm.effective_groups,
         rarest=arm.rarest,

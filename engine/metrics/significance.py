@@ -21,10 +21,10 @@ import numpy as np
 from scipy import stats
 
 from engine.core.notice import Notice
+from engine.metrics.power import Design, detectable, size_needed
 from engine.metrics.resampling import Resampled
 from engine.results.comparison import AgainstBaseline, Estimate, Verdict, Word
 
-POWER = 0.8
 LEAST_REPLICATES = 5
 # With few groups a percentile interval is too narrow: if all replicates make the same errors, 9% of
 # null studies with 10 equal groups are significant, 5% to 7% with 20 to 50 (300 simulated each).
@@ -77,40 +77,6 @@ def tost(differences: Sequence[float], margin: float) -> float:
     return float(max(above, below))
 
 
-def detectable_difference(
-    differences: Sequence[float], resampled: Resampled, level: float = 0.95
-) -> float:
-    """The true difference that such a study finds in 80 of 100 repetitions: the larger of the two
-    methods' differences, because both must find it."""
-    freedom = len(differences) - 1
-    reach = stats.t.ppf((1 + level) / 2, freedom) + stats.t.ppf(POWER, freedom)
-    by_t = reach * stats.sem(differences)
-    return float(max(by_t, _normal_reach(level) * resampled.draws.std()))
-
-
-def groups_needed(resampled: Resampled, effect: float, level: float = 0.95) -> int:
-    """The number of test groups that finds `effect` in 80 of 100 studies, with unlimited
-    replicates."""
-    short = _normal_reach(level) * resampled.error_of_test / abs(effect)
-    return math.ceil(resampled.groups * short**2)
-
-
-def _normal_reach(level: float) -> float:
-    return float(stats.norm.ppf((1 + level) / 2) + stats.norm.ppf(POWER))
-
-
-def replicates_needed(
-    differences: Sequence[float], effect: float, level: float = 0.95
-) -> int | None:
-    """The number of replicates with this spread that finds `effect` in 80 of 100 studies; None
-    above 1,000."""
-    spread = np.std(differences, ddof=1)
-    counts = np.arange(3, 1001)
-    reach = stats.t.ppf((1 + level) / 2, counts - 1) + stats.t.ppf(POWER, counts - 1)
-    enough = counts[reach * spread / np.sqrt(counts) <= abs(effect)]
-    return int(enough[0]) if len(enough) else None
-
-
 def standardised(differences: Sequence[float]) -> float | None:
     """Effect size of paired differences: mean over standard deviation (Cohen's d_z), corrected for
     bias (Hedges 1981). None without spread, and for two pairs, where the correction yields 0."""
@@ -131,15 +97,19 @@ def wilcoxon(differences: Sequence[float]) -> float | None:
 
 
 def saturation(
-    ratios: Sequence[float], scores: np.ndarray, margin: float, draws: int = 2000, seed: int = 0
-) -> tuple[float, float, float]:
+    ratios: Sequence[float], scores: np.ndarray, resampled: np.ndarray, margin: float,
+    draws: int = 2000, seed: int = 0,
+) -> tuple[float, float, float]:  # fmt: skip
     """The lowest ratio within `margin` of the best, with its 95% percentile interval over resampled
-    replicates.
+    replicates and images.
 
-    ratios: rising, the first of them 0. scores: (replicates, ratios).
+    ratios: rising, the first of them 0. scores: (replicates, ratios). resampled: the scores with
+    resampled images (tries, replicates, ratios).
     """
-    chosen = np.random.default_rng(seed).integers(0, len(scores), (draws, len(scores)))
-    means = np.concatenate([scores.mean(0, keepdims=True), scores[chosen].mean(1)])
+    random = np.random.default_rng(seed)
+    images = random.integers(0, len(resampled), (draws, 1))
+    chosen = random.integers(0, len(scores), (draws, len(scores)))
+    means = np.concatenate([scores.mean(0, keepdims=True), resampled[images, chosen].mean(1)])
     near = means >= means.max(1, keepdims=True) - margin
     points = np.asarray(ratios)[near.argmax(1)]
     low, high = np.quantile(points[1:], [0.025, 0.975], method="inverted_cdf")
@@ -168,22 +138,23 @@ class Paired:
 
     def one_sided(self, better: bool) -> float:
         """The larger of both methods' p-values of "the arm is not better", or "not worse"."""
-        draws = self.resampled.draws
-        tail = self.resampled.share(draws <= 0 if better else draws >= 0)
         if _without_spread(self.differences):
             return 1.0
         side = "greater" if better else "less"
-        return max(float(stats.ttest_1samp(self.differences, 0, alternative=side).pvalue), tail)
+        by_t = float(stats.ttest_1samp(self.differences, 0, alternative=side).pvalue)
+        return max(by_t, self.resampled.below(0.0) if better else self.resampled.above(0.0))
 
 
 @dataclass(frozen=True)
 class Claim:
     """What is claimed of an arm: its comparison with each opened baseline, by name. best: the
-    baseline that was best on val. real: the one that harm is judged against."""
+    baseline that was best on val. real: the one that harm is judged against. possible: the largest
+    difference that the metric allows."""
 
     against: Mapping[str, Paired]
     best: str
     real: str
+    possible: float = math.inf
 
     @property
     def beaten_least(self) -> str:
@@ -195,7 +166,9 @@ class Claim:
         )  # fmt: skip
 
 
-def verdicts(claims: Sequence[Claim], margin: float, level: float = 0.95) -> list[Verdict]:
+def verdicts(
+    claims: Sequence[Claim], margin: float, level: float = 0.95, sized: bool = True
+) -> list[Verdict]:
     """Judge all claims of a study together.
 
     `helps`: better than every opened baseline, by both methods; a union of baselines needs no
@@ -204,6 +177,9 @@ def verdicts(claims: Sequence[Claim], margin: float, level: float = 0.95) -> lis
     `equivalent`: both methods put the difference from the best baseline on val within ± margin in
     the same way. Each needs `LEAST_GROUPS` groups of each class if the metric is a mean over
     classes. Otherwise the word is `undecided`, as with too few replicates or test groups.
+
+    sized: simulate what such a study can find, and the size that would find the margin. That takes
+    a hundred times longer than the verdict.
     """
     # The smallest p-value must be below 1 - strictest.
     strictest = 1 - (1 - level) / max(len(claims), 1)
@@ -215,7 +191,7 @@ def verdicts(claims: Sequence[Claim], margin: float, level: float = 0.95) -> lis
         holm([pair.resampled.beyond(margin) for pair in near]),
     )
     return [
-        _verdict(claim, p_helps, p_harms, float(equivalence), margin, level, strictest)
+        _verdict(claim, p_helps, p_harms, float(equivalence), margin, level, strictest, sized)
         for claim, p_helps, p_harms, equivalence in zip(
             claims, helps, harms, equivalences, strict=True
         )
@@ -224,7 +200,7 @@ def verdicts(claims: Sequence[Claim], margin: float, level: float = 0.95) -> lis
 
 def _verdict(
     claim: Claim, p_helps: float, p_harms: float, equivalence: float, margin: float,
-    level: float, strictest: float,
+    level: float, strictest: float, sized: bool,
 ) -> Verdict:  # fmt: skip
     word: Word = "undecided"
     against, obstacle = claim.beaten_least, None
@@ -239,6 +215,11 @@ def _verdict(
             break
     else:
         obstacle = _obstacle(claim.against[against], 1 - strictest)
+    pairs = [(pair.differences, pair.resampled) for pair in claim.against.values()]
+    # One-sided, at the strictest level of Holm's correction.
+    design = Design.of(pairs, (1 - strictest) / 2)
+    needed = size_needed(design, margin) if sized and not obstacle else None
+    noticeable = detectable(design, claim.possible) if sized and not obstacle else None
     differences, resampled = claim.against[against].differences, claim.against[against].resampled
     effect, interval = paired_t(differences, level), resampled.interval(level)
     near = paired_t(differences, 2 * level - 1), resampled.interval(2 * level - 1)
@@ -254,13 +235,12 @@ def _verdict(
         effect=effect, bootstrap=interval,
         low=min(effect.low, interval.low), high=max(effect.high, interval.high),
         p_helps=p_helps, p_harms=p_harms, equivalence_p=equivalence, margin=margin,
-        detectable=(
-            None if obstacle else detectable_difference(differences, resampled, strictest)
-        ),
-        replicates=len(differences),
-        replicates_needed=replicates_needed(differences, margin, strictest),
+        detectable=noticeable.estimate if noticeable else None,
+        detectable_low=noticeable.low if noticeable else None,
+        detectable_high=noticeable.high if noticeable else None,
+        replicates=len(differences), replicates_needed=needed and needed[0],
         groups=resampled.groups,
-        groups_needed=groups_needed(resampled, margin, strictest),
+        groups_needed=needed and math.ceil(needed[1] * resampled.groups),
         obstacle=obstacle, effect_size=standardised(differences),
         wilcoxon_p=wilcoxon(differences),
         near_low=min(estimate.low for estimate in near),

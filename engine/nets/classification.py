@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -55,6 +55,8 @@ _PREDICT_BATCH = 256
 class Training(Spec):
     """How a classifier is trained: the budget that all arms share."""
 
+    later_fields: ClassVar[tuple[str, ...]] = ("first_share", "choose_after")
+
     steps: Annotated[int, Field(ge=1, le=10_000_000)] = 1000
     batch_size: Annotated[int, Field(ge=1, le=65536)] = 64
     gradient_accumulation_steps: Annotated[int, Field(ge=1, le=1024)] = 1
@@ -95,6 +97,10 @@ class Training(Spec):
     # (Zhang et al. 2018) or box by box (Yun et al. 2019); 0: off. With both, each step draws one.
     mixup_alpha: Annotated[float, Field(ge=0, le=10)] = 0.0
     cutmix_alpha: Annotated[float, Field(ge=0, le=10)] = 0.0
+    # Share of the steps that an arm with two phases spends on its first images.
+    first_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    # Checkpoints of this share of the steps are not chosen.
+    choose_after: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     @model_validator(mode="after")
     def _possible(self) -> Training:
@@ -136,7 +142,8 @@ class LabelledImages:
 
     pixels: uint8 (m, height, width, channels), or float32 (m, width), a classifier's `features`.
     labels: class numbers int64 (n,). weights: how often an image is drawn, relative to the others,
-    (n,). rows: index (n,) of the images in `pixels`; None: all of them, in order.
+    (n,). rows: index (n,) of the images in `pixels`; None: all of them, in order. first_weights:
+    the weights of a first phase (n,).
 
     Trials with different images share the pixels: at 100,000 images each copy would take GBs.
     """
@@ -145,6 +152,7 @@ class LabelledImages:
     labels: np.ndarray
     weights: np.ndarray
     rows: np.ndarray | None = None
+    first_weights: np.ndarray | None = None
 
     def pixels_of(self, images: np.ndarray) -> np.ndarray:
         """Pixels of the images with these numbers (k,)."""
@@ -251,6 +259,9 @@ class _Training:
             settings.gradient_accumulation_steps,
         )  # fmt: skip
         self.sampler = WeightedSampler(data.weights, settings.batch_size, seed)
+        self.first_steps = round(settings.first_share * settings.steps)
+        if data.first_weights is not None:
+            self.first_sampler = WeightedSampler(data.first_weights, settings.batch_size, seed)
         torch.manual_seed(derive_seed(seed, "weights"))
         network = build()
         # Convolutions take a third less time this way, on CPUs and on GPUs. torch declares no
@@ -286,7 +297,8 @@ class _Training:
 
     def update(self, step: int) -> dict[str, float]:
         self.state.model.train()
-        rows = self.sampler.rows(step)
+        first = step < self.first_steps and self.data.first_weights is not None
+        rows = (self.first_sampler if first else self.sampler).rows(step)
         mixing = draw_mixing(
             self.settings.mixup_alpha, self.settings.cutmix_alpha,
             generator(self.seed, "mix", step),
@@ -357,6 +369,8 @@ class _Training:
         wins."""
         figures = self.score(self.val.labels, self._predict_val())
         score, loss = figures[self.settings.objective], figures.get("loss", 0.0)
+        if step <= self.settings.choose_after * self.settings.steps:
+            return {f"val_{name}": value for name, value in figures.items()}
         if score > self.best_score or (score == self.best_score and loss < self.best_loss):
             self.best_score, self.best_loss, self.best_step = score, loss, step
             self.best = {

@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from engine.report.download import Row
 from engine.wording import (
+    detectable_in_words,
+    failed_in_words,
     notice_in_words,
     opened_in_words,
+    range_in_words,
     what_would_settle,
     which_baseline,
     word_in_words,
@@ -138,6 +141,7 @@ def _environment() -> Environment:
         "listed": listed, "capital": capital, "number": "{:,}".format,
         "in_words": notice_in_words, "what_would_settle": what_would_settle,
         "word_in_words": word_in_words, "which_baseline": which_baseline,
-        "opened_in_words": opened_in_words,
+        "opened_in_words": opened_in_words, "detectable_in_words": detectable_in_words,
+        "range_in_words": range_in_words, "failed_in_words": failed_in_words,
     }  # fmt: skip
     return environment

@@ -180,7 +180,7 @@ class StudyResults:
     @cached_property
     def colours(self) -> dict[str, str]:
         """The CSS class of each family, the same on the whole page."""
-        arms = [arm.family for arm in self.search_spec.arms if arm.role == "compared"]
+        arms = [arm.line for arm in self.search_spec.arms if arm.role == "compared"]
         trained = (item.trial.arm.family for item in self.trials)
         families = dict.fromkeys([*self.generators, *arms, *trained])
         return {name: f"c{number % 10}" for number, name in enumerate(families)}

@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from engine.metrics.significance import paired_t
 from engine.report.page import interval
 from engine.results.comparison import (
     ArmResult,
@@ -33,7 +30,7 @@ class ArmRow:
     high: float | None = None
     accuracy: float | None = None
     # The difference from the baseline with its interval: the hull of both methods for a declared
-    # contrast, else paired t. Only declared contrasts have stars.
+    # contrast. Only declared contrasts have stars.
     against: float | None = None
     against_low: float | None = None
     against_high: float | None = None
@@ -63,13 +60,11 @@ def comparison(
             if arm in contrasts:
                 low, high = contrasts[arm].interval_to(baseline)
                 marks = stars(contrasts[arm])
-            elif arm != baseline:
-                interval = paired_t(np.subtract(figure.replicates, rival.replicates).tolist())
-                low, high = interval.low, interval.high
+            elif (difference := evaluate.to_baseline.get(arm)) is not None:
+                low, high = difference.low, difference.high
             row = ArmRow(
-                # A t interval of few seeds may exceed the range of a share.
-                row.arm, row.added, row.val, row.val_sd, figure.mean, max(0.0, figure.low),
-                min(1.0, figure.high), opened[arm].figures["accuracy"].mean,
+                row.arm, row.added, row.val, row.val_sd, figure.mean, figure.low, figure.high,
+                opened[arm].figures["accuracy"].mean,
                 figure.mean - rival.mean, low, high, marks,
                 _mark(arm, opened[arm], search, confirm),
             )  # fmt: skip
@@ -92,6 +87,8 @@ def _mark(arm: str, tested: ArmResult, search: SearchResult, confirm: ConfirmRes
         return "compared"
     if arm in confirm.twins:
         return "without filters"
+    if arm in confirm.doubles:
+        return "twice the steps"
     if tested.role == "shown" and tested.ratio is None:
         return "no real images"
     return "best ratio" if tested.ratio and tested.role == "baseline" else ""

@@ -90,6 +90,14 @@ class SearchResult(StepResult):
     twins: dict[str, str] = {}
 
 
+class FailedReplicate(Spec):
+    """A replicate that failed on val, by its place among the replicates, and the arm and reason."""
+
+    replicate: int
+    arm: str
+    reason: Notice
+
+
 class ConfirmResult(StepResult):
     """The classifiers of the chosen arms that had no part in the choice."""
 
@@ -102,10 +110,14 @@ class ConfirmResult(StepResult):
     arms: dict[str, ValMean]
     # The unfiltered twin of each chosen arm that has one: chosen arm by twin.
     twins: dict[str, str]
+    # The same images with twice the steps: chosen arm by arm.
+    doubles: dict[str, str] = {}
+    # Found before test is opened.
+    failed: list[FailedReplicate] = []
 
 
 class MeanInterval(Spec):
-    """Mean of replicates with its 95% t interval."""
+    """Mean of replicates with its 95% interval over replicates and images."""
 
     mean: float
     low: float
@@ -193,12 +205,14 @@ class Verdict(Spec):
     effect: mean difference of the metric, by paired t. bootstrap: the same by resampling. low,
     high: the range of both intervals. p_helps, p_harms: one-sided, the larger of both methods after
     Holm; of "no better than some baseline" and of "no worse than real images". equivalence_p:
-    likewise, of two one-sided tests within `margin`. detectable: the difference that this many
-    replicates on this test set find in 80 of 100 studies, at the strictest level of Holm's
-    correction; None with an obstacle. near_low, near_high: the range of both methods' 90%
-    intervals, which match two one-sided tests at 5%. obstacle: why no data could decide.
-    replicates_needed, groups_needed: the numbers that find a difference of `margin`; None for more
-    than 1,000 replicates. effect_size: mean over standard deviation of the differences. wilcoxon_p:
+    likewise, of two one-sided tests within `margin`. detectable: the difference from every baseline
+    that 80 of 100 studies of this size find by the whole rule, at the strictest level of Holm's
+    correction, with its 95% interval; None with an obstacle. near_low, near_high: the range of both
+    methods' 90% intervals, which match two one-sided tests at 5%. obstacle: why no data could
+    decide.
+    replicates_needed, groups_needed: the numbers that together find a difference of `margin` in 80
+    of 100 studies; None with an obstacle, and beyond 200 replicates or 100 times the groups.
+    effect_size: mean over standard deviation of the differences. wilcoxon_p:
     of the signed-rank test, from eight replicates on; the verdict does not use it.
     """
 
@@ -214,10 +228,12 @@ class Verdict(Spec):
     equivalence_p: float
     margin: float
     detectable: float | None
+    detectable_low: float | None = None
+    detectable_high: float | None = None
     replicates: int
     replicates_needed: int | None
     groups: int
-    groups_needed: int
+    groups_needed: int | None
     obstacle: Notice | None
     effect_size: float | None
     wilcoxon_p: float | None
@@ -240,6 +256,14 @@ class Verdict(Spec):
     def p_adjusted(self) -> float:
         """Two-sided p-value of the better supported direction."""
         return min(1.0, 2 * min(self.p_helps, self.p_harms))
+
+
+class WithoutFailed(Spec):
+    """The comparison without the replicates that failed on val; no verdict if fewer than two are
+    left."""
+
+    replicates: int
+    verdict: Verdict | None
 
 
 class Contrast(Verdict):
@@ -265,6 +289,10 @@ class Contrast(Verdict):
     recall_gain_to_real: list[MeanInterval] = []
     generator_fits: int
     seeds: int
+    # Whether these numbers are those of a file with predictions, which cannot be verified.
+    claimed: bool = False
+    # None if no replicate failed.
+    without_failed: WithoutFailed | None = None
 
 
 class SaturationPoint(Spec):
@@ -273,6 +301,19 @@ class SaturationPoint(Spec):
     ratio: float
     low: float
     high: float
+
+
+class Subgroup(Spec):
+    """A part of the test set: the images with a value in a column. scores: the objective by arm.
+    to_baseline, to_real: of each compared arm, the difference from the baseline of its verdict, and
+    from real images. Empty if the images are few."""
+
+    column: str
+    value: str
+    images: int
+    scores: dict[str, MeanInterval] = {}
+    to_baseline: dict[str, Effect] = {}
+    to_real: dict[str, Effect] = {}
 
 
 class OpenedTest(Spec):
@@ -297,10 +338,18 @@ class EvaluateResult(StepResult):
     arms: dict[str, ArmResult]
     baseline: str
     contrasts: list[Contrast]
-    # Gain of real images from twice the steps; None if not tried.
+    # Of every other tested arm: how much higher the objective is than that of the baseline, and
+    # than with real images.
+    to_baseline: dict[str, Effect] = {}
+    to_real: dict[str, Effect] = {}
+    # Gain of real images from twice the steps; None if not tried. And that of chosen arms.
     budget: Effect | None
-    # By family.
+    budget_of: dict[str, Effect] = {}
+    # The objective on val, by the classifiers that chose.
+    val: dict[str, MeanInterval] = {}
+    # By family, and how its images are used.
     saturation: dict[str, SaturationPoint]
+    subgroups: list[Subgroup] = []
     test: OpenedTest
 
 

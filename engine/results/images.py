@@ -163,6 +163,8 @@ class FidelityScope(Spec):
     floor: dict[str, FidelitySet]
     val_sampled: int | None = None
     val_nearest: float | None = None
+    # The share of kept images near to train if none is copied: expected, and its 95% range.
+    near_expected: list[float] | None = None
 
 
 class FidelityResult(StepResult):

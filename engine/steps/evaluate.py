@@ -16,15 +16,11 @@ import numpy as np
 import pyarrow as pa
 
 from engine.comparison.arms import Arm, SearchSpec, Trial, planned_trials
+from engine.comparison.figures import Figures, Predictions
+from engine.comparison.on_val import on_val, saturations
 from engine.comparison.openings import record_opening
-from engine.comparison.verdict import (
-    DeclaredContrast,
-    Predictions,
-    budget_effect,
-    compare,
-    figures_of,
-    saturations,
-)
+from engine.comparison.subgroups import subgroups
+from engine.comparison.verdict import DeclaredContrast, add_without_failed, compare
 from engine.context import Context, Output
 from engine.core import rows
 from engine.core.errors import ResumeError
@@ -38,6 +34,7 @@ from engine.data.images import Preprocess
 from engine.nets.classification import class_numbers
 from engine.results.comparison import (
     ConfirmResult,
+    Effect,
     EvaluateResult,
     SearchResult,
     TrainResult,
@@ -54,6 +51,7 @@ from engine.stages.classify import (
 )
 from engine.stages.images import DecodeOwn, image_shards
 from engine.steps import StepKind
+from engine.steps.train import PREDICTIONS
 from engine.wording import verdict_in_words
 
 
@@ -75,11 +73,13 @@ class Evaluate(StepKind[EvaluateSpec]):
         confirm = context.step.inputs["confirm"]
         confirm_spec = confirm.spec_as(SearchSpec)
         confirmed = context.result("confirm", ConfirmResult)
-        search, searched = context.inputs["search"], context.result("search", SearchResult)
+        searched = context.result("search", SearchResult)
         trials = [trial for trial in planned_trials(confirm) if trial.step.key in confirmed.trials]
         manifests = read_trials(context, confirmed, [trial.step for trial in trials])
         classes = context.result("ingest", IngestResult).classes
-        test = split_index(context.store, context.inputs["ingest"], spec.task, "test")
+        test = split_index(
+            context.store, context.inputs["ingest"], spec.task, "test", spec.settings.subgroups
+        )
         # Not the step's key: a rerun by another version of this code opens nothing new.
         opener = digest([spec, context.inputs["confirm"].digest])
         opened = record_opening(context.store, context.inputs["ingest"], opener)
@@ -89,30 +89,31 @@ class Evaluate(StepKind[EvaluateSpec]):
             classes=classes,
             labels=class_numbers(test[rows.label_column(spec.task)].to_pylist(), classes),
             groups=np.asarray(test[rows.GROUP_ID].to_pylist(), dtype=str),
-            probabilities={
-                name: np.stack(
-                    [probabilities[trial.step.key] for trial in trials if trial.arm.name == name]
-                )
-                for name in arms
-            },
+            probabilities=by_arm(trials, probabilities),
             generator_fits=confirm_spec.generator_fits,
         )
+        figures = Figures(predictions, spec.seed)
         tables = [
             predictions_table(test, spec.task, trial, probabilities[trial.step.key])
             for trial in trials
         ]
         results = {
-            name: figures_of(predictions, name, arm.family, arm.ratio, arm.role)
-            for name, arm in arms.items()
+            name: figures.of(name, arm.family, arm.ratio, arm.role) for name, arm in arms.items()
         }
-        contrasts = compare(
-            predictions,
-            declared(confirm_spec.arms, searched, confirmed, arms, untrained(confirm)),
-            spec.objective,
-            spec.settings,
-            spec.seed,
-        )
-        budget = budget_effect(results, spec.objective)
+        planned = declared(confirm_spec.arms, searched, confirmed, arms, untrained(confirm))
+        contrasts = add_without_failed(
+            compare(figures, planned, spec.objective, spec.settings),
+            figures, planned, spec.objective, spec.settings,
+            {failure.replicate for failure in confirmed.failed},
+        )  # fmt: skip
+
+        def differences(baseline: str) -> dict[str, Effect]:
+            return {name: figures.difference(name, baseline, spec.objective)
+                    for name in arms if baseline in arms and name != baseline}  # fmt: skip
+
+        to_real = differences("real")
+        budget = to_real.get("real_double")
+        choosing = Figures(val_predictions(context, searched, classes), spec.seed)
         verdict = verdict_in_words(contrasts, spec.objective, searched.baseline, budget)
         return Output(
             [context.table("predictions", pa.concat_tables(tables), table="predictions")],
@@ -123,16 +124,71 @@ class Evaluate(StepKind[EvaluateSpec]):
                 arms=results,
                 baseline=searched.baseline,
                 contrasts=contrasts,
+                to_baseline=differences(searched.baseline),
+                to_real=to_real,
                 budget=budget,
+                budget_of={
+                    arm: figures.difference(double, arm, spec.objective)
+                    for double, arm in confirmed.doubles.items()
+                },
+                val=on_val(choosing, spec.objective),
                 saturation=saturations(
-                    pa.concat_tables(context.store.tables(search.keys(table="trials"))).to_pylist(),
+                    choosing,
+                    {
+                        arm.name: arm
+                        for arm in context.step.inputs["search"].spec_as(SearchSpec).arms
+                    },
                     spec.objective,
-                    context.step.inputs["search"].spec_as(SearchSpec).generator_fits,
                     spec.settings.margin,
+                ),
+                subgroups=subgroups(
+                    figures,
+                    {
+                        name: test[rows.label_column(name)].to_pylist()
+                        for name in spec.settings.subgroups
+                    },
+                    contrasts,
+                    spec.objective,
                 ),
                 test=opened,
             ),
         )
+
+
+def by_arm(
+    trials: Sequence[Trial], probabilities: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The probabilities of each arm's classifiers, in their order, from those of each trial."""
+    of_arm: dict[str, list[np.ndarray]] = {}
+    for trial in trials:
+        of_arm.setdefault(trial.arm.name, []).append(probabilities[trial.step.key])
+    return {name: np.stack(values) for name, values in of_arm.items()}
+
+
+def val_predictions(context: Context, search: SearchResult, classes: Sequence[str]) -> Predictions:
+    """What the classifiers that chose predicted for val."""
+    step = context.step.inputs["search"]
+    trials = [trial for trial in planned_trials(step) if trial.step.key in search.trials]
+    tables = {}
+    for trial in trials:
+        manifest = context.manifest(trial.step)
+        if manifest is None or manifest.digest != search.trials[trial.step.key]:
+            raise ResumeError(
+                f"evaluate: {trial.step.label} is not the trial that search used: it changed since;"
+                " run again with --discard search"
+            )
+        (tables[trial.step.key],) = context.store.tables(manifest.keys(file=PREDICTIONS))
+    spec, first = step.spec_as(SearchSpec), tables[trials[0].step.key]
+    return Predictions(
+        classes=classes,
+        labels=class_numbers(first[rows.label_column(spec.task)].to_pylist(), classes),
+        groups=np.asarray(first[rows.GROUP_ID].to_pylist(), dtype=str),
+        probabilities=by_arm(
+            trials,
+            {key: matrix_of(table, rows.PROBABILITIES) for key, table in tables.items()},
+        ),
+        generator_fits=spec.generator_fits,
+    )
 
 
 def untrained(search: Step) -> set[str]:

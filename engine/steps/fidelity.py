@@ -43,7 +43,7 @@ from engine.data.dataset import by_id, split_index
 from engine.metrics.diversity import vendi_score
 from engine.metrics.frechet import Reference, frechet_distance
 from engine.metrics.kernel import kernel_distance
-from engine.metrics.memorization import share_nearer
+from engine.metrics.memorization import near_expected, near_limit, share_nearer
 from engine.metrics.minimums import FRECHET_LEAST, LEAST, NEAR, NEAR_LEAST
 from engine.metrics.moments import Moments
 from engine.metrics.prdc import prdc
@@ -68,7 +68,7 @@ class FidelitySpec(Spec):
 
 
 class Fidelity(StepKind[FidelitySpec]):
-    version = 2
+    version = 3
     summary = "compare generated images with real ones"
     scratch = (SUMS,)
 
@@ -275,6 +275,7 @@ def measure(spec: FidelitySpec, inputs: FidelityInputs, scope: Scope, number: in
     return FidelityScope(
         classes=list(scope.labels), val=scope.val_count, few=None, sets=sets, floor=floor,
         val_sampled=len(reference.some), val_nearest=float(np.median(reference.distances)),
+        near_expected=reference.near_expected(sets["kept"].sampled if "kept" in sets else None),
     )  # fmt: skip
 
 
@@ -299,11 +300,16 @@ class ValReference:
         return Reference(self.moments("val", val_count, self.sums("val", val_count)))
 
     @cached_property
-    def near(self) -> float | None:
-        """The `NEAR` quantile of val's distances to train."""
-        if len(self.some) < NEAR_LEAST:
+    def near(self) -> tuple[float, int] | None:
+        """The distance to train that the share `NEAR` of val is within, and the number of these
+        images."""
+        return near_limit(self.distances, NEAR) if len(self.some) >= NEAR_LEAST else None
+
+    def near_expected(self, images: int | None) -> list[float] | None:
+        """The share of so many images that is near to train if none is copied, with its range."""
+        if self.near is None or not images:
             return None
-        return float(np.quantile(self.distances, NEAR))
+        return list(near_expected(self.near[1], len(self.some), images))
 
     def figures(self, name: str, n: int) -> FidelitySet:
         """The figures of `n` images of a set.
@@ -322,7 +328,7 @@ class ValReference:
         if name != "real":
             distance = self.inputs.to_train(name, chosen.some)
             nearest = float(np.median(distance))
-            near = None if self.near is None else list(share_nearer(distance, self.near))
+            near = None if self.near is None else list(share_nearer(distance, self.near[0]))
         return FidelitySet(
             n=n, sampled=len(some), frechet=self.frechet(name, n, sums),
             kernel=[kernel.estimate, kernel.low, kernel.high], precision=shares.precision,
@@ -377,11 +383,12 @@ def warnings(
         if first.floor:
             real = first.floor["real"].n
             notices.append(Notice.of("small_train", real=real, generated=of_kept.n))
-        if of_kept.near is not None and of_kept.near[0] > _OFTEN_NEAR:
+        often = max(_OFTEN_NEAR, first.near_expected[2] if first.near_expected else 0.0)
+        if of_kept.near is not None and of_kept.near[0] > often:
             percent, low, high = (100 * value for value in of_kept.near)
             notices.append(
                 Notice.of("near_train", percent=percent, low=low, high=high,
-                          farther=100 * (1 - NEAR), expected=100 * NEAR)
+                          farther=100 * (1 - NEAR), most=100 * often)
             )  # fmt: skip
     left_out = [f"{label} ({kept[label]} kept)" for label in classes if label not in enough]
     if len(enough) > 1 and left_out:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -59,21 +59,54 @@ class Mix(StepKind[MixSpec]):
             added[addition.generator] = {
                 label: len(images) for label, images in sorted(chosen.items())
             }
-        weights = balanced_weights(labels, 1.0) if spec.oversampled else np.ones(len(labels))
-        members = pa.table(
-            {
-                rows.IMAGE_ID: pa.array(ids, pa.string()),
-                rows.label_column(spec.task): pa.array(labels, pa.string()),
-                rows.SOURCE: pa.array(sources, pa.string()),
-                rows.WEIGHT: pa.array(weights, pa.float64()),
-            }
-        )
+        if spec.use == "replace":
+            kept = self._not_replaced(spec, ids[:real], labels[:real], added)
+            places = [*kept, *range(real, len(ids))]
+            ids, labels, sources = (
+                [values[place] for place in places] for values in (ids, labels, sources)
+            )
+            real = len(kept)
+        weights = np.ones(len(labels))
+        if spec.oversampled:
+            weights = balanced_weights(labels, 1.0)
+        for amount in spec.repeated:
+            wanted = wanted_images(counts, amount, spec.classes)
+            weights += [wanted.get(label, 0) / counts[label] for label in labels]
+        columns = {
+            rows.IMAGE_ID: pa.array(ids, pa.string()),
+            rows.label_column(spec.task): pa.array(labels, pa.string()),
+            rows.SOURCE: pa.array(sources, pa.string()),
+            rows.WEIGHT: pa.array(weights, pa.float64()),
+        }
+        if spec.use == "pretrain":
+            synthetic = np.asarray([source != REAL for source in sources], float)
+            columns[rows.FIRST_WEIGHT] = pa.array(synthetic, pa.float64())
+            columns[rows.WEIGHT] = pa.array(1 - synthetic, pa.float64())
+        members = pa.table(columns)
         amounts = [f"{real:,} real images"] if real else []
         amounts += [f"{sum(by_class.values()):,} of {name}" for name, by_class in added.items()]
         return Output(
             [context.table("members", members, table="members")], len(ids),
             MixResult(headline=" and ".join(amounts), real=real, added=added),
         )  # fmt: skip
+
+    @staticmethod
+    def _not_replaced(
+        spec: MixSpec, ids: Sequence[str], labels: Sequence[str],
+        added: Mapping[str, Mapping[str, int]],
+    ) -> list[int]:  # fmt: skip
+        """The places of the real images that stay if as many of each class leave as are added."""
+        leaving = Counter[str]()
+        for by_class in added.values():
+            leaving.update(by_class)
+        order = sorted(range(len(ids)), key=lambda place: pool_order(spec.seed, ids[place]))
+        kept = []
+        for place in order:
+            if leaving[labels[place]] > 0:
+                leaving[labels[place]] -= 1
+            else:
+                kept.append(place)
+        return sorted(kept)
 
     def _kept(self, context: Context) -> pa.Array:
         """Ids of the real images that `reduce` keeps."""

@@ -71,8 +71,8 @@ class Search(StepKind[SearchSpec]):
 
 
 def choosing_trials(search: Step) -> list[Trial]:
-    """The trials that the choice is made by: all but those of unfiltered twins."""
-    return [trial for trial in planned_trials(search) if trial.arm.twin_of is None]
+    """The trials that the choice is made by: all but those of arms that accompany a chosen one."""
+    return [trial for trial in planned_trials(search) if trial.arm.follows is None]
 
 
 def trial_columns(
@@ -101,10 +101,16 @@ def hardly_learnt(columns: Mapping[str, Sequence[Any]], classes: int) -> list[No
         score for arm, score in zip(columns[rows.ARM], columns["balanced_accuracy"], strict=True)
         if arm == "real"
     ]  # fmt: skip
-    mean, chance = float(np.mean(scores)), 1 / classes
-    if mean > chance + 0.1 * (1 - chance):
+    mean = float(np.mean(scores))
+    if not near_chance(mean, classes):
         return []
-    return [Notice.of("hardly_learnt", mean=mean, chance=chance)]
+    return [Notice.of("hardly_learnt", mean=mean, chance=1 / classes)]
+
+
+def near_chance(score: float, classes: int) -> bool:
+    """Whether a balanced accuracy shows less than a tenth of what there is to learn."""
+    chance = 1 / classes
+    return score <= chance + 0.1 * (1 - chance)
 
 
 def means_on_val(

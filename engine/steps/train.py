@@ -123,6 +123,8 @@ class TrainClassifier:
         return LabelledImages(
             Stack(pixels), class_numbers(members[column].to_pylist(), self.classes),
             members[rows.WEIGHT].to_numpy(), row_numbers,
+            members[rows.FIRST_WEIGHT].to_numpy() if rows.FIRST_WEIGHT in members.schema.names
+            else None,
         )  # fmt: skip
 
 

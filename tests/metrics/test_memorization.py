@@ -5,7 +5,16 @@ import numpy as np
 import pytest
 from sklearn.neighbors import NearestNeighbors
 
-from engine.metrics.memorization import copies, copy_limits, nearest, nearest_other, share_nearer
+from engine.metrics.memorization import (
+    candidates,
+    copies,
+    copy_limits,
+    near_expected,
+    near_limit,
+    nearest,
+    nearest_other,
+    share_nearer,
+)
 
 
 def cloud(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -33,21 +42,35 @@ def test_copies_are_found_and_new_images_are_not() -> None:
     limits = copy_limits(nearest(*cloud(200, 2), train, train_hashes), 0.01)
     new, new_hashes = cloud(50, 3)
     copied = train[:5] + np.float32(0.001)
-    found = nearest(
+    found = candidates(
         np.concatenate([new, copied]), np.concatenate([new_hashes, train_hashes[:5]]),
         train, train_hashes,
     )  # fmt: skip
-    assert copies(found, limits)[50:].all()
-    assert copies(found, limits)[:50].sum() <= 1
+    original = copies(found, limits)
+    assert original[50:].tolist() == [0, 1, 2, 3, 4]
+    assert (original[:50] >= 0).sum() <= 1
 
 
 def test_copy_needs_both_signals() -> None:
     train, train_hashes = cloud(500, 1)
     limits = copy_limits(nearest(*cloud(200, 2), train, train_hashes), 0.01)
-    same_vectors = nearest(train[:5], cloud(5, 9)[1], train, train_hashes)
-    same_hashes = nearest(cloud(5, 9)[0], train_hashes[:5], train, train_hashes)
-    assert not copies(same_vectors, limits).all()
-    assert not copies(same_hashes, limits).any()
+    same_vectors = candidates(train[:5], cloud(5, 9)[1], train, train_hashes)
+    same_hashes = candidates(cloud(5, 9)[0], train_hashes[:5], train, train_hashes)
+    for one_signal in (same_vectors, same_hashes):
+        assert (copies(one_signal, limits) < 0).all()
+    # Both signals, but of different training images.
+    mixed = candidates(train[:5], train_hashes[100:105], train, train_hashes)
+    assert (copies(mixed, limits) < 0).all()
+
+
+def test_a_copy_is_found_behind_a_nearer_image_with_another_hash() -> None:
+    train, train_hashes = cloud(500, 1)
+    # The first is a near double in the embedding, with another hash.
+    train[1] = train[0] * np.float32(1.0001)
+    limits = copy_limits(nearest(*cloud(200, 2), train, train_hashes), 0.01)
+    for original in (0, 1):
+        found = candidates(train[:1], train_hashes[[original]], train, train_hashes)
+        assert copies(found, limits).tolist() == [original]
 
 
 def test_nearest_other_image_is_never_the_image_itself() -> None:
@@ -75,3 +98,24 @@ def test_share_below_a_limit_has_wilson_s_interval() -> None:
     assert share == 0.04
     assert (low, high) == pytest.approx((middle - spread, middle + spread))
     assert share_nearer(np.ones(50), 0.2)[0] == 0
+
+
+def test_the_limit_of_near_is_an_order_statistic() -> None:
+    held_out = np.arange(1, 1000) / 1000
+    assert near_limit(held_out, 0.01) == (0.01, 10)
+    # At least one image sets the limit.
+    assert near_limit(held_out[:50], 0.01) == (0.001, 1)
+
+
+def test_share_near_to_train_is_in_its_range_if_nothing_is_copied() -> None:
+    """The limit of 100 images is itself uncertain: "1% is expected" would be far off."""
+    random, inside, shares = np.random.default_rng(0), 0, []
+    for _ in range(1000):
+        limit, count = near_limit(random.random(100), 0.01)
+        share = share_nearer(random.random(300), limit)[0]
+        expected, low, high = near_expected(count, 100, 300)
+        inside += low <= share <= high
+        shares.append(share)
+    assert inside >= 0.94 * 1000
+    assert np.mean(shares) == pytest.approx(expected, abs=0.001)
+    assert high > 0.03

@@ -394,3 +394,43 @@ def test_identical_images_get_the_class_weights_as_probabilities(
         seed=3,
     )  # fmt: skip
     assert made.probabilities[0, 1] == pytest.approx(expected, abs=0.04)
+
+
+class Noted(np.ndarray):
+    """Pixels that record which of them are read for each batch."""
+
+    read: list[set[int]] = []
+
+    def __getitem__(self, wanted: Any) -> Any:
+        if isinstance(wanted, np.ndarray):
+            Noted.read.append(set(wanted.tolist()))
+        return super().__getitem__(wanted)
+
+
+def test_a_first_phase_draws_its_own_images_and_none_of_its_checkpoints_is_chosen(
+    tmp_path: Path,
+) -> None:
+    data, small = halves(40, 1), Small(SmallSpec(channels=(4, 4)), PREPROCESS, ("up", "down"))
+    first = (np.arange(40) < 10).astype(float)
+    noted = LabelledImages(
+        data.all_pixels().view(Noted), data.labels, 1 - first, first_weights=first
+    )
+    scores = iter([0.9, 0.8, 0.3, 0.4])
+    Noted.read = []
+    made = train(
+        FitContext(Store(str(tmp_path)), "work/c", "weights/one", "one", "inputs", threads=1),
+        small.build, small.prepare, noted, halves(30, 2),
+        lambda labels, probabilities: {"macro_f1": next(scores)},
+        Training(steps=12, batch_size=8, evaluate_every=3, first_share=0.5, choose_after=0.5),
+        seed=3,
+    )  # fmt: skip
+    assert len(Noted.read) == 12
+    assert all(rows <= set(range(10)) for rows in Noted.read[:6])
+    assert all(rows <= set(range(10, 40)) for rows in Noted.read[6:])
+    # The best of the second half, though the first half scored higher.
+    assert made.best_step == 12
+
+
+def test_a_short_training_always_has_a_checkpoint_to_choose(tmp_path: Path) -> None:
+    made = fit(Store(str(tmp_path)), steps=3, evaluate_every=1000, choose_after=0.99)
+    assert made.best_step == 3

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from engine.comparison.arms import Arm, planned_trials
-from engine.core.errors import ResumeError, StorageError
+from engine.core.errors import ResumeError, StorageError, StudyError
 from engine.core.manifest import Manifest
 from engine.core.store import Store
 from engine.execute import discard
 from engine.plan import named, plan
+from engine.results.comparison import EvaluateResult
 from engine.steps.evaluate import declared, untrained
 from engine.study import Study
 from tests.results import confirm_result, search_result
@@ -98,3 +99,34 @@ def test_fits_of_untrained_generators_are_only_draws(bars_study) -> None:
     )
     (search,) = named(plan(study), "search")
     assert untrained(search) == {"t x1"}
+
+
+def test_the_comparison_is_repeated_within_the_values_of_a_column(
+    bars_study, run_until: Run, tmp_path: Path
+) -> None:
+    names = sorted(
+        path.relative_to(tmp_path / "real").as_posix()
+        for path in (tmp_path / "real").rglob("*.png")
+    )
+    lines = [
+        f"{name},{name.split('/')[0]},{'old' if number % 2 else 'new'}"
+        for number, name in enumerate(names)
+    ]
+    (tmp_path / "real" / "labels.csv").write_text("\n".join(["path,label,device", *lines]))
+    reader = {
+        "name": "csv", "root": str(tmp_path / "real"), "file": "labels.csv", "path": "path",
+        "labels": {"class": "label", "device": "device"},
+    }  # fmt: skip
+
+    def by(column: str) -> Study:
+        whole = bars_study(evaluate={"bootstrap_draws": 200, "subgroups": [column]})
+        values = whole.model_dump(mode="json")
+        return Study.model_validate({**values, "reader": reader, "task": "class"})
+
+    found = EvaluateResult.of(run_until(by("device"), "evaluate"))
+    assert [(part.column, part.value) for part in found.subgroups] == [
+        ("device", "new"), ("device", "old"),
+    ]  # fmt: skip
+    assert sum(part.images for part in found.subgroups) == found.test.images
+    with pytest.raises(StudyError, match="'sex' is not another single-label task of the reader"):
+        plan(by("sex"))

@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from engine.core.errors import DataError, StudyError
@@ -159,3 +160,59 @@ def test_invalid_groups_are_rejected_when_the_study_is_read(
     with pytest.raises(StudyError, match=why) as raised:
         bars_study(request=asked)
     assert "\n" not in str(raised.value)
+
+
+def members(store: Store, profile: Profile, study: Any, name: str) -> pa.Table:
+    (mix,) = named(plan(study), name)
+    manifest = execute(until(plan(study), name), store, InlineRuntime(), profile)[mix.key]
+    return pa.concat_tables(store.tables(manifest.keys(table="members")))
+
+
+def test_repeated_images_weigh_as_much_as_the_added_ones(
+    bars_study, store: Store, profile: Profile
+) -> None:
+    study = bars_study(
+        generators={"moved": {"name": "traditional"}},
+        search={"ratios": [1, 2], "seeds": 2, "arms": ["repeated"]},
+    )
+    repeated = members(store, profile, study, "mix.repeated.x2")
+    moved = members(store, profile, study, "mix.moved.x2")
+    assert set(repeated["source"].to_pylist()) == {"real"}
+
+    def shares(table: pa.Table) -> dict[str, float]:
+        sums: Counter[str] = Counter()
+        for label, weight in zip(
+            table["label.class"].to_pylist(), table["weight"].to_pylist(), strict=True
+        ):
+            sums[label] += weight
+        return {label: weight / sums.total() for label, weight in sums.items()}
+
+    assert shares(repeated) == pytest.approx(shares(moved))
+
+
+def test_replaced_images_leave_as_many_as_are_added(
+    bars_study, store: Store, profile: Profile
+) -> None:
+    study = bars_study(search={"ratios": [0.5, 1], "seeds": 2, "use": ["add", "replace"]})
+    whole = Counter(members(store, profile, study, "mix.real")["label.class"].to_pylist())
+    kept: dict[str, set[str]] = {}
+    for name in ("more.replace.x0.5", "more.replace.x1"):
+        table = members(store, profile, study, f"mix.{name}")
+        assert Counter(table["label.class"].to_pylist()) == whole
+        real = table.filter(pc.equal(table["source"], "real"))
+        kept[name] = set(real["image_id"].to_pylist())
+        assert len(table) - len(real) == len(
+            members(store, profile, study, f"mix.{name.replace('.replace', '')}")
+        ) - sum(whole.values())  # fmt: skip
+    assert kept["more.replace.x1"] < kept["more.replace.x0.5"]
+
+
+def test_pretraining_draws_generated_images_first_and_real_ones_then(
+    bars_study, store: Store, profile: Profile
+) -> None:
+    study = bars_study(search={"ratios": [1], "seeds": 2, "use": ["pretrain"]})
+    table = members(store, profile, study, "mix.more.pretrain.x1").to_pydict()
+    for source, first, then in zip(
+        table["source"], table["first_weight"], table["weight"], strict=True
+    ):
+        assert (first, then) == ((0.0, 1.0) if source == "real" else (1.0, 0.0))

@@ -83,7 +83,7 @@ def test_the_page_is_whole_and_needs_no_network(bars_study, store: Store, profil
     assert "Weighted recall is the accuracy" in page
     assert page.count("that <code>tune</code> tried") == 0
     # Whatever the verdict.
-    assert "would be found in 80 of 100 such studies." in page
+    assert "fits the data (the range of two 95% intervals" in page
     assert "<th>detectable</th>" in page
     assert "10 chose the ratio and the baseline on validation, and 8 that had no part" in page
     assert "conditional on one generator" in page.lower()

@@ -19,6 +19,7 @@ from engine.report.sections.images import first_images, images
 from engine.report.sections.methods import methods, not_known
 from engine.report.sections.provenance import provenance
 from engine.report.sections.ratio_curve import ratio_curve
+from engine.report.sections.subgroups import subgroups
 from engine.report.sections.training import training
 from engine.report.sections.verdict import verdict, warnings
 
@@ -38,6 +39,7 @@ SECTIONS: tuple[Callable[[StudyResults], Section], ...] = (
     figures,
     ratio_curve,
     classes,
+    subgroups,
     calibration,
     confusion,
     training,
@@ -52,4 +54,4 @@ SECTIONS: tuple[Callable[[StudyResults], Section], ...] = (
     provenance,
 )
 # Raised by hand when the page changes, so that finished studies get the new one.
-PAGE_VERSION = 12
+PAGE_VERSION = 13

@@ -10,16 +10,18 @@ from engine.report.table import STARS, stars
 
 def arms(results: StudyResults) -> Section:
     """A row for each arm, in the order of the study."""
-    budget = results.evaluate.budget
+    evaluate = results.evaluate
+    budgets = {**({"real": evaluate.budget} if evaluate.budget else {}), **evaluate.budget_of}
     return Section(
         render("arms.html", results=results, table=results.table, levels=STARS),
         {
             "arms": arm_rows(results),
-            # The effect of twice the steps on real images, on test.
+            # The effect of twice the steps, on test.
             "budget": [
-                {"arm": "real_double", "against": "real", "difference": budget.estimate,
-                 "low": budget.low, "high": budget.high}
-            ] if budget else [],
+                {"arm": f"{arm} double" if arm != "real" else "real_double", "against": arm,
+                 "difference": gain.estimate, "low": gain.low, "high": gain.high}
+                for arm, gain in budgets.items()
+            ],
             "reduced": [
                 {"class": name, **dict(reduced)} for name, reduced in results.reduced.items()
             ],

@@ -6,10 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from markupsafe import Markup
 
-from engine.metrics.significance import LEAST_REPLICATES, paired_t
+from engine.metrics.significance import LEAST_REPLICATES
 from engine.report.download import Row
 from engine.report.page import Section, points, points_interval, render
 from engine.report.plots import (
@@ -79,18 +78,14 @@ def class_changes(results: StudyResults) -> list[ClassChange]:
 
 
 def class_change(results: StudyResults, contrast: Contrast) -> ClassChange:
-    evaluate, against, objective = results.evaluate, contrast.against, results.evaluate.objective
+    evaluate, against = results.evaluate, contrast.against
     arms = [(arm, results.colour(arm)) for arm in dict.fromkeys(["real", against, contrast.arm])]
     series = [f"to {against}"]
     whole = [(contrast.effect.estimate, contrast.low, contrast.high)]
     gains = [contrast.recall_gain]
     if against != "real" and contrast.recall_gain_to_real:
         series.append("to real")
-        ours, real = (
-            np.asarray(evaluate.arms[arm].figures[objective].replicates)
-            for arm in (contrast.arm, "real")
-        )
-        to_real = paired_t((ours - real).tolist())
+        to_real = evaluate.to_real[contrast.arm]
         whole.append((to_real.estimate, to_real.low, to_real.high))
         gains.append(contrast.recall_gain_to_real)
     rows = [ClassRow(name, [as_gain(gain) for gain in of_class])

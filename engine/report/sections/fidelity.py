@@ -52,6 +52,7 @@ class MergedScope:
     val: int
     val_sampled: int | None
     val_nearest: float | None
+    near_expected: list[float] | None
     few: dict[str, list[int]]
     rows: list[SetRow]
     floor: list[SetRow]
@@ -123,7 +124,8 @@ def merge_scope(of_fit: Mapping[int, FidelityScope]) -> MergedScope:
         if scope.few is not None:
             few.setdefault(notice_in_words(scope.few), []).append(fit)
     return MergedScope(
-        first.classes, first.val, measured.val_sampled, measured.val_nearest, few,
+        first.classes, first.val, measured.val_sampled, measured.val_nearest,
+        measured.near_expected, few,
         set_rows({fit: scope.sets for fit, scope in of_fit.items()}),
         set_rows({fit: scope.floor for fit, scope in of_fit.items()}),
     )  # fmt: skip

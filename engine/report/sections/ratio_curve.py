@@ -9,7 +9,7 @@ import numpy as np
 from markupsafe import Markup
 
 from engine.comparison.arms import Arm, replicates
-from engine.metrics.significance import LEAST_REPLICATES, paired_t
+from engine.metrics.significance import LEAST_REPLICATES
 from engine.report.download import Row
 from engine.report.page import Section, render
 from engine.report.plots import (
@@ -59,7 +59,7 @@ class Saturation:
 
 @dataclass(frozen=True)
 class ArmOnVal:
-    """An arm with the objective on val, its mean and interval over replicates."""
+    """An arm with the objective on val, its mean and interval."""
 
     arm: Arm
     point: Point
@@ -67,7 +67,7 @@ class ArmOnVal:
 
 
 def ratio_curve(results: StudyResults) -> Section:
-    """A line for each family with ratios, a level for each other arm."""
+    """A line for each family and use with ratios, a level for each other arm."""
     arms = arms_on_val(results)
     saturations = saturations_of(results)
     families: dict[str, list[Point]] = {}
@@ -77,7 +77,7 @@ def ratio_curve(results: StudyResults) -> Section:
         if on_val.arm.role == "shown" and on_val.arm.family != "real_double":
             continue
         if on_val.arm.ratio:
-            families.setdefault(on_val.arm.family, []).append(on_val.point)
+            families.setdefault(on_val.arm.line, []).append(on_val.point)
         else:
             levels[on_val.arm.name] = on_val
     start = levels.pop("real").point
@@ -121,8 +121,8 @@ def arms_on_val(results: StudyResults) -> list[ArmOnVal]:
     arms = []
     for name, arm in arm_of.items():
         by_replicate = replicates(np.asarray(values[name]), results.search_spec.generator_fits)
-        interval = paired_t(by_replicate.tolist())
-        point = Point(arm.ratio or 0.0, interval.estimate, interval.low, interval.high)
+        interval = results.evaluate.val[name]
+        point = Point(arm.ratio or 0.0, interval.mean, interval.low, interval.high)
         arms.append(ArmOnVal(arm, point, len(by_replicate)))
     return arms
 
@@ -144,7 +144,7 @@ def saturations_of(results: StudyResults) -> list[Saturation]:
     ratios: dict[str, float] = {}
     for arm in results.search_spec.arms:
         if arm.role != "shown":
-            ratios[arm.family] = max(arm.ratio or 0.0, ratios.get(arm.family, 0.0))
+            ratios[arm.line] = max(arm.ratio or 0.0, ratios.get(arm.line, 0.0))
     return [
         Saturation(family, point, ratios[family])
         for family, point in results.evaluate.saturation.items()

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.core.notice import Notice
+from engine.core.registry import kind_of
 from engine.report.generators import GeneratorFit, Probe
 from engine.report.page import Section, render
 from engine.report.results import StudyResults
 from engine.report.sections.classes import class_changes
+from engine.study import Study
 
 _EASILY_TOLD = 0.9  # area under the ROC curve
 _CLEARLY_LESS = 0.15  # of images whose class is seen
@@ -26,7 +28,20 @@ def warnings(results: StudyResults) -> Section:
     """What limits the result: the budget, the images, earlier openings of test."""
     images = [image_warnings(results.probes[name], fits)
               for name, fits in results.generators.items()]  # fmt: skip
-    return Section(render("warnings.html", results=results, images=images))
+    return Section(
+        render("warnings.html", results=results, images=images, weak=weak_baselines(results.study))
+    )
+
+
+def weak_baselines(study: Study) -> list[str]:
+    """What the baselines of a study lack: synthetic images may only stand in for it."""
+    lacking = []
+    if not study.training.pixel_settings() and not study.training.mixup_alpha:
+        lacking.append("online augmentation (training.crop_padding and others)")
+    kinds = (kind_of("generators", spec) for spec in study.generators.values())
+    if all(kind.synthetic for kind in kinds):
+        lacking.append("an arm with moved copies of real images (the generator traditional)")
+    return lacking
 
 
 @dataclass(frozen=True)

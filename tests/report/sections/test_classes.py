@@ -13,6 +13,7 @@ from engine.report.sections.classes import (
 from engine.report.sections.verdict import verdict
 from tests.pages import plain_text
 from tests.results import (
+    arm_figure,
     arm_result,
     contrast,
     evaluate_result,
@@ -128,7 +129,9 @@ def test_names_of_a_user_are_escaped() -> None:
 
 def test_classes_that_gain_and_lose_are_told_where_replicates_are_enough() -> None:
     gains = [(0.1, 0.05, 0.15), (-0.1, -0.2, -0.05), (0.1, 0.1, 0.1), (0.0, -0.1, 0.1)]
-    arms = {name: arm_result(family="g") for name in ("real", "g x1")}
+    arms = {
+        name: arm_result({"macro_f1": arm_figure(0.5)}, family="g") for name in ("real", "g x1")
+    }
     # In alphabetical order, as classes are.
     names = ("a up", "b down", "c always", "d same")
     for replicates, gained, lost in ((5, ["a up"], ["b down"]), (4, [], [])):

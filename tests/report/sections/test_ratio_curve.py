@@ -9,7 +9,7 @@ from engine.report.plots import WIDTH, Line, Point
 from engine.report.sections.ratio_curve import Level, Saturation, plot, ratio_curve, saturations_of
 from engine.results.comparison import SaturationPoint
 from tests.pages import plain_text
-from tests.results import evaluate_result, search_spec, study_results, trained
+from tests.results import evaluate_result, interval, search_spec, study_results, trained
 
 START = Point(0.0, 0.5, 0.45, 0.55)
 
@@ -76,7 +76,8 @@ def test_no_saturation_is_claimed_at_the_largest_ratio() -> None:
         results = study_results(
             trials=trials, search_spec=search_spec(*arms, seeds=seeds),
             evaluate=evaluate_result(
-                saturation={"g": SaturationPoint(ratio=ratio, low=low, high=high)}
+                saturation={"g": SaturationPoint(ratio=ratio, low=low, high=high)},
+                val={item.trial.arm.name: interval(0.5, 0.4, 0.6) for item in trials},
             ),
         )  # fmt: skip
         seen = [saturation.seen for saturation in saturations_of(results)]
@@ -84,7 +85,7 @@ def test_no_saturation_is_claimed_at_the_largest_ratio() -> None:
 
     text, seen = curve(0.5, 0.0, 1.0)
     assert seen == [True]
-    assert "beyond a ratio of 0.5 (95% interval over replicates: 0 to 1), more images" in text
+    assert "beyond a ratio of 0.5 (95% interval: 0 to 1), more images" in text
     assert "A diamond above the curves" in text
     for point in ((2.0, 1.0, 2.0), (1.0, 0.5, 2.0)):
         text, seen = curve(*point)
