@@ -74,7 +74,7 @@ def run_export(argv: Sequence[str] | None = None) -> int:
     from engine.export import export
 
     parser = argparse.ArgumentParser(description="Export a study's images for other tools.")
-    _add_common(parser)
+    add_common(parser)
     parser.add_argument(
         "--arm", required=True,
         help="an arm of the comparison (ddpm x1), a generator (ddpm: all kept images), or real",
@@ -145,7 +145,7 @@ def run_audit(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description="Check a study's data for problems before anything is trained."
     )
-    _add_common(parser)
+    add_common(parser)
     arguments = parser.parse_args(argv)
     study, profile = read(arguments.study, arguments.profile, arguments.sets)
     step = plan_audit(study)
@@ -175,7 +175,7 @@ def run_tune(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description="Try settings of a study, compare them on val, and write the best as a study."
     )
-    _add_common(parser)
+    add_common(parser)
     arguments = parser.parse_args(argv)
     study, profile = read(arguments.study, arguments.profile, arguments.sets)
     values = load_values(arguments.study, _for_study(arguments.sets))
@@ -198,7 +198,7 @@ def _parser(until_step: str | None, dry_run: bool) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Run a study: from labelled images to synthetic images and a verdict on them."
     )
-    _add_common(parser)
+    add_common(parser)
     parser.add_argument(
         "--until",
         metavar="STEP",
@@ -224,7 +224,7 @@ def _parser(until_step: str | None, dry_run: bool) -> argparse.ArgumentParser:
     return parser
 
 
-def _add_common(parser: argparse.ArgumentParser) -> None:
+def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("study", type=Path, help="the study file (YAML)")
     parser.add_argument(
         "--profile", type=Path, help="where and how to run (YAML); default: this machine"

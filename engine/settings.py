@@ -34,6 +34,8 @@ class Split(Spec):
     """The split is made once and frozen. Splits given by the data are kept; a missing split is
     carved out of train by group."""
 
+    later_fields: ClassVar[tuple[str, ...]] = ("train_fraction",)
+
     val: Fraction = 0.15
     test: Fraction = 0.2
     # column: the reader says which images belong together. none: each image is its own group,
@@ -41,6 +43,8 @@ class Split(Spec):
     group: Literal["column", "none"] = "column"
     # Maximum training images of a class, chosen by the seed: makes a long tail for an experiment.
     train_limit: dict[ClassName, Annotated[int, Field(ge=2)]] = {}
+    # Share of each class's training images that everything learns from.
+    train_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
 
     @model_validator(mode="after")
     def _leaves_train(self) -> Split:
@@ -305,7 +309,7 @@ class Search(Spec):
     and at the requested amount. The ratio is chosen on val, and confirmed on test by generators and
     classifiers that had no part in the choice."""
 
-    later_fields: ClassVar[tuple[str, ...]] = ("use", "pretrain_share")
+    later_fields: ClassVar[tuple[str, ...]] = ("use", "pretrain_share", "real_fractions")
 
     ratios: Annotated[tuple[Annotated[float, Field(gt=0, le=1000)], ...], Field(min_length=1)] = (
         0.5, 1.0, 2.0,
@@ -336,13 +340,18 @@ class Search(Spec):
         "add",
     )
     pretrain_share: Fraction = 0.5
+    # The fractions of the real training images of `jobs/exchange_rate.py`.
+    real_fractions: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.25, 0.5, 0.75, 1.0)
 
     @model_validator(mode="after")
     def _sorted(self) -> Search:
         if "replace" in self.use and not any(ratio <= 1 for ratio in self.ratios):
             raise explained("use: replace needs a ratio of at most 1; add one to ratios")
-        if list(self.ratios) != sorted(set(self.ratios)):
-            raise explained("ratios must rise, without repetition")
+        for name in ("ratios", "real_fractions"):
+            if list(getattr(self, name)) != sorted(set(getattr(self, name))):
+                raise explained("{name} must rise, without repetition", name=name)
+        if len(self.real_fractions) < 2:
+            raise explained("real_fractions needs at least two for a learning curve")
         if self.generator_fits * self.seeds < 2:
             raise explained("needs at least two classifiers per arm: raise generator_fits or seeds")
         if self.confirm_fits == 1 and self.seeds < 2:

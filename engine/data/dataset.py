@@ -173,15 +173,20 @@ def _resolve_once(
 
 
 def limit_train(
-    index: pa.Table, task: str, limits: Mapping[str, int], seed: int, fate: dict[str, str]
-) -> pa.Table:
-    """Keep at most `limits[name]` training images of the class `name`, chosen by the seed."""
+    index: pa.Table, task: str, limits: Mapping[str, int], seed: int, fate: dict[str, str],
+    fraction: float = 1.0,
+) -> pa.Table:  # fmt: skip
+    """Keep at most `limits[name]` training images of the class `name`, chosen by the seed, and of
+    these a fraction, at least two. Smaller sets are part of larger ones."""
     removed: dict[str, str] = {}
     labels = np.asarray(index[rows.label_column(task)].to_pylist(), dtype=object)
     train = np.asarray(index[rows.SPLIT].to_pylist(), dtype=object) == "train"
     ids = np.asarray(index[rows.IMAGE_ID].to_pylist(), dtype=object)
-    for name, limit in limits.items():
+    for name in limits if fraction == 1 else np.unique(labels[train]):
         members = ids[train & (labels == name)]
+        limit = min(limits.get(name, len(members)), len(members))
+        if fraction < 1:
+            limit = max(2, round(fraction * limit))
         order = generator(seed, "train_limit", name).permutation(len(members))
         removed |= dict.fromkeys(members[order[limit:]].tolist(), "train_limit")
     fate.update(removed)

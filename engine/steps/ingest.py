@@ -160,7 +160,10 @@ class Ingest(StepKind[IngestSpec]):
             warnings.append(
                 Notice.of("leaks_resolved", leaks=len(leaks), on_leak=spec.audit.on_leak)
             )
-        index = limit_train(index, spec.task, spec.split.train_limit, spec.seed, fate)
+        split = spec.split
+        index = limit_train(
+            index, spec.task, split.train_limit, spec.seed, fate, split.train_fraction
+        )
         return index, leaks, {"warnings": warnings, "carved": carved, "near_limit": limits,
                               "leaks": dict(Counter(leak.kind for leak in leaks))}  # fmt: skip
 
