@@ -56,9 +56,13 @@ class Split(Spec):
 class Audit(Spec):
     """How ingest handles leaks between splits and unusable files."""
 
+    later_fields: ClassVar[tuple[str, ...]] = ("on_contradiction",)
+
     # fail: stop with the list. drop: remove the image from the earlier split (train before val
     # before test). move: move the whole group to the later split.
     on_leak: Literal["fail", "drop", "move"] = "fail"
+    # Equal pictures with different labels. fail: stop with the list. drop: remove all of them.
+    on_contradiction: Literal["fail", "drop"] = "fail"
     # Candidates for near duplicates are the nearest images by this embedding.
     embedder: EmbedderField = Field(default={"name": "pixels"}, validate_default=True)
     # Share of pictures that may be taken for near duplicates of a different picture.

@@ -52,9 +52,11 @@ def without(table: pa.Table, removed: Mapping[str, str]) -> pa.Table:
     )
 
 
-def remove_duplicates(index: pa.Table, tasks: Iterable[str], fate: dict[str, str]) -> pa.Table:
-    """Keep the first of equal pictures within a split. Raises `DataError` if equal pictures have
-    different labels."""
+def remove_duplicates(
+    index: pa.Table, tasks: Iterable[str], fate: dict[str, str], drop_contradictions: bool = False
+) -> pa.Table:
+    """Keep the first of equal pictures within a split. Of equal pictures with different labels none
+    is kept if `drop_contradictions`; otherwise they raise `DataError`."""
     alike = index.take(repeated(index, rows.PIXEL_SHA256))
     ids, uris = alike[rows.IMAGE_ID].to_pylist(), alike[rows.URI].to_pylist()
     splits = alike[rows.SPLIT].to_pylist()
@@ -69,7 +71,12 @@ def remove_duplicates(index: pa.Table, tasks: Iterable[str], fate: dict[str, str
             contradictory.append((known, row))
         elif kept.setdefault((pixels, splits[row] or "train"), row) != row:
             removed[ids[row]] = "duplicate"
-    if contradictory:
+    if contradictory and drop_contradictions:
+        pixels = alike[rows.PIXEL_SHA256].to_pylist()
+        doubtful = {pixels[row] for pair in contradictory for row in pair}
+        removed |= {image_id: "contradiction" for image_id, picture
+                    in zip(ids, pixels, strict=True) if picture in doubtful}  # fmt: skip
+    elif contradictory:
         differing = (
             (uris[a], uris[b], next(pair for pair in zip(labels[a], labels[b], strict=True)
                                     if pair[0] != pair[1]))
@@ -80,7 +87,8 @@ def remove_duplicates(index: pa.Table, tasks: Iterable[str], fate: dict[str, str
             for uri_a, uri_b, (label_a, label_b) in differing
         )
         raise DataError(
-            f"{len(contradictory)} pictures have two labels: {examples}; keep one of each"
+            f"{len(contradictory)} pictures have two labels: {examples}; keep one of each, or set"
+            " audit.on_contradiction to drop"
         )
     fate.update(removed)
     return without(index, removed)

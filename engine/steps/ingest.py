@@ -137,7 +137,9 @@ class Ingest(StepKind[IngestSpec]):
     ) -> tuple[pa.Table, list[Leak], dict[str, Any]]:
         """Remove duplicates, split, and find leaks; sets the fate of removed images."""
         fate = intake.fate
-        index = remove_duplicates(intake.index, spec.tasks, fate)
+        index = remove_duplicates(
+            intake.index, spec.tasks, fate, spec.audit.on_contradiction == "drop"
+        )
         index, carved = assign_splits(
             index, spec.task, {"val": spec.split.val, "test": spec.split.test},
             spec.split.group == "column", spec.seed,

@@ -466,6 +466,21 @@ def test_image_under_two_labels_stops_the_run_and_both_are_named(
     shutil.copy(root / "a" / "003.png", root / "b" / "same.png")
     text = refused(ingest, toy_study(root), "1 pictures have two labels")
     assert "a/003.png is 'a' and b/same.png is 'b'" in text
+    assert "or set audit.on_contradiction to drop" in text
+
+
+def test_pictures_under_two_labels_are_all_removed_on_request(
+    image_folder: Folder, toy_study: MakeStudy, ingest: Run, store: Store
+) -> None:
+    root = image_folder({"a": 10, "b": 10})
+    shutil.copy(root / "a" / "003.png", root / "b" / "same.png")
+    shutil.copy(root / "a" / "003.png", root / "a" / "again.png")
+    shutil.copy(root / "a" / "004.png", root / "a" / "twice.png")
+    manifest = ingest(toy_study(root, audit={"on_contradiction": "drop"}))
+    assert {name: fate for name, fate in fates(store, manifest).items() if fate != "ok"} == {
+        "a/003.png": "contradiction", "a/again.png": "contradiction",
+        "b/same.png": "contradiction", "a/twice.png": "duplicate",
+    }  # fmt: skip
 
 
 def test_grey_image_stored_as_colour_is_the_same_image(
