@@ -16,6 +16,7 @@ from engine.plan_comparison import (
     Curation,
     check_comparison,
     curate_step,
+    external_steps,
     plan_comparison,
     plan_curation,
 )
@@ -29,8 +30,8 @@ def plan(study: Study) -> list[Step]:
     if study.classifier is not None:
         curation = plan_curation(data)
         check_comparison(data, curation)
-        # The labeler comes first: its errors surface before hours of training.
-        steps += [real_mix(data), *curation.inputs.values()]
+        # What may be wrong with data and the labeler surfaces before hours of training.
+        steps += [*external_steps(data), real_mix(data), *curation.inputs.values()]
     elif any(getattr(spec, "strict", False) for spec in study.curate.filters):
         raise StudyError(
             "curate.filters: one is strict, and a study without a classifier does not curate"

@@ -168,7 +168,11 @@ def plan_comparison(data: DataPlan, pools: Mapping[str, Sequence[Pool]]) -> list
             "preprocess": study.preprocess, "task": data.task,
             "objective": study.training.objective, "seed": study.seed,
         },
-        {"ingest": data.ingest, "search": search, "confirm": confirm}, plugins,
+        {
+            "ingest": data.ingest, "search": search, "confirm": confirm,
+            **{step.label: step for step in external_steps(data)},
+        },
+        plugins,
     )  # fmt: skip
     images = {
         f"{step.kind}.{pool.subject.label}": step
@@ -192,6 +196,33 @@ def plan_comparison(data: DataPlan, pools: Mapping[str, Sequence[Pool]]) -> list
     )  # fmt: skip
     own = [mix for mix in mixes.values() if mix != real_mix(data)]
     return [*own, *fidelity, search, confirm, evaluate, report]
+
+
+def external_steps(data: DataPlan) -> list[Step]:
+    """The steps that read test sets from elsewhere."""
+    return [_external_step(data, name) for name in data.study.evaluate.external]
+
+
+def _external_step(data: DataPlan, name: str) -> Step:
+    """The step that reads a test set from elsewhere. Raises `StudyError` if it is unclear which of
+    its tasks is the study's."""
+    study, spec = data.study, data.study.evaluate.external[name]
+    tasks = dict(kind_of("readers", spec)(spec).tasks())
+    task = data.task if data.task in tasks else next(iter(tasks))
+    if task != data.task and len(tasks) > 1:
+        raise StudyError(
+            f"evaluate.external.{name}: has the tasks {', '.join(tasks)}; name the study's,"
+            f" {data.task}"
+        )
+    return make_step(
+        "external",
+        {
+            "name": name, "reader": spec, "task": task, "tasks": tasks,
+            "preprocess": study.preprocess, "split": study.split, "audit": study.audit,
+            "seed": study.seed,
+        },
+        {"ingest": data.ingest}, [("readers", spec)], Subject(name),
+    )  # fmt: skip
 
 
 def _trials_step(

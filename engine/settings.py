@@ -413,10 +413,12 @@ class Tune(Spec):
 class Evaluate(Spec):
     """How the verdict on test is reached."""
 
-    later_fields: ClassVar[tuple[str, ...]] = ("subgroups",)
+    later_fields: ClassVar[tuple[str, ...]] = ("external", "subgroups")
 
     # Differences of the objective within ± margin count as equivalent.
     margin: Annotated[float, Field(gt=0, lt=1)] = 0.01
     bootstrap_draws: Annotated[int, Field(ge=200, le=1_000_000)] = 4000
+    # Test sets from elsewhere, by name: opened with test for the same classifiers.
+    external: dict[str, ReaderField] = {}
     # Further tasks of the reader, such as a column of devices: the comparison within each value.
     subgroups: tuple[str, ...] = ()

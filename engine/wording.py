@@ -105,6 +105,7 @@ SENTENCES: dict[Code, str] = {
         " than {farther:.0f}% of val images; without copies it would be at most {most:.1f}%",
     "classes_omitted":
         "the scope of all classes omits those with fewer than {least} kept images: {classes}",
+    "external_seen": "images left out because they are in the study's own data too: {images:,}",
     "near_chance":
         "its classifier has hardly learnt anything (balanced accuracy {mean:.2f} on val, chance is"
         " {chance:.2f})",

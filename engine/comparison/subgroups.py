@@ -1,5 +1,5 @@
-"""The comparison within parts of the test set, such as devices or sexes: a gain on average may be a
-loss for some. Descriptive; nothing is chosen or decided by it."""
+"""The comparison within parts of the test set, such as devices or sexes, and on test sets from
+elsewhere: a gain on average may be a loss for some. Nothing is chosen or decided by it."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ def subgroups(
     for column, values in columns.items():
         for value in sorted({value for value in values if value is not None}, key=natural):
             rows = np.flatnonzero([other == value for other in values])
-            found.append(_subgroup(figures, column, value, rows, contrasts, objective))
+            within = Figures(figures.predictions.of_images(rows), figures.seed)
+            found.append(part_of(within, column, value, contrasts, objective))
     return found
 
 
-def _subgroup(
-    figures: Figures, column: str, value: str, rows: np.ndarray, contrasts: Sequence[Contrast],
-    objective: str,
-) -> Subgroup:  # fmt: skip
-    entry = Subgroup(column=column, value=value, images=len(rows))
-    own = figures.predictions.of_images(rows)
-    enough = len(rows) >= LEAST_IMAGES
+def part_of(
+    figures: Figures, column: str, value: str, contrasts: Sequence[Contrast], objective: str
+) -> Subgroup:
+    """The comparison on some images, without figures if they are few."""
+    own, scale = figures.predictions, 1.0
+    entry = Subgroup(column=column, value=value, images=len(own.labels))
     # An area under a curve needs images of two classes.
-    if not enough or (objective == "roc_auc" and len(np.unique(own.labels)) < 2):
+    one_class = len(np.unique(own.labels)) < 2
+    if len(own.labels) < LEAST_IMAGES or (objective == "roc_auc" and one_class):
         return entry
-    within, scale = Figures(own, figures.seed), 1.0
     if objective in _OVER_CLASSES:
         scale = len(own.classes) / len(np.unique(own.labels))
     scores, to_baseline, to_real = {}, {}, {}
@@ -53,13 +53,13 @@ def _subgroup(
             continue
         for arm in dict.fromkeys(("real", contrast.against, contrast.arm)):
             if arm in own.probabilities and arm not in scores:
-                scores[arm] = _scaled_mean(within.mean(arm, objective), scale)
+                scores[arm] = _scaled_mean(figures.mean(arm, objective), scale)
         to_baseline[contrast.arm] = _scaled(
-            within.difference(contrast.arm, contrast.against, objective), scale
+            figures.difference(contrast.arm, contrast.against, objective), scale
         )
         if "real" in own.probabilities:
             to_real[contrast.arm] = _scaled(
-                within.difference(contrast.arm, "real", objective), scale
+                figures.difference(contrast.arm, "real", objective), scale
             )
     return entry.model_copy(
         update={"scores": scores, "to_baseline": to_baseline, "to_real": to_real}

@@ -33,6 +33,8 @@ Code = Literal[
     "few_generated",
     # Search.
     "hardly_learnt",
+    # External test sets.
+    "external_seen",
     # Confirm.
     "near_chance",
     # Evaluate: why a contrast cannot be decided.

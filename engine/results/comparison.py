@@ -350,6 +350,8 @@ class EvaluateResult(StepResult):
     # By family, and how its images are used.
     saturation: dict[str, SaturationPoint]
     subgroups: list[Subgroup] = []
+    # Test sets from elsewhere; `value` is their name.
+    external: list[Subgroup] = []
     test: OpenedTest
 
 

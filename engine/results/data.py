@@ -47,6 +47,19 @@ class IngestResult(StepResult):
         return self.counts["train"]
 
 
+class ExternalResult(StepResult):
+    """A test set from elsewhere."""
+
+    kind: ClassVar[str] = "external"
+
+    # Images by class.
+    counts: dict[str, int]
+    # Images not used, by reason.
+    set_aside: dict[str, int] = {}
+    # The reader's fingerprint of the files, in its own terms.
+    data: dict[str, Any] = {}
+
+
 class AuditResult(StepResult):
     """Problems in a study's data."""
 

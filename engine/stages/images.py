@@ -120,12 +120,12 @@ def row_groups(store: Store, key: str) -> Iterator[tuple[int, dict[str, Any]]]:
             yield len(ids), {"part": key, "row_group": number, "ids_digest": ids_digest(ids)}
 
 
-def image_shards(context: Context, splits: tuple[str, ...]) -> list[Shard]:
-    """A shard for each row group of the ingested images of these splits."""
+def image_shards(context: Context, splits: tuple[str, ...], source: str = "ingest") -> list[Shard]:
+    """A shard for each row group of the ingested images of these splits. source: the input."""
     return [
         Shard(f"{split}-{task['ids_digest']}", count, task, {"split": split})
         for split in splits
-        for key in context.inputs["ingest"].keys(split=split)
+        for key in context.inputs[source].keys(split=split)
         for count, task in row_groups(context.store, key)
     ]
 

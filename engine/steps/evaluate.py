@@ -19,7 +19,7 @@ from engine.comparison.arms import Arm, SearchSpec, Trial, planned_trials
 from engine.comparison.figures import Figures, Predictions
 from engine.comparison.on_val import on_val, saturations
 from engine.comparison.openings import record_opening
-from engine.comparison.subgroups import subgroups
+from engine.comparison.subgroups import part_of, subgroups
 from engine.comparison.verdict import DeclaredContrast, add_without_failed, compare
 from engine.context import Context, Output
 from engine.core import rows
@@ -28,6 +28,7 @@ from engine.core.manifest import Manifest
 from engine.core.shards import Shard
 from engine.core.spec import Spec, digest
 from engine.core.step import Step
+from engine.core.store import Store
 from engine.data.arrays import matrix_of
 from engine.data.dataset import split_index
 from engine.data.images import Preprocess
@@ -51,6 +52,7 @@ from engine.stages.classify import (
 )
 from engine.stages.images import DecodeOwn, image_shards
 from engine.steps import StepKind
+from engine.steps.external import ExternalSpec
 from engine.steps.train import PREDICTIONS
 from engine.wording import verdict_in_words
 
@@ -83,7 +85,7 @@ class Evaluate(StepKind[EvaluateSpec]):
         # Not the step's key: a rerun by another version of this code opens nothing new.
         opener = digest([spec, context.inputs["confirm"].digest])
         opened = record_opening(context.store, context.inputs["ingest"], opener)
-        probabilities = predict_test(context, spec, classes, manifests)
+        probabilities = predict_test(context, spec, classes, manifests, "ingest")
         arms = {trial.arm.name: trial.arm for trial in trials}
         predictions = Predictions(
             classes=classes,
@@ -150,9 +152,47 @@ class Evaluate(StepKind[EvaluateSpec]):
                     contrasts,
                     spec.objective,
                 ),
+                external=[
+                    part_of(
+                        external_figures(context, spec, name, trials, manifests, opener),
+                        "test set",
+                        name.partition(".")[2],
+                        contrasts,
+                        spec.objective,
+                    )
+                    for name, step in context.step.inputs.items()
+                    if step.kind == "external"
+                ],
                 test=opened,
             ),
         )
+
+    def shard_prefixes(self, store: Store, step: Step) -> list[str]:
+        own = store.step(step.kind, step.key)
+        return [store.join(own, name) for name, other in step.inputs.items()
+                if other.kind == "external"]  # fmt: skip
+
+
+def external_figures(
+    context: Context, spec: EvaluateSpec, name: str, trials: Sequence[Trial],
+    manifests: Mapping[str, Manifest], opener: str,
+) -> Figures:  # fmt: skip
+    """The figures of the tested classifiers on a test set from elsewhere. Counts as an opening."""
+    classes = context.result("ingest", IngestResult).classes
+    task = context.step.inputs[name].spec_as(ExternalSpec).task
+    record_opening(context.store, context.inputs[name], digest([opener, name]))
+    images = split_index(context.store, context.inputs[name], task, "test")
+    probabilities = predict_test(context, spec, classes, manifests, name)
+    return Figures(
+        Predictions(
+            classes=classes,
+            labels=class_numbers(images[rows.label_column(task)].to_pylist(), classes),
+            groups=np.asarray(images[rows.GROUP_ID].to_pylist(), dtype=str),
+            probabilities=by_arm(trials, probabilities),
+            generator_fits=context.step.inputs["confirm"].spec_as(SearchSpec).generator_fits,
+        ),
+        spec.seed,
+    )
 
 
 def by_arm(
@@ -254,9 +294,11 @@ def predict_test(
     spec: EvaluateSpec,
     classes: Sequence[str],
     manifests: Mapping[str, Manifest],
+    source: str,
 ) -> dict[str, np.ndarray]:
-    """Class probabilities of each model on the test images, in their order, by the model's key."""
-    images = image_shards(context, ("test",))
+    """Class probabilities of each model on the test images of an input, in their order, by the
+    model's key."""
+    images = image_shards(context, ("test",), source)
     shards = [
         Shard(f"{key}-{shard.name}", shard.rows, {**shard.task, MODEL: key}, {MODEL: key})
         for key in manifests
@@ -276,9 +318,10 @@ def predict_test(
         "classify", shards, rows_of=rows_with_model, stages=[DecodeOwn(), ClassifyByMany(models)],
         schema=schema, replace=True,
         fingerprint={
-            "images": context.inputs["ingest"].digest,
+            "images": context.inputs[source].digest,
             "models": {key: manifest.digest for key, manifest in manifests.items()},
         },
+        prefix=None if source == "ingest" else context.store.join(context.prefix, source),
     )  # fmt: skip
     pieces_of: dict[str, list[np.ndarray]] = {key: [] for key in manifests}
     for shard, commit in zip(shards, commits, strict=True):

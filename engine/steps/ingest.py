@@ -273,7 +273,7 @@ class Ingest(StepKind[IngestSpec]):
         return [store.join(own, DECODED), store.join(own, EMBEDDED)]
 
 
-def refuse_many_quarantined(fate: Mapping[str, str], records: pa.Table, spec: IngestSpec) -> None:
+def refuse_many_quarantined(fate: Mapping[str, str], records: pa.Table, spec: IntakeSpec) -> None:
     bad = {image_id: status for image_id, status in fate.items() if status != OK}
     if len(bad) <= spec.audit.max_quarantined * len(fate):
         return
@@ -293,7 +293,7 @@ def refuse_many_quarantined(fate: Mapping[str, str], records: pa.Table, spec: In
 
 
 def write_splits(
-    context: Context, spec: IngestSpec, index: pa.Table, decoded_keys: list[str]
+    context: Context, spec: IntakeSpec, index: pa.Table, decoded_keys: list[str]
 ) -> tuple[list[Part], dict[str, dict[str, int]]]:
     """Write the images of each split; one pass over the decoded data, memory bounded by one
     part."""

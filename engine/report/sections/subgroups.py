@@ -1,4 +1,4 @@
-"""The comparison within parts of the test set."""
+"""The comparison within parts of the test set, and on test sets from elsewhere."""
 
 from __future__ import annotations
 
@@ -10,13 +10,18 @@ from engine.results.comparison import Subgroup
 
 
 def subgroups(results: StudyResults) -> Section:
-    """A row for each part and compared arm; nothing if the study names no column."""
-    parts = results.evaluate.subgroups
+    """A row for each part, or set, and compared arm; nothing if the study names none."""
+    evaluate = results.evaluate
+    tables = {"subgroups": evaluate.subgroups, "external": evaluate.external}
+    losing = {name: [(part, arm) for part in parts for arm in losing_arms(part)]
+              for name, parts in tables.items()}  # fmt: skip
     html = render(
-        "subgroups.html", results=results, parts=parts, least=LEAST_IMAGES,
-        losing=[(part, arm) for part in parts for arm in losing_arms(part)],
+        "subgroups.html", results=results, tables=tables, losing=losing, least=LEAST_IMAGES
+    )
+    return Section(
+        html, {name: [row for part in parts for row in part_rows(part)]
+               for name, parts in tables.items()}
     )  # fmt: skip
-    return Section(html, {"subgroups": [row for part in parts for row in part_rows(part)]})
 
 
 def losing_arms(part: Subgroup) -> list[str]:
