@@ -180,6 +180,8 @@ def contrast_in_words(contrast: Contrast, objective: str) -> str:
             f" {100 * contrast.near_low:+.1f} to {100 * contrast.near_high:+.1f}"
         )
         return f"{contrast.arm} {word_in_words(contrast)}: {near} ({condition})."
+    if is_worse(contrast):
+        return f"{contrast.arm} is {word_in_words(contrast)}: {difference} ({condition})."
     return (
         f"{contrast.arm} is undecided: {difference} ({condition}; {what_would_settle(contrast)})."
     )
@@ -189,7 +191,10 @@ def word_in_words(contrast: Contrast) -> str:
     """The verdict's word with what it is conditional on and whether the effect is relevant."""
     points = _points(contrast.margin)
     if contrast.word == "undecided":
-        return "undecided"
+        if not is_worse(contrast):
+            return "undecided"
+        than = "" if contrast.twin else ", but not shown to be worse than real images alone"
+        return f"undecided: worse than {contrast.against}{than}"
     if contrast.word == "equivalent":
         return f"makes no difference beyond ±{points}"
     text: str = contrast.word
@@ -198,6 +203,12 @@ def word_in_words(contrast: Contrast) -> str:
     if abs(contrast.effect.estimate) < contrast.margin:
         text += f", by less than the {points} that the study calls relevant"
     return text
+
+
+def is_worse(contrast: Contrast) -> bool:
+    """Whether an arm is clearly worse than the baseline that it beats least. That is no harm, which
+    is judged against real images alone."""
+    return contrast.word == "undecided" and contrast.obstacle is None and contrast.high < 0
 
 
 def which_baseline(contrast: Contrast) -> str:
@@ -272,12 +283,19 @@ def detectable_in_words(contrast: Contrast) -> str:
     """What a study of this size finds, with its own uncertainty; empty if that is unknown."""
     if contrast.detectable is None:
         return ""
-    text = f"a study of this size would probably notice about {_about(contrast.detectable)}"
-    low, high = contrast.detectable_low, contrast.detectable_high
-    between = "" if low is None or high is None else (
-        f"; the true figure lies between {100 * low:.1f} and {100 * high:.1f}"
-    )  # fmt: skip
-    return f"{text} (a rough estimate from {contrast.replicates} replicates{between})"
+    low, high, most = contrast.detectable_low, contrast.detectable_high, contrast.possible
+    rough = f"a rough estimate from {contrast.replicates} replicates"
+    if most is not None and contrast.detectable >= most:
+        return (
+            "a study of this size would probably not notice even the largest possible difference,"
+            f" {_about(most)} ({rough})"
+        )
+    if low is not None and high is not None:
+        end = "more than is possible" if most is not None and high >= most else f"{100 * high:.1f}"
+        rough += f"; the true figure lies between {100 * low:.1f} and {end}"
+    return (
+        f"a study of this size would probably notice about {_about(contrast.detectable)} ({rough})"
+    )
 
 
 def range_in_words(contrast: Contrast) -> str:

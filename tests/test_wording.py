@@ -115,6 +115,24 @@ def test_what_a_study_notices_is_a_rough_estimate() -> None:
         " replicates; the true figure lies between 1.4 and 6.7)"
     )
     assert detectable_in_words(contrast(detectable=None)) == ""
+    most = contrast(detectable=0.04, detectable_low=0.04, detectable_high=0.04, possible=0.04)
+    assert detectable_in_words(most).startswith(
+        "a study of this size would probably not notice even the largest possible difference, 4.0"
+    )
+    open_end = known.model_copy(update={"possible": 0.05, "detectable_high": 0.05})
+    assert detectable_in_words(open_end).endswith("between 1.4 and more than is possible)")
+
+
+def test_worse_than_a_baseline_is_told_apart_from_no_difference() -> None:
+    worse = contrast(low=-0.2, high=-0.1, against="oversampled", effect=estimate(-0.15))
+    text = verdict_in_words([worse], "macro_f1", "real")
+    assert (
+        "g x1 is undecided: worse than oversampled, but not shown to be worse than real images"
+        " alone: macro_f1 -15.0 points compared with oversampled"
+    ) in text
+    assert "would take" not in text
+    unclear = contrast(low=-0.2, high=0.1, groups_needed=100, replicates_needed=9)
+    assert "would take" in verdict_in_words([unclear], "macro_f1", "real")
 
 
 def test_openings_are_told_by_images_and_studies() -> None:

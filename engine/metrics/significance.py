@@ -236,6 +236,7 @@ def _verdict(
         low=min(effect.low, interval.low), high=max(effect.high, interval.high),
         p_helps=p_helps, p_harms=p_harms, equivalence_p=equivalence, margin=margin,
         detectable=noticeable.estimate if noticeable else None,
+        possible=claim.possible if math.isfinite(claim.possible) else None,
         detectable_low=noticeable.low if noticeable else None,
         detectable_high=noticeable.high if noticeable else None,
         replicates=len(differences), replicates_needed=needed and needed[0],

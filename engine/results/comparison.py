@@ -228,6 +228,8 @@ class Verdict(Spec):
     equivalence_p: float
     margin: float
     detectable: float | None
+    # The largest difference that the metric allows; `detectable` ends there.
+    possible: float | None = None
     detectable_low: float | None = None
     detectable_high: float | None = None
     replicates: int

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from engine.report.generators import ClassProbe, Probe
-from engine.report.sections.verdict import verdict, warnings
+from engine.report.sections.verdict import verdict, warnings, weak_baselines
 from tests.pages import plain_text
 from tests.results import (
     generator_fit,
@@ -30,7 +30,9 @@ def test_seeds_are_told_of_each_generator_fit() -> None:
 def text_of(areas: dict[int, float], *curations: dict[str, object]) -> str:
     """The warnings about the fits of a generator. areas: of a probe, by fit."""
     fits = tuple(generator_fit("more", fit, **fields) for fit, fields in enumerate(curations))
-    results = study_results(generators={"more": fits})
+    # With augmentation, and with moved copies of real images: the baselines are not weak.
+    study = toy_study(training={"crop_padding": 1}, generators={"more": {"name": "traditional"}})
+    results = study_results(study, generators={"more": fits})
     probe = Probe(len(fits), True, "pixels", [ClassProbe("down", areas, 50)] if areas else [])
     # In place of the cached property, which reads vectors.
     vars(results)["probes"] = {"more": probe}
@@ -54,3 +56,12 @@ def test_what_is_wrong_with_a_later_fit_is_told_with_its_number() -> None:
     assert "curve 1.00)" in text_of({0: 0.997, 1: 1.0}, {}, {})
     assert text_of({}, copied).startswith("More: copies of training images: 3 of 60")
     assert text_of({}, {"warnings": ["something is odd"]}) == "More: something is odd."
+
+
+def test_weak_baselines_are_named() -> None:
+    lacking = weak_baselines(toy_study(generators={"g": {"name": "ddpm"}}))
+    assert [what.partition(" (")[0] for what in lacking] == [
+        "online augmentation", "an arm with moved copies of real images",
+    ]  # fmt: skip
+    moved = {"t": {"name": "traditional"}}
+    assert weak_baselines(toy_study(training={"horizontal_flip": True}, generators=moved)) == []
