@@ -180,7 +180,7 @@ def contrast_in_words(contrast: Contrast, objective: str) -> str:
             f" {100 * contrast.near_low:+.1f} to {100 * contrast.near_high:+.1f}"
         )
         return f"{contrast.arm} {word_in_words(contrast)}: {near} ({condition})."
-    if is_worse(contrast):
+    if contrast.worse:
         return f"{contrast.arm} is {word_in_words(contrast)}: {difference} ({condition})."
     return (
         f"{contrast.arm} is undecided: {difference} ({condition}; {what_would_settle(contrast)})."
@@ -191,7 +191,7 @@ def word_in_words(contrast: Contrast) -> str:
     """The verdict's word with what it is conditional on and whether the effect is relevant."""
     points = _points(contrast.margin)
     if contrast.word == "undecided":
-        if not is_worse(contrast):
+        if not contrast.worse:
             return "undecided"
         than = "" if contrast.twin else ", but not shown to be worse than real images alone"
         return f"undecided: worse than {contrast.against}{than}"
@@ -203,12 +203,6 @@ def word_in_words(contrast: Contrast) -> str:
     if abs(contrast.effect.estimate) < contrast.margin:
         text += f", by less than the {points} that the study calls relevant"
     return text
-
-
-def is_worse(contrast: Contrast) -> bool:
-    """Whether an arm is clearly worse than the baseline that it beats least. That is no harm, which
-    is judged against real images alone."""
-    return contrast.word == "undecided" and contrast.obstacle is None and contrast.high < 0
 
 
 def which_baseline(contrast: Contrast) -> str:

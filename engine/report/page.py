@@ -12,7 +12,6 @@ from engine.report.download import Row
 from engine.wording import (
     detectable_in_words,
     failed_in_words,
-    is_worse,
     notice_in_words,
     opened_in_words,
     range_in_words,
@@ -144,6 +143,5 @@ def _environment() -> Environment:
         "word_in_words": word_in_words, "which_baseline": which_baseline,
         "opened_in_words": opened_in_words, "detectable_in_words": detectable_in_words,
         "range_in_words": range_in_words, "failed_in_words": failed_in_words,
-        "is_worse": is_worse,
     }  # fmt: skip
     return environment

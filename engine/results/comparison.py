@@ -255,6 +255,12 @@ class Verdict(Spec):
         return pair.low, pair.high
 
     @property
+    def worse(self) -> bool:
+        """Whether an undecided arm is clearly worse than the baseline that it beats least. That is
+        no harm, which is judged against real images alone."""
+        return self.word == "undecided" and self.obstacle is None and self.high < 0
+
+    @property
     def p_adjusted(self) -> float:
         """Two-sided p-value of the better supported direction."""
         return min(1.0, 2 * min(self.p_helps, self.p_harms))
