@@ -26,8 +26,8 @@ from engine.plan_arms import (
     search_training,
     training_arms,
 )
-from engine.settings import Tune
 from engine.stages.measuring import measuring
+from engine.tuning.settings import Tune
 
 
 @dataclass(frozen=True)

@@ -40,8 +40,8 @@ from engine.settings import (
     Search,
     Select,
     Split,
-    Tune,
 )
+from engine.tuning.settings import Tune
 
 S = TypeVar("S", bound=Spec)
 # Names that a generator or a combination must not take: arms and splits.

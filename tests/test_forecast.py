@@ -98,8 +98,9 @@ def test_rates_are_read_back_and_damaged_ones_are_none(store: Store) -> None:
 def test_a_confirmation_is_expected_to_train_one_arm_of_each_family(bars_study) -> None:
     steps = plan(bars_study(search={"ratios": [1, 2], "seeds": 2, "confirm_fits": 3}))
     labels = [trial.label for trial in expected_trials(steps)]
-    # real, real double, oversampled and one of two ratios, with three new seeds.
-    assert len([label for label in labels if label[-2:] in (".2", ".3", ".4")]) == 4 * 3
+    # real, real double, oversampled and one of two ratios, also with twice the steps, with three
+    # new seeds.
+    assert len([label for label in labels if label[-2:] in (".2", ".3", ".4")]) == 5 * 3
     # The choice: both ratios, two seeds.
     assert len([label for label in labels if label[-2:] in (".0", ".1")]) == 5 * 2
 
@@ -107,8 +108,8 @@ def test_a_confirmation_is_expected_to_train_one_arm_of_each_family(bars_study) 
 def test_what_the_confirmation_adds_is_said(bars_study) -> None:
     fresh = plan(bars_study(search={"ratios": [1, 2], "seeds": 2, "confirm_fits": 3}))
     assert confirmation_in_words(fresh) == (
-        "of these, the confirmation of the choice: 3 more fits of more, and 12 classifiers"
+        "of these, the confirmation of the choice: 3 more fits of more, and 15 classifiers"
     )
     same_fit = plan(bars_study(search={"ratios": [1, 2], "seeds": 2}))
-    assert confirmation_in_words(same_fit).endswith("choice: 8 classifiers")
+    assert confirmation_in_words(same_fit).endswith("choice: 10 classifiers")
     assert confirmation_in_words(until(fresh, "search")) == ""

@@ -104,16 +104,16 @@ def _equal_fractions(fractions: np.ndarray, curves: np.ndarray, scores: np.ndarr
     """The fraction at which each curve (draws, fractions) has each score (draws,): infinite above
     the curve, and minus infinity below it. A flat piece counts at its first fraction."""
     logs = np.log(fractions)
-    found = np.empty(len(curves))
+    equal = np.empty(len(curves))
     for row, (curve, score) in enumerate(zip(curves, scores, strict=True)):
         if score > curve[-1]:
-            found[row] = math.inf
+            equal[row] = math.inf
         elif score < curve[0]:
-            found[row] = -math.inf
+            equal[row] = -math.inf
         else:
             rises = np.r_[True, np.diff(curve) > 0]
-            found[row] = math.exp(np.interp(score, curve[rises], logs[rises]))
-    return found
+            equal[row] = math.exp(np.interp(score, curve[rises], logs[rises]))
+    return equal
 
 
 def _why(curve: np.ndarray, score: float) -> str:

@@ -26,13 +26,13 @@ def subgroups(
 
     columns: a value for each test image.
     """
-    found = []
+    parts = []
     for column, values in columns.items():
         for value in sorted({value for value in values if value is not None}, key=natural):
             rows = np.flatnonzero([other == value for other in values])
             within = Figures(figures.predictions.of_images(rows), figures.seed)
-            found.append(part_of(within, column, value, contrasts, objective))
-    return found
+            parts.append(part_of(within, column, value, contrasts, objective))
+    return parts
 
 
 def part_of(

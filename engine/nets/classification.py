@@ -30,6 +30,7 @@ from engine.nets.losses import balanced_class_weights, loss_of
 from engine.nets.training import (
     TrainState,
     WeightedSampler,
+    lr_schedule,
     make_accelerator,
     run,
     share_of_batch,
@@ -214,26 +215,6 @@ def _on(device: Any, pixels: np.ndarray) -> Tensor:
     # Shared arrays are read-only, but their tensors would be writable: those are copied.
     values = torch.from_numpy(np.require(pixels, requirements=["C", "W"])).to(device)
     return values.permute(0, 3, 1, 2) if values.ndim == 4 else values
-
-
-def lr_schedule(optimizer: Any, settings: Training) -> Any:
-    """The schedule of the learning rate, with a linear warmup."""
-    from torch.optim.lr_scheduler import LambdaLR
-    from transformers import get_scheduler
-
-    warmup = settings.lr_warmup_steps
-    if settings.lr_scheduler != "step":
-        return get_scheduler(
-            settings.lr_scheduler, optimizer, num_warmup_steps=warmup,
-            num_training_steps=settings.steps,
-        )  # fmt: skip
-    drops = [round(share * settings.steps) for share in settings.lr_milestones]
-
-    def factor(step: int) -> float:
-        warmed = step / warmup if step < warmup else 1.0
-        return warmed * settings.lr_gamma ** sum(step >= drop for drop in drops)
-
-    return LambdaLR(optimizer, factor)
 
 
 class _Training:

@@ -289,6 +289,41 @@ def share_of_batch(batch_size: int, rank: int, world_size: int, accumulation: in
     return [slice(first + part * size, first + (part + 1) * size) for part in range(accumulation)]
 
 
+class Schedule(Protocol):
+    """The settings of a schedule: of a classifier's training (`engine.nets.classification`)."""
+
+    @property
+    def steps(self) -> int: ...
+    @property
+    def lr_scheduler(self) -> str: ...
+    @property
+    def lr_warmup_steps(self) -> int: ...
+    @property
+    def lr_milestones(self) -> Sequence[float]: ...
+    @property
+    def lr_gamma(self) -> float: ...
+
+
+def lr_schedule(optimizer: Any, settings: Schedule) -> Any:
+    """The schedule of the learning rate, with a linear warmup."""
+    from torch.optim.lr_scheduler import LambdaLR
+    from transformers import get_scheduler
+
+    warmup = settings.lr_warmup_steps
+    if settings.lr_scheduler != "step":
+        return get_scheduler(
+            settings.lr_scheduler, optimizer, num_warmup_steps=warmup,
+            num_training_steps=settings.steps,
+        )  # fmt: skip
+    drops = [round(share * settings.steps) for share in settings.lr_milestones]
+
+    def factor(step: int) -> float:
+        warmed = step / warmup if step < warmup else 1.0
+        return warmed * settings.lr_gamma ** sum(step >= drop for drop in drops)
+
+    return LambdaLR(optimizer, factor)
+
+
 class WeightedSampler:
     """Rows of each step's global batch, drawn with replacement: a function of seed and step alone.
 

@@ -29,9 +29,9 @@ from engine.execute import execute
 from engine.profile import Profile
 from engine.report.tries import shown
 from engine.runtime.base import Outcome, Runtime
-from engine.settings import Tune
 from engine.study import Study, validate
 from engine.tuning.proposals import Halving, Proposals, Range, Settings, grid
+from engine.tuning.settings import Tune
 from engine.tuning.variants import StudyVariants, field_of
 
 # Sections that settings may change. All others would change the comparison itself, or nothing.

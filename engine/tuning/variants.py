@@ -24,10 +24,10 @@ from engine.profile import Profile
 from engine.report.tries import shown
 from engine.results.comparison import TrainResult
 from engine.runtime.base import Runtime
-from engine.settings import Tune
 from engine.steps.train import PREDICTIONS
 from engine.study import Study, override, validate
 from engine.tuning.proposals import Halving, Rung, Settings
+from engine.tuning.settings import Tune
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from engine.wording import notice_in_words
 
 
 def test_stored_notice_is_read_with_its_types() -> None:
-    notice = Notice.of("near_train", percent=3.0, low=1.5, high=4.5, farther=99.0, expected=1)
+    notice = Notice.of("near_train", percent=3.0, low=1.5, high=4.5, farther=99.0, most=2.5)
     stored = notice.model_dump_json()
     assert Notice.model_validate_json(stored) == notice
     assert notice_in_words(Notice.model_validate_json(stored)) == notice_in_words(notice)

@@ -27,7 +27,10 @@ def url(s3_endpoint: str) -> str:
 def test_study_runs_on_s3_from_audit_to_export(url: str, tmp_path: Path) -> None:
     store = Store(url)
     # This tests storage: few images of one class suffice.
-    few = {"request": "{ratio: 1, classes: [8], shard_size: 32}"}
+    few = {
+        "request": "{ratio: 1, classes: [8], shard_size: 32}", "curate.max_rounds": "1",
+        "generators.traditional": "null", "search.arms": "[]",
+    }  # fmt: skip
     logged = {**few, "profile.mlflow": f"sqlite:///{tmp_path}/mlflow.db"}
     run_here(url, job="audit")
     run_here(url, "--preview", "1", sets=few)

@@ -18,12 +18,11 @@ from engine.nets.classification import (
     Trained,
     Training,
     class_numbers,
-    lr_schedule,
     predict,
     train,
     with_synchronised_norms,
 )
-from engine.nets.training import balanced_weights
+from engine.nets.training import balanced_weights, lr_schedule
 from engine.work.fit import FitContext
 
 PREPROCESS = Preprocess(size=8, channels="L")

@@ -55,7 +55,7 @@ def test_each_generator_fit_is_a_replicate_with_its_own_images_and_classifiers(
     # The choice is confirmed by other fits and seeds, of the chosen ratio alone.
     confirming = table(store, confirm, "trials")
     (ratio,) = {name for name in search.metrics["chosen"] if name.startswith("more")}
-    assert set(confirming[rows.ARM].to_pylist()) == set(search.metrics["chosen"])
+    assert set(confirming[rows.ARM].to_pylist()) == {*search.metrics["chosen"], f"{ratio} double"}
     of_arm = confirming.filter(pc.equal(confirming[rows.ARM], ratio))
     assert of_arm[rows.GENERATOR_FIT].to_pylist() == [1, 2, 3]
     assert of_arm[rows.SEED].to_pylist() == [2, 3, 4]

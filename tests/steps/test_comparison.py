@@ -53,7 +53,7 @@ def test_study_reaches_its_verdict_and_a_second_run_computes_nothing(
     assert contrast["word"] in ("helps", "harms", "equivalent", "undecided")
     assert "conditional on one generator" in evaluated.metrics["headline"]
     predictions = table(store, evaluated, "predictions")
-    assert predictions.num_rows == evaluated.metrics["test"]["images"] * 4 * 2
+    assert predictions.num_rows == evaluated.metrics["test"]["images"] * 5 * 2
     # All reported figures come from the table.
     real = predictions.filter(pa.compute.equal(predictions[rows.ARM], "real"))
     guessed = np.asarray(real[rows.PROBABILITIES].to_pylist()).argmax(1)

@@ -83,9 +83,9 @@ def test_the_page_is_whole_and_needs_no_network(bars_study, store: Store, profil
     assert "Weighted recall is the accuracy" in page
     assert page.count("that <code>tune</code> tried") == 0
     # Whatever the verdict.
-    assert "fits the data (the range of two 95% intervals" in page
+    assert "test images that no study here had used, classifiers trained with" in page
     assert "<th>detectable</th>" in page
-    assert "10 chose the ratio and the baseline on validation, and 8 that had no part" in page
+    assert "10 chose the ratio and the baseline on validation, and 10 that had no part" in page
     assert "conditional on one generator" in page.lower()
     assert sum(tag == "img" for tag, _ in tags.found) >= 16
     # Ratios, recalls, gains, common and rare, reliability, five curves of training, two planes.
@@ -175,7 +175,8 @@ def test_of_many_classes_a_page_shows_some_and_says_so(
         real, split={"group": "none", "test": 0.3}, classifier={"name": "small", "channels": [8]},
         generators={"more": {"name": "folder", "reader": reader}}, request={"ratio": 1},
         training={"steps": 2, "batch_size": 8, "evaluate_every": 2},
-        search={"ratios": [0.5], "seeds": 2}, evaluate={"bootstrap_draws": 200},
+        search={"ratios": [0.5], "seeds": 2, "confirm_fits": 1},
+        evaluate={"bootstrap_draws": 200},
         curate={"labeler": {"name": "knn", "k": 1}, "filters": ["blank"], "max_rounds": 3},
         fidelity={"enabled": False}, audit={"on_leak": "drop"},
     )  # fmt: skip
@@ -234,9 +235,9 @@ def test_tables_stand_in_the_page_and_beside_it(bars_study, store, profile) -> N
         metrics["arms"][contrast[name]]["figures"]["roc_auc"]["mean"] for name in ("arm", "against")
     ]
     assert float(contrast["difference"]) == pytest.approx(areas[0] - areas[1], abs=1e-5)
-    assert [row["stage"] for row in tables["trials.csv"]] == ["search"] * 10 + ["confirm"] * 8
+    assert [row["stage"] for row in tables["trials.csv"]] == ["search"] * 10 + ["confirm"] * 10
     # real_double takes twice the steps.
-    assert len(tables["history.csv"]) == 18 * 3 + 4 * 3
+    assert len(tables["history.csv"]) == 20 * 3 + 6 * 3
     for row in tables["trials.csv"]:
         assert store.listing(row["weights"])
         assert (row["test_accuracy"] == "") == (row["stage"] == "search")
@@ -279,8 +280,11 @@ def test_every_figure_of_the_page_stands_in_a_table(bars_study, store, profile) 
         assert row["replicates"] == "2"
     (point,) = table("saturation")
     assert close(point["low"], evaluate.metrics["saturation"]["more"]["low"])
-    (twice,) = table("budget")
+    twice, chosen = table("budget")
     assert close(twice["difference"], evaluate.metrics["budget"]["estimate"])
+    assert chosen["arm"] == f"{chosen['against']} double"
+    doubled = evaluate.metrics["budget_of"][chosen["against"]]
+    assert close(chosen["difference"], doubled["estimate"])
     bins = [row for row in table("reliability") if row["arm"] == "real"]
     assert sum(int(row["images"]) for row in bins) == 2 * evaluate.metrics["test"]["images"]
 

@@ -34,8 +34,8 @@ def test_parent_run_is_the_study_and_each_trial_is_a_child(done, tmp_path: Path)
     runs = client.search_runs([experiment.experiment_id], max_results=100)
     parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     (parent,) = parents
-    # Five arms to choose among, four of them confirmed.
-    assert len(runs) == 1 + 5 * 2 + 4 * 2
+    # Five arms to choose among, four of them confirmed, one also at twice the steps.
+    assert len(runs) == 1 + 5 * 2 + 5 * 2
     assert all(run.info.status == "FINISHED" for run in runs)
     assert parent.data.params["training.steps"] == "12"
     assert parent.data.metrics["test/real/accuracy"] > 0
@@ -98,7 +98,7 @@ def test_interrupted_logging_is_completed_without_duplicates(done, monkeypatch) 
     track(*done, "auto", said.append)
     client = MlflowClient(tracking_uri("auto", done[2]))
     experiment = client.get_experiment_by_name(done[0].name)
-    assert len(client.search_runs([experiment.experiment_id], max_results=100)) == 19
+    assert len(client.search_runs([experiment.experiment_id], max_results=100)) == 21
 
 
 def test_removed_database_and_deleted_experiment_are_logged_anew(
@@ -114,7 +114,7 @@ def test_removed_database_and_deleted_experiment_are_logged_anew(
     before = {kind: one for kind, one in manifests.items() if one.kind != "report"}
     track(study, steps, store, before, "auto", said.append)
     anew = client.get_experiment_by_name(f"{study.name}-2")
-    assert len(client.search_runs([anew.experiment_id])) == 19
+    assert len(client.search_runs([anew.experiment_id])) == 21
     track(study, steps, store, manifests, "auto", said.append)
     assert len(said) == 2
     # The next process would open a new database; this one still has the removed file open.

@@ -28,7 +28,7 @@ def test_each_training_has_its_curves_once(bars_study, store: Store, profile: Pr
     files = store.listing("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    assert len(files) == 2 * 4 * 2
+    assert len(files) == 4 * 2 + 5 * 2
     (file,) = (key for key in files if "train.more.x1.1-" in key)
     events = EventAccumulator(str(Path(store.location(file)).parent))
     events.Reload()

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from engine.settings import Tune
 from engine.tuning.proposals import Halving, Proposals, Range, Settings, Space, grid
+from engine.tuning.settings import Tune
 
 SPACE: Space = {
     "rate": Range(low=1e-4, high=1e-1, log=True),
