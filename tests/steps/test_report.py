@@ -323,8 +323,9 @@ def test_every_figure_of_the_page_stands_in_a_table(bars_study, store, profile) 
     wall = sum(float(row["wall_hours"]) for row in table("cost"))
     assert wall > 0
     assert all(float(row["cpu_hours"]) > 0 for row in table("trials"))
-    (best,) = (row for row in table("weights") if row["trained_on"].startswith("toy, arm more"))
+    best, twice = (row for row in table("weights") if row["trained_on"].startswith("toy, arm more"))
     assert re.fullmatch(r"toy, arm more x[12]: \d+ real \+ \d+ of more", best["trained_on"])
+    assert " double: " in twice["trained_on"]
     assert store.listing(best["where"])
     # The probabilities are what evaluate wrote, and are not written twice.
     (predictions,) = report.keys(file="predictions.parquet")
