@@ -115,7 +115,9 @@ def _scores(
     arms = []
     for arm in spec.arms:
         tested = arm.name in evaluated.arms and arm.follows is None
-        if not tested or not arm.generators or arm.ratio is None:
+        # Images that replace real ones have no fraction of real images that they are added to.
+        added_to_all = arm.generators and arm.ratio is not None and arm.use != "replace"
+        if not tested or not added_to_all:
             continue
         mixes = [MixResult.of(manifests[confirm.inputs[mix].key]) for mix in arm.mixes]
         added = round(float(np.mean([mix.added_total for mix in mixes])))

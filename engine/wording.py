@@ -102,7 +102,8 @@ SENTENCES: dict[Code, str] = {
         " {generated:,} generated images, which are also compared at {real:,}",
     "near_train":
         "{percent:.1f}% of the kept images ({low:.1f} to {high:.1f}) are nearer to a training image"
-        " than {farther:.0f}% of val images; without copies it would be at most {most:.1f}%",
+        " than {farther:.0f}% of val images; of images as far from train as val is, 95 of 100 sets"
+        " would have at most {most:.1f}%",
     "classes_omitted":
         "the scope of all classes omits those with fewer than {least} kept images: {classes}",
     "external_seen": "images left out because they are in the study's own data too: {images:,}",
@@ -180,10 +181,9 @@ def contrast_in_words(contrast: Contrast, objective: str) -> str:
             f" {100 * contrast.near_low:+.1f} to {100 * contrast.near_high:+.1f}"
         )
         return f"{contrast.arm} {word_in_words(contrast)}: {near} ({condition})."
-    if contrast.worse:
-        return f"{contrast.arm} is {word_in_words(contrast)}: {difference} ({condition})."
     return (
-        f"{contrast.arm} is undecided: {difference} ({condition}; {what_would_settle(contrast)})."
+        f"{contrast.arm} is {word_in_words(contrast)}: {difference} ({condition};"
+        f" {what_would_settle(contrast)})."
     )
 
 
@@ -191,15 +191,19 @@ def word_in_words(contrast: Contrast) -> str:
     """The verdict's word with what it is conditional on and whether the effect is relevant."""
     points = _points(contrast.margin)
     if contrast.word == "undecided":
-        if not contrast.worse:
-            return "undecided"
-        than = "" if contrast.twin else ", but not shown to be worse than real images alone"
-        return f"undecided: worse than {contrast.against}{than}"
+        return "undecided against its unfiltered twin" if contrast.twin else "undecided"
     if contrast.word == "equivalent":
+        if contrast.twin:
+            return f"differs from its unfiltered twin by no more than ±{points}"
         return f"makes no difference beyond ±{points}"
     text: str = contrast.word
+    if contrast.twin:
+        comparative = "better" if contrast.word == "helps" else "worse"
+        text = f"is {comparative} than its unfiltered twin"
     if contrast.generator_fits == 1:
         text += f" with this one {'draw of images' if contrast.drawn else 'trained generator'}"
+    elif contrast.drawn:
+        text += " with this one generator"
     if abs(contrast.effect.estimate) < contrast.margin:
         text += f", by less than the {points} that the study calls relevant"
     return text
@@ -210,7 +214,7 @@ def which_baseline(contrast: Contrast) -> str:
     if contrast.twin or len(contrast.baselines) < 2:
         return ""
     if contrast.word == "harms":
-        return " (real images alone)" if contrast.against != "real" else ""
+        return ", which harm is judged against"
     if contrast.word == "equivalent":
         return ", the best baseline on val"
     return ", the baseline that is hardest to beat"
@@ -286,15 +290,19 @@ def detectable_in_words(contrast: Contrast) -> str:
         )
     if low is not None and high is not None:
         end = "more than is possible" if most is not None and high >= most else f"{100 * high:.1f}"
-        rough += f"; the true figure lies between {100 * low:.1f} and {end}"
+        rough += f"; 95% interval {100 * low:.1f} to {end}"
     return (
         f"a study of this size would probably notice about {_about(contrast.detectable)} ({rough})"
     )
 
 
 def range_in_words(contrast: Contrast) -> str:
-    """The range of a difference: "1.8 points lower to 0.6 higher"."""
-    low, high = 100 * contrast.low, 100 * contrast.high
+    """The range of a difference: "1.8 points lower to 0.6 higher". Of an equivalent arm it is that
+    of both 90% intervals, which its two one-sided tests correspond to."""
+    ends = (contrast.low, contrast.high)
+    if contrast.word == "equivalent":
+        ends = (contrast.near_low, contrast.near_high)
+    low, high = (100 * end for end in ends)
     if low >= 0:
         return f"{low:.1f} to {high:.1f} points higher"
     if high <= 0:

@@ -21,6 +21,7 @@ from engine.wording import (
     replicates_in_words,
     verdict_in_words,
     what_would_settle,
+    word_in_words,
 )
 from tests.results import against, contrast, estimate
 
@@ -48,7 +49,7 @@ def test_figures_are_rounded_in_the_sentence() -> None:
     notice = Notice.of("near_train", percent=12.34, low=5.0, high=20.0, farther=99.0, most=2.5)
     assert notice_in_words(notice) == (
         "12.3% of the kept images (5.0 to 20.0) are nearer to a training image than 99% of val"
-        " images; without copies it would be at most 2.5%"
+        " images; of images as far from train as val is, 95 of 100 sets would have at most 2.5%"
     )
     few = Notice.of("few_for_frechet", images=1200, least=2048)
     assert "of 1,200 images (fewer than 2,048)" in notice_in_words(few)
@@ -112,7 +113,7 @@ def test_what_a_study_notices_is_a_rough_estimate() -> None:
     known = contrast(detectable=0.0234, detectable_low=0.014, detectable_high=0.0671)
     assert detectable_in_words(known) == (
         "a study of this size would probably notice about 2.3 points (a rough estimate from 5"
-        " replicates; the true figure lies between 1.4 and 6.7)"
+        " replicates; 95% interval 1.4 to 6.7)"
     )
     assert detectable_in_words(contrast(detectable=None)) == ""
     most = contrast(detectable=0.04, detectable_low=0.04, detectable_high=0.04, possible=0.04)
@@ -120,19 +121,27 @@ def test_what_a_study_notices_is_a_rough_estimate() -> None:
         "a study of this size would probably not notice even the largest possible difference, 4.0"
     )
     open_end = known.model_copy(update={"possible": 0.05, "detectable_high": 0.05})
-    assert detectable_in_words(open_end).endswith("between 1.4 and more than is possible)")
+    assert detectable_in_words(open_end).endswith("95% interval 1.4 to more than is possible)")
 
 
-def test_worse_than_a_baseline_is_told_apart_from_no_difference() -> None:
-    worse = contrast(low=-0.2, high=-0.1, against="oversampled", effect=estimate(-0.15))
-    text = verdict_in_words([worse], "macro_f1", "real")
-    assert (
-        "g x1 is undecided: worse than oversampled, but not shown to be worse than real images"
-        " alone: macro_f1 -15.0 points compared with oversampled"
-    ) in text
-    assert "would take" not in text
-    unclear = contrast(low=-0.2, high=0.1, groups_needed=100, replicates_needed=9)
-    assert "would take" in verdict_in_words([unclear], "macro_f1", "real")
+def test_a_twin_s_verdict_is_not_that_of_the_study() -> None:
+    better = contrast(word="helps", twin=True, generator_fits=5, effect=estimate(0.03))
+    assert word_in_words(better) == "is better than its unfiltered twin"
+    assert word_in_words(better.model_copy(update={"word": "harms"})).startswith(
+        "is worse than its"
+    )
+    same = better.model_copy(update={"word": "equivalent"})
+    assert word_in_words(same) == "differs from its unfiltered twin by no more than ±1 point"
+
+
+def test_draws_of_one_generator_are_no_fits() -> None:
+    drawn = contrast(word="helps", drawn=True, generator_fits=5, effect=estimate(0.03))
+    assert word_in_words(drawn) == "helps with this one generator"
+
+
+def test_an_equivalent_arm_has_the_range_of_its_tests() -> None:
+    same = contrast(word="equivalent", low=-0.02, high=0.02, near_low=-0.009, near_high=0.008)
+    assert range_in_words(same) == "0.9 points lower to 0.8 higher"
 
 
 def test_openings_are_told_by_images_and_studies() -> None:

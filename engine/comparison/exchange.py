@@ -102,17 +102,19 @@ def _rising(scores: np.ndarray) -> np.ndarray:
 
 def _equal_fractions(fractions: np.ndarray, curves: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """The fraction at which each curve (draws, fractions) has each score (draws,): infinite above
-    the curve, and minus infinity below it. A flat piece counts at its first fraction."""
+    the curve, and minus infinity below it. A flat piece counts at its middle, and a
+    curve without a rise has no fraction."""
     logs = np.log(fractions)
     equal = np.empty(len(curves))
     for row, (curve, score) in enumerate(zip(curves, scores, strict=True)):
-        if score > curve[-1]:
+        if score > curve[-1] or curve[-1] <= curve[0]:
             equal[row] = math.inf
         elif score < curve[0]:
             equal[row] = -math.inf
         else:
-            rises = np.r_[True, np.diff(curve) > 0]
-            equal[row] = math.exp(np.interp(score, curve[rises], logs[rises]))
+            values, piece = np.unique(curve, return_inverse=True)
+            middles = np.bincount(piece, logs) / np.bincount(piece)
+            equal[row] = math.exp(np.interp(score, values, middles))
     return equal
 
 

@@ -104,9 +104,10 @@ class Predictions:
         of_arm = self.probabilities[arm]
         if name == "roc_auc":
             return AreaScores(self.labels, of_arm, self.groups, self.replicates)
-        return ConfusionScores(
-            self.confusions_by_group(arm), METRICS[name], self.replicates, name != "accuracy"
-        )
+        # Means in which the rarest class weighs as much as any other.
+        of_classes = name not in ("accuracy", "weighted_f1")
+        by_group = self.confusions_by_group(arm)
+        return ConfusionScores(by_group, METRICS[name], self.replicates, of_classes)
 
     def confusions_by_group(self, arm: str) -> list[sparse.csr_array]:
         """For each classifier, the confusions of the test groups."""
@@ -265,6 +266,8 @@ class Figures:
                                for probabilities in predictions.probabilities[arm]])  # fmt: skip
 
         whole = values(np.ones(len(block_of), bool))
+        if count < 2:
+            return _Scores(whole, whole[None])
         left_out = np.stack([values(block_of != block) for block in range(count)])
         # Without its only images a class has no area; the whole stands in, rather than no interval.
         left_out = np.where(np.isfinite(left_out), left_out, whole)

@@ -13,6 +13,8 @@ from engine.results.comparison import Contrast, Effect, MeanInterval, Subgroup
 
 # Test images below which a part of the test set has no figures.
 LEAST_IMAGES = 20
+# Effective groups below which an interval would be one over replicates alone.
+LEAST_GROUPS = 5
 # Means over all classes, in which a class that a part lacks counts as 0.
 _OVER_CLASSES = ("macro_f1",)
 
@@ -40,10 +42,12 @@ def part_of(
 ) -> Subgroup:
     """The comparison on some images, without figures if they are few."""
     own, scale = figures.predictions, 1.0
-    entry = Subgroup(column=column, value=value, images=len(own.labels))
+    groups = own.effective_groups() if len(own.labels) else 0.0
+    entry = Subgroup(column=column, value=value, images=len(own.labels), groups=groups)
     # An area under a curve needs images of two classes.
     one_class = len(np.unique(own.labels)) < 2
-    if len(own.labels) < LEAST_IMAGES or (objective == "roc_auc" and one_class):
+    few = len(own.labels) < LEAST_IMAGES or groups < LEAST_GROUPS
+    if few or (objective == "roc_auc" and one_class):
         return entry
     if objective in _OVER_CLASSES:
         scale = len(own.classes) / len(np.unique(own.labels))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from engine.comparison.figures import Figures
 from engine.metrics.resampling import bootstrap
 from engine.metrics.significance import Claim, Paired, mcnemar, verdicts
-from engine.results.comparison import Contrast, Verdict, WithoutFailed
+from engine.results.comparison import Contrast, FailedReplicate, Verdict, WithoutFailed
 from engine.settings import Evaluate
 
 # The largest value of a metric; all others are shares.
@@ -98,21 +98,31 @@ def compare(
 
 def add_without_failed(
     contrasts: Sequence[Contrast], figures: Figures, declared: Sequence[DeclaredContrast],
-    objective: str, settings: Evaluate, failed: Collection[int],
+    objective: str, settings: Evaluate, failed: Sequence[FailedReplicate],
 ) -> list[Contrast]:  # fmt: skip
-    """The contrasts with their verdicts without some replicates, given by their place."""
-    if not failed:
-        return list(contrasts)
+    """The contrasts with their verdicts without the replicates in which one of their arms
+    failed."""
+    added = []
+    for contrast, pair in zip(contrasts, declared, strict=True):
+        arms = {pair.arm, *pair.baselines}
+        without = {failure.replicate for failure in failed if failure.arm in arms}
+        if without:
+            rest = _without(figures, declared, contrast, objective, settings, without)
+            contrast = contrast.model_copy(update={"without_failed": rest})
+        added.append(contrast)
+    return added
+
+
+def _without(
+    figures: Figures, declared: Sequence[DeclaredContrast], contrast: Contrast, objective: str,
+    settings: Evaluate, failed: Collection[int],
+) -> WithoutFailed:  # fmt: skip
     kept = [place for place in range(figures.predictions.replicates) if place not in failed]
-    verdicts_of: list[Verdict | None] = [None] * len(contrasts)
-    if len(kept) > 1:
-        rest = Figures(figures.predictions.of_replicates(kept), figures.seed)
-        compared = compare(rest, declared, objective, settings, sized=False)
-        verdicts_of = [Verdict(**{name: getattr(contrast, name) for name in Verdict.model_fields})
-                       for contrast in compared]  # fmt: skip
-    return [
-        contrast.model_copy(
-            update={"without_failed": WithoutFailed(replicates=len(kept), verdict=verdict)}
-        )
-        for contrast, verdict in zip(contrasts, verdicts_of, strict=True)
-    ]
+    if len(kept) < 2:
+        return WithoutFailed(replicates=len(kept), verdict=None)
+    rest = Figures(figures.predictions.of_replicates(kept), figures.seed)
+    compared = compare(rest, declared, objective, settings, sized=False)
+    same = next(other for other in compared
+                if (other.arm, other.twin) == (contrast.arm, contrast.twin))  # fmt: skip
+    verdict = Verdict(**{name: getattr(same, name) for name in Verdict.model_fields})
+    return WithoutFailed(replicates=len(kept), verdict=verdict)

@@ -37,7 +37,7 @@ class Resampled:
     draws: (n,) with replicates and test groups resampled. of_groups: (n,) with only the `groups`
     resampled, the uncertainty that more replicates cannot reduce.
     effective_groups: the number of equal groups that the test set is equivalent to (Kish 1965).
-    rarest: groups that contain the rarest class, if the metric is a mean over classes.
+    rarest: that of the groups with the rarest class, if the metric is a mean over classes.
     """
 
     estimate: float
@@ -45,7 +45,7 @@ class Resampled:
     of_groups: np.ndarray
     groups: int
     effective_groups: float | None = None
-    rarest: int | None = None
+    rarest: float | None = None
 
     @property
     def error_of_test(self) -> float:
@@ -54,7 +54,8 @@ class Resampled:
 
     @property
     def effective(self) -> float:
-        return self.groups if self.effective_groups is None else self.effective_groups
+        of_all = self.groups if self.effective_groups is None else self.effective_groups
+        return of_all if self.rarest is None else min(of_all, self.rarest)
 
     @property
     def freedom(self) -> float | None:
@@ -82,7 +83,7 @@ class Resampled:
         if self.freedom is None:
             return self._share(self.draws <= limit)
         if self.error <= 0:
-            return 0.0 if self.estimate > limit else 1.0
+            return self._share(self.draws <= limit)
         return float(stats.t.sf((self.estimate - limit) / self.error, self.freedom))
 
     def above(self, limit: float) -> float:
@@ -90,7 +91,7 @@ class Resampled:
         if self.freedom is None:
             return self._share(self.draws >= limit)
         if self.error <= 0:
-            return 0.0 if self.estimate < limit else 1.0
+            return self._share(self.draws >= limit)
         return float(stats.t.cdf((self.estimate - limit) / self.error, self.freedom))
 
     def beyond(self, margin: float) -> float:
@@ -137,14 +138,14 @@ def resampled_confusions(
 class Scores(Protocol):
     """A metric of an arm's replicates, with weighted test groups.
 
-    rarest: groups that contain the rarest class; None if the metric is not a mean over classes.
+    rarest: effective groups of the rarest class; None if the metric is not a mean over classes.
     cells: numbers in memory for one draw.
     """
 
     replicates: int
     groups: int
     effective_groups: float
-    rarest: int | None
+    rarest: float | None
     cells: int
 
     def __call__(self, weights: np.ndarray) -> np.ndarray:
@@ -172,8 +173,10 @@ class ConfusionScores:
         images = by_group[0].reshape((self.groups * self.classes, self.classes)).sum(1)
         images = np.asarray(images).reshape(self.groups, self.classes)
         self.effective_groups = effective_number(images.sum(1))
-        groups_of = (images > 0).sum(0)
-        self.rarest: int | None = int(groups_of[groups_of > 0].min()) if of_classes else None
+        self.rarest: float | None = None
+        if of_classes:
+            self.rarest = min(effective_number(of_class) for of_class in images.T
+                              if of_class.any())  # fmt: skip
         self._stacked = sparse.hstack(list(by_group)).T.tocsr()
 
     def __call__(self, weights: np.ndarray) -> np.ndarray:
@@ -198,8 +201,9 @@ class AreaScores:
         names, self._group_of = np.unique(groups, return_inverse=True)
         self.groups, self.cells = len(names), 4 * len(labels)
         self.effective_groups = effective_number(np.bincount(self._group_of))
-        self.rarest: int | None = min(
-            len(np.unique(groups[labels == label])) for label in np.unique(labels)
+        self.rarest: float | None = min(
+            effective_number(np.unique(groups[labels == label], return_counts=True)[1])
+            for label in np.unique(labels)
         )
         self._labels, self._probabilities = np.asarray(labels), np.asarray(probabilities)
 

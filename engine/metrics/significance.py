@@ -260,8 +260,8 @@ def _obstacle(pair: Paired, strictest: float) -> Notice | None:
     effective = float(resampled.effective_groups or groups)
     if effective < LEAST_GROUPS - 1e-9:
         return Notice.of("unequal_groups", groups=groups, effective=effective, minimum=LEAST_GROUPS)
-    if resampled.rarest is not None and resampled.rarest < LEAST_GROUPS:
-        return Notice.of("few_of_class", groups=resampled.rarest, minimum=LEAST_GROUPS)
+    if resampled.rarest is not None and resampled.rarest < LEAST_GROUPS - 1e-9:
+        return Notice.of("few_of_class", groups=int(resampled.rarest), minimum=LEAST_GROUPS)
     minimum = math.ceil(2 / strictest)
     if len(resampled.draws) < minimum:
         return Notice.of("few_draws", minimum=minimum)

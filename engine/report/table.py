@@ -59,7 +59,9 @@ def comparison(
             low, high, marks = None, None, ""
             if arm in contrasts:
                 low, high = contrasts[arm].interval_to(baseline)
-                marks = stars(contrasts[arm])
+                # The row shows the difference from the best baseline on val.
+                if contrasts[arm].word == "helps" or contrasts[arm].against == baseline:
+                    marks = stars(contrasts[arm])
             elif (difference := evaluate.to_baseline.get(arm)) is not None:
                 low, high = difference.low, difference.high
             row = ArmRow(
@@ -75,7 +77,8 @@ def comparison(
 def stars(contrast: Contrast) -> str:
     """*, ** and *** for an adjusted p below 0.05, 0.01 and 0.001. No stars without a verdict, and
     with a single generator fit."""
-    if contrast.word not in ("helps", "harms") or contrast.generator_fits == 1:
+    one_generator = contrast.generator_fits == 1 or contrast.drawn
+    if contrast.word not in ("helps", "harms") or one_generator:
         return ""
     return "*" * sum(contrast.p_adjusted < level for level in STARS)
 

@@ -312,13 +312,17 @@ class SaturationPoint(Spec):
 
 
 class Subgroup(Spec):
-    """A part of the test set: the images with a value in a column. scores: the objective by arm.
-    to_baseline, to_real: of each compared arm, the difference from the baseline of its verdict, and
-    from real images. Empty if the images are few."""
+    """A part of the test set: the images with a value in a column; or another test set.
+
+    scores: the objective by arm. to_baseline, to_real: of each compared arm, the difference from
+    the baseline of its verdict, and from real images. Empty if the images are few.
+    """
 
     column: str
     value: str
     images: int
+    # The number of equal groups that those of its images are equivalent to.
+    groups: float
     scores: dict[str, MeanInterval] = {}
     to_baseline: dict[str, Effect] = {}
     to_real: dict[str, Effect] = {}

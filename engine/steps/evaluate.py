@@ -106,7 +106,7 @@ class Evaluate(StepKind[EvaluateSpec]):
         contrasts = add_without_failed(
             compare(figures, planned, spec.objective, spec.settings),
             figures, planned, spec.objective, spec.settings,
-            {failure.replicate for failure in confirmed.failed},
+            confirmed.failed,
         )  # fmt: skip
 
         def differences(baseline: str) -> dict[str, Effect]:

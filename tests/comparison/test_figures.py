@@ -110,3 +110,10 @@ def test_some_replicates_are_whole_fits() -> None:
     assert (rest.probabilities["real"] == made.probabilities["real"][[0, 1, 4, 5]]).all()
     seeds = predictions(fits=1, seeds=4).of_replicates([1, 3])
     assert (seeds.generator_fits, seeds.seeds) == (1, 2)
+
+
+def test_a_single_test_group_has_figures_but_no_error_of_the_test_set() -> None:
+    made = predictions()
+    one = Predictions(CLASSES, made.labels, np.repeat("a", 60), dict(made.probabilities), 2)
+    tested = Figures(one, 0).of("real", "real", 0.0, "baseline")
+    assert tested.figures["roc_auc"].mean > 0.5

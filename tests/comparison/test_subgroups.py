@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from engine.comparison.figures import Figures, Predictions
-from engine.comparison.subgroups import subgroups
+from engine.comparison.subgroups import part_of, subgroups
 from engine.report.sections.subgroups import losing_arms, part_rows
 from engine.results.comparison import Contrast, Subgroup
 from tests.results import contrast
@@ -43,9 +45,19 @@ def test_each_value_is_a_part_and_missing_ones_are_left_out(parts: dict[str, Sub
 
 
 def test_the_part_that_loses_is_named(parts: dict[str, Subgroup]) -> None:
-    assert losing_arms(parts["a"]) == []
-    assert losing_arms(parts["b"]) == ["g x1"]
+    assert losing_arms(parts["a"], 5) == []
+    assert losing_arms(parts["b"], 5) == ["g x1"]
     assert parts["a"].to_real["g x1"].low > 0
+    assert losing_arms(parts["b"], 4) == []
+
+
+def test_images_of_one_patient_are_no_part() -> None:
+    figures, devices = planted()
+    rows = [place for place, device in enumerate(devices) if device == "b"]
+    own = figures.predictions.of_images(np.asarray(rows))
+    patient = Figures(replace(own, groups=np.repeat("p", len(rows))), 0)
+    part = part_of(patient, "device", "b", [contrast()], "macro_f1")
+    assert (part.scores, part.images, part.groups) == ({}, 280, 1.0)
 
 
 def test_few_images_have_no_figures(parts: dict[str, Subgroup]) -> None:

@@ -6,6 +6,8 @@ import numpy as np
 
 from engine.comparison.figures import Figures, Predictions
 from engine.comparison.verdict import DeclaredContrast, add_without_failed, compare
+from engine.core.notice import Notice
+from engine.results.comparison import FailedReplicate
 from engine.settings import Evaluate
 from engine.wording import failed_in_words, verdict_in_words
 
@@ -33,11 +35,26 @@ def figures(broken: int | None, fits: int = 6, images: int = 400) -> Figures:
     return Figures(Predictions(("a", "b"), labels, groups, probabilities, fits), 0)
 
 
+def failed(replicate: int, arm: str = "g") -> FailedReplicate:
+    reason = Notice.of("near_chance", mean=0.5, chance=0.5)
+    return FailedReplicate(replicate=replicate, arm=arm, reason=reason)
+
+
+def test_a_failure_of_an_arm_elsewhere_changes_nothing() -> None:
+    whole = figures(broken=None)
+    contrasts = compare(whole, DECLARED, "accuracy", SETTINGS, sized=False)
+    other = [failed(place, "g only") for place in range(6)]
+    (alone,) = add_without_failed(contrasts, whole, DECLARED, "accuracy", SETTINGS, other)
+    assert alone.without_failed is None
+
+
 def test_the_verdict_includes_failed_replicates_and_the_other_stands_beside_it() -> None:
     with_failure = figures(broken=3)
     contrasts = compare(with_failure, DECLARED, "accuracy", SETTINGS, sized=False)
     assert contrasts[0].word == "undecided"
-    (both,) = add_without_failed(contrasts, with_failure, DECLARED, "accuracy", SETTINGS, {3})
+    (both,) = add_without_failed(
+        contrasts, with_failure, DECLARED, "accuracy", SETTINGS, [failed(3)]
+    )
     assert both.word == "undecided"
     assert both.replicates == 6
     assert both.without_failed is not None
@@ -49,7 +66,7 @@ def test_the_verdict_includes_failed_replicates_and_the_other_stands_beside_it()
 def test_without_failures_there_is_one_verdict() -> None:
     whole = figures(broken=None)
     contrasts = compare(whole, DECLARED, "accuracy", SETTINGS, sized=False)
-    (alone,) = add_without_failed(contrasts, whole, DECLARED, "accuracy", SETTINGS, set())
+    (alone,) = add_without_failed(contrasts, whole, DECLARED, "accuracy", SETTINGS, [])
     assert alone.word == "helps"
     assert alone.without_failed is None
     assert failed_in_words(alone) == ""
@@ -58,7 +75,7 @@ def test_without_failures_there_is_one_verdict() -> None:
 def test_too_few_replicates_left_give_no_second_verdict() -> None:
     two = figures(broken=1, fits=2)
     contrasts = compare(two, DECLARED, "accuracy", SETTINGS, sized=False)
-    (alone,) = add_without_failed(contrasts, two, DECLARED, "accuracy", SETTINGS, {1})
+    (alone,) = add_without_failed(contrasts, two, DECLARED, "accuracy", SETTINGS, [failed(1)])
     assert alone.without_failed is not None
     assert alone.without_failed.verdict is None
     assert "too few are left" in failed_in_words(alone)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from engine.comparison.subgroups import LEAST_IMAGES
+from engine.metrics.significance import LEAST_GROUPS, LEAST_REPLICATES
 from engine.report.download import Row
 from engine.report.page import Section, render
 from engine.report.results import StudyResults
@@ -13,7 +14,8 @@ def subgroups(results: StudyResults) -> Section:
     """A row for each part, or set, and compared arm; nothing if the study names none."""
     evaluate = results.evaluate
     tables = {"subgroups": evaluate.subgroups, "external": evaluate.external}
-    losing = {name: [(part, arm) for part in parts for arm in losing_arms(part)]
+    losing = {name: [(part, arm) for part in parts
+                     for arm in losing_arms(part, results.confirm_spec.replicates)]
               for name, parts in tables.items()}  # fmt: skip
     html = render(
         "subgroups.html", results=results, tables=tables, losing=losing, least=LEAST_IMAGES
@@ -24,8 +26,11 @@ def subgroups(results: StudyResults) -> Section:
     )  # fmt: skip
 
 
-def losing_arms(part: Subgroup) -> list[str]:
-    """The arms that are worse than real images here, beyond their interval."""
+def losing_arms(part: Subgroup, replicates: int) -> list[str]:
+    """The arms that are worse than real images here, beyond their interval; none with fewer
+    replicates or test groups than a verdict needs."""
+    if replicates < LEAST_REPLICATES or part.groups < LEAST_GROUPS:
+        return []
     return [arm for arm, effect in part.to_real.items() if effect.high < 0]
 
 

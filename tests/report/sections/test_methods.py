@@ -73,7 +73,8 @@ def test_the_protocol_in_words_says_what_was_done() -> None:
         "Images of ddpm were filtered by",
         "50 optimizer steps", "label smoothing 0.1", "rotate 5", "3 new fits of each generator",
         "by 4 studies in this storage", "adjusted for 2 arms by Holm 1979",
-        "within ± 1 point (two", "fewer than 5 replicates, as here, neither", "torch 2",
+        "within ± 1 point (two", "torch 2",
+        "fewer than 5 replicates, as here, 20 effective test groups",
         "synthetic-training",
     ):  # fmt: skip
         assert said in text, said
