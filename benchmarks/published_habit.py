@@ -28,7 +28,7 @@ import numpy as np
 from scipy import stats
 
 from benchmarks.known_answers import counted, share
-from benchmarks.simulated import CLASSES, Images, Skill, decide, gain_of
+from benchmarks.simulated import CLASSES, FIT, Images, Skill, decide, gain_of
 from benchmarks.timing import machine, print_table
 
 _EPOCHS, _SEEDS, _RATIOS = 20, 3, 6
@@ -48,7 +48,7 @@ class Curves:
     @classmethod
     def of(cls, val: Images, test: Images, gain: float, random: np.random.Generator) -> Curves:
         epochs = random.normal(0, _EPOCH, (_SEEDS, _EPOCHS, 1))
-        of_fits = random.normal(0, 0.15, (_SEEDS, 1, 1))
+        of_fits = random.normal(0, FIT, (_SEEDS, 1, 1))
         curves = []
         for images in (val, test):
             own = Skill.of(images, 1, gain, random).of_images

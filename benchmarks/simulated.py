@@ -2,7 +2,7 @@
 
 Each image has a difficulty. Each arm finds some images and some patients harder than other arms do,
 by chance (`_OWN`), so that arms differ on a test set although they are equally good. Each generator
-fit has a random effect of its own (`_FIT`), as each draw of its images has (`_DRAW`). All are
+fit has a random effect of its own (`FIT`), as each draw of its images has (`_DRAW`). All are
 effects on the log odds of a correct prediction, so that arms with the same `gain` are equally good
 in expectation.
 """
@@ -24,7 +24,7 @@ from engine.settings import Evaluate
 
 CLASSES = ("a", "b", "c", "d")
 # Standard deviations on the scale of log odds.
-_HARD, _OWN, _PATIENT, _FIT, _DRAW = 2.0, 0.5, 0.5, 0.15, 0.05
+_HARD, _OWN, _PATIENT, FIT, _DRAW = 2.0, 0.5, 0.5, 0.15, 0.05
 _CENTRE = 1.5
 
 
@@ -56,7 +56,7 @@ class Skill:
     def of(cls, images: Images, fits: int, gain: float, random: np.random.Generator) -> Skill:
         own = random.normal(0, _OWN, len(images.hard))
         patients = random.normal(0, _OWN, images.groups.max() + 1)[images.groups]
-        of_fits = random.normal(0, _FIT, fits) + random.normal(0, _DRAW, fits)
+        of_fits = random.normal(0, FIT, fits) + random.normal(0, _DRAW, fits)
         return cls(gain + own + patients, of_fits)
 
     def predictions(self, images: Images, random: np.random.Generator) -> np.ndarray:
@@ -83,7 +83,7 @@ def figures(
 def _accuracies() -> tuple[np.ndarray, np.ndarray]:
     """Gains, and the expected accuracy that each has."""
     gains = np.linspace(-3, 6, 181)
-    spread = np.sqrt(_HARD**2 + _PATIENT**2 + 2 * _OWN**2 + _FIT**2 + _DRAW**2)
+    spread = np.sqrt(_HARD**2 + _PATIENT**2 + 2 * _OWN**2 + FIT**2 + _DRAW**2)
     odds = stats.norm.ppf((np.arange(20_000) + 0.5) / 20_000) * spread + _CENTRE
     return gains, np.asarray([(1 / (1 + np.exp(-(odds + gain)))).mean() for gain in gains])
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from engine.comparison.arms import Arm
+from engine.comparison.arms import Arm, SearchSpec
 from engine.core.errors import StudyError
 from engine.core.step import Step
 from engine.plan import named, plan
@@ -24,7 +24,7 @@ def labels(study: Study) -> list[str]:
 
 def arms_of(study: Study) -> dict[str, Arm]:
     (search,) = named(plan(study), "search")
-    return {arm.name: arm for arm in search.spec.arms}  # type: ignore[attr-defined]
+    return {arm.name: arm for arm in search.spec_as(SearchSpec).arms}
 
 
 def report(study: Study) -> Step:
@@ -224,9 +224,9 @@ def test_uses_are_arms_of_one_family(bars_study: Make) -> None:
     assert arms["more pretrain x2"].training == {"first_share": 0.5}
     (search,) = named(plan(study), "search")
     # Every arm chooses from as many checkpoints as those that pretrain.
-    assert search.spec.training.choose_after == 0.5  # type: ignore[attr-defined]
+    assert search.spec_as(SearchSpec).training.choose_after == 0.5
     plain = named(plan(bars_study()), "search")[0]
-    assert plain.spec.training.choose_after == 0.0  # type: ignore[attr-defined]
+    assert plain.spec_as(SearchSpec).training.choose_after == 0.0
 
 
 def test_replacing_more_images_than_there_are_is_refused(bars_study: Make) -> None:
@@ -238,7 +238,7 @@ def test_a_chosen_arm_is_confirmed_with_twice_the_steps(bars_study: Make) -> Non
     study = bars_study()
     assert not [arm for arm in arms_of(study).values() if arm.double_of]
     (confirm,) = named(plan(study), "confirm")
-    doubles = [arm for arm in confirm.spec.arms if arm.double_of]  # type: ignore[attr-defined]
+    doubles = [arm for arm in confirm.spec_as(SearchSpec).arms if arm.double_of]
     assert [(arm.name, arm.budget, arm.role) for arm in doubles] == [
         ("more x1 double", 2.0, "shown"), ("more x2 double", 2.0, "shown"),
     ]  # fmt: skip

@@ -39,7 +39,7 @@ from engine.results.comparison import (
 # Resampled test sets for the metrics of a confusion matrix, and blocks of groups left out for those
 # of probabilities, which take far longer.
 _DRAWS, _BLOCKS = 400, 20
-# Their errors are no shares.
+# Metrics whose intervals are not those of a share.
 _UNBOUNDED = ("brier", "ece")
 # Of each class.
 _F1, _RECALL = "f1", "recall"
@@ -269,7 +269,7 @@ class Figures:
         if count < 2:
             return _Scores(whole, whole[None])
         left_out = np.stack([values(block_of != block) for block in range(count)])
-        # Without its only images a class has no area; the whole stands in, rather than no interval.
+        # A class whose only images are left out has no area: the value of all images replaces it.
         left_out = np.where(np.isfinite(left_out), left_out, whole)
         return _Scores(whole, intervals.jackknifed(left_out))
 

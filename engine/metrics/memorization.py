@@ -108,8 +108,8 @@ def copies(to_train: Candidates, limits: CopyLimits) -> np.ndarray:
 
 
 def near_limit(held_out: np.ndarray, share: float) -> tuple[float, int]:
-    """The distance to train that a share of held-out images (n,) are nearer than or at, and their
-    number, at least one."""
+    """The distance to train within which a share of other real images lie, and how many these are,
+    at least one. held_out: the distances of all of them (n,)."""
     count = max(1, int(share * (len(held_out) + 1)))
     return float(np.partition(held_out, count - 1)[count - 1]), count
 

@@ -1,7 +1,7 @@
 """Evaluate: opens test, after every choice, for the chosen arms and the baselines.
 
 Each opening is recorded with the digests of the test images and compared with those of all studies
-of the storage: a test set that is opened often is no longer independent.
+of the storage: results on a test set that is opened often are no longer independent.
 
 The verdict compares each synthetic family, at the ratio chosen on val, with every opened baseline,
 by classifiers that had no part in the choice (`engine.metrics.significance`).

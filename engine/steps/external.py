@@ -68,6 +68,8 @@ class External(StepKind[ExternalSpec]):
             )
         parts, counts = write_splits(context, spec, index, intake.keys)
         warnings = [Notice.of("external_seen", images=len(seen))] if seen else []
+        if spec.split.group == "column" and None in groups:
+            warnings.append(Notice.of("no_groups"))
         context.warn([*reader.warnings(), *warnings])
         write_place(context.store, context.step, place_of(reader))
         table = fates_table(records, fate, index, digests)

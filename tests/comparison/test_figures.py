@@ -24,26 +24,27 @@ def predictions(fits: int = 2, seeds: int = 2, images: int = 60) -> Predictions:
 
 def test_figures_of_an_arm_are_means_of_its_classifiers_with_intervals() -> None:
     made = predictions()
-    tested, held = Figures(made, 0).of("real", "real", 0.0, "baseline"), made.probabilities["real"]
-    areas = [reference.roc_auc_score(made.labels, one, multi_class="ovr") for one in held]
+    tested = Figures(made, 0).of("real", "real", 0.0, "baseline")
+    of_arm = made.probabilities["real"]
+    areas = [reference.roc_auc_score(made.labels, p, multi_class="ovr") for p in of_arm]
     assert tested.figures["roc_auc"].mean == pytest.approx(np.mean(areas))
     assert tested.classifiers["roc_auc"] == pytest.approx(areas)
     # Two classifiers of a fit are one replicate.
     assert tested.figures["roc_auc"].replicates == pytest.approx(np.reshape(areas, (2, 2)).mean(1))
     assert tested.figures["roc_auc"].low < np.mean(areas) < tested.figures["roc_auc"].high
-    f1 = [reference.f1_score(made.labels, one.argmax(1), average="weighted") for one in held]
+    f1 = [reference.f1_score(made.labels, p.argmax(1), average="weighted") for p in of_arm]
     assert tested.figures["weighted_f1"].mean == pytest.approx(np.mean(f1))
-    worst = [reference.recall_score(made.labels, one.argmax(1), average=None).min() for one in held]
+    worst = [reference.recall_score(made.labels, p.argmax(1), average=None).min() for p in of_arm]
     assert tested.figures["worst_class_recall"].mean == pytest.approx(np.mean(worst))
-    of_b = [reference.roc_auc_score(made.labels == 1, one[:, 1]) for one in held]
+    of_b = [reference.roc_auc_score(made.labels == 1, p[:, 1]) for p in of_arm]
     assert tested.per_class["b"].roc_auc == pytest.approx(np.mean(of_b))
 
 
 def test_the_reliability_table_is_of_all_classifiers_together() -> None:
     made = predictions()
     tested = Figures(made, 0).of("real", "real", 0.0, "baseline")
-    bins, held = tested.reliability, made.probabilities["real"]
-    assert sum(one.images for one in bins) == held.shape[0] * held.shape[1]
+    bins, classifiers = tested.reliability, made.probabilities["real"]
+    assert sum(entry.images for entry in bins) == classifiers.shape[0] * classifiers.shape[1]
     right = sum(one.images * one.accuracy for one in bins)
     assert right / (4 * 60) == pytest.approx(tested.figures["accuracy"].mean)
 

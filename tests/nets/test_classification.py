@@ -411,14 +411,14 @@ def test_a_first_phase_draws_its_own_images_and_none_of_its_checkpoints_is_chose
 ) -> None:
     data, small = halves(40, 1), Small(SmallSpec(channels=(4, 4)), PREPROCESS, ("up", "down"))
     first = (np.arange(40) < 10).astype(float)
-    noted = LabelledImages(
+    phases = LabelledImages(
         data.all_pixels().view(Noted), data.labels, 1 - first, first_weights=first
     )
     scores = iter([0.9, 0.8, 0.3, 0.4])
     Noted.read = []
     made = train(
         FitContext(Store(str(tmp_path)), "work/c", "weights/one", "one", "inputs", threads=1),
-        small.build, small.prepare, noted, halves(30, 2),
+        small.build, small.prepare, phases, halves(30, 2),
         lambda labels, probabilities: {"macro_f1": next(scores)},
         Training(steps=12, batch_size=8, evaluate_every=3, first_share=0.5, choose_after=0.5),
         seed=3,

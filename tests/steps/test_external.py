@@ -1,4 +1,4 @@
-"""Test sets from elsewhere: read, opened once with test, and shown beside it."""
+"""Test sets from elsewhere: read, evaluated once with test, and shown next to it."""
 
 from __future__ import annotations
 
