@@ -90,6 +90,10 @@ SENTENCES: dict[Code, str] = {
         " generated image nearby (less than {floor:.0f}% is a warning sign), and a linear probe"
         " distinguishes real from generated images with an AUC of {area:.2f}; look at its picture"
         " sheet, train it longer, or leave it out",
+    "one_picture":
+        "this generator may make almost the same picture again and again: two of its images of a"
+        " class are {percent:.0f}% as far apart as two real ones (less than {floor:.0f}% is a"
+        " warning sign); look at its picture sheet, change its training, or leave it out",
     "shows_no_class":
         "this generator may have learnt no classes: the labeler sees the requested class in"
         " {seen:.0f}% of its images (by chance {chance:.0f}%, in real ones {val:.0f}%); look at its"

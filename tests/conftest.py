@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
+import json
+import shutil
 import signal
-from collections.abc import Callable, Iterator, Mapping
+import subprocess
+from collections.abc import Callable, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +19,9 @@ from PIL import Image
 
 from engine.core.manifest import Manifest
 from engine.core.store import Store
+from engine.data.sandbox import Sandbox
 from engine.execute import execute
+from engine.metrics import confounding
 from engine.plan import plan, until
 from engine.profile import Profile
 from engine.runtime.inline import InlineRuntime
@@ -40,6 +46,57 @@ def toy_picture(number: int, side: int = 24) -> Image.Image:
 def _interruptible() -> None:
     """A shell's background processes ignore SIGINT, and so would the jobs of tests."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# Idle decoding processes by their settings, the one that was used last at the end.
+IDLE: dict[str, subprocess.Popen[bytes]] = {}
+
+
+@pytest.fixture(autouse=True)
+def warm_decoders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A decoding process serves the tests one after the other: starting one takes a second. A
+    module whose tests are about these processes overrides this."""
+    exchange, kill = Sandbox._exchange, Sandbox.close
+
+    def exchange_warm(self: Any, header: Any, body: bytes) -> Any:
+        if self._child is None:
+            idle = IDLE.pop(json.dumps(self.settings), None)
+            # The garbage collector closes the pipes of what it finds in a cycle.
+            if idle is not None and idle.stdin is not None and not idle.stdin.closed:
+                self._child = idle
+        self.in_exchange = True
+        reply = exchange(self, header, body)
+        self.in_exchange = False
+        return reply
+
+    def keep(self: Any) -> None:
+        key = json.dumps(self.settings)
+        healthy = self._child is not None and self._child.poll() is None and not self.in_exchange
+        if not healthy or key in IDLE:
+            kill(self)
+            return
+        IDLE[key], self._child = self._child, None
+        if len(IDLE) > 4:
+            oldest = IDLE.pop(next(iter(IDLE)))
+            oldest.kill()
+            oldest.communicate()
+
+    monkeypatch.setattr(Sandbox, "_exchange", exchange_warm)
+    monkeypatch.setattr(Sandbox, "close", keep)
+
+
+@pytest.fixture(autouse=True)
+def no_umap_on_pages(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plane of UMAP is for slow tests: compiling it takes each process half a minute."""
+    if request.node.get_closest_marker("slow") is None:
+        embedding = import_module("engine.report.sections.embedding")
+        monkeypatch.setattr(embedding, "find_spec", lambda name: None)
+
+
+@pytest.fixture(autouse=True)
+def small_forests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most tests that read images are about something else than confounders."""
+    monkeypatch.setattr(confounding, "_TREES", 20)
 
 
 @pytest.fixture
@@ -70,18 +127,21 @@ def store(profile: Profile) -> Store:
     return Store(profile.storage)
 
 
+def toy_values(reader: Mapping[str, Any] | Path, **fields: Any) -> dict[str, Any]:
+    if isinstance(reader, Path):
+        reader = {"name": "imagefolder", "root": str(reader)}
+    return {
+        "name": "toy", "seed": 3, "reader": dict(reader), "preprocess": {"size": 16},
+        "split": {"group": "none"}, **fields,
+    }  # fmt: skip
+
+
 @pytest.fixture
 def toy_study() -> Callable[..., Study]:
     """A function that makes a study of small images; the given fields override its own."""
 
     def make(reader: Mapping[str, Any] | Path, **fields: Any) -> Study:
-        if isinstance(reader, Path):
-            reader = {"name": "imagefolder", "root": str(reader)}
-        values = {
-            "name": "toy", "seed": 3, "reader": dict(reader),
-            "preprocess": {"size": 16}, "split": {"group": "none"},
-        }  # fmt: skip
-        return validate(Study, {**values, **fields}, "toy study")
+        return validate(Study, toy_values(reader, **fields), "toy study")
 
     return make
 
@@ -120,51 +180,64 @@ def write_bars(
             picture.save(folder / name / f"{number:04d}.png")
 
 
-@pytest.fixture
-def bars_study(tmp_path: Path, toy_study: Callable[..., Study]) -> Callable[..., Study]:
-    write_bars(tmp_path / "real", {"across": 100, "down": 30}, 0)
-    write_bars(tmp_path / "good", {"down": 60}, 5000)
+def write_bars_data(root: Path) -> None:
+    write_bars(root / "real", {"across": 100, "down": 30}, 0)
+    write_bars(root / "good", {"down": 60}, 5000)
 
-    # The right answer is the direction of the bar.
+
+def bars_values(root: Path, folder: str = "good", **fields: Any) -> dict[str, Any]:
+    """The fields of a study of bars; the right answer is the direction of the bar."""
+    reader = {"name": "imagefolder", "root": str(root / folder)}
+    values = {
+        "preprocess": {"size": 16, "channels": "L"}, "split": {"group": "none", "test": 0.3},
+        "generators": {"more": {"name": "folder", "reader": reader}},
+        "request": {"ratio": 1, "classes": ["down"], "shard_size": 16},
+        "classifier": {"name": "small", "channels": [8, 8]},
+        "training": {"steps": 12, "batch_size": 16, "learning_rate": 0.01, "evaluate_every": 4},
+        "search": {"ratios": [1, 2], "seeds": 2},
+        "curate": {
+            "filters": [{"name": "agreement", "confidence": 0.9}, "copies"], "max_rounds": 1,
+        },
+        "evaluate": {"bootstrap_draws": 200},
+        **fields,
+    }  # fmt: skip
+    # New fits of every generator would take most of the time of these tests.
+    values["search"] = {"confirm_fits": 1, **values["search"]}
+    return values
+
+
+@pytest.fixture
+def bars_study(
+    tmp_path: Path, toy_study: Callable[..., Study], request: pytest.FixtureRequest
+) -> Callable[..., Study]:
+    write_bars_data(tmp_path)
+    # A root as it is written is part of the keys.
+    root = Path() if "resumed" in request.fixturenames else tmp_path
+
     def make(folder: str = "good", **fields: Any) -> Study:
-        reader = {"name": "imagefolder", "root": str(tmp_path / folder)}
-        values = {
-            "preprocess": {"size": 16, "channels": "L"}, "split": {"group": "none", "test": 0.3},
-            "generators": {"more": {"name": "folder", "reader": reader}},
-            "request": {"ratio": 1, "classes": ["down"], "shard_size": 16},
-            "classifier": {"name": "small", "channels": [8, 8]},
-            "training": {"steps": 12, "batch_size": 16, "learning_rate": 0.01, "evaluate_every": 4},
-            "search": {"ratios": [1, 2], "seeds": 2},
-            "curate": {
-                "filters": [{"name": "agreement", "confidence": 0.9}, "copies"], "max_rounds": 1,
-            },
-            "evaluate": {"bootstrap_draws": 200},
-            **fields,
-        }  # fmt: skip
-        # New fits of every generator would take most of the time of these tests.
-        values["search"] = {"confirm_fits": 1, **values["search"]}
-        return toy_study(tmp_path / "real", **values)
+        return toy_study(root / "real", **bars_values(root, folder, **fields))
 
     return make
 
 
 @pytest.fixture(scope="session")
-def s3_endpoint() -> Iterator[str]:
-    import boto3
-    from moto.server import ThreadedMotoServer
+def finished_bars(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The storage of a finished `bars_study()` that no page has opened test for: up to the
+    confirmation."""
+    root = tmp_path_factory.mktemp("bars")
+    write_bars_data(root)
+    values = toy_values(Path("real"), **bars_values(Path()))
+    profile = Profile(storage=str(root / "runs"), runtime="inline")
+    with contextlib.chdir(root):
+        steps = until(plan(validate(Study, values, "toy study")), "confirm")
+        execute(steps, Store(profile.storage), InlineRuntime(), profile)
+    return root / "runs"
 
-    server = ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    before = dict(os.environ)
-    os.environ.update(
-        AWS_ENDPOINT_URL=f"http://{host}:{port}",
-        AWS_ACCESS_KEY_ID="test",
-        AWS_SECRET_ACCESS_KEY="test",
-        AWS_DEFAULT_REGION="us-east-1",
-    )
-    boto3.client("s3").create_bucket(Bucket="bucket")
-    yield os.environ["AWS_ENDPOINT_URL"]
-    server.stop()
-    os.environ.clear()
-    os.environ.update(before)
+
+@pytest.fixture
+def resumed(finished_bars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test runs in a folder whose storage has what `bars_study()` computes before it opens
+    test; only what differs is computed. For modules that look at results, not at how they come
+    about."""
+    shutil.copytree(finished_bars, tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)

@@ -27,7 +27,7 @@ Code = Literal[
     # Request.
     "prompts_truncated", "prompts_unchecked",
     # Curate.
-    "copies", "covers_nothing", "shows_no_class",
+    "copies", "covers_nothing", "one_picture", "shows_no_class",
     # Fidelity.
     "few_for_frechet", "small_train", "near_train", "classes_omitted", "few_in_val",
     "few_generated",

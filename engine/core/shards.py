@@ -22,6 +22,7 @@ import json
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -341,6 +342,7 @@ def image_column(encoded: Sequence[bytes | None], names: Sequence[str], suffix: 
     )
 
 
+@cache  # reading the metadata of a package takes milliseconds, and every shard asks
 def installed_versions(*packages: str) -> dict[str, str]:
     """Versions of the packages that are installed."""
     versions = {}

@@ -89,12 +89,14 @@ class Usefulness(Spec):
     there are too few.
 
     coverage: share of val images with a generated image in their neighbourhood. area: area under
-    the ROC curve that separates real from generated images. seen: share of images in which the
+    the ROC curve that separates real from generated images. spread: mean distance of two generated
+    images of a class, in that of two real ones. seen: share of images in which the
     labeler sees the requested class; chance, seen_val: the same by chance, and on val.
     """
 
     # Working generators of this project's benchmarks reach a coverage of 0.5 and more.
     COVERAGE: ClassVar[float] = 0.1
+    SPREAD: ClassVar[float] = 0.2
     # Least share of what the labeler achieves on real images beyond chance, and what it must
     # achieve there to count as a witness.
     SEEN: ClassVar[float] = 0.25
@@ -102,6 +104,7 @@ class Usefulness(Spec):
 
     coverage: float | None = None
     area: float | None = None
+    spread: float | None = None
     seen: float | None = None
     chance: float | None = None
     seen_val: float | None = None
@@ -114,6 +117,10 @@ class Usefulness(Spec):
                 Notice.of("covers_nothing", percent=100 * self.coverage, floor=100 * self.COVERAGE,
                           area=self.area)
             )  # fmt: skip
+        if self.spread is not None and self.spread < self.SPREAD:
+            notices.append(
+                Notice.of("one_picture", percent=100 * self.spread, floor=100 * self.SPREAD)
+            )
         if self.seen is not None and self.chance is not None and self.seen_val is not None:
             possible = self.seen_val - self.chance
             if possible > self.WITNESS and self.seen - self.chance < self.SEEN * possible:

@@ -32,7 +32,7 @@ from engine.steps.search import means_on_val, near_chance, trial_columns
 from engine.wording import notice_in_words
 
 # A generator with one of these learnt nothing (`engine.metrics.usefulness`).
-_COLLAPSED = ("covers_nothing", "shows_no_class")
+_COLLAPSED = ("covers_nothing", "one_picture", "shows_no_class")
 
 
 class Confirm(StepKind[SearchSpec]):

@@ -84,7 +84,9 @@ class Curate(StepKind[CurateSpec]):
             ]
             table, notes = judge(context, spec, table, [part.key for part in scores])
         signs: list[Notice] = notes["usefulness"].notices() if "usefulness" in notes else []
-        context.warn(signs)
+        # Later rounds are of the same generator.
+        if context.step.subject.round == 1:
+            context.warn(signs)
         if signs and spec.stop_if_useless:
             reasons = "; ".join(notice_in_words(notice) for notice in signs)
             raise DataError(

@@ -23,6 +23,9 @@ from engine.data.dataset import split_index
 from engine.results.data import IngestResult
 from engine.study import Study
 
+# Only what differs from the finished study of bars is computed.
+pytestmark = pytest.mark.usefixtures("resumed")
+
 Run = Callable[[Study, str], Manifest]
 
 

@@ -65,6 +65,11 @@ class FakeSandbox(Sandbox):
         return super()._exchange(header, body)
 
 
+@pytest.fixture(autouse=True)
+def warm_decoders() -> None:
+    """Every test starts its own processes."""
+
+
 @pytest.fixture(scope="module")
 def sandbox() -> Iterator[Sandbox]:
     """One child for all tests that do not kill it, because starting it takes a second."""

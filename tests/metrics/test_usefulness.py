@@ -22,7 +22,7 @@ def codes(signs: Usefulness) -> list[str]:
 
 
 def test_images_elsewhere_cover_nothing_and_are_distinguished() -> None:
-    signs = usefulness(vectors(200, 1), LABELS, vectors(120, 0.2, 8), LABELS[:120], 0)
+    signs = usefulness(vectors(200, 1), LABELS, vectors(120, 0.5, 8), LABELS[:120], 0)
     assert signs.coverage == 0
     assert (signs.area or 0) > 0.99
     assert codes(signs) == ["covers_nothing"]
@@ -36,6 +36,14 @@ def test_equal_and_less_varied_images_are_no_alarm() -> None:
     # Half the spread: poor, but not nothing.
     poor = usefulness(real, LABELS, vectors(200, 0.5), LABELS, 0)
     assert codes(same) == codes(poor) == []
+
+
+def test_same_picture_again_and_again_is_an_alarm() -> None:
+    real = vectors(200, 1)
+    # Near the centre, where pictures are close to many real ones.
+    signs = usefulness(real, LABELS, vectors(200, 0.1), LABELS, 0)
+    assert 0.08 < (signs.spread or 0) < 0.12
+    assert "one_picture" in codes(signs)
 
 
 def test_too_few_common_images_say_nothing() -> None:

@@ -22,6 +22,9 @@ from engine.wording import replicates_in_words
 from tests.conftest import write_bars
 from tests.steps.test_comparison import table
 
+# Only what differs from the finished study of bars is computed.
+pytestmark = pytest.mark.usefixtures("resumed")
+
 Run = Callable[[Study, str], Manifest]
 
 

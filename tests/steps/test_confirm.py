@@ -20,6 +20,9 @@ from engine.steps.confirm import failed_generators
 from engine.study import Study
 from tests.results import curated, manifest
 
+# Only what differs from the finished study of bars is computed.
+pytestmark = pytest.mark.usefixtures("resumed")
+
 Run = Callable[[Study, str], Manifest]
 
 

@@ -25,6 +25,9 @@ from engine.study import Study
 from tests.conftest import write_bars
 from tests.text_image import save_clip
 
+# Only what differs from the finished study of bars is computed.
+pytestmark = pytest.mark.usefixtures("resumed")
+
 Run = Callable[[Study, str], Manifest]
 
 
@@ -121,10 +124,11 @@ def test_changed_limit_measures_nothing_again(bars_study, run_until: Run, store:
 def test_strict_stops_the_export_of_copies(
     bars_study, run_until: Run, store: Store, tmp_path: Path
 ) -> None:
+    write_bars(tmp_path / "copied", {"down": 60}, 5000)
     for number, path in enumerate(sorted((tmp_path / "real" / "down").glob("*.png"))):
-        (tmp_path / "good" / "down" / f"{number:04d}.png").write_bytes(path.read_bytes())
+        (tmp_path / "copied" / "down" / f"{number:04d}.png").write_bytes(path.read_bytes())
     curate = {"filters": [{"name": "copies", "strict": True}], "max_rounds": 2}
-    study = bars_study(curate=curate, search={"ratios": [1], "seeds": 2})
+    study = bars_study("copied", curate=curate, search={"ratios": [1], "seeds": 2})
     curated = run_until(study, "evaluate")
     assert curated.metrics["contrasts"]
     for what in ("more", "more x1"):

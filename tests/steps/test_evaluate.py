@@ -19,6 +19,9 @@ from engine.steps.evaluate import declared, untrained
 from engine.study import Study
 from tests.results import confirm_result, search_result
 
+# Only what differs from the finished study of bars is computed.
+pytestmark = pytest.mark.usefixtures("resumed")
+
 Run = Callable[[Study, str], Manifest]
 
 

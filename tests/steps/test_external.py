@@ -18,6 +18,9 @@ from engine.results.data import ExternalResult
 from engine.study import Study
 from tests.conftest import write_bars
 
+# Only what differs from the finished study of bars is computed.
+pytestmark = pytest.mark.usefixtures("resumed")
+
 Make = Callable[..., Study]
 Run = Callable[[Study, str], Manifest]
 

@@ -20,6 +20,9 @@ from engine.runtime.inline import InlineRuntime
 from engine.settings import Amount
 from engine.steps.mix import wanted_images
 
+# Only what differs from the finished study of bars is computed.
+pytestmark = pytest.mark.usefixtures("resumed")
+
 
 def by_class(study: Any, **ratios: float) -> Any:
     request = {"ratio_by_class": ratios, "shard_size": 16}

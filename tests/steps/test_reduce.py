@@ -27,6 +27,9 @@ from engine.settings import Reduce
 from engine.steps.reduce import kept_counts
 from engine.study import Study
 
+# Only what differs from the finished study of bars is computed.
+pytestmark = pytest.mark.usefixtures("resumed")
+
 Run = Callable[[Study, str], Manifest]
 COUNTS = {"a": 100, "b": 40, "c": 10}
 
@@ -66,7 +69,10 @@ def test_reduction_without_effect_is_rejected(fields: dict[str, Any], says: str)
         kept_counts(Reduce(**fields), COUNTS)
 
 
-@pytest.mark.parametrize("method", ["tsne", "umap", "k_center", "stratified", "random"])
+@pytest.mark.parametrize(
+    "method",
+    ["tsne", pytest.param("umap", marks=pytest.mark.slow), "k_center", "stratified", "random"],
+)
 def test_each_method_keeps_the_requested_number(
     image_folder: Callable[..., Path], toy_study: Callable[..., Study], run_until: Run,
     store: Store, method: str,

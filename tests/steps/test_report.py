@@ -28,6 +28,9 @@ from engine.study import Study
 from tests.conftest import write_bars
 from tests.pages import plain_headings
 
+# Only what differs from the finished study of bars is computed.
+pytestmark = pytest.mark.usefixtures("resumed")
+
 
 class Tags(HTMLParser):
     """All tags with their attributes, and whether each was closed."""
@@ -89,7 +92,7 @@ def test_the_page_is_whole_and_needs_no_network(bars_study, store: Store, profil
     assert "conditional on one generator" in page.lower()
     assert sum(tag == "img" for tag, _ in tags.found) >= 16
     # Ratios, recalls, gains, common and rare, reliability, five curves of training, two planes.
-    assert sum(tag == "svg" for tag, _ in tags.found) == 12 + (find_spec("umap") is not None)
+    assert sum(tag == "svg" for tag, _ in tags.found) == 12
 
 
 def test_figures_of_the_page_are_those_of_the_tables(
@@ -139,15 +142,18 @@ def test_a_class_named_like_code_is_only_a_name(
     shutil.rmtree(tmp_path / "real")
 
 
-def test_every_point_of_an_embedding_has_its_picture(bars_study, store, profile) -> None:
+@pytest.mark.parametrize("umap", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_every_point_of_an_embedding_has_its_picture(bars_study, store, profile, umap) -> None:
+    if umap and find_spec("umap") is None:
+        pytest.skip("umap-learn is not installed")
     page = page_of(bars_study(), store, profile)
     (url, side, columns), planes = sheet_of(page), page.count("<figcaption>PCA</figcaption>")
     assert planes == 1
     # With UMAP, no panel stands alone in a second row.
-    assert ('class="planes three"' in page) == (find_spec("umap") is not None)
+    assert ('class="planes three"' in page) == umap
     whole = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
     points = re.findall(r'<circle class="(disc|ring) c\d"[^>]*><title>([^<]*)<', page)
-    of_plane = points[: len(points) // (2 + (find_spec("umap") is not None))]
+    of_plane = points[: len(points) // (2 + umap)]
     assert whole.width == columns * side
     assert whole.height // side * columns >= len(of_plane)
     assert {(kind, title.partition(", ")[2]) for kind, title in of_plane} == {

@@ -15,6 +15,9 @@ from engine.runtime.inline import InlineRuntime
 from engine.tracking.mlflow import named_contrasts, track, tracking_uri, without_password
 from tests.results import contrast, evaluate_result
 
+# Only what differs from the finished study of bars is computed.
+pytestmark = pytest.mark.usefixtures("resumed")
+
 
 @pytest.fixture
 def done(bars_study, store: Store, profile: Profile):

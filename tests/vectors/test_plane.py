@@ -36,7 +36,7 @@ def test_narrow_vectors_skip_the_reduction() -> None:
     assert np.array_equal(principal_components(vectors, np.arange(40), 0), vectors)
 
 
-@pytest.mark.parametrize("method", ["tsne", "umap"])
+@pytest.mark.parametrize("method", ["tsne", pytest.param("umap", marks=pytest.mark.slow)])
 def test_similar_rows_are_close_and_the_plane_follows_the_seed(method: PlaneMethod) -> None:
     if method == "umap":
         pytest.importorskip("umap", reason="umap-learn is not installed")

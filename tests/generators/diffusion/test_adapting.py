@@ -144,8 +144,15 @@ def test_training_of_another_checkpoint_is_not_continued(
 # one for all, one per class, one per cluster
 
 
-@pytest.mark.parametrize("name", ["lora", "full"])
-@pytest.mark.parametrize(("scope", "count"), [("class", 2), ("cluster", 4)])
+@pytest.mark.parametrize(
+    ("scope", "count", "name"),
+    [
+        ("class", 2, "full"),
+        ("cluster", 4, "lora"),
+        pytest.param("class", 2, "lora", marks=pytest.mark.slow),
+        pytest.param("cluster", 4, "full", marks=pytest.mark.slow),
+    ],
+)
 def test_each_class_or_cluster_has_its_own_adaptation(
     folders: dict[str, Path], tmp_path: Path, name: str, scope: str, count: int
 ) -> None:
@@ -173,7 +180,7 @@ def test_each_class_or_cluster_has_its_own_adaptation(
         {"name": "full", "ema_decay": 0.5, "train_text_encoder": True},
         {"name": "textual_inversion"},
         {"name": "dreambooth", "rank": 2, "num_class_images": 2},
-        {"name": "lora", "rank": 2, "scope": "class"},
+        pytest.param({"name": "lora", "rank": 2, "scope": "class"}, marks=pytest.mark.slow),
     ],
     ids=lambda adapt: "-".join(str(value) for value in adapt.values()),
 )
