@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,8 @@ from engine.runtime.inline import InlineRuntime
 from engine.study import Study, validate
 
 Classes = Mapping[str, int]
+# The package has a function of the same name.
+PLANES = import_module("engine.report.sections.embedding")
 
 # Slow examples on a busy machine are not a fault of the code.
 hypothesis.settings.register_profile(
@@ -85,18 +89,20 @@ def warm_decoders(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Sandbox, "close", keep)
 
 
-@pytest.fixture(autouse=True)
-def no_umap_on_pages(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The plane of UMAP is for slow tests: compiling it takes each process half a minute."""
-    if request.node.get_closest_marker("slow") is None:
-        embedding = import_module("engine.report.sections.embedding")
-        monkeypatch.setattr(embedding, "find_spec", lambda name: None)
+@pytest.fixture(scope="session", autouse=True)
+def cheap_extras() -> Iterator[None]:
+    """The plane of UMAP is for slow tests, because compiling it takes each process half a minute;
+    and most tests that read images are about something else than confounders."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PLANES, "find_spec", lambda name: None)
+        patch.setattr(confounding, "_TREES", 20)
+        yield
 
 
 @pytest.fixture(autouse=True)
-def small_forests(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Most tests that read images are about something else than confounders."""
-    monkeypatch.setattr(confounding, "_TREES", 20)
+def umap_in_slow_tests(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.node.get_closest_marker("slow"):
+        monkeypatch.setattr(PLANES, "find_spec", find_spec)
 
 
 @pytest.fixture
@@ -241,3 +247,25 @@ def resumed(finished_bars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     about."""
     shutil.copytree(finished_bars, tmp_path / "runs")
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    before = dict(os.environ)
+    os.environ.update(
+        AWS_ENDPOINT_URL=f"http://{host}:{port}",
+        AWS_ACCESS_KEY_ID="test",
+        AWS_SECRET_ACCESS_KEY="test",
+        AWS_DEFAULT_REGION="us-east-1",
+    )
+    boto3.client("s3").create_bucket(Bucket="bucket")
+    yield os.environ["AWS_ENDPOINT_URL"]
+    server.stop()
+    os.environ.clear()
+    os.environ.update(before)

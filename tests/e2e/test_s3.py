@@ -7,12 +7,19 @@ import random
 import tarfile
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from engine.core.manifest import Manifest
 from engine.core.store import Store
+from engine.execute import execute
 from engine.maintenance import fsck, gc
+from engine.plan import plan, until
+from engine.profile import Profile
+from engine.runtime.inline import InlineRuntime
+from engine.study import Study
 from tests.chaos.kills import kill_until_done
 from tests.chaos.storages import differences
 from tests.chaos.studies import command, run, run_here
@@ -23,6 +30,17 @@ def url(s3_endpoint: str) -> str:
     return f"s3://bucket/{uuid.uuid4().hex[:8]}"
 
 
+def test_curated_images_of_a_study_on_s3_equal_local_ones(
+    url: str, bars_study: Callable[..., Study], run_until: Callable[[Study, str], Manifest]
+) -> None:
+    study = bars_study()
+    profile, steps = Profile(storage=url, runtime="inline"), until(plan(study), "curate")
+    manifests = execute(steps, Store(url), InlineRuntime(), profile)
+    assert manifests[steps[-1].key].digest == run_until(study, "curate").digest
+    assert execute(steps, Store(url), InlineRuntime(), profile) == manifests
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_study_runs_on_s3_from_audit_to_export(url: str, tmp_path: Path) -> None:
     store = Store(url)

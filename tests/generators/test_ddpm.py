@@ -152,6 +152,7 @@ def test_loss_is_weighted_by_signal_to_noise_ratio(tmp_path: Path, prediction_ty
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_velocity_is_sampled_as_it_was_trained(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     made = spec(train_steps=250, num_inference_steps=10, block_out_channels=(16, 32),

@@ -103,6 +103,7 @@ def test_killed_training_continues_to_bitwise_equal_weights(tmp_path: Path) -> N
     assert fit(store, spec(), "two", checkpoint_every=3) == whole
 
 
+@pytest.mark.slow
 def test_images_show_their_class(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     made = spec(train_steps=400, batch_size=16, ema_decay=0.9, generator_learning_rate=3e-3,

@@ -79,6 +79,7 @@ def test_missing_gpu_is_rejected_and_busy_cpus_are_waited_for(ray_with, worker) 
     assert len(lines) == 1
 
 
+@pytest.mark.slow
 def test_long_temporary_folder_works(image_folder: Any, tmp_path: Path) -> None:
     root = image_folder({"cat": 8, "dog": 8})
     study = tmp_path / "study.yaml"

@@ -195,6 +195,7 @@ class FailIn:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_engine_error_in_a_worker_is_raised_unchanged(runtime: RayRuntime, tmp_path: Path) -> None:
     context = FitContext(Store(str(tmp_path)), "work/fails", "weights", "one", "inputs")
     fails = FailIn((StorageError("one line that says what to change"),))

@@ -225,6 +225,15 @@ def test_accumulated_parts_equal_the_step_of_the_whole_batch(
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
+LORA = "adapted/pytorch_lora_weights.safetensors"
+
+
+@pytest.fixture(scope="module")
+def without_settings(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> str:
+    store = Store(str(tmp_path_factory.mktemp("plain")))
+    return fit(store, made(folders["sd"], {"name": "lora", "rank": 2}))[LORA]
+
+
 @pytest.mark.parametrize(
     "fields",
     [
@@ -234,15 +243,10 @@ def test_accumulated_parts_equal_the_step_of_the_whole_batch(
     ids=str,
 )  # fmt: skip
 def test_training_setting_has_an_effect(
-    folders: dict[str, Path], tmp_path: Path, fields: dict[str, Any]
+    folders: dict[str, Path], without_settings: str, tmp_path: Path, fields: dict[str, Any]
 ) -> None:
-    lora = {"name": "lora", "rank": 2}
-    one, other = (
-        fit(Store(str(tmp_path / name)), made(folders["sd"], {**lora, **more}))
-        for name, more in (("one", {}), ("other", fields))
-    )
-    file = "adapted/pytorch_lora_weights.safetensors"
-    assert one[file] != other[file]
+    other = fit(Store(str(tmp_path)), made(folders["sd"], {"name": "lora", "rank": 2, **fields}))
+    assert other[LORA] != without_settings
 
 
 def test_cached_latents_equal_recomputed_ones(folders: dict[str, Path], tmp_path: Path) -> None:
