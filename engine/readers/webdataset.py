@@ -110,7 +110,16 @@ class Webdataset(Reader[WebdatasetSpec]):
                 columns[rows.SPLIT].append(splits[name])
                 columns[rows.GROUP_ID].append(text_at(texts, spec.group) if spec.group else None)
         if not columns[rows.URI]:
-            raise DataError(f"reader.root: the tars in {spec.root} contain no images")
+            dotted = [one for one in self._others if one.lower().endswith(tuple(EXTENSIONS))]
+            hint = (
+                ""
+                if not dotted
+                else (
+                    f" (a name ends at its first dot, so {dotted[0]!r} is no image: replace other"
+                    " dots in the names)"
+                )
+            )
+            raise DataError(f"reader.root: the tars in {spec.root} contain no images{hint}")
         columns[rows.IMAGE_ID] = image_ids(columns[rows.URI])
         return pa.table(columns, schema=rows.records_schema(self.tasks()))
 

@@ -52,10 +52,13 @@ def record_problems(records: pa.Table, spec: IntakeSpec) -> Iterator[str]:
         places = [
             uri for uri, i in zip(records[rows.URI].to_pylist(), ids, strict=True) if i == twice[0]
         ]
-        yield (
-            f"the id {twice[0]!r} appears {twice[1]} times (first: {places[0]}, {places[1]}); make"
-            " ids unique"
-        )
+        if len(set(places)) == 1:
+            yield f"{places[0]} is listed {twice[1]} times; keep one entry of each file"
+        else:
+            yield (
+                f"the id {twice[0]!r} appears {twice[1]} times (first: {places[0]}, {places[1]});"
+                " make ids unique"
+            )
     if spec.split.group == "column" and records[rows.GROUP_ID].null_count:
         yield (
             f"split.group: {records[rows.GROUP_ID].null_count:,} images have no group; name the"
