@@ -306,8 +306,8 @@ class Schedule(Protocol):
 
 def lr_schedule(optimizer: Any, settings: Schedule) -> Any:
     """The schedule of the learning rate, with a linear warmup."""
+    from diffusers.optimization import get_scheduler
     from torch.optim.lr_scheduler import LambdaLR
-    from transformers import get_scheduler
 
     warmup = settings.lr_warmup_steps
     if settings.lr_scheduler != "step":
