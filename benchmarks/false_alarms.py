@@ -148,9 +148,6 @@ def alarmed(name: str, images: Labelled, count: int, seed: int) -> dict[str, lis
         reserve = [one for members in of_class.values() for one in members[:each]]
         for folder in FOLDERS:
             write(root / folder, pictures(folder, reserve, seed))
-        counts = {label: sum(one[1] == label for one in own) for label in classes}
-        # Train has a little over half of a class.
-        ratio = {label: each / 2 / max(1, counts[label]) for label in classes}
         study = study_of(
             root, name, seed,
             generators={
@@ -160,11 +157,11 @@ def alarmed(name: str, images: Labelled, count: int, seed: int) -> dict[str, lis
                 }
                 for folder in FOLDERS
             },
-            request={"ratio_by_class": ratio}, curate={"max_rounds": 1},
+            request={"per_class": each // 2, "classes": "all"}, curate={"max_rounds": 1},
             classifier={"name": "probe", "hidden": 64} if name == "mnist" else
             {"name": "probe", "embedder": {"name": "cnn", "model": str(WEIGHTS), "input_size": 96}},
             training={"steps": 300, "batch_size": 32, "learning_rate": 3e-3, "evaluate_every": 100},
-            search={"ratios": [1]},
+            search={"ratios": [0.1]},
         )  # fmt: skip
         steps = plan(study)
         found = {}
