@@ -63,8 +63,8 @@ from engine.steps.train import TrainClassifier
 from engine.study import Study, validate
 from engine.work.fit import FitContext
 
-RATIOS = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
-# Child processes read it from their environment.
+# Child processes read the form of the search from their environment.
+RATIOS = tuple(map(float, os.environ.get("BENCHMARK_RATIOS", "0.5 1 1.5 2 3 4").split()))
 SEEDS = int(os.environ.get("BENCHMARK_SEEDS", "5"))
 TRIALS = len(RATIOS) * SEEDS
 PROFILE: dict[str, Any] = {"num_cpus": 2, "trial": {"cpus": 1, "threads": 1}, "mlflow": "none"}
@@ -366,13 +366,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--only-restart", action="store_true")
-    parser.add_argument("--quick", action="store_true", help="one seed, 10 steps, one round")
+    parser.add_argument("--quick", action="store_true", help="six trials of 10 steps, one round")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.quick:
-        global SEEDS, TRIALS
-        SEEDS, TRIALS = 1, len(RATIOS)
-        os.environ["BENCHMARK_SEEDS"] = "1"
+        global RATIOS, SEEDS, TRIALS
+        RATIOS, SEEDS, TRIALS = (0.5, 1.0, 1.5), 2, 6
+        os.environ |= {"BENCHMARK_RATIOS": "0.5 1 1.5", "BENCHMARK_SEEDS": "2"}
         arguments.steps, arguments.rounds = 10, 1
     if arguments.child:
         child(arguments.child, arguments.steps)
