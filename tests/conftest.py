@@ -83,7 +83,7 @@ def warm_decoders(monkeypatch: pytest.MonkeyPatch) -> None:
         if len(IDLE) > 4:
             oldest = IDLE.pop(next(iter(IDLE)))
             oldest.kill()
-            oldest.communicate()
+            oldest.wait()
 
     monkeypatch.setattr(Sandbox, "_exchange", exchange_warm)
     monkeypatch.setattr(Sandbox, "close", keep)
