@@ -271,7 +271,7 @@ class Context:
             device=self.device,
             checkpoint_every=self.fit_resources.checkpoint_every,
         )
-        ended = threading.Event()
+        ended, pace = threading.Event(), Pace()
 
         def watch() -> None:
             # The bar starts before the workers do, so that a fit stuck in startup is reported too.
@@ -280,6 +280,7 @@ class Context:
                     state = read_progress(self.store, work, attempt)
                     if state is None:
                         continue
+                    pace.saw(state.done, time.monotonic())
                     if bar.total is None:
                         bar.begin(state.total, state.done)
                     metrics = list(state.metrics.items())[:_MAX_METRICS]
@@ -295,7 +296,30 @@ class Context:
             ended.set()
             watcher.join()
         self.work.append(Work("fit", 1, time.monotonic() - started))
+        if pace.seconds is not None:
+            self.notes["seconds_per_step"] = pace.seconds
         return read_result(self.store, work, attempt)
+
+
+@dataclass
+class Pace:
+    """Seconds of a step of a fit, from its reports: without the start of its processes."""
+
+    first: tuple[int, float] | None = None
+    last: tuple[int, float] | None = None
+
+    def saw(self, done: int, now: float) -> None:
+        """`done` steps were reported at the time `now`, in seconds."""
+        if not done or (self.last and done <= self.last[0]):
+            return
+        self.first, self.last = self.first or (done, now), (done, now)
+
+    @property
+    def seconds(self) -> float | None:
+        """None with fewer than two reports."""
+        if self.first is None or self.last is None or self.first == self.last:
+            return None
+        return (self.last[1] - self.first[1]) / (self.last[0] - self.first[0])
 
 
 def compute_here(worker: ShardWorker, shards: Sequence[Shard]) -> Iterator[dict[str, Any]]:

@@ -275,7 +275,7 @@ class _Previewer:
         study's first classifier, which is trained now; None without a comparison."""
         for step in needed:
             if step.kind == "train":
-                return float(self.manifests[step.key].provenance["seconds"]) / training_steps(step)
+                return seconds_per_step(self.manifests[step.key], step)
         first = next(
             (
                 trial
@@ -291,7 +291,14 @@ class _Previewer:
         manifest = trials.find([first]).get(first.key)
         if manifest is None:
             manifest = trials.run([first], lambda count: None)[first.key]
-        return float(manifest.provenance["seconds"]) / training_steps(first)
+        return seconds_per_step(manifest, first)
+
+
+def seconds_per_step(manifest: Manifest, trial: Step) -> float:
+    """Of a classifier's training; without the start of its processes if it reported twice, because
+    the processes of a search start once."""
+    whole = float(manifest.provenance["seconds"]) / training_steps(trial)
+    return float(manifest.provenance.get("seconds_per_step", whole))
 
 
 def generated_manifest(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.context import Context
+from engine.context import Context, Pace
 from engine.core.errors import EngineError, StorageError
 from engine.core.manifest import Manifest, write_manifest
 from engine.core.spec import Spec, canonical
@@ -69,3 +69,15 @@ def test_manifest_is_read_only_by_dependent_steps(store: Store) -> None:
     assert context(CLUSTER, store).manifest(EMBED) is None
     with pytest.raises(EngineError, match=r"^embed reads cluster, which it does not depend on"):
         context(EMBED, store).manifest(CLUSTER)
+
+
+def test_pace_of_a_fit_leaves_out_its_start() -> None:
+    pace = Pace()
+    pace.saw(0, 10.0)
+    assert pace.seconds is None
+    pace.saw(100, 40.0)
+    assert pace.seconds is None
+    # The same report is seen again.
+    pace.saw(100, 41.0)
+    pace.saw(300, 50.0)
+    assert pace.seconds == 0.05
