@@ -35,6 +35,7 @@ class GeneratorRates(Spec):
     """Measured on a preview of one generator.
 
     fit: seconds of its training; None if it is not trained. generate, curate: seconds of one image.
+    start: seconds until the workers of both compute, in each round.
     needed: images of each class that the study uses at most. kept: images kept of those generated,
     by class; empty if they are not filtered.
     """
@@ -42,6 +43,7 @@ class GeneratorRates(Spec):
     fit: float | None
     generate: float
     curate: float
+    start: float = 0.0
     needed: dict[str, int]
     kept: dict[str, tuple[int, int]]
 
@@ -99,7 +101,12 @@ def forecast(steps: Sequence[Step], store: Store, profile: Profile, rates: Rates
             what = f"{draws * fewest:,} to {draws * most:,} images of {label}"
             if fewest == most:
                 what = f"{draws * most:,} images of {label}"
-            lines.append(Line(what, draws * fewest * each, draws * most * each))
+            # What curation drops is requested once more at least.
+            rounds = 2 if most > sum(generator.needed.values()) else 1
+            lines.append(Line(
+                what, draws * (generator.start + fewest * each),
+                draws * (rounds * generator.start + most * each),
+            ))  # fmt: skip
     trials = {trial.key: trial for trial in expected_trials(open_steps)}
     missing = [trial for trial in trials.values() if read_manifest(store, trial) is None]
     if missing and rates.train is not None:

@@ -4,8 +4,9 @@ the whole study."""
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -76,8 +77,8 @@ def preview(
     generators, sections = {}, []
     for step in generates:
         drawn = previewer.draw(step)
-        funnel, each, signs = previewer.curate(step, curates.get(step.key), drawn)
-        section, of_generator = previewer.section(step, drawn, funnel, signs, each)
+        judged = previewer.curate(step, curates.get(step.key), drawn)
+        section, of_generator = previewer.section(step, drawn, judged)
         sections.append(section)
         generators[step.subject.name] = of_generator
     rates = Rates(
@@ -102,12 +103,26 @@ def print_forecast(left: Forecast) -> None:
 
 @dataclass(frozen=True)
 class _Drawn:
-    """Images of a generator. full: images of each class that the study requests first."""
+    """Images of a generator. full: images of each class that the study requests first. start:
+    seconds until the workers computed."""
 
     context: Context
     shards: list[Shard]
     commits: list[Commit]
     full: dict[str, int]
+    start: float
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """What curation says of a generator's images: the funnel, empty without filters, the seconds of
+    one image, the seconds until the workers computed, and signs that the generator learnt nothing.
+    """
+
+    funnel: Mapping[str, ClassFunnel] = field(default_factory=dict)
+    seconds: float = 0.0
+    start: float = 0.0
+    signs: list[Notice] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -184,53 +199,51 @@ class _Previewer:
             digest = ids_digest(ids)
             task = {"part": key, "row_group": 0, "ids_digest": digest}
             shards.append(Shard(f"{slug(label)}-{digest}", len(ids), task, {"label": label}))
+        started = time.monotonic()
         commits = context.compute(
             "generate", shards, rows_of=parquet_rows, stages=sampling_stages(context, spec),
             schema=rows.synthetic_schema(spec.tasks), fingerprint=fingerprint(context, spec),
             prefix=prefix,
         )  # fmt: skip
-        return _Drawn(context, shards, commits, full)
+        return _Drawn(context, shards, commits, full, _start(commits, started))
 
-    def curate(
-        self, step: Step, curate: Step | None, drawn: _Drawn
-    ) -> tuple[dict[str, ClassFunnel], float, list[Notice]]:
-        """Filter the images as the study does; the funnel, empty without filters, the seconds of
-        one image, and signs that the generator learnt nothing."""
+    def curate(self, step: Step, curate: Step | None, drawn: _Drawn) -> _Judged:
+        """Filter the images as the study does."""
         parts = [commit.data.model_copy(update={"tags": {"label": shard.tags["label"]}})
                  for shard, commit in zip(drawn.shards, drawn.commits, strict=True)
                  if commit.data]  # fmt: skip
         if curate is None or not parts:
-            return {}, 0.0, []
+            return _Judged()
         spec = curate.spec_as(CurateSpec)
         if not spec.filters:
-            return {}, 0.0, []
+            return _Judged()
         requested = {shard.tags["label"]: shard.rows for shard in drawn.shards}
         images = generated_manifest(step, drawn.context, parts, requested)
         context = self.context(curate, curate.inputs, generate=images)
         classes = context.result("ingest", IngestResult).classes
+        started = time.monotonic()
         commits = score(context, spec, classes, self.store.preview(attempt_name()))
+        start = _start(commits, started)
         keys = [commit.data.key for commit in commits if commit.data]
         table, notes = judge(context, spec, read_generated(context, spec.task), keys)
         signs: list[Notice] = notes["usefulness"].notices()
         context.warn(signs)
         count = sum(len(commit.image_id) for commit in commits)
         seconds = sum(float(commit.provenance["seconds"]) for commit in commits)
-        return make_funnel(table, requested), seconds / max(1, count), signs
+        return _Judged(make_funnel(table, requested), seconds / max(1, count), start, signs)
 
     def section(
         self,
         step: Step,
         drawn: _Drawn,
-        funnel: Mapping[str, ClassFunnel],
-        signs: list[Notice],
-        curate: float,
+        judged: _Judged,
     ) -> tuple[_OfGenerator, GeneratorRates]:
-        """The section of the page, and the rates. curate: seconds of one image."""
+        """The section of the page, and the rates."""
         spec = step.spec_as(GenerateSpec)
         ingest = drawn.context.inputs["ingest"]
         real = sampled_images(self.store, ingest.keys(split="train"), spec.task, self.count)
         train = drawn.context.result("ingest", IngestResult).train
-        classes = []
+        classes, funnel = [], judged.funnel
         for shard, commit in zip(drawn.shards, drawn.commits, strict=True):
             label = shard.tags["label"]
             keys = [commit.data.key] if commit.data else []
@@ -257,12 +270,12 @@ class _Previewer:
         fit = drawn.context.inputs.get("finetune")
         rates = GeneratorRates(
             fit=None if fit is None else float(fit.provenance["seconds"]), generate=seconds,
-            curate=curate, needed=drawn.full,
+            curate=judged.seconds, start=drawn.start + judged.start, needed=drawn.full,
             kept={label: (min(of.kept, of.generated), of.generated)
-                  for label, of in funnel.items()},
+                  for label, of in judged.funnel.items()},
         )  # fmt: skip
         of_generator = _OfGenerator(
-            step.label, classes, signs, total,
+            step.label, classes, judged.signs, total,
             per_second=1 / seconds if seconds else 0.0, actors=resources.actors,
             batch_size=resources.batch_size, device=self.profile.device,
             hours=total * seconds / resources.actors / 3600,
@@ -292,6 +305,12 @@ class _Previewer:
         if manifest is None:
             manifest = trials.run([first], lambda count: None)[first.key]
         return seconds_per_step(manifest, first)
+
+
+def _start(commits: Sequence[Commit], started: float) -> float:
+    """Seconds since `started` in which no shard was computed."""
+    computed = sum(float(commit.provenance["seconds"]) for commit in commits)
+    return max(0.0, time.monotonic() - started - computed)
 
 
 def seconds_per_step(manifest: Manifest, trial: Step) -> float:
