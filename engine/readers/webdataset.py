@@ -115,8 +115,8 @@ class Webdataset(Reader[WebdatasetSpec]):
                 ""
                 if not dotted
                 else (
-                    f" (a name ends at its first dot, so {dotted[0]!r} is no image: replace other"
-                    " dots in the names)"
+                    f" (a name ends at its first dot, so {dotted[0]!r} is not an image: replace"
+                    " other dots in the names)"
                 )
             )
             raise DataError(f"reader.root: the tars in {spec.root} contain no images{hint}")

@@ -99,7 +99,7 @@ def test_tar_errors_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="contain no images"):
         read(tmp_path)
     write(tmp_path / "a.tar", [("22.0/1.5.png", png(0)), ("22.0/1.5.cls", "cat")])
-    with pytest.raises(DataError, match=r"ends at its first dot, so '\.5\.png' is no image"):
+    with pytest.raises(DataError, match=r"ends at its first dot, so '\.5\.png' is not an image"):
         read(tmp_path)
     write(tmp_path / "a.tar", [("0.png", png(0)), ("0.json", "{")])
     with pytest.raises(DataError, match="json:label: not valid JSON"):
