@@ -34,8 +34,6 @@ from engine.runtime.inline import InlineRuntime
 from engine.steps.request import planned_shards
 
 DIGITS = Path(__file__).parents[1] / "configs" / "digits.yaml"
-# A study of seconds, for a look at the benchmark itself.
-QUICK = ("generators.ddpm.train_steps=20", "training.steps=40", "search.seeds=2")
 
 
 class Clock:
@@ -74,11 +72,11 @@ def without_digests() -> None:
 
 
 def digits(quick: bool) -> None:
-    sets = ["profile.runtime=inline", "profile.mlflow=none", *(QUICK if quick else ())]
+    sets = ["profile.runtime=inline", "profile.mlflow=none"]
     quiet_err, quiet_out = redirect_stderr(StringIO()), redirect_stdout(StringIO())
     with tempfile.TemporaryDirectory() as folder, quiet_err, quiet_out:
         sets.append(f"profile.storage={folder}")
-        last = ("--until", "search") if quick else ()
+        last = ("--until", "cluster") if quick else ()
         given = (part for one in sets for part in ("--set", one))
         code = run_study([str(DIGITS), *last, *given])
     assert code == 0
@@ -102,7 +100,7 @@ def measure(name: str, digests: bool, quick: bool) -> dict[str, float]:
     clock = Clock()
     cpu, wall = time.process_time(), time.perf_counter()
     with clock.watching():
-        digits(quick) if name == "digits" else noop(10_000 if quick else 100_000)
+        digits(quick) if name == "digits" else noop(2_000 if quick else 100_000)
     return {
         "cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall,
         "hashing": clock.seconds,

@@ -118,8 +118,8 @@ class Data:
     second: Pictures
 
 
-def read_mnist(count: int) -> Data:
-    """`count` training digits, padded from 28 to 32 px, and all held-out ones."""
+def read_mnist(count: int, held_out: int) -> Data:
+    """`count` training digits, padded from 28 to 32 px, and `held_out` others."""
     shape = Preprocess(size=32, channels="L")
 
     def split(name: str, first: int, wanted: int) -> Pictures:
@@ -132,13 +132,13 @@ def read_mnist(count: int) -> Data:
         ]
         return Pictures(np.stack(pixels), [str(label) for label in held["label"].to_pylist()])
 
-    return Data(shape, split("train", 0, count), split("test", 0, 10_000),
-                split("train", count, 10_000))  # fmt: skip
+    return Data(shape, split("train", 0, count), split("test", 0, held_out),
+                split("train", count, held_out))  # fmt: skip
 
 
-def read_clothing(count: int) -> Data:
-    """The training photographs at 32 px; validation and test are held out. There are no others, so
-    `second` is the training photographs themselves."""
+def read_clothing(count: int, held_out: int) -> Data:
+    """The training photographs at 32 px, and at most `held_out` of validation and test. There are
+    no others, so `second` is the training photographs themselves."""
     shape = Preprocess(size=32, channels="RGB", fit="pad")
 
     def split(*names: str) -> Pictures:
@@ -154,7 +154,10 @@ def read_clothing(count: int) -> Data:
         Pictures(train.pixels[rows], [train.labels[row] for row in rows])
         for rows in (chosen[:count], chosen[:count])
     )
-    return Data(shape, first, split("validation", "test"), second)
+    others = split("validation", "test")
+    kept = np.sort(generator(SEED, "held out").permutation(len(others.labels))[:held_out])
+    held = Pictures(others.pixels[kept], [others.labels[row] for row in kept])
+    return Data(shape, first, held, second)
 
 
 class Reader:
@@ -296,8 +299,10 @@ def main() -> None:
     if unknown := set(arguments.only or ()) - set(settings):
         raise SystemExit(f"--only: {sorted(unknown)} unknown; there are {sorted(settings)}")
     print(machine("torch", "diffusers"))
-    data = {"mnist": read_mnist, "clothing": read_clothing}[arguments.data](arguments.train)
-    reader = Reader(data, 60 if arguments.quick else 1200)
+    data = {"mnist": read_mnist, "clothing": read_clothing}[arguments.data](
+        arguments.train, 500 if arguments.quick else 10_000
+    )
+    reader = Reader(data, 20 if arguments.quick else 1200)
     embedder = Cnn(CnnSpec(model=str(WEIGHTS), input_size=96))
     embedder.load("cpu")
     count = min(arguments.images, len(data.held_out.labels))

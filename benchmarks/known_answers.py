@@ -147,8 +147,8 @@ def judged(study: Study, root: Path, arm: str = "", against: str = "") -> Contra
     return next(one for one in scored.contrasts if one.arm == chosen[arm])
 
 
-def single(kind: str, seed: int) -> Contrast:
-    """One of the studies with a known verdict."""
+def single(kind: str, seed: int, test_images: int = 800) -> Contrast:
+    """One of the studies with a known verdict, with `test_images` of each class."""
     with tempfile.TemporaryDirectory() as name:
         root, draw = Path(name), Draw("train", seed)
         counts = {str(number): FEW if str(number) in RARE else COMMON for number in range(10)}
@@ -156,7 +156,9 @@ def single(kind: str, seed: int) -> Contrast:
         write_split(root / "data", "train", train)
         write_split(root / "data", "val", {label: draw.take(label, 60) for label in counts})
         test = Draw("test", seed)
-        write_split(root / "data", "test", {label: test.take(label, 800) for label in counts})
+        write_split(
+            root / "data", "test", {label: test.take(label, test_images) for label in counts}
+        )
         request: dict[str, Any] = {"ratio": 3, "classes": list(RARE)}
         search: dict[str, Any] = {"ratios": [3], "seeds": 2, "confirm_fits": 5}
         against = ""
@@ -203,10 +205,12 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="number of null's first study")
     parser.add_argument("--simulated", type=int, default=2000, help="of each design")
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--quick", action="store_true", help="reserve, and 40 of each design")
+    parser.add_argument(
+        "--quick", action="store_true", help="a small reserve, and 12 of each design"
+    )
     arguments = parser.parse_args()
     if arguments.quick:
-        arguments.only, arguments.simulated = ["reserve", *DESIGNS, "noticed", "covered"], 40
+        arguments.only, arguments.simulated = ["reserve", *DESIGNS, "noticed", "covered"], 12
     print(machine("torch", "scipy"))
     os.environ["OMP_NUM_THREADS"] = "1"
     with ProcessPoolExecutor(arguments.processes, get_context("spawn")) as pool:
@@ -224,7 +228,7 @@ def whole_studies(pool: ProcessPoolExecutor, arguments: argparse.Namespace) -> N
     for kind, want in WANTED.items():
         if kind not in arguments.only:
             continue
-        found = pool.submit(single, kind, 1).result()
+        found = pool.submit(single, kind, 1, 200 if arguments.quick else 800).result()
         interval = f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"
         effect = f"{100 * found.effect.estimate:+.1f} ({interval}) points"
         lines.append([kind, f"{found.arm} against {found.against}", effect, found.word, want])

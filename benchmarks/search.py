@@ -239,7 +239,7 @@ def nothing(name: str, runtime: Runtime) -> dict[str, float]:
     return {}
 
 
-def overheads(base: Path, runtime: Runtime) -> None:
+def overheads(base: Path, runtime: Runtime, repeats: int) -> None:
     """Seconds per trial spent on anything but training."""
     resources = profile_at("runs").trial
 
@@ -247,7 +247,7 @@ def overheads(base: Path, runtime: Runtime) -> None:
         names = [f"trial {number}" for number in range(count)]
         return timed(lambda: runtime.search(nothing, names, resources, lambda _: None)).wall
 
-    few, many = ([empty(times * TRIALS) for _ in range(3)] for times in (1, 4))
+    few, many = ([empty(times * TRIALS) for _ in range(repeats)] for times in (1, 4))
     each = [(much - little) / (3 * TRIALS) for little, much in zip(few, many, strict=True)]
     short = trials_of(study_of(1))
     trainer = Trainer(str(base), short, threads=1)
@@ -319,7 +319,7 @@ def child(storage: str, steps: int) -> None:
     print(json.dumps({"made": len(missing)}), flush=True)
 
 
-def compare(base: Path, steps: int, rounds: int) -> None:
+def compare(base: Path, steps: int, rounds: int, repeats: int) -> None:
     wanted = trials_of(study_of(steps))
     scores: dict[str, list[float]] = {}
     warm = RayRuntime("local", 2, warn=print)
@@ -358,7 +358,7 @@ def compare(base: Path, steps: int, rounds: int) -> None:
         f"{TRIALS} trials of {steps} steps (optuna's ratio is to the engine with Ray's start)",
         ["", "s", "wall / engine", "best on val"], lines,
     )  # fmt: skip
-    overheads(base, warm)
+    overheads(base, warm, repeats)
     warm.close()
 
 
@@ -390,7 +390,7 @@ def main() -> None:
         steps = needed(trials_of(study_of(arguments.steps)))
         execute(steps, Store(folder), InlineRuntime(), profile, quiet=True)
         if not arguments.only_restart:
-            compare(base, arguments.steps, arguments.rounds)
+            compare(base, arguments.steps, arguments.rounds, 1 if arguments.quick else 3)
         if not arguments.quick:
             restart(base, arguments.steps)
 
