@@ -7,6 +7,11 @@ filters:
     reserve    real images of the rare classes that the study does not have: adding them helps
     noise      images under a wrong class: adding them harms
     copies     each image of the rare classes as often as `oversampled` draws it: equivalent to it
+    repeated   each image of the rare classes once, twice, three times more: equivalent to the arm
+               `repeated` of the same ratio
+    subgroup   three of ten images are negatives, as of a second device, and negatives among the
+               images of the folder have a wrong class: worse than real images for this device
+               alone; with right classes for none
     null       two folders of images from one distribution, each at the ratio that is best on val,
                compared with each other; train, val, test and folders are drawn again each time
 
@@ -37,19 +42,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from PIL import Image, ImageOps
 from scipy import stats
 
 from benchmarks.simulated import DESIGNS, covered, noticed
 from benchmarks.timing import machine, print_table
 from engine.comparison.predictions import score
 from engine.core import rows
+from engine.core.manifest import Manifest
 from engine.core.progress import Bar
 from engine.core.rng import generator
 from engine.core.store import Store
 from engine.execute import execute
 from engine.plan import named, plan
 from engine.profile import Profile
-from engine.results.comparison import Contrast, EvaluateResult
+from engine.report.sections.subgroups import losing_arms
+from engine.results.comparison import Contrast, Effect, EvaluateResult, Subgroup
 from engine.runtime.inline import InlineRuntime
 from engine.study import Study
 
@@ -84,18 +92,20 @@ class Draw:
         return [self.images[self.left[label].pop()] for _ in range(count)]
 
 
-def write_split(root: Path, split: str, images: Mapping[str, Sequence[bytes]]) -> None:
+def write_split(
+    root: Path, split: str, images: Mapping[str, Sequence[bytes]],
+    devices: Mapping[str, Sequence[str]] | None = None,
+) -> None:  # fmt: skip
+    """A Parquet file of the images of each class, and the device of each where given."""
     root.mkdir(parents=True, exist_ok=True)
-    pairs = [(data, label) for label, held in images.items() for data in held]
-    pq.write_table(
-        pa.table(
-            {
-                "image": [{"bytes": data, "path": None} for data, _ in pairs],
-                "label": [label for _, label in pairs],
-            }
-        ),
-        root / f"{split}.parquet",
-    )
+    pairs = [(data, label) for label, members in images.items() for data in members]
+    columns: dict[str, list[Any]] = {
+        "image": [{"bytes": data, "path": None} for data, _ in pairs],
+        "label": [label for _, label in pairs],
+    }
+    if devices is not None:
+        columns["device"] = [device for label in images for device in devices[label]]
+    pq.write_table(pa.table(columns), root / f"{split}.parquet")
 
 
 def write_folder(root: Path, images: Mapping[str, Sequence[bytes]]) -> None:
@@ -104,6 +114,13 @@ def write_folder(root: Path, images: Mapping[str, Sequence[bytes]]) -> None:
         folder.mkdir(parents=True)
         for number, data in enumerate(held):
             (folder / f"{number:05d}.png").write_bytes(data)
+
+
+def negative(data: bytes) -> bytes:
+    """The image with black and white exchanged."""
+    target = io.BytesIO()
+    ImageOps.invert(Image.open(io.BytesIO(data)).convert("L")).save(target, "PNG")
+    return target.getvalue()
 
 
 def study_of(root: Path, folders: Sequence[str], seed: int, **fields: Any) -> Study:
@@ -125,26 +142,79 @@ def study_of(root: Path, folders: Sequence[str], seed: int, **fields: Any) -> St
     return Study.model_validate(values)
 
 
-def judged(study: Study, root: Path, arm: str = "", against: str = "") -> Contrast:
-    """The study's contrast, or that of two families, each at the ratio chosen on val."""
+def evaluated_manifests(study: Study, root: Path) -> tuple[Manifest, Manifest]:
+    """Run a study up to its verdict; the manifests of `ingest` and `evaluate`."""
     steps = plan(study)
     last = steps.index(named(steps, "evaluate")[0])
     store, profile = Store(str(root / "runs")), Profile.model_validate({"runtime": "inline"})
     with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
         made = execute(steps[: last + 1], store, InlineRuntime(), profile)
-    manifest = made[steps[last].key]
+    return made[named(steps, "ingest")[0].key], made[steps[last].key]
+
+
+def judged(study: Study, root: Path, arm: str = "", against: str = "") -> Contrast:
+    """The study's contrast, or that of two families, each at the ratio chosen on val."""
+    ingest, manifest = evaluated_manifests(study, root)
     evaluated = EvaluateResult.of(manifest)
     if not arm:
         return evaluated.contrasts[0]
+    store = Store(str(root / "runs"))
     path = root / "predictions.parquet"
     table = pa.concat_tables(store.tables(manifest.keys(table="predictions")))
     chosen = {result.family: name for name, result in evaluated.arms.items()}
     # These two alone: a correction for contrasts that nobody asks about would hide false ones.
     two = pa.array([chosen[arm], chosen[against]])
     pq.write_table(table.filter(pc.is_in(table[rows.ARM], two)), path)
-    ingest = made[named(steps, "ingest")[0].key]
     scored = score(study, store, ingest, "class", path, chosen[against])
     return next(one for one in scored.contrasts if one.arm == chosen[arm])
+
+
+def repeated(ratio: int, seed: int) -> Contrast:
+    """`ratio` copies of each image of the rare classes, against as many drawn by the engine."""
+    with tempfile.TemporaryDirectory() as name:
+        root, draw, test = Path(name), Draw("train", seed), Draw("test", seed)
+        counts = {str(number): FEW if str(number) in RARE else COMMON for number in range(10)}
+        train = {label: draw.take(label, count) for label, count in counts.items()}
+        write_split(root / "data", "train", train)
+        write_split(root / "data", "val", {label: draw.take(label, 60) for label in counts})
+        write_split(root / "data", "test", {label: test.take(label, 800) for label in counts})
+        write_folder(root / "made", {label: train[label] * ratio for label in RARE})
+        study = study_of(
+            root, ["made"], seed, request={"ratio": ratio, "classes": list(RARE)},
+            search={"ratios": [ratio], "seeds": 20, "confirm_fits": 1, "arms": ["repeated"]},
+        )  # fmt: skip
+        return judged(study, root, "made", "repeated")
+
+
+def subgroup(wrong: bool, seed: int) -> list[Subgroup]:
+    """The comparison for each device. wrong: added images of the device `negative` have the next
+    class."""
+    with tempfile.TemporaryDirectory() as name:
+        root, draw, test = Path(name), Draw("train", seed), Draw("test", seed)
+        labels = [str(number) for number in range(10)]
+        for split, source, count in (("train", draw, 60), ("val", draw, 60), ("test", test, 800)):
+            write_split(
+                root / "data", split,
+                {label: [negative(data) if row < 0.3 * count else data
+                         for row, data in enumerate(source.take(label, count))]
+                 for label in labels},
+                {label: ["negative" if row < 0.3 * count else "plain" for row in range(count)]
+                 for label in labels},
+            )  # fmt: skip
+        made = {label: draw.take(label, 60) for label in labels}
+        for number, label in enumerate(labels):
+            of = labels[(number + 1) % 10] if wrong else label
+            made[label] += [negative(data) for data in draw.take(of, 60)]
+        write_folder(root / "made", made)
+        values = study_of(
+            root, ["made"], seed, request={"ratio": 1},
+            search={"ratios": [1], "seeds": 2, "confirm_fits": 5},
+            evaluate={"subgroups": ["device"]},
+            task="class",
+        ).model_dump(mode="json")  # fmt: skip
+        values["reader"]["labels"] = {"class": "label", "device": "device"}
+        _, manifest = evaluated_manifests(Study.model_validate(values), root)
+        return EvaluateResult.of(manifest).subgroups
 
 
 def single(kind: str, seed: int, test_images: int = 800) -> Contrast:
@@ -199,7 +269,7 @@ def null(seed: int) -> Contrast:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    every = [*WANTED, "null", *DESIGNS, "noticed", "covered"]
+    every = [*WANTED, "repeated", "subgroup", "null", *DESIGNS, "noticed", "covered"]
     parser.add_argument("--only", nargs="+", choices=every, default=every)
     parser.add_argument("--studies", type=int, default=40, help="of null")
     parser.add_argument("--first", type=int, default=0, help="number of null's first study")
@@ -216,6 +286,8 @@ def main() -> None:
     with ProcessPoolExecutor(arguments.processes, get_context("spawn")) as pool:
         whole_studies(pool, arguments)
         false_claims(pool, arguments)
+        if "subgroup" in arguments.only:
+            devices(pool)
         if "noticed" in arguments.only:
             power(pool, arguments.simulated // 4)
         if "covered" in arguments.only:
@@ -229,10 +301,14 @@ def whole_studies(pool: ProcessPoolExecutor, arguments: argparse.Namespace) -> N
         if kind not in arguments.only:
             continue
         found = pool.submit(single, kind, 1, 200 if arguments.quick else 800).result()
-        interval = f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"
-        effect = f"{100 * found.effect.estimate:+.1f} ({interval}) points"
-        lines.append([kind, f"{found.arm} against {found.against}", effect, found.word, want])
+        lines.append([kind, f"{found.arm} against {found.against}", points(found.effect),
+                      found.word, want])  # fmt: skip
         print(*lines[-1], flush=True)
+    if "repeated" in arguments.only:
+        for found in pool.map(partial(repeated, seed=1), (1, 2, 3)):
+            lines.append(["repeated", f"{found.arm} against {found.against}",
+                          points(found.effect), found.word, "equivalent"])  # fmt: skip
+            print(*lines[-1], flush=True)
     if "null" in arguments.only:
         words: Counter[str] = Counter()
         numbers = range(arguments.first, arguments.first + arguments.studies)
@@ -246,6 +322,30 @@ def whole_studies(pool: ProcessPoolExecutor, arguments: argparse.Namespace) -> N
             "Studies of real images",
             ["study", "contrast", "result", "verdict or number", "expected"], lines,
         )  # fmt: skip
+
+
+def points(effect: Effect) -> str:
+    interval = f"{100 * effect.low:+.1f} to {100 * effect.high:+.1f}"
+    return f"{100 * effect.estimate:+.1f} ({interval}) points"
+
+
+def devices(pool: ProcessPoolExecutor) -> None:
+    """Whether images that harm one device are found, and whether others are accused."""
+    lines = []
+    kinds = (True, False)
+    for wrong, parts in zip(kinds, pool.map(partial(subgroup, seed=1), kinds), strict=True):
+        for part in parts:
+            (effect,) = part.to_real.values()
+            lines.append([
+                "wrong class" if wrong else "right class", part.value, f"{part.images:,}",
+                points(effect), "loses" if losing_arms(part, 5) else "",
+                "loses" if wrong and part.value == "negative" else "",
+            ])  # fmt: skip
+            print(*lines[-1], flush=True)
+    print_table(
+        "Added negatives, and the comparison with real images for each device",
+        ["negatives of", "device", "test images", "to real", "named", "expected"], lines,
+    )  # fmt: skip
 
 
 def false_claims(pool: ProcessPoolExecutor, arguments: argparse.Namespace) -> None:

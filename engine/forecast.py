@@ -21,6 +21,7 @@ from engine.core.store import Store
 from engine.plan import trials_of
 from engine.profile import Profile
 from engine.report.page import duration
+from engine.results.data import ExternalResult, IngestResult
 from engine.steps.request import LEAST_SHARE
 from engine.steps.train import TrainSpec
 
@@ -29,6 +30,10 @@ _VARIES = 1.25
 _Z = 1.96
 # Seconds for what a preview does not measure; mostly plots.
 _CLOSING = (30.0, 120.0)
+# A forward pass, as a share of an optimizer step, which has a backward pass twice as long.
+_FORWARD = 1 / 3
+# Seconds for reading and decoding an image and storing its prediction, at most.
+_READ = 0.0005
 
 
 class GeneratorRates(Spec):
@@ -113,9 +118,32 @@ def forecast(steps: Sequence[Step], store: Store, profile: Profile, rates: Rates
         optimizer_steps = sum(training_steps(trial) for trial in missing)
         at_once = max(1, min(len(missing), concurrent_trials(profile)))
         lines.append(_line(f"{len(missing)} classifiers", optimizer_steps * rates.train / at_once))
+    if rates.train is not None:
+        for step in (step for step in open_steps if step.kind == "evaluate"):
+            lines += _predictions(step, store, profile, rates.train)
     if any(step.kind == "report" for step in open_steps):
-        lines.append(Line("evaluation, page and logs (assumed)", *_CLOSING))
+        lines.append(Line("page and logs (assumed)", *_CLOSING))
     return Forecast(lines)
+
+
+def _predictions(evaluate: Step, store: Store, profile: Profile, train: float) -> list[Line]:
+    """Predictions of every confirming classifier for the test images, also those from elsewhere;
+    images that are not read yet are not counted."""
+    images = 0
+    for step in evaluate.inputs.values():
+        manifest = read_manifest(store, step) if step.kind in ("ingest", "external") else None
+        if manifest is not None:
+            counts = (IngestResult.of(manifest).counts["test"] if step.kind == "ingest"
+                      else ExternalResult.of(manifest).counts)  # fmt: skip
+            images += sum(counts.values())
+    trials = expected_trials([evaluate.inputs["confirm"]])
+    count = len(trials) * images
+    if not count:
+        return []
+    actors = profile.stage("classify").actors
+    forward = train * _FORWARD / trials[0].spec_as(TrainSpec).training.batch_size
+    return [Line(f"{count:,} predictions for test images", count * forward / actors,
+                 count * (forward + _READ) / actors)]  # fmt: skip
 
 
 def expected_trials(steps: Sequence[Step]) -> list[Step]:

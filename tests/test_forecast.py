@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from engine.core.manifest import read_manifest
 from engine.core.store import Store
 from engine.execute import execute
 from engine.forecast import (
@@ -21,8 +22,9 @@ from engine.forecast import (
     share_kept,
     training_steps,
 )
-from engine.plan import plan, until
+from engine.plan import named, plan, until
 from engine.profile import Profile
+from engine.results.data import IngestResult
 from engine.runtime.inline import InlineRuntime
 from engine.study import Study
 
@@ -74,9 +76,18 @@ def test_work_that_is_done_costs_nothing(
 ) -> None:
     steps = plan(bars_study())
     execute(until(steps, "generate.more"), store, InlineRuntime(), profile)
-    line, closing = forecast(steps, store, profile, rates()).lines
-    assert "classifiers" in line.what
+    classifiers, predictions, closing = forecast(steps, store, profile, rates()).lines
+    assert "classifiers" in classifiers.what
     assert "page" in closing.what
+    # Of the test images by each classifier of the confirmation; those without an optimizer step's
+    # backward pass.
+    (ingest,) = named(steps, "ingest")
+    (confirm,) = named(steps, "confirm")
+    images = sum(IngestResult.of(read_manifest(store, ingest)).counts["test"].values())
+    count = images * len(expected_trials([confirm]))
+    assert predictions.what == f"{count:,} predictions for test images"
+    assert predictions.low == pytest.approx(count * 0.5 / 3 / 16)
+    assert predictions.low < predictions.high
 
 
 def test_trials_run_at_once_as_cores_allow(monkeypatch: pytest.MonkeyPatch) -> None:
