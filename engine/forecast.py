@@ -13,7 +13,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engine.comparison.arms import SearchSpec, planned_trials
+from engine.comparison.arms import REPEATED, SearchSpec, opened_arms, planned_trials
 from engine.core.manifest import read_manifest
 from engine.core.spec import Spec, digest
 from engine.core.step import Step
@@ -148,14 +148,17 @@ def _predictions(evaluate: Step, store: Store, profile: Profile, train: float) -
 
 def expected_trials(steps: Sequence[Step]) -> list[Step]:
     """The trials that these steps will run. Which arms a confirmation trains is not known before
-    the choice, but that it is one of each family is."""
+    the choice, but that it is one of each family is, and what accompanies it."""
     trials = trials_of([step for step in steps if step.kind != "confirm"])
     for step in steps:
         if step.kind == "confirm":
-            first: dict[str, str] = {}
-            for trial in planned_trials(step):
-                if first.setdefault(trial.arm.family, trial.arm.name) == trial.arm.name:
-                    trials.append(trial.step)
+            chosen: dict[str, str] = {}
+            for arm in step.spec_as(SearchSpec).arms:
+                # Of these, one more is opened if the choice has other class shares.
+                if arm.family == REPEATED or arm.family not in chosen:
+                    chosen[arm.family] = arm.name
+            opened = {arm.name for arm in opened_arms(step, chosen.values())}
+            trials += [trial.step for trial in planned_trials(step) if trial.arm.name in opened]
     return trials
 
 

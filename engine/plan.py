@@ -60,7 +60,7 @@ def plan_audit(study: Study) -> Step:
         "audit",
         {
             "name": study.name, "reader": study.reader, "task": choose_task(study, tasks),
-            "tasks": tasks, "preprocess": study.preprocess, "split": study.split,
+            "tasks": tasks, "preprocess": study.preprocess, "split": study.split.made,
             "audit": study.audit, "embedder": embedder, "seed": study.seed,
         },
         plugins=[("readers", study.reader), ("embedders", embedder)],
@@ -75,8 +75,8 @@ def _data_steps(study: Study) -> DataPlan:
     ingest = make_step(
         "ingest",
         {
-            "reader": study.reader, **common, "preprocess": study.preprocess, "split": study.split,
-            "audit": study.audit, "seed": study.seed,
+            "reader": study.reader, **common, "preprocess": study.preprocess,
+            "split": study.split.made, "audit": study.audit, "seed": study.seed,
         },
         plugins=[("readers", study.reader), ("embedders", study.audit.embedder)],
     )  # fmt: skip

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from engine.comparison.arms import Added, Arm, Role, Use
+from engine.comparison.arms import REPEATED, Added, Arm, Role, Use
 from engine.core.registry import kind_of
 from engine.core.rng import derive_seed
 from engine.core.step import Step, Subject, make_step
@@ -161,7 +161,7 @@ def _repeated_arms(data: DataPlan) -> list[PlannedArm]:
             if name not in arms:
                 ratio = None if amount.ratio is None else count * amount.ratio
                 mix = mix_step(data, name, repeated=(amount,) * count)
-                arms[name] = _arm(name, [mix], "repeated", ratio=ratio)
+                arms[name] = _arm(name, [mix], REPEATED, ratio=ratio)
     return list(arms.values())
 
 
@@ -169,7 +169,7 @@ def role_of(study: Study, labels: Sequence[str]) -> Role:
     """The part of an arm with images of these generators: claims are about synthetic images."""
     specs = [study.generators[label] for label in labels]
     if any(getattr(spec, "real", False) for spec in specs):
-        return "shown"
+        return "baseline" if all(getattr(spec, "baseline", False) for spec in specs) else "shown"
     synthetic = any(kind_of("generators", spec).synthetic for spec in specs)
     return "compared" if synthetic else "baseline"
 

@@ -218,7 +218,7 @@ def _external_step(data: DataPlan, name: str) -> Step:
         "external",
         {
             "name": name, "reader": spec, "task": task, "tasks": tasks,
-            "preprocess": study.preprocess, "split": study.split, "audit": study.audit,
+            "preprocess": study.preprocess, "split": study.split.made, "audit": study.audit,
             "seed": study.seed,
         },
         {"ingest": data.ingest}, [("readers", spec)], Subject(name),

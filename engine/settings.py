@@ -33,13 +33,15 @@ class Split(Spec):
     """The split is made once and frozen. Splits given by the data are kept; a missing split is
     carved out of train by group."""
 
-    later_fields: ClassVar[tuple[str, ...]] = ("train_fraction",)
+    later_fields: ClassVar[tuple[str, ...]] = ("train_fraction", "independent")
 
     val: Fraction = 0.15
     test: Fraction = 0.2
     # column: the reader says which images belong together. none: each image is its own group,
     # which is only right when no two images share a source.
     group: Literal["column", "none"] = "column"
+    # Why images without groups are independent; the page repeats it instead of a warning.
+    independent: Annotated[str, Field(min_length=10)] | None = None
     # Maximum training images of a class, chosen by the seed: makes a long tail for an experiment.
     train_limit: dict[ClassName, Annotated[int, Field(ge=2)]] = {}
     # Share of each class's training images that everything learns from.
@@ -49,7 +51,14 @@ class Split(Spec):
     def _leaves_train(self) -> Split:
         if self.val + self.test >= 0.9:
             raise explained("val + test must leave at least a tenth for train; lower one")
+        if self.independent is not None and self.group != "none":
+            raise explained("independent: it gives the reason for group: none; remove one of them")
         return self
+
+    @property
+    def made(self) -> Split:
+        """What the split depends on: all but the reason, which is for readers of the page."""
+        return self.model_copy(update={"independent": None})
 
 
 class Audit(Spec):

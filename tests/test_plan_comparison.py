@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from engine.comparison.arms import Arm, SearchSpec
+from engine.comparison.arms import Arm, SearchSpec, opened_arms
 from engine.core.errors import StudyError
 from engine.core.step import Step
 from engine.plan import named, plan
@@ -263,3 +263,44 @@ def test_real_images_from_elsewhere_are_shown_and_claim_nothing(
                 search={"ratios": [1], "seeds": 2, "arms": ["synthetic_only"]},
             )
         )  # fmt: skip
+
+
+def test_real_images_from_elsewhere_can_be_a_baseline(bars_study: Make, tmp_path: Path) -> None:
+    reader = {"name": "imagefolder", "root": str(tmp_path / "good")}
+    reserve = {"name": "folder", "reader": reader, "real": True, "baseline": True}
+    study = bars_study(generators={"reserve": reserve}, search={"ratios": [1], "seeds": 2})
+    assert arms_of(study)["reserve x1"].role == "baseline"
+    with pytest.raises(StudyError, match="only real images can be one; set real: true"):
+        bars_study(generators={"reserve": {**reserve, "real": False}})
+
+
+def test_the_class_shares_of_a_chosen_arm_are_tested_with_real_images(bars_study: Make) -> None:
+    study = bars_study(
+        generators={"a": {"name": "traditional"}, "more": bars_study().generators["more"]},
+        search={"ratios": [0.5, 1, 2], "seeds": 2, "arms": ["repeated"],
+                "combine": {"both": ["a", "more"]}},
+    )  # fmt: skip
+    (confirm,) = named(plan(study), "confirm")
+
+    def opened(*chosen: str) -> set[str]:
+        names = {arm.name for arm in opened_arms(confirm, ["real", *chosen])}
+        return {name for name in names if name.startswith("repeated")}
+
+    assert opened("repeated x0.5", "more x2") == {"repeated x0.5", "repeated x2"}
+    assert opened("repeated x2", "more x2") == {"repeated x2"}
+    # Two generators at x1 add as many images as one at x2.
+    assert opened("repeated x0.5", "both x1") == {"repeated x0.5", "repeated x2"}
+    # Moved copies are a baseline themselves.
+    assert opened("repeated x0.5", "a x2") == {"repeated x0.5"}
+
+
+def test_why_images_are_independent_changes_no_key_but_the_pages(bars_study: Make) -> None:
+    def keys(**split: Any) -> dict[str, str]:
+        values = bars_study().model_dump(mode="json")
+        values["split"] |= {"group": "none", **split}
+        return {step.label: step.key for step in plan(Study.model_validate(values))}
+
+    plain, reason = keys(), keys(independent="one photograph of each person")
+    assert {label for label in plain if plain[label] != reason[label]} == {"report"}
+    with pytest.raises(ValueError, match="gives the reason for group: none"):
+        keys(group="column", independent="one photograph of each person")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar, Literal
@@ -21,6 +23,9 @@ class Added(Spec):
     generator: str
     amount: Amount
 
+
+# The family of real images that are drawn as often as if images were added.
+REPEATED = "repeated"
 
 # How an arm uses synthetic images. add: with all real ones. replace: instead of as many real ones.
 # pretrain: in the first steps, and only real ones in the others.
@@ -157,6 +162,30 @@ def planned_trials(search: Step) -> tuple[Trial, ...]:
                 )  # fmt: skip
                 trials.append(Trial(arm, spec.first_fit + fit, seed, step, search.kind))
     return tuple(trials)
+
+
+def opened_arms(search: Step, chosen: Collection[str]) -> list[Arm]:
+    """The arms to be tested: the chosen ones, those that accompany them, and the repeated real
+    images with the class shares of each chosen arm, which tell what shifted shares alone bring."""
+    spec = search.spec_as(SearchSpec)
+
+    def shares(arm: Arm) -> Any:
+        mix = search.inputs[arm.mixes[0]].spec_as(MixSpec)
+        amounts = mix.repeated or tuple(added.amount for added in mix.added)
+        ratios = [amount.ratio for amount in amounts]
+        # Drawn twice at x1 is drawn at x2.
+        return amounts if None in ratios else math.fsum(ratio for ratio in ratios if ratio)
+
+    of_chosen = [
+        shares(arm)
+        for arm in spec.arms
+        if arm.name in chosen and arm.role == "compared" and arm.use != "replace"
+    ]
+    return [
+        arm for arm in spec.arms
+        if arm.name in chosen or arm.follows in chosen
+        or (arm.family == REPEATED and shares(arm) in of_chosen)
+    ]  # fmt: skip
 
 
 def replicates(values: np.ndarray, generator_fits: int) -> np.ndarray:

@@ -14,19 +14,19 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import BeforeValidator, SerializeAsAny
+from pydantic import BeforeValidator, SerializeAsAny, model_validator
 
 from engine.core import rows
 from engine.core.errors import DataError
 from engine.core.registry import PluginField, resolve
-from engine.core.spec import Spec, digest
+from engine.core.spec import Spec, digest, explained
 from engine.data.images import Rejected, decode_own
 from engine.data.sandbox import Sandbox
 from engine.generators import Generator, GeneratorSpec, Request, SampleBatch, TrainingRows
 
 
 class FolderSpec(GeneratorSpec):
-    later_fields: ClassVar[tuple[str, ...]] = ("real",)
+    later_fields: ClassVar[tuple[str, ...]] = ("real", "baseline")
 
     name: Literal["folder"] = "folder"
     reader: Annotated[SerializeAsAny[Spec], BeforeValidator(PluginField("readers"))]
@@ -37,6 +37,14 @@ class FolderSpec(GeneratorSpec):
     # Real images from elsewhere: their arms are shown for comparison, and test no claim about
     # synthetic ones.
     real: bool = False
+    # Synthetic images must be better than these real images, too, to help.
+    baseline: bool = False
+
+    @model_validator(mode="after")
+    def _real_baseline(self) -> FolderSpec:
+        if self.baseline and not self.real:
+            raise explained("baseline: only real images can be one; set real: true as well")
+        return self
 
 
 class Folder(Generator[FolderSpec]):

@@ -94,7 +94,9 @@ def _mark(arm: str, tested: ArmResult, search: SearchResult, confirm: ConfirmRes
         return "twice the steps"
     if tested.role == "shown" and tested.ratio is None:
         return "no real images"
-    return "best ratio" if tested.ratio and tested.role == "baseline" else ""
+    if tested.ratio and tested.role == "baseline":
+        return "best ratio" if arm in search.chosen else "same class shares"
+    return ""
 
 
 def as_text(rows: Sequence[ArmRow], objective: str) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 
-from engine.comparison.arms import SearchSpec, Trial, planned_trials
+from engine.comparison.arms import SearchSpec, Trial, opened_arms, planned_trials
 from engine.context import Context, Output
 from engine.core.manifest import Manifest
 from engine.core.notice import Notice
@@ -36,7 +36,7 @@ _COLLAPSED = ("covers_nothing", "one_picture", "shows_no_class")
 
 
 class Confirm(StepKind[SearchSpec]):
-    version = 2
+    version = 3
     summary = "train the chosen arms anew, to test the choice"
     runs = ("train",)
 
@@ -44,10 +44,8 @@ class Confirm(StepKind[SearchSpec]):
         spec = context.step.spec_as(SearchSpec)
         chosen = context.result("search", SearchResult).chosen
         twins = {arm.name: arm.twin_of for arm in spec.arms if arm.twin_of in chosen}
-        trials = [
-            trial for trial in planned_trials(context.step)
-            if trial.arm.name in chosen or trial.arm.follows in chosen
-        ]  # fmt: skip
+        opened = {arm.name for arm in opened_arms(context.step, chosen)}
+        trials = [trial for trial in planned_trials(context.step) if trial.arm.name in opened]
         manifests = context.trials([trial.step for trial in trials])
         columns = trial_columns(spec, trials, manifests)
         classes = len(context.result("ingest", IngestResult).classes)

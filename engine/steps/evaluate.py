@@ -250,9 +250,10 @@ def declared(
 ) -> list[DeclaredContrast]:  # fmt: skip
     """The contrasts of the study: each synthetic family, at its chosen ratio, against every opened
     baseline, and against its unfiltered twin."""
-    # A family with more settings had more tries on val.
+    # A family with more settings had more tries on val; what accompanies a chosen arm had none.
     of_family = Counter(arm.family for arm in planned)
-    tries = {name: of_family[arm.family] for name, arm in arms.items()}
+    tries = {name: of_family[arm.family] if name in search.chosen else 1
+             for name, arm in arms.items()}  # fmt: skip
     baselines = tuple(name for name, arm in arms.items() if arm.role == "baseline")
     contrasts = [
         DeclaredContrast(

@@ -25,6 +25,10 @@ def test_seeds_are_told_of_each_generator_fit() -> None:
     assert "every image counts as independent" in text
     grouped = toy_study(split={"group": "column"})
     assert "counts as independent" not in plain_text(verdict(study_results(grouped)).html)
+    reason = toy_study(split={"group": "none", "independent": "one photograph of each person"})
+    text = plain_text(verdict(study_results(reason)).html)
+    assert "which the study gives: one photograph of each person" in text
+    assert "No groups, such as patients" not in text
 
 
 def text_of(areas: dict[int, float], *curations: dict[str, object]) -> str:
