@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 from sklearn.isotonic import isotonic_regression
 
 _DRAWS = 2000
@@ -31,9 +32,17 @@ class Scores:
     resampled: np.ndarray
 
     def drawn(self, random: np.random.Generator, sets: np.ndarray) -> np.ndarray:
-        """Means over resampled replicates on resampled test sets: (draws,)."""
-        chosen = random.integers(0, len(self.replicates), (len(sets), len(self.replicates)))
-        return np.asarray(self.resampled[sets[:, None], chosen].mean(1))
+        """Means over resampled replicates on resampled test sets: (draws,). Their deviations are
+        widened for few replicates, as in the expanded percentile interval (Hesterberg 2015)."""
+        count = len(self.replicates)
+        chosen = random.integers(0, count, (len(sets), count))
+        means = self.resampled[sets].mean(1)
+        wider = 1.0
+        if count > 1:
+            wider = stats.t.ppf(0.975, count - 1) / stats.norm.ppf(0.975)
+            wider *= math.sqrt(count / (count - 1))
+        drawn = self.resampled[sets[:, None], chosen].mean(1)
+        return np.asarray(means + wider * (drawn - means))
 
 
 @dataclass(frozen=True)

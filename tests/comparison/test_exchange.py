@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from engine.comparison.exchange import Arm, Scores, exchange_rates
 
@@ -65,3 +66,13 @@ def test_a_dip_of_the_curve_is_evened_out() -> None:
     # The last two count as one point, 0.78, in their middle.
     middle = math.sqrt(0.5)
     assert rate.as_good_as == pytest.approx(0.25 * (middle / 0.25) ** (0.05 / 0.08))
+
+
+@pytest.mark.parametrize("count", [3, 5])
+def test_means_of_few_replicates_vary_as_a_t_distribution_demands(count: int) -> None:
+    replicates = np.random.default_rng(1).normal(0.8, 0.01, count)
+    few = Scores(replicates, np.tile(replicates, (400, 1)))
+    drawn = few.drawn(np.random.default_rng(2), np.zeros(20_000, int))
+    error = replicates.std(ddof=1) / math.sqrt(count)
+    assert drawn.mean() == pytest.approx(0.8, abs=0.02)
+    assert drawn.std() == pytest.approx(error * stats.t.ppf(0.975, count - 1) / 1.96, rel=0.02)
