@@ -201,8 +201,9 @@ def test_binary_file_is_rejected(tmp_path: Path) -> None:
     ("setting", "field", "reason"),
     [
         ("nmae=x", "nmae", "no such field"),
-        ("name=../x", "name", "must be string should match"),
+        ("name=../x", "name", "must match pattern"),
         ("name=[x]", "name", "must be a valid string, is ['x']"),
+        ("search.ratios=[]", "search.ratios", "must have at least 1 item, not 0, is []"),
         ("seed=-1", "seed", "must be greater than or equal to 0, is -1"),
         ("seed=4294967296", "seed", "must be less than 4294967296"),
         (f"seed=0x{'F' * 5000}", "seed", "must be less than 4294967296, is a number of thousands"),
@@ -210,7 +211,11 @@ def test_binary_file_is_rejected(tmp_path: Path) -> None:
         ("reader=nope", "reader", "no reader named 'nope'; choose from csv, dicom, digits"),
         ("reader={name: imagefolder}", "reader.root", "is missing"),
         ("embedder=cnn", "embedder.model", "is missing; for example microsoft/resnet-50"),
-        ("reader={name: csv, root: a, file: b, delimiter: xx}", "reader.delimiter", "must be "),
+        (
+            "reader={name: csv, root: a, file: b, delimiter: xx}",
+            "reader.delimiter",
+            "must match pattern",
+        ),
         ("reader=[digits]", "reader", "must name its plugin"),
         ("reader={name: csv, root: a, file: b, multi: {x: '|'}}", "reader", "multi names x"),
         ("task=colour", "task", "the data has no task 'colour'; it has class"),

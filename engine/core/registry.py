@@ -115,4 +115,7 @@ def explain(error: Any) -> str:
         value = "a number of thousands of digits"
     text = text.removeprefix("Value error, ").removeprefix("Input should be ")
     value = value if len(value) < 60 else value[:57] + "..."
+    kind, should, demand = text.partition(" should ")
+    if should and " " not in kind:  # "Tuple should have at least 1 item", "String should match"
+        return f"must {demand.replace(' after validation', '')}, is {value}"
     return f"must be {text[:1].lower()}{text[1:]}, is {value}"
