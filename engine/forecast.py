@@ -239,7 +239,12 @@ def read_rates(store: Store, study: str, measured: str = "") -> Rates | None:
 
 
 def measured_of(steps: Sequence[Step], profile: Profile) -> str:
-    """What the rates of a plan depend on: the first images of its generators, and the device."""
+    """What the rates of a plan depend on: the first images of its generators, what an optimizer
+    step of its classifiers does, and the device."""
     keys = sorted(step.key for step in steps if step.kind == "generate" and step.subject.fit == 0
                   and step.subject.round == 1)  # fmt: skip
-    return digest([keys, profile.device])
+    of_step = [
+        [spec.classifier, spec.preprocess, spec.training.batch_size, spec.training.precision]
+        for spec in (trial.spec_as(TrainSpec) for trial in trials_of(steps)[:1])
+    ]
+    return digest([keys, profile.device, of_step])

@@ -50,6 +50,11 @@ SENTENCES: dict[Code, str] = {
         "preprocess.fit: crop keeps the central square: {images:,} of {all:,} pictures lose more"
         " than {percent}% of their area (first: {first}); set it to pad or stretch if what is at"
         " the ends matters",
+    "set_aside":
+        "images that cannot be used: {images:,} of {all:,} ({reasons}; first: {first}){classes};"
+        " jobs/audit.py lists them",
+    "names_trimmed":
+        "labels with spaces around them: {images:,} (first: {first!r}); the spaces are removed",
     "seen_in_train":
         "of {pictures:,} {split} pictures, {seen:,} are in train too ({equal:,} equal, {near:,}"
         " nearly equal)",
@@ -98,6 +103,12 @@ SENTENCES: dict[Code, str] = {
         "this generator may have learnt no classes: the labeler sees the requested class in"
         " {seen:.0f}% of its images (by chance {chance:.0f}%, in real ones {val:.0f}%); look at its"
         " picture sheet, train it longer, or leave it out",
+    "few_to_judge":
+        "too few images to judge whether this generator learnt anything: {pairs:,} real and"
+        " generated ones of the same classes, {least:,} are needed; look at its picture sheet",
+    "blind_labeler":
+        "the labeler recognises {right:,} of {images:,} real val images of {name!r}: whether"
+        " generated images show this class is not known from it{more}",
     "few_for_frechet":
         "a Fréchet distance of {images:,} images (fewer than {least:,}) depends strongly on their"
         " number: compare it only with that of as many real images",

@@ -40,9 +40,9 @@ def slug(text: str) -> str:
 
 
 def check_class_names(names: Iterable[str], task: str) -> None:
-    """Raise `DataError` if two class names differ only in case, spaces or Unicode form, or if one
+    """Raise `DataError` if class names differ only in case, spaces or Unicode form, or if one
     cannot be displayed."""
-    seen: dict[str, str] = {}
+    seen: dict[str, list[str]] = {}
     for name in sorted(set(names)):
         if (
             not name.strip()
@@ -54,12 +54,13 @@ def check_class_names(names: Iterable[str], task: str) -> None:
                 " or contains invisible characters; rename it"
             )
         folded = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
-        if folded in seen:
-            raise DataError(
-                f"label.{task}: the class names {seen[folded]!r} and {name!r} differ only in case,"
-                " spaces or Unicode form; rename one, or use the same name"
-            )
-        seen[folded] = name
+        seen.setdefault(folded, []).append(name)
+    if alike := [same for same in seen.values() if len(same) > 1]:
+        listed = "; ".join(" and ".join(map(repr, same)) for same in alike[:10])
+        raise DataError(
+            f"label.{task}: class names that differ only in case, spaces or Unicode form:"
+            f" {listed}; use the same name in the data, or merge them by reader.rename"
+        )
 
 
 def csv_cell(text: str) -> str:

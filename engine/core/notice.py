@@ -19,7 +19,7 @@ Code = Literal[
     "alike_pictures", "near_contradictory",
     "no_groups", "leaks_resolved", "pixel_embedder", "one_group", "files_skipped", "excluded",
     "no_value_names", "zeros_differ", "groups_differ", "bits_unused", "frames_unused",
-    "cut_away",
+    "cut_away", "set_aside", "names_trimmed",
     "seen_in_train", "seen_before",
     "small_class", "confounded", "weak_judge",
     # Cluster.
@@ -27,7 +27,7 @@ Code = Literal[
     # Request.
     "prompts_truncated", "prompts_unchecked",
     # Curate.
-    "copies", "covers_nothing", "one_picture", "shows_no_class",
+    "copies", "covers_nothing", "one_picture", "shows_no_class", "few_to_judge", "blind_labeler",
     # Fidelity.
     "few_for_frechet", "small_train", "near_train", "classes_omitted", "few_in_val",
     "few_generated",

@@ -203,7 +203,9 @@ class Source(Reopening):
             raise
         except Exception as error:  # storage libraries raise their own errors
             if isinstance(error, OSError) and (reason := self._refusal(error)):
-                raise Rejected(reason, f"{uri[:100]}: {error.strerror}") from None
+                # "missing" says it all.
+                why = "" if reason == "missing" else f": {error.strerror}"
+                raise Rejected(reason, f"{uri[:100]}{why}") from None
             # A storage fault is not a property of the image, so it must not reject the image.
             raise self._fault(uri, error) from error
 

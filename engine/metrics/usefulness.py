@@ -15,7 +15,7 @@ from engine.metrics.probe import probe
 from engine.results.images import Usefulness
 
 # Vectors of each side, and neighbours.
-_LEAST, _MOST, _NEIGHBOURS = 20, 500, 5
+LEAST, _MOST, _NEIGHBOURS = 20, 500, 5
 _LEAST_OF_CLASS = 5
 
 
@@ -31,8 +31,8 @@ def usefulness(
         count = min(map(len, sides))
         for side, places in zip(rows, sides, strict=True):
             side += places[order.permutation(len(places))[:count]].tolist()
-    if len(rows[0]) < _LEAST:
-        return Usefulness()
+    if len(rows[0]) < LEAST:
+        return Usefulness(pairs=len(rows[0]))
     chosen = np.sort(order.permutation(len(rows[0]))[:_MOST])
     first, second = (side[np.asarray(places)[chosen]]
                      for side, places in zip((real, generated), rows, strict=True))  # fmt: skip

@@ -32,13 +32,16 @@ class Bytes(Protocol):
 
 
 class ReaderSpec(Spec):
-    later_fields: ClassVar[tuple[str, ...]] = ("exclude", "classes")
+    later_fields: ClassVar[tuple[str, ...]] = ("exclude", "classes", "rename")
 
     name: str
     # Images to leave out: paths, or patterns such as `*/duplicates/*`.
     exclude: tuple[str, ...] = ()
     # The classes of the study's task to use; empty: all.
     classes: tuple[ClassName, ...] = ()
+    # Classes of the study's task that are to be called by another name, which may be another
+    # class's: both become one.
+    rename: dict[ClassName, ClassName] = {}
 
 
 R = TypeVar("R", bound=ReaderSpec, default=Any)
@@ -55,6 +58,8 @@ class Reader(Configured[R]):
         self.spec = spec
         # Images that `chosen` left out.
         self.excluded = 0
+        # Labels that had spaces around them, as they were written.
+        self.trimmed: list[str] = []
 
     def tasks(self) -> Mapping[str, TaskKind]:
         """Names of the tasks, each `single` or `multi`; may read the header of a table."""
@@ -78,6 +83,8 @@ class Reader(Configured[R]):
                     f"reader.exclude: {pattern!r} matches no image{_meant(pattern, uris)}"
                 )
             keep &= ~np.asarray(matches)
+        if spec.rename:
+            records = _renamed(records, task, spec.rename)
         if spec.classes:
             labels = records[rows.label_column(task)].to_pylist()
             if unknown := sorted(set(spec.classes) - {str(label) for label in labels}):
@@ -111,6 +118,17 @@ class Reader(Configured[R]):
         """Digests of the data that are cheap to compute, such as of the listing and the labels; a
         change after ingest stops the run."""
         raise NotImplementedError
+
+
+def _renamed(records: pa.Table, task: str, names: Mapping[str, str]) -> pa.Table:
+    """The records with other names of classes. Raises `DataError` for a name that is not there."""
+    column = rows.label_column(task)
+    labels = records[column].to_pylist()
+    if unknown := sorted(set(names) - {label for label in labels if isinstance(label, str)}):
+        known = ", ".join(sorted({label for label in labels if isinstance(label, str)}))
+        raise DataError(f"reader.rename: unknown class {unknown[0]!r}; choose from {known[:200]}")
+    values = pa.array([names.get(label, label) for label in labels], pa.string())
+    return records.set_column(records.schema.get_field_index(column), column, values)
 
 
 def _meant(pattern: str, uris: Sequence[str]) -> str:

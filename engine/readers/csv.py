@@ -29,10 +29,16 @@ from engine.data.source import Source
 from engine.readers import Reader, ReaderSpec, cell_text, image_ids
 from engine.readers.imagefolder import LISTED, SPLIT_NAMES
 
+Encoding = Literal[
+    "utf-8", "utf-16", "cp1250", "cp1251", "cp1252", "cp1253", "cp1254", "latin-1", "shift_jis",
+    "gb18030", "big5", "euc_kr",
+]  # fmt: skip
+
 
 class CsvSpec(ReaderSpec):
     name: Literal["csv"] = "csv"
     unkeyed_fields: ClassVar[tuple[str, ...]] = ("table",)
+    later_fields: ClassVar[tuple[str, ...]] = (*ReaderSpec.later_fields, "encoding")
 
     # Folder of the images; `file` and the paths in it are relative to it.
     root: str
@@ -50,6 +56,8 @@ class CsvSpec(ReaderSpec):
     id: str | None = None
     # None: a tab for .tsv, else a comma.
     delimiter: str | None = Field(default=None, pattern=r"^[\t -~]$")
+    # Of the table's text; older versions of Excel write that of their country.
+    encoding: Encoding = "utf-8"
 
     @model_validator(mode="after")
     def _one_table(self) -> CsvSpec:
@@ -189,6 +197,10 @@ class Csv(Reader[CsvSpec]):
         columns: list[object] = [texts(spec.id) if spec.id else image_ids(uris), uris]
         for task, name in spec.labels.items():
             cells = texts(name)
+            raw = [row[header.index(name)] for row in table]
+            self.trimmed += [
+                one for one, cell in zip(raw, cells, strict=True) if cell and cell != one
+            ]
             if separator := spec.multi.get(task):
                 columns.append(
                     [
@@ -214,11 +226,12 @@ class Csv(Reader[CsvSpec]):
         spec = self.spec
         delimiter = spec.delimiter or ("\t" if spec.table_name.lower().endswith(".tsv") else ",")
         try:
-            text = self._text().decode("utf-8-sig")
+            text = self._text().decode(spec.encoding.replace("utf-8", "utf-8-sig"))
         except UnicodeDecodeError as error:
             line = error.object[: error.start].count(b"\n") + 1
             raise DataError(
-                f"{spec.where}, line {line}: not UTF-8; save the table as UTF-8"
+                f"{spec.where}, line {line}: not {spec.encoding.upper()}; save the table as UTF-8,"
+                " or set reader.encoding (Excel in Western Europe and America writes cp1252)"
             ) from None
         table: list[list[str]] = []
         header: list[str] = []

@@ -106,8 +106,8 @@ class Kind:
 KINDS = (
     Kind("broken", "Files that cannot be used", "file cannot be used", "files cannot be used",
          "replace or remove them",
-         "These files could not be opened as images: empty, truncated, or not an image despite"
-         " the name. A study sets them aside, and stops if there are more than"
+         "These files could not be opened as images: missing, empty, truncated, or not an image"
+         " despite the name. A study sets them aside, and stops if there are more than"
          " audit.max_quarantined allows."),
     Kind("exact_contradictory", "One picture under two labels", "picture has two labels",
          "pictures have two labels", "keep only the one with the correct label",

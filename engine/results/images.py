@@ -83,12 +83,25 @@ class LabelerReport(Spec):
     confusion: list[list[int]]
     confusion_val: list[list[int]]
 
+    @property
+    def agreement_as_requested(self) -> float:
+        """Its accuracy on val if the classes were as frequent there as they were requested; that on
+        val as it is if val lacks a requested class."""
+        asked = [sum(row) for row in self.confusion]
+        real = [sum(row) for row in self.confusion_val]
+        if not sum(asked) or any(count and not of for count, of in zip(asked, real, strict=True)):
+            return self.agreement_val
+        recalls = [self.confusion_val[place][place] / of if of else 0.0
+                   for place, of in enumerate(real)]  # fmt: skip
+        return sum(a * r for a, r in zip(asked, recalls, strict=True)) / sum(asked)
+
 
 class Usefulness(Spec):
     """Signs of whether a generator learnt anything, from its images before any filter; None where
     there are too few.
 
-    coverage: share of val images with a generated image in their neighbourhood. area: area under
+    coverage: share of real images (of val, or of train if val has too few) with a generated image
+    in their neighbourhood. area: area under
     the ROC curve that separates real from generated images. spread: mean distance of two generated
     images of a class, in that of two real ones. seen: share of images in which the
     labeler sees the requested class; chance, seen_val: the same by chance, and on val.
@@ -102,6 +115,8 @@ class Usefulness(Spec):
     SEEN: ClassVar[float] = 0.25
     WITNESS: ClassVar[float] = 0.2
 
+    # Real images and generated ones of the same classes, if they are too few to look at.
+    pairs: int | None = None
     coverage: float | None = None
     area: float | None = None
     spread: float | None = None

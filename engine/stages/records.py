@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +15,7 @@ from engine.core.errors import DataError
 from engine.core.names import check_class_names
 from engine.core.notice import Notice
 from engine.core.rows import TaskKind
+from engine.core.shards import OK, reason_of
 from engine.core.spec import Spec
 from engine.data.dataset import assign_splits
 from engine.data.images import Preprocess
@@ -47,24 +48,36 @@ class IntakeSpec(Spec):
 def record_problems(records: pa.Table, spec: IntakeSpec) -> Iterator[str]:
     """Problems of the reader's records that stop a study before any compute, a line each."""
     ids = records[rows.IMAGE_ID].to_pylist()
+    uris = records[rows.URI].to_pylist()
     if len(set(ids)) < len(ids):
-        twice = Counter(ids).most_common(1)[0]
-        places = [
-            uri for uri, i in zip(records[rows.URI].to_pylist(), ids, strict=True) if i == twice[0]
-        ]
-        if len(set(places)) == 1:
-            yield f"{places[0]} is listed {twice[1]} times; keep one entry of each file"
-        else:
+        places: dict[str, list[str]] = defaultdict(list)
+        for uri, image_id in zip(uris, ids, strict=True):
+            places[image_id].append(uri)
+        repeated = {image_id: of for image_id, of in places.items() if len(of) > 1}
+        files = [of[0] for of in repeated.values() if len(set(of)) == 1]
+        if files:
+            most = max(len(of) for of in repeated.values())
             yield (
-                f"the id {twice[0]!r} appears {twice[1]} times (first: {places[0]}, {places[1]});"
-                " make ids unique"
+                f"{listed(files)} {'is' if len(files) == 1 else 'are'} listed"
+                f" {'twice' if most == 2 else f'up to {most} times'}; keep one entry of each file"
             )
-    if spec.split.group == "column" and records[rows.GROUP_ID].null_count:
+        for image_id, of in list(repeated.items())[: 1 if len(files) < len(repeated) else 0]:
+            yield (
+                f"the id {image_id!r} appears {len(of)} times (first: {of[0]}, {of[1]}); make ids"
+                " unique"
+            )
+    without_group = _missing(records[rows.GROUP_ID], uris)
+    if spec.split.group == "column" and len(without_group) == len(ids):
         yield (
-            f"split.group: {records[rows.GROUP_ID].null_count:,} images have no group; name the"
-            " reader's group column, or set split.group to none if all images are independent"
+            f"split.group: {len(ids):,} images have no group; name the reader's group column, or"
+            " set split.group to none if all images are independent"
         )
-    labels = records[rows.label_column(spec.task)]
+    elif spec.split.group == "column" and without_group:
+        yield (
+            f"split.group: {len(without_group):,} of {len(ids):,} images have no group"
+            f" ({listed(without_group)}); give each one, or leave them out by reader.exclude"
+        )
+    labels, named_alike = records[rows.label_column(spec.task)], False
     for task in spec.tasks:
         values = records[rows.label_column(task)]
         flat = pc.list_flatten(values) if spec.tasks[task] == "multi" else values
@@ -72,6 +85,7 @@ def record_problems(records: pa.Table, spec: IntakeSpec) -> Iterator[str]:
         try:
             check_class_names(names, task)
         except DataError as error:
+            named_alike = True
             yield str(error)
     if spec.tasks[spec.task] == "multi":
         yield (
@@ -81,9 +95,11 @@ def record_problems(records: pa.Table, spec: IntakeSpec) -> Iterator[str]:
         return
     if labels.null_count:
         yield (
-            f"label.{spec.task}: {labels.null_count:,} images have no label; fill it in or leave"
-            " them out"
+            f"label.{spec.task}: {labels.null_count:,} of {len(ids):,} images have no label"
+            f" ({listed(_missing(labels, uris))}); fill it in, or leave them out by reader.exclude"
         )
+    if named_alike:
+        return  # too few images of a class may be a consequence
     counts = Counter(label for label in labels.to_pylist() if label is not None)
     if len(counts) < 2:
         only = f"one class alone ({next(iter(counts))!r})" if counts else "no label at all"
@@ -102,6 +118,17 @@ def record_problems(records: pa.Table, spec: IntakeSpec) -> Iterator[str]:
         )
     if len(counts) >= 2 and min(counts.values()) >= 2:
         yield from split_problems(records, spec)
+
+
+def listed(names: Sequence[str], most: int = 3) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _missing(column: pa.ChunkedArray, uris: Sequence[str]) -> list[str]:
+    """The uris of the rows without a value."""
+    return [uri for uri, null in zip(uris, column.is_null().to_pylist(), strict=True) if null]
 
 
 def split_problems(records: pa.Table, spec: IntakeSpec) -> Iterator[str]:
@@ -198,6 +225,10 @@ def record_notices(records: pa.Table, reader: Reader[ReaderSpec], task: str) -> 
     notices, ledger = [], reader.ledger()
     if reader.excluded:
         notices.append(Notice.of("excluded", images=reader.excluded))
+    if reader.trimmed:
+        notices.append(
+            Notice.of("names_trimmed", images=len(reader.trimmed), first=reader.trimmed[0])
+        )
     if ledger is not None and ledger.not_read:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in ledger.skipped.items())
         notices.append(
@@ -268,6 +299,29 @@ def _bits_notice(index: pa.Table) -> list[Notice]:
         return []
     most = 2**used - 1
     return [Notice.of("bits_unused", images=len(bits), bits=used, top=most >> 8, most=most)]
+
+
+def set_aside_notice(
+    records: pa.Table, fate: Mapping[str, str], task: str, most: float
+) -> list[Notice]:
+    """A notice of the images that cannot be used, with the classes that lose more than the share
+    `most` of theirs."""
+    ids = records[rows.IMAGE_ID].to_pylist()
+    bad = [row for row, image_id in enumerate(ids) if fate[image_id] != OK]
+    if not bad:
+        return []
+    labels = records[rows.label_column(task)].to_pylist()
+    every, lost = Counter(labels), Counter(labels[row] for row in bad)
+    hit = [f"{count:,} of {every[name]:,} of {name!r}" for name, count in lost.most_common()
+           if count > most * every[name]]  # fmt: skip
+    reasons = Counter(reason_of(fate[ids[row]]) for row in bad)
+    return [
+        Notice.of(
+            "set_aside", images=len(bad), all=len(ids), first=records[rows.URI][bad[0]].as_py(),
+            reasons=", ".join(f"{count:,} {why}" for why, count in reasons.most_common()),
+            classes=f"; they are {listed(hit)}" if hit else "",
+        )
+    ]  # fmt: skip
 
 
 def check_records(records: pa.Table, spec: IntakeSpec) -> None:

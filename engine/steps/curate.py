@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
+from scipy import stats
 
 from engine.context import Context, Output
 from engine.core import rows
@@ -32,7 +33,7 @@ from engine.data.dataset import by_id, generated_images, split_index
 from engine.data.images import Preprocess
 from engine.filters import Judgement, Scores
 from engine.metrics.classification import confusion
-from engine.metrics.usefulness import usefulness
+from engine.metrics.usefulness import LEAST, usefulness
 from engine.nets.classification import class_numbers
 from engine.results.data import IngestResult
 from engine.results.images import (
@@ -49,6 +50,9 @@ from engine.stages.measuring import MeasurePixels, figures, make_labeler, measur
 from engine.steps import StepKind
 from engine.wording import notice_in_words
 from engine.work.stage import Stage
+
+# By chance, a labeler that recognises half of a class is rarely as often wrong.
+_UNLIKELY = 0.025
 
 
 class CurateSpec(Spec):
@@ -84,9 +88,13 @@ class Curate(StepKind[CurateSpec]):
             ]
             table, notes = judge(context, spec, table, [part.key for part in scores])
         signs: list[Notice] = notes["usefulness"].notices() if "usefulness" in notes else []
+        doubts = doubts_of(
+            context.result("ingest", IngestResult).classes, notes.get("usefulness"),
+            notes.get("labeler"),
+        )  # fmt: skip
         # Later rounds are of the same generator.
         if context.step.subject.round == 1:
-            context.warn(signs)
+            context.warn([*signs, *doubts])
         if signs and spec.stop_if_useless:
             reasons = "; ".join(notice_in_words(notice) for notice in signs)
             raise DataError(
@@ -104,7 +112,8 @@ class Curate(StepKind[CurateSpec]):
         return Output(
             [context.table("curated", table, table="curated"), *scores], kept,
             CurateResult(
-                headline=headline, funnel=funnel, warnings=[*generated.warnings, *signs], **notes
+                headline=headline, funnel=funnel, warnings=[*generated.warnings, *signs, *doubts],
+                **notes,
             ),
         )  # fmt: skip
 
@@ -161,7 +170,7 @@ def judge(
         column(rows.LABEL_SEEN, seen)
         column(rows.CONFIDENCE, generated.probabilities.max(1))
         notes["labeler"] = agreement(classes, generated, val, used[at], reason[at] == "")
-    notes["usefulness"] = signs_of(generated, val, notes.get("labeler"))
+    notes["usefulness"] = signs_of(generated, val, sets.train, notes.get("labeler"))
     columns |= {
         rows.LABEL: pa.array(used, pa.string()), rows.REASON: pa.array(reason, pa.string()),
         rows.KEPT: pa.array(reason == ""),
@@ -205,9 +214,14 @@ def agreement(
     )
 
 
-def signs_of(generated: Scores, val: Scores, labeler: LabelerReport | None) -> Usefulness:
-    """Whether the generator learnt anything, from all its images."""
+def signs_of(
+    generated: Scores, val: Scores, train: Scores, labeler: LabelerReport | None
+) -> Usefulness:
+    """Whether the generator learnt anything, from all its images. Rare classes may have too few
+    images in val; one that learnt nothing is far from train, too."""
     signs = usefulness(val.vectors, val.labels, generated.vectors, generated.labels, seed=0)
+    if signs.pairs is not None:
+        signs = usefulness(train.vectors, train.labels, generated.vectors, generated.labels, 0)
     if labeler is None or labeler.agreement is None:
         return signs
     counts = np.asarray(labeler.confusion, np.float64)
@@ -223,6 +237,33 @@ def signs_of(generated: Scores, val: Scores, labeler: LabelerReport | None) -> U
         update={"seen": labeler.agreement, "chance": float(by_chance),
                 "seen_val": float(asked @ recall)}
     )  # fmt: skip
+
+
+def doubts_of(
+    classes: Sequence[str], signs: Usefulness | None, labeler: LabelerReport | None
+) -> list[Notice]:
+    """What cannot be judged about a generator: all of it with too few images, or a requested class
+    of which the labeler recognises fewer than half of the real images, beyond chance."""
+    doubts = []
+    if signs is not None and signs.pairs is not None:
+        doubts.append(Notice.of("few_to_judge", pairs=signs.pairs, least=LEAST))
+    blind = []
+    if labeler is not None:
+        for place, name in enumerate(classes):
+            row = labeler.confusion_val[place]
+            right, images = row[place], sum(row)
+            requested = sum(labeler.confusion[place]) > 0
+            # One-sided, as one looks for classes that it does not recognise.
+            if requested and images and stats.binom.cdf(right, images, 0.5) < _UNLIKELY:
+                blind.append((name, right, images))
+    if blind:
+        name, right, images = blind[0]
+        more = ""
+        if len(blind) > 1:
+            more = f"; likewise {', '.join(other for other, _, _ in blind[1:4])}"
+            more += f" and {len(blind) - 4} more" if len(blind) > 4 else ""
+        doubts.append(Notice.of("blind_labeler", name=name, right=right, images=images, more=more))
+    return doubts
 
 
 class Sets:

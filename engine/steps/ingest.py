@@ -57,6 +57,7 @@ from engine.stages.records import (
     decoding_notices,
     record_notices,
     seen_notices,
+    set_aside_notice,
     small_class_notices,
     thin_classes,
 )
@@ -101,6 +102,7 @@ class Ingest(StepKind[IngestSpec]):
         notes["warnings"] += [
             *reader.warnings(), *record_notices(records, reader, spec.task),
             *decoding_notices(intake.index, spec.preprocess),
+            *set_aside_notice(records, fate, spec.task, spec.audit.max_quarantined),
         ]  # fmt: skip
         parts, counts = write_splits(context, spec, index, intake.keys)
         for problem in thin_classes(counts):

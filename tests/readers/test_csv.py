@@ -234,3 +234,30 @@ def test_another_delimiter_is_named(read: Read) -> None:
 def test_repeated_header_is_an_error_with_its_line(read: Read) -> None:
     with pytest.raises(DataError, match=r"t\.csv, line 3: the header again; remove this line"):
         read("path,label\na.png,x\npath, label\nb.png,y\n")
+
+
+def test_a_table_in_another_encoding_is_read_if_it_is_named(read: Read) -> None:
+    text = "path,label\na.png,Röntgen\n".encode("cp1252")
+    with pytest.raises(DataError, match=r"line 2: not UTF-8.*reader.encoding.*cp1252"):
+        read(text)
+    assert read(text, encoding="cp1252")[0]["label.class"] == "Röntgen"
+    # A byte order mark is no part of the first column's name.
+    assert read("path,label\na.png,x\n".encode("utf-16"), encoding="utf-16")[0]["uri"] == "a.png"
+
+
+def test_labels_with_spaces_around_them_are_noted(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("path,label\na.png,viral \nb.png,viral\nc.png,  \n")
+    reader = Csv(CsvSpec(root=str(tmp_path), file="t.csv"))
+    assert [row["label.class"] for row in reader.records().to_pylist()] == ["viral", "viral", None]
+    assert reader.trimmed == ["viral "]
+
+
+def test_classes_are_renamed_and_merged(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("path,label\na.png,Viral\nb.png,viral\nc.png,none\n")
+    fields = {"root": str(tmp_path), "file": "t.csv"}
+    reader = Csv(CsvSpec(**fields, rename={"Viral": "viral"}, classes=("viral",)))
+    assert [row["label.class"] for row in reader.chosen("class").to_pylist()] == ["viral"] * 2
+    with pytest.raises(
+        DataError, match=r"reader\.rename: unknown class 'viral '; choose from Viral"
+    ):
+        Csv(CsvSpec(**fields, rename={"viral ": "viral"})).chosen("class")

@@ -7,9 +7,16 @@ import pytest
 
 from engine.core import rows
 from engine.core.ledger import Ledger
+from engine.core.shards import OK
 from engine.data.images import Preprocess
 from engine.readers import Reader, ReaderSpec
-from engine.stages.records import decoding_notices, record_notices, small_class_notices
+from engine.stages.records import (
+    decoding_notices,
+    listed,
+    record_notices,
+    set_aside_notice,
+    small_class_notices,
+)
 from engine.wording import notice_in_words
 
 
@@ -104,3 +111,25 @@ def test_crop_that_leaves_out_the_ends_of_pages_is_noticed() -> None:
     # One in a hundred may be an odd one.
     assert cut([(64, 64)] * 99 + [(210, 297)], "crop") == []
     assert cut([], "crop") == []
+
+
+def test_images_that_cannot_be_used_are_named_with_the_class_that_loses_most() -> None:
+    records = pa.table({
+        rows.IMAGE_ID: [str(number) for number in range(102)],
+        rows.URI: [f"{number}.png" for number in range(102)],
+        rows.label_column("class"): ["rare"] * 2 + ["common"] * 100,
+    })  # fmt: skip
+    fate = dict.fromkeys(records[rows.IMAGE_ID].to_pylist(), OK)
+    assert set_aside_notice(records, fate, "class", 0.01) == []
+    fate |= {"1": "missing: 1.png", "7": "empty"}
+    (notice,) = set_aside_notice(records, fate, "class", 0.01)
+    assert notice_in_words(notice) == (
+        "images that cannot be used: 2 of 102 (1 missing, 1 empty; first: 1.png); they are 1 of 2"
+        " of 'rare'; jobs/audit.py lists them"
+    )
+
+
+def test_files_are_listed_up_to_three() -> None:
+    assert listed(["a"]) == "a"
+    assert listed(["a", "b", "c"]) == "a, b, c"
+    assert listed(["a", "b", "c", "d", "e"]) == "a, b, c and 2 more"

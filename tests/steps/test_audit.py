@@ -234,7 +234,8 @@ def test_problems_that_stop_ingest_are_listed_with_the_rest(
     reader = {"name": "csv", "root": str(root), "file": "t.csv", "id": "key", "group": "patient"}
     manifest = audit(toy_study(reader, split={"group": "column"}))
     musts = " ".join(manifest.metrics["must"])
-    for words in ("the id '1' appears 2 times", "6 images have no group", "1 images have no label",
+    for words in ("the id '1' appears 2 times", "6 of 12 images have no group (train/b/000.png",
+                  "1 of 12 images have no label (train/a/000.png)",
                   "the class 'rare' has one image"):  # fmt: skip
         assert words in musts
     assert "(no label)" in html(store, manifest)

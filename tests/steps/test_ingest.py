@@ -368,11 +368,15 @@ def test_crash_and_hang_cost_only_their_rows() -> None:
     ("lines", "fields", "message"),
     [
         (["x,a,1", "y,b,1", "z,b,2"], {"id": "key"}, r"the id '1' appears 2 times \(first: x, y\)"),
-        (["x,a,1", "x,b,2"], {}, "x is listed 2 times; keep one entry of each file"),
+        (["x,a,1", "x,b,2"], {}, "x is listed twice; keep one entry of each file"),
         (["x,a,1", "y,a,2"], {}, r"one class alone \('a'\)"),
         (["x,a,1", "y,a,2", "z,b,3"], {}, "the class 'b' has one image"),
-        (["x,a,1", "y,,2"], {}, "1 images have no label"),
-        (["x,cat,1", "y,Cat,2"], {}, "'Cat' and 'cat' differ only in case"),
+        (["x,a,1", "y,,2"], {}, r"1 of 2 images have no label \(y\)"),
+        (
+            ["x,cat,1", "y,Cat,2"],
+            {},
+            "differ only in case, spaces or Unicode form: 'Cat' and 'cat'; use",
+        ),
         (["x,caf\u00e9,1", "y,cafe\u0301,2"], {}, "differ only in case, spaces or Unicode form"),
         (["x,a,1", "y,a\u202eb,2"], {}, "invisible characters"),
     ],

@@ -73,9 +73,9 @@ def image_warnings(probe: Probe, fits: Sequence[GeneratorFit]) -> ImageWarnings:
         labeler = fit.curated.labeler
         if labeler is None or labeler.agreement_kept is None:
             continue
-        if labeler.agreement_kept < labeler.agreement_val - _CLEARLY_LESS:
+        if labeler.agreement_kept < labeler.agreement_as_requested - _CLEARLY_LESS:
             misread[fit.fit] = 100 * labeler.agreement_kept
-            agreement_val = 100 * labeler.agreement_val
+            agreement_val = 100 * labeler.agreement_as_requested
     notes = [
         (fit.fit, notice, notice in stops)
         for fit in fits

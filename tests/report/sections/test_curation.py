@@ -12,7 +12,8 @@ CLASSES = tuple(f"class {number:02d}" for number in range(50))
 def test_what_the_labeler_sees_of_many_classes_is_told_by_its_pairs() -> None:
     matrix = np.eye(50, dtype=int) * 9
     matrix[3, 7] = 3
-    labeled = generator_fit(labeler=labeler_report(confusion=matrix.tolist()))
+    report = labeler_report(confusion=matrix.tolist(), confusion_val=matrix.tolist())
+    labeled = generator_fit(labeler=report)
     fits = {"g": (labeled,), "t": (generator_fit("t"),)}
     section = curation(study_results(classes=CLASSES, generators=fits))
     assert section.html.count("Requested and seen") == 1
@@ -21,7 +22,9 @@ def test_what_the_labeler_sees_of_many_classes_is_told_by_its_pairs() -> None:
     seen = {(row["asked_for"], row["seen"]): row["images"] for row in section.tables["seen"]}
     assert seen["class 03", "class 07"] == 3
     assert len(seen) == 51
-    few = generator_fit(labeler=labeler_report(confusion=[[3, 1], [0, 2]]))
+    few = generator_fit(
+        labeler=labeler_report(confusion=[[3, 1], [0, 2]], confusion_val=[[3, 1], [0, 2]])
+    )
     section = curation(study_results(generators={"g": (few,)}))
     assert section.html.count('class="matrix"') == 1
 
