@@ -15,12 +15,14 @@ from dataclasses import dataclass
 
 from engine.comparison.arms import REPEATED, SearchSpec, opened_arms, planned_trials
 from engine.core.manifest import read_manifest
+from engine.core.registry import kind_of
 from engine.core.spec import Spec, digest
 from engine.core.step import Step
 from engine.core.store import Store
 from engine.plan import trials_of
 from engine.profile import Profile
 from engine.report.page import duration
+from engine.results.comparison import ConfirmResult
 from engine.results.data import ExternalResult, IngestResult
 from engine.steps.request import LEAST_SHARE
 from engine.steps.train import TrainSpec
@@ -118,15 +120,14 @@ def forecast(steps: Sequence[Step], store: Store, profile: Profile, rates: Rates
         optimizer_steps = sum(training_steps(trial) for trial in missing)
         at_once = max(1, min(len(missing), concurrent_trials(profile)))
         lines.append(_line(f"{len(missing)} classifiers", optimizer_steps * rates.train / at_once))
-    if rates.train is not None:
-        for step in (step for step in open_steps if step.kind == "evaluate"):
-            lines += _predictions(step, store, profile, rates.train)
+    for step in (step for step in open_steps if step.kind == "evaluate"):
+        lines += _predictions(step, store, profile, rates)
     if any(step.kind == "report" for step in open_steps):
         lines.append(Line("page and logs (assumed)", *_CLOSING))
     return Forecast(lines)
 
 
-def _predictions(evaluate: Step, store: Store, profile: Profile, train: float) -> list[Line]:
+def _predictions(evaluate: Step, store: Store, profile: Profile, rates: Rates) -> list[Line]:
     """Predictions of every confirming classifier for the test images, also those from elsewhere;
     images that are not read yet are not counted."""
     images = 0
@@ -136,14 +137,21 @@ def _predictions(evaluate: Step, store: Store, profile: Profile, train: float) -
             counts = (IngestResult.of(manifest).counts["test"] if step.kind == "ingest"
                       else ExternalResult.of(manifest).counts)  # fmt: skip
             images += sum(counts.values())
-    trials = expected_trials([evaluate.inputs["confirm"]])
-    count = len(trials) * images
-    if not count:
+    confirm = evaluate.inputs["confirm"]
+    done = read_manifest(store, confirm)
+    trials = expected_trials([confirm])
+    count = images * (len(trials) if done is None else len(ConfirmResult.of(done).trials))
+    if not count or rates.train is None:
         return []
+    spec = trials[0].spec_as(TrainSpec)
+    low = rates.train * _FORWARD / spec.training.batch_size
+    high = low + _READ
+    if kind_of("classifiers", spec.classifier).on_features:
+        # Its steps use vectors that are computed once, which curation does for each image.
+        high += max((generator.curate for generator in rates.generators.values()), default=0.0)
     actors = profile.stage("classify").actors
-    forward = train * _FORWARD / trials[0].spec_as(TrainSpec).training.batch_size
-    return [Line(f"{count:,} predictions for test images", count * forward / actors,
-                 count * (forward + _READ) / actors)]  # fmt: skip
+    return [Line(f"{count:,} predictions for test images", count * low / actors,
+                 count * high / actors)]  # fmt: skip
 
 
 def expected_trials(steps: Sequence[Step]) -> list[Step]:
@@ -152,12 +160,14 @@ def expected_trials(steps: Sequence[Step]) -> list[Step]:
     trials = trials_of([step for step in steps if step.kind != "confirm"])
     for step in steps:
         if step.kind == "confirm":
-            chosen: dict[str, str] = {}
-            for arm in step.spec_as(SearchSpec).arms:
-                # Of these, one more is opened if the choice has other class shares.
-                if arm.family == REPEATED or arm.family not in chosen:
-                    chosen[arm.family] = arm.name
+            arms, chosen = step.spec_as(SearchSpec).arms, dict[str, str]()
+            for arm in arms:
+                chosen.setdefault(arm.family, arm.name)
             opened = {arm.name for arm in opened_arms(step, chosen.values())}
+            # The one best on val, and one with the class shares of each chosen family.
+            repeated = [arm.name for arm in arms if arm.family == REPEATED]
+            families = {arm.family for arm in arms if arm.role == "compared"}
+            opened |= set(repeated[: len(families) + 1])
             trials += [trial.step for trial in planned_trials(step) if trial.arm.name in opened]
     return trials
 

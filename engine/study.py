@@ -46,8 +46,8 @@ from engine.tuning.settings import Tune
 S = TypeVar("S", bound=Spec)
 # Names that a generator or a combination must not take: arms and splits.
 RESERVED = (
-    "real", "real_double", "oversampled", "class_weighted", "mixup", "cutmix", "reduced", "train",
-    "val", "test",
+    "real", "real_double", "oversampled", "class_weighted", "mixup", "cutmix", "reduced",
+    "repeated", "train", "val", "test",
 )  # fmt: skip
 
 _LABEL = re.compile(r"[a-z][a-z0-9_]{0,31}")

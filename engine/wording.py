@@ -91,7 +91,7 @@ SENTENCES: dict[Code, str] = {
     "prompts_unchecked": "cannot check whether prompts are truncated: {why:.120}",
     "copies": "copies of training images: {copies:,} of {images:,} images",
     "covers_nothing":
-        "this generator may have learnt nothing: only {percent:.0f}% of the val images have a"
+        "this generator may have learnt nothing: only {percent:.0f}% of real images have a"
         " generated image nearby (less than {floor:.0f}% is a warning sign), and a linear probe"
         " distinguishes real from generated images with an AUC of {area:.2f}; look at its picture"
         " sheet, train it longer, or leave it out",

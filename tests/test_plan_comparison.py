@@ -304,3 +304,17 @@ def test_why_images_are_independent_changes_no_key_but_the_pages(bars_study: Mak
     assert {label for label in plain if plain[label] != reason[label]} == {"report"}
     with pytest.raises(ValueError, match="gives the reason for group: none"):
         keys(group="column", independent="one photograph of each person")
+
+
+def test_arms_whose_real_images_differ_have_no_counterpart(bars_study: Make) -> None:
+    study = bars_study(
+        search={"ratios": [1, 2], "seeds": 2, "arms": ["repeated"], "use": ["add", "pretrain"],
+                "combine": {"few": ["reduced", "more"]}},
+        reduce={"method": "random", "balance_to": "smallest"},
+    )  # fmt: skip
+    (confirm,) = named(plan(study), "confirm")
+    for chosen in ("more pretrain x2", "few x2"):
+        names = {arm.name for arm in opened_arms(confirm, ["real", "repeated x1", chosen])}
+        assert {name for name in names if name.startswith("repeated")} == {"repeated x1"}
+    with pytest.raises(StudyError, match="repeated"):
+        bars_study(generators={"repeated": {"name": "traditional"}})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
@@ -166,21 +165,24 @@ def planned_trials(search: Step) -> tuple[Trial, ...]:
 
 def opened_arms(search: Step, chosen: Collection[str]) -> list[Arm]:
     """The arms to be tested: the chosen ones, those that accompany them, and the repeated real
-    images with the class shares of each chosen arm, which tell what shifted shares alone bring."""
+    images with the class shares of each chosen arm that adds to all real images: they tell what
+    shifted shares alone bring."""
     spec = search.spec_as(SearchSpec)
 
-    def shares(arm: Arm) -> Any:
-        mix = search.inputs[arm.mixes[0]].spec_as(MixSpec)
-        amounts = mix.repeated or tuple(added.amount for added in mix.added)
+    def mix_of(arm: Arm) -> MixSpec:
+        return search.inputs[arm.mixes[0]].spec_as(MixSpec)
+
+    def shares(arm: Arm) -> str:
+        amounts = mix_of(arm).repeated or tuple(added.amount for added in mix_of(arm).added)
         ratios = [amount.ratio for amount in amounts]
-        # Drawn twice at x1 is drawn at x2.
-        return amounts if None in ratios else math.fsum(ratio for ratio in ratios if ratio)
+        # Drawn twice at x1 is drawn at x2. Rounded as in the names of arms.
+        return f"{sum(ratio or 0 for ratio in ratios):g}" if None not in ratios else str(amounts)
 
     of_chosen = [
-        shares(arm)
-        for arm in spec.arms
-        if arm.name in chosen and arm.role == "compared" and arm.use != "replace"
-    ]
+        shares(arm) for arm in spec.arms
+        if arm.name in chosen and arm.role == "compared" and arm.use == "add"
+        and mix_of(arm).real == "all"
+    ]  # fmt: skip
     return [
         arm for arm in spec.arms
         if arm.name in chosen or arm.follows in chosen

@@ -59,7 +59,8 @@ def check_class_names(names: Iterable[str], task: str) -> None:
         listed = "; ".join(" and ".join(map(repr, same)) for same in alike[:10])
         raise DataError(
             f"label.{task}: class names that differ only in case, spaces or Unicode form:"
-            f" {listed}; use the same name in the data, or merge them by reader.rename"
+            f" {listed}; use the same name in the data (reader.rename merges classes of the"
+            " study's task)"
         )
 
 

@@ -123,6 +123,8 @@ class Reader(Configured[R]):
 def _renamed(records: pa.Table, task: str, names: Mapping[str, str]) -> pa.Table:
     """The records with other names of classes. Raises `DataError` for a name that is not there."""
     column = rows.label_column(task)
+    if not pa.types.is_string(records[column].type):
+        raise DataError(f"reader.rename: {task} has several labels per image; rename in the data")
     labels = records[column].to_pylist()
     if unknown := sorted(set(names) - {label for label in labels if isinstance(label, str)}):
         known = ", ".join(sorted({label for label in labels if isinstance(label, str)}))

@@ -30,8 +30,8 @@ from engine.readers import Reader, ReaderSpec, cell_text, image_ids
 from engine.readers.imagefolder import LISTED, SPLIT_NAMES
 
 Encoding = Literal[
-    "utf-8", "utf-16", "cp1250", "cp1251", "cp1252", "cp1253", "cp1254", "latin-1", "shift_jis",
-    "gb18030", "big5", "euc_kr",
+    "utf-8", "utf-16", "cp1250", "cp1251", "cp1252", "cp1253", "cp1254", "latin-1", "cp932",
+    "cp949", "cp950", "gb18030",
 ]  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, ClassVar
 
 from pydantic import BeforeValidator, ConfigDict
@@ -83,17 +84,20 @@ class LabelerReport(Spec):
     confusion: list[list[int]]
     confusion_val: list[list[int]]
 
-    @property
-    def agreement_as_requested(self) -> float:
-        """Its accuracy on val if the classes were as frequent there as they were requested; that on
-        val as it is if val lacks a requested class."""
-        asked = [sum(row) for row in self.confusion]
-        real = [sum(row) for row in self.confusion_val]
-        if not sum(asked) or any(count and not of for count, of in zip(asked, real, strict=True)):
+    def accuracy_on_val(self, weights: Sequence[float]) -> float:
+        """Its accuracy on val if the classes were as frequent there as the weights say; classes
+        that val lacks do not count."""
+        of_classes = enumerate(zip(weights, self.confusion_val, strict=True))
+        parts = [(weight, row[place] / sum(row)) for place, (weight, row) in of_classes if sum(row)]
+        whole = sum(weight for weight, _ in parts)
+        if not whole:
             return self.agreement_val
-        recalls = [self.confusion_val[place][place] / of if of else 0.0
-                   for place, of in enumerate(real)]  # fmt: skip
-        return sum(a * r for a, r in zip(asked, recalls, strict=True)) / sum(asked)
+        return sum(weight * recall for weight, recall in parts) / whole
+
+    @property
+    def accuracy_as_requested(self) -> float:
+        """Its accuracy on val if the classes were as frequent there as they were requested."""
+        return self.accuracy_on_val([sum(row) for row in self.confusion])
 
 
 class Usefulness(Spec):

@@ -49,22 +49,28 @@ def record_problems(records: pa.Table, spec: IntakeSpec) -> Iterator[str]:
     """Problems of the reader's records that stop a study before any compute, a line each."""
     ids = records[rows.IMAGE_ID].to_pylist()
     uris = records[rows.URI].to_pylist()
+    if not ids:
+        yield "reader.exclude and reader.classes leave no image; change one"
+        return
     if len(set(ids)) < len(ids):
         places: dict[str, list[str]] = defaultdict(list)
         for uri, image_id in zip(uris, ids, strict=True):
             places[image_id].append(uri)
         repeated = {image_id: of for image_id, of in places.items() if len(of) > 1}
         files = [of[0] for of in repeated.values() if len(set(of)) == 1]
+        others = [name for name, of in repeated.items() if len(set(of)) > 1]
         if files:
-            most = max(len(of) for of in repeated.values())
+            most = max(len(of) for of in repeated.values() if len(set(of)) == 1)
             yield (
                 f"{listed(files)} {'is' if len(files) == 1 else 'are'} listed"
                 f" {'twice' if most == 2 else f'up to {most} times'}; keep one entry of each file"
             )
-        for image_id, of in list(repeated.items())[: 1 if len(files) < len(repeated) else 0]:
+        if others:
+            first, second = list(dict.fromkeys(repeated[others[0]]))[:2]
             yield (
-                f"the id {image_id!r} appears {len(of)} times (first: {of[0]}, {of[1]}); make ids"
-                " unique"
+                f"the id {others[0]!r} appears {len(repeated[others[0]])} times (first: {first},"
+                f" {second}){f', as {len(others) - 1:,} more do' if len(others) > 1 else ''}; make"
+                " ids unique"
             )
     without_group = _missing(records[rows.GROUP_ID], uris)
     if spec.split.group == "column" and len(without_group) == len(ids):
@@ -319,7 +325,7 @@ def set_aside_notice(
         Notice.of(
             "set_aside", images=len(bad), all=len(ids), first=records[rows.URI][bad[0]].as_py(),
             reasons=", ".join(f"{count:,} {why}" for why, count in reasons.most_common()),
-            classes=f"; they are {listed(hit)}" if hit else "",
+            classes=f"; among them {listed(hit)}" if hit else "",
         )
     ]  # fmt: skip
 

@@ -230,12 +230,11 @@ def signs_of(
     present = of_val.sum(1) > 0
     if (asked > 0).sum() < 2 or not present[asked > 0].all():
         return signs  # with one class, seeing it says nothing about classes
-    # In val as often as requested: rare classes may be hard for the labeler.
-    recall = np.divide(np.diag(of_val), of_val.sum(1), out=np.zeros(len(asked)), where=present)
     by_chance = asked @ counts.sum(0) / counts.sum()
+    # In val as often as requested: rare classes may be hard for the labeler.
     return signs.model_copy(
         update={"seen": labeler.agreement, "chance": float(by_chance),
-                "seen_val": float(asked @ recall)}
+                "seen_val": labeler.accuracy_as_requested}
     )  # fmt: skip
 
 

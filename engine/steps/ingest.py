@@ -96,13 +96,14 @@ class Ingest(StepKind[IngestSpec]):
         fate = intake.fate
         refuse_many_quarantined(fate, records, spec)
 
+        # Before duplicates and the like are set aside too.
+        unusable = set_aside_notice(records, fate, spec.task, spec.audit.max_quarantined)
         ledger = reader.ledger()
         digests = by_id(intake.index, rows.FILE_SHA256)
         index, leaks, notes = self._audit(context, spec, intake)
         notes["warnings"] += [
             *reader.warnings(), *record_notices(records, reader, spec.task),
-            *decoding_notices(intake.index, spec.preprocess),
-            *set_aside_notice(records, fate, spec.task, spec.audit.max_quarantined),
+            *decoding_notices(intake.index, spec.preprocess), *unusable,
         ]  # fmt: skip
         parts, counts = write_splits(context, spec, index, intake.keys)
         for problem in thin_classes(counts):

@@ -124,7 +124,7 @@ def test_images_that_cannot_be_used_are_named_with_the_class_that_loses_most() -
     fate |= {"1": "missing: 1.png", "7": "empty"}
     (notice,) = set_aside_notice(records, fate, "class", 0.01)
     assert notice_in_words(notice) == (
-        "images that cannot be used: 2 of 102 (1 missing, 1 empty; first: 1.png); they are 1 of 2"
+        "images that cannot be used: 2 of 102 (1 missing, 1 empty; first: 1.png); among them 1 of 2"
         " of 'rare'; jobs/audit.py lists them"
     )
 

@@ -278,8 +278,8 @@ def test_accuracy_on_val_is_that_of_the_requested_classes() -> None:
     report = labeler_report(
         agreement_val=0.9, confusion=[[0, 0], [3, 7]], confusion_val=[[90, 0], [8, 2]]
     )
-    assert report.agreement_as_requested == pytest.approx(0.2)
-    absent = labeler_report(
-        agreement_val=0.9, confusion=[[0, 0], [3, 7]], confusion_val=[[90, 0], [0, 0]]
-    )
-    assert absent.agreement_as_requested == 0.9
+    assert report.accuracy_as_requested == pytest.approx(0.2)
+    assert report.accuracy_on_val([1, 3]) == pytest.approx((1 + 3 * 0.2) / 4)
+    absent = report.model_copy(update={"confusion_val": [[80, 10], [0, 0]]})
+    assert absent.accuracy_as_requested == 0.9
+    assert absent.accuracy_on_val([1, 3]) == pytest.approx(8 / 9)

@@ -26,7 +26,7 @@ def verdict(results: StudyResults) -> Section:
 
 def warnings(results: StudyResults) -> Section:
     """What limits the result: the budget, the images, earlier openings of test."""
-    images = [image_warnings(results.probes[name], fits)
+    images = [image_warnings(results.probes[name], fits, results.classes)
               for name, fits in results.generators.items()]  # fmt: skip
     return Section(
         render("warnings.html", results=results, images=images, weak=weak_baselines(results.study))
@@ -63,7 +63,9 @@ class ImageWarnings:
     notes: list[tuple[int, Notice, bool]]
 
 
-def image_warnings(probe: Probe, fits: Sequence[GeneratorFit]) -> ImageWarnings:
+def image_warnings(
+    probe: Probe, fits: Sequence[GeneratorFit], classes: Sequence[str]
+) -> ImageWarnings:
     """The warnings about a generator's images, on which the verdict rests."""
     apart, misread, agreement_val = {}, {}, 0.0
     for fit in fits:
@@ -73,9 +75,11 @@ def image_warnings(probe: Probe, fits: Sequence[GeneratorFit]) -> ImageWarnings:
         labeler = fit.curated.labeler
         if labeler is None or labeler.agreement_kept is None:
             continue
-        if labeler.agreement_kept < labeler.agreement_as_requested - _CLEARLY_LESS:
-            misread[fit.fit] = 100 * labeler.agreement_kept
-            agreement_val = 100 * labeler.agreement_as_requested
+        funnel = fit.curated.funnel
+        kept = [funnel[name].kept if name in funnel else 0 for name in classes]
+        reference = labeler.accuracy_on_val(kept)
+        if labeler.agreement_kept < reference - _CLEARLY_LESS:
+            misread[fit.fit], agreement_val = 100 * labeler.agreement_kept, 100 * reference
     notes = [
         (fit.fit, notice, notice in stops)
         for fit in fits

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from engine.report.generators import ClassProbe, Probe
 from engine.report.sections.verdict import verdict, warnings, weak_baselines
+from engine.results.images import ClassFunnel
 from tests.pages import plain_text
 from tests.results import (
     generator_fit,
@@ -50,8 +51,12 @@ def test_what_is_wrong_with_a_later_fit_is_told_with_its_number() -> None:
     assert text.startswith("Images of more, fit 1 are easily distinguished from real ones")
     assert f"More, fit 1: {stops}; the study's strict setting stops the export." in text
     # What is true of all fits is told once.
+    # Of the kept classes the labeler recognises 95% of the real images, of the other one none.
+    funnel = {"b": ClassFunnel(requested=9, generated=9, kept=9, reasons={})}
+    val = [[0, 50], [5, 95]]
     seen, more = (
-        {"labeler": labeler_report(agreement_kept=kept, agreement_val=0.95)} for kept in (0.5, 0.6)
+        {"labeler": labeler_report(agreement_kept=kept, confusion_val=val), "funnel": funnel}
+        for kept in (0.5, 0.6)
     )
     text = text_of({0: 0.96, 1: 0.97}, seen, more)
     assert "Images of more are easily distinguished" in text
