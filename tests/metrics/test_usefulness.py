@@ -48,7 +48,7 @@ def test_same_picture_again_and_again_is_an_alarm() -> None:
 
 def test_too_few_common_images_say_nothing() -> None:
     other = np.asarray(["c"] * 200, dtype=object)
-    assert usefulness(vectors(200, 1), LABELS, vectors(200, 1), other, 0) == Usefulness()
+    assert usefulness(vectors(200, 1), LABELS, vectors(200, 1), other, 0) == Usefulness(pairs=0)
     assert usefulness(vectors(9, 1), LABELS[:9], vectors(9, 1), LABELS[:9], 0).coverage is None
 
 

@@ -76,7 +76,7 @@ def test_each_synthetic_family_is_contrasted_with_all_baselines_and_its_twin() -
         Arm(name="moved x2", family="moved", **fields),
     ]
     tested = {arm.name: arm for arm in planned if arm.name not in ("g x1", "moved x2")}
-    search = search_result(baseline="moved x1")
+    search = search_result(baseline="moved x1", chosen=["real", "g x2", "moved x1"])
     confirm = confirm_result(twins={"g unfiltered x2": "g x2"})
     with_baselines, with_twin = declared(planned, search, confirm, tested, {"g x2"})
     assert (with_baselines.arm, with_baselines.baselines) == ("g x2", ("real", "moved x1"))
