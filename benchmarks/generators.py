@@ -155,9 +155,10 @@ def read_clothing(count: int, held_out: int) -> Data:
         for rows in (chosen[:count], chosen[:count])
     )
     others = split("validation", "test")
-    kept = np.sort(generator(SEED, "held out").permutation(len(others.labels))[:held_out])
-    held = Pictures(others.pixels[kept], [others.labels[row] for row in kept])
-    return Data(shape, first, held, second)
+    order = generator(SEED, "compared with").permutation(len(others.labels))
+    chosen = np.sort(order[:held_out])
+    unseen = Pictures(others.pixels[chosen], [others.labels[row] for row in chosen])
+    return Data(shape, first, unseen, second)
 
 
 class Reader:

@@ -241,7 +241,7 @@ def test_a_table_in_another_encoding_is_read_if_it_is_named(read: Read) -> None:
     with pytest.raises(DataError, match=r"line 2: not UTF-8.*reader.encoding.*cp1252"):
         read(text)
     assert read(text, encoding="cp1252")[0]["label.class"] == "Röntgen"
-    # A byte order mark is no part of the first column's name.
+    # A byte order mark does not belong to the first column's name.
     assert read("path,label\na.png,x\n".encode("utf-16"), encoding="utf-16")[0]["uri"] == "a.png"
 
 
