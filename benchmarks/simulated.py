@@ -16,7 +16,8 @@ from functools import cache
 import numpy as np
 from scipy import stats
 
-from engine.comparison.figures import Figures, Predictions
+from engine.comparison.classified import Predictions
+from engine.comparison.figures import Figures
 from engine.comparison.verdict import DeclaredContrast, compare
 from engine.metrics.classification import METRICS
 from engine.results.comparison import Contrast

@@ -24,7 +24,8 @@ from engine.core.step import Step
 from engine.core.store import Store
 from engine.execute import discard, execute, inspect, naming_damage
 from engine.forecast import confirmation_in_words, forecast, measured_of, read_rates
-from engine.plan import choose_task, named, plan, plan_audit, tasks_of, until
+from engine.plan import named, plan, plan_audit, until
+from engine.plan_labels import labelling_of
 from engine.preview import preview, print_forecast
 from engine.profile import Profile
 from engine.report.download import page_file
@@ -123,8 +124,10 @@ def _score_predictions(arguments: argparse.Namespace) -> int:
     (ingest,) = named(plan(study), "ingest")
     with closing(make_runtime(profile)) as runtime:
         manifest = execute([ingest], store, runtime, profile)[ingest.key]
-    task = choose_task(study, tasks_of(study))
-    scored = score(study, store, manifest, task, arguments.predictions, arguments.baseline)
+    labels = labelling_of(study)
+    if labels.cells is not None:
+        raise StudyError("files of predictions are scored for one task with one label per image")
+    scored = score(study, store, manifest, labels.task, arguments.predictions, arguments.baseline)
     page = store.page(study.name, f"predictions-{slug(arguments.predictions.stem)}.json")
     store.put(page, scored.model_dump_json(indent=1, exclude_unset=True).encode())
     for arm, result in scored.arms.items():

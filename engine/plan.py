@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
-from typing import Any
 
 from engine.core.errors import StudyError
 from engine.core.registry import kind_of, name_of, resolve
@@ -17,21 +16,25 @@ from engine.plan_comparison import (
     check_comparison,
     curate_step,
     external_steps,
+    labeler_step,
     plan_comparison,
     plan_curation,
 )
+from engine.plan_labels import labelling_of
 from engine.study import Study
 
 
 def plan(study: Study) -> list[Step]:
     """The steps of a study, inputs before the steps that use them. Raises `StudyError`."""
-    data = _data_steps(study)
+    data = _with_allocation(_data_steps(study))
     steps, pools, curation = data.steps, dict[str, list[Pool]](), None
     if study.classifier is not None:
         curation = plan_curation(data)
         check_comparison(data, curation)
         # What may be wrong with data and the labeler surfaces before hours of training.
         steps += [*external_steps(data), real_mix(data), *curation.inputs.values()]
+    if data.allocate is not None:
+        steps += [step for step in (real_mix(data), *data.allocation) if step not in steps]
     elif any(getattr(spec, "strict", False) for spec in study.curate.filters):
         raise StudyError(
             "curate.filters: one is strict, and a study without a classifier does not curate"
@@ -52,16 +55,17 @@ def plan(study: Study) -> list[Step]:
 def plan_audit(study: Study) -> Step:
     """The step that finds problems in a study's data; no other step needs it. Uses a network as
     embedder if the study names one."""
-    tasks = tasks_of(study)
+    labels = labelling_of(study)
     pixels = resolve("embedders", "pixels").Spec
     networks = [one for one in (study.embedder, study.audit.embedder) if type(one) is not pixels]
     embedder = networks[0] if networks else study.embedder
     return make_step(
         "audit",
         {
-            "name": study.name, "reader": study.reader, "task": choose_task(study, tasks),
-            "tasks": tasks, "preprocess": study.preprocess, "split": study.split.made,
-            "audit": study.audit, "embedder": embedder, "seed": study.seed,
+            "name": study.name, "reader": study.reader, "task": labels.task,
+            "tasks": labels.tasks, "cells": labels.cells, "preprocess": study.preprocess,
+            "split": study.split.made, "audit": study.audit, "embedder": embedder,
+            "seed": study.seed,
         },
         plugins=[("readers", study.reader), ("embedders", embedder)],
     )  # fmt: skip
@@ -69,13 +73,14 @@ def plan_audit(study: Study) -> Step:
 
 def _data_steps(study: Study) -> DataPlan:
     """The steps on the study's own images."""
-    tasks = tasks_of(study)
-    task = choose_task(study, tasks)
-    common = {"task": task, "tasks": tasks}
+    labels = labelling_of(study)
+    task = labels.task
+    common = {"task": task, "tasks": labels.tasks}
     ingest = make_step(
         "ingest",
         {
-            "reader": study.reader, **common, "preprocess": study.preprocess,
+            "reader": study.reader, **common, "cells": labels.cells,
+            "preprocess": study.preprocess,
             "split": study.split.made, "audit": study.audit, "seed": study.seed,
         },
         plugins=[("readers", study.reader), ("embedders", study.audit.embedder)],
@@ -108,7 +113,32 @@ def _data_steps(study: Study) -> DataPlan:
             "reduce", {"settings": study.reduce, "task": task, "seed": study.seed}, inputs
         )
     request = study.request.one_by_one()
-    return DataPlan(study, request, task, tasks, ingest, embed, cluster, select, reduce)
+    return DataPlan(study, request, labels, ingest, embed, cluster, select, reduce)
+
+
+def _with_allocation(data: DataPlan) -> DataPlan:
+    """The plan with the step that allocates images, if the study has one, and the classifier on
+    real images whose scores it reads."""
+    study, settings = data.study, data.request.allocate
+    if settings is None:
+        return data
+    scores = None
+    if settings.method == "tiers":
+        if study.classifier is None:
+            raise StudyError(
+                "request.allocate: tiers are by the scores of a classifier; set classifier, or"
+                " method: inverse_frequency"
+            )
+        scores = labeler_step(data, study.classifier, study.training)
+    allocate = make_step(
+        "allocate",
+        {
+            "settings": settings, "classes": data.request.classes, "task": data.task,
+            "tasks": data.labels.weights,
+        },
+        {"ingest": data.ingest, **({"train": scores} if scores else {})},
+    )  # fmt: skip
+    return replace(data, scores=scores, allocate=allocate)
 
 
 def _match_step(data: DataPlan, pools: Mapping[str, Sequence[Pool]], label: str) -> Step:
@@ -192,7 +222,10 @@ def _generator_steps(
                 "least_ratio": largest_ratio(study) if curation is not None else 0.0,
                 **sampling, "seed": seed,
             },
-            {**inputs, **({"curate": curate} if curate else {})}, plugins, of_round,
+            {
+                **inputs, **({"curate": curate} if curate else {}),
+                **({"allocate": data.allocate} if data.allocate else {}),
+            }, plugins, of_round,
         )  # fmt: skip
         generate = make_step(
             "generate", sampling, {"ingest": data.ingest, "request": request, **trained}, plugins,
@@ -212,22 +245,6 @@ def _generator_steps(
         unfiltered = curate_step(data, Curation(), twin, generate, generator_key)
         steps.append(unfiltered)
     return steps, Pool(curate, unfiltered)
-
-
-def tasks_of(study: Study) -> dict[str, Any]:
-    """The labelling tasks of the study's reader."""
-    return dict(kind_of("readers", study.reader)(study.reader).tasks())
-
-
-def choose_task(study: Study, tasks: dict[str, Any]) -> str:
-    """The task of the study. Raises `StudyError` if it is ambiguous or unknown."""
-    if study.task is None:
-        if len(tasks) == 1:
-            return next(iter(tasks))
-        raise StudyError(f"task: the data has several; choose one of {', '.join(tasks)}")
-    if study.task not in tasks:
-        raise StudyError(f"task: the data has no task {study.task!r}; it has {', '.join(tasks)}")
-    return study.task
 
 
 def until(steps: list[Step], name: str) -> list[Step]:

@@ -12,6 +12,7 @@ from engine.core.registry import kind_of
 from engine.core.rng import derive_seed
 from engine.core.step import Step, Subject, make_step
 from engine.nets.classification import Training
+from engine.plan_labels import Labelling
 from engine.settings import Amount, Request
 from engine.study import Study
 
@@ -25,18 +26,33 @@ class DataPlan:
 
     study: Study
     request: Request
-    task: str
-    tasks: Mapping[str, Any]
+    labels: Labelling
     ingest: Step
     embed: Step
     cluster: Step
     select: Step
     reduce: Step | None
+    # With `request.allocate`: the classifier whose scores it reads, and what each class gets.
+    scores: Step | None = None
+    allocate: Step | None = None
+
+    @property
+    def task(self) -> str:
+        return self.labels.task
+
+    @property
+    def tasks(self) -> Mapping[str, Any]:
+        return self.labels.tasks
 
     @property
     def steps(self) -> list[Step]:
-        steps = [self.ingest, self.embed, self.cluster, self.select]
-        return [*steps, self.reduce] if self.reduce is not None else steps
+        steps = [self.ingest, self.embed, self.cluster, self.select, self.reduce]
+        return [step for step in steps if step is not None]
+
+    @property
+    def allocation(self) -> list[Step]:
+        """The steps that allocate images, after those on real images."""
+        return [step for step in (self.scores, self.allocate) if step is not None]
 
 
 @dataclass(frozen=True)
@@ -89,6 +105,10 @@ def mix_step(
     if real == "reduced":
         assert data.reduce is not None, "the study has been checked"
         inputs["reduce"] = data.reduce
+    if data.allocate is not None and any(
+        amount.allocate is not None for amount in (*repeated, *(one.amount for one in added))
+    ):
+        inputs["allocate"] = data.allocate
     for label, curate in (curates or {}).items():
         inputs |= {f"curate.{label}": curate, f"generate.{label}": curate.inputs["generate"]}
     return make_step(
@@ -98,7 +118,7 @@ def mix_step(
             # Real images do not depend on the target classes.
             "classes": data.request.classes if added or repeated else "all",
             "seed": fit_seed(data.study.seed, fit) if added else 0,
-            "use": use, "repeated": repeated,
+            "use": use, "repeated": repeated, "tasks": data.labels.learned,
         },
         inputs, subject=Subject(name, fit),
     )  # fmt: skip
@@ -259,6 +279,8 @@ def amounts(data: DataPlan) -> dict[str, Amount]:
         named[f"+{request.per_class}"] = Amount(per_class=request.per_class)
     if request.ratio_by_class is not None:
         named["by class"] = Amount(ratio_by_class=request.ratio_by_class)
+    if request.allocate is not None:
+        named["allocated"] = Amount(allocate=request.allocate)
     return named
 
 

@@ -56,15 +56,7 @@ def plan_curation(data: DataPlan) -> Curation:
     if spec is not None and kind_of("labelers", spec).trained:
         classifier, training = spec.classifier or study.classifier, spec.training or study.training
         spec = spec.model_copy(update={"classifier": classifier, "training": training})
-        inputs["labeler"] = make_step(
-            "train",
-            {
-                "classifier": classifier, "training": training, "preprocess": study.preprocess,
-                "task": data.task, "seed": derive_seed(study.seed, "labeler"),
-            },
-            {"ingest": data.ingest, "mix": real_mix(data)}, [("classifiers", classifier)],
-            Subject("labeler"),
-        )  # fmt: skip
+        inputs["labeler"] = labeler_step(data, classifier, training)
         labelers.append(("classifiers", classifier))
     pixel_spec = measuring(data.task, study.preprocess, spec, filters)
     if pixel_spec.labeler is not None or pixel_spec.filters:
@@ -74,6 +66,21 @@ def plan_curation(data: DataPlan) -> Curation:
         )  # fmt: skip
     plugins = (*(("filters", one) for one in filters), *labelers)
     return Curation(filters, spec, inputs, plugins)
+
+
+def labeler_step(data: DataPlan, classifier: Any, training: Any) -> Step:
+    """The training of a classifier on real images that has no part in the comparison."""
+    study = data.study
+    return make_step(
+        "train",
+        {
+            "classifier": classifier, "training": training, "preprocess": study.preprocess,
+            "task": data.task, "tasks": data.labels.weights,
+            "seed": derive_seed(study.seed, "labeler"),
+        },
+        {"ingest": data.ingest, "mix": real_mix(data)}, [("classifiers", classifier)],
+        Subject("labeler"),
+    )  # fmt: skip
 
 
 def curate_step(
@@ -165,7 +172,7 @@ def plan_comparison(data: DataPlan, pools: Mapping[str, Sequence[Pool]]) -> list
         "evaluate",
         {
             "settings": study.evaluate, "classifier": study.classifier,
-            "preprocess": study.preprocess, "task": data.task,
+            "preprocess": study.preprocess, "task": data.task, "tasks": data.labels.weights,
             "objective": study.training.objective, "seed": study.seed,
         },
         {
@@ -240,7 +247,7 @@ def _trials_step(
         kind,
         {
             "classifier": study.classifier, "training": search_training(study),
-            "preprocess": study.preprocess, "task": data.task,
+            "preprocess": study.preprocess, "task": data.task, "tasks": data.labels.weights,
             "arms": tuple(arm for arm, _ in arms),
             "generator_fits": len(fits),
             "seeds": tuple(

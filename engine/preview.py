@@ -43,7 +43,13 @@ from engine.results.images import ClassFunnel, GenerateResult
 from engine.runtime.base import Runtime
 from engine.steps.curate import CurateSpec, judge, make_funnel, read_generated, score
 from engine.steps.generate import GenerateSpec, fingerprint, sampling_stages
-from engine.steps.request import RequestSpec, needed_images, request_table, training_rows
+from engine.steps.request import (
+    RequestSpec,
+    allocated,
+    needed_images,
+    request_table,
+    training_rows,
+)
 from engine.study import Study
 
 
@@ -183,14 +189,18 @@ class _Previewer:
         context = self.context(step, {**step.inputs["request"].inputs, **step.inputs})
         generator = kind_of("generators", spec.generator)(spec.generator, spec.preprocess)
         train = training_rows(context, spec.task, generator)
-        full = needed_images(request, context.result("ingest", IngestResult).train)
+        data = context.result("ingest", IngestResult)
+        full = needed_images(request, data, allocated(context.inputs.get("allocate")))
         # A fresh prefix, so that images and timings of an earlier preview are not reused.
         prefix = self.store.preview(attempt_name())
         shards = []
         for label, wanted in full.items():
             if not wanted:
                 continue
-            table = request_table(request, generator, label, min(self.count, wanted), train[label])
+            table = request_table(
+                request, generator, label, min(self.count, wanted), train[label],
+                data.cells.get(label, {}),
+            )  # fmt: skip
             sink = pa.BufferOutputStream()
             pq.write_table(table, sink)
             folder = self.store.parts(prefix)
@@ -220,9 +230,8 @@ class _Previewer:
         requested = {shard.tags["label"]: shard.rows for shard in drawn.shards}
         images = generated_manifest(step, drawn.context, parts, requested)
         context = self.context(curate, curate.inputs, generate=images)
-        classes = context.result("ingest", IngestResult).classes
         started = time.monotonic()
-        commits = score(context, spec, classes, self.store.preview(attempt_name()))
+        commits = score(context, spec, self.store.preview(attempt_name()))
         start = _start(commits, started)
         keys = [commit.data.key for commit in commits if commit.data]
         table, notes = judge(context, spec, read_generated(context, spec.task), keys)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from engine.core.registry import PluginField, kind_of, name_of
 from engine.core.spec import ClassName, Spec, explained
-
-MAX_IMAGES = 100_000_000
-
+from engine.settings_labels import MAX_IMAGES, Allocation
 
 ReaderField = Annotated[SerializeAsAny[Spec], BeforeValidator(PluginField("readers"))]
 EmbedderField = Annotated[SerializeAsAny[Spec], BeforeValidator(PluginField("embedders"))]
@@ -163,32 +162,42 @@ class Match(Spec):
 
 
 class Amount(Spec):
-    """A number of images for each class. Exactly one of the four fields is given.
+    """A number of images for each class. Exactly one of the five fields is given.
 
     ratio: round(ratio * n) for a class with n real training images. balance_to: max(0,
     balance_to - n). per_class: the same number for each class. ratio_by_class: a ratio for each
-    class listed, 0 for the others.
+    class listed, 0 for the others. allocate: a total, divided by scores on val.
     """
 
-    later_fields: ClassVar[tuple[str, ...]] = ("ratio_by_class",)
+    later_fields: ClassVar[tuple[str, ...]] = ("ratio_by_class", "allocate")
 
     ratio: Annotated[float, Field(gt=0, le=1000)] | None = None
     balance_to: Annotated[int, Field(ge=1, le=MAX_IMAGES)] | None = None
     per_class: Annotated[int, Field(ge=1, le=MAX_IMAGES)] | None = None
     ratio_by_class: dict[ClassName, Annotated[float, Field(ge=0, le=1000)]] | None = None
+    allocate: Allocation | None = None
 
     @model_validator(mode="after")
     def _one_count(self) -> Amount:
-        ways = ("ratio", "balance_to", "per_class", "ratio_by_class")
+        ways = ("ratio", "balance_to", "per_class", "ratio_by_class", "allocate")
         given = [name for name in ways if getattr(self, name) is not None]
         if len(given) != 1:
             raise explained(
-                "needs exactly one of ratio, balance_to, per_class and ratio_by_class; has {given}",
+                "needs exactly one of ratio, balance_to, per_class, ratio_by_class and allocate;"
+                " has {given}",
                 given=", ".join(given) or "none",
             )
         if self.ratio_by_class is not None and not any(self.ratio_by_class.values()):
             raise explained("ratio_by_class adds to no class; give one a ratio")
         return self
+
+    def as_allocated(self, images: Mapping[str, int], real: Mapping[str, int]) -> Self:
+        """With `allocate`, the amount that its result gives, as a ratio for each class. images,
+        real: generated and real training images by class."""
+        if self.allocate is None:
+            return self
+        ratios = {name: count / real[name] for name, count in images.items() if real.get(name)}
+        return self.model_copy(update={"allocate": None, "ratio_by_class": ratios})
 
     def count(self, label: str, real: int) -> int:
         """Images for the class `label`, which has `real` training images."""

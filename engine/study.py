@@ -19,6 +19,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from engine.core.errors import StudyError
+from engine.core.labels import Task
 from engine.core.registry import explain
 from engine.core.spec import Spec, as_text, explained
 from engine.data.images import Preprocess
@@ -56,14 +57,19 @@ _LABEL = re.compile(r"[a-z][a-z0-9_]{0,31}")
 class Study(Spec):
     """What to compute. `docs/study.md` explains every field."""
 
-    later_fields: ClassVar[tuple[str, ...]] = ("tune", "notes")
+    later_fields: ClassVar[tuple[str, ...]] = ("tune", "notes", "tasks", "rare_below")
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     # Terms of use of the images; written into every export.
     licence: Annotated[str, Field(max_length=2000)] = ""
     reader: ReaderField
+    # The task with the classes; needed if the reader has several.
     task: str | None = None
+    # Replaces `task`: the tasks that are learned together, by name.
+    tasks: dict[str, Task] = {}
+    # With several labels per image: combinations of fewer images are pooled.
+    rare_below: Annotated[int, Field(ge=2, le=1_000_000)] = 10
     preprocess: Preprocess
     split: Split = Split()
     audit: Audit = Audit()
@@ -85,6 +91,12 @@ class Study(Spec):
     tune: Tune = Tune()
     # What a reader of the results must know about the data; printed on the page.
     notes: tuple[Annotated[str, Field(min_length=1, max_length=2000)], ...] = ()
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Study:
+        if self.tasks and self.task is not None:
+            raise explained("task and tasks exclude each other; remove one")
+        return self
 
     @model_validator(mode="after")
     def _labels(self) -> Study:

@@ -3,10 +3,10 @@ their text from here."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from engine.core.notice import Code, Notice
-from engine.results.comparison import Contrast, Effect, OpenedTest
+from engine.results.comparison import Contrast, Effect, OpenedTest, TaskResult
 
 SENTENCES: dict[Code, str] = {
     "recorded": "{text}",
@@ -30,7 +30,7 @@ SENTENCES: dict[Code, str] = {
     "similar_groups":
         "near duplicates in train of different groups: {pairs:,} (pairs of images); the groups may"
         " be wrong, see jobs/audit.py",
-    "files_skipped": "files that were not read: {skipped:,} of {files:,} ({reasons})",
+    "files_skipped": "files that were not read: {skipped:,} of {files:,}: {reasons}",
     "excluded": "images left out by reader.exclude or reader.classes: {images:,}",
     "no_value_names":
         "the class {name!r} is named like a missing value (images: {images:,}); leave these images"
@@ -50,6 +50,9 @@ SENTENCES: dict[Code, str] = {
         "preprocess.fit: crop keeps the central square: {images:,} of {all:,} pictures lose more"
         " than {percent}% of their area (first: {first}); set it to pad or stretch if what is at"
         " the ends matters",
+    "turned":
+        "pictures that their EXIF orientation turns: {images:,} (first: {first}); they are used"
+        " upright, as viewers show them",
     "set_aside":
         "images that cannot be used: {images:,} of {all:,} ({reasons}; first: {first}){classes};"
         " jobs/audit.py lists them",
@@ -168,15 +171,32 @@ def opened_in_words(test: OpenedTest) -> str:
 
 
 def verdict_in_words(
-    contrasts: Sequence[Contrast], objective: str, baseline: str, budget: Effect | None = None
-) -> str:
-    """The verdict, one sentence per contrast, and a warning if the budget limits every arm."""
-    sentences = [contrast_in_words(contrast, objective) for contrast in contrasts]
+    contrasts: Sequence[Contrast], objective: str, baseline: str, budget: Effect | None = None,
+    tasks: Mapping[str, TaskResult] = {},
+) -> str:  # fmt: skip
+    """The verdict, one sentence per contrast (two with several tasks), and a warning if the budget
+    limits every arm."""
+    sentences = []
+    for contrast in contrasts:
+        sentences.append(contrast_in_words(contrast, objective))
+        if len(tasks) > 1 and not contrast.twin:
+            sentences.append(tasks_in_words(contrast.arm, tasks))
     if not contrasts:
         sentences = [f"no synthetic arm was compared; the strongest baseline on val is {baseline}"]
     if budget is not None and budget.low > 0:
         sentences.append(budget_in_words(budget, objective))
     return " ".join(sentences)
+
+
+def tasks_in_words(arm: str, tasks: Mapping[str, TaskResult]) -> str:
+    """The difference in each task."""
+    parts = [
+        f"{name} {100 * effect.estimate:+.1f} points ({100 * effect.low:+.1f} to"
+        f" {100 * effect.high:+.1f})"
+        for name, task in tasks.items()
+        for effect in [task.to_against[arm]]
+    ]
+    return f"By task: {'; '.join(parts)}."
 
 
 def contrast_in_words(contrast: Contrast, objective: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from engine.core.rows import TaskKind
 from engine.core.spec import Spec
 from engine.core.step import Step, Subject, make_step
 from engine.data.images import Preprocess
@@ -32,9 +33,11 @@ Use = Literal["add", "replace", "pretrain"]
 
 
 class MixSpec(Spec):
-    later_fields: ClassVar[tuple[str, ...]] = ("use", "repeated")
+    later_fields: ClassVar[tuple[str, ...]] = ("use", "repeated", "tasks")
 
     task: str
+    # Kinds of the tasks of a study with several labels per image, whose labels go along.
+    tasks: dict[str, TaskKind] = {}
     real: Literal["all", "reduced", "none"] = "all"
     # Draw every class equally often.
     oversampled: bool = False
@@ -95,12 +98,14 @@ class Arm(Spec):
 class SearchSpec(Spec):
     """The trials of a choice, or of its confirmation."""
 
-    later_fields: ClassVar[tuple[str, ...]] = ("first_fit", "first_seed")
+    later_fields: ClassVar[tuple[str, ...]] = ("first_fit", "first_seed", "tasks")
 
     classifier: ClassifierField
     training: Training
     preprocess: Preprocess
     task: str
+    # Weights of the tasks of a study with several labels per image.
+    tasks: dict[str, float] = {}
     arms: tuple[Arm, ...]
     generator_fits: int
     # Seeds of all generator fits, ordered by fit.
@@ -155,7 +160,7 @@ def planned_trials(search: Step) -> tuple[Trial, ...]:
                         "classifier": spec.classifier,
                         "training": spec.training.model_copy(update=training),
                         "preprocess": spec.preprocess, "task": spec.task,
-                        "seed": spec.seeds[number],
+                        "tasks": spec.tasks, "seed": spec.seeds[number],
                     },
                     inputs, [("classifiers", spec.classifier)], Subject(arm.name, number=seed),
                 )  # fmt: skip

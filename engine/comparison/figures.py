@@ -7,26 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from scipy import sparse
 
 from engine.comparison.arms import replicates
+from engine.comparison.classified import Predictions, TaskPredictions
 from engine.metrics import intervals
-from engine.metrics.classification import METRICS, confusion, f1, recall, summary
-from engine.metrics.probabilities import (
-    PROBABILITY_METRICS,
-    Reliability,
-    average_precision,
-    reliability,
-    roc_auc,
-)
-from engine.metrics.resampling import (
-    AreaScores,
-    ConfusionScores,
-    Scores,
-    confusions_by_group,
-    effective_number,
-    resampled_confusions,
-)
+from engine.metrics.probabilities import Reliability, average_precision, roc_auc
+from engine.metrics.resampling import resampled_confusions
 from engine.results.comparison import (
     ArmFigure,
     ArmResult,
@@ -43,86 +29,6 @@ _DRAWS, _BLOCKS = 400, 20
 _UNBOUNDED = ("brier", "ece")
 # Of each class.
 _F1, _RECALL = "f1", "recall"
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """Predictions of each arm's classifiers for the same images.
-
-    labels: class numbers int64 (n,). groups: names (n,). probabilities: by arm, float32 (generator
-    fits * seeds, n, classes), ordered by fit.
-    """
-
-    classes: Sequence[str]
-    labels: np.ndarray
-    groups: np.ndarray
-    probabilities: Mapping[str, np.ndarray]
-    generator_fits: int
-
-    @property
-    def seeds(self) -> int:
-        """Number of classifiers per arm and generator fit."""
-        return len(next(iter(self.probabilities.values()))) // self.generator_fits
-
-    @property
-    def replicates(self) -> int:
-        return self.generator_fits if self.generator_fits > 1 else self.seeds
-
-    def of_images(self, rows: np.ndarray) -> Predictions:
-        """The predictions of some images."""
-        return replace(
-            self, labels=self.labels[rows], groups=self.groups[rows],
-            probabilities={arm: values[:, rows] for arm, values in self.probabilities.items()},
-        )  # fmt: skip
-
-    def of_replicates(self, places: Sequence[int]) -> Predictions:
-        """The predictions of some replicates."""
-        each = self.seeds if self.generator_fits > 1 else 1
-        rows = [place * each + number for place in places for number in range(each)]
-        return replace(
-            self, generator_fits=len(places) if self.generator_fits > 1 else 1,
-            probabilities={arm: values[rows] for arm, values in self.probabilities.items()},
-        )  # fmt: skip
-
-    def confusions(self, arm: str) -> np.ndarray:
-        """Counts (classifiers, classes, classes)."""
-        return np.stack(
-            [
-                confusion(self.labels, probabilities.argmax(1), len(self.classes))
-                for probabilities in self.probabilities[arm]
-            ]
-        )
-
-    def objective(self, arm: str, name: str) -> np.ndarray:
-        """The objective of each replicate of an arm (replicates,)."""
-        scores = self.scores(arm, name)
-        values: np.ndarray = scores(np.ones((1, scores.groups)))[0]
-        return values
-
-    def scores(self, arm: str, name: str) -> Scores:
-        """The objective of an arm for any weights of the test groups."""
-        of_arm = self.probabilities[arm]
-        if name == "roc_auc":
-            return AreaScores(self.labels, of_arm, self.groups, self.replicates)
-        # Means in which the rarest class weighs as much as any other.
-        of_classes = name not in ("accuracy", "weighted_f1")
-        by_group = self.confusions_by_group(arm)
-        return ConfusionScores(by_group, METRICS[name], self.replicates, of_classes)
-
-    def confusions_by_group(self, arm: str) -> list[sparse.csr_array]:
-        """For each classifier, the confusions of the test groups."""
-        return [
-            confusions_by_group(
-                self.labels, probabilities.argmax(1), self.groups, len(self.classes)
-            )
-            for probabilities in self.probabilities[arm]
-        ]
-
-    def effective_groups(self, label: int | None = None) -> float:
-        """The number of equal groups that the test groups are equivalent to, or those of a class;
-        0 if it has none."""
-        groups = self.groups if label is None else self.groups[self.labels == label]
-        return effective_number(np.unique(groups, return_counts=True)[1]) if len(groups) else 0.0
 
 
 @dataclass(frozen=True)
@@ -145,18 +51,25 @@ class Figures:
     seed: int
     _known: dict[tuple[str, str], _Scores] = field(default_factory=dict)
 
+    def of_images(self, rows: np.ndarray) -> Figures:
+        """The figures on some images."""
+        return Figures(self.predictions.of_images(rows), self.seed)
+
+    def of_replicates(self, places: Sequence[int]) -> Figures:
+        """The figures of some replicates."""
+        return Figures(self.predictions.of_replicates(places), self.seed)
+
     def of(self, arm: str, family: str, ratio: float | None, role: str) -> ArmResult:
         """The scores of an arm. Areas under curves are absent if a class has no image."""
         predictions, matrices = self.predictions, self.predictions.confusions(arm)
-        of_arm = predictions.probabilities[arm]
-        hard = bool(((of_arm == 0) | (of_arm == 1)).all())
-        metrics = {name: self._scores(arm, name) for name in METRICS}
+        of_arm, hard = predictions.probabilities[arm], predictions.hard(arm)
+        metrics = {name: self.scores_of(arm, name) for name in predictions.metrics}
         if not hard:
-            metrics |= {name: self._scores(arm, name) for name in PROBABILITY_METRICS}
+            metrics |= {name: self.scores_of(arm, name) for name in predictions.probability_metrics}
         metrics = {
             name: scores for name, scores in metrics.items() if np.isfinite(scores.values).all()
         }
-        whole = summary(matrices.sum(0), predictions.classes)
+        whole = predictions.summary(matrices.sum(0))
         areas = {
             name: np.mean([area(predictions.labels, values) for values in of_arm], 0)
             for name, area in (("roc_auc", roc_auc), ("average_precision", average_precision))
@@ -165,7 +78,7 @@ class Figures:
         def known(area: float) -> float | None:
             return None if hard or not np.isfinite(area) else float(area)
 
-        f1s = self._scores(arm, _F1)
+        f1s = self.scores_of(arm, _F1)
         per_class = {
             class_name: ClassFigures(
                 **scores,
@@ -177,7 +90,6 @@ class Figures:
             )
             for number, (class_name, scores) in enumerate(whole["per_class"].items())
         }
-        calibration = reliability(np.tile(predictions.labels, len(of_arm)), np.concatenate(of_arm))
         return ArmResult(
             family=family, ratio=ratio, role=role,
             figures={
@@ -188,33 +100,33 @@ class Figures:
             },
             per_class=per_class, confusion=whole["confusion"],
             classifiers={name: scores.values.tolist() for name, scores in metrics.items()},
-            reliability=[] if hard else bins_of(calibration),
+            reliability=[] if hard else bins_of(predictions.reliability(arm)),
         )  # fmt: skip
 
     def mean(self, arm: str, metric: str) -> MeanInterval:
         """The mean of an arm's replicates."""
-        scores = self._scores(arm, metric)
+        scores = self.scores_of(arm, metric)
         return self._interval(scores.values, scores.drawn, share=metric not in _UNBOUNDED)
 
     def replicates(self, arm: str, metric: str) -> np.ndarray:
         """A metric of each replicate of an arm (replicates,)."""
-        return replicates(self._scores(arm, metric).values, self.predictions.generator_fits)
+        return replicates(self.scores_of(arm, metric).values, self.predictions.generator_fits)
 
     def resampled(self, arm: str, metric: str) -> np.ndarray:
         """A metric of each replicate of an arm in resampled test sets (draws, replicates); the same
         test sets for all arms."""
-        drawn = self._scores(arm, metric).drawn
+        drawn = self.scores_of(arm, metric).drawn
         return replicates(drawn.T, self.predictions.generator_fits).T
 
     def difference(self, arm: str, other: str, metric: str) -> Effect:
         """How much higher a metric is for `arm` than for another arm."""
-        ours, theirs = self._scores(arm, metric), self._scores(other, metric)
+        ours, theirs = self.scores_of(arm, metric), self.scores_of(other, metric)
         mean = self._interval(ours.values - theirs.values, ours.drawn - theirs.drawn)
         return Effect(estimate=mean.mean, low=mean.low, high=mean.high)
 
     def class_gains(self, arm: str, other: str) -> list[MeanInterval]:
         """Difference in recall of each class."""
-        ours, theirs = self._scores(arm, _RECALL), self._scores(other, _RECALL)
+        ours, theirs = self.scores_of(arm, _RECALL), self.scores_of(other, _RECALL)
         values, drawn = ours.values - theirs.values, ours.drawn - theirs.drawn
         return [self._interval(values[:, number], drawn[:, :, number], number)
                 for number in range(len(self.predictions.classes))]  # fmt: skip
@@ -229,9 +141,10 @@ class Figures:
         effect = intervals.of_mean(of_fits, drawn.mean(1), groups, share=share)
         return MeanInterval(mean=effect.estimate, low=effect.low, high=effect.high)
 
-    def _scores(self, arm: str, metric: str) -> _Scores:
+    def scores_of(self, arm: str, metric: str) -> _Scores:
+        """A metric of an arm's classifiers, and in resampled test sets."""
         if (arm, metric) not in self._known:
-            if metric in PROBABILITY_METRICS:
+            if metric in self.predictions.probability_metrics:
                 self._known[arm, metric] = self._of_probabilities(arm, metric)
             else:
                 self._known.update(
@@ -241,10 +154,10 @@ class Figures:
 
     def _of_confusions(self, arm: str) -> dict[str, _Scores]:
         """All metrics of the confusion matrix, and recall and F1 of each class."""
-        metrics = {**METRICS, _F1: f1, _RECALL: recall}
+        metrics = {**self.predictions.metrics, **self.predictions.of_class}
         drawn: dict[str, list[np.ndarray]] = {name: [] for name in metrics}
-        by_group = self.predictions.confusions_by_group(arm)
-        for counts in resampled_confusions(by_group, _DRAWS, self.seed):
+        by_group = self.predictions.counts_by_group(arm)
+        for counts in resampled_confusions(by_group, _DRAWS, self.seed, self.predictions.shape):
             for name, metric in metrics.items():
                 drawn[name].append(metric(counts))
         matrices = self.predictions.confusions(arm)
@@ -255,8 +168,9 @@ class Figures:
 
     def _of_probabilities(self, arm: str, metric: str) -> _Scores:
         """A metric of probabilities; resampled by leaving out blocks of groups."""
-        predictions, figure = self.predictions, PROBABILITY_METRICS[metric]
-        names, group_of = np.unique(predictions.groups, return_inverse=True)
+        predictions, figure = self.predictions, self.predictions.probability_metrics[metric]
+        names = predictions.group_names
+        group_of = np.searchsorted(names, predictions.groups)
         count = min(_BLOCKS, len(names))
         order = np.random.default_rng(self.seed).permutation(len(names))
         block_of = (order % count)[group_of]
@@ -272,6 +186,104 @@ class Figures:
         # A class whose only images are left out has no area: the value of all images replaces it.
         left_out = np.where(np.isfinite(left_out), left_out, whole)
         return _Scores(whole, intervals.jackknifed(left_out))
+
+
+@dataclass(frozen=True)
+class TaskFigures:
+    """The figures of arms in several tasks: of the weighted mean of each metric over the tasks, and
+    of each task (`tasks`)."""
+
+    predictions: TaskPredictions
+    seed: int
+    tasks: Mapping[str, Figures]
+
+    @classmethod
+    def of_predictions(cls, predictions: TaskPredictions, seed: int) -> TaskFigures:
+        parts = {name: Figures(part, seed) for name, part in predictions.tasks.items()}
+        return cls(predictions, seed, parts)
+
+    def of_images(self, rows: np.ndarray) -> TaskFigures:
+        """The figures on some images."""
+        return TaskFigures.of_predictions(self.predictions.of_images(rows), self.seed)
+
+    def of_replicates(self, places: Sequence[int]) -> TaskFigures:
+        """The figures of some replicates."""
+        return TaskFigures.of_predictions(self.predictions.of_replicates(places), self.seed)
+
+    def over_occurring(self) -> TaskFigures:
+        """The same with means over the classes that occur, for metrics in which others count as 0,
+        and over the tasks that have images."""
+        own = self.predictions
+        occurring = {name: part.occurring() for name, part in own.tasks.items()}
+        whole = sum(own.shares[name] for name, count in occurring.items() if count)
+        shares = {
+            name: own.shares[name] / whole * len(own.tasks[name].classes) / count if count else 0.0
+            for name, count in occurring.items()
+        }
+        return replace(self, predictions=replace(own, shares=shares))
+
+    def of(self, arm: str, family: str, ratio: float | None, role: str) -> ArmResult:
+        """The mean of each metric that all tasks have, and the labels of all tasks; each task's own
+        figures have its confusion and its calibration."""
+        parts = {name: part.of(arm, family, ratio, role) for name, part in self.tasks.items()}
+        common = [name for name in next(iter(parts.values())).figures
+                  if all(name in part.figures for part in parts.values())]  # fmt: skip
+        per_class = [scores for part in parts.values() for scores in part.per_class.values()]
+        return ArmResult(
+            family=family, ratio=ratio, role=role,
+            figures={
+                name: ArmFigure(
+                    **dict(self.mean(arm, name)), replicates=self.replicates(arm, name).tolist()
+                )
+                for name in common
+            },
+            per_class=dict(zip(self.predictions.classes, per_class, strict=True)),
+            confusion=[],
+            classifiers={name: self._mean_scores(arm, name).values.tolist() for name in common},
+            reliability=[],
+        )  # fmt: skip
+
+    def mean(self, arm: str, metric: str) -> MeanInterval:
+        """The mean of an arm's replicates."""
+        scores = self._mean_scores(arm, metric)
+        return self._interval(scores.values, scores.drawn, share=metric not in _UNBOUNDED)
+
+    def replicates(self, arm: str, metric: str) -> np.ndarray:
+        """A metric of each replicate of an arm (replicates,)."""
+        return replicates(self._mean_scores(arm, metric).values, self.predictions.generator_fits)
+
+    def resampled(self, arm: str, metric: str) -> np.ndarray:
+        """As `Figures.resampled`."""
+        drawn = self._mean_scores(arm, metric).drawn
+        return replicates(drawn.T, self.predictions.generator_fits).T
+
+    def difference(self, arm: str, other: str, metric: str) -> Effect:
+        """How much higher a metric is for `arm` than for another arm."""
+        ours, theirs = self._mean_scores(arm, metric), self._mean_scores(other, metric)
+        mean = self._interval(ours.values - theirs.values, ours.drawn - theirs.drawn)
+        return Effect(estimate=mean.mean, low=mean.low, high=mean.high)
+
+    def class_gains(self, arm: str, other: str) -> list[MeanInterval]:
+        """Difference in recall of each label, task by task."""
+        return [gain for part in self.tasks.values() for gain in part.class_gains(arm, other)]
+
+    def _interval(self, values: np.ndarray, drawn: np.ndarray, share: bool = False) -> MeanInterval:
+        of_fits = replicates(values, self.predictions.generator_fits)
+        groups = self.predictions.effective_groups()
+        effect = intervals.of_mean(of_fits, drawn.mean(1), groups, share=share)
+        return MeanInterval(mean=effect.estimate, low=effect.low, high=effect.high)
+
+    def _mean_scores(self, arm: str, metric: str) -> _Scores:
+        """The tasks draw the same test sets, because all know every group."""
+        shares = self.predictions.shares
+        scores = {name: part.scores_of(arm, metric) for name, part in self.tasks.items()}
+        return _Scores(
+            np.sum([shares[name] * of_task.values for name, of_task in scores.items()], 0),
+            np.sum([shares[name] * of_task.drawn for name, of_task in scores.items()], 0),
+        )
+
+
+AnyFigures = Figures | TaskFigures
 
 
 def bins_of(calibration: Reliability) -> list[ReliabilityBin]:

@@ -8,18 +8,18 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from engine.comparison.arms import Arm
-from engine.comparison.figures import Figures
+from engine.comparison.figures import AnyFigures
 from engine.metrics.significance import saturation
 from engine.results.comparison import MeanInterval, SaturationPoint
 
 
-def on_val(figures: Figures, objective: str) -> dict[str, MeanInterval]:
+def on_val(figures: AnyFigures, objective: str) -> dict[str, MeanInterval]:
     """The objective of each arm. figures: of val."""
     return {arm: figures.mean(arm, objective) for arm in figures.predictions.probabilities}
 
 
 def saturations(
-    figures: Figures, arms: Mapping[str, Arm], objective: str, margin: float
+    figures: AnyFigures, arms: Mapping[str, Arm], objective: str, margin: float
 ) -> dict[str, SaturationPoint]:
     """For each family and use, the ratio beyond which more images add at most the margin.
 
@@ -36,7 +36,11 @@ def saturations(
 
 
 def _saturation(
-    figures: Figures, names: Sequence[str], ratios: Sequence[float], objective: str, margin: float
+    figures: AnyFigures,
+    names: Sequence[str],
+    ratios: Sequence[float],
+    objective: str,
+    margin: float,
 ) -> SaturationPoint:
     scores = np.stack([figures.replicates(name, objective) for name in names], -1)
     resampled = np.stack([figures.resampled(name, objective) for name in names], -1)

@@ -24,7 +24,8 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from engine.comparison.figures import Figures, Predictions
+from engine.comparison.classified import Predictions
+from engine.comparison.figures import Figures
 from engine.comparison.openings import record_opening
 from engine.comparison.verdict import DeclaredContrast, compare
 from engine.core import rows

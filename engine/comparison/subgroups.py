@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from engine.comparison.figures import Figures
+from engine.comparison.figures import AnyFigures, TaskFigures
 from engine.core.names import natural
 from engine.results.comparison import Contrast, Effect, MeanInterval, Subgroup
 
@@ -20,7 +20,7 @@ _OVER_CLASSES = ("macro_f1",)
 
 
 def subgroups(
-    figures: Figures, columns: Mapping[str, Sequence[str | None]], contrasts: Sequence[Contrast],
+    figures: AnyFigures, columns: Mapping[str, Sequence[str | None]], contrasts: Sequence[Contrast],
     objective: str,
 ) -> list[Subgroup]:  # fmt: skip
     """The objective of each compared arm, and its differences from the baseline of its verdict and
@@ -32,25 +32,27 @@ def subgroups(
     for column, values in columns.items():
         for value in sorted({value for value in values if value is not None}, key=natural):
             rows = np.flatnonzero([other == value for other in values])
-            within = Figures(figures.predictions.of_images(rows), figures.seed)
+            within = figures.of_images(rows)
             parts.append(part_of(within, column, value, contrasts, objective))
     return parts
 
 
 def part_of(
-    figures: Figures, column: str, value: str, contrasts: Sequence[Contrast], objective: str
+    figures: AnyFigures, column: str, value: str, contrasts: Sequence[Contrast], objective: str
 ) -> Subgroup:
     """The comparison on some images, without figures if they are few."""
     own, scale = figures.predictions, 1.0
     groups = own.effective_groups() if len(own.labels) else 0.0
     entry = Subgroup(column=column, value=value, images=len(own.labels), groups=groups)
     # An area under a curve needs images of two classes.
-    one_class = len(np.unique(own.labels)) < 2
+    one_class = own.occurring() < 2
     few = len(own.labels) < LEAST_IMAGES or groups < LEAST_GROUPS
     if few or (objective == "roc_auc" and one_class):
         return entry
-    if objective in _OVER_CLASSES:
-        scale = len(own.classes) / len(np.unique(own.labels))
+    if objective in _OVER_CLASSES and isinstance(figures, TaskFigures):
+        figures = figures.over_occurring()
+    elif objective in _OVER_CLASSES:
+        scale = len(own.classes) / own.occurring()
     scores, to_baseline, to_real = {}, {}, {}
     for contrast in contrasts:
         if contrast.twin:

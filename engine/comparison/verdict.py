@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from engine.comparison.figures import Figures
+from engine.comparison.figures import AnyFigures
 from engine.metrics.resampling import bootstrap
 from engine.metrics.significance import Claim, Paired, mcnemar, verdicts
 from engine.results.comparison import Contrast, FailedReplicate, Verdict, WithoutFailed
@@ -40,7 +40,7 @@ class DeclaredContrast:
 
 
 def compare(
-    figures: Figures, declared: Sequence[DeclaredContrast], objective: str, settings: Evaluate,
+    figures: AnyFigures, declared: Sequence[DeclaredContrast], objective: str, settings: Evaluate,
     sized: bool = True,
 ) -> list[Contrast]:  # fmt: skip
     """The effect, intervals and verdict of each contrast. Holm's correction is over the contrasts
@@ -83,10 +83,9 @@ def compare(
             tries=pair.tries.get(pair.arm, 1), tries_against=pair.tries.get(against, 1),
             drawn=pair.drawn, claimed=pair.claimed,
             mcnemar=[
-                mcnemar(predictions.labels, ours.argmax(1), theirs.argmax(1))
+                mcnemar(ours, theirs)
                 for ours, theirs in zip(
-                    predictions.probabilities[pair.arm], predictions.probabilities[against],
-                    strict=True,
+                    predictions.right(pair.arm), predictions.right(against), strict=True
                 )
             ],
             recall_gain=figures.class_gains(pair.arm, against),
@@ -97,7 +96,7 @@ def compare(
 
 
 def add_without_failed(
-    contrasts: Sequence[Contrast], figures: Figures, declared: Sequence[DeclaredContrast],
+    contrasts: Sequence[Contrast], figures: AnyFigures, declared: Sequence[DeclaredContrast],
     objective: str, settings: Evaluate, failed: Sequence[FailedReplicate],
 ) -> list[Contrast]:  # fmt: skip
     """The contrasts with their verdicts without the replicates in which one of their arms
@@ -114,13 +113,13 @@ def add_without_failed(
 
 
 def _without(
-    figures: Figures, declared: Sequence[DeclaredContrast], contrast: Contrast, objective: str,
+    figures: AnyFigures, declared: Sequence[DeclaredContrast], contrast: Contrast, objective: str,
     settings: Evaluate, failed: Collection[int],
 ) -> WithoutFailed:  # fmt: skip
     kept = [place for place in range(figures.predictions.replicates) if place not in failed]
     if len(kept) < 2:
         return WithoutFailed(replicates=len(kept), verdict=None)
-    rest = Figures(figures.predictions.of_replicates(kept), figures.seed)
+    rest = figures.of_replicates(kept)
     compared = compare(rest, declared, objective, settings, sized=False)
     same = next(other for other in compared
                 if (other.arm, other.twin) == (contrast.arm, contrast.twin))  # fmt: skip

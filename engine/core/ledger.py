@@ -16,6 +16,8 @@ class Ledger(Spec):
     # Files that were not read, by reason: hidden, system, thumbnails, not in the table, or the
     # extension.
     skipped: dict[str, int] = {}
+    # The first of them by reason, for reasons that a user may not expect.
+    first: dict[str, str] = {}
     # Entries inside archives and tables that are no image of the study, by kind.
     entries: dict[str, int] = {}
 

@@ -19,7 +19,7 @@ Code = Literal[
     "alike_pictures", "near_contradictory",
     "no_groups", "leaks_resolved", "pixel_embedder", "one_group", "files_skipped", "excluded",
     "no_value_names", "zeros_differ", "groups_differ", "bits_unused", "frames_unused",
-    "cut_away", "set_aside", "names_trimmed",
+    "cut_away", "turned", "set_aside", "names_trimmed",
     "seen_in_train", "seen_before",
     "small_class", "confounded", "weak_judge",
     # Cluster.

@@ -73,6 +73,16 @@ def label_column(task: str) -> str:
     return f"label.{task}"
 
 
+def probabilities_column(task: str) -> str:
+    """The probabilities of one of several tasks, in the order of its classes."""
+    return f"{PROBABILITIES}.{task}"
+
+
+def decided_column(task: str) -> str:
+    """The predicted class, or the predicted labels, of one of several tasks."""
+    return f"decided.{task}"
+
+
 def label_fields(tasks: Mapping[str, TaskKind]) -> list[pa.Field]:
     return [
         pa.field(label_column(task), pa.string() if kind == "single" else pa.list_(pa.string()))

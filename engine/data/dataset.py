@@ -95,12 +95,13 @@ def remove_duplicates(
 
 
 def assign_splits(
-    index: pa.Table, task: str, fractions: Mapping[str, float], grouped: bool, seed: int
-) -> tuple[pa.Table, list[str]]:
+    index: pa.Table, names: Sequence[Sequence[str]], fractions: Mapping[str, float], grouped: bool,
+    seed: int,
+) -> tuple[pa.Table, list[str]]:  # fmt: skip
     """Carve missing splits out of train, by group; returns the index and the names of these splits.
 
-    fractions: of `val` and `test`. grouped: groups are those of the reader; otherwise each image is
-    a group of its own.
+    names: the classes or labels of each image. fractions: of `val` and `test`. grouped: groups are
+    those of the reader; otherwise each image is a group of its own.
     """
     ids = index[rows.IMAGE_ID].to_pylist()
     groups = index[rows.GROUP_ID].to_pylist() if grouped else ids
@@ -115,10 +116,10 @@ def assign_splits(
         total = len(splits) if len(carved) == 2 else int(free.sum())
         shares = {name: fractions[name] * total / free.sum() for name in carved}
         shares = {"train": 1 - sum(shares.values()), **shares}
-        labels = np.asarray(index[rows.label_column(task)].to_pylist(), dtype=object)
         splits[free] = stratified_group_split(
-            labels[free], np.asarray(groups, dtype=object)[free], shares, seed
-        )
+            [names[row] for row in np.flatnonzero(free).tolist()],
+            np.asarray(groups, dtype=object)[free], shares, seed,
+        )  # fmt: skip
     return replace_column(index, rows.SPLIT, splits.tolist()), carved
 
 

@@ -121,7 +121,8 @@ def decode(
 
 def acquisition_of(image: Image.Image, file_format: str | None) -> dict[str, str]:
     """How a file was made: `format`, `mode` (colours and bits), `coding` (the JPEG quality as its
-    sum of quantisation) and `device` (from EXIF), where they are known."""
+    sum of quantisation), `device` and `turned` (EXIF's orientation, if the picture must be turned
+    upright), where they are known."""
     entries = {"format": file_format or "", "mode": image.mode}
     tables = getattr(image, "quantization", None)
     if tables:
@@ -130,6 +131,8 @@ def acquisition_of(image: Image.Image, file_format: str | None) -> dict[str, str
         exif = image.getexif()
         names = (str(exif.get(tag) or "") for tag in (ExifTags.Base.Make, ExifTags.Base.Model))
         entries["device"] = " ".join(name.strip("\0 ") for name in names).strip()[:80]
+        if exif.get(ExifTags.Base.Orientation, 1) in range(2, 9):
+            entries["turned"] = str(exif[ExifTags.Base.Orientation])
     return {name: value for name, value in entries.items() if value}
 
 

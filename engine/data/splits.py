@@ -20,21 +20,29 @@ _TIME_LIMIT = 60.0
 
 
 def stratified_group_split(
-    labels: Sequence[str], groups: Sequence[str], fractions: Mapping[str, float], seed: int
-) -> np.ndarray:
+    labels: Sequence[Sequence[str]], groups: Sequence[str], fractions: Mapping[str, float],
+    seed: int,
+) -> np.ndarray:  # fmt: skip
     """Assign each group to one split so that each class comes close to `fractions`.
 
-    labels, groups: of n images. fractions: share of each split; the first split takes the rest.
-    Returns n names of splits. Greedy: larger groups first, each to the split that is furthest from
-    its targets in the classes of the group; the seed breaks ties. With one image per group every
-    class is split exactly, up to rounding. If a class then has fewer than `LEAST_IMAGES` in some
-    split, groups are moved so that every class has them, if that is possible.
+    labels, groups: of n images; an image has one class, or any number of labels. fractions: share
+    of each split; the first split takes the rest. Returns n names of splits. Greedy: larger groups
+    first, each to the split that is furthest from its targets in the classes of the group; the seed
+    breaks ties. Where images have several labels, groups with the rarest label come first, as in
+    iterative stratification (Sechidis et al. 2011). With one image per group and one class per
+    image every class is split exactly, up to rounding. If a class then has fewer than
+    `LEAST_IMAGES` in some split, groups are moved so that every class has them, if that is
+    possible.
     """
     names = list(fractions)
-    classes, class_of = np.unique(np.asarray(labels, dtype=str), return_inverse=True)
+    # Images without a label are spread like a class, but no split needs one.
+    labels = [of_image or ("",) for of_image in labels]
+    image_of = np.repeat(np.arange(len(labels)), [len(of_image) for of_image in labels])
+    flat = np.asarray([name for of_image in labels for name in of_image], dtype=str)
+    classes, class_of = np.unique(flat, return_inverse=True)
     unique_groups, group_of = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
     counts = np.zeros((len(unique_groups), len(classes)), dtype=np.int64)
-    np.add.at(counts, (group_of, class_of), 1)
+    np.add.at(counts, (group_of[image_of], class_of), 1)
 
     totals = counts.sum(axis=0)
     targets = np.stack([np.round(totals * fractions[name]) for name in names])
@@ -48,6 +56,9 @@ def stratified_group_split(
 
     order = generator(seed, "split").permutation(len(unique_groups))
     order = order[np.argsort(-counts[order].sum(axis=1), kind="stable")]
+    if any(len(of_image) > 1 for of_image in labels):
+        rarity = np.where(counts > 0, totals, np.inf).min(axis=1)
+        order = order[np.argsort(rarity[order], kind="stable")]
     missing = targets.astype(float)
     scale = np.maximum(totals, 1)
     assigned = np.zeros(len(unique_groups), dtype=np.int64)
@@ -61,8 +72,9 @@ def stratified_group_split(
         assigned[group] = best
         missing[best] -= counts[group]
     least = np.asarray([LEAST_IMAGES[name] for name in names])
-    if (images_of(counts, assigned, len(names)) < least[:, None]).any():
-        assigned = _repaired(counts, assigned, least, order)
+    named = counts[:, classes != ""]
+    if (images_of(named, assigned, len(names)) < least[:, None]).any():
+        assigned = _repaired(named, assigned, least, order)
     return np.asarray(names, dtype=object)[assigned[group_of]]
 
 

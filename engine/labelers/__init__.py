@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from engine.core.labels import LabelSpace
 from engine.core.spec import Configured, S, Spec
 from engine.data.images import Preprocess
 
@@ -28,6 +29,9 @@ class Labeler(Configured[S]):
     # Whether a classifier is trained for it on the real training images. Its spec then has the
     # fields `classifier` and `training`; None: the study's.
     trained: ClassVar[bool] = False
+    # The tasks of a study with several labels per image, whose classes are cells; set before
+    # `load`.
+    space: LabelSpace | None = None
 
     def __init__(self, spec: S, preprocess: Preprocess, classes: Sequence[str]) -> None:
         self.spec, self.preprocess, self.classes = spec, preprocess, tuple(classes)

@@ -12,6 +12,7 @@ from engine.core.registry import PluginField, kind_of
 from engine.core.spec import Spec
 from engine.labelers import Labeler, LabelerSpec
 from engine.nets.classification import Training, predict
+from engine.nets.heads import SeveralTasks
 
 
 class ClassifierSpec(LabelerSpec):
@@ -30,10 +31,19 @@ class Classifier(Labeler[ClassifierSpec]):
     def load(self, weights: Path | None, device: str) -> None:
         assert weights is not None, "a trained labeler has weights"
         spec: Any = self.spec.classifier
-        self.classifier = kind_of("classifiers", spec)(spec, self.preprocess, self.classes)
+        outputs = self.space.outputs if self.space else self.classes
+        self.classifier = kind_of("classifiers", spec)(spec, self.preprocess, outputs)
         self.network = self.classifier.load(weights / "weights").to(device)
         self.device = device
 
     def label(self, images: np.ndarray) -> np.ndarray:
         inputs = self.classifier.features(images, self.device)
-        return predict(self.network, self.classifier.prepare, inputs, self.device)
+        prepare = self.classifier.prepare
+        if self.space is None:
+            return predict(self.network, prepare, inputs, self.device)
+        outputs = predict(self.network, prepare, inputs, self.device, SeveralTasks(self.space))
+        # Incomplete and rare combinations are never what an image shows.
+        probabilities = np.zeros((len(images), len(self.classes)), np.float32)
+        columns = [self.classes.index(cell) for cell in self.space.cells]
+        probabilities[:, columns] = self.space.cell_probabilities(outputs)
+        return probabilities

@@ -9,7 +9,8 @@
     ECE        mean gap between confidence and accuracy, over bins of the confidence in the
                likeliest class (Guo et al. 2017)
 
-labels are class numbers int (n,); probabilities are float (n, classes).
+labels are class numbers int (n,); probabilities are float (n, classes). Areas also take labels bool
+(n, classes), for images with several.
 """
 
 from __future__ import annotations
@@ -131,7 +132,8 @@ def _by_class(
         # Images with equal scores pass a threshold together.
         last = np.r_[np.flatnonzero(score[1:] != score[:-1]), len(score) - 1]
         sorted_weights = weights[..., order]
-        own = np.cumsum(sorted_weights * (labels[order] == number), -1)[..., last]
+        of_class = labels[:, number] if labels.ndim == 2 else labels == number
+        own = np.cumsum(sorted_weights * of_class[order], -1)[..., last]
         every = np.cumsum(sorted_weights, -1)[..., last]
         areas.append(area(own, every - own))
     return np.stack(areas, -1)

@@ -105,25 +105,47 @@ class Resampled:
 
 
 def confusions_by_group(
-    labels: np.ndarray, predicted: np.ndarray, groups: np.ndarray, classes: int
-) -> sparse.csr_array:
+    labels: np.ndarray, predicted: np.ndarray, groups: np.ndarray, classes: int,
+    every: np.ndarray | None = None,
+) -> sparse.csr_array:  # fmt: skip
     """Counts (groups, classes * classes): a confusion matrix for each group, in sorted order.
 
-    Sparse, because a group has few images and a study may have many groups and classes.
+    Sparse, because a group has few images and a study may have many groups and classes. every: the
+    sorted names of all groups; None: those that occur.
     """
-    names, inverse = np.unique(groups, return_inverse=True)
+    names, inverse = numbered_groups(groups, every)
     cells = np.asarray(labels) * classes + np.asarray(predicted)
     ones = np.ones(len(cells))
     return sparse.coo_array((ones, (inverse, cells)), shape=(len(names), classes * classes)).tocsr()
 
 
+def label_counts_by_group(
+    truth: np.ndarray, decisions: np.ndarray, groups: np.ndarray, every: np.ndarray | None = None
+) -> sparse.csr_array:
+    """Counts (groups, labels * 4): for each group and label, images by whether the label applies
+    and is predicted. truth, decisions: bool (n, labels)."""
+    names, inverse = numbered_groups(groups, every)
+    labels = truth.shape[1]
+    cells = 4 * np.arange(labels) + 2 * truth + decisions
+    ones, rows = np.ones(cells.size), np.repeat(inverse, labels)
+    return sparse.coo_array((ones, (rows, cells.ravel())), shape=(len(names), 4 * labels)).tocsr()
+
+
+def numbered_groups(groups: np.ndarray, every: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """The sorted names of groups, and the number of each image's group."""
+    if every is None:
+        return np.unique(groups, return_inverse=True)
+    return every, np.searchsorted(every, groups)
+
+
 def resampled_confusions(
-    by_group: Sequence[sparse.csr_array], draws: int, seed: int
-) -> Iterator[np.ndarray]:
-    """Confusions in test sets with resampled groups: blocks of (draws, classifiers, classes,
-    classes). The same seed draws the same groups."""
+    by_group: Sequence[sparse.csr_array], draws: int, seed: int,
+    shape: tuple[int, ...] | None = None,
+) -> Iterator[np.ndarray]:  # fmt: skip
+    """Confusions in test sets with resampled groups: blocks of (draws, classifiers, *shape), where
+    shape is (classes, classes) unless it is given. The same seed draws the same groups."""
     groups, cells = by_group[0].shape
-    classes = math.isqrt(cells)
+    shape = shape or (math.isqrt(cells),) * 2
     stacked = sparse.hstack(list(by_group)).T.tocsr()
     random = np.random.default_rng(seed)
     left = draws
@@ -131,7 +153,7 @@ def resampled_confusions(
         # The size of a block does not depend on the classifiers: it changes what is drawn.
         count = min(max(1, _CELLS // (groups + 16 * cells)), left)
         weights = random.multinomial(groups, np.full(groups, 1 / groups), count).astype(float)
-        yield (stacked @ weights.T).T.reshape(count, len(by_group), classes, classes)
+        yield (stacked @ weights.T).T.reshape(count, len(by_group), *shape)
         left -= count
 
 
@@ -157,32 +179,53 @@ class ConfusionScores:
 
     by_group: for each classifier, in the order of the fits, the confusions by group of the same
     images. A replicate's score is the mean over its classifiers. of_classes: the metric is a mean
-    over classes.
+    over classes. shape: of one classifier's counts, (classes, classes) or (labels, 2, 2).
     """
 
     def __init__(
         self, by_group: Sequence[sparse.csr_array], metric: Metric,
         replicates: int | None = None, of_classes: bool = True,
+        shape: tuple[int, ...] | None = None,
     ) -> None:  # fmt: skip
         shapes = {matrix.shape for matrix in by_group}
         if len(shapes) != 1:
             raise ValueError(f"the classifiers differ in groups or classes: {shapes}")
         self.replicates, self.metric = replicates or len(by_group), metric
         ((self.groups, cells),) = shapes
-        self.classes, self.cells = math.isqrt(cells), cells * len(by_group)
-        images = by_group[0].reshape((self.groups * self.classes, self.classes)).sum(1)
-        images = np.asarray(images).reshape(self.groups, self.classes)
-        self.effective_groups = effective_number(images.sum(1))
+        self.shape = shape or (math.isqrt(cells),) * 2
+        self.cells = cells * len(by_group)
+        # Images by true class, or by whether each label applies.
+        images = by_group[0].reshape((self.groups * (cells // self.shape[-1]), self.shape[-1]))
+        images = np.asarray(images.sum(1)).reshape(self.groups, *self.shape[:-1])
+        several = len(self.shape) == 3
+        self.effective_groups = effective_number((images[:, 0] if several else images).sum(1))
         self.rarest: float | None = None
         if of_classes:
-            self.rarest = min(effective_number(of_class) for of_class in images.T
+            by_class = images[:, :, 1] if several else images
+            self.rarest = min(effective_number(of_class) for of_class in by_class.T
                               if of_class.any())  # fmt: skip
         self._stacked = sparse.hstack(list(by_group)).T.tocsr()
 
     def __call__(self, weights: np.ndarray) -> np.ndarray:
         counts = (self._stacked @ weights.T).T
-        scores = self.metric(counts.reshape(len(weights), -1, self.classes, self.classes))
+        scores = self.metric(counts.reshape(len(weights), -1, *self.shape))
         return np.asarray(scores.reshape(len(weights), self.replicates, -1).mean(-1))
+
+
+class MeanScores:
+    """The weighted mean of the scores of several tasks on the same test groups."""
+
+    def __init__(self, parts: Sequence[tuple[float, Scores]], effective_groups: float) -> None:
+        """parts: with their weights, which add up to 1."""
+        self.parts, self.effective_groups = list(parts), effective_groups
+        first = parts[0][1]
+        self.replicates, self.groups = first.replicates, first.groups
+        rarest = [scores.rarest for _, scores in parts if scores.rarest is not None]
+        self.rarest = min(rarest, default=None)
+        self.cells = sum(scores.cells for _, scores in parts)
+
+    def __call__(self, weights: np.ndarray) -> np.ndarray:
+        return np.asarray(sum(share * scores(weights) for share, scores in self.parts))
 
 
 class AreaScores:
@@ -190,20 +233,22 @@ class AreaScores:
     classes that have both in a draw (ties count half; Hanley and McNeil 1982).
 
     probabilities: float (classifiers, n, classes), in the order of the fits. labels: class numbers
-    (n,).
+    (n,), or bool (n, classes). every: the sorted names of all groups; None: those that occur.
     """
 
     def __init__(
         self, labels: np.ndarray, probabilities: np.ndarray, groups: np.ndarray,
-        replicates: int | None = None,
+        replicates: int | None = None, every: np.ndarray | None = None,
     ) -> None:  # fmt: skip
         self.replicates = replicates or len(probabilities)
-        names, self._group_of = np.unique(groups, return_inverse=True)
+        names, self._group_of = numbered_groups(groups, every)
         self.groups, self.cells = len(names), 4 * len(labels)
         self.effective_groups = effective_number(np.bincount(self._group_of))
+        of_class = labels.T if labels.ndim == 2 else labels == np.unique(labels)[:, None]
         self.rarest: float | None = min(
-            effective_number(np.unique(groups[labels == label], return_counts=True)[1])
-            for label in np.unique(labels)
+            effective_number(np.unique(groups[images], return_counts=True)[1])
+            for images in of_class
+            if images.any()
         )
         self._labels, self._probabilities = np.asarray(labels), np.asarray(probabilities)
 

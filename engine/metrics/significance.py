@@ -116,14 +116,14 @@ def saturation(
     return float(points[0]), float(low), float(high)
 
 
-def mcnemar(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> float:
+def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
     """Exact McNemar test of two classifiers on the same images: p-value of "equally accurate".
+    first, second: whether each is right, bool (n,).
 
     Descriptive, for a single replicate: pooled over seeds, 60% of null differences would be
     significant.
     """
-    only_first = int(((first == labels) & (second != labels)).sum())
-    only_second = int(((first != labels) & (second == labels)).sum())
+    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
     if only_first + only_second == 0:
         return 1.0
     return float(stats.binomtest(only_first, only_first + only_second).pvalue)

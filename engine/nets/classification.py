@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from engine.core.labels import LabelSpace
 from engine.core.rng import derive_seed, generator
 from engine.core.spec import Spec, explained
 from engine.data.arrays import Stack
@@ -26,7 +27,7 @@ from engine.nets.augmentation import (
     moved,
     policy_of,
 )
-from engine.nets.losses import balanced_class_weights, loss_of
+from engine.nets.heads import Head, Loss, OneLabel, SeveralTasks
 from engine.nets.training import (
     TrainState,
     WeightedSampler,
@@ -128,6 +129,11 @@ class Training(Spec):
         warmup = self.lr_warmup_steps * steps // self.steps
         return self.model_copy(update={"steps": steps, "lr_warmup_steps": warmup})
 
+    @property
+    def loss_settings(self) -> Loss:
+        gamma = self.focal_gamma if self.loss == "focal" else None
+        return Loss(self.class_weights == "balanced", self.label_smoothing, gamma)
+
     def pixel_settings(self) -> list[str]:
         """The active settings that change pixels, which vectors do not have."""
         fields = (
@@ -142,7 +148,8 @@ class LabelledImages:
     """Images with their classes and sampling weights.
 
     pixels: uint8 (m, height, width, channels), or float32 (m, width), a classifier's `features`.
-    labels: class numbers int64 (n,). weights: how often an image is drawn, relative to the others,
+    labels: class numbers int64 (n,), or targets float32 (n, outputs) of several tasks
+    (`LabelSpace.encode`). weights: how often an image is drawn, relative to the others,
     (n,). rows: index (n,) of the images in `pixels`; None: all of them, in order. first_weights:
     the weights of a first phase (n,).
 
@@ -186,9 +193,11 @@ def train(
     score: Score,
     settings: Training,
     seed: int,
+    space: LabelSpace | None = None,
 ) -> Trained:
-    """Train for `settings.steps`, from the newest checkpoint if there is one."""
-    training = _Training(context, build, prepare, data, val, score, settings, seed)
+    """Train for `settings.steps`, from the newest checkpoint if there is one. space: of several
+    tasks."""
+    training = _Training(context, build, prepare, data, val, score, settings, seed, space)
     history = run(
         context, training, settings.steps, checkpoint_every=context.checkpoint_every,
         report_every=settings.evaluate_every, measure=training.evaluate,
@@ -196,16 +205,19 @@ def train(
     return training.finish(history)
 
 
-def predict(network: Module, prepare: Prepare, pixels: np.ndarray, device: str) -> np.ndarray:
-    """Probabilities float32 (n, classes) of uint8 images (n, height, width, channels), or of
-    vectors (n, width)."""
+def predict(
+    network: Module, prepare: Prepare, pixels: np.ndarray, device: str, head: Head | None = None
+) -> np.ndarray:
+    """Probabilities float32 (n, outputs) of uint8 images (n, height, width, channels), or of
+    vectors (n, width). head: of several tasks; None: a class per image."""
     import torch
 
+    head = head or OneLabel()
     probabilities = []
     with torch.inference_mode():
         for start in range(0, len(pixels), _PREDICT_BATCH):
             inputs = prepare(_on(device, pixels[start : start + _PREDICT_BATCH]))
-            probabilities.append(network(inputs).float().softmax(1).cpu().numpy())
+            probabilities.append(head.activate(network(inputs)).cpu().numpy())
     return np.concatenate(probabilities)
 
 
@@ -230,6 +242,7 @@ class _Training:
         score: Score,
         settings: Training,
         seed: int,
+        space: LabelSpace | None = None,
     ) -> None:
         import torch
 
@@ -267,10 +280,8 @@ class _Training:
         # Without accelerate's autocast, which `_loss` enters itself: test is scored in 32 bits, by
         # `predict` on the published weights, and so is val, which choices depend on.
         self.network = self.accelerator.unwrap_model(self.state.model, keep_fp32_wrapper=False)
-        self.class_weights: Tensor | None = None
-        if settings.class_weights == "balanced":
-            weights = balanced_class_weights(data.labels, data.weights)
-            self.class_weights = torch.from_numpy(weights).float().to(self.accelerator.device)
+        labelled = settings.loss_settings, data.labels, data.weights, str(self.accelerator.device)
+        self.head: Head = SeveralTasks(space, *labelled) if space else OneLabel(*labelled)
         if settings.augment != "none":
             self.policy = policy_of(settings.augment, settings.num_ops, settings.magnitude)
         self.best: dict[str, Tensor] = {}
@@ -299,17 +310,10 @@ class _Training:
             pixels, share = mixing.mix(pixels, partners)
         with self.accelerator.autocast():
             logits = self.state.model(self.prepare(pixels)).float()
-        loss = self._loss_of(logits, labels)
+        loss = self.head.loss(logits, labels)
         if mixing is not None:
-            loss = share * loss + (1 - share) * self._loss_of(logits, partner_labels)
+            loss = share * loss + (1 - share) * self.head.loss(logits, partner_labels)
         return loss
-
-    def _loss_of(self, logits: Tensor, labels: Tensor) -> Tensor:
-        settings = self.settings
-        return loss_of(
-            logits, labels, self.class_weights, label_smoothing=settings.label_smoothing,
-            focal_gamma=settings.focal_gamma if settings.loss == "focal" else None,
-        )  # fmt: skip
 
     def _batch(self, step: int, rows: np.ndarray, piece: slice) -> tuple[Tensor, Tensor]:
         """Augmented images and class numbers of a slice of the batch, on the device."""
@@ -363,7 +367,7 @@ class _Training:
     def _predict_val(self) -> np.ndarray:
         self.network.eval()
         device = str(self.accelerator.device)
-        return predict(self.network, self.prepare, self.val.all_pixels(), device)
+        return predict(self.network, self.prepare, self.val.all_pixels(), device, self.head)
 
     def tensors(self) -> dict[str, Tensor]:
         import torch

@@ -23,6 +23,14 @@ def balanced_class_weights(labels: np.ndarray, drawn: np.ndarray) -> np.ndarray:
     return weights
 
 
+def focal(losses: Tensor, gamma: float) -> Tensor:
+    """Cross entropies, each multiplied by (1 - p)^gamma, p being the probability of the truth (Lin
+    et al. 2017)."""
+    # A power below 1 has an infinite slope at 0.
+    unsure = -(-losses).expm1()
+    return unsure.clamp_min(1e-8) ** gamma * losses
+
+
 def loss_of(
     logits: Tensor,
     labels: Tensor,
@@ -41,9 +49,7 @@ def loss_of(
 
     losses = cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="none")
     if focal_gamma is not None:
-        # A power below 1 has an infinite slope at 0.
-        unsure = -(-losses).expm1()
-        losses = unsure.clamp_min(1e-8) ** focal_gamma * losses
+        losses = focal(losses, focal_gamma)
     if class_weights is not None:
         losses = losses * class_weights[labels]
     return losses.mean()

@@ -282,14 +282,15 @@ class Csv(Reader[CsvSpec]):
         if self.spec.table and "://" not in self.spec.root + self.spec.table:
             own = os.path.relpath(expanded(self.spec.table), expanded(self.spec.root))
         read = (named | {Path(own).as_posix()}) & there
-        others = Counter(
-            "not in the table" if PurePosixPath(name).suffix.lower() in LISTED else
+        reason_of = {
+            name: "not in the table" if PurePosixPath(name).suffix.lower() in LISTED else
             PurePosixPath(name).suffix.lower() or "no extension"
-            for name in there - read
-        )  # fmt: skip
+            for name in sorted(there - read, reverse=True)
+        }  # fmt: skip
         self._ledger = Ledger(
             files=len(there) + hidden, read=len(read),
-            skipped=dict(sorted({**listing.skipped, **others}.items())),
+            skipped=dict(sorted({**listing.skipped, **Counter(reason_of.values())}.items())),
+            first={reason: name for name, reason in reason_of.items()},
             entries={"blank lines": self._blank} if self._blank else {},
         )  # fmt: skip
         self._nearest = nearest_files(named - there, listing.names, self.spec.root)

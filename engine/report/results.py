@@ -114,8 +114,8 @@ class StudyResults:
             spec, context.store, context.inputs, ingest, search_spec, searched,
             confirm.spec_as(SearchSpec), confirmed, context.result("evaluate", EvaluateResult),
             (
-                *load_trials(context, search, searched.trials, steps, ingest.train),
-                *load_trials(context, confirm, confirmed.trials, steps, ingest.train),
+                *load_trials(context, search, searched.trials, steps, ingest),
+                *load_trials(context, confirm, confirmed.trials, steps, ingest),
             ),
             {name: load_fits(context, name) for name in spec.generators}, steps,
             {arm: mix.added[0].amount for arm, mix in mixes.items() if mix.added},
@@ -129,10 +129,17 @@ class StudyResults:
     def classes(self) -> tuple[str, ...]:
         return self.ingest.classes
 
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """What classifiers predict: the classes, or the labels of all tasks."""
+        space = self.ingest.space()
+        return space.outputs if space else self.classes
+
     @property
     def objective(self) -> str:
         """The objective as the page names it."""
-        return FIGURES[self.search.objective]
+        name = FIGURES[self.search.objective]
+        return f"mean {name}" if len(self.evaluate.tasks) > 1 else name
 
     @property
     def generator_fits(self) -> int:
@@ -282,12 +289,11 @@ def load_fits(context: Context, generator: str) -> tuple[GeneratorFit, ...]:
 
 def load_trials(
     context: Context, step: Step, used: Mapping[str, str],
-    steps: Iterable[tuple[Step, Manifest]], counts: Mapping[str, int],
+    steps: Iterable[tuple[Step, Manifest]], data: IngestResult,
 ) -> tuple[Trained, ...]:  # fmt: skip
-    """The trials that a step used. used: their digests, by key. counts: real training images by
-    class."""
+    """The trials that a step used. used: their digests, by key."""
     kept = {name: reduced.kept for name, reduced in reduced_of(steps).items()}
-    real = {"all": counts, "reduced": {**counts, **kept}, "none": {}}
+    real = {"all": data.train, "reduced": {**data.train, **kept}, "none": {}}
     mixes = mixes_of(steps)
     trials = []
     for trial in planned_trials(step):
@@ -297,6 +303,7 @@ def load_trials(
         if manifest is not None:
             own, added = real[mix.spec_as(MixSpec).real], mixes[mix.key].added.values()
             images = {name: own.get(name, 0) + sum(of.get(name, 0) for of in added)
-                      for name in counts}  # fmt: skip
-            trials.append(Trained(trial, manifest, images, mixes[mix.key].added_total))
+                      for name in data.train}  # fmt: skip
+            total = mixes[mix.key].added_total
+            trials.append(Trained(trial, manifest, data.by_label(images), total))
     return tuple(trials)

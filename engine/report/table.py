@@ -95,7 +95,7 @@ def _mark(arm: str, tested: ArmResult, search: SearchResult, confirm: ConfirmRes
     if tested.role == "shown" and tested.ratio is None:
         return "no real images"
     if tested.ratio and tested.role == "baseline":
-        return "best ratio" if arm in search.chosen else "same class shares"
+        return "chosen on val" if arm in search.chosen else "same class shares"
     return ""
 
 

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import ConfigDict, Field
 
 from engine.core.notice import Notice
+from engine.core.rows import TaskKind
 from engine.core.spec import Spec
 from engine.results.base import StepResult
 
@@ -45,8 +46,10 @@ class ValScores(Spec):
     __pydantic_extra__: dict[str, float] = Field(init=False)
 
     per_class: dict[str, ClassScores]
-    # Images by true and predicted class.
+    # Images by true and predicted class; empty for several labels per image.
     confusion: list[list[int]]
+    # Of several tasks, whose means are the figures.
+    tasks: dict[str, ValScores] = {}
 
     @property
     def figures(self) -> dict[str, float]:
@@ -64,6 +67,8 @@ class TrainResult(StepResult):
     val: ValScores
     # Digests of the classifier's external files.
     outside: dict[str, str] = {}
+    # Of several tasks: the threshold of each output, with the best F1 on val.
+    thresholds: list[float] = []
 
 
 class ValMean(Spec):
@@ -328,6 +333,67 @@ class Subgroup(Spec):
     to_real: dict[str, Effect] = {}
 
 
+class CombinationResult(Spec):
+    """A combination of labels on test. right: the share of its images with all labels right, by
+    arm, over all classifiers; f1: of the combination, by arm."""
+
+    name: str
+    train: int
+    images: int
+    right: dict[str, float]
+    f1: dict[str, float]
+
+
+class CommonErrors(Spec):
+    """The share of images that are wrong in both of two tasks, and what it would be if errors were
+    independent."""
+
+    arm: str
+    first: str
+    second: str
+    both: float
+    by_chance: float
+
+
+class Exchange(Spec):
+    """A label that is missed where another is wrongly predicted. share: of the images with it."""
+
+    arm: str
+    task: str
+    missed: str
+    predicted: str
+    share: float
+
+
+class JointResult(Spec):
+    """Several tasks together. images: with a label in every task. exact: the share of them with all
+    labels right, by arm."""
+
+    images: int
+    exact: dict[str, float]
+    combinations: list[CombinationResult]
+    common_errors: list[CommonErrors]
+    exchanges: list[Exchange]
+
+
+class TaskResult(Spec):
+    """One of several tasks on test.
+
+    weight: in the objective, all add up to 1. images: with a label in the task. to_baseline,
+    to_real: the objective's difference of each other arm from the baseline and from real images.
+    to_against: of each compared arm, from the baseline that its verdict rests on.
+    """
+
+    kind: TaskKind
+    weight: float
+    classes: list[str]
+    images: int
+    arms: dict[str, ArmResult]
+    to_baseline: dict[str, Effect]
+    to_real: dict[str, Effect]
+    to_against: dict[str, Effect]
+
+
 class OpenedTest(Spec):
     """The test set. opened: the number of studies in the storage, this one included, that opened
     at least one of its images so far. opened_before: images that others opened. learnt_now: images
@@ -365,6 +431,9 @@ class EvaluateResult(StepResult):
     # Test sets from elsewhere; `value` is their name.
     external: list[Subgroup] = []
     test: OpenedTest
+    # Of a study with several labels per image: `arms` then have the means over the tasks.
+    tasks: dict[str, TaskResult] = {}
+    joint: JointResult | None = None
 
 
 class ScoredPredictions(Spec):

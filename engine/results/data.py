@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from engine.core.labels import LabelSpace, TaskLabels
 from engine.core.ledger import Ledger
 from engine.core.names import natural
+from engine.core.rows import TaskKind
 from engine.core.spec import Spec
 from engine.results.base import StepResult
+
+
+class LabelCounts(Spec):
+    """The images of each label of a task by split, and those without a label."""
+
+    kind: TaskKind
+    counts: dict[str, dict[str, int]]
+    unlabelled: dict[str, int]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes in the order of their numbers."""
+        return tuple(sorted(self.counts["train"], key=natural))
 
 
 class IngestResult(StepResult):
@@ -29,6 +45,10 @@ class IngestResult(StepResult):
     near_limit: dict[str, float | None] = {}
     # Leaks between splits, by kind.
     leaks: dict[str, int] = {}
+    # Of a study with several labels per image, whose classes are cells: the labels of each task,
+    # and of each cell that is complete and not rare.
+    labels: dict[str, LabelCounts] = {}
+    cells: dict[str, dict[str, str | tuple[str, ...]]] = {}
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -45,6 +65,47 @@ class IngestResult(StepResult):
     def train(self) -> dict[str, int]:
         """Training images by class."""
         return self.counts["train"]
+
+    @property
+    def targets(self) -> dict[str, int]:
+        """Training images of the classes that images can be generated for: of cells, the complete
+        ones that are not rare and that train has."""
+        if not self.labels:
+            return self.train
+        return {name: count for name, count in self.train.items() if name in self.cells and count}
+
+    def by_label(self, images: Mapping[str, int]) -> dict[str, int]:
+        """Training images by class as images by label, named as the outputs of `space`."""
+        space = self.space()
+        if space is None:
+            return dict(images)
+        # Of incomplete and rare combinations only the sums are known.
+        counts = dict.fromkeys(space.outputs, 0)
+        if any(images.get(name) for name in self.train if name not in self.cells):
+            for number, (task, label) in enumerate(
+                (task, label) for task, of_task in space.tasks.items() for label in of_task.classes
+            ):
+                counts[space.outputs[number]] += self.labels[task].counts["train"][label]
+            images = {name: count - self.train.get(name, 0) for name, count in images.items()}
+        for cell, labels in self.cells.items():
+            own = space.encode({task: [labels[task]] for task in space.tasks})[0] > 0
+            for place in own.nonzero()[0].tolist():
+                counts[space.outputs[place]] += images.get(cell, 0)
+        return counts
+
+    def space(self, weights: Mapping[str, float] = {}) -> LabelSpace | None:
+        """The tasks with these weights, 1 where there is none; None if images have one label."""
+        if not self.labels:
+            return None
+        return LabelSpace(
+            {
+                name: TaskLabels(
+                    kind=counts.kind, classes=counts.classes, weight=weights.get(name, 1.0)
+                )
+                for name, counts in self.labels.items()
+            },
+            self.cells,
+        )
 
 
 class ExternalResult(StepResult):

@@ -26,6 +26,31 @@ class RequestResult(StepResult):
     outside: dict[str, str]
 
 
+class AllocatedClass(Spec):
+    """What a class gets, and why. f1: of its weakest label on val. tier: its number, None above all
+    tiers. correlation, impact: from 0 to 1. weight: of its share of the total."""
+
+    real: int
+    f1: float | None
+    tier: int | None
+    correlation: float
+    impact: float
+    weight: float
+    images: int
+
+
+class AllocateResult(StepResult):
+    """How many images each target class gets."""
+
+    kind: ClassVar[str] = "allocate"
+
+    classes: dict[str, AllocatedClass]
+
+    @property
+    def images(self) -> dict[str, int]:
+        return {name: entry.images for name, entry in self.classes.items()}
+
+
 class FinetuneResult(StepResult):
     """A trained generator. Training figures are further fields."""
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 from engine.classifiers import Classifier
 from engine.core import rows
 from engine.core.errors import ResumeError
+from engine.core.labels import LabelSpace
 from engine.core.manifest import Manifest, copy_files
 from engine.core.registry import kind_of
 from engine.core.shards import parquet_rows
@@ -126,23 +127,24 @@ def rows_with_model(store: Store, task: Mapping[str, Any]) -> pa.Table:
 
 
 class Classify(Stage):
-    """Pixels to class probabilities, by the classifier of a `train` step."""
+    """Pixels to probabilities of the classes, or of the labels of several tasks (`space`), by the
+    classifier of a `train` step."""
 
     writes = (rows.PROBABILITIES,)
     device = "accelerator"
 
     def __init__(
         self, store: Store, spec: Any, preprocess: Preprocess, classes: Sequence[str],
-        trained: Manifest,
+        trained: Manifest, space: LabelSpace | None = None,
     ) -> None:  # fmt: skip
-        self.store, self.spec, self.preprocess = store, spec, preprocess
+        self.store, self.spec, self.preprocess, self.space = store, spec, preprocess, space
         self.classes, self.weights = tuple(classes), tuple(trained.parts)
         self.outside = TrainResult.of(trained).outside
 
     def load(self, place: Place) -> None:
         self.place = place.device
         self.classifier = kind_of("classifiers", self.spec)(
-            self.spec, self.preprocess, self.classes
+            self.spec, self.preprocess, self.space.outputs if self.space else self.classes
         )
         refuse_other_weights(self.classifier, self.outside)
         with tempfile.TemporaryDirectory() as name:
@@ -151,9 +153,9 @@ class Classify(Stage):
 
     def __call__(self, batch: Batch) -> Batch:
         from engine.nets.classification import predict
+        from engine.nets.heads import SeveralTasks
 
         inputs = self.classifier.features(batch["pixels"], self.place)
-        return {
-            **batch,
-            rows.PROBABILITIES: predict(self.network, self.classifier.prepare, inputs, self.place),
-        }
+        head = SeveralTasks(self.space) if self.space else None
+        probabilities = predict(self.network, self.classifier.prepare, inputs, self.place, head)
+        return {**batch, rows.PROBABILITIES: probabilities}

@@ -28,6 +28,7 @@ from engine.metrics.label_errors import label_errors
 from engine.metrics.outliers import LIMIT, neighbour_outliers, odd_sizes
 from engine.results.audit import NO_LABEL, Finding, GroupCounts
 from engine.settings import EmbedderField
+from engine.stages.cells import names_by_image
 from engine.stages.confounding import Confounding, find_confounding
 from engine.stages.intake import Intake, embed_decoded, find_near, too_small
 from engine.stages.records import IntakeSpec, seen_notices, small_class_notices
@@ -101,9 +102,9 @@ class Findings:
                  if first[picture] != image_id}  # fmt: skip
         drawn: dict[str, str] = {}
         try:
-            kept, self.carved = assign_splits(
-                without(index, twice), spec.task, fractions, grouped, spec.seed
-            )
+            singles = without(index, twice)
+            names = names_by_image(singles, spec.task, spec.cells)
+            kept, self.carved = assign_splits(singles, names, fractions, grouped, spec.seed)
             drawn = by_id(kept, rows.SPLIT)
         except DataError as error:
             self.problems.append(str(error))

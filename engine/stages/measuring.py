@@ -16,6 +16,7 @@ from engine.core.spec import Spec, without
 from engine.core.store import Store
 from engine.data.images import Preprocess
 from engine.results.comparison import TrainResult
+from engine.results.data import IngestResult
 from engine.settings import FilterField, LabelerField
 from engine.stages.classify import refuse_other_weights
 from engine.work.stage import Batch, Place, Stage
@@ -35,16 +36,17 @@ class MeasurePixels(Stage):
     device = "accelerator"
 
     def __init__(
-        self, store: Store, spec: MeasureSpec, classes: Sequence[str], trained: Manifest | None
+        self, store: Store, spec: MeasureSpec, data: IngestResult, trained: Manifest | None
     ) -> None:
         self.store, self.spec = store, spec
-        self.classes, self.trained = tuple(classes), trained
-        self.writes = tuple(field.name for field in figures(spec, classes))
+        self.classes, self.trained, self.space = data.classes, trained, data.space()
+        self.writes = tuple(field.name for field in figures(spec, self.classes))
 
     def load(self, place: Place) -> None:
         spec, self.labeler = self.spec, None
         if spec.labeler is not None:
             self.labeler = make_labeler(spec, self.classes)
+            self.labeler.space = self.space
             if self.trained is None:
                 self.labeler.load(None, place.device)
             else:

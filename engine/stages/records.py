@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +13,7 @@ import pyarrow.compute as pc
 
 from engine.core import rows
 from engine.core.errors import DataError
+from engine.core.labels import Cells
 from engine.core.names import check_class_names
 from engine.core.notice import Notice
 from engine.core.rows import TaskKind
@@ -23,6 +25,7 @@ from engine.data.leaks import SeenInTrain
 from engine.data.splits import LEAST_IMAGES
 from engine.readers import Reader, ReaderSpec
 from engine.settings import Audit, ReaderField, Split
+from engine.stages.cells import counts_by_split, names_by_image
 
 # The share of a score that one image may carry without a warning.
 _WEIGHT = 0.03
@@ -36,6 +39,8 @@ _NO_VALUE = ("nan", "na", "n/a", "<na>", "nat", "null")
 class IntakeSpec(Spec):
     """How the user's files are read."""
 
+    later_fields: ClassVar[tuple[str, ...]] = ("cells",)
+
     reader: ReaderField
     task: str
     tasks: dict[str, TaskKind]
@@ -43,6 +48,8 @@ class IntakeSpec(Spec):
     split: Split
     audit: Audit
     seed: int
+    # How labels become cells, for a study with several labels per image; `task` is then CELL.
+    cells: Cells | None = None
 
 
 def record_problems(records: pa.Table, spec: IntakeSpec) -> Iterator[str]:
@@ -99,14 +106,21 @@ def record_problems(records: pa.Table, spec: IntakeSpec) -> Iterator[str]:
             " image"
         )
         return
-    if labels.null_count:
+    if labels.null_count and spec.cells is not None:
+        yield (
+            f"tasks: {labels.null_count:,} of {len(ids):,} images have no label in any task"
+            f" ({listed(_missing(labels, uris))}); leave them out by reader.exclude, or write a"
+            " word where no label applies and name it in tasks.<task>.none"
+        )
+    elif labels.null_count:
         yield (
             f"label.{spec.task}: {labels.null_count:,} of {len(ids):,} images have no label"
             f" ({listed(_missing(labels, uris))}); fill it in, or leave them out by reader.exclude"
         )
     if named_alike:
         return  # too few images of a class may be a consequence
-    counts = Counter(label for label in labels.to_pylist() if label is not None)
+    counts = Counter(name for names in names_by_image(records, spec.task, spec.cells)
+                     for name in names)  # fmt: skip
     if len(counts) < 2:
         only = f"one class alone ({next(iter(counts))!r})" if counts else "no label at all"
         yield f"label.{spec.task}: there is {only}; a study needs two"
@@ -144,15 +158,17 @@ def split_problems(records: pa.Table, spec: IntakeSpec) -> Iterator[str]:
     grouped = spec.split.group == "column"
     if labels.null_count or (grouped and records[rows.GROUP_ID].null_count):
         return  # reported already
+    names_of = names_by_image(records, spec.task, spec.cells)
     index, carved = assign_splits(
-        records, spec.task, {"val": spec.split.val, "test": spec.split.test}, grouped, spec.seed
+        records, names_of, {"val": spec.split.val, "test": spec.split.test}, grouped, spec.seed
     )
-    counts = images_by_split(index, spec.task)
+    counts = counts_by_split(index, spec.task, spec.cells)
     problems = list(thin_classes(counts))
     if problems and grouped and carved:
         groups: dict[str, set[str]] = defaultdict(set)
-        for label, group in zip(labels.to_pylist(), index[rows.GROUP_ID].to_pylist(), strict=True):
-            groups[label].add(group)
+        for names, group in zip(names_of, index[rows.GROUP_ID].to_pylist(), strict=True):
+            for name in names:
+                groups[name].add(group)
         needed = 1 + len(carved)
         few = [name for name in sorted(groups) if len(groups[name]) < needed]
         problems = [
@@ -161,16 +177,6 @@ def split_problems(records: pa.Table, spec: IntakeSpec) -> Iterator[str]:
             for name in few
         ] or problems
     yield from problems[:1]
-
-
-def images_by_split(index: pa.Table, task: str) -> dict[str, dict[str, int]]:
-    """Images by split and class."""
-    counts: dict[str, Counter[str]] = {split: Counter() for split in rows.SPLITS}
-    for split, label in zip(
-        *(index[name].to_pylist() for name in (rows.SPLIT, rows.label_column(task))), strict=True
-    ):
-        counts[split][label] += 1
-    return {split: dict(sorted(counter.items())) for split, counter in counts.items()}
 
 
 def thin_classes(counts: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
@@ -236,7 +242,10 @@ def record_notices(records: pa.Table, reader: Reader[ReaderSpec], task: str) -> 
             Notice.of("names_trimmed", images=len(reader.trimmed), first=reader.trimmed[0])
         )
     if ledger is not None and ledger.not_read:
-        reasons = ", ".join(f"{count:,} {reason}" for reason, count in ledger.skipped.items())
+        reasons = ", ".join(
+            f"{count:,} {reason}" + (f" ({ledger.first[reason]})" if reason in ledger.first else "")
+            for reason, count in ledger.skipped.items()
+        )
         notices.append(
             Notice.of("files_skipped", skipped=ledger.not_read, files=ledger.files, reasons=reasons)
         )
@@ -275,10 +284,25 @@ def _as_number(name: str) -> str:
 
 
 def decoding_notices(index: pa.Table, preprocess: Preprocess) -> list[Notice]:
-    """What decoding loses: frames after the first, bits, and the ends of long pictures."""
+    """What decoding loses or changes: frames after the first, bits, the ends of long pictures, and
+    how they are turned."""
     several = index.filter(pc.greater(index[rows.FRAMES], 1))[rows.URI].to_pylist()
     frames = [Notice.of("frames_unused", files=len(several), first=several[0])] if several else []
-    return frames + _bits_notice(index) + (_cut_notice(index) if preprocess.fit == "crop" else [])
+    cut = _cut_notice(index) if preprocess.fit == "crop" else []
+    return frames + _bits_notice(index) + _turned_notice(index) + cut
+
+
+def _turned_notice(index: pa.Table) -> list[Notice]:
+    """A notice of the pictures that EXIF turns: viewers that do not, and labels drawn on them,
+    differ."""
+    turned = [
+        uri
+        for uri, how in zip(
+            index[rows.URI].to_pylist(), index[rows.ACQUISITION].to_pylist(), strict=True
+        )
+        if "turned" in dict(how or ())
+    ]
+    return [Notice.of("turned", images=len(turned), first=turned[0])] if turned else []
 
 
 def _cut_notice(index: pa.Table) -> list[Notice]:

@@ -26,6 +26,7 @@ from engine.readers import Reader, ReaderSpec
 from engine.report.audit import Look, page, shown_images
 from engine.results.audit import Finding
 from engine.results.data import AuditResult
+from engine.stages.cells import read_records
 from engine.stages.findings import AuditSpec, Findings, counts, group_counts
 from engine.stages.intake import DECODED, EMBEDDED, decode_records
 from engine.stages.records import decoding_notices, record_notices, record_problems
@@ -40,7 +41,7 @@ class Audit(StepKind[AuditSpec]):
     def run(self, context: Context) -> Output:
         spec = context.step.spec_as(AuditSpec)
         reader = kind_of("readers", spec.reader)(spec.reader)
-        records = reader.chosen(spec.task)
+        records = read_records(reader, spec.task, spec.cells)
         work = Findings(context, spec, list(record_problems(records, spec)), reader.warnings())
         ids = records[rows.IMAGE_ID].to_pylist()
         first = dict(zip(reversed(ids), range(len(ids) - 1, -1, -1), strict=True))

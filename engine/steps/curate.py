@@ -72,7 +72,7 @@ class Curate(StepKind[CurateSpec]):
         notes: dict[str, Any] = {}
         scores: list[Part] = []
         if spec.filters:
-            commits = score(context, spec, context.result("ingest", IngestResult).classes)
+            commits = score(context, spec)
             # The commits' own files, tagged for steps that read this one.
             scores = [
                 commit.data.model_copy(update={"tags": {"table": "scores"}})
@@ -302,17 +302,17 @@ def read_generated(context: Context, task: str) -> pa.Table:
     )
 
 
-def score(
-    context: Context, spec: CurateSpec, classes: Sequence[str], prefix: str | None = None
-) -> list[Commit]:
+def score(context: Context, spec: CurateSpec, prefix: str | None = None) -> list[Commit]:
     """Measure and embed every generated image. Shards are named by content, so that a later round
     scores only new images. prefix: of the shards; None: next to the generator's images."""
     pixel_spec = measuring(spec.task, spec.preprocess, spec.labeler, spec.filters)
     trained = trained_labeler(context.inputs)
+    data = context.result("ingest", IngestResult)
+    classes = data.classes
     embedding = EmbedImages(spec.embedder)
     stages: list[Stage] = [
         DecodeOwn(),
-        MeasurePixels(context.store, pixel_spec, classes, trained),
+        MeasurePixels(context.store, pixel_spec, data, trained),
         Hash(),
         PrepareImages(spec.embedder),
         embedding,

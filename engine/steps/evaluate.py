@@ -11,19 +11,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
 
 from engine.comparison.arms import Arm, SearchSpec, Trial, planned_trials
-from engine.comparison.figures import Figures, Predictions
+from engine.comparison.figures import AnyFigures
+from engine.comparison.joint import joint_result, label_columns
 from engine.comparison.on_val import on_val, saturations
 from engine.comparison.openings import record_opening
 from engine.comparison.subgroups import part_of, subgroups
+from engine.comparison.tasks import figures_of, task_results
 from engine.comparison.verdict import DeclaredContrast, add_without_failed, compare
 from engine.context import Context, Output
 from engine.core import rows
 from engine.core.errors import ResumeError
+from engine.core.labels import LabelSpace
 from engine.core.manifest import Manifest
 from engine.core.shards import Shard
 from engine.core.spec import Spec, digest
@@ -32,7 +36,6 @@ from engine.core.store import Store
 from engine.data.arrays import matrix_of
 from engine.data.dataset import split_index
 from engine.data.images import Preprocess
-from engine.nets.classification import class_numbers
 from engine.results.comparison import (
     ConfirmResult,
     Effect,
@@ -58,10 +61,14 @@ from engine.wording import verdict_in_words
 
 
 class EvaluateSpec(Spec):
+    later_fields: ClassVar[tuple[str, ...]] = ("tasks",)
+
     settings: EvaluateSettings
     classifier: ClassifierField
     preprocess: Preprocess
     task: str
+    # Weights of the tasks of a study with several labels per image.
+    tasks: dict[str, float] = {}
     objective: str
     seed: int
 
@@ -78,27 +85,26 @@ class Evaluate(StepKind[EvaluateSpec]):
         searched = context.result("search", SearchResult)
         trials = [trial for trial in planned_trials(confirm) if trial.step.key in confirmed.trials]
         manifests = read_trials(context, confirmed, [trial.step for trial in trials])
-        classes = context.result("ingest", IngestResult).classes
+        data = context.result("ingest", IngestResult)
+        classes, space = data.classes, data.space(spec.tasks)
         test = split_index(
-            context.store, context.inputs["ingest"], spec.task, "test", spec.settings.subgroups
-        )
+            context.store, context.inputs["ingest"], spec.task, "test",
+            dict.fromkeys([*spec.settings.subgroups, *spec.tasks]),
+        )  # fmt: skip
         # Not the step's key: a rerun by another version of this code opens nothing new.
         opener = digest([spec, context.inputs["confirm"].digest])
         opened = record_opening(context.store, context.inputs["ingest"], opener)
-        probabilities = predict_test(context, spec, classes, manifests, "ingest")
+        probabilities = predict_test(context, spec, classes, space, manifests, "ingest")
         arms = {trial.arm.name: trial.arm for trial in trials}
-        predictions = Predictions(
-            classes=classes,
-            labels=class_numbers(test[rows.label_column(spec.task)].to_pylist(), classes),
-            groups=np.asarray(test[rows.GROUP_ID].to_pylist(), dtype=str),
-            probabilities=by_arm(trials, probabilities),
-            generator_fits=confirm_spec.generator_fits,
-        )
-        figures = Figures(predictions, spec.seed)
+        figures = figures_of(
+            test, spec.task, classes, space, by_arm(trials, probabilities),
+            thresholds_by_arm(trials, manifests), confirm_spec.generator_fits, spec.seed,
+        )  # fmt: skip
         tables = [
-            predictions_table(test, spec.task, trial, probabilities[trial.step.key])
+            predictions_table(test, spec.task, trial, probabilities[trial.step.key], space,
+                              TrainResult.of(manifests[trial.step.key]).thresholds)
             for trial in trials
-        ]
+        ]  # fmt: skip
         results = {
             name: figures.of(name, arm.family, arm.ratio, arm.role) for name, arm in arms.items()
         }
@@ -115,11 +121,12 @@ class Evaluate(StepKind[EvaluateSpec]):
 
         to_real = differences("real")
         budget = to_real.get("real_double")
-        choosing = Figures(val_predictions(context, searched, classes), spec.seed)
-        verdict = verdict_in_words(contrasts, spec.objective, searched.baseline, budget)
+        choosing = val_figures(context, searched, classes, space, spec.seed)
+        tasks = task_results(figures, space, arms, spec.objective, searched.baseline, contrasts)
+        verdict = verdict_in_words(contrasts, spec.objective, searched.baseline, budget, tasks)
         return Output(
             [context.table("predictions", pa.concat_tables(tables), table="predictions")],
-            len(predictions.labels),
+            test.num_rows,
             EvaluateResult(
                 headline=verdict.rstrip("."),
                 objective=spec.objective,
@@ -164,6 +171,17 @@ class Evaluate(StepKind[EvaluateSpec]):
                     if step.kind == "external"
                 ],
                 test=opened,
+                tasks=tasks,
+                joint=joint_result(
+                    test,
+                    spec.task,
+                    data,
+                    space,
+                    by_arm(trials, probabilities),
+                    thresholds_by_arm(trials, manifests),
+                )
+                if space
+                else None,
             ),
         )
 
@@ -176,23 +194,17 @@ class Evaluate(StepKind[EvaluateSpec]):
 def external_figures(
     context: Context, spec: EvaluateSpec, name: str, trials: Sequence[Trial],
     manifests: Mapping[str, Manifest], opener: str,
-) -> Figures:  # fmt: skip
+) -> AnyFigures:  # fmt: skip
     """The figures of the tested classifiers on a test set from elsewhere. Counts as an opening."""
     classes = context.result("ingest", IngestResult).classes
     task = context.step.inputs[name].spec_as(ExternalSpec).task
     record_opening(context.store, context.inputs[name], digest([opener, name]))
     images = split_index(context.store, context.inputs[name], task, "test")
-    probabilities = predict_test(context, spec, classes, manifests, name)
-    return Figures(
-        Predictions(
-            classes=classes,
-            labels=class_numbers(images[rows.label_column(task)].to_pylist(), classes),
-            groups=np.asarray(images[rows.GROUP_ID].to_pylist(), dtype=str),
-            probabilities=by_arm(trials, probabilities),
-            generator_fits=context.step.inputs["confirm"].spec_as(SearchSpec).generator_fits,
-        ),
-        spec.seed,
-    )
+    probabilities = predict_test(context, spec, classes, None, manifests, name)
+    return figures_of(
+        images, task, classes, None, by_arm(trials, probabilities), {},
+        context.step.inputs["confirm"].spec_as(SearchSpec).generator_fits, spec.seed,
+    )  # fmt: skip
 
 
 def by_arm(
@@ -205,11 +217,26 @@ def by_arm(
     return {name: np.stack(values) for name, values in of_arm.items()}
 
 
-def val_predictions(context: Context, search: SearchResult, classes: Sequence[str]) -> Predictions:
-    """What the classifiers that chose predicted for val."""
+def thresholds_by_arm(
+    trials: Sequence[Trial], manifests: Mapping[str, Manifest]
+) -> dict[str, np.ndarray]:
+    """The thresholds of each arm's classifiers (classifiers, outputs); no outputs for a class per
+    image."""
+    of_arm: dict[str, list[list[float]]] = {}
+    for trial in trials:
+        limits = TrainResult.of(manifests[trial.step.key]).thresholds
+        of_arm.setdefault(trial.arm.name, []).append(limits)
+    return {name: np.asarray(limits) for name, limits in of_arm.items()}
+
+
+def val_figures(
+    context: Context, search: SearchResult, classes: Sequence[str], space: LabelSpace | None,
+    seed: int,
+) -> AnyFigures:  # fmt: skip
+    """The figures on val of the classifiers that chose."""
     step = context.step.inputs["search"]
     trials = [trial for trial in planned_trials(step) if trial.step.key in search.trials]
-    tables = {}
+    tables, manifests = {}, {}
     for trial in trials:
         manifest = context.manifest(trial.step)
         if manifest is None or manifest.digest != search.trials[trial.step.key]:
@@ -217,18 +244,14 @@ def val_predictions(context: Context, search: SearchResult, classes: Sequence[st
                 f"evaluate: {trial.step.label} is not the trial that search used: it changed since;"
                 " run again with --discard search"
             )
+        manifests[trial.step.key] = manifest
         (tables[trial.step.key],) = context.store.tables(manifest.keys(file=PREDICTIONS))
-    spec, first = step.spec_as(SearchSpec), tables[trials[0].step.key]
-    return Predictions(
-        classes=classes,
-        labels=class_numbers(first[rows.label_column(spec.task)].to_pylist(), classes),
-        groups=np.asarray(first[rows.GROUP_ID].to_pylist(), dtype=str),
-        probabilities=by_arm(
-            trials,
-            {key: matrix_of(table, rows.PROBABILITIES) for key, table in tables.items()},
-        ),
-        generator_fits=spec.generator_fits,
-    )
+    spec = step.spec_as(SearchSpec)
+    probabilities = {key: matrix_of(table, rows.PROBABILITIES) for key, table in tables.items()}
+    return figures_of(
+        tables[trials[0].step.key], spec.task, classes, space, by_arm(trials, probabilities),
+        thresholds_by_arm(trials, manifests), spec.generator_fits, seed,
+    )  # fmt: skip
 
 
 def untrained(search: Step) -> set[str]:
@@ -294,10 +317,11 @@ def predict_test(
     context: Context,
     spec: EvaluateSpec,
     classes: Sequence[str],
+    space: LabelSpace | None,
     manifests: Mapping[str, Manifest],
     source: str,
 ) -> dict[str, np.ndarray]:
-    """Class probabilities of each model on the test images of an input, in their order, by the
+    """Probabilities of each model on the test images of an input, in their order, by the
     model's key."""
     images = image_shards(context, ("test",), source)
     shards = [
@@ -306,13 +330,14 @@ def predict_test(
         for shard in images
     ]
     models = {
-        key: Classify(context.store, spec.classifier, spec.preprocess, classes, manifest)
+        key: Classify(context.store, spec.classifier, spec.preprocess, classes, manifest, space)
         for key, manifest in manifests.items()
     }
+    outputs = len(space.outputs if space else classes)
     schema = pa.schema(
         [
             pa.field(rows.IMAGE_ID, pa.string()),
-            pa.field(rows.PROBABILITIES, pa.list_(pa.float32(), len(classes))),
+            pa.field(rows.PROBABILITIES, pa.list_(pa.float32(), outputs)),
         ]
     )
     commits = context.compute(
@@ -333,8 +358,9 @@ def predict_test(
 
 
 def predictions_table(
-    test: pa.Table, task: str, trial: Trial, probabilities: np.ndarray
-) -> pa.Table:
+    test: pa.Table, task: str, trial: Trial, probabilities: np.ndarray,
+    space: LabelSpace | None = None, thresholds: Sequence[float] = (),
+) -> pa.Table:  # fmt: skip
     """A row for each test image and classifier: the source of every figure of the report."""
     arm, count = trial.arm, len(probabilities)
     synthetic = bool(arm.generators)
@@ -349,7 +375,6 @@ def predictions_table(
             rows.POOL: pa.array([trial.fit if synthetic else None] * count, pa.int32()),
             rows.RATIO: pa.array([arm.ratio] * count, pa.float64()),
             rows.SEED: pa.array([trial.number] * count, pa.int64()),
-            rows.label_column(task): test[rows.label_column(task)],
-            rows.PROBABILITIES: rows.fixed_lists(probabilities),
+            **label_columns(test, task, probabilities, space, thresholds),
         }
     )

@@ -53,7 +53,7 @@ from engine.settings import EmbedderField
 from engine.stages.images import FEW, EmbedImages, generated_shards
 from engine.stages.vectors import SUMS, Embedded, SampledVectors, SetSums, Sums, draw, room
 from engine.steps import StepKind
-from engine.steps.request import RequestSpec, needed_images
+from engine.steps.request import RequestSpec, allocated, needed_images
 from engine.vectors.similarity import most_similar
 
 _OFTEN_NEAR = 0.05
@@ -82,9 +82,13 @@ class Fidelity(StepKind[FidelitySpec]):
         classes = sorted(set().union(*(side.counts for side in generated.values())), key=natural)
         enough = [label for label in classes if kept[label] >= LEAST and val[label]]
         together = [enough] if len(enough) > 1 else []
-        request = context.step.inputs["generate"].inputs["request"].spec_as(RequestSpec)
+        request = context.step.inputs["generate"].inputs["request"]
+        given = request.inputs.get("allocate")
         # Images of each class that the study requests and every generator fit keeps.
-        needed = needed_images(request, context.result("ingest", IngestResult).train)
+        needed = needed_images(
+            request.spec_as(RequestSpec), context.result("ingest", IngestResult),
+            allocated(context.manifest(given) if given else None),
+        )  # fmt: skip
         planned = [
             plan_scope(spec, sides, needed, labels)
             for labels in [*together, *([label] for label in classes)]

@@ -22,7 +22,9 @@ import pyarrow as pa
 from engine.context import Context, Output
 from engine.core import rows
 from engine.core.errors import DataError, LeakError
+from engine.core.labels import RARE
 from engine.core.manifest import Manifest, Part
+from engine.core.names import natural
 from engine.core.notice import Notice
 from engine.core.registry import kind_of
 from engine.core.shards import OK, ShardSet, reason_of
@@ -40,6 +42,13 @@ from engine.data.dataset import (
 from engine.data.leaks import Leak, NearPair, find_leaks, seen_in_train
 from engine.report.download import as_csv
 from engine.results.data import IngestResult
+from engine.stages.cells import (
+    counts_by_split,
+    label_counts,
+    labels_by_task,
+    names_by_image,
+    read_records,
+)
 from engine.stages.confounding import find_confounding
 from engine.stages.identity import changed_files, place_of, read_place, write_place
 from engine.stages.intake import (
@@ -90,7 +99,7 @@ class Ingest(StepKind[IngestSpec]):
     def _run(self, context: Context) -> Output:
         spec = context.step.spec_as(IngestSpec)
         reader = kind_of("readers", spec.reader)(spec.reader)
-        records = reader.chosen(spec.task)
+        records = read_records(reader, spec.task, spec.cells)
         check_records(records, spec)
         intake = decode_records(context, reader, records, spec)
         fate = intake.fate
@@ -106,10 +115,11 @@ class Ingest(StepKind[IngestSpec]):
             *decoding_notices(intake.index, spec.preprocess), *unusable,
         ]  # fmt: skip
         parts, counts = write_splits(context, spec, index, intake.keys)
-        for problem in thin_classes(counts):
+        by_name = counts_by_split(index, spec.task, spec.cells)
+        for problem in thin_classes(by_name):
             raise DataError(problem)
-        by_class = {name: {split: counts[split].get(name, 0) for split in counts}
-                    for name in counts["train"]}  # fmt: skip
+        by_class = {name: {split: by_name[split].get(name, 0) for split in by_name}
+                    for name in by_name["train"]}  # fmt: skip
         notes["warnings"] += small_class_notices(by_class)
         tables = [
             context.table("records", fates_table(records, fate, index, digests), table="records"),
@@ -127,10 +137,10 @@ class Ingest(StepKind[IngestSpec]):
             rows=sum(totals.values()),
             result=IngestResult(
                 headline=f"{headline}; {out:,} of {len(fate):,} set aside" if out else headline,
-                counts=counts,
                 set_aside=dict(sorted(quarantined.items())),
                 ledger=ledger,
                 data=dict(reader.fingerprint()),
+                **of_cells(index, counts, spec),
                 **notes,
             ),
         )
@@ -144,7 +154,8 @@ class Ingest(StepKind[IngestSpec]):
             intake.index, spec.tasks, fate, spec.audit.on_contradiction == "drop"
         )
         index, carved = assign_splits(
-            index, spec.task, {"val": spec.split.val, "test": spec.split.test},
+            index, names_by_image(index, spec.task, spec.cells),
+            {"val": spec.split.val, "test": spec.split.test},
             spec.split.group == "column", spec.seed,
         )  # fmt: skip
         near, limits, warnings = self._near(context, spec, intake, index)
@@ -274,6 +285,26 @@ class Ingest(StepKind[IngestSpec]):
     def shard_prefixes(self, store: Store, step: Step) -> list[str]:
         own = store.step(step.kind, step.key)
         return [store.join(own, DECODED), store.join(own, EMBEDDED)]
+
+
+def of_cells(
+    index: pa.Table, counts: dict[str, dict[str, int]], spec: IngestSpec
+) -> dict[str, Any]:
+    """The result's fields on cells; every split then counts every cell."""
+    if spec.cells is None:
+        return {"counts": counts}
+    names = sorted({name for of_split in counts.values() for name in of_split})
+    every = index[rows.label_column(spec.task)].to_pylist()
+    labels = zip(*labels_by_task(index, spec.cells).values(), strict=True)
+    known = {name: dict(zip(spec.cells.tasks, of_image, strict=True))
+             for name, of_image in zip(every, labels, strict=True)
+             if name != RARE and None not in of_image}  # fmt: skip
+    return {
+        "counts": {split: {name: of_split.get(name, 0) for name in names}
+                   for split, of_split in counts.items()},
+        "labels": label_counts(index, spec.tasks, spec.cells),
+        "cells": {name: known[name] for name in sorted(known, key=natural)},
+    }  # fmt: skip
 
 
 def refuse_many_quarantined(fate: Mapping[str, str], records: pa.Table, spec: IntakeSpec) -> None:

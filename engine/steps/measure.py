@@ -24,13 +24,14 @@ class Measure(StepKind[MeasureSpec]):
 
     def run(self, context: Context) -> Output:
         spec = context.step.spec_as(MeasureSpec)
-        classes = context.result("ingest", IngestResult).classes
+        data = context.result("ingest", IngestResult)
+        classes = data.classes
         shards = image_shards(context, ("val",))
         commits = context.compute(
             "embed", shards, rows_of=parquet_rows,
             stages=[
                 DecodeOwn(),
-                MeasurePixels(context.store, spec, classes, trained_labeler(context.inputs)),
+                MeasurePixels(context.store, spec, data, trained_labeler(context.inputs)),
             ],
             schema=pa.schema([pa.field(rows.IMAGE_ID, pa.string()), *figures(spec, classes)]),
             fingerprint={

@@ -22,13 +22,15 @@ from engine.comparison.arms import Added, MixSpec
 from engine.context import Context, Output
 from engine.core import rows
 from engine.core.errors import DataError
-from engine.data.dataset import split_index
+from engine.data.dataset import by_id, split_index
 from engine.nets.training import balanced_weights
 from engine.results.comparison import MixResult
+from engine.results.data import IngestResult
 from engine.results.images import ClassFunnel, CurateResult
 from engine.settings import Amount, Classes
+from engine.stages.cells import amount_of, classes_of
 from engine.steps import StepKind
-from engine.steps.request import target_classes
+from engine.steps.request import allocated, target_classes
 
 REAL = "real"
 
@@ -49,9 +51,15 @@ class Mix(StepKind[MixSpec]):
         if spec.real == "none":
             ids, labels, sources = [], [], []
         real = len(ids)
+        data = context.result("ingest", IngestResult)
+        classes = classes_of(spec.classes, data)
+        targets = data.targets if data.labels else counts
+        given = allocated(context.inputs.get("allocate"))
         added: dict[str, dict[str, int]] = {}
         for addition in spec.added:
-            chosen = self._chosen(context, spec, addition, counts)
+            amount = amount_of(addition.amount, data).as_allocated(given, targets)
+            wanted = wanted_images(targets, amount, classes)
+            chosen = self._chosen(context, spec, addition, targets, wanted)
             for label, images in sorted(chosen.items()):
                 ids += images
                 labels += [label] * len(images)
@@ -70,13 +78,15 @@ class Mix(StepKind[MixSpec]):
         if spec.oversampled:
             weights = balanced_weights(labels, 1.0)
         for amount in spec.repeated:
-            wanted = wanted_images(counts, amount, spec.classes)
+            amount = amount_of(amount, data).as_allocated(given, targets)
+            wanted = wanted_images(targets, amount, classes)
             weights += [wanted.get(label, 0) / counts[label] for label in labels]
         columns = {
             rows.IMAGE_ID: pa.array(ids, pa.string()),
             rows.label_column(spec.task): pa.array(labels, pa.string()),
             rows.SOURCE: pa.array(sources, pa.string()),
             rows.WEIGHT: pa.array(weights, pa.float64()),
+            **self._labels(context, spec, ids, labels, sources),
         }
         if spec.use == "pretrain":
             synthetic = np.asarray([source != REAL for source in sources], float)
@@ -108,6 +118,26 @@ class Mix(StepKind[MixSpec]):
                 kept.append(place)
         return sorted(kept)
 
+    @staticmethod
+    def _labels(
+        context: Context, spec: MixSpec, ids: Sequence[str], cells: Sequence[str],
+        sources: Sequence[str],
+    ) -> dict[str, pa.Array]:  # fmt: skip
+        """The labels of each image in the tasks that classifiers learn: its own for a real one,
+        those of its cell for a generated one."""
+        data = context.result("ingest", IngestResult)
+        keys = context.inputs["ingest"].keys(split="train")
+        columns = {}
+        for task, field in zip(spec.tasks, rows.label_fields(spec.tasks), strict=True):
+            tables = context.store.tables(keys, [rows.IMAGE_ID, field.name])
+            own = by_id(pa.concat_tables(tables), field.name)
+            values = [
+                own[image_id] if source == REAL else data.cells[cell][task]
+                for image_id, cell, source in zip(ids, cells, sources, strict=True)
+            ]
+            columns[field.name] = pa.array(values, field.type)
+        return columns
+
     def _kept(self, context: Context) -> pa.Array:
         """Ids of the real images that `reduce` keeps."""
         keys = context.inputs["reduce"].keys(table="reduction")
@@ -115,8 +145,9 @@ class Mix(StepKind[MixSpec]):
         return table.filter(table[rows.KEPT])[rows.IMAGE_ID].combine_chunks()
 
     def _chosen(
-        self, context: Context, spec: MixSpec, addition: Added, real: Mapping[str, int]
-    ) -> dict[str, list[str]]:
+        self, context: Context, spec: MixSpec, addition: Added, real: Mapping[str, int],
+        wanted: Mapping[str, int],
+    ) -> dict[str, list[str]]:  # fmt: skip
         """A generator's images for each target class. Raises `DataError` if there are too few."""
         source, amount = f"curate.{addition.generator}", addition.amount
         tables = context.store.tables(context.inputs[source].keys(table="curated"))
@@ -127,7 +158,6 @@ class Mix(StepKind[MixSpec]):
                 selected[rows.IMAGE_ID].to_pylist(), selected[rows.LABEL].to_pylist(), strict=True
             ):
                 kept.setdefault(label, []).append(image_id)
-        wanted = wanted_images(real, amount, spec.classes)
         nothing = sorted(name for name, count in wanted.items() if not count)
         if amount.ratio is not None and nothing:
             raise DataError(

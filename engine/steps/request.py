@@ -31,9 +31,11 @@ from engine.data.images import Preprocess
 from engine.generators import Generator, TrainingRows
 from engine.generators import Request as Wanted
 from engine.results.data import IngestResult
-from engine.results.images import ClassFunnel, CurateResult, RequestResult
-from engine.settings import MAX_IMAGES, Classes, GeneratorField
+from engine.results.images import AllocateResult, ClassFunnel, CurateResult, RequestResult
+from engine.settings import Classes, GeneratorField
 from engine.settings import Request as RequestSettings
+from engine.settings_labels import MAX_IMAGES
+from engine.stages.cells import classes_of, named_cells, request_of
 from engine.steps import StepKind
 from engine.steps.finetune import read_clusters
 
@@ -69,9 +71,9 @@ class Request(StepKind[RequestSpec]):
         spec = context.step.spec_as(RequestSpec)
         generator = kind_of("generators", spec.generator)(spec.generator, spec.preprocess)
         train = training_rows(context, spec.task, generator)
-        real = context.result("ingest", IngestResult).train
-        check_groups(spec.class_groups, real)
-        counts = needed_images(spec, real)
+        data = context.result("ingest", IngestResult)
+        check_groups(spec.class_groups, data)
+        counts = needed_images(spec, data, allocated(context.inputs.get("allocate")))
         if "curate" in context.inputs:
             counts = top_up(
                 counts, context.result("curate", CurateResult).funnel, generator.available()
@@ -81,7 +83,8 @@ class Request(StepKind[RequestSpec]):
         parts, shards, prompts = [], [], set()
         with context.progress(sum(counts.values()), "requests") as bar:
             for label, count in requested.items():
-                table = request_table(spec, generator, label, count, train[label])
+                labels = data.cells.get(label, {})
+                table = request_table(spec, generator, label, count, train[label], labels)
                 name, size = slug(label), spec.request.shard_size
                 part = context.table(
                     f"requests-{name}", table, row_group_size=size, table="requests"
@@ -127,9 +130,19 @@ class Request(StepKind[RequestSpec]):
         return None
 
 
-def needed_images(spec: RequestSpec, real: Mapping[str, int]) -> dict[str, int]:
-    """Number of images to keep of each target class; the first round generates as many."""
-    asked = count_per_class(spec.request, real)
+def allocated(allocate: Manifest | None) -> dict[str, int]:
+    """Images by class, if a step allocated them."""
+    return {} if allocate is None else AllocateResult.of(allocate).images
+
+
+def needed_images(
+    spec: RequestSpec, data: IngestResult, images: Mapping[str, int] = {}
+) -> dict[str, int]:
+    """Number of images to keep of each target class; the first round generates as many. images: as
+    allocated, if they are."""
+    real = data.targets
+    request = request_of(spec.request, data).as_allocated(images, real)
+    asked = count_per_class(request, real)
     return {name: max(count, round(spec.least_ratio * real[name])) for name, count in asked.items()}
 
 
@@ -148,14 +161,15 @@ def count_per_class(request: RequestSettings, train: Mapping[str, int]) -> dict[
     return counts
 
 
-def check_groups(groups: Mapping[str, Sequence[str]], train: Mapping[str, int]) -> None:
+def check_groups(groups: Mapping[str, Sequence[str]], data: IngestResult) -> None:
     """Raise `StudyError` if a group has the name of a class, or contains an unknown class."""
     for group, members in groups.items():
-        if group in train:
+        if named_cells(group, data):
             raise StudyError(
                 f"request.class_groups: {group!r} is the name of a class; choose another"
             )
-        target_classes(tuple(members), train, f"request.class_groups.{group}")
+        named = classes_of(tuple(members), data)
+        target_classes(named, data.targets, f"request.class_groups.{group}")
 
 
 def target_classes(
@@ -223,9 +237,10 @@ def training_rows(context: Context, task: str, generator: Generator) -> dict[str
 
 
 def request_table(
-    spec: RequestSpec, generator: Generator, label: str, count: int, train: TrainingRows
-) -> pa.Table:
-    """The requests of one class, with their ids and seeds."""
+    spec: RequestSpec, generator: Generator, label: str, count: int, train: TrainingRows,
+    labels: Mapping[str, str | tuple[str, ...]] = {},
+) -> pa.Table:  # fmt: skip
+    """The requests of one class, with their ids and seeds. labels: of a cell, by task."""
     wanted = list(generator.plan(label, count, train, spec.seed))
     ids = [request_id(spec.generator_key, entry) for entry in wanted]
     columns: dict[str, Any] = {
@@ -239,6 +254,7 @@ def request_table(
         rows.PARENT_ID: [entry.parent_id for entry in wanted],
         rows.STRENGTH: [entry.strength for entry in wanted],
         rows.URI: [entry.uri for entry in wanted],
+        **{rows.label_column(task): [value] * len(ids) for task, value in labels.items()},
     }
     schema = rows.requests_schema(spec.tasks)
     return pa.table(

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 
-from engine.comparison.figures import Figures, Predictions
+from engine.comparison.classified import Predictions
+from engine.comparison.figures import Figures
 
 CLASSES = ("a", "b", "c")
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from engine.comparison.arms import Arm
-from engine.comparison.figures import Figures, Predictions
+from engine.comparison.classified import Predictions
+from engine.comparison.figures import Figures
 from engine.comparison.on_val import on_val, saturations
 
 

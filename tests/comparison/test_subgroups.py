@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from engine.comparison.figures import Figures, Predictions
+from engine.comparison.classified import Predictions
+from engine.comparison.figures import Figures
 from engine.comparison.subgroups import part_of, subgroups
 from engine.report.sections.subgroups import losing_arms, part_rows
 from engine.results.comparison import Contrast, Subgroup

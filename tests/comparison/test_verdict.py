@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from engine.comparison.figures import Figures, Predictions
+from engine.comparison.classified import Predictions
+from engine.comparison.figures import Figures
 from engine.comparison.verdict import DeclaredContrast, add_without_failed, compare
 from engine.core.notice import Notice
 from engine.results.comparison import FailedReplicate

@@ -237,6 +237,8 @@ def test_exif_orientation_is_applied(orientation: int, corner: str) -> None:
     exif[0x0112] = orientation
     image = decode(saved(picture, exif=exif), "a.png")
     assert image.size == ((20, 30) if orientation == 6 else (30, 20))
+    turned = None if orientation == 1 else str(orientation)
+    assert image.info["acquisition"].get("turned") == turned
     assert image.getpixel((2, 2)) == Image.new("RGB", (1, 1), corner).getpixel((0, 0))
 
 

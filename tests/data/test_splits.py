@@ -17,9 +17,14 @@ def per_split(labels: list[str], splits: np.ndarray) -> Counter[tuple[str, str]]
     return Counter(zip(labels, splits.tolist(), strict=True))
 
 
+def split_of(labels: list[str], groups: list[str], fractions: dict[str, float],
+             seed: int) -> np.ndarray:  # fmt: skip
+    return stratified_group_split([(label,) for label in labels], groups, fractions, seed)
+
+
 def test_without_groups_every_class_is_split_exactly() -> None:
     labels = ["a"] * 100 + ["b"] * 40 + ["c"] * 20
-    found = per_split(labels, stratified_group_split(labels, list(map(str, range(160))),
+    found = per_split(labels, split_of(labels, list(map(str, range(160))),
                                                      FRACTIONS, 0))  # fmt: skip
     for name, count in Counter(labels).items():
         for split, share in FRACTIONS.items():
@@ -33,7 +38,7 @@ def test_without_groups_every_class_is_split_exactly() -> None:
 )
 def test_group_stays_in_one_split(images: list[tuple[str, int]], seed: int) -> None:
     labels, groups = [label for label, _ in images], [str(group) for _, group in images]
-    splits = stratified_group_split(labels, groups, FRACTIONS, seed)
+    splits = split_of(labels, groups, FRACTIONS, seed)
     assert len(set(zip(groups, splits.tolist(), strict=True))) == len(set(groups))
     assert set(splits) <= set(FRACTIONS)
 
@@ -42,7 +47,7 @@ def test_large_groups_come_close_to_the_fractions() -> None:
     random = np.random.default_rng(0)
     groups = [str(group) for group in random.integers(0, 120, 1000)]
     labels = [("a", "b")[int(group) % 4 == 0] for group in groups]
-    found = per_split(labels, stratified_group_split(labels, groups, FRACTIONS, 1))
+    found = per_split(labels, split_of(labels, groups, FRACTIONS, 1))
     for name, count in Counter(labels).items():
         for split, share in FRACTIONS.items():
             assert abs(found[name, split] / count - share) < 0.05
@@ -50,21 +55,21 @@ def test_large_groups_come_close_to_the_fractions() -> None:
 
 def test_split_depends_on_the_seed_and_not_on_row_order() -> None:
     labels, groups = ["a", "b"] * 50, [str(number) for number in range(100)]
-    first = stratified_group_split(labels, groups, FRACTIONS, 4)
-    again = stratified_group_split(labels[::-1], groups[::-1], FRACTIONS, 4)[::-1]
+    first = split_of(labels, groups, FRACTIONS, 4)
+    again = split_of(labels[::-1], groups[::-1], FRACTIONS, 4)[::-1]
     assert (first == again).all()
-    assert (first != stratified_group_split(labels, groups, FRACTIONS, 5)).any()
+    assert (first != split_of(labels, groups, FRACTIONS, 5)).any()
 
 
 def test_small_class_reaches_every_split_and_train_keeps_two() -> None:
     labels = ["big"] * 100 + ["small"] * 4
-    splits = stratified_group_split(labels, list(map(str, range(104))), FRACTIONS, 0)
+    splits = split_of(labels, list(map(str, range(104))), FRACTIONS, 0)
     assert sorted(splits[100:]) == ["test", "train", "train", "val"]
 
 
 def test_class_of_one_group_is_in_one_split() -> None:
     labels, groups = ["a"] * 20 + ["b"] * 20, ["one"] * 20 + [str(n) for n in range(20)]
-    splits = stratified_group_split(labels, groups, FRACTIONS, 0)
+    splits = split_of(labels, groups, FRACTIONS, 0)
     assert set(splits[:20]) == {"train"}
 
 
@@ -90,7 +95,7 @@ def test_split_with_every_class_is_found_if_one_exists() -> None:
         if not counts.size:
             continue
         labels, groups = table(counts)
-        splits = stratified_group_split(labels, groups, FRACTIONS, seed)
+        splits = split_of(labels, groups, FRACTIONS, seed)
         number = dict(zip(groups, (list(FRACTIONS).index(split) for split in splits), strict=True))
         assigned = np.asarray([number[str(group)] for group in range(len(counts))])
         exists = any(
@@ -114,9 +119,23 @@ def test_small_grouped_classes_are_split_for_every_seed() -> None:
     counts = np.concatenate([rare, common])
     labels, groups = table(counts)
     for seed in range(10):
-        splits = stratified_group_split(labels, groups, FRACTIONS, seed)
+        splits = split_of(labels, groups, FRACTIONS, seed)
         images = per_split(labels, splits)
         assert all(
             images[label, split] >= LEAST_IMAGES[split]
             for label in map(str, range(10)) for split in FRACTIONS
         )  # fmt: skip
+
+
+def test_images_with_several_labels_are_split_label_by_label() -> None:
+    random = np.random.default_rng(0)
+    labels = [tuple(name for name, share in (("a", 0.5), ("b", 0.2), ("rare", 0.01))
+                    if random.random() < share) for _ in range(1000)]  # fmt: skip
+    groups = [str(number // 2) for number in range(1000)]
+    splits = stratified_group_split(labels, groups, FRACTIONS, 0)
+    assert len(set(zip(groups, splits.tolist(), strict=True))) == 500
+    for names in (("a",), ("b",), ("rare",), ()):
+        has = np.asarray([set(names) <= set(one) if names else not one for one in labels])
+        for split, share in FRACTIONS.items():
+            within = (splits[has] == split).mean()
+            assert abs(within - share) < (0.1 if names == ("rare",) else 0.03), (names, split)

@@ -164,7 +164,7 @@ def test_holm_and_mcnemar_equal_statsmodels(seed: int) -> None:
     one, other = (np.where(random.random(80) < 0.3, 3, labels) for _ in range(2))
     right = [(one == labels), (other == labels)]
     table = [[int((a & b).sum()) for b in (right[1], ~right[1])] for a in (right[0], ~right[0])]
-    assert mcnemar(labels, one, other) == pytest.approx(
+    assert mcnemar(one == labels, other == labels) == pytest.approx(
         statsmodels_mcnemar(table, exact=True).pvalue, abs=1e-9
     )
 

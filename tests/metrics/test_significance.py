@@ -81,8 +81,8 @@ def test_mcnemar_is_the_exact_test_of_the_discordant_pairs() -> None:
     labels = np.zeros(20, dtype=int)
     one, other = labels.copy(), labels.copy()
     one[:2], other[5:13] = 1, 1
-    assert mcnemar(labels, one, other) == pytest.approx(stats.binomtest(8, 10).pvalue)
-    assert mcnemar(labels, one, one) == 1.0
+    assert mcnemar(one == labels, other == labels) == pytest.approx(stats.binomtest(8, 10).pvalue)
+    assert mcnemar(one == labels, one == labels) == 1.0
 
 
 def matrices(accuracy_of: list[float], groups: int, seed: int, size: int = 3) -> list[Any]:

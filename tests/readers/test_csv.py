@@ -168,6 +168,7 @@ def test_every_file_below_the_root_is_accounted_for(tmp_path: Path) -> None:
     assert ledger.skipped == {
         ".txt": 1, "hidden": 1, "not in the table": 1, "thumbnails": 1
     }  # fmt: skip
+    assert ledger.first == {".txt": "notes.txt", "not in the table": "c.png"}
     assert ledger.entries == {"blank lines": 1}
 
 

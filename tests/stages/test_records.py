@@ -24,7 +24,7 @@ class Listed(Reader[ReaderSpec]):
     """A reader with nothing but a ledger."""
 
     def ledger(self) -> Ledger:
-        return Ledger(files=5, read=3, skipped={"hidden": 2})
+        return Ledger(files=5, read=3, skipped={".txt": 1, "hidden": 1}, first={".txt": "a.txt"})
 
 
 def notices(labels: list[str], groups: list[str | None]) -> list[str]:
@@ -36,7 +36,7 @@ def notices(labels: list[str], groups: list[str | None]) -> list[str]:
 
 
 def test_skipped_files_are_counted_by_reason() -> None:
-    assert notices(["a"], [None]) == ["files that were not read: 2 of 5 (2 hidden)"]
+    assert notices(["a"], [None]) == ["files that were not read: 2 of 5: 1 .txt (a.txt), 1 hidden"]
 
 
 def test_class_named_like_a_missing_value_is_noticed() -> None:
@@ -87,7 +87,10 @@ def test_class_of_which_one_image_weighs_much_is_noticed() -> None:
     assert small_class_notices({"a": {"val": 20, "test": 40}, "b": {"val": 20, "test": 40}}) == []
 
 
-def cut(sizes: list[tuple[int, int]], fit: str) -> list[str]:
+HOW = pa.map_(pa.string(), pa.string())
+
+
+def cut(sizes: list[tuple[int, int]], fit: str, turned: str = "") -> list[str]:
     index = pa.table(
         {
             rows.URI: [f"{number}.png" for number in range(len(sizes))],
@@ -95,6 +98,7 @@ def cut(sizes: list[tuple[int, int]], fit: str) -> list[str]:
             rows.HEIGHT: [height for _, height in sizes],
             rows.FRAMES: [1] * len(sizes),
             rows.BITS: pa.array([None] * len(sizes), pa.int32()),
+            rows.ACQUISITION: pa.array([[("turned", turned)] if turned else []] * len(sizes), HOW),
         }
     )
     return [
@@ -111,6 +115,12 @@ def test_crop_that_leaves_out_the_ends_of_pages_is_noticed() -> None:
     # One in a hundred may be an odd one.
     assert cut([(64, 64)] * 99 + [(210, 297)], "crop") == []
     assert cut([], "crop") == []
+
+
+def test_pictures_that_exif_turns_are_noticed() -> None:
+    (text,) = cut([(64, 64), (64, 64)], "crop", turned="6")
+    assert text.startswith("pictures that their EXIF orientation turns: 2 (first: 0.png)")
+    assert cut([(64, 64)], "crop") == []
 
 
 def test_images_that_cannot_be_used_are_named_with_the_class_that_loses_most() -> None:

@@ -187,7 +187,7 @@ def test_ledger_of_the_folder_is_on_the_line_and_in_the_result(
     assert (ledger.files, ledger.read) == (23, 20)
     assert ledger.skipped == {".txt": 1, "hidden": 1, "system": 1}
     said = capsys.readouterr().err
-    assert "files that were not read: 3 of 23 (1 .txt, 1 hidden, 1 system" in said
+    assert "files that were not read: 3 of 23: 1 .txt, 1 hidden, 1 system" in said
 
 
 def test_twelve_of_sixteen_bits_are_noticed(
@@ -232,7 +232,54 @@ def test_all_label_columns_are_stored(
         number = int(row[rows.URI][2:5])
         assert row["label.grade"] == "ab"[number % 2]
         assert row["label.signs"] == (None, ["p", "q"], ["q"])[number % 3]
-    refused(ingest, toy_study({**reader, **labels}, task="signs"), "several labels per image")
+    refused(
+        ingest, toy_study({**reader, **labels}, task="signs"),
+        r"8 of 24 images have no label in any task \(x/000.png, .*tasks\.<task>\.none",
+    )  # fmt: skip
+
+
+def test_combinations_of_labels_are_counted_and_every_label_is_split(
+    image_folder: Folder, toy_study: MakeStudy, ingest: Run, store: Store
+) -> None:
+    root = image_folder({"x": 60})
+    lines = ["path,grade,signs"]
+    # Every tenth image has no grade; one combination is rare.
+    for n in range(60):
+        grade = "" if n % 10 == 9 else "ab"[n % 2]
+        lines.append(f"x/{n:03d}.png,{grade},{('-', 'p|q', 'q')[n % 3] if n else 'p'}")
+    reader = write_table(root, lines)
+    labels = {"labels": {"grade": "grade", "signs": "signs"}, "multi": {"signs": "|"}}
+    study = toy_study(
+        {**reader, **labels}, tasks={"grade": {}, "signs": {"none": "-"}}, rare_below=2,
+        split={"group": "none", "val": 0.2, "test": 0.3},
+    )  # fmt: skip
+    manifest = ingest(study)
+    result = IngestResult.of(manifest)
+    assert result.cells == {
+        f"{grade}, {name}": {"grade": grade, "signs": signs}
+        for grade in "ab"
+        for name, signs in (("none", ()), ("p + q", ("p", "q")), ("q", ("q",)))
+    }
+    # 60 images, of which one is rare and six have no grade.
+    every = {name: sum(of_split[name] for of_split in result.counts.values())
+             for name in result.classes}  # fmt: skip
+    assert every["rare combinations"] == 1
+    assert sum(count for name, count in every.items() if name.startswith("?, ")) == 6
+    grades, signs = result.labels["grade"], result.labels["signs"]
+    assert (grades.kind, signs.kind, signs.classes) == ("single", "multi", ("p", "q"))
+    assert sum(grades.unlabelled.values()) == 6
+    for of_task in (grades, signs):
+        for label in of_task.classes:
+            total = sum(of_split[label] for of_split in of_task.counts.values())
+            assert of_task.counts["test"][label] == pytest.approx(0.3 * total, abs=2)
+    for row in images(store, manifest):
+        cell = row["label.cell"]
+        if cell in result.cells:
+            assert result.cells[cell] == {
+                "grade": row["label.grade"], "signs": tuple(row["label.signs"])
+            }  # fmt: skip
+    # Only complete combinations with training images can be requested.
+    assert set(result.targets) == {name for name in result.cells if result.train[name]}
 
 
 # Unusable files ---------------------------------------------------------------------------------

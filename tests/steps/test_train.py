@@ -30,6 +30,7 @@ from engine.nets.pipelines import weights_digest
 from engine.plan import named, plan, until
 from engine.profile import Profile
 from engine.results.comparison import SearchResult
+from engine.results.data import IngestResult
 from engine.runtime.inline import InlineRuntime
 from engine.stages.classify import Classify, changed_weights, classifier_inputs
 from engine.stages.measuring import MeasurePixels
@@ -196,9 +197,10 @@ def test_probe_is_not_used_with_other_weights_than_it_was_trained_on(
     )
     made = execute(steps[: steps.index(confirm) + 1], store, InlineRuntime(), profile)
     spec, place = evaluate.spec, Place("cpu", 1, 16)
+    data = IngestResult(counts={"train": {"across": 1, "down": 1}})
     kinds = [
-        Classify(store, spec.classifier, spec.preprocess, ("across", "down"), made[labeler.key]),
-        MeasurePixels(store, measure.spec, ("across", "down"), made[labeler.key]),
+        Classify(store, spec.classifier, spec.preprocess, data.classes, made[labeler.key]),
+        MeasurePixels(store, measure.spec, data, made[labeler.key]),
     ]
     for stage in kinds:
         stage.load(place)

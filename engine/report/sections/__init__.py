@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from engine.report.page import CONTENTS, Section
 from engine.report.results import StudyResults
+from engine.report.sections.allocation import allocation
 from engine.report.sections.arms import arms, comparisons, figures
 from engine.report.sections.calibration import calibration
 from engine.report.sections.classes import classes
@@ -20,6 +21,7 @@ from engine.report.sections.methods import methods, not_known
 from engine.report.sections.provenance import provenance
 from engine.report.sections.ratio_curve import ratio_curve
 from engine.report.sections.subgroups import subgroups
+from engine.report.sections.tasks import tasks
 from engine.report.sections.training import training
 from engine.report.sections.verdict import verdict, warnings
 
@@ -37,6 +39,7 @@ SECTIONS: tuple[Callable[[StudyResults], Section], ...] = (
     arms,
     comparisons,
     figures,
+    tasks,
     ratio_curve,
     classes,
     subgroups,
@@ -47,6 +50,7 @@ SECTIONS: tuple[Callable[[StudyResults], Section], ...] = (
     curation,
     fidelity,
     embedding,
+    allocation,
     models,
     cost,
     methods,
@@ -54,4 +58,4 @@ SECTIONS: tuple[Callable[[StudyResults], Section], ...] = (
     provenance,
 )
 # Raised by hand when the page changes, so that finished studies get the new one.
-PAGE_VERSION = 13
+PAGE_VERSION = 14

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -11,14 +11,17 @@ from markupsafe import Markup
 from engine.report.page import Section, render
 from engine.report.plots import Frame, Point, element, path, svg, ticks
 from engine.report.results import StudyResults
+from engine.results.comparison import ArmResult
 
 _WIDTH, _HEIGHT = 480, 400
 
 
 def calibration(results: StudyResults) -> Section:
-    """Two plots of the main arms on test; without probabilities the second is missing."""
+    """Plots of the main arms on test: F1 of classes, and the reliability of each task; without
+    probabilities the latter is missing."""
     arms = results.evaluate.arms
-    points, bins = [], []
+    tasks = {name: task.arms for name, task in results.evaluate.tasks.items()} or {"": arms}
+    points = []
     for arm, colour in results.legend:
         images = results.tested(arm)[-1].images
         of_arm = [
@@ -27,18 +30,30 @@ def calibration(results: StudyResults) -> Section:
             for f1 in [scores.f1_interval]
         ]
         points.append((arm, colour, of_arm))
+    bins = {name: bins_of(results, of_task) for name, of_task in tasks.items()}
+    html = render(
+        "calibration.html", results=results, frequency=frequency(points, "F1 on test"),
+        reliability={name: reliability(of_task) for name, of_task in bins.items() if of_task},
+    )  # fmt: skip
+    rows = [{**({"task": name} if name else {}), "arm": arm, **dict(entry)}
+            for name, of_task in tasks.items()
+            for arm, tested in of_task.items()
+            for entry in tested.reliability]  # fmt: skip
+    return Section(html, {"reliability": rows})
+
+
+def bins_of(
+    results: StudyResults, arms: Mapping[str, ArmResult]
+) -> list[tuple[str, str, list[tuple[float, float, float]]]]:
+    """The bins of the main arms, as `reliability` takes them."""
+    bins = []
+    for arm, colour in results.legend:
         total = sum(entry.images for entry in arms[arm].reliability)
         if total:
             shares = [(entry.confidence, entry.accuracy, entry.images / total)
                       for entry in arms[arm].reliability]  # fmt: skip
             bins.append((arm, colour, shares))
-    html = render(
-        "calibration.html", results=results, frequency=frequency(points, "F1 on test"),
-        reliability=reliability(bins) if bins else "",
-    )  # fmt: skip
-    rows = [{"arm": arm, **dict(entry)} for arm, tested in arms.items()
-            for entry in tested.reliability]  # fmt: skip
-    return Section(html, {"reliability": rows})
+    return bins
 
 
 def reliability(arms: Sequence[tuple[str, str, Sequence[tuple[float, float, float]]]]) -> Markup:

@@ -89,7 +89,7 @@ def class_change(results: StudyResults, contrast: Contrast) -> ClassChange:
         whole.append((to_real.estimate, to_real.low, to_real.high))
         gains.append(contrast.recall_gain_to_real)
     rows = [ClassRow(name, [as_gain(gain) for gain in of_class])
-            for name, *of_class in zip(results.classes, *gains, strict=True)]  # fmt: skip
+            for name, *of_class in zip(results.labels, *gains, strict=True)]  # fmt: skip
     enough = contrast.replicates >= LEAST_REPLICATES
     gained, lost = (
         [row.name for row in rows if enough and direction(row.gains[0]) == way] for way in (1, -1)
@@ -110,7 +110,7 @@ def class_rows(results: StudyResults) -> list[Row]:
     for arm, tested in results.evaluate.arms.items():
         images = results.tested(arm)[-1].images
         classifiers = len(tested.classifiers["accuracy"])
-        for number, name in enumerate(results.classes):
+        for number, name in enumerate(results.labels):
             scores, f1 = tested.per_class[name], tested.per_class[name].f1_interval
             areas = {"roc_auc_mean": scores.roc_auc,
                      "average_precision_mean": scores.average_precision}  # fmt: skip
@@ -139,7 +139,7 @@ def recall_plot(results: StudyResults, change: ClassChange) -> Markup:
     contrast, tested = change.contrast, results.evaluate.arms
     classifiers = contrast.generator_fits * contrast.seeds
     rows = []
-    for number, name in enumerate(results.classes):
+    for number, name in enumerate(results.labels):
         # The number of images shows how reliable the value is.
         title = f"{name} ({tested['real'].per_class[name].images // classifiers})"
         of_class = contrast.recall_gain[number], contrast.recall_gain_to_real[number]

@@ -26,31 +26,58 @@ class Confused:
     share: float
 
 
+@dataclass(frozen=True)
+class TaskMatrices:
+    """The confusion of a task, by arm. name: empty if the study has one. few: whether the page has
+    whole matrices, by split; otherwise it has the most frequently confused pairs on test."""
+
+    name: str
+    classes: Sequence[str]
+    few: bool
+    matrices: dict[str, dict[str, list[list[Confused]]]]
+    pairs: dict[str, list[Confused]]
+
+
 def confusion(results: StudyResults) -> Section:
-    """Few classes have whole matrices, many the most frequently confused pairs."""
-    classes = results.classes
-    few = len(classes) <= MOST_CLASSES
-    matrices = {arm: matrices_of(results, arm) for arm, _ in results.legend}
-    html = render(
-        "confusion.html", results=results,
-        matrices={
-            arm: {split: cells(matrix, classes) for split, matrix in of_arm.items()}
-            for arm, of_arm in matrices.items()
-        } if few else {},
-        pairs={} if few else {
-            arm: most_confused(of_arm["test"], classes) for arm, of_arm in matrices.items()
-        },
-    )  # fmt: skip
+    """Few classes have whole matrices, many the most frequently confused pairs. Tasks with several
+    labels per image have none."""
+    tasks = []
+    for name, classes in tasks_of(results).items():
+        counts = {arm: matrices_of(results, arm, name) for arm, _ in results.legend}
+        few = len(classes) <= MOST_CLASSES
+        tasks.append(
+            TaskMatrices(
+                name, classes, few,
+                {
+                    arm: {split: cells(matrix, classes) for split, matrix in of_arm.items()}
+                    for arm, of_arm in counts.items()
+                } if few else {},
+                {} if few else {
+                    arm: most_confused(of_arm["test"], classes) for arm, of_arm in counts.items()
+                },
+            )
+        )  # fmt: skip
+    html = render("confusion.html", results=results, tasks=tasks) if tasks else ""
     return Section(html, {"confusion": list(confusion_rows(results))})
 
 
-def matrices_of(results: StudyResults, arm: str) -> dict[str, np.ndarray]:
-    """Counts (classes, classes) of an arm on val and, if it was tested, on test."""
+def tasks_of(results: StudyResults) -> dict[str, Sequence[str]]:
+    """The classes of each task with one label per image, by name; "" is the only task."""
+    if not results.evaluate.tasks:
+        return {"": results.classes}
+    return {name: task.classes for name, task in results.evaluate.tasks.items()
+            if task.kind == "single"}  # fmt: skip
+
+
+def matrices_of(results: StudyResults, arm: str, task: str = "") -> dict[str, np.ndarray]:
+    """Counts (classes, classes) of an arm in a task on val and, if it was tested, on test."""
     classifiers = results.tested(arm) or results.of_arm(arm)
-    of_val = [item.result.val.confusion for item in classifiers]
+    of_val = [item.result.val.tasks[task].confusion if task else item.result.val.confusion
+              for item in classifiers]  # fmt: skip
     matrices = {"val": np.asarray(np.sum(of_val, axis=0))}
-    if arm in results.evaluate.arms:
-        matrices["test"] = np.asarray(results.evaluate.arms[arm].confusion)
+    tested = results.evaluate.tasks[task].arms if task else results.evaluate.arms
+    if arm in tested:
+        matrices["test"] = np.asarray(tested[arm].confusion)
     return matrices
 
 
@@ -80,11 +107,13 @@ def most_confused(
 
 def confusion_rows(results: StudyResults) -> Iterator[Row]:
     """A row for each nonzero cell: val of every arm, test of the tested arms."""
-    for arm in dict.fromkeys(item.trial.arm.name for item in results.trials):
-        for split, matrix in matrices_of(results, arm).items():
-            for row in cells(matrix, results.classes):
-                for cell in row:
-                    if cell.count:
-                        yield {"arm": arm, "split": split, "true": cell.true,
-                               "predicted": cell.predicted, "images": cell.count,
-                               "share_of_true": cell.share}  # fmt: skip
+    arms = dict.fromkeys(item.trial.arm.name for item in results.trials)
+    for task, classes in tasks_of(results).items():
+        for arm in arms:
+            for split, matrix in matrices_of(results, arm, task).items():
+                for cell in (cell for row in cells(matrix, classes) for cell in row if cell.count):
+                    yield {
+                        **({"task": task} if task else {}), "arm": arm, "split": split,
+                        "true": cell.true, "predicted": cell.predicted, "images": cell.count,
+                        "share_of_true": cell.share,
+                    }  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from engine.report.generators import GeneratorFit, Probe
 from engine.report.page import Section, render
 from engine.report.results import StudyResults
 from engine.report.sections.classes import class_changes
+from engine.report.sections.tasks import losses
 from engine.study import Study
 
 _EASILY_TOLD = 0.9  # area under the ROC curve
@@ -21,7 +23,10 @@ _CLEARLY_LESS = 0.15  # of images whose class is seen
 
 def verdict(results: StudyResults) -> Section:
     """The headline, and a box for each comparison."""
-    return Section(render("verdict.html", results=results, changes=class_changes(results)))
+    return Section(
+        render("verdict.html", results=results, changes=class_changes(results),
+               lost=partial(losses, results.evaluate.tasks))
+    )  # fmt: skip
 
 
 def warnings(results: StudyResults) -> Section:

@@ -1,0 +1,81 @@
+"""The labels of a study: one task with a class per image, or several labels per image as cells."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from engine.core.errors import StudyError
+from engine.core.labels import CELL, Cells, Task
+from engine.core.registry import kind_of
+from engine.study import Study
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """task: whose column has one value per image: the study's task, or cells. tasks: kinds of all
+    label columns. cells: None for one task with a class per image."""
+
+    task: str
+    tasks: dict[str, Any]
+    cells: Cells | None = None
+
+    @property
+    def learned(self) -> dict[str, Any]:
+        """The kinds of the tasks that classifiers learn, likewise."""
+        return {name: self.tasks[name] for name in self.weights}
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of each task that classifiers learn; empty for one task with a class per
+        image."""
+        tasks: Mapping[str, Task] = self.cells.tasks if self.cells else {}
+        return {name: task.weight for name, task in tasks.items()}
+
+
+def labelling_of(study: Study) -> Labelling:
+    """The labels of a study. Raises `StudyError` if its tasks are ambiguous, unknown or unfit."""
+    kinds = dict(kind_of("readers", study.reader)(study.reader).tasks())
+    tasks = study.tasks or {_one_task(study, kinds): Task()}
+    if unknown := [name for name in tasks if name not in kinds]:
+        raise StudyError(f"tasks: the data has no task {unknown[0]!r}; it has {', '.join(kinds)}")
+    for name, task in tasks.items():
+        if task.none is not None and kinds[name] == "single":
+            raise StudyError(
+                f"tasks.{name}.none: {name} has one label per image; remove none, or name its"
+                " separator in reader.multi"
+            )
+    if len(tasks) == 1 and kinds[next(iter(tasks))] == "single":
+        return Labelling(next(iter(tasks)), kinds)
+    _check_cells(study, kinds)
+    return Labelling(CELL, {**kinds, CELL: "single"}, Cells(tasks=tasks, least=study.rare_below))
+
+
+def _one_task(study: Study, kinds: Mapping[str, Any]) -> str:
+    if study.task is None:
+        if len(kinds) == 1:
+            return next(iter(kinds))
+        raise StudyError(
+            f"task: the data has several; choose one of {', '.join(kinds)}, or name several in"
+            " tasks"
+        )
+    if study.task not in kinds:
+        raise StudyError(f"task: the data has no task {study.task!r}; it has {', '.join(kinds)}")
+    return study.task
+
+
+def _check_cells(study: Study, kinds: Mapping[str, Any]) -> None:
+    """Raise `StudyError` for what a study with several labels per image cannot have."""
+    if CELL in kinds:
+        raise StudyError(f"reader.labels: the name {CELL} is taken; give the task another")
+    for field in ("classes", "rename"):
+        if getattr(study.reader, field, None):
+            raise StudyError(
+                f"reader.{field}: needs one task with one label per image; change the labels in the"
+                " data"
+            )
+    if study.evaluate.external:
+        raise StudyError(
+            "evaluate.external: needs one task with one label per image; remove it, or choose one"
+        )
