@@ -20,11 +20,11 @@ from engine.core.errors import EngineError, StudyError
 from engine.core.manifest import Manifest
 from engine.core.names import slug
 from engine.core.progress import say
-from engine.core.step import Step
+from engine.core.step import Step, upstream
 from engine.core.store import Store
 from engine.execute import discard, execute, inspect, naming_damage
 from engine.forecast import confirmation_in_words, forecast, measured_of, read_rates
-from engine.plan import named, plan, plan_audit, until
+from engine.plan import data_set, named, plan, plan_audit, until
 from engine.plan_labels import labelling_of
 from engine.preview import preview, print_forecast
 from engine.profile import Profile
@@ -121,9 +121,9 @@ def _score_predictions(arguments: argparse.Namespace) -> int:
     study, profile = read(arguments.study, arguments.profile, arguments.sets)
     store = Store(profile.storage)
     store.probe()
-    (ingest,) = named(plan(study), "ingest")
+    ingest = data_set(plan(study))
     with closing(make_runtime(profile)) as runtime:
-        manifest = execute([ingest], store, runtime, profile)[ingest.key]
+        manifest = execute(upstream([ingest]), store, runtime, profile)[ingest.key]
     labels = labelling_of(study)
     if labels.cells is not None:
         raise StudyError("files of predictions are scored for one task with one label per image")

@@ -29,7 +29,7 @@ from engine.core.step import Step
 from engine.core.store import Store
 from engine.data.dataset import split_index
 from engine.execute import execute
-from engine.plan import named, plan, until
+from engine.plan import data_set, named, plan, until
 from engine.profile import Profile
 from engine.report.download import as_csv
 from engine.results.comparison import EvaluateResult, MixResult
@@ -98,7 +98,7 @@ def _scores(
     def step(name: str) -> Step:
         return named(steps, name)[0]
 
-    ingest, evaluate = manifests[step("ingest").key], manifests[step("evaluate").key]
+    ingest, evaluate = manifests[data_set(steps).key], manifests[step("evaluate").key]
     evaluated, data = EvaluateResult.of(evaluate), IngestResult.of(ingest)
     confirm = step("confirm")
     spec = confirm.spec_as(SearchSpec)

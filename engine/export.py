@@ -29,11 +29,11 @@ from engine.core.store import Store
 from engine.data.dataset import by_id, generated_images
 from engine.execute import inspect
 from engine.exporters import FIELDS, Exporter, Item
-from engine.plan import named, plan
+from engine.plan import data_set, plan
+from engine.plan_labels import labelling_of
 from engine.readers import image_ids
 from engine.results.data import IngestResult
 from engine.results.images import CurateResult
-from engine.steps.ingest import IngestSpec
 from engine.study import Study
 from engine.wording import notice_in_words
 
@@ -94,8 +94,8 @@ def export(
 def select(study: Study, store: Store, what: str) -> Selection:
     """The images of an arm, of a generator, or the real images."""
     steps = plan(study)
-    first = named(steps, "ingest")[0]
-    chosen = Selection(done(store, first), first.spec_as(IngestSpec).task)
+    first = data_set(steps)
+    chosen = Selection(done(store, first), labelling_of(study).task)
     chosen.digests["ingest"] = chosen.ingest.digest
     if what == "real":
         return chosen

@@ -20,7 +20,7 @@ from engine.plan_comparison import (
     plan_comparison,
     plan_curation,
 )
-from engine.plan_labels import labelling_of
+from engine.plan_labels import labelling_of, relabelling_steps
 from engine.study import Study
 
 
@@ -89,6 +89,10 @@ def _data_steps(study: Study) -> DataPlan:
         "embed", {"embedder": study.embedder}, {"ingest": ingest},
         plugins=[("embedders", study.embedder)],
     )  # fmt: skip
+    votes: tuple[Step, ...] = ()
+    if study.relabel is not None:
+        votes = relabelling_steps(study, labels, ingest, embed)
+        ingest = make_step("revise", {"task": task}, {"ingest": ingest, "relabel": votes[-1]})
     cluster = make_step(
         "cluster", {"settings": study.cluster, **common, "seed": study.seed},
         {"ingest": ingest, "embed": embed},
@@ -113,7 +117,7 @@ def _data_steps(study: Study) -> DataPlan:
             "reduce", {"settings": study.reduce, "task": task, "seed": study.seed}, inputs
         )
     request = study.request.one_by_one()
-    return DataPlan(study, request, labels, ingest, embed, cluster, select, reduce)
+    return DataPlan(study, request, labels, ingest, embed, cluster, select, reduce, votes=votes)
 
 
 def _with_allocation(data: DataPlan) -> DataPlan:
@@ -245,6 +249,11 @@ def _generator_steps(
         unfiltered = curate_step(data, Curation(), twin, generate, generator_key)
         steps.append(unfiltered)
     return steps, Pool(curate, unfiltered)
+
+
+def data_set(steps: Sequence[Step]) -> Step:
+    """The step with the data that a study works on: as it was read, or with revised labels."""
+    return next(step for kind in ("revise", "ingest") for step in steps if step.kind == kind)
 
 
 def until(steps: list[Step], name: str) -> list[Step]:

@@ -35,6 +35,8 @@ class DataPlan:
     # With `request.allocate`: the classifier whose scores it reads, and what each class gets.
     scores: Step | None = None
     allocate: Step | None = None
+    # The steps before `ingest` if labels are revised: the data as it was read, and the votes.
+    votes: tuple[Step, ...] = ()
 
     @property
     def task(self) -> str:
@@ -46,8 +48,8 @@ class DataPlan:
 
     @property
     def steps(self) -> list[Step]:
-        steps = [self.ingest, self.embed, self.cluster, self.select, self.reduce]
-        return [step for step in steps if step is not None]
+        steps = [*self.votes, self.ingest, self.embed, self.cluster, self.select, self.reduce]
+        return list(dict.fromkeys(step for step in steps if step is not None))
 
     @property
     def allocation(self) -> list[Step]:

@@ -9,6 +9,9 @@ from typing import Any
 from engine.core.errors import StudyError
 from engine.core.labels import CELL, Cells, Task
 from engine.core.registry import kind_of
+from engine.core.rng import derive_seed
+from engine.core.step import Step, Subject, make_step
+from engine.settings_labels import Voter
 from engine.study import Study
 
 
@@ -79,3 +82,65 @@ def _check_cells(study: Study, kinds: Mapping[str, Any]) -> None:
         raise StudyError(
             "evaluate.external: needs one task with one label per image; remove it, or choose one"
         )
+
+
+def relabelling_steps(
+    study: Study, labels: Labelling, ingest: Step, embed: Step
+) -> tuple[Step, ...]:
+    """The steps that vote on the labels of `ingest`, `relabel` at the end. Raises `StudyError`."""
+    settings = study.relabel
+    assert settings is not None
+    if labels.cells is not None:
+        raise StudyError("relabel: needs one task with one label per image; remove it")
+    mixes = [
+        make_step(
+            "mix",
+            {"task": labels.task, "seed": study.seed, "folds": settings.folds,
+             "without_fold": fold},
+            {"ingest": ingest}, subject=Subject("without fold", number=fold),
+        )
+        for fold in range(settings.folds)
+    ]  # fmt: skip
+    inputs, steps, plugins = {"ingest": ingest}, [ingest], list[tuple[str, Any]]()
+    for name, voter in settings.voters.items():
+        if voter.classifier is not None:
+            kind = kind_of("classifiers", voter.classifier)
+            training = voter.training or study.training
+            kind(voter.classifier, study.preprocess, ()).check(training)
+            plugins.append(("classifiers", voter.classifier))
+            trained = {
+                f"vote.{name}.{fold}": _vote(study, labels, name, voter, ingest, mix, fold)
+                for fold, mix in enumerate(mixes)
+            }
+            inputs |= trained
+            steps += [step for step in (*mixes, *trained.values()) if step not in steps]
+            continue
+        assert voter.labeler is not None, "a voter is either"
+        plugins.append(("labelers", voter.labeler))
+        if kind_of("labelers", voter.labeler).reads == "embedding":
+            if settings.test_too:
+                raise StudyError(
+                    f"relabel.voters.{name}: there are no vectors of test before it is opened; set"
+                    " test_too to false, or vote by classifiers alone"
+                )
+            inputs["embed"] = embed
+            steps += [embed] if embed not in steps else []
+    spec = {"settings": settings, "task": labels.task, "preprocess": study.preprocess,
+            "seed": study.seed}  # fmt: skip
+    return (*steps, make_step("relabel", spec, inputs, plugins))
+
+
+def _vote(
+    study: Study, labels: Labelling, name: str, voter: Voter, ingest: Step, mix: Step, fold: int
+) -> Step:
+    """A classifier that did not learn from a fold."""
+    return make_step(
+        "train",
+        {
+            "classifier": voter.classifier, "training": voter.training or study.training,
+            "preprocess": study.preprocess, "task": labels.task,
+            "seed": derive_seed(study.seed, "vote", name, fold),
+        },
+        {"ingest": ingest, "mix": mix}, [("classifiers", voter.classifier)],
+        Subject(f"vote {name}", number=fold),
+    )  # fmt: skip

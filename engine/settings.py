@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from engine.core.registry import PluginField, kind_of, name_of
 from engine.core.spec import ClassName, Spec, explained
+from engine.nets.text_image import Described
 from engine.settings_labels import MAX_IMAGES, Allocation
 
 ReaderField = Annotated[SerializeAsAny[Spec], BeforeValidator(PluginField("readers"))]
@@ -386,7 +387,7 @@ class Search(Spec):
 class Evaluate(Spec):
     """How the verdict on test is reached."""
 
-    later_fields: ClassVar[tuple[str, ...]] = ("external", "subgroups")
+    later_fields: ClassVar[tuple[str, ...]] = ("external", "subgroups", "zero_shot")
 
     # Differences of the objective within ± margin count as equivalent.
     margin: Annotated[float, Field(gt=0, lt=1)] = 0.01
@@ -395,3 +396,5 @@ class Evaluate(Spec):
     external: dict[str, ReaderField] = {}
     # Further tasks of the reader, such as a column of devices: the comparison within each value.
     subgroups: tuple[str, ...] = ()
+    # A model of images and texts that classifies test without training, outside the verdict.
+    zero_shot: Described | None = None

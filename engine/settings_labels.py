@@ -79,7 +79,7 @@ class Relabel(Spec):
     # Largest share of the labels of a split that are flagged.
     most: Annotated[float, Field(gt=0, le=1)] = 0.2
     # Least mean probability of a new label.
-    sure: Annotated[float, Field(ge=0, le=1)] = 0.5
+    sure: Annotated[float, Field(ge=0, le=1)] = 0.7
     # Whether labels of test change too. Every claim then rests on labels that classifiers chose.
     test_too: bool = False
 

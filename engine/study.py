@@ -42,6 +42,7 @@ from engine.settings import (
     Select,
     Split,
 )
+from engine.settings_labels import Relabel
 from engine.tuning.settings import Tune
 
 S = TypeVar("S", bound=Spec)
@@ -57,7 +58,7 @@ _LABEL = re.compile(r"[a-z][a-z0-9_]{0,31}")
 class Study(Spec):
     """What to compute. `docs/study.md` explains every field."""
 
-    later_fields: ClassVar[tuple[str, ...]] = ("tune", "notes", "tasks", "rare_below")
+    later_fields: ClassVar[tuple[str, ...]] = ("tune", "notes", "tasks", "rare_below", "relabel")
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
@@ -73,6 +74,8 @@ class Study(Spec):
     preprocess: Preprocess
     split: Split = Split()
     audit: Audit = Audit()
+    # Correct labels before anything learns from them.
+    relabel: Relabel | None = None
     embedder: EmbedderField = Field(default={"name": "pixels"}, validate_default=True)
     cluster: Cluster = Cluster()
     select: Select = Select()

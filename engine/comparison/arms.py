@@ -33,7 +33,7 @@ Use = Literal["add", "replace", "pretrain"]
 
 
 class MixSpec(Spec):
-    later_fields: ClassVar[tuple[str, ...]] = ("use", "repeated", "tasks")
+    later_fields: ClassVar[tuple[str, ...]] = ("use", "repeated", "tasks", "folds", "without_fold")
 
     task: str
     # Kinds of the tasks of a study with several labels per image, whose labels go along.
@@ -47,6 +47,9 @@ class MixSpec(Spec):
     use: Use = "add"
     # Real images are drawn as often as if these amounts of their class were added.
     repeated: tuple[Amount, ...] = ()
+    # Real images without those of one of so many folds.
+    folds: int = 0
+    without_fold: int = 0
 
 
 # baseline: candidate baseline. compared: compared with the best baseline. shown: reported only,

@@ -139,7 +139,9 @@ class StudyResults:
     def objective(self) -> str:
         """The objective as the page names it."""
         name = FIGURES[self.search.objective]
-        return f"mean {name}" if len(self.evaluate.tasks) > 1 else name
+        # Marked wherever it is written.
+        mark = " (test relabelled)" if self.ingest.relabelled.get("test") else ""
+        return f"{'mean ' if len(self.evaluate.tasks) > 1 else ''}{name}{mark}"
 
     @property
     def generator_fits(self) -> int:

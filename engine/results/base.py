@@ -14,6 +14,8 @@ class StepResult(Spec):
     """The result of a step of `kind`."""
 
     kind: ClassVar[str]
+    # All kinds with such a result, if there are several.
+    kinds: ClassVar[tuple[str, ...]] = ()
 
     # A line about the result, for the terminal.
     headline: str = ""
@@ -22,7 +24,7 @@ class StepResult(Spec):
     @classmethod
     def of(cls, manifest: Manifest) -> Self:
         """The result in a manifest. Raises `StorageError` if its kind or version differs."""
-        if manifest.kind != cls.kind:
+        if manifest.kind not in (cls.kinds or (cls.kind,)):
             raise StorageError(f"{manifest.label} is of kind {manifest.kind}, not {cls.kind}")
         try:
             return cls.model_validate(manifest.metrics)

@@ -344,6 +344,28 @@ class CombinationResult(Spec):
     f1: dict[str, float]
 
 
+class PairOfArms(Spec):
+    """Two tested arms. first_only, second_only: the share of images that only one is right about,
+    mean over paired classifiers. significant: the share of pairs of classifiers with a p-value of
+    McNemar's test below 0.05; p_median: the median of these p-values."""
+
+    first: str
+    second: str
+    first_only: float
+    second_only: float
+    significant: float
+    p_median: float
+
+
+class ZeroShotResult(Spec):
+    """A model of images and texts on test, without training. figures: as those of an arm; of
+    several tasks the weighted means, and each task's in `tasks`."""
+
+    model: str
+    figures: dict[str, float]
+    tasks: dict[str, dict[str, float]] = {}
+
+
 class CommonErrors(Spec):
     """The share of images that are wrong in both of two tasks, and what it would be if errors were
     independent."""
@@ -434,6 +456,8 @@ class EvaluateResult(StepResult):
     # Of a study with several labels per image: `arms` then have the means over the tasks.
     tasks: dict[str, TaskResult] = {}
     joint: JointResult | None = None
+    pairs: list[PairOfArms] = []
+    zero_shot: ZeroShotResult | None = None
 
 
 class ScoredPredictions(Spec):

@@ -30,6 +30,8 @@ class IngestResult(StepResult):
     """The frozen data set."""
 
     kind: ClassVar[str] = "ingest"
+    # The data with revised labels is read in the same way.
+    kinds: ClassVar[tuple[str, ...]] = ("ingest", "revise")
 
     # Images by split and class.
     counts: dict[str, dict[str, int]]
@@ -49,6 +51,8 @@ class IngestResult(StepResult):
     # and of each cell that is complete and not rare.
     labels: dict[str, LabelCounts] = {}
     cells: dict[str, dict[str, str | tuple[str, ...]]] = {}
+    # Labels that voters changed, by split.
+    relabelled: dict[str, int] = {}
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -106,6 +110,32 @@ class IngestResult(StepResult):
             },
             self.cells,
         )
+
+
+class ReviseResult(IngestResult):
+    """The data set with revised labels."""
+
+    kind: ClassVar[str] = "revise"
+
+
+class RelabelledSplit(Spec):
+    """The votes on a split's labels. cut: doubtful labels that the cap left unflagged. agreement:
+    share of labels that each voter sees. pairs: number of changes by old and new class."""
+
+    images: int
+    flagged: int
+    cut: int
+    changed: int
+    agreement: dict[str, float]
+    pairs: dict[str, dict[str, int]]
+
+
+class RelabelResult(StepResult):
+    """What voters agreed on, by split."""
+
+    kind: ClassVar[str] = "relabel"
+
+    splits: dict[str, RelabelledSplit]
 
 
 class ExternalResult(StepResult):

@@ -21,6 +21,7 @@ from engine.comparison.figures import AnyFigures
 from engine.comparison.joint import joint_result, label_columns
 from engine.comparison.on_val import on_val, saturations
 from engine.comparison.openings import record_opening
+from engine.comparison.pairwise import pairs_of_arms
 from engine.comparison.subgroups import part_of, subgroups
 from engine.comparison.tasks import figures_of, task_results
 from engine.comparison.verdict import DeclaredContrast, add_without_failed, compare
@@ -54,6 +55,7 @@ from engine.stages.classify import (
     rows_with_model,
 )
 from engine.stages.images import DecodeOwn, image_shards
+from engine.stages.zero_shot import zero_shot_result
 from engine.steps import StepKind
 from engine.steps.external import ExternalSpec
 from engine.steps.train import PREDICTIONS
@@ -171,6 +173,10 @@ class Evaluate(StepKind[EvaluateSpec]):
                     if step.kind == "external"
                 ],
                 test=opened,
+                pairs=pairs_of_arms(figures),
+                zero_shot=zero_shot_result(
+                    context, spec.settings.zero_shot, spec.task, spec.tasks, data, test
+                ),
                 tasks=tasks,
                 joint=joint_result(
                     test,

@@ -23,6 +23,7 @@ from engine.context import Context, Output
 from engine.core import rows
 from engine.core.errors import DataError
 from engine.data.dataset import by_id, split_index
+from engine.data.splits import fold_of
 from engine.nets.training import balanced_weights
 from engine.results.comparison import MixResult
 from engine.results.data import IngestResult
@@ -46,6 +47,10 @@ class Mix(StepKind[MixSpec]):
         counts = Counter(index[rows.label_column(spec.task)].to_pylist())
         if "reduce" in context.inputs:
             index = index.filter(pc.is_in(index[rows.IMAGE_ID], self._kept(context)))
+        if spec.folds:
+            folds = [fold_of(spec.seed, group, spec.folds)
+                     for group in index[rows.GROUP_ID].to_pylist()]  # fmt: skip
+            index = index.filter(pa.array([fold != spec.without_fold for fold in folds]))
         labels = index[rows.label_column(spec.task)].to_pylist()
         ids, sources = index[rows.IMAGE_ID].to_pylist(), [REAL] * len(labels)
         if spec.real == "none":

@@ -18,6 +18,7 @@ from engine.report.sections.embedding import embedding
 from engine.report.sections.fidelity import fidelity
 from engine.report.sections.images import first_images, images
 from engine.report.sections.methods import methods, not_known
+from engine.report.sections.pairwise import pairwise, zero_shot
 from engine.report.sections.provenance import provenance
 from engine.report.sections.ratio_curve import ratio_curve
 from engine.report.sections.subgroups import subgroups
@@ -38,7 +39,9 @@ SECTIONS: tuple[Callable[[StudyResults], Section], ...] = (
     warnings,
     arms,
     comparisons,
+    pairwise,
     figures,
+    zero_shot,
     tasks,
     ratio_curve,
     classes,
