@@ -12,6 +12,9 @@ filters:
     subgroup   three of ten images are negatives, as of a second device, and negatives among the
                images of the folder have a wrong class: worse than real images for this device
                alone; with right classes for none
+    two_tasks  digits and tone (half of the images are negatives), learned together: images of the
+               folder have the right digit and the wrong tone: better for the one task, worse for
+               the other; with the right tone worse for none
     null       two folders of images from one distribution, each at the ratio that is best on val,
                compared with each other; train, val, test and folders are drawn again each time
 
@@ -57,12 +60,13 @@ from engine.execute import execute
 from engine.plan import named, plan
 from engine.profile import Profile
 from engine.report.sections.subgroups import losing_arms
-from engine.results.comparison import Contrast, Effect, EvaluateResult, Subgroup
+from engine.results.comparison import Contrast, Effect, EvaluateResult, Subgroup, TaskResult
 from engine.runtime.inline import InlineRuntime
 from engine.study import Study
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "mnist"
 RARE = ("7", "8", "9")
+TONES = ("plain", "negative")
 COMMON, FEW = 60, 15  # training images of a class
 WANTED = {"reserve": "helps", "noise": "harms", "copies": "equivalent"}
 NULL_TRAIN, NULL_VAL, NULL_TEST, NULL_POOL = 20, 20, 40, 80  # of each class
@@ -217,6 +221,44 @@ def subgroup(wrong: bool, seed: int) -> list[Subgroup]:
         return EvaluateResult.of(manifest).subgroups
 
 
+def two_tasks(wrong: bool, seed: int) -> dict[str, TaskResult]:
+    """The comparison in each task. wrong: added images have the other tone."""
+    with tempfile.TemporaryDirectory() as name:
+        root, draw, test = Path(name), Draw("train", seed), Draw("test", seed)
+        cells = [(str(number), tone) for number in range(10) for tone in TONES]
+        for split, source, count in (("train", draw, FEW), ("val", draw, 30), ("test", test, 400)):
+            images, digit, tone = [], [], []
+            for label, kind in cells:
+                images += [toned(data, kind) for data in source.take(label, count)]
+                digit += [label] * count
+                tone += [kind] * count
+            (root / "data").mkdir(exist_ok=True)
+            pq.write_table(
+                pa.table({"image": [{"bytes": data, "path": None} for data in images],
+                          "digit": digit, "tone": tone}),
+                root / "data" / f"{split}.parquet",
+            )  # fmt: skip
+        # Folders are named as combinations of labels.
+        write_folder(root / "made", {
+            f"{label}, {kind}": [
+                toned(data, TONES[TONES.index(kind) - 1] if wrong else kind)
+                for data in draw.take(label, 3 * FEW)
+            ]
+            for label, kind in cells
+        })  # fmt: skip
+        values = study_of(
+            root, ["made"], seed, request={"ratio": 2}, tasks={"digit": {}, "tone": {}},
+            search={"ratios": [2], "seeds": 2, "confirm_fits": 5, "arms": []},
+        ).model_dump(mode="json")  # fmt: skip
+        values["reader"]["labels"] = {"digit": "digit", "tone": "tone"}
+        _, manifest = evaluated_manifests(Study.model_validate(values), root)
+        return EvaluateResult.of(manifest).tasks
+
+
+def toned(data: bytes, tone: str) -> bytes:
+    return negative(data) if tone == "negative" else data
+
+
 def single(kind: str, seed: int, test_images: int = 800) -> Contrast:
     """One of the studies with a known verdict, with `test_images` of each class."""
     with tempfile.TemporaryDirectory() as name:
@@ -269,7 +311,7 @@ def null(seed: int) -> Contrast:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    every = [*WANTED, "repeated", "subgroup", "null", *DESIGNS, "noticed", "covered"]
+    every = [*WANTED, "repeated", "subgroup", "two_tasks", "null", *DESIGNS, "noticed", "covered"]
     parser.add_argument("--only", nargs="+", choices=every, default=every)
     parser.add_argument("--studies", type=int, default=40, help="of null")
     parser.add_argument("--first", type=int, default=0, help="number of null's first study")
@@ -288,6 +330,8 @@ def main() -> None:
         false_claims(pool, arguments)
         if "subgroup" in arguments.only:
             devices(pool)
+        if "two_tasks" in arguments.only:
+            by_task(pool)
         if "noticed" in arguments.only:
             power(pool, arguments.simulated // 4)
         if "covered" in arguments.only:
@@ -345,6 +389,25 @@ def devices(pool: ProcessPoolExecutor) -> None:
     print_table(
         "Added negatives, and the comparison with real images for each device",
         ["negatives of", "device", "test images", "to real", "named", "expected"], lines,
+    )  # fmt: skip
+
+
+def by_task(pool: ProcessPoolExecutor) -> None:
+    """Whether images that help one task and harm another are seen to do both."""
+    lines, kinds = [], (True, False)
+    for wrong, tasks in zip(kinds, pool.map(partial(two_tasks, seed=1), kinds), strict=True):
+        for name, task in tasks.items():
+            (effect,) = task.to_against.values()
+            word = "gains" if effect.low > 0 else "loses" if effect.high < 0 else ""
+            expected = "gains" if name == "digit" else "loses" if wrong else ""
+            lines.append([
+                "wrong tone" if wrong else "right tone", name, f"{task.images:,}", points(effect),
+                word, expected,
+            ])  # fmt: skip
+            print(*lines[-1], flush=True)
+    print_table(
+        "Two tasks learned together, against real images", ["added", "task", "test images",
+        "difference", "said", "expected"], lines,
     )  # fmt: skip
 
 
