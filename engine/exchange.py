@@ -30,6 +30,7 @@ from engine.core.store import Store
 from engine.data.dataset import split_index
 from engine.execute import execute
 from engine.plan import data_set, named, plan, until
+from engine.plan_labels import labelling_of
 from engine.profile import Profile
 from engine.report.download import as_csv
 from engine.results.comparison import EvaluateResult, MixResult
@@ -76,6 +77,8 @@ def measure(study: Study, store: Store, runtime: Runtime, profile: Profile) -> l
     """The rates of the chosen arms at all fractions. Raises `StudyError` without a comparison."""
     if study.classifier is None:
         raise StudyError("an exchange rate needs classifiers to compare: set classifier")
+    if labelling_of(study).cells is not None:
+        raise StudyError("an exchange rate needs one task with one label per image")
     fractions = []
     for share in study.search.real_fractions:
         say(f"fraction {share:g} of the real training images")

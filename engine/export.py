@@ -74,13 +74,14 @@ def export(
         raise StudyError(f"--to {target.url}: is not empty; name an empty folder")
     chosen = select(study, store, what)
     ingest = IngestResult.of(chosen.ingest)
-    exporter: Exporter = resolve("exporters", form)(target, ingest.classes)
+    tasks = {name: counts.kind for name, counts in ingest.labels.items()}
+    exporter: Exporter = resolve("exporters", form)(target, ingest.classes, tasks)
     counts: Counter[tuple[str, str, str]] = Counter()
     total = sum(sum(ingest.counts[split].values()) for split in splits)
     if chosen.train is not None and "train" in splits:
         total += len(chosen.train) - sum(ingest.train.values())
     with Bar("export", total, "images") as bar:
-        for item in items(store, chosen, splits):
+        for item in items(store, chosen, splits, ingest):
             exporter.add(item)
             counts[item.split, item.label, str(item.fields[rows.SOURCE])] += 1
             bar.advance(1)
@@ -184,7 +185,9 @@ def done(store: Store, step: Step) -> Manifest:
     return status.manifest
 
 
-def items(store: Store, chosen: Selection, splits: Sequence[str]) -> Iterator[Item]:
+def items(
+    store: Store, chosen: Selection, splits: Sequence[str], data: IngestResult
+) -> Iterator[Item]:
     """All images of the selection, split by split."""
     column = rows.label_column(chosen.task)
     for split in splits:
@@ -196,7 +199,7 @@ def items(store: Store, chosen: Selection, splits: Sequence[str]) -> Iterator[It
                     if row[rows.IMAGE_ID] not in chosen.train:
                         continue
                     label, weight = chosen.train[row[rows.IMAGE_ID]]
-                yield _item(row, label, split, "real", weight)
+                yield _item(row, label, split, "real", weight, data)
         if split != "train" or chosen.train is None:
             continue
         for name, generated in chosen.generated.items():
@@ -205,7 +208,7 @@ def items(store: Store, chosen: Selection, splits: Sequence[str]) -> Iterator[It
                 for row in _rows_of(table):
                     if row[rows.IMAGE_ID] in chosen.train:
                         label, weight = chosen.train[row[rows.IMAGE_ID]]
-                        yield _item(row, label, split, name, weight)
+                        yield _item(row, label, split, name, weight, data)
 
 
 def _rows_of(table: pa.Table) -> Iterator[dict[str, Any]]:
@@ -214,9 +217,16 @@ def _rows_of(table: pa.Table) -> Iterator[dict[str, Any]]:
 
 
 def _item(
-    row: Mapping[str, Any], label: str, split: str, source: str, weight: float | None
-) -> Item:
+    row: Mapping[str, Any], label: str, split: str, source: str, weight: float | None,
+    data: IngestResult,
+) -> Item:  # fmt: skip
     fields = {name: row.get(name) for name in FIELDS}
+    # A generated image has the labels of the combination that it is used as.
+    labels = row if source == "real" else {
+        rows.label_column(task): list(value) if isinstance(value, tuple) else value
+        for task, value in data.cells.get(label, {}).items()
+    }  # fmt: skip
+    fields |= {name: labels.get(name) for name in map(rows.label_column, data.labels)}
     fields |= {rows.SPLIT: split, rows.SOURCE: source, rows.WEIGHT: weight}
     image_id = row[rows.IMAGE_ID]
     image = row[rows.IMAGE]

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from engine.core import rows
+from engine.core.rows import TaskKind
 from engine.core.store import Store
 
 # Columns of each image in addition to its id and label.
@@ -29,7 +30,8 @@ class Item:
     extension: str
     image_id: str
     label: str
-    # A value for each of `FIELDS`; None if it does not apply.
+    # A value for each of the exporter's fields; None if it does not apply. Several labels are a
+    # list.
     fields: dict[str, Any]
 
     @property
@@ -41,8 +43,14 @@ class Exporter:
     """Writes to an empty folder or prefix. `add` is called once per image, split by split, then
     `close` once."""
 
-    def __init__(self, target: Store, classes: Sequence[str]) -> None:
+    def __init__(
+        self, target: Store, classes: Sequence[str], tasks: Mapping[str, TaskKind] = {}
+    ) -> None:
+        """tasks: kinds of the tasks of a study with several labels per image, whose classes are
+        combinations."""
         self.target, self.classes = target, tuple(classes)
+        self.labels = {rows.label_column(name): kind for name, kind in tasks.items()}
+        self.fields = (*FIELDS, *self.labels)
         self._pool = ThreadPoolExecutor(_THREADS)
         self._waiting: list[Future[None]] = []
 
@@ -72,6 +80,6 @@ def metadata(item: Item) -> Iterator[tuple[str, Any]]:
     """Names and values of an image's id, label and fields, without missing ones."""
     yield rows.IMAGE_ID, item.image_id
     yield rows.LABEL, item.label
-    for name in FIELDS:
-        if item.fields.get(name) is not None:
-            yield name, item.fields[name]
+    for name, value in item.fields.items():
+        if value is not None:
+            yield name, value

@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
+from typing import Any
 
 from engine.core import rows
 from engine.core.names import csv_cell
-from engine.exporters import FIELDS, Item
+from engine.exporters import Item
 
-HEADER = ("path", rows.LABEL, rows.IMAGE_ID, *FIELDS)
+# Between several labels in a cell, as in the reader's field `multi`.
+SEPARATOR = "|"
 
 
 class CsvTable:
     """One row per image. Cells that a spreadsheet would read as a formula are marked as text."""
 
-    def __init__(self) -> None:
-        self.text = io.StringIO()
+    def __init__(self, fields: Sequence[str]) -> None:
+        self.fields, self.text = fields, io.StringIO()
         self.writer = csv.writer(self.text)
-        self.writer.writerow(HEADER)
+        self.writer.writerow(("path", rows.LABEL, rows.IMAGE_ID, *fields))
 
     def add(self, path: str, item: Item) -> None:
-        values = [path, item.label, item.image_id, *(item.fields.get(name) for name in FIELDS)]
-        self.writer.writerow(
-            ["" if value is None else csv_cell(value) if isinstance(value, str) else value
-             for value in values]
-        )  # fmt: skip
+        values = [path, item.label, item.image_id, *(item.fields.get(name) for name in self.fields)]
+        self.writer.writerow([_cell(value) for value in values])
 
     def encoded(self) -> bytes:
         return self.text.getvalue().encode()
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, list):
+        value = SEPARATOR.join(value)
+    return "" if value is None else csv_cell(value) if isinstance(value, str) else value

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine.core import rows
+from engine.core.rows import TaskKind
 from engine.core.store import Store
 from engine.exporters import FIELDS, Exporter, Item
 
@@ -26,8 +27,10 @@ class Parquet(Exporter):
     # Bytes of images per file, approximately.
     file_bytes: ClassVar[int] = 256 * 2**20
 
-    def __init__(self, target: Store, classes: Sequence[str]) -> None:
-        super().__init__(target, classes)
+    def __init__(
+        self, target: Store, classes: Sequence[str], tasks: Mapping[str, TaskKind] = {}
+    ) -> None:
+        super().__init__(target, classes, tasks)
         self.buffer: list[Item] = []
         self.bytes = self.number = 0
 
@@ -43,7 +46,7 @@ class Parquet(Exporter):
 
     def _flush(self) -> None:
         key = f"data/{self.buffer[0].split}-{self.number:05d}.parquet"
-        self.put(key, encoded(self.buffer, self.classes))
+        self.put(key, encoded(self.buffer, self.classes, self.labels))
         self.wait()
         self.buffer, self.bytes = [], 0
 
@@ -53,8 +56,11 @@ class Parquet(Exporter):
         super().close()
 
 
-def encoded(items: list[Item], classes: tuple[str, ...]) -> bytes:
-    """A Parquet file of images; labels are numbers, and the metadata has their names."""
+def encoded(
+    items: list[Item], classes: tuple[str, ...], labels: Mapping[str, TaskKind] = {}
+) -> bytes:
+    """A Parquet file of images; classes are numbers, and the metadata has their names. labels:
+    columns with the labels of several tasks, as text."""
     columns = {
         rows.IMAGE: pa.array(
             [{"bytes": item.data, "path": item.name + item.extension} for item in items],
@@ -67,13 +73,19 @@ def encoded(items: list[Item], classes: tuple[str, ...]) -> bytes:
         columns[name] = pa.array(
             [item.fields.get(name) for item in items], _TYPES.get(name, pa.string())
         )
+    for name, kind in labels.items():
+        columns[name] = pa.array(
+            [item.fields.get(name) for item in items],
+            pa.string() if kind == "single" else pa.list_(pa.string()),
+        )
     features: dict[str, Any] = {rows.IMAGE: {"_type": "Image"},
                 rows.LABEL: {"_type": "ClassLabel", "names": list(classes)}}  # fmt: skip
     names = {"int64": "int64", "int32": "int32", "float": "float32", "double": "float64"}
     for name, column in columns.items():
         if name not in features:
-            kind = names.get(str(column.type), "string")
-            features[name] = {"_type": "Value", "dtype": kind}
+            plain = {"_type": "Value", "dtype": names.get(str(column.type), "string")}
+            several = pa.types.is_list(column.type)
+            features[name] = {"_type": "Sequence", "feature": plain} if several else plain
     described = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
     table = pa.table(columns).replace_schema_metadata(described)
     sink = io.BytesIO()

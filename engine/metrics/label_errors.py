@@ -10,12 +10,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from engine.metrics.folds import grouped_folds
 
 _FOLDS = 5
 # Principal components that are learnt from, and rows that they are computed from.
 _COMPONENTS, _COMPONENTS_FROM = 256, 20_000
+# Images below which one thread is as fast as several.
+_FEW = 10_000
 # The fewest groups of a class.
 _LEAST = 2
 # Labels and share of wrong labels below a point at which the two are compared.
@@ -143,7 +146,10 @@ def out_of_fold(
     ).astype(np.float32)
     probabilities = np.zeros((len(labels), classes))
     count = min(_FOLDS, *group_counts)
-    for train, rest in grouped_folds(labels, groups, count, seed):
-        model = LogisticRegression(C=0.01, max_iter=200).fit(features[train], labels[train])
-        probabilities[np.ix_(rest, model.classes_)] = model.predict_proba(features[rest])
+    # The products of few images are small: more threads would wait for each other, on a busy machine
+    # for long.
+    with threadpool_limits(1 if len(labels) < _FEW else None, "blas"):
+        for train, rest in grouped_folds(labels, groups, count, seed):
+            model = LogisticRegression(C=0.01, max_iter=200).fit(features[train], labels[train])
+            probabilities[np.ix_(rest, model.classes_)] = model.predict_proba(features[rest])
     return probabilities

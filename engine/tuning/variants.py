@@ -113,7 +113,9 @@ class StudyVariants:
 
     def scores(self, manifests: Iterable[Manifest]) -> list[float]:
         """The objective of classifiers on val."""
-        if self.objective == "roc_auc":
+        manifests = list(manifests)
+        several = any(TrainResult.of(manifest).val.tasks for manifest in manifests)
+        if self.objective == "roc_auc" and not several:
             return [roc_auc_of(self.store, manifest) for manifest in manifests]
         return [TrainResult.of(one).val.figures[self.objective] for one in manifests]
 

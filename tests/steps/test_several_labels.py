@@ -12,12 +12,15 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from engine.core import rows
 from engine.core.errors import StudyError
 from engine.core.manifest import Manifest
+from engine.core.registry import kind_of
 from engine.core.step import Step
 from engine.core.store import Store
 from engine.data.dataset import generated_images
 from engine.execute import execute
+from engine.export import export
 from engine.plan import plan
 from engine.profile import Profile
 from engine.results.comparison import EvaluateResult, TrainResult
@@ -69,13 +72,11 @@ def spots_study(tmp_path: Path, toy_study: Callable[..., Study]) -> Callable[...
             "generators": {"t": {"name": "traditional"}}, "request": {"ratio": 1},
             "fidelity": {"enabled": False},
         }  # fmt: skip
-        return toy_study(
-            {
-                "name": "csv", "root": str(root), "file": "t.csv", "multi": {"sides": "|"},
-                "labels": {"way": "way", "sides": "sides"},
-            },
-            **{**defaults, **fields},
-        )  # fmt: skip
+        reader = {
+            "name": "csv", "root": str(root), "file": "t.csv", "multi": {"sides": "|"},
+            "labels": {"way": "way", "sides": "sides"},
+        }  # fmt: skip
+        return toy_study(fields.pop("reader", reader), **{**defaults, **fields})
 
     return make
 
@@ -151,6 +152,35 @@ def test_two_tasks_from_files_to_the_page(
         "Without any training",
     ):  # fmt: skip
         assert expected in text, expected
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_export_has_the_labels_of_every_task_and_is_read_back(
+    spots_study: Callable[..., Study], run_until: Callable[[Study, str], Manifest], store: Store,
+    tmp_path: Path, form: str,
+) -> None:  # fmt: skip
+    study = spots_study(classifier=None)
+    run_until(study, "generate")
+    data = IngestResult.of(run_until(study, "ingest"))
+    export(study, store, Store(str(tmp_path / "out")), "t", form, rows.SPLITS)
+    fields: dict[str, Any] = {
+        "name": form, "root": str(tmp_path / "out"), "split": "split", "id": "image_id",
+        "labels": {"way": "label.way", "sides": "label.sides", "source": "source"},
+    }  # fmt: skip
+    multi = {
+        "csv": {"file": "labels.csv", "multi": {"sides": "|"}},
+        "parquet": {"multi": ["sides"]},
+    }
+    reader = spots_study(reader={**fields, **multi[form]}).reader
+    read = kind_of("readers", reader)(reader).records().to_pylist()
+    made = [row for row in read if row["label.source"] == "t"]
+    assert Counter((row["label.way"], tuple(row["label.sides"] or ())) for row in made) == {
+        (labels["way"], labels["sides"]): data.train[name] for name, labels in data.cells.items()
+    }  # fmt: skip
+    real = [row for row in read if row["label.source"] == "real"]
+    assert sum(row["label.way"] is None for row in real) == sum(
+        data.labels["way"].unlabelled.values()
+    )
 
 
 def test_classifiers_of_two_tasks_learn_both(
