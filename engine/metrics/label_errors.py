@@ -146,8 +146,8 @@ def out_of_fold(
     ).astype(np.float32)
     probabilities = np.zeros((len(labels), classes))
     count = min(_FOLDS, *group_counts)
-    # The products of few images are small: more threads would wait for each other, on a busy machine
-    # for long.
+    # The products of few images are small: more threads would wait for each other, on a busy
+    # machine for long.
     with threadpool_limits(1 if len(labels) < _FEW else None, "blas"):
         for train, rest in grouped_folds(labels, groups, count, seed):
             model = LogisticRegression(C=0.01, max_iter=200).fit(features[train], labels[train])

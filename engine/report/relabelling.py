@@ -14,7 +14,7 @@ from engine.settings_labels import Relabel
 
 _TILE = 112  # maximum side in px
 # Pairs of classes in the table of changes.
-_PAIRS = 20
+_PAIRS = 10
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from engine.core import rows
@@ -18,6 +19,7 @@ from engine.results.data import IngestResult, RelabelResult
 from engine.study import Study
 from tests.conftest import bar
 from tests.pages import plain_text
+from tests.text_image import save_clip
 
 Run = Callable[[Study, str], Manifest]
 COUNT = 60
@@ -111,6 +113,21 @@ def test_image_is_seen_only_by_models_that_did_not_learn_from_its_group(
     # Each image is left out once.
     assert sum(left_out) == len(train)
     assert min(left_out) > 0
+
+
+def test_model_of_images_and_texts_votes_without_training(
+    noisy_study: Callable[..., Study], run_until: Run, store: Store, tmp_path: Path
+) -> None:
+    clip = {"name": "clip", "model": str(save_clip(tmp_path / "clip"))}
+    small = {"classifier": {"name": "small", "channels": [8, 16]}}
+    relabel = {"folds": 2, "voters": {"clip": {"labeler": clip}, "small": small}}
+    manifest = run_until(noisy_study(relabel=relabel), "relabel")
+    votes = pa.concat_tables(store.tables(manifest.keys(table="votes")))
+    assert set(votes["seen.clip"].to_pylist()) <= {"across", "down"}
+    agreed = RelabelResult.of(manifest).splits["val"].agreement["clip"]
+    val = votes.filter(pc.equal(votes[rows.SPLIT], "val"))
+    same = pc.equal(val["seen.clip"], val["label_was"]).to_pylist()
+    assert agreed == pytest.approx(sum(same) / len(same))
 
 
 def test_later_steps_use_the_revised_data(noisy_study: Callable[..., Study]) -> None:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from markupsafe import Markup
+
 from engine.report.download import Row
 from engine.report.page import Section, render
+from engine.report.plots import Point
 from engine.report.results import StudyResults
+from engine.report.sections.calibration import ClassPoint, frequency
 from engine.results.comparison import CombinationResult, Effect, JointResult, TaskResult
 
 # Combinations on the page; the table has all.
@@ -31,6 +35,7 @@ def tasks(results: StudyResults) -> Section:
         "tasks.html", results=results, tasks=evaluate.tasks, joint=joint, arms=arms,
         metrics=METRICS, exchanges=exchanges, combinations=shown_combinations(joint),
         errors=[pair for pair in joint.common_errors if pair.arm in arms],
+        plot=combination_plot(results, joint),
     )  # fmt: skip
     return Section(
         html,
@@ -52,6 +57,20 @@ def shown_combinations(joint: JointResult) -> dict[str, list[CombinationResult]]
         "Most frequent combinations": every[:_SHOWN],
         "Combinations with the lowest F1 on real images alone": weakest[:_SHOWN],
     }
+
+
+def combination_plot(results: StudyResults, joint: JointResult) -> Markup | None:
+    """F1 of each combination against its real training images; None for fewer than two."""
+    learnt = [entry for entry in joint.combinations if entry.train]
+    if len(learnt) < 2:
+        return None
+    arms = [
+        (arm, colour, [ClassPoint(entry.name, entry.train,
+                                  Point(0.0, entry.f1[arm], entry.f1[arm], entry.f1[arm]))
+                       for entry in learnt])
+        for arm, colour in results.legend
+    ]  # fmt: skip
+    return frequency(arms, "F1 of the combination")
 
 
 def losses(evaluate: Mapping[str, TaskResult], arm: str) -> dict[str, Effect]:
