@@ -22,6 +22,8 @@ Code = Literal[
     "cut_away", "turned", "set_aside", "names_trimmed",
     "seen_in_train", "seen_before",
     "small_class", "confounded", "weak_judge",
+    # Relabel.
+    "weak_voters",
     # Cluster.
     "clusters_dissolved", "clusters_tiny",
     # Request.

@@ -18,6 +18,7 @@ import pyarrow as pa
 from engine.context import Context, Output
 from engine.core import rows
 from engine.core.manifest import Manifest
+from engine.core.notice import Notice
 from engine.core.registry import kind_of
 from engine.core.shards import Shard, parquet_rows
 from engine.core.spec import Spec, digest
@@ -38,6 +39,8 @@ from engine.stages.images import DecodeOwn, image_shards
 from engine.stages.measuring import MeasurePixels, MeasureSpec
 from engine.steps import StepKind
 
+# Mean agreement with the labels below which voters are weak.
+_WEAK = 0.85
 # Images on the page, of each kind.
 _SHOWN = 60
 
@@ -118,6 +121,8 @@ class Relabel(StepKind[RelabelSpec]):
                 f"{name}: {result.flagged:,} of {result.images:,} labels flagged,"
                 f" {result.changed:,} changed"
             )
+        warnings = weak_voters(results)
+        context.warn(warnings)
         changed = sum(result.changed for result in results.values())
         total = sum(result.images for result in results.values())
         return Output(
@@ -126,11 +131,23 @@ class Relabel(StepKind[RelabelSpec]):
                 context.file("relabelling", "html", html.encode(), file="relabelling.html"),
             ],
             total,
-            RelabelResult(headline=f"{changed:,} of {total:,} labels changed", splits=results),
-        )
+            RelabelResult(
+                headline=f"{changed:,} of {total:,} labels changed", splits=results,
+                warnings=warnings,
+            ),
+        )  # fmt: skip
 
     def shard_prefixes(self, store: Store, step: Step) -> list[str]:
         return [store.join(store.step(step.kind, step.key), "labelled")]
+
+
+def weak_voters(results: Mapping[str, RelabelledSplit]) -> list[Notice]:
+    """A warning for the first split with whose labels the voters agree too little."""
+    for name, result in results.items():
+        agreed = float(np.mean(list(result.agreement.values())))
+        if agreed < _WEAK:
+            return [Notice.of("weak_voters", split=name, agreed=round(100 * agreed))]
+    return []
 
 
 def pairs_of(old: np.ndarray, new: np.ndarray) -> dict[str, dict[str, int]]:

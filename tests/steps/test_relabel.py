@@ -128,6 +128,9 @@ def test_model_of_images_and_texts_votes_without_training(
     val = votes.filter(pc.equal(votes[rows.SPLIT], "val"))
     same = pc.equal(val["seen.clip"], val["label_was"]).to_pylist()
     assert agreed == pytest.approx(sum(same) / len(same))
+    # The tiny model sees one class everywhere.
+    (notice,) = RelabelResult.of(manifest).warnings
+    assert (notice.code, notice.fields["split"]) == ("weak_voters", "train")
 
 
 def test_later_steps_use_the_revised_data(noisy_study: Callable[..., Study]) -> None:
