@@ -84,9 +84,9 @@ SENTENCES: dict[Code, str] = {
     "one_group":
         "label errors were not searched in {classes:.200}: each has only one group or image",
     "weak_voters":
-        "the voters agree with only {agreed}% of the labels of {split}, on average: much of what they"
-        " change may be their own mistakes; look at the page, raise relabel.sure, or choose better"
-        " voters",
+        "the voters agree with only {agreed}% of the labels of {split}, on average: much of what"
+        " they change may be their own mistakes; look at the page, raise relabel.sure, or choose"
+        " better voters",
     "clusters_dissolved":
         "{name}: {dissolved} of {clusters} clusters had too few images and were dissolved",
     "clusters_tiny":
