@@ -89,6 +89,7 @@ def study_of(name: str, root: Path, steps: int) -> Study:
         "reader": {
             "name": "parquet", "root": str(root / "data"),
             "labels": {task: task for task in TASKS[name]},
+            "multi": ["digits"] if name == "pairs" else [],
         },
         "tasks": TASKS[name],
         # Pairs are twice as wide as high; stretched, both digits stay whole.

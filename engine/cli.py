@@ -372,7 +372,11 @@ def show_report(
 
 def show_pages(study: Study, step: Step, store: Store, manifest: Manifest) -> None:
     """Copy a step's picture sheet and list to the pages folder, and print their locations."""
-    for name, suffix, what in (("sheet.png", "png", "picture sheet"), ("list.csv", "csv", "list")):
+    files = (
+        ("sheet.png", "png", "picture sheet"), ("list.csv", "csv", "list"),
+        ("relabelling.html", "html", "votes on labels"),
+    )  # fmt: skip
+    for name, suffix, what in files:
         for key in manifest.keys(file=name):
             page = store.page(study.name, f"{step.label}.{suffix}")
             store.put(page, store.read(key))

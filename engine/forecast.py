@@ -132,9 +132,11 @@ def _predictions(evaluate: Step, store: Store, profile: Profile, rates: Rates) -
     images that are not read yet are not counted."""
     images = 0
     for step in evaluate.inputs.values():
-        manifest = read_manifest(store, step) if step.kind in ("ingest", "external") else None
+        manifest = (
+            read_manifest(store, step) if step.kind in (*IngestResult.kinds, "external") else None
+        )
         if manifest is not None:
-            counts = (IngestResult.of(manifest).counts["test"] if step.kind == "ingest"
+            counts = (IngestResult.of(manifest).counts["test"] if step.kind in IngestResult.kinds
                       else ExternalResult.of(manifest).counts)  # fmt: skip
             images += sum(counts.values())
     confirm = evaluate.inputs["confirm"]

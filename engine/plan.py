@@ -33,13 +33,13 @@ def plan(study: Study) -> list[Step]:
         check_comparison(data, curation)
         # What may be wrong with data and the labeler surfaces before hours of training.
         steps += [*external_steps(data), real_mix(data), *curation.inputs.values()]
-    if data.allocate is not None:
-        steps += [step for step in (real_mix(data), *data.allocation) if step not in steps]
     elif any(getattr(spec, "strict", False) for spec in study.curate.filters):
         raise StudyError(
             "curate.filters: one is strict, and a study without a classifier does not curate"
             " images; set classifier, or remove strict"
         )
+    if data.allocate is not None:
+        steps += [step for step in (real_mix(data), *data.allocation) if step not in steps]
     # Without a comparison one fit is enough.
     fits = len(every_fit(study)) if curation is not None else 1
     for label in study.generators:

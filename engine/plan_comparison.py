@@ -269,8 +269,10 @@ def _fidelity_steps(data: DataPlan, pools: Mapping[str, Sequence[Pool]]) -> list
         return []
     embedder = settings.embedder or study.embedder
     plugins = [("embedders", embedder)]
+    # Vectors do not depend on labels, which may have been revised.
+    images = data.embed.inputs["ingest"]
     own = make_step(
-        "embed", {"embedder": embedder}, {"ingest": data.ingest}, plugins, Subject("fidelity")
+        "embed", {"embedder": embedder}, {"ingest": images}, plugins, Subject("fidelity")
     )
     embed = data.embed if own == data.embed else own
     steps = [

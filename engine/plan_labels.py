@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from engine.core.errors import StudyError
-from engine.core.labels import CELL, Cells, Task
+from engine.core.labels import CELL, Cells, CellTask, Task
 from engine.core.registry import kind_of
 from engine.core.rng import derive_seed
 from engine.core.step import Step, Subject, make_step
@@ -23,18 +23,13 @@ class Labelling:
     task: str
     tasks: dict[str, Any]
     cells: Cells | None = None
+    # The weight of each task that classifiers learn; empty for one task with a class per image.
+    weights: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def learned(self) -> dict[str, Any]:
         """The kinds of the tasks that classifiers learn, likewise."""
         return {name: self.tasks[name] for name in self.weights}
-
-    @property
-    def weights(self) -> dict[str, float]:
-        """The weight of each task that classifiers learn; empty for one task with a class per
-        image."""
-        tasks: Mapping[str, Task] = self.cells.tasks if self.cells else {}
-        return {name: task.weight for name, task in tasks.items()}
 
 
 def labelling_of(study: Study) -> Labelling:
@@ -52,7 +47,12 @@ def labelling_of(study: Study) -> Labelling:
     if len(tasks) == 1 and kinds[next(iter(tasks))] == "single":
         return Labelling(next(iter(tasks)), kinds)
     _check_cells(study, kinds)
-    return Labelling(CELL, {**kinds, CELL: "single"}, Cells(tasks=tasks, least=study.rare_below))
+    cells = Cells(
+        tasks=tuple(CellTask(name=name, none=task.none) for name, task in tasks.items()),
+        least=study.rare_below,
+    )
+    weights = {name: task.weight for name, task in tasks.items()}
+    return Labelling(CELL, {**kinds, CELL: "single"}, cells, weights)
 
 
 def _one_task(study: Study, kinds: Mapping[str, Any]) -> str:
@@ -72,10 +72,10 @@ def _check_cells(study: Study, kinds: Mapping[str, Any]) -> None:
     """Raise `StudyError` for what a study with several labels per image cannot have."""
     if CELL in kinds:
         raise StudyError(f"reader.labels: the name {CELL} is taken; give the task another")
-    for field in ("classes", "rename"):
-        if getattr(study.reader, field, None):
+    for name in ("classes", "rename"):
+        if getattr(study.reader, name, None):
             raise StudyError(
-                f"reader.{field}: needs one task with one label per image; change the labels in the"
+                f"reader.{name}: needs one task with one label per image; change the labels in the"
                 " data"
             )
     if study.evaluate.external:
@@ -133,11 +133,14 @@ def relabelling_steps(
 def _vote(
     study: Study, labels: Labelling, name: str, voter: Voter, ingest: Step, mix: Step, fold: int
 ) -> Step:
-    """A classifier that did not learn from a fold."""
+    """A classifier that did not learn from a fold. Its checkpoint is the last one: the best on val
+    would have been chosen by labels that it votes on."""
+    training = voter.training or study.training
     return make_step(
         "train",
         {
-            "classifier": voter.classifier, "training": voter.training or study.training,
+            "classifier": voter.classifier,
+            "training": training.model_copy(update={"evaluate_every": training.steps}),
             "preprocess": study.preprocess, "task": labels.task,
             "seed": derive_seed(study.seed, "vote", name, fold),
         },

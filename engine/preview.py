@@ -296,7 +296,7 @@ class _Previewer:
         """Seconds of an optimizer step of a classifier, from the labeler's training or from the
         study's first classifier, which is trained now; None without a comparison."""
         for step in needed:
-            if step.kind == "train":
+            if step.kind == "train" and step.subject.name == "labeler":
                 return seconds_per_step(self.manifests[step.key], step)
         first = next(
             (

@@ -295,8 +295,11 @@ class TaskPredictions:
         )
 
     def effective_groups(self) -> float:
-        """The number of equal groups that the test groups are equivalent to."""
-        return effective_number(np.unique(self.groups, return_counts=True)[1])
+        """The least number of equal groups that the test groups of a task are equivalent to; tasks
+        without images do not count."""
+        own = effective_number(np.unique(self.groups, return_counts=True)[1])
+        return min([own, *(part.effective_groups() for name, part in self.tasks.items()
+                           if self.shares[name] and len(part.labels))])  # fmt: skip
 
     def occurring(self) -> int:
         """The least number of classes with an image of any task."""

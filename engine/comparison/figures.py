@@ -176,6 +176,8 @@ class Figures:
         block_of = (order % count)[group_of]
 
         def values(kept: np.ndarray) -> np.ndarray:
+            if not kept.any():  # all images of a task may be in one block
+                return np.full(len(predictions.probabilities[arm]), np.nan)
             return np.asarray([figure(predictions.labels[kept], probabilities[kept])
                                for probabilities in predictions.probabilities[arm]])  # fmt: skip
 
@@ -210,16 +212,17 @@ class TaskFigures:
         """The figures of some replicates."""
         return TaskFigures.of_predictions(self.predictions.of_replicates(places), self.seed)
 
-    def over_occurring(self) -> TaskFigures:
-        """The same with means over the classes that occur, for metrics in which others count as 0,
-        and over the tasks that have images."""
+    def over_occurring(self, of_classes: bool) -> TaskFigures:
+        """The same with means over the tasks that have images and, for metrics in which a class
+        without images counts as 0 (`of_classes`), over the classes that occur."""
         own = self.predictions
         occurring = {name: part.occurring() for name, part in own.tasks.items()}
         whole = sum(own.shares[name] for name, count in occurring.items() if count)
         shares = {
-            name: own.shares[name] / whole * len(own.tasks[name].classes) / count if count else 0.0
+            name: own.shares[name] / whole
+            * (len(own.tasks[name].classes) / count if of_classes else 1.0) if count else 0.0
             for name, count in occurring.items()
-        }
+        }  # fmt: skip
         return replace(self, predictions=replace(own, shares=shares))
 
     def of(self, arm: str, family: str, ratio: float | None, role: str) -> ArmResult:

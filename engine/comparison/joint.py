@@ -36,6 +36,7 @@ def joint_result(
     exact = {
         arm: float((of_arm[:, complete] == (targets[complete] > 0)).all(2).mean())
         for arm, of_arm in decisions.items()
+        if complete.any()
     }
     return JointResult(
         images=int(complete.sum()), exact=exact,

@@ -49,8 +49,8 @@ def part_of(
     few = len(own.labels) < LEAST_IMAGES or groups < LEAST_GROUPS
     if few or (objective == "roc_auc" and one_class):
         return entry
-    if objective in _OVER_CLASSES and isinstance(figures, TaskFigures):
-        figures = figures.over_occurring()
+    if isinstance(figures, TaskFigures):
+        figures = figures.over_occurring(objective in _OVER_CLASSES)
     elif objective in _OVER_CLASSES:
         scale = len(own.classes) / own.occurring()
     scores, to_baseline, to_real = {}, {}, {}

@@ -39,11 +39,18 @@ class Task(Spec):
     none: ClassName | None = None
 
 
+class CellTask(Spec):
+    """A task whose labels are part of cells. none: as in `Task`."""
+
+    name: str
+    none: str | None = None
+
+
 class Cells(Spec):
-    """How labels become cells. tasks: of the study, in its order. least: images below which a
+    """How labels become cells. tasks: in the order of a cell's name. least: images below which a
     combination is pooled with the other rare ones."""
 
-    tasks: dict[str, Task]
+    tasks: tuple[CellTask, ...]
     least: int = 10
 
 

@@ -7,7 +7,6 @@ an integer program, which moves as few images as possible.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -77,11 +76,6 @@ def stratified_group_split(
     if (images_of(named, assigned, len(names)) < least[:, None]).any():
         assigned = _repaired(named, assigned, least, order)
     return np.asarray(names, dtype=object)[assigned[group_of]]
-
-
-def fold_of(seed: int, group: str, folds: int) -> int:
-    """The fold of a group, whatever other groups there are."""
-    return int.from_bytes(hashlib.sha256(f"{seed} {group}".encode()).digest()[:8], "big") % folds
 
 
 def images_of(counts: np.ndarray, assigned: np.ndarray, splits: int) -> np.ndarray:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from engine.core import rows
+from engine.core.labels import NOTHING
 from engine.core.names import csv_cell
 from engine.exporters import Item
 
@@ -33,5 +34,6 @@ class CsvTable:
 
 def _cell(value: Any) -> Any:
     if isinstance(value, list):
-        value = SEPARATOR.join(value)
+        # An empty cell is a missing label.
+        value = SEPARATOR.join(value) or NOTHING
     return "" if value is None else csv_cell(value) if isinstance(value, str) else value

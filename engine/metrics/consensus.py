@@ -33,20 +33,21 @@ class Consensus:
 
 def consensus(
     probabilities: Mapping[str, np.ndarray], labels: np.ndarray, needed: int, most: float,
-    sure: float,
+    sure: float, judged: np.ndarray | None = None,
 ) -> Consensus:  # fmt: skip
     """Flag labels and decide on new ones.
 
     probabilities: of each voter, float (n, classes), out of fold. labels: class numbers (n,).
     needed: voters that must see another class for a flag, and the same class for a new label. most:
     the largest share of labels to flag; those whose label is least likely on average come first.
-    sure: the least mean probability of a new label.
+    sure: the least mean probability of a new label. judged: labels that the voters can judge, bool
+    (n,); None: all.
     """
     every = np.stack(list(probabilities.values()))
     seen, mean = every.argmax(2), every.mean(0)
     count, classes = mean.shape
     against = (seen != labels).sum(0)
-    doubtful = np.flatnonzero(against >= needed)
+    doubtful = np.flatnonzero((against >= needed) & (True if judged is None else judged))
     # Ties by position.
     by_doubt = doubtful[np.argsort(mean[doubtful, labels[doubtful]], kind="stable")]
     allowed = int(most * count)

@@ -78,6 +78,11 @@ class IngestResult(StepResult):
             return self.train
         return {name: count for name, count in self.train.items() if name in self.cells and count}
 
+    def chance(self, weights: Mapping[str, float] = {}) -> float:
+        """The balanced accuracy of a guess, the mean over tasks."""
+        space = self.space(weights)
+        return space.chance if space else 1 / len(self.classes)
+
     def by_label(self, images: Mapping[str, int]) -> dict[str, int]:
         """Training images by class as images by label, named as the outputs of `space`."""
         space = self.space()

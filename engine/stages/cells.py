@@ -48,9 +48,9 @@ def read_records(reader: Reader, task: str, cells: Cells | None) -> pa.Table:
 def labels_by_task(table: pa.Table, cells: Cells) -> dict[str, list[Labels]]:
     """The labels of each image by task."""
     return {
-        name: [plain_labels(value, task.none)
-               for value in table[rows.label_column(name)].to_pylist()]
-        for name, task in cells.tasks.items()
+        task.name: [plain_labels(value, task.none)
+                    for value in table[rows.label_column(task.name)].to_pylist()]
+        for task in cells.tasks
     }  # fmt: skip
 
 
@@ -101,10 +101,8 @@ def label_counts(
 
 
 def named_cells(name: str, data: IngestResult) -> list[str]:
-    """The classes that a name in a request stands for: itself, or the cells with this label."""
-    if name in data.train:
-        return [name]
-    return [
+    """The classes that a name in a request stands for: the cells with this label, or itself."""
+    cells = [
         cell
         for cell in (data.targets if data.labels else ())
         for labels in [data.cells[cell]]
@@ -112,6 +110,7 @@ def named_cells(name: str, data: IngestResult) -> list[str]:
         or any(name == value or (isinstance(value, tuple) and name in value)
                for value in labels.values())
     ]  # fmt: skip
+    return cells or ([name] if name in data.train else [])
 
 
 def classes_of(classes: Classes, data: IngestResult) -> Classes:

@@ -25,7 +25,7 @@ from engine.data.leaks import SeenInTrain
 from engine.data.splits import LEAST_IMAGES
 from engine.readers import Reader, ReaderSpec
 from engine.settings import Audit, ReaderField, Split
-from engine.stages.cells import counts_by_split, names_by_image
+from engine.stages.cells import counts_by_split, labels_by_task, names_by_image
 
 # The share of a score that one image may carry without a warning.
 _WEIGHT = 0.03
@@ -121,7 +121,11 @@ def record_problems(records: pa.Table, spec: IntakeSpec) -> Iterator[str]:
         return  # too few images of a class may be a consequence
     counts = Counter(name for names in names_by_image(records, spec.task, spec.cells)
                      for name in names)  # fmt: skip
-    if len(counts) < 2:
+    alone = [name for name, kind, classes in classes_by_task(records, spec)
+             if kind == "single" and len(classes) < 2]  # fmt: skip
+    if alone and spec.cells is not None:
+        yield f"tasks.{alone[0]}: there is one class alone; a task needs two, leave it out"
+    elif len(counts) < 2:
         only = f"one class alone ({next(iter(counts))!r})" if counts else "no label at all"
         yield f"label.{spec.task}: there is {only}; a study needs two"
     for name, count in sorted(counts.items()):
@@ -130,14 +134,27 @@ def record_problems(records: pa.Table, spec: IntakeSpec) -> Iterator[str]:
                 f"label.{spec.task}: the class {name!r} has one image; it cannot be split, add"
                 " images or leave it out"
             )
-    unknown = sorted(set(spec.split.train_limit) - set(counts))
+    classes = set(labels.to_pylist()) - {None}
+    unknown = sorted(set(spec.split.train_limit) - classes)
     if unknown:
         yield (
             f"split.train_limit: unknown class {unknown[0]!r}; choose from"
-            f" {', '.join(sorted(counts))[:200]}"
+            f" {', '.join(sorted(classes))[:200]}"
         )
     if len(counts) >= 2 and min(counts.values()) >= 2:
         yield from split_problems(records, spec)
+
+
+def classes_by_task(
+    records: pa.Table, spec: IntakeSpec
+) -> Iterator[tuple[str, TaskKind, set[str]]]:
+    """The labels of each task of a study with several labels per image."""
+    if spec.cells is None:
+        return
+    for name, labels in labels_by_task(records, spec.cells).items():
+        values = {one for value in labels if value is not None
+                  for one in ((value,) if isinstance(value, str) else value)}  # fmt: skip
+        yield name, spec.tasks[name], values
 
 
 def listed(names: Sequence[str], most: int = 3) -> str:

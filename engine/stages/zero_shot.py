@@ -104,6 +104,8 @@ def zero_shot_result(
         return None
     space = data.space(tasks)
     probabilities = zero_shot(context, described, data.classes, space, "test")
+    # Cosines moved to 0 to 1 are not probabilities.
+    several = space is not None and any(task.kind == "multi" for task in space.tasks.values())
     if space is None:
         labels = class_numbers(test[rows.label_column(task)].to_pylist(), data.classes)
         matrix = confusion(labels, probabilities.argmax(1), len(data.classes))
@@ -114,10 +116,16 @@ def zero_shot_result(
         targets_of(val, space), zero_shot(context, described, data.classes, space, "val")
     )
     metrics = task_scores(space, targets_of(test, space), probabilities, limits)
-    by_task = {name: plain_figures(of_task) for name, of_task in metrics["tasks"].items()}
-    return ZeroShotResult(model=described.model, figures=plain_figures(metrics), tasks=by_task)
+    by_task = {
+        name: plain_figures(of_task, space.tasks[name].kind == "multi")
+        for name, of_task in metrics["tasks"].items()
+    }
+    figures = plain_figures(metrics, several)
+    return ZeroShotResult(model=described.model, figures=figures, tasks=by_task)
 
 
-def plain_figures(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """The single numbers among metrics."""
-    return {name: float(value) for name, value in metrics.items() if isinstance(value, float)}
+def plain_figures(metrics: Mapping[str, Any], cosines: bool = False) -> dict[str, float]:
+    """The single numbers among metrics. cosines: without those of calibration."""
+    left_out = ("brier", "ece") if cosines else ()
+    return {name: float(value) for name, value in metrics.items()
+            if isinstance(value, float) and name not in left_out}  # fmt: skip

@@ -48,8 +48,8 @@ class Confirm(StepKind[SearchSpec]):
         trials = [trial for trial in planned_trials(context.step) if trial.arm.name in opened]
         manifests = context.trials([trial.step for trial in trials])
         columns = trial_columns(spec, trials, manifests)
-        classes = len(context.result("ingest", IngestResult).classes)
-        failed = failed_trainings(spec, trials, manifests, classes)
+        chance = context.result("ingest", IngestResult).chance(spec.tasks)
+        failed = failed_trainings(spec, trials, manifests, chance)
         failed += failed_generators(context, spec, trials)
         for failure in failed:
             context.say(
@@ -81,14 +81,14 @@ class Confirm(StepKind[SearchSpec]):
 
 
 def failed_trainings(
-    spec: SearchSpec, trials: Sequence[Trial], manifests: Mapping[str, Manifest], classes: int
+    spec: SearchSpec, trials: Sequence[Trial], manifests: Mapping[str, Manifest], chance: float
 ) -> list[FailedReplicate]:
     """The replicates with a classifier near chance on val."""
     failed = []
     for trial in trials:
         score = TrainResult.of(manifests[trial.step.key]).val.figures["balanced_accuracy"]
-        if near_chance(score, classes):
-            reason = Notice.of("near_chance", mean=score, chance=1 / classes)
+        if near_chance(score, chance):
+            reason = Notice.of("near_chance", mean=score, chance=chance)
             place = replicate_of(spec, trial)
             failed.append(FailedReplicate(replicate=place, arm=trial.arm.name, reason=reason))
     return failed

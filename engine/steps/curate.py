@@ -121,7 +121,7 @@ def judge(
     """Run the filters. Returns the table with scores, labels and reasons, and the result's
     fields on filters and labeler."""
     classes = context.result("ingest", IngestResult).classes
-    sets = Sets(context, spec, classes, table, keys)
+    sets = Sets(context, spec, table, keys)
     generated, val = sets.generated, sets.val
     # An image without a usable embedding has no scores.
     place = {image_id: row for row, image_id in enumerate(table[rows.IMAGE_ID].to_pylist())}
@@ -189,9 +189,10 @@ class Sets:
     """The generated images that have scores, and the embedded ones of train and of val."""
 
     def __init__(
-        self, context: Context, spec: CurateSpec, classes: Sequence[str], table: pa.Table,
-        keys: list[str],
-    ) -> None:  # fmt: skip
+        self, context: Context, spec: CurateSpec, table: pa.Table, keys: list[str]
+    ) -> None:
+        data = context.result("ingest", IngestResult)
+        classes = data.classes
         pixel_spec = measuring(spec.task, spec.preprocess, spec.labeler, spec.filters)
         names = [field.name for field in figures(pixel_spec, classes)]
         store = context.store
@@ -201,9 +202,12 @@ class Sets:
         of_split = {}
         for split, measured in (("train", False), ("val", bool(names))):
             index = split_index(store, context.inputs["ingest"], spec.task, split)
+            label_of = by_id(index, rows.label_column(spec.task))
+            if split == "val" and data.labels:
+                # The labeler sees complete, common combinations alone.
+                label_of = {name: label for name, label in label_of.items() if label in data.cells}
             of_split[split] = read_scored(
-                store, context.inputs["embed"].keys(split=split),
-                by_id(index, rows.label_column(spec.task)),
+                store, context.inputs["embed"].keys(split=split), label_of,
                 context.inputs["measure"].keys() if measured else [], names,
             )  # fmt: skip
         self.train, self.val = of_split["train"], of_split["val"]

@@ -55,7 +55,7 @@ from engine.stages.classify import (
     rows_with_model,
 )
 from engine.stages.images import DecodeOwn, image_shards
-from engine.stages.zero_shot import zero_shot_result
+from engine.stages.zero_shot import zero_shot, zero_shot_result
 from engine.steps import StepKind
 from engine.steps.external import ExternalSpec
 from engine.steps.train import PREDICTIONS
@@ -93,6 +93,9 @@ class Evaluate(StepKind[EvaluateSpec]):
             context.store, context.inputs["ingest"], spec.task, "test",
             dict.fromkeys([*spec.settings.subgroups, *spec.tasks]),
         )  # fmt: skip
+        if spec.settings.zero_shot is not None:
+            # A missing model or an unknown word surfaces before test is opened.
+            zero_shot(context, spec.settings.zero_shot, classes, space, "val")
         # Not the step's key: a rerun by another version of this code opens nothing new.
         opener = digest([spec, context.inputs["confirm"].digest])
         opened = record_opening(context.store, context.inputs["ingest"], opener)
@@ -193,8 +196,12 @@ class Evaluate(StepKind[EvaluateSpec]):
 
     def shard_prefixes(self, store: Store, step: Step) -> list[str]:
         own = store.step(step.kind, step.key)
-        return [store.join(own, name) for name, other in step.inputs.items()
-                if other.kind == "external"]  # fmt: skip
+        described = step.spec_as(EvaluateSpec).settings.zero_shot
+        return [
+            *(store.join(own, name) for name, other in step.inputs.items()
+              if other.kind == "external"),
+            *(store.join(own, "zero_shot", split) for split in ("val", "test") if described),
+        ]  # fmt: skip
 
 
 def external_figures(

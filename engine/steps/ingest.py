@@ -296,9 +296,15 @@ def of_cells(
     names = sorted({name for of_split in counts.values() for name in of_split})
     every = index[rows.label_column(spec.task)].to_pylist()
     labels = zip(*labels_by_task(index, spec.cells).values(), strict=True)
-    known = {name: dict(zip(spec.cells.tasks, of_image, strict=True))
+    tasks = [task.name for task in spec.cells.tasks]
+    known = {name: dict(zip(tasks, of_image, strict=True))
              for name, of_image in zip(every, labels, strict=True)
              if name != RARE and None not in of_image}  # fmt: skip
+    if not known:
+        raise DataError(
+            f"tasks: no combination of labels has {spec.cells.least} images, so none can be"
+            " generated; lower rare_below, or choose fewer tasks"
+        )
     return {
         "counts": {split: {name: of_split.get(name, 0) for name in names}
                    for split, of_split in counts.items()},

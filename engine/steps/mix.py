@@ -23,13 +23,13 @@ from engine.context import Context, Output
 from engine.core import rows
 from engine.core.errors import DataError
 from engine.data.dataset import by_id, split_index
-from engine.data.splits import fold_of
 from engine.nets.training import balanced_weights
 from engine.results.comparison import MixResult
 from engine.results.data import IngestResult
 from engine.results.images import ClassFunnel, CurateResult
 from engine.settings import Amount, Classes
 from engine.stages.cells import amount_of, classes_of
+from engine.stages.folds import folds_of
 from engine.steps import StepKind
 from engine.steps.request import allocated, target_classes
 
@@ -48,9 +48,8 @@ class Mix(StepKind[MixSpec]):
         if "reduce" in context.inputs:
             index = index.filter(pc.is_in(index[rows.IMAGE_ID], self._kept(context)))
         if spec.folds:
-            folds = [fold_of(spec.seed, group, spec.folds)
-                     for group in index[rows.GROUP_ID].to_pylist()]  # fmt: skip
-            index = index.filter(pa.array([fold != spec.without_fold for fold in folds]))
+            folds = folds_of(index, spec.task, spec.folds, spec.seed)
+            index = index.filter(pa.array(folds != spec.without_fold))
         labels = index[rows.label_column(spec.task)].to_pylist()
         ids, sources = index[rows.IMAGE_ID].to_pylist(), [REAL] * len(labels)
         if spec.real == "none":

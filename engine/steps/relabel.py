@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from engine.comparison.openings import record_opening
 from engine.context import Context, Output
 from engine.core import rows
 from engine.core.manifest import Manifest
@@ -26,7 +27,6 @@ from engine.core.step import Step
 from engine.core.store import Store
 from engine.data.arrays import aligned, matrix_of, pictures
 from engine.data.images import Preprocess
-from engine.data.splits import fold_of
 from engine.labelers import Labeler, LabelerSpec
 from engine.metrics.consensus import consensus
 from engine.nets.classification import class_numbers
@@ -35,6 +35,7 @@ from engine.results.data import IngestResult, RelabelledSplit, RelabelResult
 from engine.settings_labels import Relabel as RelabelSettings
 from engine.settings_labels import Voter
 from engine.stages.classify import MODEL, Classify, ClassifyByMany, rows_with_model
+from engine.stages.folds import folds_of, judged
 from engine.stages.images import DecodeOwn, image_shards
 from engine.stages.measuring import MeasurePixels, MeasureSpec
 from engine.steps import StepKind
@@ -72,6 +73,9 @@ class Relabel(StepKind[RelabelSpec]):
         spec = context.step.spec_as(RelabelSpec)
         settings, data = spec.settings, context.result("ingest", IngestResult)
         names = ["train", "val", *(["test"] if settings.test_too else [])]
+        if settings.test_too:
+            opener = digest(["relabel", spec, context.inputs["ingest"].digest])
+            record_opening(context.store, context.inputs["ingest"], opener)
         splits = [read_split(context, spec, data, name) for name in names]
         probabilities = {
             name: votes_of(context, spec, data, name, voter, splits)
@@ -82,8 +86,9 @@ class Relabel(StepKind[RelabelSpec]):
         for split in splits:
             votes = {name: of_voter[split.name] for name, of_voter in probabilities.items()}
             agreed = consensus(
-                votes, split.labels, settings.votes_needed, settings.most, settings.sure
-            )
+                votes, split.labels, settings.votes_needed, settings.most, settings.sure,
+                judged(split.labels, split.folds),
+            )  # fmt: skip
             seen = {name: classes[values.argmax(1)] for name, values in votes.items()}
             old, new = classes[split.labels], classes[agreed.new]
             tables.append(pa.table({
@@ -138,7 +143,13 @@ class Relabel(StepKind[RelabelSpec]):
         )  # fmt: skip
 
     def shard_prefixes(self, store: Store, step: Step) -> list[str]:
-        return [store.join(store.step(step.kind, step.key), "labelled")]
+        own, spec = store.step(step.kind, step.key), step.spec_as(RelabelSpec)
+        return [
+            prefix
+            for name in spec.settings.voters
+            for prefix in (store.join(own, "labelled", name),
+                           *(store.join(own, "labelled", name, split) for split in rows.SPLITS))
+        ]  # fmt: skip
 
 
 def weak_voters(results: Mapping[str, RelabelledSplit]) -> list[Notice]:
@@ -173,13 +184,12 @@ def read_split(context: Context, spec: RelabelSpec, data: IngestResult, name: st
     columns = [rows.IMAGE_ID, rows.URI, column, rows.GROUP_ID]
     keys = context.inputs["ingest"].keys(split=name)
     table = pa.concat_tables(context.store.tables(keys, columns))
-    folds = [
-        fold_of(spec.seed, group, spec.settings.folds) if name == "train" else -1
-        for group in table[rows.GROUP_ID].to_pylist()
-    ]
+    folds = np.full(table.num_rows, -1)
+    if name == "train":
+        folds = folds_of(table, spec.task, spec.settings.folds, spec.seed)
     return SplitImages(
         name, table[rows.IMAGE_ID].to_pylist(), table[rows.URI].to_pylist(),
-        class_numbers(table[column].to_pylist(), data.classes), np.asarray(folds),
+        class_numbers(table[column].to_pylist(), data.classes), folds,
     )  # fmt: skip
 
 

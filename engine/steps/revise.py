@@ -9,10 +9,12 @@ import pyarrow as pa
 
 from engine.context import Context, Output
 from engine.core import rows
+from engine.core.errors import DataError
 from engine.core.manifest import Part
 from engine.core.spec import Spec
 from engine.data.dataset import replace_column
 from engine.results.data import IngestResult, ReviseResult
+from engine.stages.records import small_class_notices, thin_classes
 from engine.steps import StepKind
 from engine.steps.ingest import ROW_GROUP
 
@@ -49,10 +51,19 @@ class Revise(StepKind[ReviseSpec]):
         # A class whose images all became others is still a class, as in every other split.
         known = {split: {name: counts[split].get(name, 0) for name in of_split}
                  for split, of_split in data.counts.items()}  # fmt: skip
+        for problem in thin_classes(known):
+            raise DataError(
+                f"relabel: after the changes {problem}; or lower relabel.most, raise relabel.sure,"
+                " or raise relabel.needed"
+            )
+        by_class = {name: {split: known[split].get(name, 0) for split in known}
+                    for name in known["train"]}  # fmt: skip
+        warnings = [notice for notice in data.warnings if notice.code != "small_class"]
         result = ReviseResult(
             **{
                 **{name: getattr(data, name) for name in IngestResult.model_fields},
                 "headline": f"{total:,} labels changed", "counts": known,
+                "warnings": [*warnings, *small_class_notices(by_class)],
                 "relabelled": {split: count for split, count in changed.items() if count},
             }
         )  # fmt: skip

@@ -47,7 +47,8 @@ class Search(StepKind[SearchSpec]):
         arms = means_on_val(spec, trials, manifests)
         chosen, baseline = choose([arm for arm in spec.arms if arm.name in arms], arms)
         columns = trial_columns(spec, trials, manifests)
-        warnings = hardly_learnt(columns, len(context.result("ingest", IngestResult).classes))
+        chance = context.result("ingest", IngestResult).chance(spec.tasks)
+        warnings = hardly_learnt(columns, chance)
         context.warn(warnings)
         best = max(chosen, key=lambda name: arms[name].mean)
         return Output(
@@ -95,21 +96,21 @@ def trial_columns(
     return {name: [entry[name] for entry in entries] for name in entries[0]}
 
 
-def hardly_learnt(columns: Mapping[str, Sequence[Any]], classes: int) -> list[Notice]:
-    """A warning if the classifiers on real images are near chance: no arm is informative then."""
+def hardly_learnt(columns: Mapping[str, Sequence[Any]], chance: float) -> list[Notice]:
+    """A warning if the classifiers on real images are near chance: no arm is informative then.
+    chance: the balanced accuracy of a guess."""
     scores = [
         score for arm, score in zip(columns[rows.ARM], columns["balanced_accuracy"], strict=True)
         if arm == "real"
     ]  # fmt: skip
     mean = float(np.mean(scores))
-    if not near_chance(mean, classes):
+    if not near_chance(mean, chance):
         return []
-    return [Notice.of("hardly_learnt", mean=mean, chance=1 / classes)]
+    return [Notice.of("hardly_learnt", mean=mean, chance=chance)]
 
 
-def near_chance(score: float, classes: int) -> bool:
+def near_chance(score: float, chance: float) -> bool:
     """Whether a balanced accuracy shows less than a tenth of what there is to learn."""
-    chance = 1 / classes
     return score <= chance + 0.1 * (1 - chance)
 
 

@@ -43,7 +43,7 @@ TUNABLE = (
 # them, because it would rank arms by shortened trainings.
 _AMOUNTS = (
     "request.ratio", "request.ratio_by_class", "request.balance_to", "request.per_class",
-    "request.classes", "request.class_groups", "search", "seed",
+    "request.allocate", "request.classes", "request.class_groups", "search", "seed",
 )  # fmt: skip
 _TRIALS = 20
 

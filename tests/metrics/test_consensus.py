@@ -42,3 +42,10 @@ def test_cap_keeps_the_least_likely_labels_and_counts_the_rest() -> None:
     assert votes.flagged.tolist() == [False, False, False, True, False]
     assert votes.cut == 2
     assert consensus(VOTERS, LABELS, needed=2, most=0.1, sure=0.0).flagged.sum() == 0
+
+
+def test_labels_that_voters_cannot_judge_stay() -> None:
+    judged = np.asarray([True, True, False, True, True])
+    votes = consensus(VOTERS, LABELS, needed=2, most=1.0, sure=0.0, judged=judged)
+    assert votes.flagged.tolist() == [False, False, False, True, True]
+    assert votes.new.tolist() == [0, 0, 0, 1, 0]

@@ -231,10 +231,10 @@ def test_ratio_is_chosen_on_val_and_ties_go_to_the_smaller() -> None:
 
 def test_classifiers_without_skill_give_a_warning(bars_study, run_until: Run) -> None:
     columns = {"arm": ["real", "real", "more x1"], "balanced_accuracy": [0.1, 0.12, 0.9]}
-    (warning,) = hardly_learnt(columns, 10)
+    (warning,) = hardly_learnt(columns, 0.1)
     assert warning.code == "hardly_learnt"
     assert warning.fields == pytest.approx({"mean": 0.11, "chance": 0.1})
-    assert hardly_learnt({**columns, "balanced_accuracy": [0.6, 0.5, 0.1]}, 10) == []
+    assert hardly_learnt({**columns, "balanced_accuracy": [0.6, 0.5, 0.1]}, 0.1) == []
     untrained = bars_study(training={"steps": 1, "batch_size": 4, "learning_rate": 1e-9})
     assert run_until(untrained, "search").metrics["warnings"]
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from engine.core import rows
-from engine.core.errors import StudyError
+from engine.core.errors import DataError, StudyError
 from engine.core.manifest import Manifest
 from engine.core.registry import kind_of
 from engine.core.step import Step
@@ -48,16 +48,16 @@ def spotted(number: int, way: str, sides: tuple[str, ...]) -> Image.Image:
 @pytest.fixture
 def spots_study(tmp_path: Path, toy_study: Callable[..., Study]) -> Callable[..., Study]:
     """A function from fields to a study of two tasks: the way of a bar, which every ninth image
-    lacks, and the sides that have spots."""
+    lacks, and the sides that have spots. All images are of one site."""
     root = tmp_path / "data"
     root.mkdir()
-    lines = ["path,way,sides"]
+    lines = ["path,way,sides,site"]
     for number in range(160):
         way = ("across", "down")[number % 2]
         sides = ((), ("left",), ("right",), ("left", "right"))[number // 2 % 4]
         spotted(number, way, sides).save(root / f"{number:03d}.png")
         written = "" if number % 9 == 7 else way
-        lines.append(f"{number:03d}.png,{written},{'|'.join(sides) or '-'}")
+        lines.append(f"{number:03d}.png,{written},{'|'.join(sides) or '-'},one")
     (root / "t.csv").write_text("\n".join(lines) + "\n")
 
     def make(**fields: Any) -> Study:
@@ -74,7 +74,7 @@ def spots_study(tmp_path: Path, toy_study: Callable[..., Study]) -> Callable[...
         }  # fmt: skip
         reader = {
             "name": "csv", "root": str(root), "file": "t.csv", "multi": {"sides": "|"},
-            "labels": {"way": "way", "sides": "sides"},
+            "labels": {"way": "way", "sides": "sides", "site": "site"},
         }  # fmt: skip
         return toy_study(fields.pop("reader", reader), **{**defaults, **fields})
 
@@ -168,14 +168,16 @@ def test_export_has_the_labels_of_every_task_and_is_read_back(
         "labels": {"way": "label.way", "sides": "label.sides", "source": "source"},
     }  # fmt: skip
     multi = {
-        "csv": {"file": "labels.csv", "multi": {"sides": "|"}},
-        "parquet": {"multi": ["sides"]},
-    }
+        "csv": {"file": "labels.csv", "multi": {"sides": "|"}}, "parquet": {"multi": ["sides"]},
+    }  # fmt: skip
+    # What csv writes where no label applies.
+    nothing = {"csv": ("none",), "parquet": ()}[form]
     reader = spots_study(reader={**fields, **multi[form]}).reader
     read = kind_of("readers", reader)(reader).records().to_pylist()
     made = [row for row in read if row["label.source"] == "t"]
     assert Counter((row["label.way"], tuple(row["label.sides"] or ())) for row in made) == {
-        (labels["way"], labels["sides"]): data.train[name] for name, labels in data.cells.items()
+        (labels["way"], labels["sides"] or nothing): data.train[name]
+        for name, labels in data.cells.items()
     }  # fmt: skip
     real = [row for row in read if row["label.source"] == "real"]
     assert sum(row["label.way"] is None for row in real) == sum(
@@ -245,10 +247,22 @@ def test_images_are_allocated_by_scores_on_val_before_any_is_generated(
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"tasks": {"tone": {}}}, "tasks: the data has no task 'tone'; it has way, sides"),
+        ({"tasks": {"tone": {}}}, "tasks: the data has no task 'tone'; it has way, sides, site"),
         ({"tasks": {"way": {"none": "-"}}}, "way has one label per image; remove none"),
         ({"task": "way"}, "task and tasks exclude each other"),
         ({"request": {"allocate": {"total": 9}}, "classifier": None}, "tiers are by the scores"),
+        (
+            {
+                "search": {
+                    "ratios": [1],
+                    "seeds": 2,
+                    "confirm_fits": 1,
+                    "arms": ["synthetic_only"],
+                },
+                "request": {"ratio": 1, "classes": ["left"]},
+            },
+            "synthetic_only needs images of every",
+        ),
     ],
 )
 def test_impossible_tasks_are_refused_when_planned(
@@ -256,6 +270,44 @@ def test_impossible_tasks_are_refused_when_planned(
 ) -> None:
     with pytest.raises(StudyError, match=message):
         plan(spots_study(**fields))
+
+
+def test_weights_and_not_the_order_of_tasks_leave_the_data_as_it_is(
+    spots_study: Callable[..., Study],
+) -> None:
+    sides, way = {"none": "-"}, {"weight": 3}
+    first = plan(spots_study(tasks={"way": way, "sides": sides}))
+    heavier = plan(spots_study(tasks={"way": {"weight": 5}, "sides": sides}))
+    turned = plan(spots_study(tasks={"sides": sides, "way": way}))
+    assert first[0].key == heavier[0].key
+    # Combinations are named in the order of the tasks.
+    assert first[0].key != turned[0].key
+    assert first[-1].key != heavier[-1].key
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"rare_below": 100}, r"no combination of labels has 100 images.*lower rare_below"),
+        ({"split": {"group": "none", "train_limit": {"left": 5}}}, "unknown class 'left'"),
+        ({"tasks": {"way": {}, "site": {}}}, r"tasks\.site: there is one class alone"),
+    ],
+)
+def test_data_unfit_for_its_tasks_is_refused(
+    spots_study: Callable[..., Study], run_until: Callable[[Study, str], Manifest],
+    fields: dict[str, Any], message: str,
+) -> None:  # fmt: skip
+    with pytest.raises(DataError, match=message):
+        run_until(spots_study(**fields), "ingest")
+
+
+def test_label_stands_for_every_combination_even_if_one_has_its_name(
+    spots_study: Callable[..., Study], run_until: Callable[[Study, str], Manifest]
+) -> None:
+    study = spots_study(
+        tasks={"sides": {"none": "-"}}, classifier=None, request={"ratio": 1, "classes": ["left"]}
+    )
+    assert set(run_until(study, "request").metrics["counts"]) == {"left", "left + right"}
 
 
 def test_one_single_label_task_among_tasks_is_an_ordinary_study(

@@ -22,6 +22,7 @@ _WORDS = {
     "ingest": "ingesting the data", "embed": "embedding real images", "cluster": "clustering",
     "select": "choosing representatives", "reduce": "reducing dominant classes",
     "train": "training classifiers of the comparison", "labeler": "training the labeler",
+    "vote": "training voters on labels",
     "measure": "measuring val", "request": "planning images", "finetune": "training generators",
     "generate": "generating images", "curate": "curating images", "mix": "composing arms",
     "fidelity": "measuring fidelity", "evaluate": "testing",
@@ -102,11 +103,18 @@ def cost(results: StudyResults) -> Section:
 def timed_steps(results: StudyResults) -> list[TimedStep]:
     """Every finished step and every trial; the search's own time is that of its trials."""
     steps = [
-        TimedStep("labeler" if step.kind == "train" else step.kind, step, manifest)
+        TimedStep(_work_of(step), step, manifest)
         for step, manifest in results.steps
         if step.kind not in ("search", "confirm")
     ]
     return steps + [TimedStep("train", item.trial.step, item.manifest) for item in results.trials]
+
+
+def _work_of(step: Step) -> str:
+    """The kind of work of a step of the plan."""
+    if step.kind != "train":
+        return step.kind
+    return "labeler" if step.subject.name == "labeler" else "vote"
 
 
 def cost_row(work: str, manifests: Sequence[Manifest]) -> Row:
