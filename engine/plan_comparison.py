@@ -29,6 +29,9 @@ from engine.plan_arms import (
 from engine.stages.measuring import measuring
 from engine.tuning.settings import Tune
 
+# Values of the filter agreement's `match` that name no tasks.
+_MATCHES = ("all", "any")
+
 
 @dataclass(frozen=True)
 class Curation:
@@ -137,6 +140,16 @@ def check_comparison(data: DataPlan, curation: Curation) -> None:
                 f"search.ratios: the arms of {other!r} and {ratio!r} (of search.ratios or"
                 f" request.ratio) would both be named {ratio_name(ratio)}; round them to six"
                 " digits"
+            )
+    learned = data.labels.learned
+    for filter_spec in study.curate.filters:
+        match = getattr(filter_spec, "match", "all")
+        unknown = [name for name in match if name not in learned] if match not in _MATCHES else []
+        if unknown or (match != "all" and not learned):
+            raise StudyError(
+                f"curate.filters: agreement: match: {unknown[0] if unknown else match!r}: name"
+                f" tasks of the study ({', '.join(learned) or 'it has one label per image'}), or"
+                " set it to all"
             )
     for column in study.evaluate.subgroups:
         if data.tasks.get(column) != "single" or column == data.task:

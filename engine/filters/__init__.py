@@ -14,6 +14,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from engine.core.labels import Labels
 from engine.core.notice import Notice
 from engine.core.spec import Configured, S, Spec
 
@@ -112,6 +113,8 @@ class Filter(Configured[S]):
 
     def __init__(self, spec: S, classes: Sequence[str]) -> None:
         self.spec, self.classes = spec, tuple(classes)
+        # The labels of each class by task, if classes are combinations of labels.
+        self.cells: Mapping[str, Mapping[str, Labels]] = {}
 
     def load(self, device: str) -> None:
         """Prepare for `measure`; called once in each worker."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -15,6 +15,8 @@ _MOST_CONTRADICTED = 0.02
 
 
 class AgreementSpec(FilterSpec):
+    later_fields: ClassVar[tuple[str, ...]] = ("match",)
+
     name: Literal["agreement"] = "agreement"
     # intended: use the requested label; drop images where the labeler sees another class with at
     # least `confidence`. agree: keep only images where the labeler sees the requested class.
@@ -23,13 +25,16 @@ class AgreementSpec(FilterSpec):
     # auto: the lowest confidence with which the labeler contradicts at most 2% of the real images
     # in val, and at most 2% of those of the class.
     confidence: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = "auto"
+    # With several labels per image, when the labeler sees what was requested: if the labels of all
+    # tasks are the same, of any task, or of all these tasks.
+    match: Literal["all", "any"] | Annotated[tuple[str, ...], Field(min_length=1)] = "all"
 
 
 class Agreement(Filter[AgreementSpec]):
     version = 1
     drop_reason = "taken for another class"
     needs_labeler = True
-    judging_fields = ("label_from", "confidence")
+    judging_fields = ("label_from", "confidence", "match")
 
     def judge(self, generated: Scores, train: Scores, val: Scores, kept: np.ndarray) -> Judgement:
         assert generated.probabilities is not None
@@ -38,17 +43,34 @@ class Agreement(Filter[AgreementSpec]):
         seen = classes[generated.probabilities.argmax(1)]
         if self.spec.label_from == "labeler":
             return Judgement(np.zeros(len(generated), bool), labels=seen)
-        differs = seen != generated.labels
+        differs = ~self._same(seen, generated.labels)
         if self.spec.label_from == "agree":
             return Judgement(differs)
         sure = generated.probabilities.max(1)
         if self.spec.confidence != "auto":
             limit = self.spec.confidence
             return Judgement(differs & (sure >= limit), limits={"confidence": limit})
-        wrong = classes[val.probabilities.argmax(1)] != val.labels
+        wrong = ~self._same(classes[val.probabilities.argmax(1)], val.labels)
         limits = confidences(wrong, val.probabilities.max(1), val.labels, self.classes)
         drop = differs & (sure >= image_limits(limits, generated.labels))
         return Judgement(drop, limits={"confidence": limits})
+
+    def _same(self, seen: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Whether the class that is seen counts as that of the label, bool (n,)."""
+        match = self.spec.match
+        if match == "all" or not self.cells:
+            return np.asarray(seen == labels)
+
+        def agrees(ours: str, theirs: str) -> bool:
+            # An incomplete or rare combination has no known labels.
+            first, second = self.cells.get(ours), self.cells.get(theirs)
+            if first is None or second is None:
+                return ours == theirs
+            tasks = first if match == "any" else match
+            same = [first[task] == second[task] for task in tasks]
+            return any(same) if match == "any" else all(same)
+
+        return np.asarray([agrees(*pair) for pair in zip(seen, labels, strict=True)], bool)
 
 
 def confidences(

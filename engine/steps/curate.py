@@ -120,7 +120,8 @@ def judge(
 ) -> tuple[pa.Table, dict[str, Any]]:
     """Run the filters. Returns the table with scores, labels and reasons, and the result's
     fields on filters and labeler."""
-    classes = context.result("ingest", IngestResult).classes
+    data = context.result("ingest", IngestResult)
+    classes, cells = data.classes, data.cells
     sets = Sets(context, spec, table, keys)
     generated, val = sets.generated, sets.val
     # An image without a usable embedding has no scores.
@@ -141,7 +142,9 @@ def judge(
     reports = []
     for filter_spec in spec.filters if len(generated) else ():
         kept = reason[at] == ""
-        judgement: Judgement = kind_of("filters", filter_spec)(filter_spec, classes).judge(
+        chosen = kind_of("filters", filter_spec)(filter_spec, classes)
+        chosen.cells = cells
+        judgement: Judgement = chosen.judge(
             sets.of(generated, name_of(filter_spec)), sets.train,
             sets.of(val, name_of(filter_spec)), kept,
         )  # fmt: skip

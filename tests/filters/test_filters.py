@@ -12,7 +12,7 @@ import pytest
 from engine.core.notice import Notice
 from engine.core.registry import available, resolve
 from engine.filters import Judgement, Scores, class_limits
-from engine.filters.agreement import confidence_of, confidences
+from engine.filters.agreement import Agreement, AgreementSpec, confidence_of, confidences
 from engine.filters.duplicates import leaders
 from engine.metrics.memorization import CopyLimits
 from tests.text_image import save_clip
@@ -274,3 +274,23 @@ def test_images_unlike_the_words_for_their_class_are_dropped(tmp_path: Path) -> 
         assert (found.drop[of_class] == below).all()
     assert judge("similarity", made, val=val, least=1, **fields).drop.all()
     assert not judge("similarity", made, val=val, least=-1, **fields).drop.any()
+
+
+@pytest.mark.parametrize(
+    ("match", "dropped"),
+    [
+        ("all", [False, True, True, True]), ("any", [False, False, False, True]),
+        (("digit",), [False, False, True, True]), (("tone", "digit"), [False, True, True, True]),
+    ],
+)  # fmt: skip
+def test_agreement_compares_the_tasks_that_it_names(match: Any, dropped: list[bool]) -> None:
+    classes = ["0, dark", "0, light", "1, dark", "1, light"]
+    agreement = Agreement(AgreementSpec(label_from="agree", match=match), classes)
+    agreement.cells = {name: dict(zip(("digit", "tone"), name.split(", "), strict=True))
+                   for name in classes}  # fmt: skip
+    # All images are requested as "0, dark"; the labeler sees each class once.
+    made = replace(
+        images(4, 0), labels=np.asarray(["0, dark"] * 4, dtype=object),
+        probabilities=np.eye(4, dtype=np.float32),
+    )  # fmt: skip
+    assert agreement.judge(made, made, made, np.ones(4, bool)).drop.tolist() == dropped

@@ -252,16 +252,8 @@ def test_images_are_allocated_by_scores_on_val_before_any_is_generated(
         ({"task": "way"}, "task and tasks exclude each other"),
         ({"request": {"allocate": {"total": 9}}, "classifier": None}, "tiers are by the scores"),
         (
-            {
-                "search": {
-                    "ratios": [1],
-                    "seeds": 2,
-                    "confirm_fits": 1,
-                    "arms": ["synthetic_only"],
-                },
-                "request": {"ratio": 1, "classes": ["left"]},
-            },
-            "synthetic_only needs images of every",
+            {"curate": {"filters": [{"name": "agreement", "match": ["tone"]}]}},
+            r"match: 'tone': name tasks of the study \(way, sides\)",
         ),
     ],
 )
