@@ -96,6 +96,10 @@ SENTENCES: dict[Code, str] = {
         "{truncated} of {prompts} prompts are longer than the {limit} tokens that the checkpoint"
         " reads: {first} loses {rest}; shorten them",
     "prompts_unchecked": "cannot check whether prompts are truncated: {why:.120}",
+    "overlapping_draws":
+        "draws of different fits have {percent}% of their images of {label!r} in common: the folder"
+        " has {images:,} and each draw needs {wanted:,}, so its fits are hardly replicates; add"
+        " images, or request fewer",
     "copies": "copies of training images: {copies:,} of {images:,} images",
     "covers_nothing":
         "this generator may have learnt nothing: only {percent:.0f}% of real images have a"

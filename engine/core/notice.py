@@ -27,7 +27,7 @@ Code = Literal[
     # Cluster.
     "clusters_dissolved", "clusters_tiny",
     # Request.
-    "prompts_truncated", "prompts_unchecked",
+    "prompts_truncated", "prompts_unchecked", "overlapping_draws",
     # Curate.
     "copies", "covers_nothing", "one_picture", "shows_no_class", "few_to_judge", "blind_labeler",
     # Fidelity.

@@ -19,6 +19,7 @@ from engine.core import rows
 from engine.core.errors import DataError, StudyError
 from engine.core.manifest import Manifest
 from engine.core.names import slug
+from engine.core.notice import Notice
 from engine.core.registry import kind_of
 from engine.core.rng import derive_seed
 from engine.core.rows import TaskKind
@@ -41,6 +42,8 @@ from engine.steps.finetune import read_clusters
 
 # Assumed share of kept images where hardly any were kept.
 LEAST_SHARE = 0.1
+# Share of images that two draws may have in common without a warning.
+_SHARED = 0.5
 # Margin over the missing number: the next images may be kept less often than the last.
 _MARGIN = 1.25
 
@@ -110,6 +113,9 @@ class Request(StepKind[RequestSpec]):
         table = pa.table({"shard": [shard.to_json() for shard in shards]})
         parts.append(context.table("shards", table, table="shards"))
         warnings = generator.prompt_warnings(sorted(prompts)) if prompts else []
+        # The first fit has nothing to overlap with.
+        if context.step.subject.fit:
+            warnings = [*warnings, *overlaps(generator.available(), requested)]
         context.warn(warnings)
         total = sum(counts.values())
         return Output(
@@ -272,6 +278,20 @@ def request_id(generator_key: str, wanted: Wanted) -> str:
     if wanted.uri is not None:
         asked.append(wanted.uri)
     return digest(asked, 24)
+
+
+def overlaps(available: Mapping[str, int] | None, counts: Mapping[str, int]) -> list[Notice]:
+    """A warning if draws of existing images have most of them in common: they are hardly
+    replicates."""
+    if available is None or not counts:
+        return []
+    # Two draws of n from N have n / N of their images in common, on average.
+    label = max(counts, key=lambda name: counts[name] / max(1, available.get(name, 0)))
+    shared = counts[label] / max(1, available.get(label, 0))
+    if shared <= _SHARED:
+        return []
+    return [Notice.of("overlapping_draws", label=label, percent=round(100 * shared),
+                      images=available.get(label, 0), wanted=counts[label])]  # fmt: skip
 
 
 def planned_shards(context: Context) -> Iterator[Shard]:

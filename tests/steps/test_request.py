@@ -21,7 +21,13 @@ from engine.profile import Profile
 from engine.results.images import ClassFunnel
 from engine.runtime.inline import InlineRuntime
 from engine.settings import Request
-from engine.steps.request import RequestSpec, count_per_class, request_table, top_up
+from engine.steps.request import (
+    RequestSpec,
+    count_per_class,
+    overlaps,
+    request_table,
+    top_up,
+)
 from engine.study import Study
 
 Run = Callable[[Study, str], Manifest]
@@ -124,3 +130,17 @@ def test_groups_that_do_not_fit_the_data_are_rejected_before_generation(
     with pytest.raises(StudyError, match=why):
         execute(plan(study), store, InlineRuntime(), profile)
     assert not store.listing("generated")
+
+
+@pytest.mark.parametrize(
+    ("available", "counts", "percent"),
+    [
+        (None, {"a": 10}, None), ({"a": 10, "b": 40}, {"a": 5, "b": 10}, None),
+        ({"a": 10, "b": 40}, {"a": 10, "b": 10}, 100), ({"a": 10, "b": 40}, {"b": 30}, 75),
+    ],
+)  # fmt: skip
+def test_draws_that_have_most_images_in_common_are_noticed(
+    available: dict[str, int] | None, counts: dict[str, int], percent: int | None
+) -> None:
+    notices = overlaps(available, counts)
+    assert [notice.fields["percent"] for notice in notices] == ([percent] if percent else [])
