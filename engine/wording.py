@@ -31,7 +31,8 @@ SENTENCES: dict[Code, str] = {
         "near duplicates in train of different groups: {pairs:,} (pairs of images); the groups may"
         " be wrong, see jobs/audit.py",
     "files_skipped": "files that were not read: {skipped:,} of {files:,}: {reasons}",
-    "excluded": "images left out by reader.exclude or reader.classes: {images:,}",
+    "excluded":
+        "images left out by reader.exclude, reader.classes or reader.unlabelled: {images:,}",
     "no_value_names":
         "the class {name!r} is named like a missing value (images: {images:,}); leave these images"
         " out if they have no label",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -32,7 +32,7 @@ class Bytes(Protocol):
 
 
 class ReaderSpec(Spec):
-    later_fields: ClassVar[tuple[str, ...]] = ("exclude", "classes", "rename")
+    later_fields: ClassVar[tuple[str, ...]] = ("exclude", "classes", "rename", "unlabelled")
 
     name: str
     # Images to leave out: paths, or patterns such as `*/duplicates/*`.
@@ -42,6 +42,8 @@ class ReaderSpec(Spec):
     # Classes of the study's task that are to be called by another name, which may be another
     # class's: both become one.
     rename: dict[ClassName, ClassName] = {}
+    # keep: an image without a label stops the study. drop: it is left out.
+    unlabelled: Literal["keep", "drop"] = "keep"
 
 
 R = TypeVar("R", bound=ReaderSpec, default=Any)
@@ -93,6 +95,8 @@ class Reader(Configured[R]):
                     f"reader.classes: unknown class {unknown[0]!r}; choose from {known[:200]}"
                 )
             keep &= np.asarray([label in spec.classes for label in labels])
+        if spec.unlabelled == "drop" and rows.label_column(task) in records.column_names:
+            keep &= ~np.asarray(records[rows.label_column(task)].is_null())
         self.excluded = int((~keep).sum())
         return records.filter(pa.array(keep))
 

@@ -42,7 +42,11 @@ def read_records(reader: Reader, task: str, cells: Cells | None) -> pa.Table:
     unlabelled = [all(one is None for one in of_image)
                   for of_image in zip(*columns.values(), strict=True)]  # fmt: skip
     values = [None if empty else name for name, empty in zip(names, unlabelled, strict=True)]
-    return records.append_column(rows.label_column(CELL), pa.array(values, pa.string()))
+    records = records.append_column(rows.label_column(CELL), pa.array(values, pa.string()))
+    if reader.spec.unlabelled == "drop":
+        reader.excluded += sum(unlabelled)
+        records = records.filter(pa.array([not empty for empty in unlabelled]))
+    return records
 
 
 def labels_by_task(table: pa.Table, cells: Cells) -> dict[str, list[Labels]]:

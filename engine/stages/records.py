@@ -57,7 +57,7 @@ def record_problems(records: pa.Table, spec: IntakeSpec) -> Iterator[str]:
     ids = records[rows.IMAGE_ID].to_pylist()
     uris = records[rows.URI].to_pylist()
     if not ids:
-        yield "reader.exclude and reader.classes leave no image; change one"
+        yield "reader.exclude, reader.classes and reader.unlabelled leave no image; change one"
         return
     if len(set(ids)) < len(ids):
         places: dict[str, list[str]] = defaultdict(list)
@@ -109,13 +109,14 @@ def record_problems(records: pa.Table, spec: IntakeSpec) -> Iterator[str]:
     if labels.null_count and spec.cells is not None:
         yield (
             f"tasks: {labels.null_count:,} of {len(ids):,} images have no label in any task"
-            f" ({listed(_missing(labels, uris))}); leave them out by reader.exclude, or write a"
+            f" ({listed(_missing(labels, uris))}); set reader.unlabelled to drop, or write a"
             " word where no label applies and name it in tasks.<task>.none"
         )
     elif labels.null_count:
         yield (
             f"label.{spec.task}: {labels.null_count:,} of {len(ids):,} images have no label"
-            f" ({listed(_missing(labels, uris))}); fill it in, or leave them out by reader.exclude"
+            f" ({listed(_missing(labels, uris))}); fill it in, or set reader.unlabelled to"
+            " drop"
         )
     if named_alike:
         return  # too few images of a class may be a consequence

@@ -262,3 +262,138 @@ def test_classes_are_renamed_and_merged(tmp_path: Path) -> None:
         DataError, match=r"reader\.rename: unknown class 'viral '; choose from Viral"
     ):
         Csv(CsvSpec(**fields, rename={"viral ": "viral"})).chosen("class")
+
+
+# Published forms ---------------------------------------------------------------------------------
+
+
+def files_below(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"")
+
+
+def test_several_tables_have_a_split_each(tmp_path: Path) -> None:
+    for name, image in (("train.tsv", "a"), ("more.tsv", "b"), ("dev.tsv", "c"), ("test.tsv", "d")):
+        (tmp_path / name).write_text(f"path\tlabel\n{image}.png\tx\n")
+    files = {"train": ["train.tsv", "more.tsv"], "dev": "dev.tsv", "test": "test.tsv"}
+    reader = Csv(CsvSpec(root=str(tmp_path), files=files))
+    found = {row[rows.URI]: row[rows.SPLIT] for row in reader.records().to_pylist()}
+    assert found == {"a.png": "train", "b.png": "train", "c.png": "val", "d.png": "test"}
+    before = reader.fingerprint()
+    (tmp_path / "dev.tsv").write_text("path\tlabel\nc.png\ty\n")
+    assert reader.fingerprint() != before
+    with pytest.raises(DataError, match=r"reader\.files: missing\.tsv|missing"):
+        Csv(CsvSpec(root=str(tmp_path), files={"train": "missing.tsv"})).records()
+
+
+def test_template_finds_files_in_folders_that_the_table_does_not_name(
+    tmp_path: Path, read: Read
+) -> None:
+    files_below(tmp_path, "images_1/images/a.png", "images_2/images/b.png", "other/a.png")
+    text = "Image Index,label\na.png,x\nb.png,y\nc.png,y\n"
+    found = read(text, path="images_*/images/{Image Index}")
+    # A file that is missing keeps the pattern, so that its error names it.
+    assert [row[rows.URI] for row in found] == [
+        "images_1/images/a.png", "images_2/images/b.png", "images_*/images/c.png"
+    ]  # fmt: skip
+    found = read("id,label\na,x\nb,y\n", path="images_?/images/{id}.*")
+    assert [row[rows.URI] for row in found] == ["images_1/images/a.png", "images_2/images/b.png"]
+    with pytest.raises(DataError, match=r"fits several files: images_1/.* and other/a\.png"):
+        read("id,label\na,x\n", path="**/{id}.png")
+
+
+def test_template_without_wildcards_is_filled_in(read: Read) -> None:
+    found = read("patient,id,label\np1,a,x\np2,b,y\n", path="{patient}/{id}.jpg")
+    assert [row[rows.URI] for row in found] == ["p1/a.jpg", "p2/b.jpg"]
+    with pytest.raises(DataError, match=r"reader\.path: t\.csv has no column 'name'"):
+        read("id,label\na,x\n", path="{name}.png")
+
+
+def test_row_with_two_eyes_is_two_images_of_one_group(read: Read) -> None:
+    found = read(
+        "ID,left,right,lk,rk\n7,7_l.jpg,7_r.jpg,normal fundus,Mild Diabetic retinopathy\n"
+        "8,8_l.jpg,,cataract,\n9,9_l.jpg,9_r.jpg,lens dust,normal fundus\n",
+        views=[{"path": "eyes/{left}"}, {"path": "eyes/{right}", "labels": {"disease": "rk"}}],
+        labels={"disease": "lk"}, group="ID",
+        keywords={"disease": {"patterns": {"N": "normal", "D": "diabetic", "C": "cataract"}}},
+    )  # fmt: skip
+    assert [(row[rows.URI], row["label.disease"], row[rows.GROUP_ID]) for row in found] == [
+        ("eyes/7_l.jpg", "N", "7"), ("eyes/8_l.jpg", "C", "8"), ("eyes/9_l.jpg", None, "9"),
+        ("eyes/7_r.jpg", "D", "7"), ("eyes/9_r.jpg", "N", "9"),
+    ]  # fmt: skip
+
+
+def test_keywords_of_a_task_with_several_labels_are_all_that_fit(read: Read) -> None:
+    patterns = {"edema": "edema", "mass": "mass|nodule"}
+    found = read(
+        "path,text\na.png,Edema and a NODULE\nb.png,clear\nc.png,\n",
+        labels={"findings": "text"}, multi={"findings": "|"},
+        keywords={"findings": {"patterns": patterns, "otherwise": "none"}},
+    )  # fmt: skip
+    assert [row["label.findings"] for row in found] == [["edema", "mass"], ["none"], None]
+
+
+def test_columns_of_zero_and_one_are_labels(read: Read) -> None:
+    text = "path,N,D,G\na.png,1,0,\nb.png,0,1,x\nc.png,0,0,0\nd.png,,,\n"
+    found = read(text, onehot={"eye": ["N", "D", "G"]})
+    assert [row["label.eye"] for row in found] == [["N"], ["D", "G"], [], None]
+    with pytest.raises(DataError, match=r"onehot\.eye: column 'D' of t\.csv contains '2'; use 0"):
+        read("path,N,D\na.png,1,2\n", onehot={"eye": ["N", "D"]})
+
+
+def test_lists_of_names_are_splits(tmp_path: Path, read: Read) -> None:
+    text = "path,label\nx/a.png,1\nx/b.png,2\nx/c.png,1\n"
+    (tmp_path / "test_list.txt").write_text("c.png\n\n")
+    found = read(text, split_lists={"test": "test_list.txt"})
+    assert [row[rows.SPLIT] for row in found] == [None, None, "test"]
+    (tmp_path / "train_list.txt").write_text("x/a.png\n")
+    both = {"train": "train_list.txt", "test": "test_list.txt"}
+    with pytest.raises(DataError, match=r"1 of 3 images are in none of the lists \(x/b\.png\)"):
+        read(text, split_lists=both)
+    (tmp_path / "train_list.txt").write_text("a.png\nb.png\nc.png\n")
+    with pytest.raises(DataError, match=r"'c\.png' is in two lists; remove it from one"):
+        read(text, split_lists=both)
+    (tmp_path / "test_list.txt").write_text("c.jpg\n")
+    with pytest.raises(DataError, match=r"the lists name files such as 'c\.jpg'"):
+        read(text, split_lists={"test": "test_list.txt"})
+
+
+def test_first_sheet_of_an_excel_file_is_a_table(tmp_path: Path) -> None:
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    for line in (["path", "label", "age"], [None], ["a.png", 7, 60.0], ["b.png", "008", None]):
+        book.active.append(line)
+    book.save(tmp_path / "t.xlsx")
+    reader = Csv(CsvSpec(root=str(tmp_path), file="t.xlsx", group="age"))
+    assert [(row["label.class"], row[rows.GROUP_ID]) for row in reader.records().to_pylist()] == [
+        ("7", "60"), ("008", None)
+    ]  # fmt: skip
+    (tmp_path / "t.xlsx").write_bytes(b"no book")
+    with pytest.raises(DataError, match=r"reader\.file: t\.xlsx: is not a readable Excel file"):
+        reader.records()
+
+
+def test_images_without_a_label_are_left_out_on_request(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("path,label\na.png,x\nb.png,\nc.png,y\n")
+    reader = Csv(CsvSpec(root=str(tmp_path), file="t.csv", unlabelled="drop"))
+    assert reader.chosen("class")[rows.URI].to_pylist() == ["a.png", "c.png"]
+    assert reader.excluded == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"files": {"fold": "t.csv"}, "file": None}, "files: 'fold' is not a split"),
+        ({"split": "s", "split_lists": {"test": "l.txt"}}, "exclude each other; keep one"),
+        ({"id": "k", "views": [{"path": "a"}, {"path": "b"}]}, "id names rows"),
+        ({"labels": {}}, "needs a task: set labels or onehot"),
+        ({"onehot": {"class": ["a"]}, "labels": {"class": "l"}}, "onehot: class is in labels too"),
+        ({"keywords": {"other": {"patterns": {"a": "b"}}}}, "keywords names other"),
+        ({"keywords": {"class": {"patterns": {"a": "("}}}}, "is not a regular expression"),
+        ({"views": [{"path": "a", "labels": {"other": "c"}}]}, "views: 'other' is not a task"),
+    ],
+)
+def test_contradictory_settings_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        CsvSpec(**{"root": "images", "file": "t.csv", **fields})
