@@ -74,8 +74,9 @@ def export(
         raise StudyError(f"--to {target.url}: is not empty; name an empty folder")
     chosen = select(study, store, what)
     ingest = IngestResult.of(chosen.ingest)
-    tasks = {name: counts.kind for name, counts in ingest.labels.items()}
-    exporter: Exporter = resolve("exporters", form)(target, ingest.classes, tasks)
+    exporter: Exporter = resolve("exporters", form)(target, ingest.classes)
+    exporter.labels = {rows.label_column(name): counts.kind
+                       for name, counts in ingest.labels.items()}  # fmt: skip
     counts: Counter[tuple[str, str, str]] = Counter()
     total = sum(sum(ingest.counts[split].values()) for split in splits)
     if chosen.train is not None and "train" in splits:

@@ -240,7 +240,7 @@ def test_binary_file_is_rejected(tmp_path: Path) -> None:
         (
             "request.per_class=1",
             "request",
-            "needs exactly one of ratio, balance_to, per_class and ratio_by_class; has",
+            "needs exactly one of ratio, balance_to, per_class, ratio_by_class and allocate; has",
         ),
         ("request.shard_size=0", "request.shard_size", "must be greater than or equal to 1"),
         ("generators={A b: {name: ddpm}}", "generators.A b", "a name is a lowercase letter"),

@@ -30,8 +30,8 @@ class Item:
     extension: str
     image_id: str
     label: str
-    # A value for each of the exporter's fields; None if it does not apply. Several labels are a
-    # list.
+    # A value for each of `FIELDS` and of the exporter's `labels`; None if it does not apply.
+    # Several labels are a list.
     fields: dict[str, Any]
 
     @property
@@ -43,14 +43,12 @@ class Exporter:
     """Writes to an empty folder or prefix. `add` is called once per image, split by split, then
     `close` once."""
 
-    def __init__(
-        self, target: Store, classes: Sequence[str], tasks: Mapping[str, TaskKind] = {}
-    ) -> None:
-        """tasks: kinds of the tasks of a study with several labels per image, whose classes are
-        combinations."""
+    # Columns with the labels of each task, and their kinds, in a study with several labels per
+    # image, whose classes are combinations; set before `add`.
+    labels: Mapping[str, TaskKind] = {}
+
+    def __init__(self, target: Store, classes: Sequence[str]) -> None:
         self.target, self.classes = target, tuple(classes)
-        self.labels = {rows.label_column(name): kind for name, kind in tasks.items()}
-        self.fields = (*FIELDS, *self.labels)
         self._pool = ThreadPoolExecutor(_THREADS)
         self._waiting: list[Future[None]] = []
 

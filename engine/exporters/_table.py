@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
 from typing import Any
 
 from engine.core import rows
@@ -19,13 +18,16 @@ SEPARATOR = "|"
 class CsvTable:
     """One row per image. Cells that a spreadsheet would read as a formula are marked as text."""
 
-    def __init__(self, fields: Sequence[str]) -> None:
-        self.fields, self.text = fields, io.StringIO()
+    def __init__(self) -> None:
+        self.text = io.StringIO()
         self.writer = csv.writer(self.text)
-        self.writer.writerow(("path", rows.LABEL, rows.IMAGE_ID, *fields))
+        self.header: tuple[str, ...] = ()
 
     def add(self, path: str, item: Item) -> None:
-        values = [path, item.label, item.image_id, *(item.fields.get(name) for name in self.fields)]
+        if not self.header:
+            self.header = ("path", rows.LABEL, rows.IMAGE_ID, *item.fields)
+            self.writer.writerow(self.header)
+        values = [path, item.label, item.image_id, *item.fields.values()]
         self.writer.writerow([_cell(value) for value in values])
 
     def encoded(self) -> bytes:

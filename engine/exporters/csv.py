@@ -3,20 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from engine.core.rows import TaskKind
 from engine.core.store import Store
 from engine.exporters import Exporter, Item
 from engine.exporters._table import CsvTable
 
 
 class Csv(Exporter):
-    def __init__(
-        self, target: Store, classes: Sequence[str], tasks: Mapping[str, TaskKind] = {}
-    ) -> None:
-        super().__init__(target, classes, tasks)
-        self.table = CsvTable(self.fields)
+    def __init__(self, target: Store, classes: Sequence[str]) -> None:
+        super().__init__(target, classes)
+        self.table = CsvTable()
 
     def add(self, item: Item) -> None:
         key = self.target.join("images", item.name + item.extension)

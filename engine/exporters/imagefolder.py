@@ -4,21 +4,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from engine.core.names import slug
-from engine.core.rows import TaskKind
 from engine.core.store import Store
 from engine.exporters import Exporter, Item
 from engine.exporters._table import CsvTable
 
 
 class Imagefolder(Exporter):
-    def __init__(
-        self, target: Store, classes: Sequence[str], tasks: Mapping[str, TaskKind] = {}
-    ) -> None:
-        super().__init__(target, classes, tasks)
-        self.table = CsvTable(self.fields)
+    def __init__(self, target: Store, classes: Sequence[str]) -> None:
+        super().__init__(target, classes)
+        self.table = CsvTable()
         self.folders = {name: folder_of(name) for name in classes}
 
     def add(self, item: Item) -> None:

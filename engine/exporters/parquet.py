@@ -27,10 +27,8 @@ class Parquet(Exporter):
     # Bytes of images per file, approximately.
     file_bytes: ClassVar[int] = 256 * 2**20
 
-    def __init__(
-        self, target: Store, classes: Sequence[str], tasks: Mapping[str, TaskKind] = {}
-    ) -> None:
-        super().__init__(target, classes, tasks)
+    def __init__(self, target: Store, classes: Sequence[str]) -> None:
+        super().__init__(target, classes)
         self.buffer: list[Item] = []
         self.bytes = self.number = 0
 

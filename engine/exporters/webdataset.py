@@ -6,10 +6,9 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
-from engine.core.rows import TaskKind
 from engine.core.store import Store
 from engine.exporters import Exporter, Item, metadata
 
@@ -19,10 +18,8 @@ class Webdataset(Exporter):
     per_tar: ClassVar[int] = 1000
     tar_bytes: ClassVar[int] = 256 * 2**20
 
-    def __init__(
-        self, target: Store, classes: Sequence[str], tasks: Mapping[str, TaskKind] = {}
-    ) -> None:
-        super().__init__(target, classes, tasks)
+    def __init__(self, target: Store, classes: Sequence[str]) -> None:
+        super().__init__(target, classes)
         self.split, self.number, self.count = "", 0, 0
         self._begin()
 

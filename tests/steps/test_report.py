@@ -76,7 +76,8 @@ def test_the_page_is_whole_and_needs_no_network(bars_study, store: Store, profil
     assert "predictions.parquet</a> (next to the page)" in page
     assert not re.findall(r"url\(|@import|https?://", page)
     order = [
-        "All arms", "Each comparison", "Every figure", "How many to add", "Each class",
+        "All arms", "Each comparison", "Every pair of tested arms", "Every figure",
+        "How many to add", "Each class",
         "Common and rare classes", "How sure the classifiers are", "What is taken for what",
         "Training", "The images", "From requested to kept", "How like real images",
         "Embeddings, real and synthetic ", "The models", "What it cost", "Methods, in words",
@@ -214,7 +215,7 @@ def test_tables_stand_in_the_page_and_beside_it(bars_study, store, profile) -> N
     assert sorted(links.values()) == [
         "arms.csv", "budget.csv", "classes.csv", "closest.csv", "confusion.csv", "contrasts.csv",
         "cost.csv", "embedding.csv", "fidelity.csv", "filters.csv", "funnel.csv", "history.csv",
-        "limits.csv", "prices.csv", "probes.csv", "ratios.csv", "reliability.csv",
+        "limits.csv", "pairs.csv", "prices.csv", "probes.csv", "ratios.csv", "reliability.csv",
         "saturation.csv", "seen.csv",
         "steps.csv", "trials.csv", "weights.csv",
     ]  # fmt: skip
