@@ -12,8 +12,8 @@ filters:
     subgroup   three of ten images are negatives, as of a second device, and negatives among the
                images of the folder have a wrong class: worse than real images for this device
                alone; with right classes for none
-    two_tasks  digits and tone (half of the images are negatives), learned together: images of the
-               folder have the right digit and the wrong tone: better for the one task, worse for
+    two_tasks  digits (with four times the weight) and tone (half of the images are negatives),
+               learned together: images of the folder have the right digit and the wrong tone: better for the one task, worse for
                the other; with the right tone worse for none
     null       two folders of images from one distribution, each at the ratio that is best on val,
                compared with each other; train, val, test and folders are drawn again each time
@@ -247,7 +247,7 @@ def two_tasks(wrong: bool, seed: int) -> dict[str, TaskResult]:
             for label, kind in cells
         })  # fmt: skip
         values = study_of(
-            root, ["made"], seed, request={"ratio": 2}, tasks={"digit": {}, "tone": {}},
+            root, ["made"], seed, request={"ratio": 2}, tasks={"digit": {"weight": 4}, "tone": {}},
             search={"ratios": [2], "seeds": 2, "confirm_fits": 5, "arms": []},
         ).model_dump(mode="json")  # fmt: skip
         values["reader"]["labels"] = {"digit": "digit", "tone": "tone"}
