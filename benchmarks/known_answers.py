@@ -13,8 +13,8 @@ filters:
                images of the folder have a wrong class: worse than real images for this device
                alone; with right classes for none
     two_tasks  digits (with four times the weight) and tone (half of the images are negatives),
-               learned together: images of the folder have the right digit and the wrong tone: better for the one task, worse for
-               the other; with the right tone worse for none
+               learned together: images of the folder have the right digit and the wrong tone:
+               better for the one task, worse for the other; with the right tone worse for none
     null       two folders of images from one distribution, each at the ratio that is best on val,
                compared with each other; train, val, test and folders are drawn again each time
 
