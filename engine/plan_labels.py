@@ -120,7 +120,7 @@ def relabelling_steps(
         if kind_of("labelers", voter.labeler).reads == "embedding":
             if settings.test_too:
                 raise StudyError(
-                    f"relabel.voters.{name}: there are no vectors of test before it is opened; set"
+                    f"relabel.voters.{name}: test has no vectors before it is opened; set"
                     " test_too to false, or vote by classifiers alone"
                 )
             inputs["embed"] = embed

@@ -4,7 +4,7 @@ image, for a task with several labels per image, or for several tasks."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -167,7 +167,7 @@ class LabelPredictions(Predictions):
     of_class: ClassVar[Mapping[str, Metric]] = {"f1": multilabel.f1, "recall": multilabel.recall}
     probability_metrics = multilabel.PROBABILITY_METRICS
 
-    decisions: Mapping[str, np.ndarray] = None  # type: ignore[assignment]
+    decisions: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -175,12 +175,16 @@ class LabelPredictions(Predictions):
 
     def of_images(self, rows: np.ndarray) -> Predictions:
         decisions = {arm: values[:, rows] for arm, values in self.decisions.items()}
-        return replace(super().of_images(rows), decisions=decisions)  # type: ignore[call-arg]
+        chosen = super().of_images(rows)
+        assert isinstance(chosen, LabelPredictions)
+        return replace(chosen, decisions=decisions)
 
     def of_replicates(self, places: Sequence[int]) -> Predictions:
         rows = replicate_rows(self, places)
         decisions = {arm: values[rows] for arm, values in self.decisions.items()}
-        return replace(super().of_replicates(places), decisions=decisions)  # type: ignore[call-arg]
+        chosen = super().of_replicates(places)
+        assert isinstance(chosen, LabelPredictions)
+        return replace(chosen, decisions=decisions)
 
     def confusions(self, arm: str) -> np.ndarray:
         """Counts (classifiers, labels, 2, 2)."""

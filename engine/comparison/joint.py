@@ -12,8 +12,8 @@ import pyarrow as pa
 from engine.comparison.tasks import targets_of
 from engine.core import rows
 from engine.core.labels import LabelSpace
-from engine.results.comparison import CombinationResult, CommonErrors, Exchange, JointResult
 from engine.results.data import IngestResult
+from engine.results.joint import CombinationResult, CommonErrors, Exchange, JointResult
 
 # Exchanges of two labels that are listed, for each arm.
 _MOST = 10

@@ -9,7 +9,7 @@ import numpy as np
 
 from engine.comparison.figures import AnyFigures
 from engine.metrics.significance import mcnemar
-from engine.results.comparison import PairOfArms
+from engine.results.joint import PairOfArms
 
 _LEVEL = 0.05
 

@@ -105,7 +105,7 @@ def label_counts(
 
 
 def named_cells(name: str, data: IngestResult) -> list[str]:
-    """The classes that a name in a request stands for: the cells with this label, or itself."""
+    """The classes that a name in a request means: cells with this label, or the class itself."""
     cells = [
         cell
         for cell in (data.targets if data.labels else ())

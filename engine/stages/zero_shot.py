@@ -21,8 +21,8 @@ from engine.metrics.multitask import task_scores
 from engine.metrics.probabilities import finite_probability_metrics
 from engine.nets.classification import class_numbers
 from engine.nets.text_image import Described, TextImage
-from engine.results.comparison import ZeroShotResult
 from engine.results.data import IngestResult
+from engine.results.joint import ZeroShotResult
 from engine.stages.images import DecodeOwn, image_shards
 from engine.work.stage import Batch, Place, Stage
 

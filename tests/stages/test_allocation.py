@@ -44,7 +44,7 @@ def test_class_above_all_tiers_gets_nothing() -> None:
 def test_labels_that_occur_together_raise_the_weight() -> None:
     entries = allocated({("a", "x"): 0.4, ("b", "x"): -0.9}, correlation=0.5)
     assert entries["a, x"].weight == pytest.approx(3 * (1 + 0.5 * 0.4))
-    # Labels that avoid each other are no reason for fewer images.
+    # Labels that avoid each other do not lower the weight.
     assert entries["b, x"].weight == 2.0
 
 

@@ -161,7 +161,7 @@ def test_test_changes_only_if_the_study_says_so_and_every_figure_is_marked(
         assert "labels of test were changed by classifiers" in text
         assert "macro F1 (test relabelled)" in text
     knn = {"folds": 2, "voters": {**voters, "knn": {"labeler": "knn"}}, "test_too": True}
-    with pytest.raises(StudyError, match=r"relabel\.voters\.knn: there are no vectors of test"):
+    with pytest.raises(StudyError, match=r"relabel\.voters\.knn: test has no vectors"):
         plan(noisy_study(relabel=knn))
 
 

@@ -27,6 +27,7 @@ from engine.results.comparison import EvaluateResult, TrainResult
 from engine.results.data import IngestResult
 from engine.results.images import AllocateResult
 from engine.runtime.inline import InlineRuntime
+from engine.steps.ingest import IngestSpec
 from engine.study import Study
 from tests.conftest import bar
 from tests.pages import plain_text
@@ -306,6 +307,6 @@ def test_one_single_label_task_among_tasks_is_an_ordinary_study(
     spots_study: Callable[..., Study],
 ) -> None:
     alone, named = spots_study(tasks={"sides": {"none": "-"}}), spots_study(tasks={"way": {}})
-    assert plan(alone)[0].spec.task == "cell"  # type: ignore[attr-defined]
+    assert plan(alone)[0].spec_as(IngestSpec).task == "cell"
     ordinary = spots_study(tasks={}, task="way")
     assert [step.key for step in plan(named)][:-1] == [step.key for step in plan(ordinary)][:-1]

@@ -11,7 +11,8 @@ from engine.report.page import Section, render
 from engine.report.plots import Point
 from engine.report.results import StudyResults
 from engine.report.sections.calibration import ClassPoint, frequency
-from engine.results.comparison import CombinationResult, Effect, JointResult, TaskResult
+from engine.results.comparison import Effect, TaskResult
+from engine.results.joint import CombinationResult, JointResult
 
 # Combinations on the page; the table has all.
 _SHOWN = 15
